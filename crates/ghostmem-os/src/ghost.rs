@@ -1,0 +1,112 @@
+//! Touching ghost pages from the engine: copies out, and giving frames back.
+
+use crate::error::OsError;
+use crate::map::PAGE_SIZE;
+
+/// Copies the page at `address` into `out`.
+///
+/// # Safety
+/// `address` must be page aligned, and the page must stay mapped and readable
+/// for the whole call. Stores by other threads must be impossible (the page
+/// is write-protected) or harmless: the bytes are then a mixture, never
+/// undefined behaviour of this function, as the copy is made by one opaque
+/// instruction sequence.
+pub unsafe fn read_page(address: usize, out: &mut [u8; PAGE_SIZE]) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        // SAFETY: `rep movsb` copies exactly PAGE_SIZE bytes from readable
+        // memory (the caller's promise) into `out`; the direction flag is
+        // clear by the ABI.
+        unsafe {
+            core::arch::asm!(
+                "rep movsb",
+                inout("rcx") PAGE_SIZE => _,
+                inout("rsi") address => _,
+                inout("rdi") out.as_mut_ptr() => _,
+                options(nostack, preserves_flags),
+            );
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let from = address as *const u64;
+        for (index, chunk) in out.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+            // SAFETY: inside the page, aligned.
+            let word = unsafe { from.add(index).read_volatile() };
+            *chunk = word.to_ne_bytes();
+        }
+    }
+}
+
+/// Most ranges [`drop_ranges`] takes in one call.
+pub const DROP_RANGES_MAX: usize = 256;
+
+/// A range as process_madvise(2) wants it.
+pub type DropRange = libc::iovec;
+
+/// An empty [`DropRange`].
+pub const NO_RANGE: DropRange = libc::iovec {
+    iov_base: core::ptr::null_mut(),
+    iov_len: 0,
+};
+
+/// The [`DropRange`] of `len` bytes at `address`.
+#[must_use]
+pub const fn drop_range(address: usize, len: usize) -> DropRange {
+    libc::iovec {
+        iov_base: address as *mut libc::c_void,
+        iov_len: len,
+    }
+}
+
+/// Gives the frames behind page ranges of the calling process back to the
+/// kernel: one vectored process_madvise(2) with `MADV_DONTNEED` (Linux 6.13
+/// allows it on oneself), or one madvise(2) for each range where that is
+/// missing. One call means one round of inter-processor interrupts.
+/// Async-signal-safe.
+///
+/// # Safety
+/// The ranges must be private anonymous memory whose contents nobody needs:
+/// they are gone afterwards.
+///
+/// # Errors
+/// The first refusal of madvise(2); ranges after it were not dropped.
+pub unsafe fn drop_ranges(ranges: &[DropRange]) -> Result<(), OsError> {
+    /// `PIDFD_SELF_THREAD_GROUP` (Linux 6.14, include/uapi/linux/pidfd.h).
+    const PIDFD_SELF: i32 = -10001;
+    if let [only] = ranges {
+        // SAFETY: the caller's promise.
+        let rc = unsafe { libc::madvise(only.iov_base, only.iov_len, libc::MADV_DONTNEED) };
+        return if rc == 0 {
+            Ok(())
+        } else {
+            Err(OsError::last("madvise"))
+        };
+    }
+    let wanted: usize = ranges.iter().map(|r| r.iov_len).sum();
+    // SAFETY: the array is alive for the call; the effect is the caller's
+    // promise.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_process_madvise,
+            PIDFD_SELF,
+            ranges.as_ptr(),
+            ranges.len(),
+            libc::MADV_DONTNEED,
+            0,
+        )
+    };
+    if done as usize == wanted {
+        return Ok(());
+    }
+    // Not offered, or stopped half-way: dropping a range twice is harmless,
+    // as its pages are claimed until we are done.
+    for range in ranges {
+        // SAFETY: the caller's promise.
+        let rc = unsafe { libc::madvise(range.iov_base, range.iov_len, libc::MADV_DONTNEED) };
+        if rc != 0 {
+            return Err(OsError::last("madvise"));
+        }
+    }
+    Ok(())
+}

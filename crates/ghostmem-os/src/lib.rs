@@ -1,0 +1,29 @@
+//! Every operating-system memory call GhostMem makes.
+//!
+//! The innermost room, and one of the few where `unsafe` is allowed: it knows
+//! nothing of pages' states, heaps or policy. What it hands outwards is either
+//! safe to use in any order, or says exactly what the caller owes.
+
+#[cfg(not(all(
+    target_os = "linux",
+    target_endian = "little",
+    target_pointer_width = "64"
+)))]
+compile_error!("GhostMem runs on 64-bit little-endian Linux for now");
+
+pub mod bytes;
+pub mod clock;
+pub mod error;
+pub mod futex;
+pub mod ghost;
+pub mod guard;
+pub mod lock;
+pub mod machine;
+pub mod map;
+pub mod scratch;
+pub mod signal;
+pub mod thread;
+pub mod uffd;
+
+pub use error::OsError;
+pub use map::PAGE_SIZE;

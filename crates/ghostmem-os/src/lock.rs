@@ -1,0 +1,97 @@
+//! A lock that survives fork(2): plain, short, and never taken in a fault
+//! handler.
+//!
+//! `std::sync::Mutex` cannot be held across a fork and released in the child
+//! through a guard that lives in a static; this one can.
+
+use core::cell::UnsafeCell;
+use core::ops::{Deref, DerefMut};
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use crate::thread;
+
+/// A value behind a lock that waits by yielding the processor.
+#[derive(Debug, Default)]
+pub struct Lock<T> {
+    /// [`thread::key`] of the holder, or 0.
+    holder: AtomicU64,
+    value: UnsafeCell<T>,
+}
+
+// SAFETY: the value is reached only by the one thread that holds the lock.
+unsafe impl<T: Send> Sync for Lock<T> {}
+
+/// The lock, held.
+#[derive(Debug)]
+pub struct Held<'a, T> {
+    lock: &'a Lock<T>,
+}
+
+impl<T> Lock<T> {
+    /// An open lock.
+    pub const fn new(value: T) -> Self {
+        Self {
+            holder: AtomicU64::new(0),
+            value: UnsafeCell::new(value),
+        }
+    }
+
+    /// Takes the lock.
+    pub fn lock(&self) -> Held<'_, T> {
+        self.take();
+        Held { lock: self }
+    }
+
+    fn take(&self) {
+        let me = thread::key() as u64;
+        while self
+            .holder
+            .compare_exchange_weak(0, me, Ordering::Acquire, Ordering::Relaxed)
+            .is_err()
+        {
+            debug_assert_ne!(
+                self.holder.load(Ordering::Relaxed),
+                me,
+                "a lock taken twice"
+            );
+            thread::yield_now();
+        }
+    }
+
+    /// Takes the lock before a fork; [`Lock::release_after_fork`] gives it
+    /// back, in parent and child.
+    pub fn take_for_fork(&self) {
+        self.take();
+    }
+
+    /// Gives back what [`Lock::take_for_fork`] took.
+    ///
+    /// # Panics
+    /// When the calling thread does not hold the lock.
+    pub fn release_after_fork(&self) {
+        let me = thread::key() as u64;
+        assert_eq!(self.holder.load(Ordering::Relaxed), me, "not the holder");
+        self.holder.store(0, Ordering::Release);
+    }
+}
+
+impl<T> Deref for Held<'_, T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        // SAFETY: this guard holds the lock.
+        unsafe { &*self.lock.value.get() }
+    }
+}
+
+impl<T> DerefMut for Held<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        // SAFETY: this guard holds the lock and is borrowed exclusively.
+        unsafe { &mut *self.lock.value.get() }
+    }
+}
+
+impl<T> Drop for Held<'_, T> {
+    fn drop(&mut self) {
+        self.lock.holder.store(0, Ordering::Release);
+    }
+}

@@ -1,0 +1,193 @@
+//! What the machine is and allows: sizes and limits, read without a heap.
+
+use crate::map::PAGE_SIZE;
+
+/// A small file read whole into a fixed buffer, without touching the heap.
+struct SmallFile {
+    bytes: [u8; 4096],
+    len: usize,
+}
+
+impl SmallFile {
+    fn read(path: &core::ffi::CStr) -> Option<Self> {
+        let mut file = Self {
+            bytes: [0; 4096],
+            len: 0,
+        };
+        // SAFETY: a NUL-terminated path.
+        let fd = unsafe { libc::open(path.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC) };
+        if fd < 0 {
+            return None;
+        }
+        loop {
+            let room = &mut file.bytes[file.len..];
+            // SAFETY: `room` is writable and the length is its own.
+            let got = unsafe { libc::read(fd, room.as_mut_ptr().cast(), room.len()) };
+            if got <= 0 {
+                break;
+            }
+            file.len += got as usize;
+        }
+        // SAFETY: our own descriptor, closed once.
+        unsafe { libc::close(fd) };
+        Some(file)
+    }
+
+    fn text(&self) -> &str {
+        core::str::from_utf8(&self.bytes[..self.len]).unwrap_or("")
+    }
+
+    fn number(&self) -> Option<u64> {
+        self.text().trim().parse().ok()
+    }
+}
+
+/// The number in a small file such as a sysctl, or `None`.
+#[must_use]
+pub fn number_in(path: &core::ffi::CStr) -> Option<u64> {
+    SmallFile::read(path)?.number()
+}
+
+/// Whether the kernel's base page is the size the engine works with.
+#[must_use]
+pub fn page_size_is_supported() -> bool {
+    // SAFETY: no preconditions.
+    unsafe { libc::sysconf(libc::_SC_PAGESIZE) == PAGE_SIZE as libc::c_long }
+}
+
+/// Processors this process may run on, at least 1.
+#[must_use]
+pub fn cpus() -> usize {
+    let mut set = core::mem::MaybeUninit::<libc::cpu_set_t>::zeroed();
+    // SAFETY: `set` is writable and of the size given.
+    let rc = unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), set.as_mut_ptr()) };
+    if rc != 0 {
+        return 1;
+    }
+    // SAFETY: zeroed, then filled by the kernel.
+    let set = unsafe { set.assume_init() };
+    // SAFETY: a valid set.
+    let count = unsafe { libc::CPU_COUNT(&set) };
+    usize::try_from(count).unwrap_or(1).max(1)
+}
+
+/// Installed memory in bytes.
+#[must_use]
+pub fn ram_bytes() -> u64 {
+    // SAFETY: no preconditions.
+    let pages = unsafe { libc::sysconf(libc::_SC_PHYS_PAGES) };
+    u64::try_from(pages)
+        .unwrap_or(0)
+        .saturating_mul(PAGE_SIZE as u64)
+}
+
+/// The memory limit of the control group this process is in (v2 or v1), in
+/// bytes; `None` when there is none. Ancestors count too.
+#[must_use]
+pub fn cgroup_limit_bytes() -> Option<u64> {
+    let groups = SmallFile::read(c"/proc/self/cgroup")?;
+    let mut smallest: Option<u64> = None;
+    for line in groups.text().lines() {
+        let mut parts = line.splitn(3, ':');
+        let (Some(_), Some(controllers), Some(group)) = (parts.next(), parts.next(), parts.next())
+        else {
+            continue;
+        };
+        let (root, file) = if controllers.is_empty() {
+            ("/sys/fs/cgroup", "memory.max")
+        } else if controllers.split(',').any(|c| c == "memory") {
+            ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
+        } else {
+            continue;
+        };
+        // The group and each of its ancestors, up to the root.
+        let mut part = group.trim_end_matches('/');
+        loop {
+            let mut path = [0_u8; 512];
+            if let Some(path) = join(&mut path, &[root, part, "/", file])
+                && let Some(limit) = number_in(path)
+                // v1 says "no limit" with a number near i64::MAX.
+                && limit < 1 << 60
+            {
+                smallest = Some(smallest.map_or(limit, |s| s.min(limit)));
+            }
+            match part.rfind('/') {
+                Some(cut) => part = &part[..cut],
+                None => break,
+            }
+        }
+    }
+    smallest
+}
+
+/// The parts joined and NUL-terminated in `buffer`; `None` when they do not fit.
+fn join<'a>(buffer: &'a mut [u8], parts: &[&str]) -> Option<&'a core::ffi::CStr> {
+    let mut len = 0;
+    for part in parts {
+        buffer
+            .get_mut(len..len + part.len())?
+            .copy_from_slice(part.as_bytes());
+        len += part.len();
+    }
+    *buffer.get_mut(len)? = 0;
+    core::ffi::CStr::from_bytes_with_nul(&buffer[..=len]).ok()
+}
+
+/// The soft limit on address space (`RLIMIT_AS`), bytes; `None` for none.
+#[must_use]
+pub fn address_space_limit() -> Option<u64> {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` is writable.
+    let rc = unsafe { libc::getrlimit(libc::RLIMIT_AS, &raw mut limit) };
+    (rc == 0 && limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
+}
+
+/// The seccomp mode of this process: 0 none, 1 strict, 2 filter; `None` when
+/// the kernel does not say.
+#[must_use]
+pub fn seccomp_mode() -> Option<u64> {
+    let status = SmallFile::read(c"/proc/self/status")?;
+    let line = status
+        .text()
+        .lines()
+        .find_map(|l| l.strip_prefix("Seccomp:"))?;
+    line.trim().parse().ok()
+}
+
+/// The kernel's release, as uname(2) gives it, copied into `buffer`.
+#[must_use]
+pub fn kernel_release(buffer: &mut [u8; 65]) -> &str {
+    let mut name = core::mem::MaybeUninit::<libc::utsname>::zeroed();
+    // SAFETY: `name` is writable.
+    unsafe { libc::uname(name.as_mut_ptr()) };
+    // SAFETY: zeroed, then filled by the kernel.
+    let name = unsafe { name.assume_init() };
+    let mut len = 0;
+    for (to, &from) in buffer.iter_mut().zip(&name.release) {
+        if from == 0 {
+            break;
+        }
+        *to = from as u8;
+        len += 1;
+    }
+    core::str::from_utf8(&buffer[..len]).unwrap_or("?")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_machine_has_sizes() {
+        assert!(page_size_is_supported());
+        assert!(cpus() >= 1);
+        assert!(ram_bytes() > 1 << 26);
+        let mut buffer = [0; 65];
+        assert!(kernel_release(&mut buffer).starts_with(|c: char| c.is_ascii_digit()));
+        // A limit, if there is one, is a plausible number.
+        assert!(cgroup_limit_bytes().is_none_or(|limit| limit >= 1 << 20));
+    }
+}

@@ -1,0 +1,505 @@
+//! Address space and engine-owned memory.
+//!
+//! * [`Reservation`]: a range of address space, nothing behind it.
+//! * [`ZeroArray`]: an array of atomics straight from the kernel, all zero,
+//!   materialised page by page as it is written.
+//! * [`MapArc`]: a reference-counted value in a mapping of its own.
+//!
+//! None of these ever calls the program's allocator: GhostMem may *be* the
+//! program's allocator.
+
+use core::marker::PhantomData;
+use core::ops::Deref;
+use core::ptr::NonNull;
+use core::sync::atomic::{
+    AtomicI64, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
+};
+
+use crate::error::OsError;
+
+/// The only page size the engine works with, bytes. x86-64 has no other base
+/// page; [`crate::machine::check_page_size`] refuses kernels that do.
+pub const PAGE_SIZE: usize = 4096;
+
+/// Rounds `bytes` up to whole pages; `None` when that overflows.
+#[must_use]
+pub const fn round_up_to_page(bytes: usize) -> Option<usize> {
+    match bytes.checked_add(PAGE_SIZE - 1) {
+        Some(sum) => Some(sum & !(PAGE_SIZE - 1)),
+        None => None,
+    }
+}
+
+/// How a reserved range may be accessed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Not at all: every touch raises SIGSEGV.
+    None,
+    /// Loads only.
+    Read,
+    /// Loads and stores.
+    ReadWrite,
+}
+
+impl Access {
+    const fn prot(self) -> i32 {
+        match self {
+            Self::None => libc::PROT_NONE,
+            Self::Read => libc::PROT_READ,
+            Self::ReadWrite => libc::PROT_READ | libc::PROT_WRITE,
+        }
+    }
+}
+
+/// A contiguous range of address space this value owns; unmapped on drop.
+#[derive(Debug)]
+pub struct Reservation {
+    base: usize,
+    len: usize,
+}
+
+impl Reservation {
+    /// Reserves `len` bytes (rounded up to pages), aligned to `align` bytes (a
+    /// power of two of at least a page), private, anonymous, without reserving
+    /// commit charge (`MAP_NORESERVE`, mmap(2)).
+    ///
+    /// # Errors
+    /// The kernel's refusal; `EINVAL` for a bad alignment, `ENOMEM` when the
+    /// size overflows.
+    pub fn new(len: usize, align: usize, access: Access) -> Result<Self, OsError> {
+        if !align.is_power_of_two() || align < PAGE_SIZE {
+            return Err(OsError::new("mmap", libc::EINVAL));
+        }
+        let overflow = OsError::new("mmap", libc::ENOMEM);
+        let len = round_up_to_page(len.max(1)).ok_or(overflow)?;
+        // Ask for enough that an aligned run must lie inside, then give back
+        // both ends.
+        let slack = if align > PAGE_SIZE { align } else { 0 };
+        let asked = len.checked_add(slack).ok_or(overflow)?;
+        let raw = map_anonymous(asked, access)?;
+        let base = (raw + align - 1) & !(align - 1);
+        let reservation = Self { base, len };
+        unmap(raw, base - raw);
+        unmap(base + len, raw + asked - (base + len));
+        Ok(reservation)
+    }
+
+    /// First address.
+    #[must_use]
+    pub const fn base(&self) -> usize {
+        self.base
+    }
+
+    /// Length in bytes.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether the range is empty: never, a reservation has at least one page.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// A part of the range, for whoever works on it while the reservation
+    /// lives.
+    ///
+    /// # Errors
+    /// `EINVAL` when the part is not made of whole pages of the range.
+    pub fn span(&self, offset: usize, len: usize) -> Result<Span, OsError> {
+        self.check("span", offset, len)?;
+        if !len.is_multiple_of(PAGE_SIZE) || len == 0 {
+            return Err(OsError::new("span", libc::EINVAL));
+        }
+        Ok(Span {
+            base: self.base + offset,
+            len,
+        })
+    }
+
+    /// Changes the access of a part of the range.
+    ///
+    /// # Errors
+    /// `EINVAL` when the part does not lie in the range; the kernel's refusal
+    /// (`ENOMEM` when the process has too many mappings).
+    pub fn protect(&self, offset: usize, len: usize, access: Access) -> Result<(), OsError> {
+        self.check("mprotect", offset, len)?;
+        let at = (self.base + offset) as *mut libc::c_void;
+        // SAFETY: the range lies in memory this reservation owns; no
+        // reference into a reservation is ever handed out, so changing its
+        // protection cannot break one.
+        let rc = unsafe { libc::mprotect(at, len, access.prot()) };
+        if rc == 0 {
+            Ok(())
+        } else {
+            Err(OsError::last("mprotect"))
+        }
+    }
+
+    /// Applies an `madvise` value to a part of the range.
+    ///
+    /// # Errors
+    /// `EINVAL` when the part does not lie in the range; the kernel's refusal.
+    pub fn advise(&self, offset: usize, len: usize, advice: i32) -> Result<(), OsError> {
+        self.check("madvise", offset, len)?;
+        let at = (self.base + offset) as *mut libc::c_void;
+        // SAFETY: the range lies in memory this reservation owns.
+        let rc = unsafe { libc::madvise(at, len, advice) };
+        if rc == 0 {
+            Ok(())
+        } else {
+            Err(OsError::last("madvise"))
+        }
+    }
+
+    /// Replaces a part of the range by fresh, zero, private memory with the
+    /// given access, dropping what was there and any registration it had.
+    ///
+    /// # Errors
+    /// As [`Reservation::protect`].
+    pub fn remap(&self, offset: usize, len: usize, access: Access) -> Result<(), OsError> {
+        self.check("mmap", offset, len)?;
+        let at = (self.base + offset) as *mut libc::c_void;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
+        // SAFETY: MAP_FIXED replaces only pages inside memory this
+        // reservation owns.
+        let got = unsafe { libc::mmap(at, len, access.prot(), flags, -1, 0) };
+        if got == libc::MAP_FAILED {
+            Err(OsError::last("mmap"))
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Keeps the mapping for the rest of the process and gives up the handle.
+    pub fn leak(self) -> (usize, usize) {
+        let parts = (self.base, self.len);
+        core::mem::forget(self);
+        parts
+    }
+
+    fn check(&self, call: &'static str, offset: usize, len: usize) -> Result<(), OsError> {
+        let end = offset.checked_add(len);
+        if offset.is_multiple_of(PAGE_SIZE) && end.is_some_and(|end| end <= self.len) {
+            Ok(())
+        } else {
+            Err(OsError::new(call, libc::EINVAL))
+        }
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        unmap(self.base, self.len);
+    }
+}
+
+/// Whole pages of somebody's [`Reservation`].
+///
+/// Proves that the range was reserved address space when the span was made.
+/// Does *not* prove that it still is: whoever keeps a span keeps the
+/// reservation beside it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    base: usize,
+    len: usize,
+}
+
+impl Span {
+    /// First address.
+    #[must_use]
+    pub const fn base(self) -> usize {
+        self.base
+    }
+
+    /// Length in bytes.
+    #[must_use]
+    pub const fn len(self) -> usize {
+        self.len
+    }
+
+    /// Whether the span is empty: never.
+    #[must_use]
+    pub const fn is_empty(self) -> bool {
+        self.len == 0
+    }
+
+    /// Number of pages.
+    #[must_use]
+    pub const fn pages(self) -> usize {
+        self.len / PAGE_SIZE
+    }
+}
+
+fn map_anonymous(len: usize, access: Access) -> Result<usize, OsError> {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: a fresh anonymous mapping at an address of the kernel's choice
+    // touches nothing that exists.
+    let got = unsafe { libc::mmap(core::ptr::null_mut(), len, access.prot(), flags, -1, 0) };
+    if got == libc::MAP_FAILED {
+        Err(OsError::last("mmap"))
+    } else {
+        Ok(got as usize)
+    }
+}
+
+fn unmap(base: usize, len: usize) {
+    if len > 0 {
+        // SAFETY: callers pass ranges they mapped themselves and own.
+        let rc = unsafe { libc::munmap(base as *mut libc::c_void, len) };
+        debug_assert_eq!(rc, 0, "munmap of an owned range cannot fail");
+    }
+}
+
+/// Types for which all-zero bytes are a valid value and which may be shared
+/// between threads.
+///
+/// # Safety
+/// Every bit pattern of all zeros must be a valid value of the type.
+pub unsafe trait ZeroValid: Sync {}
+
+macro_rules! zero_valid {
+    ($($t:ty),*) => {
+        // SAFETY: these atomics have the layout of their integer, for which
+        // zero is a value.
+        $(unsafe impl ZeroValid for $t {})*
+    };
+}
+zero_valid!(
+    AtomicU8,
+    AtomicU16,
+    AtomicU32,
+    AtomicU64,
+    AtomicUsize,
+    AtomicI64
+);
+// SAFETY: an array of zero-valid values is zero-valid.
+unsafe impl<T: ZeroValid, const N: usize> ZeroValid for [T; N] {}
+
+/// A fixed-length array of atomics in its own mapping, all zero at first.
+///
+/// Only the pages written are ever backed by memory, so an array for a huge
+/// region costs what is used of it.
+#[derive(Debug)]
+pub struct ZeroArray<T: ZeroValid> {
+    map: Reservation,
+    len: usize,
+    marker: PhantomData<T>,
+}
+
+impl<T: ZeroValid> ZeroArray<T> {
+    /// An array of `len` zeros.
+    ///
+    /// # Errors
+    /// The kernel's refusal to map it.
+    pub fn new(len: usize) -> Result<Self, OsError> {
+        let bytes = len
+            .checked_mul(size_of::<T>())
+            .ok_or(OsError::new("mmap", libc::ENOMEM))?;
+        let map = Reservation::new(bytes, PAGE_SIZE, Access::ReadWrite)?;
+        Ok(Self {
+            map,
+            len,
+            marker: PhantomData,
+        })
+    }
+
+    /// Bytes of this array that are backed by memory now (mincore(2)).
+    /// Takes time linear in the array; meant for reports.
+    #[must_use]
+    pub fn backed_bytes(&self) -> usize {
+        backed_bytes(self.map.base, self.map.len)
+    }
+}
+
+impl<T: ZeroValid> Deref for ZeroArray<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        // SAFETY: the mapping is page aligned, at least `len * size_of::<T>()`
+        // bytes long and lives as long as `self`; all-zero bytes are valid
+        // values (`ZeroValid`), and every later write goes through `&T`.
+        unsafe { core::slice::from_raw_parts(self.map.base as *const T, self.len) }
+    }
+}
+
+/// How many bytes of a mapped range are backed by memory, by mincore(2).
+fn backed_bytes(base: usize, len: usize) -> usize {
+    let mut seen = [0_u8; 1024];
+    let mut total = 0;
+    let mut at = base;
+    let end = base + len;
+    while at < end {
+        let span = (end - at).min(seen.len() * PAGE_SIZE);
+        // SAFETY: `seen` has one byte for each page of the span, and the span
+        // is mapped.
+        let rc = unsafe { libc::mincore(at as *mut libc::c_void, span, seen.as_mut_ptr()) };
+        if rc != 0 {
+            return total;
+        }
+        total += seen[..span.div_ceil(PAGE_SIZE)]
+            .iter()
+            .filter(|&&b| b & 1 == 1)
+            .count()
+            * PAGE_SIZE;
+        at += span;
+    }
+    total
+}
+
+struct Counted<T> {
+    references: AtomicUsize,
+    value: T,
+}
+
+/// A reference-counted value in a mapping of its own: an `Arc` that never
+/// calls the program's allocator.
+#[derive(Debug)]
+pub struct MapArc<T: Send + Sync> {
+    at: NonNull<Counted<T>>,
+}
+
+// SAFETY: like `Arc`, it hands out only `&T` and drops `T` on whichever
+// thread lets go last, which `T: Send + Sync` allows.
+unsafe impl<T: Send + Sync> Send for MapArc<T> {}
+// SAFETY: as above.
+unsafe impl<T: Send + Sync> Sync for MapArc<T> {}
+
+impl<T: Send + Sync> MapArc<T> {
+    /// Moves `value` into a fresh mapping.
+    ///
+    /// # Errors
+    /// The kernel's refusal to map it.
+    pub fn new(value: T) -> Result<Self, OsError> {
+        const { assert!(align_of::<Counted<T>>() <= PAGE_SIZE) };
+        let map = Reservation::new(size_of::<Counted<T>>(), PAGE_SIZE, Access::ReadWrite)?;
+        let (base, _) = map.leak();
+        let at = base as *mut Counted<T>;
+        // SAFETY: the fresh mapping is writable, large enough and page aligned.
+        unsafe {
+            at.write(Counted {
+                references: AtomicUsize::new(1),
+                value,
+            })
+        };
+        // SAFETY: mmap never returns the null page without MAP_FIXED.
+        let at = unsafe { NonNull::new_unchecked(at) };
+        Ok(Self { at })
+    }
+
+    /// The address of the value, stable while any handle lives. Says nothing
+    /// about how long that is.
+    #[must_use]
+    pub fn as_ptr(this: &Self) -> *const T {
+        &raw const this.counted().value
+    }
+
+    /// How many handles exist at this moment.
+    #[must_use]
+    pub fn count(this: &Self) -> usize {
+        this.counted().references.load(Ordering::Relaxed)
+    }
+
+    fn counted(&self) -> &Counted<T> {
+        // SAFETY: `at` stays valid until the last handle is dropped, and
+        // `self` is a handle.
+        unsafe { self.at.as_ref() }
+    }
+}
+
+impl<T: Send + Sync> Clone for MapArc<T> {
+    fn clone(&self) -> Self {
+        let before = self.counted().references.fetch_add(1, Ordering::Relaxed);
+        assert!(before < usize::MAX / 2, "reference count overflow");
+        Self { at: self.at }
+    }
+}
+
+impl<T: Send + Sync> Deref for MapArc<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.counted().value
+    }
+}
+
+impl<T: Send + Sync> Drop for MapArc<T> {
+    fn drop(&mut self) {
+        if self.counted().references.fetch_sub(1, Ordering::Release) != 1 {
+            return;
+        }
+        fence(Ordering::Acquire);
+        let at = self.at.as_ptr();
+        // SAFETY: this was the last handle, so nobody else can reach the
+        // value, and it is dropped exactly once.
+        unsafe { core::ptr::drop_in_place(at) };
+        let len = size_of::<Counted<T>>().max(1).next_multiple_of(PAGE_SIZE);
+        unmap(at as usize, len);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reservation_is_aligned_and_its_ends_are_given_back() {
+        let map = Reservation::new(3 * PAGE_SIZE, 1 << 26, Access::None).unwrap();
+        assert_eq!(map.base() % (1 << 26), 0);
+        assert_eq!(map.len(), 3 * PAGE_SIZE);
+        assert!(map.protect(4 * PAGE_SIZE, PAGE_SIZE, Access::Read).is_err());
+    }
+
+    #[test]
+    fn impossible_sizes_are_errors() {
+        assert_eq!(
+            Reservation::new(usize::MAX, PAGE_SIZE, Access::None)
+                .unwrap_err()
+                .errno,
+            libc::ENOMEM
+        );
+        assert_eq!(
+            Reservation::new(1 << 60, PAGE_SIZE, Access::None)
+                .unwrap_err()
+                .errno,
+            libc::ENOMEM
+        );
+        assert_eq!(
+            Reservation::new(1, 3, Access::None).unwrap_err().errno,
+            libc::EINVAL
+        );
+    }
+
+    #[test]
+    fn a_zero_array_is_backed_only_where_it_was_written() {
+        let array = ZeroArray::<AtomicU64>::new(1 << 20).unwrap();
+        assert!(
+            array
+                .iter()
+                .step_by(4096)
+                .all(|w| w.load(Ordering::Relaxed) == 0)
+        );
+        let array = ZeroArray::<AtomicU64>::new(1 << 20).unwrap();
+        array[600_000].store(7, Ordering::Relaxed);
+        assert_eq!(array.backed_bytes(), PAGE_SIZE);
+        assert_eq!(array[600_000].load(Ordering::Relaxed), 7);
+    }
+
+    #[test]
+    fn map_arc_drops_its_value_once_with_the_last_handle() {
+        struct Tally<'a>(&'a AtomicUsize);
+        impl Drop for Tally<'_> {
+            fn drop(&mut self) {
+                self.0.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        let drops = AtomicUsize::new(0);
+        let first = MapArc::new(Tally(&drops)).unwrap();
+        let second = first.clone();
+        drop(first);
+        assert_eq!(drops.load(Ordering::Relaxed), 0);
+        drop(second);
+        assert_eq!(drops.load(Ordering::Relaxed), 1);
+    }
+}

@@ -1,0 +1,185 @@
+//! Working memory of the fault path: buffers made once, lent without a lock.
+
+use core::cell::UnsafeCell;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use crate::error::OsError;
+use crate::map::{Access, PAGE_SIZE, Reservation};
+
+/// Pages one fault or readahead can restore in one call.
+pub const RUN_PAGES: usize = 64;
+/// Leases that can be out at once; a thread that finds none yields and retries.
+pub const POOL_SIZE: usize = 128;
+
+/// One set of buffers. All-zero bytes are its initial value.
+#[repr(C, align(4096))]
+pub struct Scratch {
+    /// Restored pages on their way to the kernel.
+    pub run: [[u8; PAGE_SIZE]; RUN_PAGES],
+    /// One page copied out for compression.
+    pub page: [u8; PAGE_SIZE],
+    /// Compressed bytes, either way.
+    pub packed: [u8; PAGE_SIZE],
+    /// The codec's own state.
+    pub codec: CodecMemory,
+    /// A stack for the fault handler: the program's may be tiny.
+    stack: [u8; STACK_BYTES],
+}
+
+/// Bytes of a handler's stack.
+const STACK_BYTES: usize = 64 * 1024;
+
+/// Zeroed, 64-byte aligned memory for a codec's state.
+#[repr(C, align(64))]
+pub struct CodecMemory(pub [u64; 2560]);
+
+/// A fixed pool of [`Scratch`], lent and returned with one atomic each.
+pub struct ScratchPool {
+    memory: Reservation,
+    /// One bit each, set while lent. Low ones go first, so that only as many
+    /// are ever backed by memory as were in use at once.
+    lent: [AtomicU64; POOL_SIZE / 64],
+}
+
+impl ScratchPool {
+    /// Reserves the pool; nothing is backed by memory until it is used.
+    ///
+    /// # Errors
+    /// The kernel's refusal to map it.
+    pub fn new() -> Result<Self, OsError> {
+        let bytes = size_of::<Scratch>() * POOL_SIZE;
+        let memory = Reservation::new(bytes, PAGE_SIZE, Access::ReadWrite)?;
+        Ok(Self {
+            memory,
+            lent: [const { AtomicU64::new(0) }; POOL_SIZE / 64],
+        })
+    }
+
+    /// Lends one set; waits by yielding when all are out. Whoever holds a
+    /// lease never waits for anything another lease holder does, so this
+    /// ends. Lock-free but for that wait, async-signal-safe.
+    pub fn lease(&self) -> Lease<'_> {
+        loop {
+            for (word_index, word) in self.lent.iter().enumerate() {
+                let mut seen = word.load(Ordering::Relaxed);
+                while seen != u64::MAX {
+                    let bit = (!seen).trailing_zeros();
+                    match word.compare_exchange_weak(
+                        seen,
+                        seen | (1 << bit),
+                        Ordering::Acquire,
+                        Ordering::Relaxed,
+                    ) {
+                        Ok(_) => {
+                            return Lease {
+                                pool: self,
+                                index: word_index * 64 + bit as usize,
+                            };
+                        }
+                        Err(now) => seen = now,
+                    }
+                }
+            }
+            crate::thread::yield_now();
+        }
+    }
+
+    /// Marks every set free: for a forked child, where no lease holder of the
+    /// parent exists.
+    pub fn reset_after_fork(&self) {
+        for word in &self.lent {
+            word.store(0, Ordering::Release);
+        }
+    }
+}
+
+/// An exclusive loan of one [`Scratch`].
+pub struct Lease<'a> {
+    pool: &'a ScratchPool,
+    index: usize,
+}
+
+impl Lease<'_> {
+    fn cell(&self) -> *mut Scratch {
+        let at = self.pool.memory.base() + self.index * size_of::<Scratch>();
+        (at as *mut UnsafeCell<Scratch>).cast()
+    }
+}
+
+impl Lease<'_> {
+    /// Calls `body` with this scratch on the scratch's own stack, so that a
+    /// fault can be resolved on an alternate stack of a few kilobytes.
+    ///
+    /// `body` must not unwind; a panic in it ends the process.
+    pub fn on_own_stack<C>(&mut self, context: &mut C, body: fn(&mut C, &mut Scratch)) {
+        struct Call<'a, C> {
+            context: &'a mut C,
+            scratch: *mut Scratch,
+            body: fn(&mut C, &mut Scratch),
+        }
+        extern "C" fn trampoline<C>(call: *mut Call<'_, C>) {
+            // SAFETY: `call` points to the live local below, used by nobody
+            // else while we run.
+            let call = unsafe { &mut *call };
+            // SAFETY: the lease is exclusive; the body never reaches the
+            // `stack` field (it is private and unused otherwise) that we run
+            // on.
+            let scratch = unsafe { &mut *call.scratch };
+            (call.body)(call.context, scratch);
+        }
+        let scratch = self.cell();
+        let mut call = Call {
+            context,
+            scratch,
+            body,
+        };
+        #[cfg(target_arch = "x86_64")]
+        {
+            let top = scratch as usize + core::mem::offset_of!(Scratch, stack) + STACK_BYTES;
+            let top = top & !15;
+            let entry: extern "C" fn(*mut Call<'_, C>) = trampoline::<C>;
+            // SAFETY: `top` is the 16-byte aligned end of memory that belongs
+            // to this lease; the stack pointer is saved in a callee-saved
+            // register and put back; everything else the C ABI may clobber is
+            // declared.
+            unsafe {
+                core::arch::asm!(
+                    "mov r12, rsp",
+                    "mov rsp, {top}",
+                    "call {entry}",
+                    "mov rsp, r12",
+                    top = in(reg) top,
+                    entry = in(reg) entry,
+                    in("rdi") &raw mut call,
+                    out("r12") _,
+                    clobber_abi("C"),
+                );
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        trampoline::<C>(&raw mut call);
+    }
+}
+
+impl core::ops::Deref for Lease<'_> {
+    type Target = Scratch;
+    fn deref(&self) -> &Scratch {
+        // SAFETY: in bounds and aligned; zero is a valid value of integer
+        // arrays; the set bit makes this lease the only access path.
+        unsafe { &*self.cell() }
+    }
+}
+
+impl core::ops::DerefMut for Lease<'_> {
+    fn deref_mut(&mut self) -> &mut Scratch {
+        // SAFETY: as in `deref`, and `&mut self` excludes other borrows.
+        unsafe { &mut *self.cell() }
+    }
+}
+
+impl Drop for Lease<'_> {
+    fn drop(&mut self) {
+        let bit = 1_u64 << (self.index % 64);
+        self.pool.lent[self.index / 64].fetch_and(!bit, Ordering::Release);
+    }
+}

@@ -1,0 +1,251 @@
+//! SIGBUS and SIGSEGV: installing one handler, reading what the processor
+//! said, and passing on what is not ours.
+//!
+//! `signal-hook` and its kin refuse these signals, hence raw sigaction(2).
+
+use core::cell::UnsafeCell;
+use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+
+use crate::error::{OsError, errno, set_errno};
+use crate::thread::full_set;
+
+/// What kind of access faulted, as far as the processor tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AccessKind {
+    /// A load (or an instruction fetch).
+    Read,
+    /// A store, or a read-modify-write.
+    Write,
+    /// The platform does not say.
+    Unknown,
+}
+
+/// A memory fault taken on the calling thread.
+#[derive(Debug, Clone, Copy)]
+pub struct SignalFault {
+    /// The address touched.
+    pub address: usize,
+    /// Load or store.
+    pub access: AccessKind,
+    /// The page was mapped but did not allow the access.
+    pub present: bool,
+    /// A digest of the program counter and general registers: equal for a
+    /// retry of the same instruction, different (but for chance) otherwise.
+    pub instant: u64,
+}
+
+/// Looks at a fault; `true` when it was ours and the instruction is to be
+/// retried.
+pub type FaultHook = fn(&SignalFault) -> bool;
+
+/// The two signals a touch can raise.
+const SIGNALS: [i32; 2] = [libc::SIGBUS, libc::SIGSEGV];
+
+struct Previous(UnsafeCell<[Option<libc::sigaction>; 2]>);
+// SAFETY: written only in `install`, under `STATE`'s INSTALLING step, and read
+// by handlers only after `READY` was published with Release.
+unsafe impl Sync for Previous {}
+
+static PREVIOUS: Previous = Previous(UnsafeCell::new([None, None]));
+static HOOK: HookCell = HookCell(UnsafeCell::new(None));
+static READY: AtomicBool = AtomicBool::new(false);
+static STATE: AtomicU8 = AtomicU8::new(0);
+
+struct HookCell(UnsafeCell<Option<FaultHook>>);
+// SAFETY: as for `Previous`.
+unsafe impl Sync for HookCell {}
+
+/// Installs our handler for SIGBUS and SIGSEGV and makes it call `hook`.
+/// The handlers found are kept and called for faults that are not ours. Later
+/// calls only make sure that the handler is still ours ("re-arm").
+///
+/// # Errors
+/// A refused sigaction(2).
+pub fn install(hook: FaultHook) -> Result<(), OsError> {
+    // One thread at a time; the others spin for the few microseconds.
+    while STATE
+        .compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed)
+        .is_err()
+    {
+        crate::thread::yield_now();
+    }
+    let result = install_locked(hook);
+    STATE.store(0, Ordering::Release);
+    result
+}
+
+fn install_locked(hook: FaultHook) -> Result<(), OsError> {
+    let ours: usize = handler as *const () as usize;
+    for (slot, &signal) in SIGNALS.iter().enumerate() {
+        let mut current = core::mem::MaybeUninit::<libc::sigaction>::uninit();
+        // SAFETY: a null new action only reads the current one into `current`.
+        let rc = unsafe { libc::sigaction(signal, core::ptr::null(), current.as_mut_ptr()) };
+        if rc != 0 {
+            return Err(OsError::last("sigaction"));
+        }
+        // SAFETY: filled by the successful call.
+        let current = unsafe { current.assume_init() };
+        if current.sa_sigaction == ours {
+            continue;
+        }
+        let cell = PREVIOUS.0.get();
+        // SAFETY: only one thread is here (STATE), and no handler reads the
+        // slot while our handler is not the installed one for this signal, or
+        // sees either the old or the new previous action of a program that
+        // re-arms while faults fly, both of them valid handlers.
+        unsafe { (*cell)[slot] = Some(current) };
+        // SAFETY: as above; a plain function pointer.
+        unsafe { *HOOK.0.get() = Some(hook) };
+        READY.store(true, Ordering::Release);
+        let action = libc::sigaction {
+            sa_sigaction: ours,
+            // Every signal blocked inside; the alternate stack where the
+            // thread has one; the previous handler's wish to restart calls
+            // does not matter for synchronous faults.
+            sa_mask: full_set(),
+            sa_flags: libc::SA_SIGINFO | libc::SA_ONSTACK,
+            sa_restorer: None,
+        };
+        // SAFETY: `action` is fully initialised and `handler` has the
+        // three-argument signature that SA_SIGINFO asks for.
+        let rc = unsafe { libc::sigaction(signal, &raw const action, core::ptr::null_mut()) };
+        if rc != 0 {
+            return Err(OsError::last("sigaction"));
+        }
+    }
+    Ok(())
+}
+
+extern "C" fn handler(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    let saved_errno = errno();
+    // SAFETY: the kernel passes valid pointers to an SA_SIGINFO handler.
+    let fault = unsafe { decode(info, context) };
+    let handled = fault.is_some_and(|fault| {
+        READY.load(Ordering::Acquire)
+            // SAFETY: published by READY, never changed to None.
+            && unsafe { *HOOK.0.get() }.is_some_and(|hook| hook(&fault))
+    });
+    set_errno(saved_errno);
+    if !handled {
+        // SAFETY: the arguments are the kernel's own.
+        unsafe { chain(signal, info, context) };
+    }
+}
+
+/// # Safety
+/// The arguments must be those the kernel gave an `SA_SIGINFO` handler for
+/// SIGBUS or SIGSEGV.
+unsafe fn decode(info: *mut libc::siginfo_t, context: *mut libc::c_void) -> Option<SignalFault> {
+    // SAFETY: valid per this function's contract.
+    let info = unsafe { &*info };
+    // Sent by kill(2) and friends: no address belongs to it.
+    if info.si_code <= 0 {
+        return None;
+    }
+    // SAFETY: the kernel fills si_addr for these signals.
+    let address = unsafe { info.si_addr() } as usize;
+    #[cfg(target_arch = "x86_64")]
+    {
+        let context: *const libc::ucontext_t = context.cast();
+        // SAFETY: valid per this function's contract.
+        let registers = unsafe { &(*context).uc_mcontext.gregs };
+        // Intel SDM vol. 3, "Page-Fault Exceptions": bit 0 protection
+        // violation (else not present), bit 1 write.
+        let error = registers[libc::REG_ERR as usize];
+        let access = if error & 2 != 0 {
+            AccessKind::Write
+        } else {
+            AccessKind::Read
+        };
+        // r8..r15, rdi, rsi, rbp, rbx, rdx, rax, rcx, rsp, rip come first.
+        let mut instant = 0_u64;
+        for &register in &registers[..=libc::REG_RIP as usize] {
+            instant = (instant ^ register as u64)
+                .wrapping_mul(0x9E37_79B9_7F4A_7C15)
+                .rotate_left(29);
+        }
+        Some(SignalFault {
+            address,
+            access,
+            present: error & 1 != 0,
+            instant,
+        })
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let _ = context;
+        Some(SignalFault {
+            address,
+            access: AccessKind::Unknown,
+            present: false,
+            instant: 0,
+        })
+    }
+}
+
+/// Hands a fault that is not ours to whoever was there before, as the kernel
+/// would have done.
+///
+/// # Safety
+/// As [`decode`].
+unsafe fn chain(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    let slot = usize::from(signal == libc::SIGSEGV);
+    // SAFETY: written before our handler was installed.
+    let previous = unsafe { (&*PREVIOUS.0.get())[slot] };
+    let action = previous.map_or(libc::SIG_DFL, |p| p.sa_sigaction);
+    match (action, previous) {
+        (libc::SIG_DFL | libc::SIG_IGN, _) | (_, None) => {
+            // The default action of a synchronous fault is to end the
+            // process; ignoring one is not possible either. Put it back and
+            // return: the instruction faults again and the kernel acts, with
+            // a core dump that names the right place. A signal that was sent
+            // (si_code <= 0) is raised again instead.
+            // SAFETY: an all-zero sigaction is SIG_DFL with an empty mask.
+            let default: libc::sigaction = unsafe { core::mem::zeroed() };
+            // SAFETY: fully initialised.
+            unsafe { libc::sigaction(signal, &raw const default, core::ptr::null_mut()) };
+            // SAFETY: valid per this function's contract.
+            if unsafe { (*info).si_code } <= 0 {
+                // SAFETY: raise is async-signal-safe; the signal is blocked
+                // until we return.
+                unsafe { libc::raise(signal) };
+            }
+        }
+        (_, Some(previous)) => {
+            // The mask the previous handler asked for, on top of what was
+            // blocked when the fault came.
+            let context_ptr: *mut libc::ucontext_t = context.cast();
+            // SAFETY: valid per this function's contract.
+            let interrupted = unsafe { (*context_ptr).uc_sigmask };
+            let mut mask = interrupted;
+            for number in 1..=64 {
+                // SAFETY: a valid set and a signal number in range.
+                if unsafe { libc::sigismember(&raw const previous.sa_mask, number) } == 1 {
+                    // SAFETY: as above.
+                    unsafe { libc::sigaddset(&raw mut mask, number) };
+                }
+            }
+            if previous.sa_flags & libc::SA_NODEFER == 0 {
+                // SAFETY: as above.
+                unsafe { libc::sigaddset(&raw mut mask, signal) };
+            }
+            // SAFETY: a valid set; the kernel restores the interrupted mask
+            // when we return.
+            unsafe {
+                libc::pthread_sigmask(libc::SIG_SETMASK, &raw const mask, core::ptr::null_mut())
+            };
+            if previous.sa_flags & libc::SA_SIGINFO != 0 {
+                type WithInfo = extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void);
+                // SAFETY: SA_SIGINFO says that the handler has this type.
+                let call =
+                    unsafe { core::mem::transmute::<usize, WithInfo>(previous.sa_sigaction) };
+                call(signal, info, context);
+            } else {
+                type Plain = extern "C" fn(i32);
+                // SAFETY: without SA_SIGINFO the handler has this type.
+                let call = unsafe { core::mem::transmute::<usize, Plain>(previous.sa_sigaction) };
+                call(signal);
+            }
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! Threads of the engine, and who is running.
+
+use crate::error::OsError;
+use crate::map::{Access, PAGE_SIZE, Reservation};
+
+/// Gives up the processor (sched_yield(2)). Async-signal-safe.
+pub fn yield_now() {
+    // SAFETY: no preconditions.
+    unsafe { libc::sched_yield() };
+}
+
+/// A number that differs between live threads of the process: the thread
+/// pointer. Reading it is one instruction, needs no thread-local storage of
+/// ours and is async-signal-safe.
+#[must_use]
+pub fn key() -> usize {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let tp: usize;
+        // SAFETY: the x86-64 System V ABI keeps the thread control block's
+        // own address at %fs:0.
+        unsafe {
+            core::arch::asm!("mov {}, fs:0", out(reg) tp, options(nostack, preserves_flags, readonly));
+        }
+        tp
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        tid() as usize
+    }
+}
+
+/// The kernel's id of the calling thread (gettid(2)). Async-signal-safe.
+#[must_use]
+pub fn tid() -> u32 {
+    // SAFETY: no preconditions.
+    let id = unsafe { libc::syscall(libc::SYS_gettid) };
+    id as u32
+}
+
+/// Every signal blocked on the calling thread while this value lives; the
+/// mask it replaced comes back on drop.
+///
+/// A thread that owns a page transition outside a fault handler must hold
+/// one: a signal handler that touched the page in between would wait for the
+/// very thread it interrupted.
+#[derive(Debug)]
+pub struct SignalsBlocked {
+    before: libc::sigset_t,
+}
+
+impl SignalsBlocked {
+    /// Blocks every signal on the calling thread.
+    #[must_use]
+    pub fn new() -> Self {
+        let before = set_mask(&full_set());
+        Self { before }
+    }
+}
+
+impl Default for SignalsBlocked {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for SignalsBlocked {
+    fn drop(&mut self) {
+        set_mask(&self.before);
+    }
+}
+
+pub(crate) fn full_set() -> libc::sigset_t {
+    let mut set = core::mem::MaybeUninit::uninit();
+    // SAFETY: sigfillset initialises the whole set it is given.
+    unsafe { libc::sigfillset(set.as_mut_ptr()) };
+    // SAFETY: initialised by the call above.
+    unsafe { set.assume_init() }
+}
+
+fn set_mask(set: &libc::sigset_t) -> libc::sigset_t {
+    let mut before = core::mem::MaybeUninit::uninit();
+    // SAFETY: both sets are valid for the call; SIG_SETMASK cannot fail.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, set, before.as_mut_ptr()) };
+    // SAFETY: pthread_sigmask filled it.
+    unsafe { before.assume_init() }
+}
+
+/// A running engine thread, to be joined.
+#[derive(Debug)]
+pub struct EngineThread {
+    handle: libc::pthread_t,
+    // Held until after the join: the thread runs on it.
+    stack: Option<Reservation>,
+}
+
+impl EngineThread {
+    /// Starts a thread on a stack of our own that has every signal blocked
+    /// and calls `body(argument)`.
+    ///
+    /// Not `std::thread`: that allocates from the program's allocator, which
+    /// may be a ghost heap, and an engine thread must own no ghost memory.
+    ///
+    /// # Errors
+    /// `ENOMEM` or `EAGAIN` when the stack or the thread cannot be had.
+    pub fn spawn(
+        name: &core::ffi::CStr,
+        body: extern "C" fn(*mut libc::c_void) -> *mut libc::c_void,
+        argument: usize,
+    ) -> Result<Self, OsError> {
+        const STACK_BYTES: usize = 256 * 1024;
+        let stack = Reservation::new(STACK_BYTES, PAGE_SIZE, Access::ReadWrite)?;
+        // A page that faults below the stack, so that an overflow is loud.
+        stack.protect(0, PAGE_SIZE, Access::None)?;
+        let mut attr = core::mem::MaybeUninit::<libc::pthread_attr_t>::uninit();
+        // SAFETY: initialises the attribute object it is given.
+        check("pthread_attr_init", unsafe {
+            libc::pthread_attr_init(attr.as_mut_ptr())
+        })?;
+        let usable = stack.base() + PAGE_SIZE;
+        // SAFETY: the range is ours, page aligned, and outlives the thread.
+        let rc = unsafe {
+            libc::pthread_attr_setstack(
+                attr.as_mut_ptr(),
+                usable as *mut libc::c_void,
+                STACK_BYTES - PAGE_SIZE,
+            )
+        };
+        check("pthread_attr_setstack", rc)?;
+        let mut handle: libc::pthread_t = 0;
+        // The new thread inherits the blocked mask.
+        let blocked = SignalsBlocked::new();
+        // SAFETY: `attr` is initialised, `body` has the required signature
+        // and the meaning of `argument` is agreed between it and our caller.
+        let rc = unsafe {
+            libc::pthread_create(
+                &raw mut handle,
+                attr.as_ptr(),
+                body,
+                argument as *mut libc::c_void,
+            )
+        };
+        drop(blocked);
+        // SAFETY: initialised above, used for the last time.
+        unsafe { libc::pthread_attr_destroy(attr.as_mut_ptr()) };
+        check("pthread_create", rc)?;
+        // SAFETY: the handle is that of a thread not yet joined; the name is
+        // NUL-terminated. A name that is too long is ignored.
+        unsafe { libc::pthread_setname_np(handle, name.as_ptr()) };
+        Ok(Self {
+            handle,
+            stack: Some(stack),
+        })
+    }
+
+    /// Waits for the thread to end.
+    pub fn join(mut self) {
+        // SAFETY: the handle was never joined before: joining consumes self.
+        unsafe { libc::pthread_join(self.handle, core::ptr::null_mut()) };
+        self.stack = None;
+    }
+
+    /// Gives up the handle of a thread that does not exist in this process (a
+    /// forked child has only the thread that forked). Its stack is unmapped.
+    pub fn forget_after_fork(self) {}
+}
+
+const fn check(call: &'static str, rc: i32) -> Result<(), OsError> {
+    if rc == 0 {
+        Ok(())
+    } else {
+        Err(OsError::new(call, rc))
+    }
+}
+
+/// Registers handlers that run around every fork(3) of the process
+/// (pthread_atfork(3)): `prepare` before it, the others after it in parent and
+/// child.
+///
+/// # Errors
+/// `ENOMEM`.
+pub fn at_fork(
+    prepare: extern "C" fn(),
+    parent: extern "C" fn(),
+    child: extern "C" fn(),
+) -> Result<(), OsError> {
+    unsafe extern "C" {
+        fn pthread_atfork(
+            prepare: Option<extern "C" fn()>,
+            parent: Option<extern "C" fn()>,
+            child: Option<extern "C" fn()>,
+        ) -> i32;
+    }
+    // SAFETY: the three functions are ordinary functions that stay loaded.
+    let rc = unsafe { pthread_atfork(Some(prepare), Some(parent), Some(child)) };
+    check("pthread_atfork", rc)
+}

@@ -1,0 +1,385 @@
+//! userfaultfd(2): the ioctls, nothing more.
+//!
+//! Sources: ioctl_userfaultfd(2), the kernel's
+//! `Documentation/admin-guide/mm/userfaultfd.rst` and
+//! `include/uapi/linux/userfaultfd.h` of Linux 6.x.
+//!
+//! Every range given here must lie in memory the caller registered; the
+//! kernel refuses anything else, and none of these calls can reach memory
+//! that was not registered with this descriptor.
+
+use core::sync::atomic::{AtomicI32, Ordering};
+
+use crate::error::{OsError, errno};
+
+/// Fault on a write-protected page is reported (`PAGEFAULT_FLAG_WP`).
+pub const FEATURE_WP: u64 = 1 << 0;
+/// Faults raise SIGBUS on the faulting thread instead of queueing a message.
+pub const FEATURE_SIGBUS: u64 = 1 << 7;
+/// Messages carry the faulting thread's id.
+pub const FEATURE_THREAD_ID: u64 = 1 << 8;
+/// Messages and signals carry the exact address.
+pub const FEATURE_EXACT_ADDRESS: u64 = 1 << 11;
+/// Write-protect faults resolve themselves (`PAGEMAP_SCAN` reads them back).
+pub const FEATURE_WP_ASYNC: u64 = 1 << 15;
+/// `UFFDIO_MOVE` exists.
+pub const FEATURE_MOVE: u64 = 1 << 16;
+
+/// `UFFD_USER_MODE_ONLY`: only faults from user mode are handled; needs no
+/// privilege.
+pub const USER_MODE_ONLY: i32 = 1;
+
+const API: u64 = 0xAA;
+const REGISTER_MODE_MISSING: u64 = 1 << 0;
+const REGISTER_MODE_WP: u64 = 1 << 1;
+const COPY_MODE_WP: u64 = 1 << 1;
+const WRITEPROTECT_MODE_WP: u64 = 1 << 0;
+const PAGEFAULT_FLAG_WRITE: u64 = 1 << 0;
+const PAGEFAULT_FLAG_WP: u64 = 1 << 1;
+const EVENT_PAGEFAULT: u8 = 0x12;
+
+/// The ioctl request number of the userfaultfd family: direction bits (2 =
+/// read, 3 = read and write), argument size, letter 0xAA, number.
+const fn request(direction: u64, number: u64, size: usize) -> libc::c_ulong {
+    (direction << 30) | ((size as u64) << 16) | (0xAA << 8) | number
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Range {
+    start: u64,
+    len: u64,
+}
+#[repr(C)]
+struct ApiArg {
+    api: u64,
+    features: u64,
+    ioctls: u64,
+}
+#[repr(C)]
+struct RegisterArg {
+    range: Range,
+    mode: u64,
+    ioctls: u64,
+}
+#[repr(C)]
+struct CopyArg {
+    dst: u64,
+    src: u64,
+    len: u64,
+    mode: u64,
+    copied: i64,
+}
+#[repr(C)]
+struct ZeroArg {
+    range: Range,
+    mode: u64,
+    zeroed: i64,
+}
+#[repr(C)]
+struct ProtectArg {
+    range: Range,
+    mode: u64,
+}
+
+const REQ_API: libc::c_ulong = request(3, 0x3F, size_of::<ApiArg>());
+const REQ_REGISTER: libc::c_ulong = request(3, 0x00, size_of::<RegisterArg>());
+const REQ_UNREGISTER: libc::c_ulong = request(2, 0x01, size_of::<Range>());
+const REQ_WAKE: libc::c_ulong = request(2, 0x02, size_of::<Range>());
+const REQ_COPY: libc::c_ulong = request(3, 0x03, size_of::<CopyArg>());
+const REQ_ZEROPAGE: libc::c_ulong = request(3, 0x04, size_of::<ZeroArg>());
+const REQ_WRITEPROTECT: libc::c_ulong = request(3, 0x06, size_of::<ProtectArg>());
+/// `USERFAULTFD_IOC_NEW` of `/dev/userfaultfd`: `_IO(0xAA, 0x00)`.
+const REQ_DEVICE_NEW: libc::c_ulong = 0xAA00;
+
+/// How a descriptor was obtained, best first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// `/dev/userfaultfd`: full mode whatever the sysctl says.
+    Device,
+    /// userfaultfd(2) in full mode: kernel accesses fault too.
+    Syscall,
+    /// userfaultfd(2) with `UFFD_USER_MODE_ONLY`: no privilege needed.
+    UserModeOnly,
+}
+
+/// One message read from a descriptor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FaultMessage {
+    /// The faulting address.
+    pub address: usize,
+    /// The access was a store.
+    pub write: bool,
+    /// The page is present and write-protected.
+    pub protected: bool,
+    /// The faulting thread (with [`FEATURE_THREAD_ID`]), else 0.
+    pub thread: u32,
+}
+
+/// What an installing call did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Installed {
+    /// This many bytes, from the start of the range, are now mapped by us.
+    Bytes(usize),
+    /// The first page of the range was mapped already.
+    Exists,
+}
+
+/// An open userfaultfd descriptor. Closed on drop.
+///
+/// The number is atomic so that a forked child can put a fresh descriptor in
+/// place of the inherited one.
+#[derive(Debug)]
+pub struct Uffd {
+    fd: AtomicI32,
+}
+
+impl Uffd {
+    /// Opens a descriptor from `source` with exactly `features` switched on.
+    ///
+    /// # Errors
+    /// The kernel's refusal: `EPERM` without privilege, `ENOSYS` where a
+    /// seccomp filter or an old kernel has no such call, `EINVAL` for a
+    /// feature the kernel lacks.
+    pub fn open(source: Source, features: u64) -> Result<Self, OsError> {
+        let fd = open_fd(source)?;
+        let uffd = Self {
+            fd: AtomicI32::new(fd),
+        };
+        let mut arg = ApiArg {
+            api: API,
+            features,
+            ioctls: 0,
+        };
+        uffd.ioctl("UFFDIO_API", REQ_API, &raw mut arg)?;
+        Ok(uffd)
+    }
+
+    /// The features the kernel offers a descriptor from `source`.
+    ///
+    /// # Errors
+    /// As [`Uffd::open`].
+    pub fn features(source: Source) -> Result<u64, OsError> {
+        let fd = open_fd(source)?;
+        let uffd = Self {
+            fd: AtomicI32::new(fd),
+        };
+        let mut arg = ApiArg {
+            api: API,
+            features: 0,
+            ioctls: 0,
+        };
+        uffd.ioctl("UFFDIO_API", REQ_API, &raw mut arg)?;
+        Ok(arg.features)
+    }
+
+    /// The descriptor's number, for poll(2).
+    #[must_use]
+    pub fn fd(&self) -> i32 {
+        self.fd.load(Ordering::Acquire)
+    }
+
+    /// Takes over `fresh`'s descriptor and closes the old one: what a forked
+    /// child does, whose inherited descriptor still speaks for the parent.
+    pub fn replace(&self, fresh: Self) {
+        let new = fresh.fd.swap(-1, Ordering::AcqRel);
+        close(self.fd.swap(new, Ordering::AcqRel));
+    }
+
+    /// Registers a page-aligned range for missing and write-protect faults.
+    ///
+    /// # Errors
+    /// The kernel's refusal: `EBUSY` when another descriptor has it.
+    pub fn register(&self, base: usize, len: usize) -> Result<(), OsError> {
+        let mode = REGISTER_MODE_MISSING | REGISTER_MODE_WP;
+        let mut arg = RegisterArg {
+            range: range(base, len),
+            mode,
+            ioctls: 0,
+        };
+        self.ioctl("UFFDIO_REGISTER", REQ_REGISTER, &raw mut arg)
+    }
+
+    /// Ends the registration of a range.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn unregister(&self, base: usize, len: usize) -> Result<(), OsError> {
+        let mut arg = range(base, len);
+        self.ioctl("UFFDIO_UNREGISTER", REQ_UNREGISTER, &raw mut arg)
+    }
+
+    /// Maps `src.len()` bytes (whole pages) at `dst`, filled from `src` before
+    /// any thread can see them; write-protected when `protect`.
+    ///
+    /// `EAGAIN` (another thread is changing the address space) is retried.
+    ///
+    /// # Errors
+    /// Any other refusal of the kernel, `ENOENT` when the range is no longer
+    /// registered, `ENOMEM` when no frame can be had.
+    pub fn copy(&self, dst: usize, src: &[u8], protect: bool) -> Result<Installed, OsError> {
+        let mode = if protect { COPY_MODE_WP } else { 0 };
+        loop {
+            let mut arg = CopyArg {
+                dst: dst as u64,
+                src: src.as_ptr() as u64,
+                len: src.len() as u64,
+                mode,
+                copied: 0,
+            };
+            match self.ioctl("UFFDIO_COPY", REQ_COPY, &raw mut arg) {
+                Ok(()) => return Ok(Installed::Bytes(src.len())),
+                Err(_) if arg.copied > 0 => return Ok(Installed::Bytes(arg.copied as usize)),
+                Err(e) if e.errno == libc::EEXIST => return Ok(Installed::Exists),
+                Err(e) if e.errno == libc::EAGAIN => crate::thread::yield_now(),
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    /// Maps the shared zero page over a range, as [`Uffd::copy`] of zeros
+    /// would read; the first store makes the kernel give it a frame.
+    ///
+    /// # Errors
+    /// As [`Uffd::copy`].
+    pub fn zero(&self, base: usize, len: usize) -> Result<Installed, OsError> {
+        loop {
+            let mut arg = ZeroArg {
+                range: range(base, len),
+                mode: 0,
+                zeroed: 0,
+            };
+            match self.ioctl("UFFDIO_ZEROPAGE", REQ_ZEROPAGE, &raw mut arg) {
+                Ok(()) => return Ok(Installed::Bytes(len)),
+                Err(_) if arg.zeroed > 0 => return Ok(Installed::Bytes(arg.zeroed as usize)),
+                Err(e) if e.errno == libc::EEXIST => return Ok(Installed::Exists),
+                Err(e) if e.errno == libc::EAGAIN => crate::thread::yield_now(),
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    /// Sets or clears write protection on the mapped pages of a range; holes
+    /// are skipped. Clearing wakes whoever waits there.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn protect(&self, base: usize, len: usize, on: bool) -> Result<(), OsError> {
+        let mode = if on { WRITEPROTECT_MODE_WP } else { 0 };
+        loop {
+            let mut arg = ProtectArg {
+                range: range(base, len),
+                mode,
+            };
+            match self.ioctl("UFFDIO_WRITEPROTECT", REQ_WRITEPROTECT, &raw mut arg) {
+                Err(e) if e.errno == libc::EAGAIN => crate::thread::yield_now(),
+                other => return other,
+            }
+        }
+    }
+
+    /// Wakes threads that wait for a fault in a range to be resolved
+    /// (message mode).
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn wake(&self, base: usize, len: usize) -> Result<(), OsError> {
+        let mut arg = range(base, len);
+        self.ioctl("UFFDIO_WAKE", REQ_WAKE, &raw mut arg)
+    }
+
+    /// Reads one message; `None` when there is none (the descriptor is
+    /// non-blocking) or it is of another kind.
+    ///
+    /// # Errors
+    /// A failing read(2).
+    pub fn read_message(&self) -> Result<Option<FaultMessage>, OsError> {
+        let mut raw = [0_u64; 4];
+        // SAFETY: `raw` is 32 writable bytes, the size of `struct uffd_msg`.
+        let got = unsafe { libc::read(self.fd(), raw.as_mut_ptr().cast(), size_of_val(&raw)) };
+        if got < 0 {
+            return match errno() {
+                libc::EAGAIN | libc::EINTR => Ok(None),
+                _ => Err(OsError::last("read of userfaultfd")),
+            };
+        }
+        if got as usize != size_of_val(&raw) || raw[0].to_ne_bytes()[0] != EVENT_PAGEFAULT {
+            return Ok(None);
+        }
+        Ok(Some(FaultMessage {
+            write: raw[1] & PAGEFAULT_FLAG_WRITE != 0,
+            protected: raw[1] & PAGEFAULT_FLAG_WP != 0,
+            address: raw[2] as usize,
+            thread: raw[3] as u32,
+        }))
+    }
+
+    fn ioctl<T>(&self, name: &'static str, req: libc::c_ulong, arg: *mut T) -> Result<(), OsError> {
+        // SAFETY: each caller passes the structure that belongs to the
+        // request number, alive for the call; the kernel writes only its
+        // output fields. What it does to memory is bounded by registration.
+        let rc = unsafe { libc::ioctl(self.fd(), req, arg) };
+        if rc == -1 {
+            Err(OsError::last(name))
+        } else {
+            Ok(())
+        }
+    }
+}
+
+impl Drop for Uffd {
+    fn drop(&mut self) {
+        close(self.fd());
+    }
+}
+
+const fn range(base: usize, len: usize) -> Range {
+    Range {
+        start: base as u64,
+        len: len as u64,
+    }
+}
+
+fn close(fd: i32) {
+    if fd >= 0 {
+        // SAFETY: the descriptor is owned by the value that gives it up here.
+        unsafe { libc::close(fd) };
+    }
+}
+
+fn open_fd(source: Source) -> Result<i32, OsError> {
+    const FLAGS: i32 = libc::O_CLOEXEC | libc::O_NONBLOCK;
+    match source {
+        Source::Device => {
+            // SAFETY: the path is a NUL-terminated literal.
+            let dev =
+                unsafe { libc::open(c"/dev/userfaultfd".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC) };
+            if dev < 0 {
+                return Err(OsError::last("open of /dev/userfaultfd"));
+            }
+            // SAFETY: this request takes its flags by value.
+            let fd = unsafe { libc::ioctl(dev, REQ_DEVICE_NEW, FLAGS) };
+            let result = if fd < 0 {
+                Err(OsError::last("USERFAULTFD_IOC_NEW"))
+            } else {
+                Ok(fd)
+            };
+            close(dev);
+            result
+        }
+        Source::Syscall | Source::UserModeOnly => {
+            let flags = if source == Source::UserModeOnly {
+                FLAGS | USER_MODE_ONLY
+            } else {
+                FLAGS
+            };
+            // SAFETY: userfaultfd(2) takes one integer.
+            let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, flags) };
+            if fd < 0 {
+                Err(OsError::last("userfaultfd"))
+            } else {
+                Ok(fd as i32)
+            }
+        }
+    }
+}

@@ -1,0 +1,41 @@
+//! The page word is the lock.
+//!
+//! Every page of a region has one atomic 64-bit word that holds its state and
+//! everything needed to bring it back. Every transition is one
+//! compare-and-swap on that word; whoever wins it holds a *claim*, and only a
+//! claim lets the mapping of the page be changed. Pages share nothing.
+//!
+//! ```text
+//!            claim                install, release
+//!   Empty ───────────► Claimed ──────────────────────► Resident
+//!   Stored ──────────►   │  ▲                             │  │
+//!   Filled ──────────►   │  │ write to a protected page,  │  │ begin_evict
+//!                        │  │ discard, pin                │  ▼
+//!                        │  └─────────────────────────────┤ Evicting ──┐
+//!                        │  ▲                             │    │       │ touched:
+//!                        │  └─────────────────────────────│────┼───────┘ claim (= cancel)
+//!                        ▼ release                        │    │ seal
+//!              Empty, Resident, Stored, Filled            ▼    ▼
+//!                                   begin_drop (clean) ► Dropping ──finish──► Stored, Filled
+//! ```
+//!
+//! * *Claimed* and *Dropping* belong to one thread; others wait on the word.
+//! * *Evicting* belongs to the evicting thread until somebody touches the
+//!   page: a claim taken from *Evicting* cancels the eviction, and the evictor
+//!   learns of it when it tries to seal.
+//! * A thread that changes a mapping always holds *Claimed* or *Dropping*, or
+//!   has protected the page while holding *Evicting*, so two changes of one
+//!   mapping never overlap.
+//!
+//! This crate knows no system call and no clock. Waiting is the caller's
+//! business: [`PageTable::announce_wait`] marks the word so that the owner
+//! knows that somebody sleeps on it.
+#![forbid(unsafe_code)]
+
+mod sync;
+mod table;
+mod word;
+
+pub use sync::AtomicU64;
+pub use table::{Claim, DropClaim, EvictClaim, PageTable, Waiters};
+pub use word::{CREDIT_MAX, EPOCH_MASK, LEVEL_MAX, PAYLOAD_MAX, State, Word};

@@ -1,0 +1,279 @@
+//! The array of page words and the claims on them.
+
+use core::ops::Deref;
+
+use crate::sync::{AtomicU64, Ordering};
+use crate::word::{State, Word};
+
+/// Whether a released word had sleepers that the releaser must wake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use = "sleepers that are not woken sleep on"]
+pub struct Waiters(pub bool);
+
+/// The right to change one page: its word says `Claimed` until this is
+/// released. Everything the word said before is in [`Claim::before`].
+#[derive(Debug)]
+#[must_use = "a page stays claimed until its claim is released"]
+pub struct Claim {
+    page: usize,
+    before: Word,
+}
+
+/// The right to seal a page that is being evicted, unless a touch cancels it.
+#[derive(Debug)]
+#[must_use = "an eviction is sealed or abandoned"]
+pub struct EvictClaim {
+    page: usize,
+    before: Word,
+    evicting: Word,
+}
+
+/// The right to take away the mapping of a sealed page.
+#[derive(Debug)]
+#[must_use = "a page stays sealed until its drop is finished"]
+pub struct DropClaim {
+    page: usize,
+    before: Word,
+}
+
+impl Claim {
+    /// The page.
+    #[must_use]
+    pub const fn page(&self) -> usize {
+        self.page
+    }
+
+    /// The word as it was when the claim was won.
+    #[must_use]
+    pub const fn before(&self) -> Word {
+        self.before
+    }
+}
+
+impl EvictClaim {
+    /// The page.
+    #[must_use]
+    pub const fn page(&self) -> usize {
+        self.page
+    }
+
+    /// The word as it was when the eviction began.
+    #[must_use]
+    pub const fn before(&self) -> Word {
+        self.before
+    }
+}
+
+impl DropClaim {
+    /// The page.
+    #[must_use]
+    pub const fn page(&self) -> usize {
+        self.page
+    }
+
+    /// The word as it was before the page was sealed.
+    #[must_use]
+    pub const fn before(&self) -> Word {
+        self.before
+    }
+}
+
+/// The page words of one region.
+#[derive(Debug)]
+pub struct PageTable<A> {
+    words: A,
+}
+
+impl<A: Deref<Target = [AtomicU64]>> PageTable<A> {
+    /// A table over `words`, one for each page.
+    pub const fn new(words: A) -> Self {
+        Self { words }
+    }
+
+    /// Number of pages.
+    #[must_use]
+    pub fn pages(&self) -> usize {
+        self.words.len()
+    }
+
+    /// The array behind the table.
+    pub const fn array(&self) -> &A {
+        &self.words
+    }
+
+    /// The word of a page, as of now.
+    #[must_use]
+    pub fn load(&self, page: usize) -> Word {
+        Word(self.words[page].load(Ordering::Acquire))
+    }
+
+    /// The atomic itself, to sleep on.
+    #[must_use]
+    pub fn futex(&self, page: usize) -> &AtomicU64 {
+        &self.words[page]
+    }
+
+    fn swap(&self, page: usize, from: Word, to: Word) -> Result<(), Word> {
+        self.words[page]
+            .compare_exchange(from.0, to.0, Ordering::AcqRel, Ordering::Acquire)
+            .map(drop)
+            .map_err(Word)
+    }
+
+    /// Claims a page that is `Empty`, `Resident`, `Evicting` (which cancels
+    /// the eviction), `Stored`, `Filled` or `Lost` and whose word is still `seen`.
+    ///
+    /// # Errors
+    /// The word as it is now, when it has changed.
+    ///
+    /// # Panics
+    /// When `seen` is a state that belongs to another thread.
+    pub fn claim(&self, page: usize, seen: Word) -> Result<Claim, Word> {
+        assert!(
+            !matches!(seen.state(), State::Claimed | State::Dropping),
+            "only its owner moves a claimed page on"
+        );
+        self.swap(page, seen, seen.with_state(State::Claimed))?;
+        let before = if seen.state() == State::Evicting {
+            // The nonce of the cancelled eviction means nothing any more.
+            seen.with_state(State::Resident).with_payload(0)
+        } else {
+            seen
+        };
+        Ok(Claim { page, before })
+    }
+
+    /// Ends a claim: the page is now what `word` says (its waiters flag aside).
+    pub fn release(&self, claim: Claim, word: Word) -> Waiters {
+        debug_assert!(!matches!(
+            word.state(),
+            State::Claimed | State::Dropping | State::Evicting
+        ));
+        self.publish(claim.page, word)
+    }
+
+    /// Changes policy bits (credit, pin, ...) of a page in place, without
+    /// claiming it.
+    ///
+    /// # Errors
+    /// The word as it is now, when it is no longer `seen`.
+    ///
+    /// # Panics
+    /// When state, slot or cleanness would change.
+    pub fn amend(&self, page: usize, seen: Word, word: Word) -> Result<(), Word> {
+        assert!(
+            seen.state() == word.state()
+                && seen.payload() == word.payload()
+                && seen.is_clean() == word.is_clean()
+                && !matches!(seen.state(), State::Claimed | State::Dropping),
+            "amend changes policy bits only"
+        );
+        self.swap(page, seen, word)
+    }
+
+    /// Begins to evict a dirty resident page. The page stays readable and,
+    /// until it is protected, writable.
+    ///
+    /// `nonce` must differ between any two evictions that can be under way
+    /// while a third is: the evictor uses the number of its batch. Without it
+    /// an evictor that slept through a cancelled eviction *and* the start of
+    /// the next would seal the page with bytes that are no longer its own.
+    ///
+    /// # Errors
+    /// The word as it is now, when it is no longer `seen`.
+    ///
+    /// # Panics
+    /// When `seen` is not a resident, dirty, unpinned page.
+    pub fn begin_evict(&self, page: usize, seen: Word, nonce: u64) -> Result<EvictClaim, Word> {
+        assert!(
+            seen.state() == State::Resident && !seen.is_pinned() && !seen.is_clean(),
+            "only dirty, unpinned resident pages are evicted this way"
+        );
+        let evicting = seen.with_state(State::Evicting).with_payload(nonce);
+        self.swap(page, seen, evicting)?;
+        Ok(EvictClaim {
+            page,
+            before: seen,
+            evicting,
+        })
+    }
+
+    /// Seals an eviction: from now on a touch waits. `None` when a touch
+    /// cancelled it, or the page was pinned: its bytes must not be dropped.
+    #[must_use]
+    pub fn seal(&self, claim: EvictClaim) -> Option<DropClaim> {
+        let evicting = claim.before.with_state(State::Evicting);
+        self.swap(
+            claim.page,
+            evicting,
+            claim.before.with_state(State::Dropping),
+        )
+        .ok()?;
+        Some(DropClaim {
+            page: claim.page,
+            before: claim.before,
+        })
+    }
+
+    /// Gives an eviction up: the page is resident again, unless a touch
+    /// already made it so. It may stay write-protected; the next store finds
+    /// out.
+    pub fn abandon(&self, claim: EvictClaim, word: Word) {
+        debug_assert_eq!(word.state(), State::Resident);
+        // Nobody sleeps on an evicting page, so there is nobody to wake.
+        let _cancelled = self.swap(claim.page, claim.evicting, word);
+    }
+
+    /// Seals a clean page at once: it has been write-protected since it was
+    /// restored, so its slot holds its bytes.
+    ///
+    /// # Errors
+    /// The word as it is now, when it is no longer `seen`.
+    ///
+    /// # Panics
+    /// When `seen` is not a resident, clean, unpinned page.
+    pub fn begin_drop(&self, page: usize, seen: Word) -> Result<DropClaim, Word> {
+        assert!(
+            seen.state() == State::Resident && seen.is_clean() && !seen.is_pinned(),
+            "only clean, unpinned resident pages are dropped this way"
+        );
+        self.swap(page, seen, seen.with_state(State::Dropping))?;
+        Ok(DropClaim { page, before: seen })
+    }
+
+    /// Ends a drop: the mapping is gone and the page is what `word` says.
+    pub fn finish(&self, claim: DropClaim, word: Word) -> Waiters {
+        debug_assert!(matches!(
+            word.state(),
+            State::Stored | State::Filled | State::Empty | State::Resident
+        ));
+        self.publish(claim.page, word)
+    }
+
+    /// The owner's final store; takes the waiters flag off.
+    fn publish(&self, page: usize, word: Word) -> Waiters {
+        let before = Word(self.words[page].swap(word.with_waiters(false).0, Ordering::AcqRel));
+        Waiters(before.has_waiters())
+    }
+
+    /// Says that the caller is about to sleep until a claimed or dropping page
+    /// moves on. Returns the word to sleep on, or `None` when it has moved on
+    /// already.
+    #[must_use]
+    pub fn announce_wait(&self, page: usize, seen: Word) -> Option<Word> {
+        if !matches!(seen.state(), State::Claimed | State::Dropping) {
+            return None;
+        }
+        if seen.has_waiters() {
+            return Some(seen);
+        }
+        let marked = seen.with_waiters(true);
+        self.swap(page, seen, marked).ok().map(|()| marked)
+    }
+
+    /// Overwrites the word of a page no other thread can reach: a forked
+    /// child putting its tables in order.
+    pub fn repair_after_fork(&self, page: usize, word: Word) {
+        self.words[page].store(word.0, Ordering::Release);
+    }
+}

@@ -1,0 +1,21 @@
+//! A machine small enough to check whole: one page, its mapping, a store with
+//! a handful of slots, a futex, and the pager's protocols on the real
+//! [`PageTable`](ghostmem_table::PageTable).
+
+mod futex;
+mod mapping;
+mod protocol;
+mod store;
+
+pub(crate) use protocol::{Evicted, World};
+
+/// What the program does to the page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    Read,
+    Write,
+}
+
+/// Contents below this stand for pages of one repeated value: they are kept in
+/// the page word (`Filled`) and take no slot.
+pub(crate) const SAME_FILLED_END: u64 = 16;

@@ -1,0 +1,398 @@
+//! The pager's protocols, step by step, on the real table.
+//!
+//! ```text
+//!  fault     load ─ claim ─ read slot ─ map filled ─ free slot (write) ─ release
+//!  upgrade   load ─ claim ─ unprotect ─ free slot (clean) ─ release
+//!  evict     load ─ begin_evict ─ protect ─ copy ─ put ─ seal ─┬─ unmap ─ finish
+//!                                                              └─ None: free what was put
+//!  drop      load ─ begin_drop ─ unmap ─ finish (same slot)
+//!  discard   load ─ claim ─ unmap ─ free slot ─ release Empty
+//!  pin       load ─ claim ─ install or unprotect ─ release pinned
+//!              ─ wait for batches under way ─ claim ─ unprotect ─ release
+//! ```
+//! Whoever meets `Claimed` or `Dropping` announces itself and sleeps.
+
+use ghostmem_table::{AtomicU64, Claim, DropClaim, PageTable, State, Waiters, Word};
+use loom::sync::atomic::{AtomicUsize, Ordering};
+use loom::thread;
+
+use super::futex::Futex;
+use super::mapping::{Fault, Mapping, Witness};
+use super::store::Store;
+use super::{Access, SAME_FILLED_END};
+
+/// The one page there is.
+const PAGE: usize = 0;
+
+/// How an attempt to evict ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Evicted {
+    /// Not a page to evict, or no longer.
+    Skipped,
+    /// Begun, and cancelled by a touch, a pin or a discard.
+    Cancelled,
+    /// Compressed and unmapped.
+    Sealed,
+    /// Clean, and unmapped.
+    Dropped,
+}
+
+/// One page and everything around it.
+#[derive(Debug)]
+pub(crate) struct World {
+    table: PageTable<Box<[AtomicU64]>>,
+    mapping: Mapping,
+    store: Store,
+    futex: Futex,
+    /// Evict batches under way.
+    batches: AtomicUsize,
+}
+
+impl World {
+    // The worlds that tests start from.
+
+    /// A page never touched.
+    pub(crate) fn empty() -> Self {
+        Self {
+            table: PageTable::new(Box::new([AtomicU64::new(0)])),
+            mapping: Mapping::new(),
+            store: Store::new(),
+            futex: Futex::new(),
+            batches: AtomicUsize::new(0),
+        }
+    }
+
+    /// A page that is resident, writable and has no slot.
+    pub(crate) fn dirty(content: u64) -> Self {
+        let world = Self::empty();
+        world.write(content);
+        world
+    }
+
+    /// A page in the store, or in its word when `content` is same-filled.
+    pub(crate) fn stored(content: u64) -> Self {
+        let world = Self::dirty(content);
+        assert_eq!(world.evict(0), Evicted::Sealed);
+        world
+    }
+
+    /// A page restored by a read: protected, its slot kept.
+    pub(crate) fn clean(content: u64) -> Self {
+        let world = Self::stored(content);
+        assert_eq!(world.read(), content);
+        assert!(world.word().is_clean());
+        world
+    }
+
+    // What the program does.
+
+    /// A load, retried by the hardware until it goes through.
+    pub(crate) fn read(&self) -> u64 {
+        loop {
+            match self.mapping.load() {
+                Ok(content) => return content,
+                Err(fault) => self.fault(Access::Read, fault),
+            }
+        }
+    }
+
+    /// A store, retried by the hardware until it goes through.
+    pub(crate) fn write(&self, content: u64) {
+        while let Err(fault) = self.mapping.store(content) {
+            self.fault(Access::Write, fault);
+        }
+    }
+
+    /// A store by the kernel on the program's behalf: it faults for nobody.
+    pub(crate) fn kernel_write(&self, content: u64) {
+        let written = self.mapping.store(content);
+        assert_eq!(written, Ok(()), "a pinned page refused the kernel");
+    }
+
+    // The fault handler.
+
+    /// Does something about a fault, then lets the access be retried.
+    ///
+    /// A backend that cannot tell `Protected` from `Missing` treats every
+    /// store to a present page as the former: more claims, the same states.
+    fn fault(&self, access: Access, fault: Fault) {
+        let word = self.table.load(PAGE);
+        let store_refused = access == Access::Write && fault == Fault::Protected;
+        match word.state() {
+            State::Empty | State::Stored | State::Filled => {
+                if let Some(claim) = self.claim(word) {
+                    let word = self.install(&claim, access);
+                    self.release(claim, word);
+                }
+            }
+            // From `Evicting` this claim is the cancellation.
+            State::Resident | State::Evicting if store_refused => {
+                if let Some(claim) = self.claim(word) {
+                    let word = self.open(&claim);
+                    self.release(claim, word);
+                }
+            }
+            // Lost a race, or still readable: the access goes through now. The
+            // yield only keeps loom from replaying one stale load for ever.
+            State::Resident | State::Evicting => thread::yield_now(),
+            State::Claimed | State::Dropping => self.sleep(word),
+            State::Lost => panic!("no page of the model is lost"),
+        }
+    }
+
+    /// Brings the bytes of a claimed, absent page back; returns what its word
+    /// is to say. Filled first, visible after. A read keeps the slot and the
+    /// protection that tells of the first write.
+    fn install(&self, claim: &Claim, access: Access) -> Word {
+        let before = claim.before();
+        let resident = before.with_state(State::Resident);
+        match before.state() {
+            State::Stored => {
+                let content = self.store.get(before.payload());
+                let clean = access == Access::Read;
+                self.mapping.map(claim, content, clean);
+                if clean {
+                    resident.with_clean(true)
+                } else {
+                    self.store.free(before.payload());
+                    resident.with_payload(0)
+                }
+            }
+            State::Filled => {
+                self.mapping.map(claim, before.payload(), false);
+                resident.with_payload(0)
+            }
+            State::Empty => {
+                self.mapping.map(claim, 0, false);
+                resident
+            }
+            state => panic!("nothing to install on a page that was {state:?}"),
+        }
+    }
+
+    /// Makes a claimed, present page writable; returns what its word is to
+    /// say. The slot of a clean page goes: its bytes are about to be old.
+    fn open(&self, claim: &Claim) -> Word {
+        let before = claim.before();
+        assert_eq!(before.state(), State::Resident);
+        self.mapping.unprotect(claim);
+        if before.is_clean() {
+            self.store.free(before.payload());
+        }
+        before.with_clean(false).with_payload(0)
+    }
+
+    // The reclaimer.
+
+    /// Evicts the page if it may leave. `nonce` names the batch.
+    pub(crate) fn evict(&self, nonce: u64) -> Evicted {
+        let word = self.table.load(PAGE);
+        if word.state() != State::Resident || word.is_pinned() {
+            return Evicted::Skipped;
+        }
+        if word.is_clean() {
+            return self.drop_clean(word);
+        }
+        let Ok(claim) = self.table.begin_evict(PAGE, word, nonce) else {
+            return Evicted::Skipped;
+        };
+
+        // From here until the seal anybody may cancel, so nothing below is
+        // certain: the page may be open again, gone, or somebody else's.
+        self.mapping.protect();
+        let copy = self.mapping.copy_out();
+        let target = copy.map(|content| {
+            if content < SAME_FILLED_END {
+                (State::Filled, content)
+            } else {
+                (State::Stored, self.store.put(content))
+            }
+        });
+
+        if let Some(claim) = self.table.seal(claim) {
+            let (state, payload) = target.expect("a page that was sealed was never gone");
+            let word = claim.before().with_state(state).with_payload(payload);
+            self.take_away(claim, word);
+            Evicted::Sealed
+        } else {
+            if let Some((State::Stored, slot)) = target {
+                self.store.free(slot);
+            }
+            Evicted::Cancelled
+        }
+    }
+
+    /// Drops a page whose slot still holds its bytes.
+    fn drop_clean(&self, word: Word) -> Evicted {
+        let Ok(claim) = self.table.begin_drop(PAGE, word) else {
+            return Evicted::Skipped;
+        };
+        let stored = claim.before().with_state(State::Stored).with_clean(false);
+        self.take_away(claim, stored);
+        Evicted::Dropped
+    }
+
+    fn take_away(&self, claim: DropClaim, word: Word) {
+        self.enter(&claim);
+        self.mapping.unmap(&claim);
+        self.mapping.leave();
+        self.wake(self.table.finish(claim, word));
+    }
+
+    /// [`World::evict`] as a batch that [`World::pin`] can wait for.
+    pub(crate) fn evict_batch(&self, nonce: u64) -> Evicted {
+        self.batches.fetch_add(1, Ordering::AcqRel);
+        let evicted = self.evict(nonce);
+        self.batches.fetch_sub(1, Ordering::AcqRel);
+        evicted
+    }
+
+    /// Begins to evict and thinks better of it.
+    pub(crate) fn evict_and_abandon(&self, nonce: u64) {
+        let word = self.table.load(PAGE);
+        if word.state() != State::Resident || word.is_pinned() || word.is_clean() {
+            return;
+        }
+        if let Ok(claim) = self.table.begin_evict(PAGE, word, nonce) {
+            self.mapping.protect();
+            self.table.abandon(claim, word);
+        }
+    }
+
+    // The rest of the API.
+
+    /// Forgets the page, whatever it holds: deallocation, or advice.
+    pub(crate) fn discard(&self) {
+        let claim = self.claim_any();
+        let before = claim.before();
+        if before.state() == State::Resident {
+            self.mapping.unmap(&claim);
+        }
+        if before.state() == State::Stored || before.is_clean() {
+            self.store.free(before.payload());
+        }
+        self.release(claim, Word::EMPTY);
+    }
+
+    /// Makes the page present and writable for code that cannot fault, until
+    /// it is unpinned. The order matters: pinned first, so that no further
+    /// eviction begins; opened for good once those under way, which may still
+    /// protect the page, are through.
+    pub(crate) fn pin(&self) {
+        self.pin_without_waiting();
+        while self.batches.load(Ordering::Acquire) != 0 {
+            thread::yield_now();
+        }
+        let claim = self.claim_any();
+        let word = self.open(&claim);
+        self.release(claim, word);
+    }
+
+    /// The first half of [`World::pin`]: present and never to be evicted, but
+    /// a late evictor may leave it protected.
+    pub(crate) fn pin_without_waiting(&self) {
+        let claim = self.claim_any();
+        let word = if claim.before().state() == State::Resident {
+            self.open(&claim)
+        } else {
+            self.install(&claim, Access::Write)
+        };
+        self.release(claim, word.with_pinned(true));
+    }
+
+    /// Sets the credit of a page in place if nobody owns it, as advice does.
+    pub(crate) fn set_credit(&self, credit: u8) {
+        let word = self.table.load(PAGE);
+        if matches!(word.state(), State::Resident | State::Evicting) {
+            let _lost_race = self.table.amend(PAGE, word, word.with_credit(credit));
+        }
+    }
+
+    /// Pins a page in place if it is present, without claiming it. True when
+    /// the pin holds.
+    pub(crate) fn pin_in_place(&self) -> bool {
+        let word = self.table.load(PAGE);
+        matches!(word.state(), State::Resident | State::Evicting)
+            && self.table.amend(PAGE, word, word.with_pinned(true)).is_ok()
+    }
+
+    // Claims, and what the model notes about them.
+
+    fn claim(&self, seen: Word) -> Option<Claim> {
+        let claim = self.table.claim(PAGE, seen).ok()?;
+        self.enter(&claim);
+        Some(claim)
+    }
+
+    /// Claims the page from whatever state it is in, sleeping while it is
+    /// somebody else's.
+    fn claim_any(&self) -> Claim {
+        loop {
+            let word = self.table.load(PAGE);
+            if matches!(word.state(), State::Claimed | State::Dropping) {
+                self.sleep(word);
+            } else if let Some(claim) = self.claim(word) {
+                return claim;
+            }
+        }
+    }
+
+    fn enter(&self, _: &impl Witness) {
+        self.mapping.enter();
+    }
+
+    fn release(&self, claim: Claim, word: Word) {
+        self.mapping.leave();
+        self.wake(self.table.release(claim, word));
+    }
+
+    fn wake(&self, waiters: Waiters) {
+        if waiters.0 {
+            self.futex.wake();
+        }
+    }
+
+    /// Sleeps until the owner of the page moves it on, or not at all when it
+    /// has already.
+    fn sleep(&self, seen: Word) {
+        match self.table.announce_wait(PAGE, seen) {
+            Some(word) => self.futex.wait(self.table.futex(PAGE), word),
+            None => thread::yield_now(),
+        }
+    }
+
+    // What must hold.
+
+    /// The word as of now.
+    pub(crate) fn word(&self) -> Word {
+        self.table.load(PAGE)
+    }
+
+    /// Whether a store would be refused now.
+    pub(crate) fn is_protected(&self) -> bool {
+        self.mapping.at_rest().protected
+    }
+
+    /// Checks the page when every thread is through: nobody owns it, and its
+    /// mapping and slots are what its word says. Returns what it reads as.
+    pub(crate) fn content_at_rest(&self) -> u64 {
+        let word = self.word();
+        let rest = self.mapping.at_rest();
+        assert!(!word.has_waiters(), "a waiter was forgotten: {word:?}");
+        let (resident, slot) = match word.state() {
+            State::Resident => (true, word.is_clean()),
+            State::Stored => (false, true),
+            State::Empty | State::Filled => (false, false),
+            state => panic!("left in {state:?} with no owner"),
+        };
+        assert_eq!(rest.present, resident, "mapping against {word:?}");
+        if word.is_clean() {
+            assert!(rest.protected, "a clean page is open: {word:?}");
+            let kept = self.store.get(word.payload());
+            assert_eq!(kept, rest.content, "clean, yet changed: {word:?}");
+        }
+        let owned = if slot { vec![word.payload()] } else { vec![] };
+        assert_eq!(self.store.in_use(), owned, "slots against {word:?}");
+        self.read()
+    }
+}
