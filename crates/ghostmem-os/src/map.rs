@@ -395,6 +395,28 @@ impl<T: Send + Sync> MapArc<T> {
         &raw const this.counted().value
     }
 
+    /// Gives up the handle without dropping it.
+    #[must_use]
+    pub fn into_raw(this: Self) -> *const T {
+        let raw = Self::as_ptr(&this);
+        core::mem::forget(this);
+        raw
+    }
+
+    /// Takes a handle back.
+    ///
+    /// # Safety
+    /// `raw` must come from [`MapArc::into_raw`] of the same `T`, each such
+    /// pointer taken back once.
+    #[must_use]
+    pub unsafe fn from_raw(raw: *const T) -> Self {
+        let offset = core::mem::offset_of!(Counted<T>, value);
+        // SAFETY: `raw` points to the `value` field of a live `Counted<T>`.
+        let at = unsafe { raw.byte_sub(offset) };
+        // SAFETY: an address inside a mapping is not null.
+        Self { at: unsafe { NonNull::new_unchecked(at.cast::<Counted<T>>().cast_mut()) } }
+    }
+
     /// How many handles exist at this moment.
     #[must_use]
     pub fn count(this: &Self) -> usize {

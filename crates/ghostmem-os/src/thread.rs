@@ -1,7 +1,7 @@
 //! Threads of the engine, and who is running.
 
 use crate::error::OsError;
-use crate::map::{Access, PAGE_SIZE, Reservation};
+use crate::map::{Access, MapArc, PAGE_SIZE, Reservation};
 
 /// Gives up the processor (sched_yield(2)). Async-signal-safe.
 pub fn yield_now() {
@@ -150,6 +150,34 @@ impl EngineThread {
         Ok(Self {
             handle,
             stack: Some(stack),
+        })
+    }
+
+    /// Starts a thread that calls `body(&shared)`, holding one handle of
+    /// `shared` until it ends.
+    ///
+    /// # Errors
+    /// As [`EngineThread::spawn`].
+    pub fn spawn_with<T: Send + Sync + 'static>(
+        name: &core::ffi::CStr,
+        shared: MapArc<T>,
+        body: fn(&T),
+    ) -> Result<Self, OsError> {
+        struct Start<T: Send + Sync + 'static> {
+            shared: MapArc<T>,
+            body: fn(&T),
+        }
+        extern "C" fn run<T: Send + Sync + 'static>(start: *mut libc::c_void) -> *mut libc::c_void {
+            // SAFETY: `spawn_with` gave up exactly this handle to us.
+            let start: MapArc<Start<T>> = unsafe { MapArc::from_raw(start.cast()) };
+            (start.body)(&start.shared);
+            core::ptr::null_mut()
+        }
+        let start = MapArc::new(Start { shared, body })?;
+        let raw = MapArc::into_raw(start);
+        Self::spawn(name, run::<T>, raw as usize).inspect_err(|_| {
+            // SAFETY: no thread was made that could have taken it.
+            drop(unsafe { MapArc::<Start<T>>::from_raw(raw) });
         })
     }
 

@@ -202,10 +202,9 @@ impl<A: Deref<Target = [AtomicU64]>> PageTable<A> {
     /// cancelled it, or the page was pinned: its bytes must not be dropped.
     #[must_use]
     pub fn seal(&self, claim: EvictClaim) -> Option<DropClaim> {
-        let evicting = claim.before.with_state(State::Evicting);
         self.swap(
             claim.page,
-            evicting,
+            claim.evicting,
             claim.before.with_state(State::Dropping),
         )
         .ok()?;

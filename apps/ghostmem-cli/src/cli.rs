@@ -1,0 +1,117 @@
+//! What can be said on the command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::ghostmem::Backend;
+use crate::size::{Amount, parse_amount, parse_nonzero_size};
+
+/// More memory than there is: cold pages are compressed, in user space, without privileges.
+#[derive(Debug, Parser)]
+#[command(name = "ghostmem", version, arg_required_else_help = true)]
+#[command(after_help = "Run 'ghostmem COMMAND --help' for what a command does and returns.")]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Put real files on a heap with a small limit, work on them, verify every byte, and measure
+    #[command(after_help = DEMO_EXIT)]
+    Demo(DemoArgs),
+    /// Say what this machine allows, which fault backend is used and why, and what unlocks more
+    #[command(after_help = DOCTOR_EXIT)]
+    Doctor(DoctorArgs),
+    /// The demo's work on the ordinary allocator: job on standard input, result on standard output
+    #[command(hide = true)]
+    DemoBaseline,
+}
+
+const DEMO_EXIT: &str = "\
+Examples:
+  ghostmem demo                             1 GiB of this machine's files, limit 128 MiB
+  ghostmem demo --limit 4M                  the same under 4 MiB
+  ghostmem demo --size 4M --limit 20K       five pages
+  ghostmem demo ~/src --limit 10% --json    your own files, result for machines
+
+Exit code:
+  0  everything verified, and memory stayed within limit + store + 5 % + 16 MiB
+  1  a checksum was wrong or memory exceeded that
+  2  the demo could not run: bad input, unreadable file, no usable fault backend";
+
+const DOCTOR_EXIT: &str = "\
+Exit code:
+  0  a fast backend works: inline or monitor (userfaultfd)
+  1  only guard works (SIGSEGV and page protection): correct, but slower
+  2  nothing works here";
+
+#[derive(Args, Debug)]
+pub(crate) struct DemoArgs {
+    /// Files and folders to load [default: text, source and binaries found on this machine]
+    pub(crate) paths: Vec<PathBuf>,
+    /// Uncompressed memory the heap may keep: bytes, K, M, G, or a percentage of the data
+    #[arg(long, value_name = "SIZE", default_value = "12.5%", value_parser = parse_amount)]
+    pub(crate) limit: Amount,
+    /// Data to load at least; files are repeated, rotated, to reach it [default: 1G, or the files
+    /// named]
+    #[arg(long, value_name = "SIZE", value_parser = parse_nonzero_size)]
+    pub(crate) size: Option<u64>,
+    /// Threads that work [default: one per processor, at least 2]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(crate) threads: Option<u16>,
+    /// How faults are noticed
+    #[arg(long, value_enum, default_value_t = BackendName::Auto)]
+    pub(crate) backend: BackendName,
+    /// Leave out the same work without GhostMem
+    #[arg(long)]
+    pub(crate) no_baseline: bool,
+    /// Seed of look-ups and updates
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) seed: u64,
+    /// Print one JSON object and nothing else
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct DoctorArgs {
+    /// Print one JSON object and nothing else
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum BackendName {
+    /// The best that works here
+    Auto,
+    /// userfaultfd, resolved on the faulting thread
+    Inline,
+    /// userfaultfd, resolved by engine threads
+    Monitor,
+    /// Page protection and SIGSEGV
+    Guard,
+}
+
+impl From<BackendName> for Backend {
+    fn from(name: BackendName) -> Self {
+        match name {
+            BackendName::Auto => Self::Auto,
+            BackendName::Inline => Self::Inline,
+            BackendName::Monitor => Self::Monitor,
+            BackendName::Guard => Self::Guard,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,252 @@
+//! What the kernel says about this process's memory, sampled while the work runs.
+//!
+//! The rule of the demo: resident memory of the whole process never exceeds the heap's limit plus
+//! its compressed store, plus 5 % for bookkeeping, plus 16 MiB for the program itself. Because the
+//! store grows and shrinks, the rule is checked at every sample with the store of that moment; the
+//! kernel's own high-water mark catches what falls between samples.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+/// Allowance for program, stacks and buffers beside the heap.
+const FIXED_BYTES: u64 = 16 << 20;
+/// Time between samples.
+const PERIOD: Duration = Duration::from_millis(5);
+
+/// Resident memory of this process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Resident {
+    /// Now (`VmRSS`).
+    pub(crate) now_bytes: u64,
+    /// Most since the last [`reset_peak`] (`VmHWM`).
+    pub(crate) peak_bytes: u64,
+}
+
+/// Reads resident memory without allocating.
+pub(crate) struct Meter(File);
+
+impl Meter {
+    /// Opens the kernel's report.
+    ///
+    /// # Errors
+    /// `/proc` is not mounted.
+    pub(crate) fn open() -> std::io::Result<Self> {
+        File::open("/proc/self/status").map(Self)
+    }
+
+    /// Reads it; zeros when the kernel does not answer.
+    pub(crate) fn read(&self) -> Resident {
+        let mut buffer = [0; 4096];
+        let length = self.0.read_at(&mut buffer, 0).unwrap_or(0);
+        let text = &buffer[..length];
+        Resident {
+            now_bytes: field_kib(text, b"VmRSS:") * 1024,
+            peak_bytes: field_kib(text, b"VmHWM:") * 1024,
+        }
+    }
+}
+
+/// The number after `name` at the start of a line.
+fn field_kib(text: &[u8], name: &[u8]) -> u64 {
+    let line = text
+        .split(|&b| b == b'\n')
+        .find(|line| line.starts_with(name));
+    let digits = line
+        .unwrap_or_default()
+        .iter()
+        .filter(|b| b.is_ascii_digit());
+    digits.fold(0, |value, &b| value * 10 + u64::from(b - b'0'))
+}
+
+/// Sets the high-water mark back to what is resident now (`proc_pid_clear_refs(5)`, value 5).
+/// False when the kernel refuses; the mark then includes the time before.
+pub(crate) fn reset_peak() -> bool {
+    std::fs::write("/proc/self/clear_refs", "5").is_ok()
+}
+
+/// Memory that can be used without swapping, in bytes: the machine's, or less if a cgroup says so.
+pub(crate) fn available_bytes() -> Option<u64> {
+    let text = std::fs::read("/proc/meminfo").ok()?;
+    let bytes = field_kib(&text, b"MemAvailable:") * 1024;
+    (bytes > 0).then_some(bytes)
+}
+
+/// Bytes the process may use when the heap has this limit and store.
+fn allowed_bytes(limit_bytes: u64, store_bytes: u64) -> u64 {
+    (limit_bytes + store_bytes) / 20 * 21 + FIXED_BYTES
+}
+
+/// What was seen while the work ran.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Memory {
+    /// Resident before the heap was made.
+    pub(crate) before_bytes: u64,
+    /// The kernel's high-water mark.
+    pub(crate) peak_bytes: u64,
+    /// Whether that mark was reset before the work.
+    pub(crate) peak_reset: bool,
+    /// Samples taken.
+    pub(crate) samples: u64,
+    /// Most that was allowed at any sample; 0 without a heap.
+    pub(crate) allowed_bytes: u64,
+    /// Least distance between what was allowed and what was resident; negative is a violation.
+    pub(crate) headroom_bytes: i64,
+    /// Resident when the distance was least.
+    pub(crate) tightest_bytes: u64,
+    /// Most uncompressed ghost memory seen resident.
+    pub(crate) ghost_resident_bytes: u64,
+    /// Largest store seen.
+    pub(crate) store_bytes: u64,
+}
+
+impl Memory {
+    /// Whether the rule held at every sample and at the kernel's mark.
+    pub(crate) fn rule_held(&self, limit_bytes: u64) -> bool {
+        self.samples > 0
+            && self.headroom_bytes >= 0
+            && self.peak_bytes <= self.allowed_bytes
+            && self.ghost_resident_bytes <= limit_bytes
+    }
+
+    fn note(&mut self, limit_bytes: u64, store_bytes: u64, ghost_bytes: u64, resident_bytes: u64) {
+        let allowed = allowed_bytes(limit_bytes, store_bytes);
+        let headroom = allowed as i64 - resident_bytes as i64;
+        if self.samples == 0 || headroom < self.headroom_bytes {
+            self.headroom_bytes = headroom;
+            self.tightest_bytes = resident_bytes;
+        }
+        self.samples += 1;
+        self.allowed_bytes = self.allowed_bytes.max(allowed);
+        self.ghost_resident_bytes = self.ghost_resident_bytes.max(ghost_bytes);
+        self.store_bytes = self.store_bytes.max(store_bytes);
+    }
+}
+
+/// What a heap says of itself at one moment.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct HeapBytes {
+    pub(crate) resident: u64,
+    pub(crate) store: u64,
+}
+
+/// A thread that samples until it is stopped.
+pub(crate) struct Sampler {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Memory>,
+}
+
+impl Sampler {
+    /// Resets the high-water mark and starts to sample; `heap` reads the heap, if there is one.
+    ///
+    /// # Errors
+    /// No thread could be started or `/proc` is not mounted.
+    pub(crate) fn start(
+        before_bytes: u64,
+        limit_bytes: u64,
+        heap: Option<impl Fn() -> HeapBytes + Send + 'static>,
+    ) -> std::io::Result<Self> {
+        let meter = Meter::open()?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let peak_reset = reset_peak();
+        let thread = std::thread::Builder::new()
+            .name("sampler".into())
+            .spawn(move || {
+                let mut memory = Memory {
+                    before_bytes,
+                    peak_reset,
+                    ..Memory::default()
+                };
+                loop {
+                    let last = stopped.load(Ordering::Acquire);
+                    let begin = Instant::now();
+                    if let Some(heap) = &heap {
+                        // The store may shrink or grow while the kernel is asked; what was allowed just
+                        // before or just after counts.
+                        let before = heap();
+                        let resident = meter.read();
+                        let after = heap();
+                        let ghost = before.resident.max(after.resident);
+                        memory.note(
+                            limit_bytes,
+                            before.store.max(after.store),
+                            ghost,
+                            resident.now_bytes,
+                        );
+                    }
+                    if last {
+                        memory.peak_bytes = meter.read().peak_bytes;
+                        return memory;
+                    }
+                    std::thread::park_timeout(PERIOD.saturating_sub(begin.elapsed()));
+                }
+            })?;
+        Ok(Self { stop, thread })
+    }
+
+    /// Takes a last sample and reports.
+    ///
+    /// # Panics
+    /// When the sampling thread panicked.
+    pub(crate) fn stop(self) -> Memory {
+        self.stop.store(true, Ordering::Release);
+        self.thread.thread().unpark();
+        self.thread
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn status_lines_are_read() {
+        let text = b"Name:\tx\nVmHWM:\t    2048 kB\nVmRSS:\t    1024 kB\n";
+        assert_eq!(field_kib(text, b"VmHWM:"), 2048);
+        assert_eq!(field_kib(text, b"VmRSS:"), 1024);
+        assert_eq!(field_kib(text, b"VmSwap:"), 0);
+    }
+
+    #[test]
+    fn the_peak_follows_memory_that_is_touched() {
+        let sampler = Sampler::start(0, 0, None::<fn() -> HeapBytes>).unwrap();
+        let block = std::hint::black_box(vec![7u8; 64 << 20]);
+        drop(block);
+        let memory = sampler.stop();
+        assert!(memory.peak_bytes >= 64 << 20, "{memory:?}");
+    }
+
+    #[test]
+    fn the_rule_is_broken_by_one_sample_or_by_the_mark() {
+        let mut memory = Memory::default();
+        let allowed = allowed_bytes(100 << 20, 200 << 20);
+        assert_eq!(allowed, (315 << 20) + FIXED_BYTES);
+        memory.note(100 << 20, 200 << 20, 100 << 20, allowed);
+        memory.peak_bytes = allowed;
+        assert!(memory.rule_held(100 << 20));
+        assert!(
+            !memory.rule_held((100 << 20) - 1),
+            "more ghost memory than the limit"
+        );
+        memory.peak_bytes += 1;
+        assert!(
+            !memory.rule_held(100 << 20),
+            "mark above what was ever allowed"
+        );
+        memory.peak_bytes = allowed;
+        memory.note(100 << 20, 20 << 20, 0, allowed);
+        assert!(
+            !memory.rule_held(100 << 20),
+            "too much for the store of that moment"
+        );
+        assert!(!Memory::default().rule_held(1), "nothing was measured");
+    }
+}

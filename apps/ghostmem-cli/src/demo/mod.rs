@@ -1,0 +1,150 @@
+//! `ghostmem demo`: real files in ordinary collections on a heap with a small limit.
+//!
+//! In order: choose files ([`data`]) and note their checksums ([`content`]); do the work without
+//! GhostMem in a child process ([`baseline`]); do it on a ghost heap ([`work`]) while the kernel's
+//! figures for this process are sampled ([`measure`]); compare and print ([`report`]).
+
+pub(crate) mod baseline;
+mod collections;
+mod content;
+mod data;
+mod measure;
+mod phases;
+mod progress;
+mod random;
+mod report;
+mod threads;
+mod work;
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
+
+use self::data::Plan;
+use self::measure::{HeapBytes, Meter, Sampler};
+use self::progress::Progress;
+use self::report::{Data, Report, Run};
+use self::work::{Job, Observer};
+use crate::cli::DemoArgs;
+use crate::engine::{Engine, Snapshot};
+use crate::failure::Failure;
+use crate::size::{Amount, Bytes};
+
+/// The smallest limit the demo chooses by itself when the data is tiny: 5 pages.
+const LIMIT_MIN_BYTES: u64 = 5 * 4096;
+
+/// Runs the demo and prints its report.
+///
+/// # Errors
+/// Bad input, unreadable files, or no heap with this limit and backend on this machine.
+pub(crate) fn run(args: &DemoArgs) -> Result<ExitCode, Failure> {
+    if let Amount::Bytes(limit) = args.limit {
+        // A limit that cannot work is refused before anything is read.
+        Engine::start(limit, args.backend.into())?;
+    }
+    let threads = args.threads.map_or_else(default_threads, usize::from);
+    let mut plan = Plan::collect(&args.paths, args.size)?;
+    {
+        let progress = Progress::new("before");
+        progress.begin("read and checksum", plan.bytes());
+        plan.survey(args.seed, threads, &|bytes| progress.advance(bytes))?;
+    }
+    let limit_bytes = match args.limit {
+        Amount::Bytes(bytes) => bytes,
+        percent @ Amount::Percent(_) => percent.of(plan.bytes()).max(LIMIT_MIN_BYTES),
+    };
+    let job = Job {
+        plan,
+        seed: args.seed,
+        threads,
+    };
+    let baseline = if args.no_baseline {
+        Err("left out on request".to_string())
+    } else {
+        baseline::run(&job)?
+    };
+    let (backend, ghost) = with_ghost(&job, limit_bytes, args)?;
+    let report = Report::new(
+        Data::of(&job.plan),
+        backend,
+        &job,
+        limit_bytes,
+        ghost,
+        baseline,
+    );
+    let text = if args.json {
+        report.json()?
+    } else {
+        report.text()
+    };
+    writeln!(std::io::stdout(), "{text}").map_err(Failure::new)?;
+    Ok(if report.ok {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// "Several threads" even on one processor.
+fn default_threads() -> usize {
+    std::thread::available_parallelism().map_or(2, |count| count.get().clamp(2, 16))
+}
+
+/// Does the job on a ghost heap.
+fn with_ghost(
+    job: &Job,
+    limit_bytes: u64,
+    args: &DemoArgs,
+) -> Result<(&'static str, Run), Failure> {
+    let before = Meter::open().map_err(Failure::new)?.read().now_bytes;
+    let engine = Engine::start(limit_bytes, args.backend.into())?;
+    let watched = engine.clone();
+    let heap = move || {
+        let snapshot = watched.snapshot();
+        HeapBytes {
+            resident: snapshot.resident_bytes,
+            store: snapshot.store_held_bytes,
+        }
+    };
+    let sampler = Sampler::start(before, limit_bytes, Some(heap)).map_err(Failure::new)?;
+    let title = format!("limit {}", Bytes(limit_bytes));
+    let watch = Watch {
+        progress: Progress::new(&title),
+        engine: &engine,
+        full: Mutex::default(),
+    };
+    let outcome = work::run(job, &engine.allocator(), &watch)?;
+    let full = watch
+        .full
+        .into_inner()
+        .unwrap_or_else(PoisonError::into_inner);
+    let run = Run {
+        outcome,
+        memory: sampler.stop(),
+        full,
+        end: engine.snapshot(),
+    };
+    Ok((engine.backend(), run))
+}
+
+/// Follows the work on a ghost heap.
+struct Watch<'a> {
+    progress: Progress,
+    engine: &'a Engine,
+    full: Mutex<Snapshot>,
+}
+
+impl Observer for Watch<'_> {
+    fn begin(&self, phase: &str, units: u64) {
+        self.progress.begin(phase, units);
+    }
+    fn advance(&self, units: u64) {
+        self.progress.advance(units);
+    }
+    fn faults(&self) -> u64 {
+        self.engine.faults()
+    }
+    fn full(&self) {
+        *self.full.lock().unwrap_or_else(PoisonError::into_inner) = self.engine.snapshot();
+    }
+}

@@ -1,0 +1,484 @@
+//! What the demo found, as one table for people and one JSON object for machines.
+
+use comfy_table::{CellAlignment, Table, presets};
+use serde::Serialize;
+
+use super::baseline::Baseline;
+use super::data::{Plan, Share};
+use super::measure::Memory;
+use super::work::{Job, Outcome};
+use crate::engine::Snapshot;
+use crate::failure::Failure;
+use crate::size::Bytes;
+
+/// The data the demo worked on.
+#[derive(Serialize)]
+pub(crate) struct Data {
+    bytes: u64,
+    documents: u64,
+    texts: u64,
+    files: u64,
+    real_bytes: u64,
+    copied_bytes: u64,
+    skipped: u64,
+    sources: Vec<Share>,
+}
+
+impl Data {
+    /// Sums a plan up.
+    pub(crate) fn of(plan: &Plan) -> Self {
+        Self {
+            bytes: plan.bytes(),
+            documents: plan.pieces.len() as u64,
+            texts: plan.totals.texts,
+            files: plan.files.len() as u64,
+            real_bytes: plan.real_bytes,
+            copied_bytes: plan.copied_bytes,
+            skipped: plan.skipped,
+            sources: plan.shares.clone(),
+        }
+    }
+}
+
+/// The run on the ghost heap.
+#[derive(Serialize)]
+pub(crate) struct Run {
+    pub(crate) outcome: Outcome,
+    pub(crate) memory: Memory,
+    /// Counters when everything was held and verified.
+    pub(crate) full: Snapshot,
+    /// Counters after everything was freed.
+    pub(crate) end: Snapshot,
+}
+
+/// Everything that is printed.
+#[derive(Serialize)]
+pub(crate) struct Report {
+    version: &'static str,
+    /// Verified and within the memory rule: the exit code is 0.
+    pub(crate) ok: bool,
+    /// Every checksum and count was right, in both runs, and both agree.
+    verified: bool,
+    /// Memory stayed within limit + store + 5 % + 16 MiB.
+    memory_rule_held: bool,
+    backend: &'static str,
+    limit_bytes: u64,
+    threads: usize,
+    seed: u64,
+    data: Data,
+    /// Uncompressed over compressed bytes of the pages in the store.
+    compression_ratio: f64,
+    faults_per_second: f64,
+    /// Time with GhostMem over time without.
+    slowdown: Option<f64>,
+    /// Whether both runs came to the same results.
+    same_results: Option<bool>,
+    ghost: Run,
+    baseline: Option<Baseline>,
+    /// Why there is no baseline.
+    baseline_missing: Option<String>,
+}
+
+const PAGE_BYTES: f64 = 4096.0;
+
+impl Report {
+    /// Judges both runs.
+    pub(crate) fn new(
+        data: Data,
+        backend: &'static str,
+        job: &Job,
+        limit_bytes: u64,
+        ghost: Run,
+        baseline: Result<Baseline, String>,
+    ) -> Self {
+        let (baseline, baseline_missing) = match baseline {
+            Ok(baseline) => (Some(baseline), None),
+            Err(reason) => (None, Some(reason)),
+        };
+        let seconds = ghost.outcome.seconds();
+        let same_results = baseline
+            .as_ref()
+            .map(|b| b.outcome.digest == ghost.outcome.digest);
+        let verified = ghost.outcome.verified()
+            && baseline.as_ref().is_none_or(|b| b.outcome.verified())
+            && same_results != Some(false);
+        let memory_rule_held = ghost.memory.rule_held(limit_bytes);
+        let stored = ghost.full.stored_pages as f64 * PAGE_BYTES;
+        Self {
+            version: env!("CARGO_PKG_VERSION"),
+            ok: verified && memory_rule_held,
+            verified,
+            memory_rule_held,
+            backend,
+            limit_bytes,
+            threads: job.threads,
+            seed: job.seed,
+            data,
+            compression_ratio: ratio(stored, ghost.full.store_data_bytes as f64).unwrap_or(0.0),
+            faults_per_second: ratio(ghost.outcome.faults() as f64, seconds).unwrap_or(0.0),
+            slowdown: baseline
+                .as_ref()
+                .and_then(|b| ratio(seconds, b.outcome.seconds())),
+            same_results,
+            ghost,
+            baseline,
+            baseline_missing,
+        }
+    }
+
+    /// One JSON object.
+    ///
+    /// # Errors
+    /// None in practice: every part can be serialized.
+    pub(crate) fn json(&self) -> Result<String, Failure> {
+        serde_json::to_string_pretty(self).map_err(Failure::new)
+    }
+
+    /// Title, table and verdict.
+    pub(crate) fn text(&self) -> String {
+        let mut lines = Vec::new();
+        self.heading()
+            .iter()
+            .for_each(|line| wrap(line, &mut lines));
+        lines.push(self.table().to_string());
+        self.verdict()
+            .iter()
+            .for_each(|line| wrap(line, &mut lines));
+        lines.join("\n")
+    }
+
+    fn heading(&self) -> Vec<String> {
+        let data = &self.data;
+        let mut lines = vec![format!(
+            "GhostMem demo: {} of real files on a heap limited to {} ({} backend, {} threads)",
+            Bytes(data.bytes),
+            Bytes(self.limit_bytes),
+            self.backend,
+            self.threads
+        )];
+        let sources = data
+            .sources
+            .iter()
+            .map(|s| format!("{} {}", s.root, Bytes(s.bytes)));
+        let sources: Vec<_> = sources.take(8).collect();
+        let more = data.sources.len().saturating_sub(sources.len());
+        let more = if more > 0 {
+            format!(" and {more} more")
+        } else {
+            String::new()
+        };
+        lines.push(format!(
+            "Data: {} documents ({} text) from {} files: {}{more}",
+            grouped(data.documents),
+            grouped(data.texts),
+            grouped(data.files),
+            sources.join(", ")
+        ));
+        if data.copied_bytes > 0 {
+            lines.push(format!(
+                "Only {} are files as they are; {} are further copies of them, each rotated by \
+                 another distance.",
+                Bytes(data.real_bytes),
+                Bytes(data.copied_bytes)
+            ));
+        }
+        if data.skipped > 0 {
+            lines.push(format!(
+                "{} files or folders could not be read.",
+                grouped(data.skipped)
+            ));
+        }
+        if let Some(reason) = &self.baseline_missing {
+            lines.push(format!("Without GhostMem: not measured, {reason}."));
+        }
+        lines
+    }
+
+    fn table(&self) -> Table {
+        let mut table = Table::new();
+        table.load_style(presets::UTF8_FULL_CONDENSED);
+        table.set_header(["", "GhostMem", "without", "ratio"]);
+        let ghost = &self.ghost;
+        let (memory, full, end) = (&ghost.memory, &ghost.full, &ghost.end);
+        let bytes = |value: u64| Bytes(value).to_string();
+        let mut row = |name: &str, with: String, without: Option<String>, ratio: Option<String>| {
+            table.add_row([
+                name,
+                &with,
+                &without.unwrap_or_default(),
+                &ratio.unwrap_or_default(),
+            ]);
+        };
+        let plain = self.baseline.as_ref();
+        let plain_held = plain.map(|b| bytes(b.outcome.held_bytes));
+        row(
+            "data held",
+            bytes(ghost.outcome.held_bytes),
+            plain_held,
+            None,
+        );
+        let plain_peak = plain.map(|b| b.memory.peak_bytes);
+        let share = plain_peak.and_then(|peak| ratio(memory.peak_bytes as f64, peak as f64));
+        let share = share.map(|share| format!("{:.0} %", share * 100.0));
+        row(
+            "peak memory of the process",
+            bytes(memory.peak_bytes),
+            plain_peak.map(bytes),
+            share,
+        );
+        let plain_before = plain.map(|b| bytes(b.memory.before_bytes));
+        row(
+            "  before the work",
+            bytes(memory.before_bytes),
+            plain_before,
+            None,
+        );
+        row(
+            "  resident pages, at most",
+            bytes(memory.ghost_resident_bytes),
+            None,
+            None,
+        );
+        row(
+            "  compressed store, at most",
+            bytes(memory.store_bytes),
+            None,
+            None,
+        );
+        row(
+            "  page words and bookkeeping",
+            bytes(full.metadata_bytes),
+            None,
+            None,
+        );
+        row(
+            "compression",
+            format!("{:.2} : 1", self.compression_ratio),
+            None,
+            None,
+        );
+        row(
+            "pages of one value",
+            grouped(full.same_filled_pages),
+            None,
+            None,
+        );
+        row(
+            "pages kept uncompressed",
+            grouped(full.raw_pages),
+            None,
+            None,
+        );
+        row("faults", grouped(ghost.outcome.faults()), None, None);
+        row(
+            "  per second",
+            grouped(self.faults_per_second as u64),
+            None,
+            None,
+        );
+        let latency = (end.fault_latency_p50_ns, end.fault_latency_p99_ns);
+        row(
+            "  latency p50 / p99",
+            format!("{} / {}", time(latency.0), time(latency.1)),
+            None,
+            None,
+        );
+        row(
+            "read ahead / used",
+            pair(end.readahead_pages, end.readahead_hits),
+            None,
+            None,
+        );
+        row(
+            "evicted clean / written",
+            pair(end.evictions_clean, end.evictions_dirty),
+            None,
+            None,
+        );
+        for (index, phase) in ghost.outcome.phases.iter().enumerate() {
+            let plain = plain
+                .and_then(|b| b.outcome.phases.get(index))
+                .map(|p| p.seconds);
+            row(
+                &phase.name,
+                seconds(phase.seconds),
+                plain.map(seconds),
+                slower(phase.seconds, plain),
+            );
+        }
+        let (with, without) = (ghost.outcome.seconds(), plain.map(|b| b.outcome.seconds()));
+        row(
+            "all work",
+            seconds(with),
+            without.map(seconds),
+            slower(with, without),
+        );
+        for column in table.column_iter_mut().skip(1) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+        table
+    }
+
+    fn verdict(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        let memory = &self.ghost.memory;
+        let samples = grouped(memory.samples);
+        if self.memory_rule_held {
+            lines.push(format!(
+                "Memory: within limit + store + 5 % + 16 MiB at all of {samples} samples and at the \
+                 kernel's peak; {} below it at the tightest.",
+                Bytes(memory.headroom_bytes.unsigned_abs())
+            ));
+        } else if memory.headroom_bytes < 0 {
+            lines.push(format!(
+                "MEMORY RULE BROKEN: {} resident, {} more than limit + store + 5 % + 16 MiB.",
+                Bytes(memory.tightest_bytes),
+                Bytes(memory.headroom_bytes.unsigned_abs())
+            ));
+        } else {
+            lines.push(format!(
+                "MEMORY RULE BROKEN: peak {} of at most {} allowed, ghost pages {} of {}, {samples} \
+                 samples.",
+                Bytes(memory.peak_bytes),
+                Bytes(memory.allowed_bytes),
+                Bytes(memory.ghost_resident_bytes),
+                Bytes(self.limit_bytes)
+            ));
+        }
+        if !memory.peak_reset {
+            lines.push("        (the kernel did not reset the peak: it includes the start)".into());
+        }
+        let outcome = &self.ghost.outcome;
+        if self.verified {
+            let same = if self.same_results.is_some() {
+                ", same results as without GhostMem"
+            } else {
+                ""
+            };
+            lines.push(format!(
+                "Verified: {} documents, {} records, {} words ({} different), {} look-ups, {} \
+                 updates: all as computed from the files{same}.",
+                grouped(self.data.documents),
+                grouped(outcome.records),
+                grouped(outcome.indexed_words),
+                grouped(outcome.distinct_words),
+                grouped(outcome.lookups),
+                grouped(outcome.updates),
+            ));
+        } else {
+            lines.extend(failed("GhostMem", outcome));
+            lines.extend(
+                self.baseline
+                    .iter()
+                    .flat_map(|b| failed("without GhostMem", &b.outcome)),
+            );
+            if self.same_results == Some(false) {
+                lines.push("WRONG: the results differ from those without GhostMem.".to_string());
+            }
+        }
+        lines
+    }
+}
+
+fn failed(run: &str, outcome: &Outcome) -> Vec<String> {
+    let wrong = outcome.checks.iter().filter(|check| !check.ok);
+    wrong
+        .map(|check| format!("WRONG ({run}): {}: {}", check.name, check.detail))
+        .collect()
+}
+
+fn ratio(part: f64, whole: f64) -> Option<f64> {
+    (whole > 0.0).then(|| part / whole)
+}
+
+fn slower(with: f64, without: Option<f64>) -> Option<String> {
+    let factor = ratio(with, without?)?;
+    Some(if factor < 99.5 {
+        format!("{factor:.1}x")
+    } else {
+        format!("{factor:.0}x")
+    })
+}
+
+fn seconds(value: f64) -> String {
+    match value {
+        v if v < 0.001 => format!("{:.0} us", v * 1e6),
+        v if v < 0.9995 => format!("{:.0} ms", v * 1e3),
+        v if v < 99.95 => format!("{v:.2} s"),
+        v => format!("{v:.0} s"),
+    }
+}
+
+fn time(nanoseconds: u64) -> String {
+    match nanoseconds {
+        n if n < 1000 => format!("{n} ns"),
+        n if n < 1_000_000 => format!("{:.1} us", n as f64 / 1e3),
+        n => format!("{:.1} ms", n as f64 / 1e6),
+    }
+}
+
+fn pair(first: u64, second: u64) -> String {
+    format!("{} / {}", grouped(first), grouped(second))
+}
+
+/// Breaks a line at spaces; what follows is indented.
+fn wrap(line: &str, lines: &mut Vec<String>) {
+    const WIDTH: usize = 92;
+    let mut current = String::new();
+    for word in line.split(' ') {
+        if !current.is_empty() && current.chars().count() + 1 + word.chars().count() > WIDTH {
+            lines.push(std::mem::replace(&mut current, format!("  {word}")));
+        } else {
+            if !current.is_empty() {
+                current.push(' ');
+            }
+            current.push_str(word);
+        }
+    }
+    lines.push(current);
+}
+
+/// A number with its digits in groups of three.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::with_capacity(digits.len() * 4 / 3);
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(' ');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_lines_are_broken_at_spaces() {
+        let line = "word ".repeat(50);
+        let mut lines = Vec::new();
+        wrap(line.trim(), &mut lines);
+        assert!(
+            lines.len() == 3 && lines.iter().all(|line| line.len() <= 92),
+            "{lines:?}"
+        );
+        assert_eq!(lines.join("").matches("word").count(), 50);
+        assert!(lines[1].starts_with("  word"));
+    }
+
+    #[test]
+    fn numbers_are_readable() {
+        assert_eq!(grouped(0), "0");
+        assert_eq!(grouped(999), "999");
+        assert_eq!(grouped(1_234_567), "1 234 567");
+        assert_eq!(time(999), "999 ns");
+        assert_eq!(time(4321), "4.3 us");
+        assert_eq!(seconds(0.25), "250 ms");
+        assert_eq!(seconds(2.5), "2.50 s");
+        assert_eq!(slower(3.0, Some(1.5)).as_deref(), Some("2.0x"));
+        assert_eq!(slower(3.0, None), None);
+        assert_eq!(slower(3.0, Some(0.0)), None);
+    }
+}

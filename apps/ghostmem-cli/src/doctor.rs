@@ -1,0 +1,201 @@
+//! `ghostmem doctor`: what this machine allows, which backend is used and why, what unlocks more.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use comfy_table::{Table, presets};
+use serde::Serialize;
+
+use crate::cli::DoctorArgs;
+use crate::engine::{Machine, probe};
+use crate::failure::Failure;
+use crate::size::Bytes;
+
+/// Everything `--json` prints.
+#[derive(Serialize)]
+struct Report<'a> {
+    version: &'static str,
+    exit_code: u8,
+    #[serde(flatten)]
+    machine: &'a Machine,
+}
+
+/// Probes the machine and prints what was found.
+///
+/// # Errors
+/// Standard output cannot be written.
+pub(crate) fn run(args: &DoctorArgs) -> Result<ExitCode, Failure> {
+    let machine = probe();
+    let exit_code = exit_code(machine.backend);
+    let text = if args.json {
+        let report = Report {
+            version: env!("CARGO_PKG_VERSION"),
+            exit_code,
+            machine: &machine,
+        };
+        serde_json::to_string_pretty(&report).map_err(Failure::new)?
+    } else {
+        describe(&machine)
+    };
+    writeln!(std::io::stdout(), "{text}").map_err(Failure::new)?;
+    Ok(ExitCode::from(exit_code))
+}
+
+/// 0 for a fast backend, 1 for the slow one, 2 for none.
+fn exit_code(backend: Option<&str>) -> u8 {
+    match backend {
+        Some("inline" | "monitor") => 0,
+        Some(_) => 1,
+        None => 2,
+    }
+}
+
+fn describe(machine: &Machine) -> String {
+    let verdict = match exit_code(machine.backend) {
+        0 => "fast",
+        1 => "works, slower than it could be",
+        _ => "does not work",
+    };
+    let backend = machine.backend.unwrap_or("none");
+    let mut lines = vec![
+        format!(
+            "GhostMem {} on this machine: {verdict}",
+            env!("CARGO_PKG_VERSION")
+        ),
+        format!("Backend: {backend} ({})", machine.reason),
+        table(machine).to_string(),
+    ];
+    if machine.hints.is_empty() {
+        lines.push("Nothing is left to unlock.".to_string());
+    } else {
+        lines.push("To unlock more:".to_string());
+        lines.extend(machine.hints.iter().map(|hint| format!("  - {hint}")));
+    }
+    lines.join("\n")
+}
+
+fn table(machine: &Machine) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_FULL_CONDENSED);
+    table.set_header(["", "found", "why it matters"]);
+    let bytes = |value: Option<u64>| value.map_or("none".to_string(), |b| Bytes(b).to_string());
+    let number = |value: Option<u64>| value.map_or("not there".to_string(), |n| n.to_string());
+    let allowed = |refusal: &Option<String>| match refusal {
+        None => "yes".to_string(),
+        Some(errno) => format!("no: {errno}"),
+    };
+    let present = |there: bool| if there { "yes" } else { "no" }.to_string();
+    let seccomp = match machine.seccomp_mode {
+        Some(0) => "off".to_string(),
+        Some(1) => "strict".to_string(),
+        Some(2) => "a filter is set".to_string(),
+        _ => "unknown".to_string(),
+    };
+    let uffd = &machine.userfaultfd;
+    let rows = [
+        (
+            "kernel",
+            machine.kernel_release.clone(),
+            "inline needs 5.11",
+        ),
+        (
+            "page size",
+            Bytes(machine.page_size_bytes).to_string(),
+            "must be 4 KiB",
+        ),
+        (
+            "processors",
+            machine.cpus.to_string(),
+            "reclaim runs beside the program",
+        ),
+        ("memory", Bytes(machine.ram_bytes).to_string(), ""),
+        (
+            "memory limit of the cgroup",
+            bytes(machine.cgroup_limit_bytes),
+            "limit and store must fit in it",
+        ),
+        (
+            "userfaultfd, user mode",
+            allowed(&uffd.user_mode_only_refusal),
+            "inline: no privilege needed",
+        ),
+        (
+            "userfaultfd, full",
+            allowed(&uffd.syscall_refusal),
+            "monitor: system calls fault too",
+        ),
+        (
+            "/dev/userfaultfd",
+            allowed(&uffd.dev_refusal),
+            "the same, through a device",
+        ),
+        (
+            "vm.unprivileged_userfaultfd",
+            number(machine.unprivileged_userfaultfd),
+            "1 gives everybody the full mode",
+        ),
+        (
+            "SIGBUS mode",
+            present(uffd.sigbus),
+            "inline: faults stay on their thread",
+        ),
+        (
+            "write protection",
+            present(uffd.write_protect),
+            "clean pages are just dropped",
+        ),
+        (
+            "page moving",
+            present(uffd.move_pages),
+            "eviction without a copy",
+        ),
+        (
+            "guard pages in files",
+            present(machine.madv_guard_shmem),
+            "guard: no mprotect needed (6.15)",
+        ),
+        (
+            "vm.max_map_count",
+            number(machine.max_map_count),
+            "guard: how finely it may protect",
+        ),
+        (
+            "address space limit",
+            bytes(machine.rlimit_as_bytes),
+            "heaps reserve more than they use",
+        ),
+        ("seccomp", seccomp, "a filter may refuse userfaultfd"),
+    ];
+    for (name, found, why) in rows {
+        table.add_row([name, &found, why]);
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_codes_are_as_documented() {
+        assert_eq!(exit_code(Some("inline")), 0);
+        assert_eq!(exit_code(Some("monitor")), 0);
+        assert_eq!(exit_code(Some("guard")), 1);
+        assert_eq!(exit_code(None), 2);
+    }
+
+    #[test]
+    fn refusals_and_hints_are_shown() {
+        let mut machine = probe();
+        machine.userfaultfd.user_mode_only_refusal = Some("EPERM (operation not permitted)".into());
+        machine.hints = vec!["try another kernel".into()];
+        machine.backend = Some("guard");
+        let text = describe(&machine);
+        assert!(
+            text.contains("no: EPERM (operation not permitted)"),
+            "{text}"
+        );
+        assert!(text.contains("  - try another kernel"), "{text}");
+        assert!(text.contains("Backend: guard"), "{text}");
+    }
+}

@@ -1,0 +1,184 @@
+//! A memory cgroup of our own, version 1 or 2, removed on drop.
+//!
+//! Created directly below the root of the memory hierarchy, so that limits of
+//! the surrounding groups do not take part.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+
+/// Start of the names of our groups, followed by a process number.
+pub(crate) const PREFIX: &str = "ghostmem-bench-";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Version {
+    V1,
+    V2,
+}
+
+/// A memory cgroup, by its directory.
+#[derive(Debug)]
+pub(crate) struct Cgroup {
+    dir: PathBuf,
+    version: Version,
+    owned: bool,
+}
+
+/// Where memory cgroups are mounted.
+fn mount() -> Result<(PathBuf, Version)> {
+    let mounts = fs::read_to_string("/proc/self/mounts")
+        .map_err(|err| Error::io("/proc/self/mounts", &err))?;
+    let mut unified = None;
+    for line in mounts.lines() {
+        let mut fields = line.split(' ').skip(1);
+        let (Some(dir), Some(kind), Some(options)) = (fields.next(), fields.next(), fields.next())
+        else {
+            continue;
+        };
+        if kind == "cgroup" && options.split(',').any(|option| option == "memory") {
+            return Ok((dir.into(), Version::V1));
+        }
+        if kind == "cgroup2" {
+            let controllers = fs::read_to_string(Path::new(dir).join("cgroup.controllers"));
+            if controllers.is_ok_and(|list| list.split_whitespace().any(|c| c == "memory")) {
+                unified = Some(PathBuf::from(dir));
+            }
+        }
+    }
+    unified
+        .map(|dir| (dir, Version::V2))
+        .ok_or_else(|| Error::Skipped("no memory cgroup controller is mounted".into()))
+}
+
+impl Cgroup {
+    /// Creates a group named after this process.
+    pub(crate) fn create() -> Result<Self> {
+        let (root, version) = mount()?;
+        if version == Version::V2 {
+            // Already on wherever systemd runs; the write is then refused or
+            // changes nothing.
+            let _ = fs::write(root.join("cgroup.subtree_control"), "+memory");
+        }
+        let dir = root.join(format!("{PREFIX}{}", std::process::id()));
+        fs::create_dir(&dir).map_err(|err| {
+            Error::Skipped(format!(
+                "cannot create a memory cgroup in {}: {err}",
+                root.display()
+            ))
+        })?;
+        let group = Self {
+            dir,
+            version,
+            owned: true,
+        };
+        if !group.dir.join(group.limit_file()).exists() {
+            return Err(Error::Skipped(
+                "the memory controller is off for cgroups".into(),
+            ));
+        }
+        Ok(group)
+    }
+
+    /// A group that somebody else created and removes.
+    pub(crate) fn open(dir: PathBuf) -> Self {
+        let version = if dir.join("memory.limit_in_bytes").exists() {
+            Version::V1
+        } else {
+            Version::V2
+        };
+        Self {
+            dir,
+            version,
+            owned: false,
+        }
+    }
+
+    /// The directory.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    const fn limit_file(&self) -> &'static str {
+        match self.version {
+            Version::V1 => "memory.limit_in_bytes",
+            Version::V2 => "memory.max",
+        }
+    }
+
+    fn write(&self, file: &str, value: &str) -> Result<()> {
+        let path = self.dir.join(file);
+        fs::write(&path, value).map_err(|err| Error::io(path.display(), &err))
+    }
+
+    fn number(&self, file: &str) -> Result<u64> {
+        let path = self.dir.join(file);
+        let text = fs::read_to_string(&path).map_err(|err| Error::io(path.display(), &err))?;
+        text.trim()
+            .parse()
+            .map_err(|_| Error::Failed(format!("{}: no number: {text}", path.display())))
+    }
+
+    /// Moves this process into the group.
+    pub(crate) fn join(&self) -> Result<()> {
+        self.write("cgroup.procs", &std::process::id().to_string())
+    }
+
+    /// Sets the limit on memory (swap not counted), bytes.
+    pub(crate) fn set_limit(&self, bytes: u64) -> Result<()> {
+        self.write(self.limit_file(), &bytes.to_string())
+    }
+
+    /// Memory charged now, bytes.
+    pub(crate) fn usage(&self) -> Result<u64> {
+        self.number(match self.version {
+            Version::V1 => "memory.usage_in_bytes",
+            Version::V2 => "memory.current",
+        })
+    }
+
+    /// Most memory ever charged, bytes (version 2: Linux 5.19).
+    pub(crate) fn peak(&self) -> Result<u64> {
+        self.number(match self.version {
+            Version::V1 => "memory.max_usage_in_bytes",
+            Version::V2 => "memory.peak",
+        })
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        if !self.owned {
+            return;
+        }
+        // A process that has just been reaped may still be on its way out.
+        for _ in 0..100 {
+            match fs::remove_dir(&self.dir) {
+                Ok(()) => return,
+                Err(err) if err.kind() == std::io::ErrorKind::NotFound => return,
+                Err(_) => std::thread::sleep(Duration::from_millis(20)),
+            }
+        }
+        eprintln!(
+            "could not remove {}: remove it with rmdir",
+            self.dir.display()
+        );
+    }
+}
+
+/// Removes empty groups that an earlier run left behind; returns their names.
+pub(crate) fn remove_leftovers() -> Vec<String> {
+    let Ok((root, _)) = mount() else {
+        return Vec::new();
+    };
+    let Ok(entries) = fs::read_dir(root) else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with(PREFIX))
+        .filter(|entry| fs::remove_dir(entry.path()).is_ok())
+        .map(|entry| entry.path().display().to_string())
+        .collect()
+}

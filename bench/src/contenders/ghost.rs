@@ -1,0 +1,96 @@
+//! GhostMem itself, with a chosen fault backend.
+
+use std::alloc::Layout;
+
+use ghostmem::{Backend, Heap};
+
+use super::{Contender, Figures};
+use crate::blocks::{Block, GhostBlock};
+use crate::buffer::{Buffer, PAGE};
+use crate::error::{Error, Result};
+use crate::report::status_bytes;
+
+/// A heap made for measuring: it lives as long as the process.
+pub(crate) fn heap(backend: &str, resident: u64) -> Result<&'static Heap> {
+    let chosen = match backend {
+        "auto" => Backend::Auto,
+        "inline" => Backend::Inline,
+        "monitor" => Backend::Monitor,
+        "guard" => Backend::Guard,
+        other => return Err(Error::Failed(format!("no backend named {other}"))),
+    };
+    let resident = usize::try_from(resident).unwrap_or(usize::MAX);
+    let heap = Heap::builder()
+        .resident_limit(resident)
+        .backend(chosen)
+        .build()
+        .map_err(|err| Error::Skipped(format!("backend {backend}: {err}")))?;
+    Ok(Box::leak(Box::new(heap)))
+}
+
+/// One large allocation on a heap with a limit.
+#[derive(Debug)]
+pub(crate) struct Ghost {
+    heap: &'static Heap,
+    block: GhostBlock<'static>,
+    pages: u32,
+    /// Bytes resident before the heap was made.
+    before: u64,
+}
+
+impl Ghost {
+    /// Allocates `pages` pages on a heap that keeps `resident` bytes
+    /// uncompressed.
+    pub(crate) fn open(backend: &str, pages: u32, resident: u64) -> Result<Self> {
+        let before = status_bytes("VmRSS");
+        let heap = heap(backend, resident)?;
+        let layout = Layout::from_size_align(pages as usize * PAGE, PAGE)
+            .map_err(|err| Error::Failed(err.to_string()))?;
+        let block = GhostBlock::new(heap, layout)
+            .map_err(|err| Error::Failed(format!("allocating the buffer: {err}")))?;
+        Ok(Self {
+            heap,
+            block,
+            pages,
+            before,
+        })
+    }
+
+    /// The heap the buffer is on.
+    pub(crate) fn heap(&self) -> &Heap {
+        self.heap
+    }
+
+    /// Compresses the whole buffer away.
+    pub(crate) fn evict_all(&self) -> Result<()> {
+        self.heap
+            .evict(self.block.base(), self.pages as usize * PAGE)
+            .map(drop)
+            .map_err(|err| Error::Failed(format!("evict: {err}")))
+    }
+}
+
+impl Contender for Ghost {
+    fn buffer(&self) -> Buffer<'_> {
+        self.block.buffer(self.pages)
+    }
+
+    fn settle(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn faults(&self) -> u64 {
+        self.heap.stats().faults
+    }
+
+    fn figures(&self) -> Result<Figures> {
+        let stats = self.heap.stats();
+        Ok(Figures {
+            resident: stats.resident_bytes,
+            data: stats.store_data_bytes,
+            held: stats.store_held_bytes,
+            metadata: stats.metadata_bytes,
+            peak: status_bytes("VmHWM").saturating_sub(self.before),
+        })
+    }
+}

@@ -1,0 +1,190 @@
+//! `ghostmem-bench faults`: how fault throughput grows when two threads fault
+//! on different pages.
+//!
+//! *steady*: the buffer is larger than the limit, so every restored page costs
+//! an eviction. One thread reads random pages of all of it; several threads
+//! read random pages of disjoint parts, so the share of resident pages is the
+//! same. *restore only*: the limit holds the whole buffer, all of it is evicted
+//! beforehand, and each page is touched once in random order: nothing but
+//! faults.
+
+use std::path::PathBuf;
+use std::sync::Barrier;
+use std::time::Instant;
+
+use clap::Args;
+use serde_json::json;
+
+use crate::buffer::Buffer;
+use crate::compare::report_mix;
+use crate::contenders::Contender;
+use crate::contenders::ghost::Ghost;
+use crate::data::{DataSet, tag_offset, tag_value};
+use crate::error::{Error, Result};
+use crate::options::{DataArgs, Size};
+use crate::report::{self, Spread};
+use crate::rng::Rng;
+use crate::work;
+
+/// Arguments of the command.
+#[derive(Debug, Args)]
+pub(crate) struct FaultsArgs {
+    #[command(flatten)]
+    data: DataArgs,
+    /// Bytes of the buffer that may be resident in the steady part.
+    #[arg(long, default_value = "256M")]
+    resident: Size,
+    /// Numbers of threads.
+    #[arg(long, value_delimiter = ',', default_value = "1,2")]
+    threads: Vec<u32>,
+    /// Backend of the heap: auto, inline, monitor or guard.
+    #[arg(long, default_value = "inline")]
+    backend: String,
+    /// Repetitions, alternating between the numbers of threads.
+    #[arg(long, default_value_t = 5)]
+    rounds: u32,
+    /// Touches per page of the buffer in the steady part.
+    #[arg(long, default_value_t = 0.5)]
+    touches: f64,
+    /// Everything measured, as JSON.
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &FaultsArgs) -> Result<()> {
+    let (data, mix) = args.data.build(1)?;
+    report_mix(&mix, args.data.size.0);
+    let mut table = report::table(&[
+        "backend",
+        "part",
+        "threads",
+        "faults/s: median (min-max)",
+        "ns per fault",
+        "times 1 thread",
+        "readahead pages/fault",
+    ]);
+    let mut results = Vec::new();
+    for restore_only in [false, true] {
+        let part = if restore_only {
+            "restore only"
+        } else {
+            "steady"
+        };
+        eprintln!("{part}");
+        let limit = if restore_only {
+            args.data.size.0 + (64 << 20)
+        } else {
+            args.resident.0
+        };
+        let ghost = Ghost::open(&args.backend, data.pages(), limit)?;
+        work::fill(ghost.buffer(), &data)?;
+        let mut rates = vec![(Vec::new(), 0.0); args.threads.len()];
+        for round in 0..args.rounds {
+            for (&threads, (rates, ahead)) in args.threads.iter().zip(&mut rates) {
+                let seed = u64::from(round);
+                let (rate, readahead) = measure(args, &ghost, &data, threads, seed, restore_only)?;
+                rates.push(rate);
+                *ahead = readahead;
+            }
+        }
+        let mut single = None;
+        for (&threads, (rates, ahead)) in args.threads.iter().zip(&rates) {
+            let Some(spread) = Spread::of(rates) else {
+                return Err(Error::Failed("--rounds: at least 1".into()));
+            };
+            let gain = spread.median / *single.get_or_insert(spread.median);
+            table.add_row([
+                args.backend.clone(),
+                part.to_owned(),
+                threads.to_string(),
+                spread.text(),
+                format!("{:.0}", 1e9 / spread.median),
+                format!("{gain:.2}"),
+                format!("{ahead:.2}"),
+            ]);
+            results.push(json!({
+                "backend": args.backend,
+                "part": part,
+                "threads": threads,
+                "faults_per_s": spread.json(),
+                "gain": gain,
+            }));
+        }
+    }
+    println!("{table}");
+    if let Some(path) = &args.json {
+        let value = json!({ "machine": report::machine(), "faults": results });
+        report::write_json(path, &value)?;
+    }
+    Ok(())
+}
+
+/// Faults per second, and pages read ahead per fault, of one repetition.
+fn measure(
+    args: &FaultsArgs,
+    ghost: &Ghost,
+    data: &DataSet,
+    threads: u32,
+    seed: u64,
+    restore_only: bool,
+) -> Result<(f64, f64)> {
+    if restore_only {
+        ghost.evict_all()?;
+    }
+    let part = data.pages() / threads;
+    let touches = (f64::from(part) * args.touches) as usize;
+    let orders: Vec<Vec<u32>> = (0..threads)
+        .map(|thread| {
+            let mut rng = Rng::new((seed << 16) + u64::from((threads << 8) + thread));
+            let first = thread * part;
+            if restore_only {
+                rng.permutation(part)
+                    .into_iter()
+                    .map(|page| first + page)
+                    .collect()
+            } else {
+                (0..touches)
+                    .map(|_| first + rng.below(u64::from(part)) as u32)
+                    .collect()
+            }
+        })
+        .collect();
+    let gate = Barrier::new(threads as usize + 1);
+    let buffer = ghost.buffer();
+    let before = ghost.heap().stats();
+    let elapsed = std::thread::scope(|scope| {
+        let workers: Vec<_> = orders
+            .iter()
+            .map(|order| {
+                let gate = &gate;
+                scope.spawn(move || {
+                    gate.wait();
+                    read_all(buffer, order)
+                })
+            })
+            .collect();
+        gate.wait();
+        let start = Instant::now();
+        for worker in workers {
+            worker
+                .join()
+                .unwrap_or_else(|_| Err(Error::Failed("a touching thread panicked".into())))?;
+        }
+        Ok(start.elapsed())
+    })?;
+    let after = ghost.heap().stats();
+    let faults = after.faults.saturating_sub(before.faults).max(1) as f64;
+    let ahead = after.readahead_pages.saturating_sub(before.readahead_pages) as f64;
+    Ok((faults / elapsed.as_secs_f64(), ahead / faults))
+}
+
+/// Reads and checks the tag of each page.
+fn read_all(buffer: Buffer<'_>, order: &[u32]) -> Result<()> {
+    for &page in order {
+        if buffer.load(page, tag_offset(page, 0)) != tag_value(page, 0, 0) {
+            return Err(Error::Failed(format!("wrong word in page {page}")));
+        }
+    }
+    Ok(())
+}

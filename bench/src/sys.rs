@@ -1,0 +1,201 @@
+//! System calls the standard library does not offer, one safe function each.
+//!
+//! Unsafe room: every block holds one call, and nothing here keeps state
+//! except the signal flag.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::os::fd::{FromRawFd, RawFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::buffer::{Buffer, PAGE};
+
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
+
+/// An anonymous file in memory that a spawned child inherits (no
+/// close-on-exec), memfd_create(2).
+pub(crate) fn memfd(name: &str) -> io::Result<File> {
+    let name = CString::new(name)?;
+    // SAFETY: the name is a NUL-terminated string that outlives the call.
+    let fd = check(unsafe { libc::memfd_create(name.as_ptr(), 0) })?;
+    // SAFETY: the descriptor was just created and nothing else owns it.
+    Ok(unsafe { File::from_raw_fd(fd) })
+}
+
+/// Takes ownership of a descriptor that the parent process passed down by
+/// number. Refuses numbers that are not open descriptors of a regular file.
+pub(crate) fn inherited_file(fd: RawFd) -> io::Result<File> {
+    // SAFETY: F_GETFD reads the flags of a descriptor and touches no memory.
+    check(unsafe { libc::fcntl(fd, libc::F_GETFD) })?;
+    // SAFETY: the descriptor is open (checked above), and this process, freshly
+    // executed, has no other owner for a number it was given as an argument.
+    let file = unsafe { File::from_raw_fd(fd) };
+    if file.metadata()?.is_file() {
+        Ok(file)
+    } else {
+        std::mem::forget(file);
+        Err(io::Error::from_raw_os_error(libc::EBADF))
+    }
+}
+
+/// A private anonymous mapping, unmapped on drop.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    base: NonNull<u8>,
+    len: usize,
+}
+
+impl Mapping {
+    /// Maps `len` bytes of zeros, no advice given, no commit charge.
+    pub(crate) fn anonymous(len: usize) -> io::Result<Self> {
+        // SAFETY: a new mapping at an address of the kernel's choice cannot
+        // overlap memory that is in use.
+        let raw = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        if raw == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        NonNull::new(raw.cast())
+            .map(|base| Self { base, len })
+            .ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))
+    }
+
+    /// The whole pages of the mapping as memory under test.
+    pub(crate) fn buffer(&self) -> Buffer<'_> {
+        let pages = u32::try_from(self.len / PAGE).unwrap_or(u32::MAX);
+        // SAFETY: the kernel maps page-aligned and at least this many pages;
+        // the borrow keeps the mapping alive, and nothing but its
+        // buffers, which are copies of one another, accesses it.
+        unsafe { Buffer::new(self.base, pages) }
+    }
+
+    /// Makes the kernel back every page now, madvise(2) MADV_POPULATE_WRITE
+    /// (Linux 5.14).
+    pub(crate) fn populate(&self) -> io::Result<()> {
+        // SAFETY: the range is this value's own mapping; populating it changes
+        // no contents.
+        let result = unsafe {
+            libc::madvise(
+                self.base.as_ptr().cast(),
+                self.len,
+                libc::MADV_POPULATE_WRITE,
+            )
+        };
+        check(result).map(drop)
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the range was mapped by this value and is given up with it.
+        let _ = unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
+    }
+}
+
+/// Keeps what is mapped now in memory, mlockall(2) MCL_CURRENT.
+pub(crate) fn lock_current_memory() -> io::Result<()> {
+    // SAFETY: locking pages changes no contents.
+    check(unsafe { libc::mlockall(libc::MCL_CURRENT) }).map(drop)
+}
+
+/// Turns a block device on as swap with `priority` (0..=32767, higher is used
+/// first).
+pub(crate) fn swap_on(device: &str, priority: i32) -> io::Result<()> {
+    const SWAP_FLAG_PREFER: libc::c_int = 0x8000;
+    let path = CString::new(device)?;
+    // SAFETY: the path is a NUL-terminated string that outlives the call.
+    check(unsafe { libc::swapon(path.as_ptr(), SWAP_FLAG_PREFER | (priority & 0x7fff)) }).map(drop)
+}
+
+/// Turns a block device off as swap; retried when a signal interrupts it.
+pub(crate) fn swap_off(device: &str) -> io::Result<()> {
+    let path = CString::new(device)?;
+    loop {
+        // SAFETY: the path is a NUL-terminated string that outlives the call.
+        match check(unsafe { libc::swapoff(path.as_ptr()) }) {
+            Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
+            other => return other.map(drop),
+        }
+    }
+}
+
+/// Whether the effective user is root.
+pub(crate) fn is_root() -> bool {
+    // SAFETY: geteuid takes nothing and cannot fail.
+    unsafe { libc::geteuid() == 0 }
+}
+
+/// What the kernel charged to this process so far, getrusage(2).
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Usage {
+    /// User and system time of all threads, nanoseconds.
+    pub(crate) cpu_ns: u64,
+    /// Faults that read from swap or a file.
+    pub(crate) major_faults: u64,
+}
+
+/// Reads [`Usage`] of the whole process.
+pub(crate) fn usage() -> Usage {
+    let mut raw = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: the kernel writes one rusage into the room provided for it.
+    let result = unsafe { libc::getrusage(libc::RUSAGE_SELF, raw.as_mut_ptr()) };
+    if result != 0 {
+        return Usage::default();
+    }
+    // SAFETY: zero bytes are a valid rusage, and the kernel has filled it.
+    let raw = unsafe { raw.assume_init() };
+    let nanos = |t: libc::timeval| t.tv_sec as u64 * 1_000_000_000 + t.tv_usec as u64 * 1000;
+    Usage {
+        cpu_ns: nanos(raw.ru_utime) + nanos(raw.ru_stime),
+        major_faults: raw.ru_majflt as u64,
+    }
+}
+
+/// Makes the kernel kill this process when its parent dies, prctl(2)
+/// PR_SET_PDEATHSIG, so that no measured child outlives the clean-up.
+pub(crate) fn die_with_parent() -> io::Result<()> {
+    // SAFETY: this option takes a signal number and touches no memory.
+    check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) }).map(drop)
+}
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn on_signal(_signal: libc::c_int) {
+    INTERRUPTED.store(true, Ordering::SeqCst);
+}
+
+/// From now on SIGINT, SIGTERM and SIGHUP only set a flag, see [`interrupted`];
+/// the caller unwinds, and its guards take everything down.
+pub(crate) fn catch_signals() -> io::Result<()> {
+    // SAFETY: zero bytes are a valid sigaction (no flags, empty mask).
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = on_signal as extern "C" fn(libc::c_int) as libc::sighandler_t;
+    action.sa_flags = libc::SA_RESTART;
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+        // SAFETY: the handler only stores to an atomic, which is
+        // async-signal-safe.
+        check(unsafe { libc::sigaction(signal, &raw const action, std::ptr::null_mut()) })?;
+    }
+    Ok(())
+}
+
+/// Whether a signal has asked the bench to stop.
+pub(crate) fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::SeqCst)
+}

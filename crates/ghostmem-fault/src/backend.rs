@@ -1,0 +1,565 @@
+//! Putting pages in place, protecting them and taking them away: the same
+//! verbs for every backend.
+
+use core::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::OnceLock;
+
+use ghostmem_os::ghost::{
+    DROP_RANGES_MAX, DropRange, NO_RANGE, drop_range, drop_ranges, read_page,
+};
+use ghostmem_os::guard::{self, DoubleMap};
+use ghostmem_os::lock::Lock;
+use ghostmem_os::map::{Reservation, Span};
+use ghostmem_os::uffd::{FEATURE_SIGBUS, FEATURE_THREAD_ID, FEATURE_WP, Installed, Source, Uffd};
+use ghostmem_os::{OsError, PAGE_SIZE};
+
+use crate::monitor::Monitor;
+
+/// Which mechanism brings faults to the engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum BackendKind {
+    /// userfaultfd, resolved on the faulting thread.
+    Inline,
+    /// userfaultfd, resolved by engine threads: system calls see the memory.
+    Monitor,
+    /// Guard pages and a second mapping: works without userfaultfd.
+    Guard,
+}
+
+impl core::fmt::Display for BackendKind {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            Self::Inline => "inline",
+            Self::Monitor => "monitor",
+            Self::Guard => "guard",
+        })
+    }
+}
+
+static INLINE: OnceLock<Uffd> = OnceLock::new();
+static MONITOR: OnceLock<Monitor> = OnceLock::new();
+/// One thread at a time opens a backend.
+static OPENING: Lock<()> = Lock::new(());
+
+fn open_inline() -> Result<Uffd, OsError> {
+    // Full mode buys nothing here: a kernel access raises no SIGBUS.
+    let features = FEATURE_SIGBUS | FEATURE_WP;
+    Uffd::open(Source::UserModeOnly, features).or_else(|first| {
+        Uffd::open(Source::Syscall, features)
+            .or_else(|_| Uffd::open(Source::Device, features))
+            .map_err(|_| first)
+    })
+}
+
+pub(crate) fn open_monitor() -> Result<Uffd, OsError> {
+    let features = FEATURE_WP | FEATURE_THREAD_ID;
+    Uffd::open(Source::Device, features).or_else(|_| {
+        Uffd::open(Source::Syscall, features)
+            .or_else(|first| Uffd::open(Source::UserModeOnly, features).map_err(|_| first))
+    })
+}
+
+fn get_or_open<T>(
+    cell: &'static OnceLock<T>,
+    open: impl FnOnce() -> Result<T, OsError>,
+) -> Result<&'static T, OsError> {
+    if let Some(value) = cell.get() {
+        return Ok(value);
+    }
+    let _opening = OPENING.lock();
+    if let Some(value) = cell.get() {
+        return Ok(value);
+    }
+    let value = open()?;
+    Ok(cell.get_or_init(|| value))
+}
+
+/// In a forked child: the descriptors inherited from the parent still speak
+/// for the parent, and engine threads were not copied.
+pub(crate) fn after_fork_in_child() {
+    if let Some(uffd) = INLINE.get() {
+        match open_inline() {
+            Ok(fresh) => uffd.replace(fresh),
+            Err(error) => {
+                crate::monitor::die("a forked child cannot open userfaultfd", error.errno)
+            }
+        }
+    }
+    if let Some(monitor) = MONITOR.get()
+        && let Err(error) = monitor.restart_after_fork()
+    {
+        crate::monitor::die(
+            "a forked child cannot restart the fault monitor",
+            error.errno,
+        );
+    }
+}
+
+/// An opened mechanism, ready to take regions.
+#[derive(Debug, Clone, Copy)]
+pub struct Backend {
+    kind: BackendKind,
+    /// Guard by mprotect(2) instead of guard markers.
+    mprotect: bool,
+}
+
+impl Backend {
+    /// Opens the mechanism `kind`, once for the process.
+    ///
+    /// # Errors
+    /// What the kernel refused, and how.
+    pub fn open(kind: BackendKind) -> Result<Self, OsError> {
+        let mut mprotect = false;
+        match kind {
+            BackendKind::Inline => drop(get_or_open(&INLINE, open_inline)?),
+            BackendKind::Monitor => drop(get_or_open(&MONITOR, Monitor::start)?),
+            BackendKind::Guard => mprotect = !guard::guard_pages_work(),
+        }
+        Ok(Self { kind, mprotect })
+    }
+
+    /// The guard backend without guard markers, as on a kernel before 6.15.
+    #[must_use]
+    pub const fn guard_by_mprotect() -> Self {
+        Self {
+            kind: BackendKind::Guard,
+            mprotect: true,
+        }
+    }
+
+    /// The mechanism.
+    #[must_use]
+    pub const fn kind(self) -> BackendKind {
+        self.kind
+    }
+
+    /// Whether closing pages splits mappings, so that pages should be opened
+    /// and closed many neighbours at a time.
+    #[must_use]
+    pub const fn splits_mappings(self) -> bool {
+        self.mprotect
+    }
+}
+
+enum Mechanism {
+    Uffd(&'static Uffd),
+    Guard {
+        map: DoubleMap,
+        mprotect: bool,
+        copy_for_child: Lock<Option<i32>>,
+    },
+}
+
+/// Most page runs a [`Batch`] holds.
+const BATCH_RUNS: usize = DROP_RANGES_MAX;
+
+/// Page runs of one region to be dropped in one call.
+pub struct Batch {
+    runs: [DropRange; BATCH_RUNS],
+    len: usize,
+}
+
+impl Batch {
+    /// An empty batch.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            runs: [NO_RANGE; BATCH_RUNS],
+            len: 0,
+        }
+    }
+
+    /// Whether another run may not fit.
+    #[must_use]
+    pub const fn is_full(&self) -> bool {
+        self.len == BATCH_RUNS
+    }
+
+    /// Whether there is nothing to drop.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Whose address space a region lies in.
+#[derive(Debug)]
+pub enum Home {
+    /// The region's own, gone with it.
+    Own(Reservation),
+    /// `len` bytes at `offset` of a reservation that lives for ever; ordinary
+    /// zero memory again when the region is gone.
+    Lent {
+        /// The reservation.
+        reservation: &'static Reservation,
+        /// Where the region begins in it, bytes.
+        offset: usize,
+        /// How long it is, bytes.
+        len: usize,
+    },
+}
+
+/// One range of address space under a backend. Page numbers count from its
+/// start.
+///
+/// None of these calls checks that the caller owns the pages' transitions:
+/// that is what the page table's claims are for.
+pub struct Region {
+    // Dropped after the mechanism's own `drop` ran.
+    home: Home,
+    span: Span,
+    mechanism: Mechanism,
+    /// Pages below this were activated at some time.
+    active_end: AtomicUsize,
+}
+
+impl Region {
+    /// Puts the address space of `home` under `backend`. Every page is
+    /// absent, whatever was there is gone.
+    ///
+    /// # Errors
+    /// The kernel's refusal; `EINVAL` when `home` is not whole pages.
+    pub fn new(backend: Backend, home: Home) -> Result<Self, OsError> {
+        let span = match &home {
+            Home::Own(reservation) => reservation.span(0, reservation.len())?,
+            Home::Lent {
+                reservation,
+                offset,
+                len,
+            } => reservation.span(*offset, *len)?,
+        };
+        let mechanism = match backend.kind {
+            BackendKind::Inline => Mechanism::Uffd(get_or_open(&INLINE, open_inline)?),
+            BackendKind::Monitor => Mechanism::Uffd(get_or_open(&MONITOR, Monitor::start)?.uffd()),
+            BackendKind::Guard => {
+                // SAFETY: `home` keeps the reservation for as long as the
+                // region, and a reservation never gives out references.
+                let map = unsafe { DoubleMap::over(span) }?;
+                if backend.mprotect {
+                    map.protect(0, span.len(), false)?;
+                }
+                Mechanism::Guard {
+                    map,
+                    mprotect: backend.mprotect,
+                    copy_for_child: Lock::new(None),
+                }
+            }
+        };
+        let region = Self {
+            home,
+            span,
+            mechanism,
+            active_end: AtomicUsize::new(0),
+        };
+        if let Mechanism::Uffd(uffd) = region.mechanism {
+            // A huge page would appear where 512 pages have words of their own.
+            region.advise(libc::MADV_NOHUGEPAGE)?;
+            uffd.register(span.base(), span.len())?;
+        }
+        // A child made without our fork hooks (a raw clone) must find no
+        // memory here rather than zeros.
+        region.advise(libc::MADV_DONTFORK)?;
+        Ok(region)
+    }
+
+    /// The range.
+    #[must_use]
+    pub const fn span(&self) -> Span {
+        self.span
+    }
+
+    /// Whether pages can be put in place read-only so that the first store is
+    /// noticed.
+    #[must_use]
+    pub const fn tracks_writes(&self) -> bool {
+        matches!(self.mechanism, Mechanism::Uffd(_))
+    }
+
+    /// Whether [`Region::protect`] keeps out loads too, and each page must be
+    /// named exactly.
+    #[must_use]
+    pub const fn protects_from_loads(&self) -> bool {
+        matches!(self.mechanism, Mechanism::Guard { .. })
+    }
+
+    fn offset(&self, page: usize, pages: usize) -> (usize, usize) {
+        let (offset, len) = (page * PAGE_SIZE, pages * PAGE_SIZE);
+        assert!(offset + len <= self.span.len(), "pages outside the region");
+        (offset, len)
+    }
+
+    /// Makes fresh pages ready to fault: they are part of a block now.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn activate(&self, page: usize, pages: usize) -> Result<(), OsError> {
+        let (offset, len) = self.offset(page, pages);
+        self.active_end.fetch_max(page + pages, Ordering::Relaxed);
+        match &self.mechanism {
+            Mechanism::Guard {
+                map,
+                mprotect: false,
+                ..
+            } => map.guard(offset, len),
+            Mechanism::Guard { .. } | Mechanism::Uffd(_) => Ok(()),
+        }
+    }
+
+    /// Pages below this were part of a block at some time.
+    #[must_use]
+    pub fn active_end(&self) -> usize {
+        self.active_end.load(Ordering::Relaxed)
+    }
+
+    /// Puts `data` (whole pages) in place at `page`, complete before any
+    /// thread can see it; read-only when `protect` and the backend tracks
+    /// writes.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn install(&self, page: usize, data: &[u8], protect: bool) -> Result<Installed, OsError> {
+        let (offset, len) = self.offset(page, data.len() / PAGE_SIZE);
+        match &self.mechanism {
+            Mechanism::Uffd(uffd) => uffd.copy(self.span.base() + offset, data, protect),
+            Mechanism::Guard { map, mprotect, .. } => {
+                map.fill(offset, data);
+                open(map, *mprotect, offset, len)?;
+                Ok(Installed::Bytes(len))
+            }
+        }
+    }
+
+    /// Puts a page of zeros in place, if none is there.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn install_zero(&self, page: usize) -> Result<Installed, OsError> {
+        let (offset, len) = self.offset(page, 1);
+        match &self.mechanism {
+            Mechanism::Uffd(uffd) => uffd.zero(self.span.base() + offset, len),
+            Mechanism::Guard { map, mprotect, .. } => {
+                // The hole in the file reads as zero.
+                open(map, *mprotect, offset, len)?;
+                Ok(Installed::Bytes(len))
+            }
+        }
+    }
+
+    /// Makes stores to the mapped pages of a run fault (loads too, where the
+    /// backend [protects from loads](Region::protects_from_loads)).
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn protect(&self, page: usize, pages: usize) -> Result<(), OsError> {
+        let (offset, len) = self.offset(page, pages);
+        match &self.mechanism {
+            Mechanism::Uffd(uffd) => uffd.protect(self.span.base() + offset, len, true),
+            Mechanism::Guard {
+                map,
+                mprotect: true,
+                ..
+            } => map.protect(offset, len, false),
+            Mechanism::Guard { map, .. } => map.guard(offset, len),
+        }
+    }
+
+    /// Lets the program use the mapped pages of a run freely again.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn unprotect(&self, page: usize, pages: usize) -> Result<(), OsError> {
+        let (offset, len) = self.offset(page, pages);
+        match &self.mechanism {
+            Mechanism::Uffd(uffd) => uffd.protect(self.span.base() + offset, len, false),
+            Mechanism::Guard { map, mprotect, .. } => open(map, *mprotect, offset, len),
+        }
+    }
+
+    /// Copies a mapped page that nobody can write now.
+    pub fn read(&self, page: usize, out: &mut [u8; PAGE_SIZE]) {
+        let (offset, _) = self.offset(page, 1);
+        match &self.mechanism {
+            // SAFETY: aligned and inside the region; the caller owns the
+            // page's eviction, so it is mapped and write-protected.
+            Mechanism::Uffd(_) => unsafe { read_page(self.span.base() + offset, out) },
+            Mechanism::Guard { map, .. } => map.read(offset, out),
+        }
+    }
+
+    /// Adds a run of protected pages to a batch. The batch must not be full.
+    pub fn add_to(&self, batch: &mut Batch, page: usize, pages: usize) {
+        let (offset, len) = self.offset(page, pages);
+        let address = self.span.base() + offset;
+        if let Some(last) = batch.len.checked_sub(1).map(|i| &mut batch.runs[i])
+            && last.iov_base as usize + last.iov_len == address
+        {
+            last.iov_len += len;
+            return;
+        }
+        batch.runs[batch.len] = drop_range(address, len);
+        batch.len += 1;
+    }
+
+    /// Gives the frames of the batch's pages back to the kernel; the batch is
+    /// empty afterwards.
+    ///
+    /// # Errors
+    /// The kernel's refusal: some pages may then still have their frames.
+    pub fn drop_batch(&self, batch: &mut Batch) -> Result<(), OsError> {
+        let runs = &batch.runs[..batch.len];
+        batch.len = 0;
+        if runs.is_empty() {
+            return Ok(());
+        }
+        match &self.mechanism {
+            // SAFETY: the runs lie in private anonymous memory of this region
+            // (`add_to` checked), and their bytes are safe in the store or
+            // unwanted: the caller holds the pages' drop claims.
+            Mechanism::Uffd(_) => unsafe { drop_ranges(runs) },
+            Mechanism::Guard { map, .. } => runs.iter().try_for_each(|run| {
+                map.punch(run.iov_base as usize - self.span.base(), run.iov_len)
+            }),
+        }
+    }
+
+    /// Wakes a thread that waits on this page although nothing was put in
+    /// place (monitor).
+    pub fn wake(&self, page: usize) {
+        if let Mechanism::Uffd(uffd) = self.mechanism {
+            let (offset, len) = self.offset(page, 1);
+            // Nobody waiting, or no longer registered: both fine.
+            let _nobody = uffd.wake(self.span.base() + offset, len);
+        }
+    }
+
+    fn advise(&self, advice: i32) -> Result<(), OsError> {
+        // SAFETY: the span is reserved (`home`) and the advice given changes
+        // no contents.
+        let rc = unsafe {
+            libc::madvise(
+                self.span.base() as *mut libc::c_void,
+                self.span.len(),
+                advice,
+            )
+        };
+        // A kernel without transparent huge pages has no such advice.
+        if rc == 0
+            || (advice == libc::MADV_NOHUGEPAGE && ghostmem_os::error::errno() == libc::EINVAL)
+        {
+            Ok(())
+        } else {
+            Err(OsError::last("madvise"))
+        }
+    }
+
+    /// Before fork(2): the region is to be copied. `resident` yields the
+    /// resident pages below [`Region::active_end`]; nobody moves pages.
+    ///
+    /// # Errors
+    /// No memory for the child's copy of a shared memory file.
+    pub fn before_fork(&self, resident: impl Iterator<Item = usize>) -> Result<(), OsError> {
+        self.advise(libc::MADV_DOFORK)?;
+        let Mechanism::Guard {
+            map,
+            copy_for_child,
+            ..
+        } = &self.mechanism
+        else {
+            return Ok(());
+        };
+        let file = guard::memory_file(self.span.len())?;
+        for page in resident {
+            if let Err(error) = map.copy_page_to(page * PAGE_SIZE, file) {
+                guard::close(file);
+                return Err(error);
+            }
+        }
+        *copy_for_child.lock() = Some(file);
+        Ok(())
+    }
+
+    /// After fork(2), in the parent.
+    pub fn after_fork_in_parent(&self) {
+        // It worked when the region was made.
+        let _kept = self.advise(libc::MADV_DONTFORK);
+        if let Mechanism::Guard { copy_for_child, .. } = &self.mechanism
+            && let Some(file) = copy_for_child.lock().take()
+        {
+            guard::close(file);
+        }
+    }
+
+    /// After fork(2), in the child: puts the region under the child's own
+    /// backend. `resident(page)` says which pages are mapped.
+    ///
+    /// # Errors
+    /// The kernel's refusal; the child cannot go on then.
+    pub fn after_fork_in_child(&self, resident: impl Fn(usize) -> bool) -> Result<(), OsError> {
+        self.advise(libc::MADV_DONTFORK)?;
+        match &self.mechanism {
+            Mechanism::Uffd(uffd) => uffd.register(self.span.base(), self.span.len()),
+            Mechanism::Guard {
+                map,
+                mprotect,
+                copy_for_child,
+            } => {
+                let Some(file) = copy_for_child.lock().take() else {
+                    return Err(OsError::new("fork", libc::ENOMEM));
+                };
+                map.adopt(file)?;
+                self.advise(libc::MADV_DONTFORK)?;
+                if *mprotect {
+                    map.protect(0, self.span.len(), false)?;
+                }
+                let mut page = 0;
+                let end = self.active_end();
+                while page < end {
+                    let is = resident(page);
+                    let start = page;
+                    while page < end && resident(page) == is {
+                        page += 1;
+                    }
+                    let (offset, len) = self.offset(start, page - start);
+                    match (is, *mprotect) {
+                        (true, true) => map.protect(offset, len, true)?,
+                        (false, false) => map.guard(offset, len)?,
+                        _ => {}
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+fn open(map: &DoubleMap, mprotect: bool, offset: usize, len: usize) -> Result<(), OsError> {
+    if mprotect {
+        map.protect(offset, len, true)
+    } else {
+        map.unguard(offset, len)
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        if let Mechanism::Uffd(uffd) = self.mechanism {
+            // The mapping goes with its reservation anyway.
+            let _gone = uffd.unregister(self.span.base(), self.span.len());
+        }
+        if let Home::Lent {
+            reservation,
+            offset,
+            len,
+        } = &self.home
+        {
+            // Whoever lent it lays fresh memory over it too.
+            let _fresh = reservation.remap(*offset, *len, ghostmem_os::map::Access::ReadWrite);
+        }
+    }
+}

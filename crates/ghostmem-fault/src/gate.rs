@@ -1,0 +1,172 @@
+//! Who is changing page states right now, and how to wait until nobody is.
+//!
+//! Everything that owns page transitions (a fault handler, a reclaim batch, a
+//! discard) is *inside* the gate while it does. [`Gate::synchronize`] waits
+//! until all who were inside at the call have left; [`Gate::freeze`] also
+//! keeps others out, which is what fork(2) needs: the child must not inherit
+//! a page that some other thread was moving.
+//!
+//! Two sets of counters are used in turn (as in sleepable RCU), so that a
+//! steady stream of newcomers cannot starve a waiter. Counters are sharded by
+//! thread: faults of different threads do not share a cache line.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+use core::time::Duration;
+
+use ghostmem_os::lock::Lock;
+use ghostmem_os::{futex, thread};
+
+const SHARDS: usize = 16;
+
+#[repr(align(128))]
+struct Counter(AtomicU64);
+
+/// The gate; one for the process.
+pub struct Gate {
+    phase: AtomicU64,
+    inside: [[Counter; SHARDS]; 2],
+    /// [`thread::key`] of the thread that froze the gate, or 0.
+    frozen_by: AtomicU64,
+    waiting: Lock<()>,
+}
+
+/// Proof of being inside; leaving is dropping it.
+#[must_use]
+pub struct Inside<'a> {
+    counter: &'a Counter,
+}
+
+impl Drop for Inside<'_> {
+    fn drop(&mut self) {
+        self.counter.0.fetch_sub(1, Ordering::Release);
+    }
+}
+
+impl Gate {
+    /// An open gate with nobody inside.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            phase: AtomicU64::new(0),
+            inside: [const { [const { Counter(AtomicU64::new(0)) }; SHARDS] }; 2],
+            frozen_by: AtomicU64::new(0),
+            waiting: Lock::new(()),
+        }
+    }
+
+    /// Goes inside; waits while another thread keeps the gate frozen.
+    /// Async-signal-safe.
+    pub fn enter(&self) -> Inside<'_> {
+        let me = thread::key() as u64;
+        let shard = (me as usize >> 12).wrapping_mul(0x9E37_79B9) >> 16 & (SHARDS - 1);
+        loop {
+            let phase = self.phase.load(Ordering::Acquire) & 1;
+            let counter = &self.inside[phase as usize][shard];
+            // SeqCst pairs with the store in `freeze`: either it sees us
+            // counted, or we see it frozen.
+            counter.0.fetch_add(1, Ordering::SeqCst);
+            let frozen_by = self.frozen_by.load(Ordering::SeqCst);
+            if frozen_by == 0 || frozen_by == me {
+                return Inside { counter };
+            }
+            counter.0.fetch_sub(1, Ordering::Release);
+            futex::wait(&self.frozen_by, frozen_by as u32, Duration::from_millis(10));
+        }
+    }
+
+    /// Waits until everyone who was inside has left. Must not be called from
+    /// inside.
+    pub fn synchronize(&self) {
+        let _turn = self.waiting.lock();
+        self.drain();
+    }
+
+    fn drain(&self) {
+        // Twice: a thread may have read the old phase and count itself there
+        // only after the first look.
+        for _ in 0..2 {
+            let old = self.phase.fetch_add(1, Ordering::SeqCst) & 1;
+            for counter in &self.inside[old as usize] {
+                while counter.0.load(Ordering::SeqCst) != 0 {
+                    thread::yield_now();
+                }
+            }
+        }
+    }
+
+    /// Keeps every other thread out until [`Gate::thaw`], and waits until
+    /// those inside have left. The calling thread can still go in. In a child
+    /// forked while the gate is frozen, the gate is as it is in the parent:
+    /// nobody inside, no waiter half-way.
+    pub fn freeze(&self) {
+        let me = thread::key() as u64;
+        while self
+            .frozen_by
+            .compare_exchange(0, me, Ordering::SeqCst, Ordering::Relaxed)
+            .is_err()
+        {
+            thread::yield_now();
+        }
+        // Kept until `thaw`: a fork must not copy somebody else's turn.
+        self.waiting.take_for_fork();
+        self.drain();
+    }
+
+    /// Opens a gate again that the calling thread froze.
+    pub fn thaw(&self) {
+        self.waiting.release_after_fork();
+        self.frozen_by.store(0, Ordering::SeqCst);
+        futex::wake_all(&self.frozen_by);
+    }
+}
+
+impl Default for Gate {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicBool;
+
+    #[test]
+    fn synchronize_waits_for_those_inside_and_for_no_one_else() {
+        let gate = Gate::new();
+        let left = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let inside = gate.enter();
+            let waiter = scope.spawn(|| {
+                gate.synchronize();
+                assert!(
+                    left.load(Ordering::SeqCst),
+                    "returned while a thread was inside"
+                );
+            });
+            std::thread::sleep(Duration::from_millis(20));
+            // Newcomers are not held up by the waiter.
+            drop(gate.enter());
+            left.store(true, Ordering::SeqCst);
+            drop(inside);
+            waiter.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn a_frozen_gate_admits_only_the_thread_that_froze_it() {
+        let gate = Gate::new();
+        let thawed = AtomicBool::new(false);
+        gate.freeze();
+        drop(gate.enter());
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                drop(gate.enter());
+                assert!(thawed.load(Ordering::SeqCst), "went in while frozen");
+            });
+            std::thread::sleep(Duration::from_millis(20));
+            thawed.store(true, Ordering::SeqCst);
+            gate.thaw();
+        });
+    }
+}

@@ -1,0 +1,35 @@
+//! Fault backends.
+//!
+//! A backend answers two questions: how do we learn that the program touched
+//! a page that is not there (or wrote one that is protected), and how are
+//! pages put in place, protected and taken away. It hands every fault to a
+//! [`FaultSink`] and knows nothing of what the sink does with it: *fault never
+//! calls the pager*.
+//!
+//! | backend | learns by | puts pages in place by |
+//! |---|---|---|
+//! | *inline* | SIGBUS on the faulting thread (`UFFD_FEATURE_SIGBUS`) | `UFFDIO_COPY` |
+//! | *monitor* | messages read by engine threads | `UFFDIO_COPY` |
+//! | *guard* | SIGSEGV on guarded or inaccessible pages | a second mapping of the same memory file |
+//!
+//! # The closed world
+//! [`FaultSink::on_fault`] runs inside a signal handler with every signal
+//! blocked, on a stack of ours. Code reachable from it allocates nothing,
+//! takes no lock and calls only what POSIX lists as async-signal-safe.
+
+mod backend;
+mod gate;
+mod monitor;
+mod probe;
+mod registry;
+
+pub use backend::{Backend, BackendKind, Batch, Home, Region};
+pub use gate::{Gate, Inside};
+pub use ghostmem_os::scratch::{RUN_PAGES, Scratch};
+pub use ghostmem_os::signal::AccessKind;
+pub use ghostmem_os::uffd::Installed;
+pub use monitor::die;
+pub use probe::{Probe, UserfaultfdProbe};
+pub use registry::{
+    Fault, FaultSink, Registration, Verdict, gate, lookup, rearm, register, scratch,
+};

@@ -1,0 +1,102 @@
+//! What this machine allows: the facts `ghostmem doctor` reports and the
+//! choice of a backend.
+
+use ghostmem_os::uffd::{FEATURE_MOVE, FEATURE_SIGBUS, FEATURE_WP, FEATURE_WP_ASYNC, Source, Uffd};
+use ghostmem_os::{OsError, guard, machine};
+
+use crate::backend::BackendKind;
+
+/// What one way of opening userfaultfd yields.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UserfaultfdProbe {
+    /// The kernel's features, or its refusal.
+    pub features: Result<u64, OsError>,
+}
+
+impl UserfaultfdProbe {
+    fn of(source: Source) -> Self {
+        Self {
+            features: Uffd::features(source),
+        }
+    }
+
+    /// Whether it opens and has all of `wanted`.
+    #[must_use]
+    pub fn has(&self, wanted: u64) -> bool {
+        self.features
+            .is_ok_and(|features| features & wanted == wanted)
+    }
+
+    /// Faults can be taken as signals, with write protection.
+    #[must_use]
+    pub fn serves_inline(&self) -> bool {
+        self.has(FEATURE_SIGBUS | FEATURE_WP)
+    }
+
+    /// `UFFDIO_MOVE` is there.
+    #[must_use]
+    pub fn has_move(&self) -> bool {
+        self.has(FEATURE_MOVE)
+    }
+
+    /// Asynchronous write protection is there.
+    #[must_use]
+    pub fn has_wp_async(&self) -> bool {
+        self.has(FEATURE_WP_ASYNC)
+    }
+}
+
+/// What was found when everything was tried once.
+#[derive(Debug, Clone, Copy)]
+pub struct Probe {
+    /// `/dev/userfaultfd`.
+    pub device: UserfaultfdProbe,
+    /// userfaultfd(2), full mode.
+    pub syscall: UserfaultfdProbe,
+    /// userfaultfd(2), `UFFD_USER_MODE_ONLY`.
+    pub user_mode_only: UserfaultfdProbe,
+    /// Guard markers work on memory files.
+    pub guard_pages: bool,
+    /// A memory file can be made at all.
+    pub memory_file: Result<(), OsError>,
+    /// The base page has the supported size.
+    pub page_size_ok: bool,
+}
+
+impl Probe {
+    /// Tries everything once.
+    #[must_use]
+    pub fn run() -> Self {
+        Self {
+            device: UserfaultfdProbe::of(Source::Device),
+            syscall: UserfaultfdProbe::of(Source::Syscall),
+            user_mode_only: UserfaultfdProbe::of(Source::UserModeOnly),
+            guard_pages: guard::guard_pages_work(),
+            memory_file: guard::memory_file(4096).map(guard::close),
+            page_size_ok: machine::page_size_is_supported(),
+        }
+    }
+
+    /// Whether a backend can work here.
+    #[must_use]
+    pub fn allows(&self, kind: BackendKind) -> bool {
+        self.page_size_ok
+            && match kind {
+                BackendKind::Inline => {
+                    self.user_mode_only.serves_inline()
+                        || self.syscall.serves_inline()
+                        || self.device.serves_inline()
+                }
+                BackendKind::Monitor => self.device.has(FEATURE_WP) || self.syscall.has(FEATURE_WP),
+                BackendKind::Guard => self.memory_file.is_ok(),
+            }
+    }
+
+    /// The best backend this machine allows for a library's heap.
+    #[must_use]
+    pub fn choice(&self) -> Option<BackendKind> {
+        [BackendKind::Inline, BackendKind::Guard]
+            .into_iter()
+            .find(|&kind| self.allows(kind))
+    }
+}

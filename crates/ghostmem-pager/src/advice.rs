@@ -1,0 +1,363 @@
+//! What a program may ask of ranges: bring them in, send them out, forget
+//! them, hold them.
+//!
+//! These run on the program's threads, outside fault handlers, so every
+//! signal is blocked while they own a page: a signal handler that touched it
+//! would wait for the thread it interrupted.
+
+use core::sync::atomic::Ordering;
+
+use ghostmem_fault::{AccessKind, Batch, Fault, FaultSink, Scratch, Verdict};
+use ghostmem_os::thread::{self, SignalsBlocked};
+use ghostmem_os::{OsError, PAGE_SIZE, clock};
+use ghostmem_table::{Claim, State, Word};
+
+use crate::engine::Engine;
+use crate::region::Region;
+
+/// Pages handled with signals blocked at a stretch.
+const STRETCH: usize = 64;
+
+/// `EINVAL`
+const INVALID: i32 = 22;
+/// `ENOMEM`
+const NO_MEMORY: i32 = 12;
+
+impl Engine {
+    /// The pages that `len` bytes at `address` touch, in their region.
+    fn pages_of(
+        &self,
+        call: &'static str,
+        address: usize,
+        len: usize,
+    ) -> Result<(&Region, usize, usize), OsError> {
+        let (region, first) = self.locate(address).ok_or(OsError::new(call, INVALID))?;
+        let offset = address - region.base();
+        let end = offset
+            .checked_add(len)
+            .ok_or(OsError::new(call, INVALID))?
+            .div_ceil(PAGE_SIZE);
+        if end > region.pages() {
+            return Err(OsError::new(call, INVALID));
+        }
+        Ok((region, first, end))
+    }
+
+    /// Runs `body` inside the gate, signals blocked, with buffers.
+    fn quietly<R>(&self, body: impl FnOnce(&mut Scratch) -> R) -> Result<R, OsError> {
+        let pool = ghostmem_fault::scratch()?;
+        let blocked = SignalsBlocked::new();
+        let inside = ghostmem_fault::gate().enter();
+        let mut lease = pool.lease();
+        let result = body(&mut lease);
+        drop(lease);
+        drop(inside);
+        drop(blocked);
+        Ok(result)
+    }
+
+    /// Evicts the pages of a range now; how many it was.
+    ///
+    /// # Errors
+    /// `EINVAL` when the range is not this engine's.
+    pub fn evict(&self, address: usize, len: usize) -> Result<usize, OsError> {
+        let (region, first, end) = self.pages_of("evict", address, len)?;
+        let mut evicted = 0;
+        for start in (first..end).step_by(STRETCH) {
+            let stop = (start + STRETCH).min(end);
+            if region.resident.next(start).is_some_and(|page| page < stop) {
+                evicted +=
+                    self.quietly(|scratch| self.evict_pages(region, start, stop, scratch))?;
+            }
+        }
+        Ok(evicted)
+    }
+
+    /// Evicts the coldest page; `false` when none can go.
+    ///
+    /// # Errors
+    /// When no working memory can be had.
+    pub fn evict_coldest(&self) -> Result<bool, OsError> {
+        self.quietly(|scratch| {
+            // Spared pages lose credit with each look, so this ends.
+            (0..64).any(|_| self.reclaim(1, scratch) > 0)
+        })
+    }
+
+    /// Brings the pages of a range in, as far as the limit lets it (it evicts
+    /// others, but never more than half the limit for one call).
+    ///
+    /// # Errors
+    /// `EINVAL` when the range is not this engine's; `EIO` when a page is
+    /// lost.
+    pub fn prefetch(&self, address: usize, len: usize) -> Result<usize, OsError> {
+        let (region, first, end) = self.pages_of("prefetch", address, len)?;
+        let most = (self.budget.limit() / 2).max(1) as usize;
+        let mut restored = 0;
+        for page in first..end {
+            if restored >= most {
+                break;
+            }
+            if matches!(
+                region.table.load(page).state(),
+                State::Stored | State::Filled
+            ) {
+                self.touch(region, page, AccessKind::Read)?;
+                restored += 1;
+            }
+        }
+        Ok(restored)
+    }
+
+    /// Resolves a fault that nobody took.
+    fn touch(&self, region: &Region, page: usize, access: AccessKind) -> Result<(), OsError> {
+        let fault = Fault {
+            region: region.index,
+            page,
+            access,
+            present: true,
+            thread: thread::key() as u64,
+            instant: clock::now_ns(),
+        };
+        loop {
+            let state = region.table.load(page).state();
+            if state == State::Resident {
+                return Ok(());
+            }
+            match self.quietly(|scratch| self.on_fault(&fault, scratch))? {
+                Verdict::Refused => return Err(OsError::new("restore", 5)),
+                Verdict::Resolved | Verdict::Retry => {}
+            }
+        }
+    }
+
+    /// Makes the pages of a range the next to leave.
+    ///
+    /// # Errors
+    /// `EINVAL` when the range is not this engine's.
+    pub fn cold(&self, address: usize, len: usize) -> Result<(), OsError> {
+        let (region, first, end) = self.pages_of("cold", address, len)?;
+        let mut next = region.resident.next(first);
+        while let Some(page) = next.filter(|&page| page < end) {
+            let word = region.table.load(page);
+            if matches!(word.state(), State::Resident) {
+                let _raced = region
+                    .table
+                    .amend(page, word, word.with_credit(0).with_level(0));
+            }
+            next = region.resident.next(page + 1);
+        }
+        Ok(())
+    }
+
+    /// Forgets the contents of whole pages inside a range: they read as zero
+    /// afterwards. Bytes of pages that are only partly covered are left alone.
+    /// Pinned pages keep their frames and their contents.
+    ///
+    /// # Errors
+    /// `EINVAL` when the range is not this engine's.
+    pub fn discard(&self, address: usize, len: usize) -> Result<(), OsError> {
+        let start = address
+            .checked_next_multiple_of(PAGE_SIZE)
+            .ok_or(OsError::new("discard", INVALID))?;
+        let end = address.saturating_add(len) & !(PAGE_SIZE - 1);
+        if start >= end {
+            return self.pages_of("discard", address, len).map(drop);
+        }
+        let (region, first, end) = self.pages_of("discard", start, end - start)?;
+        self.discard_pages(region, first, end)
+    }
+
+    fn discard_pages(&self, region: &Region, first: usize, end: usize) -> Result<(), OsError> {
+        let mut page = first;
+        while page < end {
+            // Whole stretches that were never touched cost one look each.
+            if region.table.load(page) == Word::EMPTY {
+                page += 1;
+                continue;
+            }
+            let stop = (page + STRETCH).min(end);
+            page = self.quietly(|_| self.discard_stretch(region, page, stop))?;
+        }
+        Ok(())
+    }
+
+    /// Discards pages until `end` or one that another thread is busy with;
+    /// where to go on.
+    fn discard_stretch(&self, region: &Region, first: usize, end: usize) -> usize {
+        let mut claims: [Option<Claim>; STRETCH] = [const { None }; STRETCH];
+        let mut batch = Batch::new();
+        let (mut held, mut resident) = (0, 0);
+        let mut page = first;
+        while page < end {
+            let word = region.table.load(page);
+            match word.state() {
+                _ if word == Word::EMPTY || word.is_pinned() => page += 1,
+                State::Claimed | State::Dropping if held > 0 => break,
+                State::Claimed | State::Dropping => self.wait_for(region, page, word),
+                _ => {
+                    let Ok(claim) = region.table.claim(page, word) else {
+                        continue;
+                    };
+                    if claim.before().state() == State::Resident {
+                        if region.mapped.protects_from_loads() {
+                            // Keeps others out until the frame is gone.
+                            let _closed = region.mapped.protect(page, 1);
+                        }
+                        region.mapped.add_to(&mut batch, page, 1);
+                        region.resident.remove(page);
+                        resident += 1;
+                    }
+                    claims[held] = Some(claim);
+                    held += 1;
+                    page += 1;
+                }
+            }
+        }
+        let dropped = region.mapped.drop_batch(&mut batch).is_ok();
+        for claim in claims.iter_mut().filter_map(Option::take) {
+            let before = claim.before();
+            let page = claim.page();
+            let was_resident = before.state() == State::Resident;
+            if !dropped && was_resident {
+                // Locked memory: the frame stays, and so do its bytes.
+                region.resident.insert(page);
+                resident -= 1;
+                self.release(region, claim, before);
+                continue;
+            }
+            self.release(region, claim, Word::EMPTY);
+            if before.state() == State::Stored || before.is_clean() {
+                self.free_slot(before);
+            }
+        }
+        self.budget.give_back(resident);
+        page
+    }
+
+    /// Frees the block that starts at `address`; its length in bytes.
+    ///
+    /// # Errors
+    /// `EINVAL` when no block starts there: never allocated, freed already,
+    /// or the middle of one.
+    pub fn free(&self, address: usize) -> Result<usize, OsError> {
+        let wrong = OsError::new("free", INVALID);
+        let (region, page) = self.locate(address).ok_or(wrong)?;
+        let blocks = region.blocks.as_ref().ok_or(wrong)?;
+        let run = blocks
+            .block_of(page)
+            .filter(|run| run.first == page)
+            .ok_or(wrong)?;
+        if !address.is_multiple_of(PAGE_SIZE) {
+            return Err(wrong);
+        }
+        // The contents go before the address space can be handed out again.
+        self.discard_pages(region, run.first, run.first + run.pages)?;
+        let pages = blocks.free(page).map_err(|_| wrong)?;
+        self.note_freed(pages * PAGE_SIZE);
+        Ok(pages * PAGE_SIZE)
+    }
+
+    /// Makes the pages of a range resident and keeps them so, open for loads
+    /// and stores of the program and of the kernel on its behalf, until
+    /// [`Engine::unpin`]. Pins count.
+    ///
+    /// # Errors
+    /// `EINVAL` when the range is not this engine's; `ENOMEM` when pinned
+    /// pages would leave less than [`crate::LIMIT_PAGES_MIN`] pages of the
+    /// limit for everything else.
+    pub fn pin(&self, address: usize, len: usize) -> Result<(), OsError> {
+        let (region, first, end) = self.pages_of("pin", address, len)?;
+        for page in first..end {
+            if let Err(error) = self.pin_page(region, page) {
+                self.unpin_pages(region, first, page);
+                return Err(error);
+            }
+        }
+        // An eviction that a pin cancelled may protect its page late: let
+        // those end, then open the whole range once more.
+        ghostmem_fault::gate().synchronize();
+        region.mapped.unprotect(first, end - first)
+    }
+
+    fn pin_page(&self, region: &Region, page: usize) -> Result<(), OsError> {
+        if region.pins[page].load(Ordering::Acquire) == 0 {
+            let pinned: usize = self
+                .regions()
+                .map(|r| r.pinned_pages.load(Ordering::Relaxed))
+                .sum();
+            let room = self.budget.limit() - crate::LIMIT_PAGES_MIN as i64;
+            if pinned as i64 >= room {
+                return Err(OsError::new("pin", NO_MEMORY));
+            }
+        }
+        loop {
+            self.touch(region, page, AccessKind::Write)?;
+            let pinned = self.quietly(|_| {
+                let word = region.table.load(page);
+                if word.state() != State::Resident {
+                    return Ok(false);
+                }
+                let Ok(claim) = region.table.claim(page, word) else {
+                    return Ok(false);
+                };
+                let before = claim.before();
+                let open = region.mapped.unprotect(page, 1);
+                if open.is_err() {
+                    self.release(region, claim, before);
+                    return open.map(|()| false);
+                }
+                if region.pins[page].fetch_add(1, Ordering::AcqRel) == 0 {
+                    region.pinned_pages.fetch_add(1, Ordering::AcqRel);
+                }
+                let word = before.with_clean(false).with_payload(0).with_pinned(true);
+                self.release(region, claim, word);
+                if before.is_clean() {
+                    self.free_slot(before);
+                }
+                Ok(true)
+            })??;
+            if pinned {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Takes one pin off each page of a range.
+    ///
+    /// # Errors
+    /// `EINVAL` when the range is not this engine's.
+    pub fn unpin(&self, address: usize, len: usize) -> Result<(), OsError> {
+        let (region, first, end) = self.pages_of("unpin", address, len)?;
+        self.unpin_pages(region, first, end);
+        Ok(())
+    }
+
+    fn unpin_pages(&self, region: &Region, first: usize, end: usize) {
+        for page in first..end {
+            let count = &region.pins[page];
+            let before =
+                count.try_update(Ordering::AcqRel, Ordering::Relaxed, |n| n.checked_sub(1));
+            if before != Ok(1) {
+                continue;
+            }
+            region.pinned_pages.fetch_sub(1, Ordering::AcqRel);
+            loop {
+                let word = region.table.load(page);
+                if !word.is_pinned() || matches!(word.state(), State::Claimed | State::Dropping) {
+                    // Claimed: a touch is just opening it; look again.
+                    if !word.is_pinned() {
+                        break;
+                    }
+                    thread::yield_now();
+                } else if region
+                    .table
+                    .amend(page, word, word.with_pinned(false))
+                    .is_ok()
+                {
+                    break;
+                }
+            }
+        }
+    }
+}

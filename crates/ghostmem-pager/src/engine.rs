@@ -1,0 +1,419 @@
+//! The engine of one heap: its regions, its store, its budget.
+
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::OnceLock;
+
+use ghostmem_codec::lz4::Lz4;
+use ghostmem_fault::{
+    Backend, Fault, FaultSink, Home, Registration, Scratch, Verdict, die, register,
+};
+use ghostmem_os::lock::Lock;
+use ghostmem_os::map::{Access, MapArc, Reservation};
+use ghostmem_os::thread::EngineThread;
+use ghostmem_os::{OsError, PAGE_SIZE, clock};
+use ghostmem_policy::EpochClock;
+use ghostmem_store::SlabStore;
+use ghostmem_table::State;
+
+use crate::budget::Budget;
+use crate::metrics::Metrics;
+use crate::region::Region;
+use crate::space::BlockSpace;
+use crate::threads::ThreadTable;
+
+/// Most regions of one heap.
+pub(crate) const REGIONS_MAX: usize = 64;
+/// Regions start and end at multiples of this many bytes of address space.
+pub const REGION_ALIGN: usize = 1 << 26;
+/// Address space asked for when a heap needs its first region of blocks;
+/// halved until the kernel agrees.
+const REGION_BYTES: usize = 1 << 36;
+
+/// Smallest resident limit, pages: what the seed's API has by default.
+pub const LIMIT_PAGES_MIN: usize = 5;
+
+/// How an engine is set up.
+#[derive(Debug, Clone, Copy)]
+pub struct Config {
+    /// Most pages mapped at once; at least [`LIMIT_PAGES_MIN`].
+    pub limit_pages: usize,
+    /// Bound on resident, compressed and metadata bytes together.
+    pub memory_limit_bytes: Option<usize>,
+    /// Where faults come from.
+    pub backend: Backend,
+    /// The page compressor.
+    pub codec: Lz4,
+    /// Restore ahead of runs of faults.
+    pub readahead: bool,
+    /// Keep frames free ahead of demand, on a thread of the engine's own.
+    pub background: bool,
+    /// Keep the compressed copy of pages restored for reading.
+    pub keep_copies: bool,
+    /// Address space for the store, bytes.
+    pub store_capacity_bytes: usize,
+}
+
+/// One heap's engine.
+pub struct Engine {
+    pub(crate) config: Config,
+    pub(crate) backend: Backend,
+    pub(crate) store: SlabStore,
+    pub(crate) budget: Budget,
+    pub(crate) metrics: Metrics,
+    pub(crate) threads: ThreadTable,
+    regions: [OnceLock<Region>; REGIONS_MAX],
+    regions_len: AtomicUsize,
+    registrations: Lock<Registrations>,
+    /// Clock hand: region << 40 | page.
+    pub(crate) hand: AtomicU64,
+    /// Number of the next eviction batch.
+    pub(crate) nonce: AtomicU64,
+    evictions: AtomicU64,
+    /// The thread that may exceed the limit because it gets nowhere, or 0.
+    pub(crate) stuck: AtomicU64,
+    pub(crate) worker: WorkerState,
+    allocated: AtomicUsize,
+    pub(crate) closed: AtomicBool,
+}
+
+type Registrations = [Option<Registration<Engine>>; REGIONS_MAX];
+
+pub(crate) struct WorkerState {
+    /// 1 while the worker sleeps and wants to be woken.
+    pub(crate) asleep: AtomicU64,
+    pub(crate) thread: Lock<Option<EngineThread>>,
+}
+
+impl Engine {
+    /// An engine with no region yet.
+    ///
+    /// # Errors
+    /// The kernel's refusal of memory or of the background thread.
+    pub fn new(config: Config) -> Result<MapArc<Self>, OsError> {
+        ghostmem_fault::scratch()?;
+        let limit = config.limit_pages.max(LIMIT_PAGES_MIN);
+        let engine = MapArc::new(Self {
+            backend: config.backend,
+            store: SlabStore::new(config.store_capacity_bytes)?,
+            budget: Budget::new(i64::try_from(limit).unwrap_or(i64::MAX)),
+            metrics: Metrics::new(),
+            threads: ThreadTable::new(),
+            regions: [const { OnceLock::new() }; REGIONS_MAX],
+            regions_len: AtomicUsize::new(0),
+            registrations: Lock::new([const { None }; REGIONS_MAX]),
+            hand: AtomicU64::new(0),
+            nonce: AtomicU64::new(0),
+            evictions: AtomicU64::new(0),
+            stuck: AtomicU64::new(0),
+            worker: WorkerState {
+                asleep: AtomicU64::new(0),
+                thread: Lock::new(None),
+            },
+            allocated: AtomicUsize::new(0),
+            closed: AtomicBool::new(false),
+            config,
+        })?;
+        if engine.config.background {
+            Self::start_worker(&engine)?;
+        }
+        Ok(engine)
+    }
+
+    /// Ends the engine: no fault is resolved from now on. Called once, when
+    /// nobody uses the heap's memory any more.
+    pub fn shut_down(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.stop_worker();
+        let mut registrations = self.registrations.lock();
+        let gone = core::mem::replace(&mut *registrations, [const { None }; REGIONS_MAX]);
+        drop(registrations);
+        drop(gone);
+    }
+
+    pub(crate) fn region(&self, index: usize) -> Option<&Region> {
+        self.regions.get(index)?.get()
+    }
+
+    pub(crate) fn region_count(&self) -> usize {
+        self.regions_len.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn regions(&self) -> impl Iterator<Item = &Region> {
+        self.regions[..self.region_count()]
+            .iter()
+            .filter_map(OnceLock::get)
+    }
+
+    /// Adds a region and makes its faults ours.
+    fn add_region(this: &MapArc<Self>, home: Home, blocks: bool) -> Result<usize, OsError> {
+        let mut registrations = this.registrations.lock();
+        let index = this.region_count();
+        let no_room = OsError::new("region", 12);
+        let cell = this.regions.get(index).ok_or(no_room)?;
+        let number = u32::try_from(index).map_err(|_| no_room)?;
+        let region = Region::new(this.backend, home, number, blocks)?;
+        let span = region.mapped.span();
+        let _ours = cell.set(region);
+        this.regions_len.store(index + 1, Ordering::Release);
+        registrations[index] = Some(register(span, number, this.clone())?);
+        Ok(index)
+    }
+
+    /// Puts somebody else's address space under this engine: its pages are
+    /// handed out there, not here.
+    ///
+    /// # Errors
+    /// The kernel's refusal; `ENOMEM` beyond 64 regions.
+    pub fn adopt(
+        this: &MapArc<Self>,
+        reservation: &'static Reservation,
+        offset: usize,
+        len: usize,
+    ) -> Result<(), OsError> {
+        Self::add_region(
+            this,
+            Home::Lent {
+                reservation,
+                offset,
+                len,
+            },
+            false,
+        )
+        .map(drop)
+    }
+
+    /// Allocates a block of whole pages, all zero; its first address.
+    ///
+    /// # Errors
+    /// `ENOMEM` when there is no address space, or the memory limit would not
+    /// hold it.
+    pub fn allocate(
+        this: &MapArc<Self>,
+        pages: usize,
+        align_pages: usize,
+    ) -> Result<usize, OsError> {
+        let full = OsError::new("allocate", 12);
+        let bytes = pages.checked_mul(PAGE_SIZE).ok_or(full)?;
+        this.admit(bytes)?;
+        loop {
+            for region in this.regions() {
+                let run = region
+                    .blocks
+                    .as_ref()
+                    .and_then(|b| b.allocate(pages, align_pages));
+                if let Some(run) = run {
+                    if let Err(error) = region.mapped.activate(run.first, pages) {
+                        let _given_back = region.blocks.as_ref().map(|b| b.free(run.first));
+                        return Err(error);
+                    }
+                    this.allocated.fetch_add(bytes, Ordering::Relaxed);
+                    return Ok(region.base() + run.first * PAGE_SIZE);
+                }
+            }
+            let room = pages
+                .checked_add(align_pages)
+                .and_then(usize::checked_next_power_of_two);
+            let least = room
+                .and_then(|pages| pages.checked_mul(PAGE_SIZE))
+                .ok_or(full)?;
+            let least = least.max(REGION_ALIGN);
+            let mut bytes = REGION_BYTES.max(least);
+            // The block itself may need more alignment than a region has.
+            let align = (align_pages * PAGE_SIZE).max(REGION_ALIGN);
+            loop {
+                let made = Reservation::new(bytes, align, Access::ReadWrite)
+                    .and_then(|reservation| Self::add_region(this, Home::Own(reservation), true));
+                match made {
+                    Ok(_) => break,
+                    Err(_) if bytes / 2 >= least => bytes /= 2,
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+    }
+
+    /// Whether `bytes` more may be handed out under the memory limit.
+    ///
+    /// What is not written yet counts with the compression seen so far (one to
+    /// one before any was seen), as the limit is on memory, not on address
+    /// space.
+    fn admit(&self, bytes: usize) -> Result<(), OsError> {
+        let Some(limit) = self.config.memory_limit_bytes else {
+            return Ok(());
+        };
+        let store = self.store.stats();
+        let counts = self.metrics.counts();
+        let held = store.held_bytes as usize;
+        let resident = self.budget.used().max(0) as usize * PAGE_SIZE;
+        let packed = (counts.evictions_dirty as usize).max(1);
+        let stored = store.live_slots as usize * PAGE_SIZE;
+        let (num, den) = if packed < 256 || stored == 0 {
+            (1, 1)
+        } else {
+            (store.data_bytes as usize, stored)
+        };
+        let estimate = |bytes: usize| (bytes as u128 * num as u128 / den.max(1) as u128) as usize;
+        let untouched = self.allocated_bytes().saturating_sub(resident + stored);
+        // Resident pages need no slot as long as they fit in the limit.
+        let frames_free = (self.budget.free().max(0) as usize) * PAGE_SIZE;
+        let beyond = (untouched + bytes).saturating_sub(frames_free);
+        let needed = held + resident + (untouched + bytes).min(frames_free) + estimate(beyond);
+        if needed <= limit {
+            Ok(())
+        } else {
+            Err(OsError::new("allocate", 12))
+        }
+    }
+
+    /// The region and page of an address, if it is this engine's.
+    pub(crate) fn locate(&self, address: usize) -> Option<(&Region, usize)> {
+        self.regions().find_map(|region| {
+            let offset = address.checked_sub(region.base())?;
+            (offset / PAGE_SIZE < region.pages()).then_some((region, offset / PAGE_SIZE))
+        })
+    }
+
+    /// Whether an address lies in one of this engine's regions. Lock-free.
+    #[must_use]
+    pub fn contains(&self, address: usize) -> bool {
+        self.locate(address).is_some()
+    }
+
+    /// The block around an address: first address and length in bytes.
+    /// Lock-free.
+    #[must_use]
+    pub fn block_of(&self, address: usize) -> Option<(usize, usize)> {
+        let (region, page) = self.locate(address)?;
+        let run = region.blocks.as_ref()?.block_of(page)?;
+        Some((region.base() + run.first * PAGE_SIZE, run.pages * PAGE_SIZE))
+    }
+
+    /// The state of the page at an address. Lock-free.
+    #[must_use]
+    pub fn page_state(&self, address: usize) -> Option<State> {
+        let (region, page) = self.locate(address)?;
+        Some(region.table.load(page).state())
+    }
+
+    pub(crate) fn clock(&self) -> EpochClock {
+        EpochClock::new(self.budget.limit().max(1) as u64)
+    }
+
+    pub(crate) fn evictions(&self) -> u64 {
+        self.evictions.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn count_evictions(&self, pages: u64) {
+        self.evictions.fetch_add(pages, Ordering::Relaxed);
+    }
+
+    pub(crate) fn allocated_bytes(&self) -> usize {
+        self.allocated.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn note_freed(&self, bytes: usize) {
+        self.allocated.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Changes the resident limit; excess pages leave as the heap is used, or
+    /// in the background.
+    pub fn set_limit_pages(&self, pages: usize) {
+        let pages = pages.max(LIMIT_PAGES_MIN);
+        self.budget
+            .set_limit(i64::try_from(pages).unwrap_or(i64::MAX));
+        self.wake_worker();
+    }
+
+    /// What the backend is.
+    #[must_use]
+    pub fn backend(&self) -> Backend {
+        self.backend
+    }
+
+    /// The first region's blocks, for tests of the space itself.
+    pub(crate) fn block_spaces(&self) -> impl Iterator<Item = &BlockSpace> {
+        self.regions().filter_map(|region| region.blocks.as_ref())
+    }
+
+    pub(crate) fn registrations(&self) -> &Lock<Registrations> {
+        &self.registrations
+    }
+}
+
+impl FaultSink for Engine {
+    fn on_fault(&self, fault: &Fault, scratch: &mut Scratch) -> Verdict {
+        let start = clock::now_ns();
+        let verdict = self.resolve(fault, scratch);
+        if verdict == Verdict::Resolved {
+            self.metrics.record_latency(clock::now_ns() - start);
+        }
+        verdict
+    }
+
+    fn before_fork(&self) {
+        self.registrations.take_for_fork();
+        self.worker.thread.take_for_fork();
+        for space in self.block_spaces() {
+            space.lock_for_fork();
+        }
+    }
+
+    fn copy_for_fork(&self) {
+        for region in self.regions() {
+            let mut next = region.resident.next(0);
+            let resident = core::iter::from_fn(|| {
+                let page = next?;
+                next = region.resident.next(page + 1);
+                Some(page)
+            });
+            if let Err(error) = region.mapped.before_fork(resident) {
+                die("fork cannot copy a heap's memory file", error.errno);
+            }
+        }
+    }
+
+    fn after_fork_in_parent(&self) {
+        for region in self.regions() {
+            region.mapped.after_fork_in_parent();
+        }
+        self.release_fork_locks();
+    }
+
+    fn after_fork_in_child(&self) {
+        for region in self.regions() {
+            self.repair_region(region);
+            let resident = |page| region.table.load(page).state() == State::Resident;
+            if let Err(error) = region.mapped.after_fork_in_child(resident) {
+                die("a forked child cannot take over a heap", error.errno);
+            }
+        }
+        self.stuck.store(0, Ordering::Release);
+        self.release_fork_locks();
+        self.restart_worker_after_fork();
+    }
+}
+
+impl Engine {
+    fn release_fork_locks(&self) {
+        for space in self.block_spaces() {
+            space.unlock_after_fork();
+        }
+        self.worker.thread.release_after_fork();
+        self.registrations.release_after_fork();
+    }
+
+    /// In a forked child write protection is gone, so no copy can be trusted
+    /// to match its page: clean pages become dirty ones.
+    fn repair_region(&self, region: &Region) {
+        let mut next = region.resident.next(0);
+        while let Some(page) = next {
+            let word = region.table.load(page);
+            if word.is_clean() {
+                self.free_slot(word);
+                let word = word.with_clean(false).with_payload(0).with_waiters(false);
+                region.table.repair_after_fork(page, word);
+            }
+            next = region.resident.next(page + 1);
+        }
+    }
+}

@@ -1,0 +1,421 @@
+//! Reclaim: choosing cold pages and turning their frames into slots.
+//!
+//! ```text
+//!   sweep      the clock hand walks resident pages in address order and
+//!              takes those without credit
+//!   protect    dirty victims are write-protected, neighbours in one call
+//!   compress   each into a slot; a touch meanwhile cancels
+//!   seal       victims nobody touched (and clean ones, which have a slot)
+//!   drop       one vectored call takes all their mappings away
+//!   finish     words say Stored, frames go back to the budget
+//! ```
+//! Taking mappings away interrupts every processor the program runs on, so it
+//! is done for a whole batch at once.
+
+use core::sync::atomic::Ordering;
+
+use ghostmem_codec::{self as codec, Codec, Encoding};
+use ghostmem_fault::{Batch, Scratch};
+use ghostmem_os::{clock, futex};
+use ghostmem_policy::Heat;
+use ghostmem_store::Slot;
+use ghostmem_table::{DropClaim, EvictClaim, State, Word};
+
+use crate::engine::Engine;
+use crate::metrics::Counter;
+use crate::region::Region;
+
+/// Most pages evicted in one batch.
+pub(crate) const BATCH_PAGES: usize = 64;
+
+/// Resident pages the hand looks at for each page it is asked to evict,
+/// before it takes what it has.
+const LOOKS_PER_PAGE: usize = 32;
+
+/// Two dirty victims at most this many pages apart are protected in one call:
+/// walking absent pages is cheaper than another round of interrupts.
+const PROTECT_GAP_PAGES: usize = 1024;
+
+/// A victim: its page and the word that was seen.
+#[derive(Clone, Copy)]
+struct Victim {
+    page: usize,
+    word: Word,
+}
+
+/// What became of a compressed victim.
+#[derive(Clone, Copy)]
+enum Packed {
+    /// It is in this slot now.
+    Slot(Slot, bool),
+    /// One value all over.
+    Filled(u32),
+    /// Not possible (the store is full), or cancelled already.
+    Not,
+}
+
+impl Engine {
+    /// Evicts up to about `wanted` cold pages; how many it was. Lock-free,
+    /// runs in fault handlers and in the background.
+    pub(crate) fn reclaim(&self, wanted: usize, scratch: &mut Scratch) -> usize {
+        if self.stuck.load(Ordering::Acquire) != 0 {
+            return 0;
+        }
+        let wanted = wanted.clamp(1, BATCH_PAGES);
+        let mut looks = wanted * LOOKS_PER_PAGE + 256;
+        let mut victims = [Victim {
+            page: 0,
+            word: Word::EMPTY,
+        }; BATCH_PAGES];
+        let mut freed = 0;
+        let mut wraps = 0;
+        while freed < wanted && looks > 0 && wraps <= self.region_count() {
+            let Some((region, start, end)) = self.next_window(wanted - freed) else {
+                return freed;
+            };
+            if start == end {
+                wraps += 1;
+                continue;
+            }
+            let mut count = 0;
+            let mut from = start;
+            while let Some(page) = region.resident.next(from).filter(|&page| page < end) {
+                from = page + 1;
+                looks = looks.saturating_sub(1);
+                if let Some(victim) = self.judge(region, page) {
+                    victims[count] = victim;
+                    count += 1;
+                    if count == BATCH_PAGES {
+                        break;
+                    }
+                }
+            }
+            if count > 0 {
+                freed += self.evict_batch(region, &victims[..count], scratch);
+            }
+        }
+        freed
+    }
+
+    /// Moves the hand past the next few resident pages, which are then this
+    /// caller's to judge. An empty window: the hand went on to the next
+    /// region. `None`: there are no regions.
+    fn next_window(&self, wanted: usize) -> Option<(&Region, usize, usize)> {
+        loop {
+            let hand = self.hand.load(Ordering::Acquire);
+            let (index, from) = ((hand >> 40) as usize, (hand & ((1 << 40) - 1)) as usize);
+            let count = self.region_count();
+            if count == 0 {
+                return None;
+            }
+            let index = if index >= count { 0 } else { index };
+            let region = self.region(index)?;
+            let start = region.resident.next(from);
+            let mut end = start.map_or(0, |page| page + 1);
+            if start.is_some() {
+                for _ in 1..wanted.min(BATCH_PAGES) {
+                    match region.resident.next(end) {
+                        Some(page) => end = page + 1,
+                        None => break,
+                    }
+                }
+            }
+            let next = match start {
+                Some(_) => ((index as u64) << 40) | end as u64,
+                None => (((index + 1) % count) as u64) << 40,
+            };
+            if self
+                .hand
+                .compare_exchange(hand, next, Ordering::AcqRel, Ordering::Relaxed)
+                .is_ok()
+            {
+                return Some((region, start.unwrap_or(0), end));
+            }
+        }
+    }
+
+    /// Whether the hand takes a page; one it spares loses a credit.
+    fn judge(&self, region: &Region, page: usize) -> Option<Victim> {
+        let word = region.table.load(page);
+        if word.state() != State::Resident || word.is_pinned() {
+            return None;
+        }
+        let heat = Heat {
+            credit: word.credit(),
+            level: word.level(),
+        };
+        match heat.pass() {
+            Some(spared) if !self.backend.splits_mappings() => {
+                // Somebody else changed the word: spared all the same.
+                let _raced = region
+                    .table
+                    .amend(page, word, word.with_credit(spared.credit));
+                None
+            }
+            _ => Some(Victim { page, word }),
+        }
+    }
+
+    /// Evicts pages of one region, given in address order; how many it was.
+    #[inline(never)]
+    fn evict_batch(&self, region: &Region, victims: &[Victim], scratch: &mut Scratch) -> usize {
+        let mut claims: [Option<EvictClaim>; BATCH_PAGES] = [const { None }; BATCH_PAGES];
+        let mut packed = [Packed::Not; BATCH_PAGES];
+        let nonce = self.nonce.fetch_add(1, Ordering::Relaxed) & ((1 << 40) - 1);
+        let mut dirty = 0;
+        for (claim, victim) in claims.iter_mut().zip(victims) {
+            if !victim.word.is_clean() {
+                *claim = region
+                    .table
+                    .begin_evict(victim.page, victim.word, nonce)
+                    .ok();
+                dirty += usize::from(claim.is_some());
+            }
+        }
+        if dirty > 0 {
+            if self.protect(region, &claims[..victims.len()]) {
+                self.pack_all(region, &claims[..victims.len()], &mut packed, scratch);
+            }
+        }
+        self.drop_sealed(region, victims, &mut claims, &packed)
+    }
+
+    /// Write-protects the pages of `claims`; `false` when the kernel refused.
+    fn protect(&self, region: &Region, claims: &[Option<EvictClaim>]) -> bool {
+        let exact = region.mapped.protects_from_loads() || region.has_pins();
+        let mut run: Option<(usize, usize)> = None;
+        for page in claims.iter().flatten().map(EvictClaim::page) {
+            run = match run {
+                Some((start, end))
+                    if page == end || (!exact && page - end <= PROTECT_GAP_PAGES) =>
+                {
+                    Some((start, page + 1))
+                }
+                Some((start, end)) => {
+                    if region.mapped.protect(start, end - start).is_err() {
+                        return false;
+                    }
+                    Some((page, page + 1))
+                }
+                None => Some((page, page + 1)),
+            };
+        }
+        run.is_none_or(|(start, end)| region.mapped.protect(start, end - start).is_ok())
+    }
+
+    /// Compresses the pages of `claims` into the store.
+    fn pack_all(
+        &self,
+        region: &Region,
+        claims: &[Option<EvictClaim>],
+        packed: &mut [Packed],
+        scratch: &mut Scratch,
+    ) {
+        let start = clock::now_ns();
+        let mut compressed = 0;
+        for (claim, packed) in claims.iter().zip(packed) {
+            let Some(claim) = claim else { continue };
+            let page = claim.page();
+            // A touch may have cancelled it: do not waste the work.
+            if region.table.load(page).state() != State::Evicting {
+                continue;
+            }
+            region.mapped.read(page, &mut scratch.page);
+            compressed += 1;
+            *packed = self.pack(region, page, claim.before(), scratch);
+        }
+        self.metrics
+            .add(Counter::compress_ns, clock::now_ns() - start);
+        self.metrics.add(Counter::compressed_pages, compressed);
+    }
+
+    fn pack(&self, region: &Region, page: usize, before: Word, scratch: &mut Scratch) -> Packed {
+        if let Some(pattern) = codec::fill_pattern(&scratch.page) {
+            return Packed::Filled(pattern);
+        }
+        // A page that did not shrink last time is tried again only now and
+        // then.
+        let hopeless = before.is_incompressible() && self.nonce.load(Ordering::Relaxed) & 7 != 0;
+        let len = if hopeless {
+            None
+        } else {
+            self.config
+                .codec
+                .compress(&mut scratch.codec.0, &scratch.page, &mut scratch.packed)
+        };
+        let owner = region.owner(page);
+        let insert = |scratch: &Scratch| match len {
+            Some(len) => self
+                .store
+                .insert(owner, Encoding::Lz4 as u8, &scratch.packed[..len]),
+            None => self.store.insert(owner, Encoding::Raw as u8, &scratch.page),
+        };
+        let slot = insert(scratch).or_else(|| {
+            // No room: copies of resident pages are the first to go.
+            self.shed_copies(BATCH_PAGES);
+            insert(scratch)
+        });
+        slot.map_or(Packed::Not, |slot| Packed::Slot(slot, len.is_none()))
+    }
+
+    /// Seals what was not touched meanwhile, drops all of it at once and
+    /// finishes the words.
+    fn drop_sealed(
+        &self,
+        region: &Region,
+        victims: &[Victim],
+        claims: &mut [Option<EvictClaim>; BATCH_PAGES],
+        packed: &[Packed; BATCH_PAGES],
+    ) -> usize {
+        let mut drops: [Option<DropClaim>; BATCH_PAGES] = [const { None }; BATCH_PAGES];
+        let mut batch = Batch::new();
+        let epoch = self.clock().epoch(self.evictions());
+        for (index, victim) in victims.iter().enumerate() {
+            let sealed = if victim.word.is_clean() {
+                region.table.begin_drop(victim.page, victim.word).ok()
+            } else if let Some(claim) = claims[index].take() {
+                match packed[index] {
+                    Packed::Not => {
+                        self.abandon(region, claim);
+                        None
+                    }
+                    Packed::Filled(_) => region.table.seal(claim),
+                    Packed::Slot(slot, _) => {
+                        let sealed = region.table.seal(claim);
+                        if sealed.is_none() {
+                            // Touched after it was compressed.
+                            self.store.remove(slot);
+                        }
+                        sealed
+                    }
+                }
+            } else {
+                None
+            };
+            if sealed.is_some() {
+                region.mapped.add_to(&mut batch, victim.page, 1);
+            }
+            drops[index] = sealed;
+        }
+        let dropped = region.mapped.drop_batch(&mut batch).is_ok();
+        let (mut freed, mut clean, mut filled, mut raw) = (0, 0, 0, 0);
+        for (index, claim) in drops.iter_mut().enumerate() {
+            let Some(claim) = claim.take() else { continue };
+            let before = claim.before();
+            let stored = before.with_clean(false).with_epoch(epoch).with_credit(0);
+            let word = match (dropped, before.is_clean(), packed[index]) {
+                // The kernel kept the mapping (locked memory): so do we.
+                (false, true, _) => before,
+                (false, false, outcome) => {
+                    if let Packed::Slot(slot, _) = outcome {
+                        self.store.remove(slot);
+                    }
+                    before
+                }
+                (true, true, _) => {
+                    clean += 1;
+                    stored.with_state(State::Stored)
+                }
+                (true, false, Packed::Slot(slot, is_raw)) => {
+                    raw += u64::from(is_raw);
+                    stored
+                        .with_state(State::Stored)
+                        .with_incompressible(is_raw)
+                        .with_payload(slot.bits())
+                }
+                (true, false, Packed::Filled(pattern)) => {
+                    filled += 1;
+                    let payload = u64::from(pattern);
+                    stored
+                        .with_state(State::Filled)
+                        .with_incompressible(false)
+                        .with_payload(payload)
+                }
+                (true, false, Packed::Not) => before,
+            };
+            if word.state() != State::Resident {
+                region.resident.remove(claim.page());
+                freed += 1;
+            }
+            let page = claim.page();
+            if region.table.finish(claim, word).0 {
+                futex::wake_all(region.table.futex(page));
+            }
+        }
+        self.budget.give_back(freed);
+        self.count_evictions(freed as u64);
+        self.metrics.add(Counter::evictions_clean, clean);
+        self.metrics
+            .add(Counter::evictions_dirty, freed as u64 - clean);
+        self.metrics.add(Counter::filled_pages_evicted, filled);
+        self.metrics.add(Counter::raw_pages_evicted, raw);
+        freed as usize
+    }
+
+    /// Gives up an eviction that could not be stored. The page may stay
+    /// protected: the next touch that minds opens it.
+    fn abandon(&self, region: &Region, claim: EvictClaim) {
+        let word = claim.before().with_payload(0);
+        region.table.abandon(claim, word);
+    }
+
+    /// Gives up clean copies of up to `wanted` resident pages, to make room
+    /// in the store. The pages stay; they have to be compressed again when
+    /// they are evicted.
+    fn shed_copies(&self, wanted: usize) {
+        let mut shed = 0;
+        let mut looks = wanted * LOOKS_PER_PAGE;
+        while shed < wanted && looks > 0 {
+            let Some((region, start, end)) = self.next_window(BATCH_PAGES) else {
+                return;
+            };
+            looks = looks.saturating_sub(BATCH_PAGES);
+            let mut from = start;
+            while let Some(page) = region.resident.next(from).filter(|&page| page < end) {
+                from = page + 1;
+                let word = region.table.load(page);
+                if word.state() != State::Resident || !word.is_clean() {
+                    continue;
+                }
+                let Ok(claim) = region.table.claim(page, word) else {
+                    continue;
+                };
+                // Still write-protected: the next store finds a dirty page
+                // and merely opens it.
+                self.release(region, claim, word.with_clean(false).with_payload(0));
+                self.free_slot(word);
+                shed += 1;
+            }
+        }
+        self.metrics.add(Counter::copies_shed, shed as u64);
+    }
+
+    /// Evicts the resident pages of a range now, whatever their credit; how
+    /// many it was.
+    pub(crate) fn evict_pages(
+        &self,
+        region: &Region,
+        start: usize,
+        end: usize,
+        scratch: &mut Scratch,
+    ) -> usize {
+        let mut victims = [Victim {
+            page: 0,
+            word: Word::EMPTY,
+        }; BATCH_PAGES];
+        let (mut count, mut freed, mut from) = (0, 0, start);
+        while let Some(page) = region.resident.next(from).filter(|&page| page < end) {
+            from = page + 1;
+            let word = region.table.load(page);
+            if word.state() == State::Resident && !word.is_pinned() {
+                victims[count] = Victim { page, word };
+                count += 1;
+                if count == BATCH_PAGES {
+                    freed += self.evict_batch(region, &victims, scratch);
+                    count = 0;
+                }
+            }
+        }
+        freed + self.evict_batch(region, &victims[..count], scratch)
+    }
+}

@@ -1,0 +1,33 @@
+//! A page's whole story.
+//!
+//! Read in this order: [`engine`](Engine) (what a heap is made of), `resolve`
+//! (a fault, from the touch to the page in place), `evict` (reclaim: from a
+//! cold page to a slot), `worker` (what runs in the background), `advice`
+//! (what a program may ask for). `budget`, `resident`, `threads` and `metrics`
+//! are what these stand on; `space` hands out address space.
+//!
+//! # Rules kept here
+//! * Whoever changes a page's mapping holds its claim, and is inside the
+//!   gate.
+//! * A thread that holds claims waits for nobody: it takes what it can get.
+//! * Frames are taken before claims, and given back after mappings are gone.
+//! * Nothing allocates, nothing locks on the way of a fault.
+#![forbid(unsafe_code)]
+
+mod advice;
+mod budget;
+mod engine;
+mod evict;
+mod metrics;
+mod region;
+mod resident;
+mod resolve;
+pub mod space;
+mod stats;
+mod threads;
+mod worker;
+
+pub use engine::{Config, Engine, LIMIT_PAGES_MIN, REGION_ALIGN};
+pub use ghostmem_table::State;
+pub use metrics::{Counts, LatencyHistogram};
+pub use stats::EngineStats;

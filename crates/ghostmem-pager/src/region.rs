@@ -1,0 +1,101 @@
+//! A region as the pager sees it: words, resident set and pins beside the
+//! backend's mapping.
+
+use core::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
+
+use ghostmem_fault::{Backend, Home, Region as Mapped};
+use ghostmem_os::OsError;
+use ghostmem_os::map::ZeroArray;
+use ghostmem_store::Owner;
+use ghostmem_table::{AtomicU64, PageTable};
+
+use crate::resident::ResidentSet;
+use crate::space::BlockSpace;
+
+/// Pages in a region are numbered with this many bits, so that a region and a
+/// page fit in the 40 bits of an [`Owner`].
+const PAGE_BITS: u32 = 32;
+
+pub(crate) struct Region {
+    pub(crate) mapped: Mapped,
+    pub(crate) table: PageTable<ZeroArray<AtomicU64>>,
+    pub(crate) resident: ResidentSet,
+    /// How often each page is pinned; touched only where pages are.
+    pub(crate) pins: ZeroArray<AtomicU16>,
+    /// Pages with at least one pin.
+    pub(crate) pinned_pages: AtomicUsize,
+    /// Which pages belong to blocks; `None` when somebody else (the small
+    /// object allocator) hands them out.
+    pub(crate) blocks: Option<BlockSpace>,
+    pub(crate) index: u32,
+}
+
+impl Region {
+    pub(crate) fn new(
+        backend: Backend,
+        home: Home,
+        index: u32,
+        with_blocks: bool,
+    ) -> Result<Self, OsError> {
+        let mapped = Mapped::new(backend, home)?;
+        let pages = mapped.span().pages();
+        assert!(pages <= 1 << PAGE_BITS, "a region has at most 2^32 pages");
+        if !with_blocks {
+            mapped.activate(0, pages)?;
+        }
+        Ok(Self {
+            table: PageTable::new(ZeroArray::new(pages)?),
+            resident: ResidentSet::new(pages)?,
+            pins: ZeroArray::new(pages)?,
+            pinned_pages: AtomicUsize::new(0),
+            blocks: if with_blocks {
+                Some(BlockSpace::new(pages)?)
+            } else {
+                None
+            },
+            mapped,
+            index,
+        })
+    }
+
+    pub(crate) fn pages(&self) -> usize {
+        self.table.pages()
+    }
+
+    pub(crate) fn base(&self) -> usize {
+        self.mapped.span().base()
+    }
+
+    /// Whether a page may be touched: it is part of a block, or of memory
+    /// handed out by somebody else.
+    pub(crate) fn is_allocated(&self, page: usize) -> bool {
+        self.blocks
+            .as_ref()
+            .is_none_or(|blocks| blocks.block_of(page).is_some())
+    }
+
+    /// The page's number in the store.
+    pub(crate) fn owner(&self, page: usize) -> Owner {
+        Owner::new((u64::from(self.index) << PAGE_BITS) | page as u64)
+    }
+
+    /// Memory this region's tables take now.
+    pub(crate) fn metadata_bytes(&self) -> usize {
+        self.table.array().backed_bytes()
+            + self.resident.metadata_bytes()
+            + self.pins.backed_bytes()
+            + self.blocks.as_ref().map_or(0, BlockSpace::metadata_bytes)
+    }
+
+    pub(crate) fn has_pins(&self) -> bool {
+        self.pinned_pages.load(Ordering::Relaxed) > 0
+    }
+}
+
+/// Region and page of an [`Owner`].
+pub(crate) fn place_of(owner: Owner) -> (usize, usize) {
+    (
+        (owner.get() >> PAGE_BITS) as usize,
+        (owner.get() & ((1 << PAGE_BITS) - 1)) as usize,
+    )
+}

@@ -1,0 +1,177 @@
+//! Which pages are resident, in address order.
+//!
+//! ```text
+//!   level 0   one bit for each page
+//!   level 1   one bit for each word of level 0 that may be non-zero
+//!   level 2   one bit for each word of level 1 that may be non-zero
+//! ```
+//! The clock hand walks it, so a few resident pages in a huge region are
+//! found without looking at the rest. Upper bits may be set for nothing (they
+//! are cleared lazily), never clear for something.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use ghostmem_os::OsError;
+use ghostmem_os::map::ZeroArray;
+
+#[derive(Debug)]
+pub(crate) struct ResidentSet {
+    levels: [ZeroArray<AtomicU64>; 3],
+    pages: usize,
+}
+
+impl ResidentSet {
+    pub(crate) fn new(pages: usize) -> Result<Self, OsError> {
+        let words = pages.div_ceil(64);
+        let upper = words.div_ceil(64);
+        Ok(Self {
+            levels: [
+                ZeroArray::new(words)?,
+                ZeroArray::new(upper)?,
+                ZeroArray::new(upper.div_ceil(64))?,
+            ],
+            pages,
+        })
+    }
+
+    pub(crate) fn insert(&self, page: usize) {
+        let mut index = page;
+        for level in &self.levels {
+            let bit = 1_u64 << (index % 64);
+            index /= 64;
+            // An upper bit that is set already covers everything above it.
+            if level[index].fetch_or(bit, Ordering::AcqRel) & bit != 0
+                && !core::ptr::eq(level, &self.levels[0])
+            {
+                return;
+            }
+        }
+    }
+
+    pub(crate) fn remove(&self, page: usize) {
+        self.levels[0][page / 64].fetch_and(!(1 << (page % 64)), Ordering::AcqRel);
+    }
+
+    /// The first resident page at or after `from`.
+    pub(crate) fn next(&self, from: usize) -> Option<usize> {
+        let mut page = from;
+        while page < self.pages {
+            let word = page / 64;
+            let bits = self.levels[0][word].load(Ordering::Acquire) & (u64::MAX << (page % 64));
+            if bits != 0 {
+                return Some(word * 64 + bits.trailing_zeros() as usize);
+            }
+            page = self.next_word(word + 1)? * 64;
+        }
+        None
+    }
+
+    /// The first level-0 word at or after `from` that may be non-zero.
+    fn next_word(&self, from: usize) -> Option<usize> {
+        let mut word = from;
+        while word < self.levels[0].len() {
+            let group = word / 64;
+            let bits = self.levels[1][group].load(Ordering::Acquire) & (u64::MAX << (word % 64));
+            if bits != 0 {
+                let found = group * 64 + bits.trailing_zeros() as usize;
+                if self.levels[0][found].load(Ordering::Acquire) != 0 {
+                    return Some(found);
+                }
+                self.clear_upper(1, found);
+                word = found + 1;
+                continue;
+            }
+            word = self.next_group(group + 1)? * 64;
+        }
+        None
+    }
+
+    /// The first level-1 word at or after `from` that may be non-zero.
+    fn next_group(&self, from: usize) -> Option<usize> {
+        let mut group = from;
+        while group < self.levels[1].len() {
+            let top = group / 64;
+            let bits = self.levels[2][top].load(Ordering::Acquire) & (u64::MAX << (group % 64));
+            if bits == 0 {
+                group = (top + 1) * 64;
+                continue;
+            }
+            let found = top * 64 + bits.trailing_zeros() as usize;
+            if self.levels[1][found].load(Ordering::Acquire) != 0 {
+                return Some(found);
+            }
+            self.clear_upper(2, found);
+            group = found + 1;
+        }
+        None
+    }
+
+    /// Clears a stale bit of an upper level, and puts it back if something
+    /// below appeared meanwhile.
+    fn clear_upper(&self, level: usize, index: usize) {
+        let bit = 1_u64 << (index % 64);
+        let word = &self.levels[level][index / 64];
+        word.fetch_and(!bit, Ordering::SeqCst);
+        if self.levels[level - 1][index].load(Ordering::SeqCst) != 0 {
+            let mut index = index;
+            for upper in &self.levels[level..] {
+                upper[index / 64].fetch_or(1 << (index % 64), Ordering::AcqRel);
+                index /= 64;
+            }
+        }
+    }
+
+    pub(crate) fn metadata_bytes(&self) -> usize {
+        self.levels.iter().map(ZeroArray::backed_bytes).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    proptest! {
+        #[test]
+        fn next_agrees_with_an_ordered_set(
+            steps in proptest::collection::vec((any::<bool>(), 0_usize..300_000), 1..200),
+            probes in proptest::collection::vec(0_usize..300_000, 1..50),
+        ) {
+            let set = ResidentSet::new(300_000).unwrap();
+            let mut model = BTreeSet::new();
+            for (put, page) in steps {
+                if put { set.insert(page); model.insert(page); } else { set.remove(page); model.remove(&page); }
+                prop_assert_eq!(set.next(0), model.first().copied());
+            }
+            for from in probes {
+                prop_assert_eq!(set.next(from), model.range(from..).next().copied());
+            }
+        }
+    }
+
+    #[test]
+    fn a_page_inserted_while_others_sweep_is_never_lost() {
+        let set = ResidentSet::new(1 << 20).unwrap();
+        std::thread::scope(|scope| {
+            for thread in 0..2_usize {
+                let set = &set;
+                scope.spawn(move || {
+                    for round in 0..20_000_usize {
+                        let page = (round * 7919 * 64 + thread) % (1 << 20);
+                        set.insert(page);
+                        assert_eq!(set.next(page), Some(page));
+                        set.remove(page);
+                    }
+                });
+            }
+            let set = &set;
+            scope.spawn(move || {
+                for _ in 0..20_000 {
+                    let _swept = set.next(0);
+                }
+            });
+        });
+        assert_eq!(set.next(0), None);
+    }
+}

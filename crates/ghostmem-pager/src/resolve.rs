@@ -1,0 +1,488 @@
+//! A fault, from the touch to the page in place.
+
+use core::sync::atomic::Ordering;
+use core::time::Duration;
+
+use ghostmem_codec as codec;
+use ghostmem_fault::{AccessKind, Fault, Installed, RUN_PAGES, Scratch, Verdict, die};
+use ghostmem_os::{PAGE_SIZE, clock, futex, thread};
+use ghostmem_policy::{Heat, Plan};
+use ghostmem_store::Slot;
+use ghostmem_table::{Claim, State, Word};
+
+use crate::engine::Engine;
+use crate::metrics::Counter;
+use crate::region::Region;
+use crate::threads::PAGES_PER_INSTRUCTION;
+
+/// How long one wait for another thread's transition lasts before looking
+/// again.
+const WAIT: Duration = Duration::from_millis(2);
+/// Looks at a claimed word before going to sleep on it: about the time a
+/// restore takes, which is far less than a sleep and a wake.
+const SPINS: u32 = 200;
+
+impl Engine {
+    pub(crate) fn resolve(&self, fault: &Fault, scratch: &mut Scratch) -> Verdict {
+        let Some(region) = self.region(fault.region as usize) else {
+            return Verdict::Refused;
+        };
+        let page = fault.page;
+        // An access of unknown kind may be a store.
+        let write = fault.access != AccessKind::Read;
+        loop {
+            let word = region.table.load(page);
+            match word.state() {
+                State::Empty if !region.is_allocated(page) => return Verdict::Refused,
+                State::Empty | State::Stored | State::Filled => {
+                    return self.restore(region, word, write, fault, scratch);
+                }
+                State::Lost => return Verdict::Refused,
+                State::Resident | State::Evicting
+                    if region.mapped.protects_from_loads()
+                        || (fault.present && (write || word.state() == State::Resident)) =>
+                {
+                    if self.open(region, page, word) {
+                        return Verdict::Resolved;
+                    }
+                }
+                State::Resident
+                    if self
+                        .threads
+                        .is_stale_again(fault.thread, self.number(region, page)) =>
+                {
+                    return self.verify_mapping(region, page, word);
+                }
+                State::Resident | State::Evicting => {
+                    // Another thread was faster, or the page is mapped still.
+                    self.metrics.add(Counter::fault_races, 1);
+                    return Verdict::Retry;
+                }
+                State::Claimed | State::Dropping => {
+                    self.metrics.add(Counter::fault_races, 1);
+                    self.wait_for(region, page, word);
+                    return Verdict::Retry;
+                }
+            }
+        }
+    }
+
+    /// A page's number, unique in the heap.
+    pub(crate) fn number(&self, region: &Region, page: usize) -> u64 {
+        region.owner(page).get()
+    }
+
+    /// Lets the program store to a resident page: the first store to a clean
+    /// one, or one that cancels an eviction. `false`: the word has changed.
+    fn open(&self, region: &Region, page: usize, word: Word) -> bool {
+        let Ok(claim) = region.table.claim(page, word) else {
+            return false;
+        };
+        if let Err(error) = region.mapped.unprotect(page, 1) {
+            die("a page cannot be opened for the program", error.errno);
+        }
+        let before = claim.before();
+        let opened = before.with_clean(false).with_payload(0);
+        let opened = if before.is_clean() {
+            opened.with_write_hot(true)
+        } else {
+            opened
+        };
+        self.release(region, claim, opened);
+        if before.is_clean() {
+            self.free_slot(before);
+            self.metrics.add(Counter::write_faults, 1);
+        }
+        if word.state() == State::Evicting {
+            self.metrics.add(Counter::evictions_cancelled, 1);
+        }
+        true
+    }
+
+    /// The word says resident, yet the thread faults again and again: the
+    /// program itself took the mapping away (madvise). Zeros are what the
+    /// kernel would give.
+    fn verify_mapping(&self, region: &Region, page: usize, word: Word) -> Verdict {
+        let Ok(claim) = region.table.claim(page, word) else {
+            return Verdict::Retry;
+        };
+        match region.mapped.install_zero(page) {
+            Ok(Installed::Exists) => {
+                let before = claim.before();
+                self.release(region, claim, before);
+                Verdict::Retry
+            }
+            Ok(Installed::Bytes(_)) => {
+                let before = claim.before();
+                self.release(region, claim, before.with_clean(false).with_payload(0));
+                if before.is_clean() {
+                    self.free_slot(before);
+                }
+                Verdict::Resolved
+            }
+            Err(error) => die("a page cannot be put in place", error.errno),
+        }
+    }
+
+    /// Ends a claim and wakes whoever slept on it.
+    pub(crate) fn release(&self, region: &Region, claim: Claim, word: Word) {
+        let page = claim.page();
+        if region.table.release(claim, word).0 {
+            futex::wake_all(region.table.futex(page));
+        }
+    }
+
+    /// Frees the slot a word names.
+    pub(crate) fn free_slot(&self, word: Word) {
+        if let Some(slot) = Slot::from_bits(word.payload()) {
+            self.store.remove(slot);
+        }
+    }
+
+    /// Waits, for a while, until a claimed or dropping page moves on.
+    pub(crate) fn wait_for(&self, region: &Region, page: usize, seen: Word) {
+        let mut seen = seen;
+        for _ in 0..SPINS {
+            core::hint::spin_loop();
+            seen = region.table.load(page);
+            if !matches!(seen.state(), State::Claimed | State::Dropping) {
+                return;
+            }
+        }
+        if let Some(marked) = region.table.announce_wait(page, seen) {
+            futex::wait(region.table.futex(page), marked.low_half(), WAIT);
+        }
+    }
+
+    /// Gets one frame, evicting if there is none.
+    fn take_frame(&self, fault: &Fault, refault: bool, scratch: &mut Scratch) {
+        if self.threads.is_stuck(fault.thread, fault.instant, refault) {
+            let _either =
+                self.stuck
+                    .compare_exchange(0, fault.thread, Ordering::AcqRel, Ordering::Relaxed);
+        } else if self.stuck.load(Ordering::Relaxed) == fault.thread
+            && self.threads.moved_on(fault.thread, fault.instant)
+        {
+            self.end_privilege(fault.thread);
+        }
+        let mut barren = 0_u32;
+        loop {
+            let privileged = self.stuck.load(Ordering::Acquire);
+            if privileged == fault.thread
+                && self.budget.free() > -2 * i64::from(PAGES_PER_INSTRUCTION)
+            {
+                // Nobody evicts while this thread collects what its
+                // instruction needs.
+                self.budget.overdraw();
+                self.metrics.add(Counter::overdrafts, 1);
+                return;
+            }
+            if privileged != 0 && privileged != fault.thread {
+                // It may never fault again: wait only so long.
+                futex::wait(&self.stuck, privileged as u32, WAIT);
+                if self.stuck.load(Ordering::Acquire) == privileged {
+                    self.end_privilege(privileged);
+                }
+                continue;
+            }
+            if self.budget.take_up_to(1) == 1 {
+                return;
+            }
+            self.wake_worker();
+            self.metrics.add(Counter::direct_reclaims, 1);
+            if self.reclaim(self.direct_batch(), scratch) == 0 {
+                barren += 1;
+                if barren > 200 {
+                    // Everything is pinned, or cannot be stored: the thread
+                    // must go on all the same.
+                    self.budget.overdraw();
+                    self.metrics.add(Counter::overdrafts, 1);
+                    return;
+                }
+                thread::yield_now();
+            }
+        }
+    }
+
+    fn end_privilege(&self, thread: u64) {
+        if self
+            .stuck
+            .compare_exchange(thread, 0, Ordering::AcqRel, Ordering::Relaxed)
+            .is_ok()
+        {
+            futex::wake_all(&self.stuck);
+        }
+    }
+
+    /// Puts an absent page in place, and with it what readahead asks for.
+    #[inline(never)]
+    fn restore(
+        &self,
+        region: &Region,
+        word: Word,
+        write: bool,
+        fault: &Fault,
+        scratch: &mut Scratch,
+    ) -> Verdict {
+        let page = fault.page;
+        let refault = word.state() != State::Empty;
+        self.take_frame(fault, refault, scratch);
+        let number = self.number(region, page);
+        let plan = if self.config.readahead {
+            self.threads.plan(fault.thread, number)
+        } else {
+            Plan {
+                stride: 1,
+                count: 1,
+                proven: 0,
+            }
+        };
+        // Readahead never evicts for itself, and never fills more than an
+        // eighth of the limit.
+        let extra = i64::from(plan.count.min(RUN_PAGES as u32)) - 1;
+        let extra = extra.min(self.budget.limit() / 8).max(0);
+        let frames = 1 + if extra > 0 {
+            self.budget.take_up_to(extra)
+        } else {
+            0
+        };
+        let restored = match self.restore_run(
+            region,
+            page,
+            word,
+            plan.stride,
+            frames as usize,
+            write,
+            scratch,
+        ) {
+            Ok(restored) => restored,
+            Err(verdict) => {
+                self.budget.give_back(frames);
+                return verdict;
+            }
+        };
+        self.budget.give_back(frames - restored as i64);
+        self.metrics.add(Counter::faults, 1);
+        self.metrics.add(Counter::refaults, u64::from(refault));
+        self.metrics
+            .add(Counter::readahead_pages, restored as u64 - 1);
+        self.metrics
+            .add(Counter::readahead_hits, u64::from(plan.proven));
+        if (restored as u32) < plan.count {
+            self.threads
+                .cut_short(fault.thread, plan, number, restored as u32);
+        }
+        if self.budget.free() < self.low_watermark() {
+            self.wake_worker();
+        }
+        Verdict::Resolved
+    }
+
+    /// Restores up to `frames` pages from `first` on, `stride` apart; the
+    /// frames are taken already. How many it was, the first always among them.
+    #[allow(clippy::too_many_arguments)]
+    pub(crate) fn restore_run(
+        &self,
+        region: &Region,
+        first: usize,
+        word: Word,
+        stride: i32,
+        frames: usize,
+        write: bool,
+        scratch: &mut Scratch,
+    ) -> Result<usize, Verdict> {
+        let mut claims: [Option<Claim>; RUN_PAGES] = [const { None }; RUN_PAGES];
+        claims[0] = Some(
+            region
+                .table
+                .claim(first, word)
+                .map_err(|_| Verdict::Retry)?,
+        );
+        let fresh = word.state() == State::Empty;
+        let mut count = 1;
+        for step in 1..frames.min(RUN_PAGES) {
+            let Some(page) = first
+                .checked_add_signed(step as isize * stride as isize)
+                .filter(|&page| page < region.pages())
+            else {
+                break;
+            };
+            let word = region.table.load(page);
+            let wanted = match word.state() {
+                State::Stored | State::Filled => !fresh,
+                // Fresh pages follow only a fresh page: a program that fills
+                // its memory, not one that reads what is there.
+                State::Empty => fresh && write && region.is_allocated(page),
+                _ => false,
+            };
+            if !wanted {
+                break;
+            }
+            let Ok(claim) = region.table.claim(page, word) else {
+                break;
+            };
+            claims[step] = Some(claim);
+            count += 1;
+        }
+        // Pages are laid out in the buffer in address order, so that
+        // neighbours go in with one call.
+        let place = |step: usize| if stride < 0 { count - 1 - step } else { step };
+        let now = self.clock().epoch(self.evictions());
+        let mut words = [Word::EMPTY; RUN_PAGES];
+        for step in 0..count {
+            let Some(claim) = &claims[step] else { break };
+            let before = claim.before();
+            let ok = self.contents(before, place(step), scratch);
+            if !ok {
+                self.lose(region, &mut claims[..count], step);
+                // The faulting page itself, or only one of those ahead of it.
+                return Err(if step == 0 {
+                    Verdict::Refused
+                } else {
+                    Verdict::Retry
+                });
+            }
+            let clean = before.state() == State::Stored
+                && !write
+                && region.mapped.tracks_writes()
+                && self.config.keep_copies
+                && !before.is_write_hot();
+            let heat = if before.state() == State::Empty || step > 0 {
+                Heat {
+                    credit: 0,
+                    level: before.level(),
+                }
+            } else {
+                Heat {
+                    credit: 0,
+                    level: before.level(),
+                }
+                .refault(before.epoch(), now)
+            };
+            // Being hot for writing wears off, so that a page that is only
+            // read again is seen to be.
+            let forget = now & 7 == 0;
+            words[step] = before
+                .with_state(State::Resident)
+                .with_clean(clean)
+                .with_payload(if clean { before.payload() } else { 0 })
+                .with_write_hot(before.is_write_hot() && !forget)
+                .with_credit(heat.credit)
+                .with_level(heat.level);
+        }
+        let page_of = |step: usize| first.wrapping_add_signed(step as isize * stride as isize);
+        self.install(
+            region, count, stride, page_of, &words, write, fresh, scratch,
+        );
+        for step in 0..count {
+            let Some(claim) = claims[step].take() else {
+                break;
+            };
+            let before = claim.before();
+            region.resident.insert(claim.page());
+            self.release(region, claim, words[step]);
+            if before.state() == State::Stored && !words[step].is_clean() {
+                self.free_slot(before);
+            }
+        }
+        Ok(count)
+    }
+
+    /// Brings the bytes of a page into place `place` of the buffer; `false`
+    /// when they cannot be had.
+    fn contents(&self, word: Word, place: usize, scratch: &mut Scratch) -> bool {
+        let out = &mut scratch.run[place];
+        match word.state() {
+            State::Stored => {
+                let Some(slot) = Slot::from_bits(word.payload()) else {
+                    return false;
+                };
+                let info = self.store.read(slot, &mut scratch.packed);
+                let sampled = place == 0;
+                let start = if sampled { clock::now_ns() } else { 0 };
+                let ok = codec::decode(info.codec, &scratch.packed[..info.len], out).is_ok();
+                if sampled {
+                    self.metrics
+                        .add(Counter::decompress_ns, clock::now_ns() - start);
+                    self.metrics.add(Counter::decompress_samples, 1);
+                }
+                ok
+            }
+            State::Filled => {
+                codec::fill(word.payload() as u32, out);
+                true
+            }
+            _ => {
+                out.fill(0);
+                true
+            }
+        }
+    }
+
+    /// Maps the restored pages: as few calls as runs of neighbours with equal
+    /// protection.
+    #[allow(clippy::too_many_arguments)]
+    fn install(
+        &self,
+        region: &Region,
+        count: usize,
+        stride: i32,
+        page_of: impl Fn(usize) -> usize,
+        words: &[Word; RUN_PAGES],
+        write: bool,
+        fresh: bool,
+        scratch: &Scratch,
+    ) {
+        if count == 1 && fresh && !write {
+            match region.mapped.install_zero(page_of(0)) {
+                Ok(_) => return,
+                Err(error) => die("a page cannot be put in place", error.errno),
+            }
+        }
+        // Places in address order, whatever the direction of the run.
+        let step_at = |place: usize| if stride < 0 { count - 1 - place } else { place };
+        let mut place = 0;
+        while place < count {
+            let clean = words[step_at(place)].is_clean();
+            let mut end = place + 1;
+            while stride.unsigned_abs() == 1
+                && end < count
+                && words[step_at(end)].is_clean() == clean
+            {
+                end += 1;
+            }
+            let data = scratch.run[place..end].as_flattened();
+            let page = page_of(step_at(place));
+            let mut done = 0;
+            while done < data.len() {
+                match region
+                    .mapped
+                    .install(page + done / PAGE_SIZE, &data[done..], clean)
+                {
+                    Ok(Installed::Bytes(bytes)) => done += bytes,
+                    Ok(Installed::Exists) => {
+                        die("a page is mapped that the page table says is not", 17)
+                    }
+                    Err(error) => die("a page cannot be put in place", error.errno),
+                }
+            }
+            place = end;
+        }
+    }
+
+    /// The bytes of page `lost` of a run are gone: say so in its word, and
+    /// leave the others as they were.
+    fn lose(&self, region: &Region, claims: &mut [Option<Claim>], lost: usize) {
+        for (step, claim) in claims.iter_mut().enumerate() {
+            if let Some(claim) = claim.take() {
+                let before = claim.before();
+                let word = if step == lost {
+                    before.with_state(State::Lost)
+                } else {
+                    before
+                };
+                self.release(region, claim, word);
+            }
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! What the engine remembers of each faulting thread: its run of faults, and
+//! whether it gets anywhere.
+//!
+//! A fixed table indexed by a hash of the thread: two threads that collide
+//! disturb each other's guesses, never correctness.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use ghostmem_policy::{Plan, Stream};
+
+const THREADS: usize = 64;
+
+/// One instruction touches at most this many pages (an AVX-512 gather of 16
+/// elements, each across a page boundary, and the instruction itself).
+pub(crate) const PAGES_PER_INSTRUCTION: u32 = 34;
+
+/// Faults by one thread, without the program counter to tell one instruction
+/// from the next, after which it counts as stuck (monitor backend).
+const BLIND_FAULTS: u32 = 4096;
+
+#[repr(align(64))]
+struct Slot {
+    thread: AtomicU64,
+    stream: AtomicU64,
+    instant: AtomicU64,
+    repeats: AtomicU64,
+    stale: AtomicU64,
+}
+
+pub(crate) struct ThreadTable {
+    slots: [Slot; THREADS],
+}
+
+impl ThreadTable {
+    pub(crate) const fn new() -> Self {
+        Self {
+            slots: [const {
+                Slot {
+                    thread: AtomicU64::new(0),
+                    stream: AtomicU64::new(0),
+                    instant: AtomicU64::new(0),
+                    repeats: AtomicU64::new(0),
+                    stale: AtomicU64::new(0),
+                }
+            }; THREADS],
+        }
+    }
+
+    fn slot(&self, thread: u64) -> &Slot {
+        let hash = (thread >> 6).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40;
+        let slot = &self.slots[hash as usize % THREADS];
+        if slot.thread.load(Ordering::Relaxed) != thread {
+            slot.thread.store(thread, Ordering::Relaxed);
+            slot.stream.store(0, Ordering::Relaxed);
+            slot.repeats.store(0, Ordering::Relaxed);
+            slot.instant.store(0, Ordering::Relaxed);
+            slot.stale.store(0, Ordering::Relaxed);
+        }
+        slot
+    }
+
+    /// The readahead plan for a fault on `page`, a number unique in the heap.
+    pub(crate) fn plan(&self, thread: u64, page: u64) -> Plan {
+        let slot = self.slot(thread);
+        let (plan, next) = Stream::from_bits(slot.stream.load(Ordering::Relaxed)).fault(page);
+        slot.stream.store(next.to_bits(), Ordering::Relaxed);
+        plan
+    }
+
+    /// Only the first `restored` pages of a plan were put in place.
+    pub(crate) fn cut_short(&self, thread: u64, plan: Plan, page: u64, restored: u32) {
+        let slot = self.slot(thread);
+        let stream = Stream::from_bits(slot.stream.load(Ordering::Relaxed));
+        slot.stream.store(
+            stream.cut_short(plan, page, restored).to_bits(),
+            Ordering::Relaxed,
+        );
+    }
+
+    /// Counts a restoring fault; `true` when the thread has faulted more often
+    /// at one instruction than any instruction can need: others take its
+    /// pages away faster than it can use them.
+    pub(crate) fn is_stuck(&self, thread: u64, instant: u64, refault: bool) -> bool {
+        let slot = self.slot(thread);
+        let same = if instant == 0 {
+            refault
+        } else {
+            slot.instant.swap(instant, Ordering::Relaxed) == instant
+        };
+        if !same {
+            slot.repeats.store(0, Ordering::Relaxed);
+            return false;
+        }
+        let repeats = slot.repeats.fetch_add(1, Ordering::Relaxed) + 1;
+        let bound = if instant == 0 {
+            BLIND_FAULTS
+        } else {
+            2 * PAGES_PER_INSTRUCTION
+        };
+        repeats > u64::from(bound)
+    }
+
+    /// The thread's last fault was at another instruction.
+    pub(crate) fn moved_on(&self, thread: u64, instant: u64) -> bool {
+        instant == 0 || self.slot(thread).instant.load(Ordering::Relaxed) != instant
+    }
+
+    /// Counts a fault that found its page resident; `true` for the second one
+    /// in a row on one page: the mapping itself must be looked at.
+    pub(crate) fn is_stale_again(&self, thread: u64, page: u64) -> bool {
+        self.slot(thread).stale.swap(page + 1, Ordering::Relaxed) == page + 1
+    }
+}

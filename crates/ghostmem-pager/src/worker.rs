@@ -1,0 +1,164 @@
+//! The background thread: keeps frames free ahead of demand, and the store
+//! tidy.
+//!
+//! It owns no ghost memory (its stack is our own mapping and it allocates
+//! nothing), so it never faults on what it manages.
+
+use core::sync::atomic::Ordering;
+use core::time::Duration;
+
+use ghostmem_os::map::MapArc;
+use ghostmem_os::thread::EngineThread;
+use ghostmem_os::{OsError, clock, futex};
+use ghostmem_store::{Owner, Slot};
+use ghostmem_table::State;
+
+use crate::engine::Engine;
+use crate::evict::BATCH_PAGES;
+use crate::region::place_of;
+
+/// Below this limit every eviction is done by the faulting thread: there is no
+/// room to keep frames free.
+const BACKGROUND_LIMIT_PAGES: i64 = 1024;
+/// How often the store is tidied.
+const TIDY: Duration = Duration::from_millis(200);
+/// Empty slabs kept ready for the next pages.
+const SPARE_BYTES: usize = 1 << 20;
+/// Slots moved in one tidying.
+const COMPACT_SLOTS: usize = 4096;
+
+impl Engine {
+    pub(crate) fn start_worker(this: &MapArc<Self>) -> Result<(), OsError> {
+        let thread = EngineThread::spawn_with(c"ghostmem-reclaim", this.clone(), run)?;
+        *this.worker.thread.lock() = Some(thread);
+        Ok(())
+    }
+
+    pub(crate) fn stop_worker(&self) {
+        let thread = self.worker.thread.lock().take();
+        if let Some(thread) = thread {
+            self.worker.asleep.store(0, Ordering::Release);
+            futex::wake_all(&self.worker.asleep);
+            thread.join();
+        }
+    }
+
+    /// In a forked child the worker does not exist; start a new one, or go on
+    /// without (faulting threads then evict for themselves).
+    pub(crate) fn restart_worker_after_fork(&self) {
+        let lost = self.worker.thread.lock().take();
+        if let Some(lost) = lost {
+            lost.forget_after_fork();
+            let handle = self
+                .registrations()
+                .lock()
+                .iter()
+                .flatten()
+                .next()
+                .map(|r| r.sink().clone());
+            if let Some(handle) = handle {
+                let _without = Self::start_worker(&handle);
+            }
+        }
+    }
+
+    /// Fewer free frames than this wake the worker.
+    pub(crate) fn low_watermark(&self) -> i64 {
+        let limit = self.budget.limit();
+        if !self.config.background || limit < BACKGROUND_LIMIT_PAGES {
+            return 0;
+        }
+        (limit / 64).clamp(128, 1024)
+    }
+
+    /// Pages a faulting thread evicts at once when it finds no frame.
+    pub(crate) fn direct_batch(&self) -> usize {
+        (self.budget.limit() / 16).clamp(1, BATCH_PAGES as i64 / 2) as usize
+    }
+
+    pub(crate) fn wake_worker(&self) {
+        if self.worker.asleep.load(Ordering::Relaxed) == 1
+            && self.worker.asleep.swap(0, Ordering::AcqRel) == 1
+        {
+            futex::wake_all(&self.worker.asleep);
+        }
+    }
+
+    /// Evicts until the high watermark is reached or nothing more goes.
+    fn refill(&self) {
+        let low = self.low_watermark();
+        let high = 2 * low;
+        while self.budget.free() < high && !self.closed.load(Ordering::Acquire) {
+            let Ok(pool) = ghostmem_fault::scratch() else {
+                return;
+            };
+            let inside = ghostmem_fault::gate().enter();
+            let mut scratch = pool.lease();
+            let freed = self.reclaim(BATCH_PAGES, &mut scratch);
+            drop(scratch);
+            drop(inside);
+            if freed == 0 {
+                return;
+            }
+        }
+    }
+
+    /// Returns empty slabs and moves slots out of sparse ones.
+    pub(crate) fn tidy_store(&self) {
+        let inside = ghostmem_fault::gate().enter();
+        self.store
+            .compact(COMPACT_SLOTS, &mut |owner, slot| self.relocate(owner, slot));
+        self.store.trim(SPARE_BYTES);
+        drop(inside);
+    }
+
+    /// Moves one slot elsewhere, if its page still owns it and nobody is busy
+    /// with the page.
+    fn relocate(&self, owner: Owner, slot: Slot) -> bool {
+        let (index, page) = place_of(owner);
+        let Some(region) = self.region(index) else {
+            return false;
+        };
+        if page >= region.pages() {
+            return false;
+        }
+        let word = region.table.load(page);
+        let owns =
+            word.state() == State::Stored || (word.state() == State::Resident && word.is_clean());
+        if !owns || word.payload() != slot.bits() {
+            return false;
+        }
+        let Ok(claim) = region.table.claim(page, word) else {
+            return false;
+        };
+        let Some(moved) = self.store.copy(slot) else {
+            self.release(region, claim, word);
+            return false;
+        };
+        self.store.remove(slot);
+        self.release(region, claim, word.with_payload(moved.bits()));
+        true
+    }
+}
+
+fn run(engine: &Engine) {
+    let mut tidied = clock::now_ns();
+    let mut evictions = 0;
+    while !engine.closed.load(Ordering::Acquire) {
+        engine.refill();
+        if clock::now_ns() - tidied >= TIDY.as_nanos() as u64 {
+            engine.tidy_store();
+            tidied = clock::now_ns();
+        }
+        engine.worker.asleep.store(1, Ordering::SeqCst);
+        if engine.budget.free() >= engine.low_watermark() && !engine.closed.load(Ordering::Acquire)
+        {
+            // An idle heap needs no looking after.
+            let idle = engine.evictions() == evictions;
+            let nap = if idle { Duration::from_secs(2) } else { TIDY };
+            evictions = engine.evictions();
+            futex::wait(&engine.worker.asleep, 1, nap);
+        }
+        engine.worker.asleep.store(0, Ordering::Relaxed);
+    }
+}

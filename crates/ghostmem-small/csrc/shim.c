@@ -1,0 +1,181 @@
+/* What mimalloc's public interface cannot do for a heap over ghost memory.
+ *
+ * Three things, all of them about the *theap*, mimalloc's per-thread part of
+ * a heap:
+ *
+ *  1. For a heap that is bound to an arena mimalloc places the theap inside
+ *     that arena. Ours are ghost memory: the hottest metadata there is would
+ *     be compressed and faulted back, and a thread's cached pointer to it
+ *     would outlive the arena's reuse. gm_theap_of creates it in mimalloc's
+ *     ordinary metadata instead, in the steps of heap.c:mi_heap_init_theap.
+ *  2. A thread that ends while another destroys a heap it used can make
+ *     mimalloc follow a null pointer (theap.c:mi_theap_merge_stats after
+ *     _mi_theap_free cleared theap->heap). gm_leave_thread takes a thread's
+ *     theaps off our heaps first, under a lock that destruction takes too.
+ *  3. fork must not catch a heap's theap list half changed.
+ *
+ * It reads mimalloc's internal headers, so it accepts exactly one version.
+ */
+#include <pthread.h>
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "mimalloc.h"
+#include "mimalloc/internal.h"
+#include "mimalloc/prim.h"
+
+#if MI_MALLOC_VERSION != 30302
+#error "ghostmem-small knows the internals of mimalloc 3.3.2 only"
+#endif
+
+/* Not static in theap.c, but in no header. */
+void _mi_theap_init(mi_theap_t* theap, mi_heap_t* heap, mi_tld_t* tld);
+
+static pthread_key_t   gm_exit_key;
+static pthread_once_t  gm_exit_key_once = PTHREAD_ONCE_INIT;
+static bool            gm_exit_key_made = false;
+static void          (*gm_exit_hook)(void) = NULL;
+static mi_commit_fun_t* gm_commit = NULL;
+static pthread_mutex_t gm_teardown = PTHREAD_MUTEX_INITIALIZER;
+
+static void gm_thread_ends(void* value) {
+  MI_UNUSED(value);
+  if (gm_exit_hook != NULL) { gm_exit_hook(); }
+}
+
+static void gm_create_exit_key_once(void) {
+  gm_exit_key_made = (pthread_key_create(&gm_exit_key, &gm_thread_ends) == 0);
+}
+
+/* Destructors of pthread keys run in the order of the keys (glibc, musl), and
+ * mimalloc makes its key in a constructor of priority 101. Ours is made before
+ * it, so a thread leaves our heaps before mimalloc tears the thread down. */
+__attribute__((constructor(100))) static void gm_create_exit_key(void) {
+  pthread_once(&gm_exit_key_once, &gm_create_exit_key_once);
+}
+
+/* Says once who we are; returns whether the linked mimalloc has the layout
+ * this file was compiled for (its cargo features can change it). */
+bool gm_setup(mi_commit_fun_t* commit, void (*exit_hook)(void)) {
+  gm_create_exit_key();
+  gm_commit = commit;
+  gm_exit_hook = exit_hook;
+  /* The statistics are the last member, and start with their own size. */
+  return gm_exit_key_made
+      && _mi_theap_empty.stats.size == sizeof(mi_stats_t)
+      && _mi_theap_empty.stats.version == MI_STAT_VERSION
+      && _mi_theap_empty.memid.memkind == MI_MEM_STATIC
+      && mi_version() == MI_MALLOC_VERSION;
+}
+
+/* Whether the environment lets mimalloc use arenas at all. */
+bool gm_arenas_allowed(void) { return !mi_option_is_enabled(mi_option_disallow_arena_alloc); }
+
+/* Whether a fresh heap has the layout this file was compiled for. */
+bool gm_heap_is_known(const mi_heap_t* heap, const void* arena) {
+  return heap->stats.size == sizeof(mi_stats_t)
+      && heap->stats.version == MI_STAT_VERSION
+      && (const void*)heap->exclusive_arena == arena
+      && heap->theaps == NULL;
+}
+
+static bool gm_is_ours(const mi_heap_t* heap) {
+  return heap != NULL && heap->exclusive_arena != NULL
+      && heap->exclusive_arena->commit_fun == gm_commit;
+}
+
+/* This thread's theap of `heap`, made if need be; NULL when memory is short. */
+static mi_theap_t* gm_theap_of(mi_heap_t* heap) {
+  mi_theap_t* theap = _mi_theap_cached();
+  if (_mi_theap_heap(theap) == heap) return theap;
+  theap = (mi_theap_t*)_mi_thread_local_get(heap->theap);
+  if (theap == NULL) {
+    mi_theap_t* const base = _mi_theap_default_safe();
+    if (!mi_theap_is_initialized(base)) return NULL;
+    /* An invalid value first, so that storing the real one cannot fail. */
+    if (!_mi_thread_local_set(heap->theap, (mi_theap_t*)1)) return NULL;
+    mi_memid_t memid;
+    theap = (mi_theap_t*)_mi_meta_zalloc(sizeof(mi_theap_t), &memid);
+    if (theap != NULL) {
+      theap->memid = memid;
+      _mi_theap_init(theap, heap, base->tld);
+    }
+    _mi_thread_local_set(heap->theap, theap);
+    if (theap == NULL) return NULL;
+    pthread_setspecific(gm_exit_key, (void*)1);
+  }
+  _mi_theap_cached_set(theap);
+  return theap;
+}
+
+/* The lock-free half of allocation: takes a block only from the free list this
+ * thread already holds. NULL says "ask gm_allocate". Size at least 16. */
+void* gm_allocate_quick(mi_heap_t* heap, size_t size, bool zero) {
+  mi_theap_t* const theap = _mi_theap_cached();
+  if (_mi_theap_heap(theap) != heap || size > MI_SMALL_SIZE_MAX) return NULL;
+  if (_mi_theap_get_free_small_page(theap, size)->free == NULL) return NULL;
+  return zero ? mi_theap_zalloc_small(theap, size) : mi_theap_malloc_small(theap, size);
+}
+
+/* The general half: may take mimalloc's locks, search, map and purge. */
+void* gm_allocate(mi_heap_t* heap, size_t size, size_t align, bool zero) {
+  mi_theap_t* const theap = gm_theap_of(heap);
+  if (theap == NULL) return NULL;
+  if (align <= MI_MAX_ALIGN_SIZE) return _mi_theap_malloc_zero(theap, size, zero, NULL);
+  /* With the theap in place (and cached) this finds it and makes none. */
+  return zero ? mi_heap_zalloc_aligned(heap, size, align) : mi_heap_malloc_aligned(heap, size, align);
+}
+
+/* Gives free memory back now: this thread's empty pages of `heap`, then
+ * everything free in any arena. */
+void gm_trim(mi_heap_t* heap) {
+  mi_theap_t* const theap = (mi_theap_t*)_mi_thread_local_get(heap->theap);
+  mi_theap_t* const base = _mi_theap_default_safe();
+  if (!mi_theap_is_initialized(base)) return;
+  if (theap != NULL) { mi_theap_collect(theap, true); }
+                else { _mi_arenas_collect(true, true, base->tld); }
+}
+
+/* Takes the calling thread, which is about to end, off all our heaps. */
+void gm_leave_thread(void) {
+  mi_theap_t* const base = _mi_theap_default();
+  if (!mi_theap_is_initialized(base)) return;
+  mi_tld_t* const tld = base->tld;
+  for (;;) {
+    mi_theap_t* leaving = NULL;
+    mi_lock(&tld->theaps_lock) {
+      for (mi_theap_t* theap = tld->theaps; theap != NULL && leaving == NULL; theap = theap->tnext) {
+        if (gm_is_ours(_mi_theap_heap(theap))) { leaving = theap; }
+      }
+    }
+    if (leaving == NULL) return;
+    mi_heap_t* const heap = _mi_theap_heap(leaving);
+    _mi_theap_collect_abandon(leaving);
+    if (_mi_theap_cached() == leaving) { _mi_theap_cached_set(_mi_theap_empty_get()); }
+    _mi_thread_local_set(heap->theap, NULL);
+    _mi_theap_free(leaving, true, true);
+  }
+}
+
+/* Exclusion of gm_leave_thread, destruction and fork. */
+void gm_teardown_lock(void)   { pthread_mutex_lock(&gm_teardown); }
+void gm_teardown_unlock(void) { pthread_mutex_unlock(&gm_teardown); }
+
+/* The theap list of a heap (NULL: of mimalloc's main heap), for fork. */
+void gm_theaps_lock(mi_heap_t* heap) {
+  if (heap == NULL) { heap = mi_heap_main(); }
+  mi_lock_acquire(&heap->theaps_lock);
+}
+void gm_theaps_unlock(mi_heap_t* heap) {
+  if (heap == NULL) { heap = mi_heap_main(); }
+  mi_lock_release(&heap->theaps_lock);
+}
+
+/* For the tests: whether this thread's theap of `heap` lies outside
+ * [base, base+len), and whether our key's destructor runs before mimalloc's. */
+bool gm_theap_is_outside(mi_heap_t* heap, size_t base, size_t len) {
+  const size_t at = (size_t)_mi_thread_local_get(heap->theap);
+  return at > 1 && (at < base || at >= base + len);
+}
+extern pthread_key_t _mi_heap_default_key;
+bool gm_leaves_first(void) { return gm_exit_key_made && gm_exit_key < _mi_heap_default_key; }

@@ -1,0 +1,58 @@
+//! The C side: mimalloc v3's public functions and `csrc/shim.c`.
+//!
+//! Declared here because `libmimalloc-sys` describes mimalloc v2's heaps.
+
+use core::ffi::{c_int, c_void};
+
+// The library itself: naming the crate links it.
+use libmimalloc_sys as _;
+
+/// mimalloc's `mi_heap_t`, never looked into from here.
+#[repr(C)]
+pub(crate) struct MiHeap {
+    opaque: [u8; 0],
+}
+
+/// mimalloc's `mi_commit_fun_t`: commit, start, size, is_zero, argument.
+pub(crate) type CommitFn =
+    unsafe extern "C" fn(bool, *mut c_void, usize, *mut bool, *mut c_void) -> bool;
+
+unsafe extern "C" {
+    /// Makes `[start, start + size)` an arena. Its first bytes become the
+    /// arena's own metadata and must stay readable and writable for ever.
+    pub(crate) fn mi_manage_memory(
+        start: *mut c_void,
+        size: usize,
+        is_committed: bool,
+        is_pinned: bool,
+        is_zero: bool,
+        numa_node: c_int,
+        exclusive: bool,
+        commit_fun: Option<CommitFn>,
+        commit_arg: *mut c_void,
+        arena_id: *mut *mut c_void,
+    ) -> bool;
+    pub(crate) fn mi_heap_new_in_arena(arena_id: *mut c_void) -> *mut MiHeap;
+    pub(crate) fn mi_heap_destroy(heap: *mut MiHeap);
+    pub(crate) fn mi_free(block: *mut c_void);
+    pub(crate) fn mi_usable_size(block: *const c_void) -> usize;
+
+    pub(crate) safe fn gm_setup(commit: CommitFn, exit_hook: extern "C" fn()) -> bool;
+    pub(crate) safe fn gm_arenas_allowed() -> bool;
+    pub(crate) fn gm_heap_is_known(heap: *const MiHeap, arena: *const c_void) -> bool;
+    pub(crate) fn gm_allocate_quick(heap: *mut MiHeap, size: usize, zero: bool) -> *mut c_void;
+    pub(crate) fn gm_allocate(
+        heap: *mut MiHeap,
+        size: usize,
+        align: usize,
+        zero: bool,
+    ) -> *mut c_void;
+    pub(crate) fn gm_trim(heap: *mut MiHeap);
+    pub(crate) safe fn gm_leave_thread();
+    pub(crate) safe fn gm_teardown_lock();
+    pub(crate) fn gm_teardown_unlock();
+    pub(crate) fn gm_theaps_lock(heap: *mut MiHeap);
+    pub(crate) fn gm_theaps_unlock(heap: *mut MiHeap);
+    pub(crate) fn gm_theap_is_outside(heap: *mut MiHeap, base: usize, len: usize) -> bool;
+    pub(crate) safe fn gm_leaves_first() -> bool;
+}

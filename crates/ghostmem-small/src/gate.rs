@@ -1,0 +1,181 @@
+//! The gate before mimalloc's slow paths, so that `fork` finds them empty.
+//!
+//! mimalloc takes mutexes, and waits for other threads' half-done bitmap
+//! changes, only off its fast paths. A child of `fork` has none of those other
+//! threads: a mutex held by one stays held, a wait for one never ends. So
+//! every slow call of this crate passes this gate; [`prepare`] closes it and
+//! waits until nobody is inside.
+//!
+//! ```text
+//!   enter:  count += 1 ─► closed? ─no─► inside          prepare: close ─► sum of counts == own ?
+//!              ▲             │yes                                  then the teardown lock,
+//!              └── wait ◄── count -= 1                             then every heap's theap list
+//! ```
+//! The counts are spread over cache lines by thread, so that threads do not
+//! slow each other down. Never entered by a fault handler; faults raised by
+//! threads inside it are resolved as any others.
+//!
+//! What it cannot cover: threads inside mimalloc on the *program's* behalf,
+//! when the program uses mimalloc itself. Such a program has, for its own
+//! blocks, whatever mimalloc promises about `fork` (nothing).
+
+use core::cell::Cell;
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+
+use crate::arena;
+use crate::ffi;
+
+/// How many counters the threads are spread over.
+const STRIPES: usize = 32;
+
+/// One counter on cache lines of its own (two: the neighbour is prefetched).
+#[repr(align(128))]
+struct Stripe(AtomicUsize);
+
+static INSIDE: [Stripe; STRIPES] = [const { Stripe(AtomicUsize::new(0)) }; STRIPES];
+static CLOSED: AtomicBool = AtomicBool::new(false);
+/// How many times this process is a `fork` away from the first one.
+static EPOCH: AtomicUsize = AtomicUsize::new(0);
+static NEXT_STRIPE: AtomicUsize = AtomicUsize::new(0);
+
+/// No stripe chosen yet.
+const UNASSIGNED: usize = usize::MAX;
+
+thread_local! {
+    // Constant and without destructor: plain thread-local memory, usable
+    // before main, while a thread ends, and without any allocation.
+    static DEPTH: Cell<usize> = const { Cell::new(0) };
+    static STRIPE: Cell<usize> = const { Cell::new(UNASSIGNED) };
+}
+
+fn stripe() -> &'static AtomicUsize {
+    let mut index = STRIPE.get();
+    if index == UNASSIGNED {
+        index = NEXT_STRIPE.fetch_add(1, Ordering::Relaxed) % STRIPES;
+        STRIPE.set(index);
+    }
+    &INSIDE[index].0
+}
+
+/// Being inside the gate; leaves it when dropped.
+pub(crate) struct Inside {
+    /// Entering is counted by thread: keep the value on it.
+    not_send: core::marker::PhantomData<*const ()>,
+}
+
+/// Enters, waiting while another thread forks.
+pub(crate) fn enter() -> Inside {
+    let depth = DEPTH.get();
+    DEPTH.set(depth + 1);
+    if depth == 0 {
+        let stripe = stripe();
+        loop {
+            stripe.fetch_add(1, Ordering::SeqCst);
+            // SeqCst on both sides: either prepare sees our count, or we see
+            // the gate closed.
+            if !CLOSED.load(Ordering::SeqCst) {
+                break;
+            }
+            stripe.fetch_sub(1, Ordering::SeqCst);
+            while CLOSED.load(Ordering::Relaxed) {
+                thread::yield_now();
+            }
+        }
+    }
+    Inside {
+        not_send: core::marker::PhantomData,
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        let depth = DEPTH.get() - 1;
+        DEPTH.set(depth);
+        if depth == 0 {
+            stripe().fetch_sub(1, Ordering::Release);
+        }
+    }
+}
+
+/// Exclusion of a thread's farewell from the destruction of a heap.
+pub(crate) struct Teardown;
+
+/// Takes the teardown lock. Call inside the gate only.
+pub(crate) fn teardown(_inside: &Inside) -> Teardown {
+    ffi::gm_teardown_lock();
+    Teardown
+}
+
+impl Drop for Teardown {
+    fn drop(&mut self) {
+        // SAFETY: this value exists, so this thread holds the lock.
+        unsafe { ffi::gm_teardown_unlock() };
+    }
+}
+
+/// Called on every thread that used a heap, when it ends.
+pub(crate) extern "C" fn thread_ends() {
+    let inside = enter();
+    let _teardown = teardown(&inside);
+    ffi::gm_leave_thread();
+}
+
+/// The number of this process in its line of forks.
+pub(crate) fn epoch() -> usize {
+    EPOCH.load(Ordering::Relaxed)
+}
+
+/// Before `fork` (first handler of pthread_atfork(3)): closes the gate, waits
+/// until no thread is inside mimalloc on our behalf and holds what a child
+/// must find free.
+///
+/// Call it **before** freezing the pager: threads it waits for may be in the
+/// middle of a page fault. Must be paired with [`parent`] or [`child`] on the
+/// same thread. In a signal handler that interrupted this crate it holds back
+/// only what the interrupted code does not hold itself.
+pub fn prepare() {
+    while CLOSED.swap(true, Ordering::SeqCst) {
+        thread::yield_now();
+    }
+    let own = usize::from(DEPTH.get() > 0);
+    loop {
+        let inside: usize = INSIDE.iter().map(|s| s.0.load(Ordering::SeqCst)).sum();
+        if inside <= own {
+            break;
+        }
+        thread::yield_now();
+    }
+    if own == 0 {
+        ffi::gm_teardown_lock();
+        arena::lock_theaps();
+    }
+}
+
+/// After `fork`, in the parent: opens everything again.
+pub fn parent() {
+    if DEPTH.get() == 0 {
+        arena::unlock_theaps();
+        // SAFETY: `prepare` took it on this thread, under the same condition.
+        unsafe { ffi::gm_teardown_unlock() };
+    }
+    CLOSED.store(false, Ordering::SeqCst);
+}
+
+/// After `fork`, in the child: as [`parent`], and forgets the threads that are
+/// not here.
+///
+/// Heaps made before the fork go on working; dropping one in the child gives
+/// its memory back but keeps its arena's address space and its mimalloc
+/// bookkeeping, since the threads that would have to agree do not exist.
+pub fn child() {
+    EPOCH.fetch_add(1, Ordering::Relaxed);
+    for stripe in &INSIDE {
+        stripe.0.store(0, Ordering::SeqCst);
+    }
+    if DEPTH.get() > 0 {
+        stripe().store(1, Ordering::SeqCst);
+    }
+    arena::forget_callbacks();
+    parent();
+}

@@ -1,0 +1,326 @@
+//! [`SmallHeap`]: a mimalloc heap on one arena, with a bitmap of what lives.
+
+use core::fmt;
+use core::ptr::{self, NonNull};
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use ghostmem_os::map::{MapArc, ZeroArray};
+
+use crate::arena::{Arena, Slot};
+use crate::error::SmallError;
+use crate::ffi::{self, MiHeap};
+use crate::gate;
+
+/// The largest request served, bytes.
+pub const SIZE_MAX: usize = 32 << 10;
+
+/// The largest alignment served, bytes.
+pub const ALIGN_MAX: usize = 4096;
+
+/// The smallest distance between two blocks, and their least alignment.
+const GRAIN: usize = 16;
+
+/// What a heap needs from whoever made its arena's range ghost memory.
+pub trait Space: Send + Sync + 'static {
+    /// The contents of these bytes (whole pages, inside the ghost range) are
+    /// no longer needed: drop frames and copies. They read as zero or as
+    /// before afterwards.
+    ///
+    /// Called on any thread that uses mimalloc, in the middle of its malloc
+    /// or free, also at the end of threads and of the process: it must not
+    /// allocate from a mimalloc heap and should not take long.
+    fn discard(&self, address: usize, bytes: usize);
+}
+
+/// Small objects on one [`Arena`].
+///
+/// Any thread may allocate, and any free what another allocated; the fast
+/// paths share nothing between threads but the bitmap words of neighbouring
+/// blocks. A thread may end with blocks alive: others free them and reuse the
+/// room.
+///
+/// **The bitmap** has one bit for every 16 bytes of arena, set while a block
+/// that starts there lives: 1/128 (0.8 %) of the memory touched, ordinary
+/// memory, never touched where the arena is not. A pointer whose bit is clear
+/// never reaches mimalloc.
+///
+/// **Freeing writes into the block** (mimalloc's free list runs through free
+/// blocks): freeing a block whose page is evicted brings the page back.
+///
+/// **Dropping** destroys all blocks at once without touching them, tells the
+/// [`Space`] nothing more, and drops the arena (see there for what the holder
+/// must do before; [`SmallHeap::close`] keeps the arena for that).
+pub struct SmallHeap<S: Space> {
+    // Declared, and so dropped, before the arena.
+    core: Core<S>,
+    arena: Arena,
+}
+
+/// All of a heap but its arena. Dropping it destroys the mimalloc heap.
+struct Core<S: Space> {
+    heap: NonNull<MiHeap>,
+    live: ZeroArray<AtomicU64>,
+    space: MapArc<S>,
+    slot: &'static Slot,
+    /// The process the heap was made in, see [`gate::epoch`].
+    epoch: usize,
+    base: usize,
+    ghost_start: usize,
+    ghost_end: usize,
+}
+
+// SAFETY: mimalloc v3 heaps may be used from any thread; every thread gets its
+// own part (theap). The other fields are Send.
+unsafe impl<S: Space> Send for Core<S> {}
+// SAFETY: as above; all methods that take `&self` may run at the same time.
+unsafe impl<S: Space> Sync for Core<S> {}
+
+/// Passes a purge to the space behind `context`.
+///
+/// # Safety
+/// `context` must point to a live `S`.
+unsafe fn discard_in<S: Space>(context: *const (), address: usize, bytes: usize) {
+    // SAFETY: the caller's promise.
+    let space = unsafe { &*context.cast::<S>() };
+    space.discard(address, bytes);
+}
+
+impl<S: Space> SmallHeap<S> {
+    /// A heap on `arena`, whose ghost range must be readable and writable
+    /// from now on; `space` hears of ranges no longer needed.
+    ///
+    /// # Errors
+    /// The kernel's refusal, or [`SmallError::NoHeap`] /
+    /// [`SmallError::UnsupportedMimalloc`]; the arena goes back to the pool.
+    pub fn new(arena: Arena, space: S) -> Result<Self, SmallError> {
+        if !ffi::gm_arenas_allowed() {
+            return Err(SmallError::NoHeap);
+        }
+        let (ghost_start, ghost_bytes) = arena.ghost_range();
+        let live = ZeroArray::new(arena.len() / GRAIN / 64)?;
+        let space = MapArc::new(space)?;
+        let inside = gate::enter();
+        // SAFETY: the id is an arena's of ours, which lives for ever.
+        let heap = unsafe { ffi::mi_heap_new_in_arena(arena.id()) };
+        let heap = NonNull::new(heap).ok_or(SmallError::NoHeap)?;
+        // SAFETY: the heap was just made; only its own memory is read.
+        if !unsafe { ffi::gm_heap_is_known(heap.as_ptr(), arena.id()) } {
+            // SAFETY: fresh, used by nobody, destroyed once.
+            unsafe { ffi::mi_heap_destroy(heap.as_ptr()) };
+            return Err(SmallError::UnsupportedMimalloc);
+        }
+        let slot = arena.slot();
+        let context = MapArc::as_ptr(&space).cast::<()>();
+        // SAFETY: `discard_in::<S>` takes a pointer to an `S`, which the core
+        // keeps until it detached; `S` is Sync.
+        unsafe { slot.attach(heap.as_ptr(), context, discard_in::<S>) };
+        drop(inside);
+        let core = Core {
+            heap,
+            live,
+            space,
+            slot,
+            epoch: gate::epoch(),
+            base: arena.base(),
+            ghost_start,
+            ghost_end: ghost_start + ghost_bytes,
+        };
+        Ok(Self { core, arena })
+    }
+
+    /// A block of at least `size` bytes (zero counts as one), aligned to
+    /// `align` and to 16 bytes at least; all `size` bytes zero if `zeroed`.
+    ///
+    /// `None` when the arena is full, or for what this crate does not serve:
+    /// more than [`SIZE_MAX`] bytes, an alignment above [`ALIGN_MAX`] or not
+    /// a power of two.
+    ///
+    /// # Panics
+    /// Never; a free list that a write to a freed block destroyed stops the
+    /// process.
+    #[must_use]
+    pub fn allocate(&self, size: usize, align: usize, zeroed: bool) -> Option<NonNull<u8>> {
+        if size > SIZE_MAX || align > ALIGN_MAX || !align.is_power_of_two() {
+            return None;
+        }
+        // A block is never smaller than its alignment: mimalloc would take
+        // one of `size + align` and point into it.
+        let size = size.max(align).max(GRAIN);
+        let heap = self.core.heap.as_ptr();
+        let mut block = ptr::null_mut();
+        if align <= GRAIN {
+            // SAFETY: the heap lives; the size is at least 16.
+            block = unsafe { ffi::gm_allocate_quick(heap, size, zeroed) };
+        }
+        if block.is_null() {
+            let _inside = gate::enter();
+            // SAFETY: the heap lives; size and alignment were checked.
+            block = unsafe { ffi::gm_allocate(heap, size, align, zeroed) };
+        }
+        let block = NonNull::new(block.cast::<u8>())?;
+        let (word, bit) = match self.core.bit_of(block.as_ptr() as usize) {
+            Some(place) => place,
+            None => corrupt(),
+        };
+        if word.fetch_or(bit, Ordering::Relaxed) & bit != 0 {
+            corrupt();
+        }
+        Some(block)
+    }
+
+    /// Frees a block.
+    ///
+    /// # Errors
+    /// [`SmallError::Foreign`] or [`SmallError::NotLive`]; nothing happened
+    /// then.
+    ///
+    /// # Safety
+    /// If `block` is live, nobody uses it any more.
+    pub unsafe fn deallocate(&self, block: NonNull<u8>) -> Result<(), SmallError> {
+        let address = block.as_ptr() as usize;
+        let (word, bit) = self.place(address)?;
+        // Relaxed is enough: mimalloc's own free and allocate order this
+        // before the next use of the block, and with it the next set.
+        if word.fetch_and(!bit, Ordering::Relaxed) & bit == 0 {
+            return Err(SmallError::NotLive { address });
+        }
+        // SAFETY: the bit was set, so mimalloc handed this pointer out and it
+        // was not freed since; clearing it made this call the only free.
+        unsafe { ffi::mi_free(block.as_ptr().cast()) };
+        Ok(())
+    }
+
+    /// How many bytes of a live block may be used, at least what was asked;
+    /// `None` if no live block starts there.
+    #[must_use]
+    pub fn usable_size(&self, block: NonNull<u8>) -> Option<usize> {
+        if !self.is_live(block) {
+            return None;
+        }
+        // SAFETY: a live block of mimalloc's. Should another thread free it
+        // now, its page header, which is all this reads, still exists.
+        Some(unsafe { ffi::mi_usable_size(block.as_ptr().cast()) })
+    }
+
+    /// Whether the address lies in the ghost range.
+    #[must_use]
+    pub fn contains(&self, address: usize) -> bool {
+        (self.core.ghost_start..self.core.ghost_end).contains(&address)
+    }
+
+    /// Whether a live block starts at this pointer.
+    #[must_use]
+    pub fn is_live(&self, block: NonNull<u8>) -> bool {
+        self.core
+            .bit_of(block.as_ptr() as usize)
+            .is_some_and(|(word, bit)| word.load(Ordering::Relaxed) & bit != 0)
+    }
+
+    /// Gives back now what is free, instead of when mimalloc gets to it: this
+    /// thread's empty pages of this heap, then all free memory of any arena
+    /// in the process. Reaches the [`Space`] through `discard`.
+    pub fn trim(&self) {
+        let _inside = gate::enter();
+        // SAFETY: the heap lives.
+        unsafe { ffi::gm_trim(self.core.heap.as_ptr()) };
+    }
+
+    /// What hears of discarded ranges.
+    #[must_use]
+    pub fn space(&self) -> &S {
+        &self.core.space
+    }
+
+    /// The address space the heap lives in.
+    #[must_use]
+    pub const fn arena(&self) -> &Arena {
+        &self.arena
+    }
+
+    /// Ordinary memory behind the live bitmap, bytes (mincore(2); for
+    /// reports, it walks the bitmap).
+    #[must_use]
+    pub fn bitmap_bytes(&self) -> usize {
+        self.core.live.backed_bytes()
+    }
+
+    /// Destroys the heap and all its blocks, and keeps the arena: the holder
+    /// first ends whatever the ghost range is, then drops it.
+    #[must_use]
+    pub fn close(self) -> Arena {
+        let Self { core, arena } = self;
+        drop(core);
+        arena
+    }
+
+    /// Whether mimalloc's per-thread state of this heap lies outside the
+    /// arena, and threads leave our heaps before they leave mimalloc. For
+    /// tests: true, or this crate's assumptions are broken.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn assumptions_hold(&self) -> bool {
+        // SAFETY: the heap lives.
+        let outside = unsafe {
+            ffi::gm_theap_is_outside(self.core.heap.as_ptr(), self.core.base, self.arena.len())
+        };
+        outside && ffi::gm_leaves_first()
+    }
+
+    fn place(&self, address: usize) -> Result<(&AtomicU64, u64), SmallError> {
+        if !self.contains(address) {
+            return Err(SmallError::Foreign { address });
+        }
+        self.core
+            .bit_of(address)
+            .ok_or(SmallError::NotLive { address })
+    }
+}
+
+impl<S: Space> Core<S> {
+    /// The bitmap word and bit of an address where a block can start.
+    fn bit_of(&self, address: usize) -> Option<(&AtomicU64, u64)> {
+        if !(self.ghost_start..self.ghost_end).contains(&address) || !address.is_multiple_of(GRAIN)
+        {
+            return None;
+        }
+        let grain = (address - self.base) / GRAIN;
+        Some((&self.live[grain / 64], 1 << (grain % 64)))
+    }
+}
+
+impl<S: Space> Drop for Core<S> {
+    fn drop(&mut self) {
+        let inside = gate::enter();
+        // In a child of fork the threads that have a part in this heap do not
+        // exist, and mimalloc would wait for them: leave it (see gate::child).
+        if self.epoch == gate::epoch() {
+            let _teardown = gate::teardown(&inside);
+            // SAFETY: `&mut self`: no call on this heap is under way, and none
+            // follows. Its blocks are dead by the contract of `allocate`'s
+            // caller, who owned the heap. Threads that end now wait for the
+            // teardown lock.
+            unsafe { ffi::mi_heap_destroy(self.heap.as_ptr()) };
+        }
+        self.slot.detach();
+    }
+}
+
+impl<S: Space> fmt::Debug for SmallHeap<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SmallHeap")
+            .field("arena", &self.arena)
+            .finish_non_exhaustive()
+    }
+}
+
+/// mimalloc handed out a block that lives, or memory that is not ours: its
+/// free list, which runs through freed blocks, was overwritten.
+#[cold]
+fn corrupt() -> ! {
+    const MESSAGE: &[u8] = b"ghostmem: a freed small block was written to (use after free); \
+        the free list is destroyed, stopping\n";
+    // SAFETY: the buffer is valid for its length; a failed write changes
+    // nothing.
+    unsafe { libc::write(libc::STDERR_FILENO, MESSAGE.as_ptr().cast(), MESSAGE.len()) };
+    std::process::abort()
+}

@@ -1,0 +1,247 @@
+//! The store's memory: everything the slab protocol and the payload copies
+//! work on, straight from the kernel and materialised as it is written.
+
+use core::sync::atomic::{
+    AtomicU64,
+    Ordering::{AcqRel, Acquire, Relaxed},
+};
+
+use ghostmem_os::OsError;
+use ghostmem_os::bytes::ByteArena;
+use ghostmem_os::map::ZeroArray;
+
+use crate::class::{self, CLASSES, Geometry, HEADER_BYTES, RAW_CLASS, SLAB_BYTES, SLAB_PAGES};
+use crate::memory::{Memory, Word};
+use crate::slabs::Claim;
+use crate::state::{GLOBALS, Global, row};
+
+/// Most slabs a store may have: 2^31 of 64 KiB are all of the address space.
+const SLABS_MAX: usize = 1 << 31;
+
+/// Global words on a cache line of their own.
+#[derive(Debug)]
+#[repr(align(64))]
+struct Globals([AtomicU64; GLOBALS]);
+
+/// Words of a tally, one cache line of counters.
+pub(crate) mod tally {
+    /// Slots ever filled.
+    pub(crate) const INSERTS: usize = 0;
+    /// Slots ever given back.
+    pub(crate) const REMOVES: usize = 1;
+    /// Payload bytes alive.
+    pub(crate) const DATA_BYTES: usize = 2;
+    /// Bytes of the slots alive.
+    pub(crate) const SLOT_BYTES: usize = 3;
+    /// Slots of the raw class alive.
+    pub(crate) const RAW_SLOTS: usize = 4;
+}
+
+/// Number of tallies: one page of them.
+const TALLIES: usize = 64;
+
+/// Bytes copied at a time from slot to slot.
+const COPY_BYTES: usize = 512;
+
+#[derive(Debug)]
+pub(crate) struct Arrays {
+    arena: ByteArena,
+    slabs: ZeroArray<[AtomicU64; 8]>,
+    lists: ZeroArray<[AtomicU64; 8]>,
+    tallies: ZeroArray<[AtomicU64; 8]>,
+    /// Headers of raw slots. A slab gets a row of it the first time it serves
+    /// the raw class, for good, so that rows are as dense as raw slabs.
+    raw_headers: ZeroArray<[AtomicU64; SLAB_PAGES]>,
+    globals: Globals,
+}
+
+impl Arrays {
+    pub(crate) fn new(capacity_bytes: usize) -> Result<Self, OsError> {
+        // One slab more for every class, which may each have one half filled.
+        let slabs = capacity_bytes
+            .div_ceil(SLAB_BYTES)
+            .saturating_add(CLASSES)
+            .min(SLABS_MAX);
+        let arrays = Self {
+            arena: ByteArena::new(slabs * SLAB_BYTES)?,
+            slabs: ZeroArray::new(slabs)?,
+            lists: ZeroArray::new(CLASSES + 2)?,
+            tallies: ZeroArray::new(TALLIES)?,
+            raw_headers: ZeroArray::new(slabs)?,
+            globals: Globals([const { AtomicU64::new(0) }; GLOBALS]),
+        };
+        arrays.global(Global::Limit).store(u64::MAX, Relaxed);
+        Ok(arrays)
+    }
+
+    /// Byte offset of a slot in the arena.
+    fn offset(claim: Claim) -> usize {
+        let slot_bytes = class::geometry(claim.class).slot_bytes as usize;
+        claim.slab as usize * SLAB_BYTES + claim.index as usize * slot_bytes
+    }
+
+    /// Where the payload of a slot starts, and how much it can hold.
+    fn payload(claim: Claim) -> (usize, usize) {
+        let slot_bytes = class::geometry(claim.class).slot_bytes as usize;
+        let start = Self::offset(claim);
+        if claim.class == RAW_CLASS {
+            (start, slot_bytes)
+        } else {
+            (start + HEADER_BYTES, slot_bytes - HEADER_BYTES)
+        }
+    }
+
+    fn raw_header(&self, claim: Claim) -> Option<&AtomicU64> {
+        let row = self.slabs[claim.slab as usize][row::RAW_ROW].load(Acquire);
+        self.raw_headers
+            .get(row.checked_sub(1)? as usize)?
+            .get(claim.index as usize)
+    }
+
+    /// Reads the header of a slot; 0 where none can be.
+    pub(crate) fn header(&self, claim: Claim) -> u64 {
+        if claim.index >= class::geometry(claim.class).slots {
+            return 0;
+        }
+        if claim.class == RAW_CLASS {
+            return self.raw_header(claim).map_or(0, |word| word.load(Relaxed));
+        }
+        self.arena.read_word(Self::offset(claim))
+    }
+
+    /// Writes the header of a slot the caller owns.
+    pub(crate) fn set_header(&self, claim: Claim, header: u64) {
+        if claim.class != RAW_CLASS {
+            self.arena.write_word(Self::offset(claim), header);
+        } else if let Some(word) = self.raw_header(claim) {
+            word.store(header, Relaxed);
+        }
+    }
+
+    /// Fills `out`, or as much of it as the slot can hold, from the payload.
+    pub(crate) fn read(&self, claim: Claim, out: &mut [u8]) {
+        let (start, room) = Self::payload(claim);
+        let len = out.len().min(room);
+        self.arena.read(start, &mut out[..len]);
+    }
+
+    /// Writes the payload of a slot the caller owns.
+    pub(crate) fn write(&self, claim: Claim, data: &[u8]) {
+        let (start, room) = Self::payload(claim);
+        debug_assert!(data.len() <= room, "the class was chosen to fit");
+        self.arena.write(start, &data[..data.len().min(room)]);
+    }
+
+    /// Copies `len` payload bytes between two slots the caller owns, with
+    /// little stack.
+    pub(crate) fn copy(&self, from: Claim, to: Claim, len: usize) {
+        let mut buffer = [0_u8; COPY_BYTES];
+        let (source, room) = Self::payload(from);
+        let (target, room_there) = Self::payload(to);
+        let len = len.min(room).min(room_there);
+        let mut done = 0;
+        while done < len {
+            let part = &mut buffer[..COPY_BYTES.min(len - done)];
+            self.arena.read(source + done, part);
+            self.arena.write(target + done, part);
+            done += part.len();
+        }
+    }
+
+    /// Counts a slot filled with `len` bytes.
+    pub(crate) fn count_insert(&self, claim: Claim, len: usize) {
+        let tally = self.tally_of(claim.slab);
+        tally[tally::INSERTS].fetch_add(1, Relaxed);
+        tally[tally::DATA_BYTES].fetch_add(len as u64, Relaxed);
+        let slot_bytes = u64::from(class::geometry(claim.class).slot_bytes);
+        tally[tally::SLOT_BYTES].fetch_add(slot_bytes, Relaxed);
+        if claim.class == RAW_CLASS {
+            tally[tally::RAW_SLOTS].fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Counts a slot with `len` bytes given back.
+    pub(crate) fn count_remove(&self, claim: Claim, len: usize) {
+        let tally = self.tally_of(claim.slab);
+        tally[tally::REMOVES].fetch_add(1, Relaxed);
+        tally[tally::DATA_BYTES].fetch_sub(len as u64, Relaxed);
+        let slot_bytes = u64::from(class::geometry(claim.class).slot_bytes);
+        tally[tally::SLOT_BYTES].fetch_sub(slot_bytes, Relaxed);
+        if claim.class == RAW_CLASS {
+            tally[tally::RAW_SLOTS].fetch_sub(1, Relaxed);
+        }
+    }
+
+    /// All tallies; a figure is the (wrapping) sum over them.
+    pub(crate) fn tallies(&self) -> &[[AtomicU64; 8]] {
+        &self.tallies
+    }
+
+    /// The tally a slab counts in: threads that work on different slabs
+    /// seldom meet in one.
+    fn tally_of(&self, slab: u32) -> &[AtomicU64; 8] {
+        &self.tallies[slab as usize % TALLIES]
+    }
+
+    /// Bytes the kernel backs with memory now; linear, for tests.
+    #[cfg(test)]
+    pub(crate) fn arena_backed_bytes(&self) -> usize {
+        self.arena.backed_bytes()
+    }
+}
+
+impl Memory for Arrays {
+    type Word = AtomicU64;
+
+    fn slab(&self, slab: u32) -> &[AtomicU64; 8] {
+        &self.slabs[slab as usize]
+    }
+
+    fn list(&self, list: usize) -> &[AtomicU64; 8] {
+        &self.lists[list]
+    }
+
+    fn global(&self, name: Global) -> &AtomicU64 {
+        &self.globals.0[name as usize]
+    }
+
+    fn slab_count(&self) -> u32 {
+        self.slabs.len() as u32
+    }
+
+    fn class_count(&self) -> usize {
+        CLASSES
+    }
+
+    fn geometry(&self, class: u8) -> Geometry {
+        class::geometry(class)
+    }
+
+    fn prepare(&self, slab: u32, class: u8) -> bool {
+        let word = &self.slabs[slab as usize][row::RAW_ROW];
+        if class != RAW_CLASS || word.load(Acquire) != 0 {
+            return true;
+        }
+        let row = self.global(Global::RawRows).fetch_add(1, AcqRel);
+        // Two threads may both bring a row to one slab, and one row is then
+        // lost. Should that ever use them all up, the slab just stays out of
+        // the raw class.
+        if row >= self.raw_headers.len() as u64 {
+            self.global(Global::RawRows).fetch_sub(1, AcqRel);
+            return false;
+        }
+        let _ = word.swap_if(0, row + 1, AcqRel);
+        true
+    }
+
+    fn decommit(&self, runs: &[(u32, u32)]) -> bool {
+        const BATCH: usize = 32;
+        runs.chunks(BATCH).all(|chunk| {
+            let mut ranges = [(0, 0); BATCH];
+            for (range, &(first, count)) in ranges.iter_mut().zip(chunk) {
+                *range = (first as usize * SLAB_BYTES, count as usize * SLAB_BYTES);
+            }
+            self.arena.decommit(&ranges[..chunk.len()]).is_ok()
+        })
+    }
+}

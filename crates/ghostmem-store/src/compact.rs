@@ -1,0 +1,96 @@
+//! The background calls of the store: memory back to the kernel, and slots out
+//! of sparse slabs.
+
+use core::sync::atomic::Ordering::Relaxed;
+
+use crate::class::CLASSES;
+use crate::memory::Memory;
+use crate::slabs::Claim;
+use crate::state::{Global, Phase};
+use crate::{Owner, SlabStore, Slot, SlotInfo};
+
+/// Free space in part-filled slabs that sets compaction off, as a share of
+/// what the slots in use take (one part in ...), and the share it aims for.
+/// At a memory overhead of 5 % allowed and 2 % taken by headers and rounding,
+/// this leaves room for what cannot be won back.
+const TRIGGER_SHARE: u64 = 50;
+const TARGET_SHARE: u64 = 100;
+
+/// Free space not worth a compaction, bytes: one slab.
+const TRIGGER_BYTES_MIN: u64 = crate::class::SLAB_BYTES as u64;
+
+impl SlabStore {
+    /// Gives empty slabs back to the kernel, keeping up to `keep_bytes` of
+    /// them for coming inserts, and sorts every class's partly filled slabs
+    /// so that the fullest are filled first.
+    ///
+    /// For a background thread: it makes system calls. Takes time linear in
+    /// the number of slabs. Returns at once while another thread trims or
+    /// compacts.
+    pub fn trim(&self, keep_bytes: usize) {
+        if let Some(turn) = self.slabs.maintenance_turn() {
+            turn.rebuild_lists();
+            turn.release_spares(keep_bytes as u64);
+        }
+    }
+
+    /// Empties sparse slabs when more than 2 % of the store is free space in
+    /// partly filled ones, until about 1 % is left.
+    ///
+    /// The sparsest slabs stop taking slots in, and for each slot in them,
+    /// `max_slots` at most (rounded up to whole slabs when choosing), it calls
+    /// `relocate(owner, slot)`. The callback claims the page, *checks that the
+    /// page still owns that very slot*, calls [`copy`](Self::copy), points the
+    /// page to the copy, calls [`remove`](Self::remove) and returns `true`; or
+    /// it changes nothing and returns `false`. The owner it gets may be stale
+    /// (the slot was given back, or is just being filled) and, rarely, any 40
+    /// bits at all: it must be bounds-checked before use.
+    ///
+    /// Slabs that did not become empty take slots in again afterwards. Those
+    /// that did become spare: call [`trim`](Self::trim) next. Returns the
+    /// number of slots moved; 0 at once while another thread trims or
+    /// compacts.
+    pub fn compact(
+        &self,
+        max_slots: usize,
+        relocate: &mut dyn FnMut(Owner, Slot) -> bool,
+    ) -> usize {
+        let Some(turn) = self.slabs.maintenance_turn() else {
+            return 0;
+        };
+        let live = self.stats().slot_bytes;
+        let trigger = (live / TRIGGER_SHARE).max(TRIGGER_BYTES_MIN);
+        let target = live / TARGET_SHARE;
+        let mut free_slots = [0_u32; CLASSES];
+        if turn.mark_sparse(trigger, target, max_slots, &mut free_slots) == 0 {
+            return 0;
+        }
+        // Off the lists with them; and copies go to the fullest slabs first.
+        turn.rebuild_lists();
+        let mut moved = 0;
+        for slab in 0..self.slabs.bump() {
+            let state = self.slabs.state(slab);
+            if !state.is(Phase::Draining) {
+                continue;
+            }
+            turn.for_each_taken(slab, |index| {
+                let claim = Claim {
+                    slab,
+                    index,
+                    class: state.class(),
+                };
+                if moved < max_slots
+                    && let Some(info) = SlotInfo::from_doubtful(self.slabs.mem.header(claim))
+                    && relocate(info.owner, Slot::new(slab, index))
+                {
+                    moved += 1;
+                }
+                moved < max_slots
+            });
+            turn.finish_drain(slab);
+        }
+        let relocations = self.slabs.mem.global(Global::Relocations);
+        relocations.fetch_add(moved as u64, Relaxed);
+        moved
+    }
+}

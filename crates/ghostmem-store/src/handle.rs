@@ -1,0 +1,161 @@
+//! What callers hold: owners, slot handles, and the header word that ties a
+//! slot to its owner.
+//!
+//! ```text
+//!  63     57 56   53 52       40 39                                    0
+//! ┌─────────┬───────┬───────────┬───────────────────────────────────────┐
+//! │ pattern │ codec │  length   │ owner                                 │
+//! └─────────┴───────┴───────────┴───────────────────────────────────────┘
+//! ```
+
+use crate::MAX_SLOT_BYTES;
+use crate::class::SLOTS_MAX;
+
+/// Bits of an owner and of a slot handle.
+const ID_BITS: u32 = 40;
+const ID_MASK: u64 = (1 << ID_BITS) - 1;
+const LEN_MASK: u64 = (1 << 13) - 1;
+
+/// Set in every header: memory that was never a header rarely passes for one.
+const PATTERN: u64 = 0b101_0110;
+
+/// The page that owns a slot: 40 bits whose meaning is the caller's.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub struct Owner(u64);
+
+impl Owner {
+    /// An owner from a number below 2^40; higher bits are dropped.
+    #[must_use]
+    pub const fn new(id: u64) -> Self {
+        debug_assert!(id <= ID_MASK, "an owner has 40 bits");
+        Self(id & ID_MASK)
+    }
+
+    /// The number given to [`Owner::new`].
+    #[must_use]
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+}
+
+/// A slot of the store: fits in 40 bits and is never 0, so that 0 can mean
+/// "none" in a page word.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub struct Slot(u64);
+
+impl Slot {
+    /// The slot whose [`Slot::bits`] these are; `None` for 0 and for numbers
+    /// of more than 40 bits.
+    #[must_use]
+    pub const fn from_bits(bits: u64) -> Option<Self> {
+        if bits == 0 || bits > ID_MASK {
+            None
+        } else {
+            Some(Self(bits))
+        }
+    }
+
+    /// The handle as a number in `1..2^40`.
+    #[must_use]
+    pub const fn bits(self) -> u64 {
+        self.0
+    }
+
+    pub(crate) const fn new(slab: u32, index: u32) -> Self {
+        Self(slab as u64 * SLOTS_MAX as u64 + index as u64 + 1)
+    }
+
+    pub(crate) const fn slab(self) -> u32 {
+        ((self.0 - 1) / SLOTS_MAX as u64) as u32
+    }
+
+    pub(crate) const fn index(self) -> u32 {
+        ((self.0 - 1) % SLOTS_MAX as u64) as u32
+    }
+}
+
+/// What the header of a slot says.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub struct SlotInfo {
+    /// The page that owns the slot.
+    pub owner: Owner,
+    /// Payload bytes, `1..=4096`.
+    pub len: usize,
+    /// How the payload is encoded, `0..=15`; the store does not look at it.
+    pub codec: u8,
+}
+
+impl SlotInfo {
+    pub(crate) const fn to_header(self) -> u64 {
+        self.owner.0
+            | (self.len as u64 & LEN_MASK) << ID_BITS
+            | (self.codec as u64 & 15) << 53
+            | PATTERN << 57
+    }
+
+    /// Decodes a header, whatever is in it; the length never exceeds
+    /// [`MAX_SLOT_BYTES`].
+    pub(crate) const fn from_header(word: u64) -> Self {
+        let len = ((word >> ID_BITS) & LEN_MASK) as usize;
+        Self {
+            owner: Owner(word & ID_MASK),
+            len: if len > MAX_SLOT_BYTES {
+                MAX_SLOT_BYTES
+            } else {
+                len
+            },
+            codec: ((word >> 53) & 15) as u8,
+        }
+    }
+
+    /// Decodes a word that may never have been a header; `None` when it
+    /// cannot be one. A stale header passes.
+    pub(crate) const fn from_doubtful(word: u64) -> Option<Self> {
+        let len = (word >> ID_BITS) & LEN_MASK;
+        if word >> 57 == PATTERN && len >= 1 && len <= MAX_SLOT_BYTES as u64 {
+            Some(Self::from_header(word))
+        } else {
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_keep_every_field() {
+        for owner in [0, 1, ID_MASK] {
+            for len in [1, 77, 4096] {
+                for codec in 0..=15 {
+                    let info = SlotInfo {
+                        owner: Owner::new(owner),
+                        len,
+                        codec,
+                    };
+                    assert_eq!(SlotInfo::from_header(info.to_header()), info);
+                    assert_eq!(SlotInfo::from_doubtful(info.to_header()), Some(info));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn words_that_are_no_header_are_seen() {
+        assert_eq!(SlotInfo::from_doubtful(0), None);
+        assert_eq!(SlotInfo::from_doubtful(u64::MAX), None);
+        assert_eq!(SlotInfo::from_doubtful(PATTERN << 57), None, "no length");
+        assert!(SlotInfo::from_header(u64::MAX).len <= MAX_SLOT_BYTES);
+    }
+
+    #[test]
+    fn handles_are_never_zero_and_fit_forty_bits() {
+        assert_eq!(Slot::new(0, 0).bits(), 1);
+        let last = Slot::new(u32::MAX, 254);
+        assert_eq!(Slot::from_bits(last.bits()), Some(last));
+        assert_eq!((last.slab(), last.index()), (u32::MAX, 254));
+        assert_eq!(Slot::from_bits(0), None);
+        assert_eq!(Slot::from_bits(1 << 40), None);
+    }
+}

@@ -1,0 +1,114 @@
+//! Ghost memory for collections ([`Allocator`]) and for whole programs
+//! ([`GhostAlloc`]).
+
+use core::alloc::{GlobalAlloc, Layout};
+use core::ptr::NonNull;
+use std::alloc::System;
+
+use allocator_api2::alloc::{AllocError, Allocator};
+
+use crate::Heap;
+
+// SAFETY: blocks stay valid and in place until they are freed or the last
+// handle of the heap is gone; clones are the same allocator.
+unsafe impl Allocator for Heap {
+    fn allocate(&self, layout: Layout) -> Result<NonNull<[u8]>, AllocError> {
+        Self::allocate(self, layout).map_err(|_| AllocError)
+    }
+
+    fn allocate_zeroed(&self, layout: Layout) -> Result<NonNull<[u8]>, AllocError> {
+        Self::allocate_zeroed(self, layout).map_err(|_| AllocError)
+    }
+
+    unsafe fn deallocate(&self, block: NonNull<u8>, layout: Layout) {
+        // SAFETY: the caller's promise is the one asked for.
+        let freed = unsafe { Self::deallocate(self, block, layout) };
+        debug_assert!(freed.is_ok(), "{freed:?}");
+    }
+}
+
+/// A global allocator on [`Heap::global`]: a whole program on ghost memory.
+///
+/// Allocations made before the heap exists, or that it cannot serve, come from
+/// the system allocator; frees go where the block came from. The engine itself
+/// never allocates from it.
+///
+/// System calls that the program makes with ghost buffers fail with `EFAULT`
+/// on absent pages unless the heap's backend is `monitor`; this allocator
+/// keeps blocks below `ghost_from` bytes in ordinary memory, so that the
+/// buffers of the standard library are.
+///
+/// ```no_run
+/// use ghostmem::GhostAlloc;
+/// #[global_allocator]
+/// static ALLOCATOR: GhostAlloc = GhostAlloc::new();
+/// ```
+#[derive(Debug)]
+pub struct GhostAlloc {
+    ghost_from: usize,
+}
+
+impl GhostAlloc {
+    /// Every allocation of at least one byte is ghost memory.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { ghost_from: 1 }
+    }
+
+    /// Allocations of at least `bytes` are ghost memory, smaller ones the
+    /// system's.
+    #[must_use]
+    pub const fn from_size(bytes: usize) -> Self {
+        Self { ghost_from: bytes }
+    }
+
+    fn heap(&self, layout: Layout) -> Option<&'static Heap> {
+        if layout.size() < self.ghost_from {
+            None
+        } else {
+            Heap::global().ok()
+        }
+    }
+}
+
+impl Default for GhostAlloc {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The global heap, if the address is its own. Never builds it.
+fn owner_of(block: *mut u8) -> Option<&'static Heap> {
+    Heap::global_if_built().filter(|heap| heap.is_ghost(block))
+}
+
+// SAFETY: blocks come from the heap or the system allocator and are freed
+// where they came from; neither moves them, and no method unwinds.
+unsafe impl GlobalAlloc for GhostAlloc {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        match self.heap(layout).map(|heap| heap.allocate(layout)) {
+            Some(Ok(block)) => block.as_ptr().cast(),
+            // SAFETY: the caller's promise (a size above zero).
+            Some(Err(_)) | None => unsafe { System.alloc(layout) },
+        }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        match self.heap(layout).map(|heap| heap.allocate_zeroed(layout)) {
+            Some(Ok(block)) => block.as_ptr().cast(),
+            // SAFETY: as in `alloc`.
+            Some(Err(_)) | None => unsafe { System.alloc_zeroed(layout) },
+        }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        if let (Some(heap), Some(block)) = (owner_of(block), NonNull::new(block)) {
+            // SAFETY: the caller's promise.
+            let freed = unsafe { heap.deallocate(block, layout) };
+            debug_assert!(freed.is_ok());
+        } else {
+            // SAFETY: not the heap's, so the system's.
+            unsafe { System.dealloc(block, layout) }
+        }
+    }
+}

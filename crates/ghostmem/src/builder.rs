@@ -1,0 +1,213 @@
+//! Making a heap.
+
+use core::fmt;
+
+use ghostmem_codec::lz4::Lz4;
+use ghostmem_fault::{Backend as Opened, BackendKind};
+use ghostmem_os::{OsError, PAGE_SIZE, machine};
+use ghostmem_pager::{Config, LIMIT_PAGES_MIN};
+
+use crate::{Error, Heap};
+
+/// How a heap learns of touches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+#[non_exhaustive]
+pub enum Backend {
+    /// The best this machine allows: inline, else guard.
+    #[default]
+    Auto,
+    /// userfaultfd, faults resolved on the faulting thread. Fastest. A system
+    /// call given an absent page fails with `EFAULT`: pin such buffers.
+    Inline,
+    /// userfaultfd, faults resolved by engine threads. Slower; system calls
+    /// see the memory (with a privileged userfaultfd).
+    Monitor,
+    /// Guard pages and a second mapping. Works where userfaultfd is refused.
+    Guard,
+    /// As `Guard`, by mprotect(2) alone, as on kernels before 6.15.
+    GuardMprotect,
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Inline => "inline",
+            Self::Monitor => "monitor",
+            Self::Guard => "guard",
+            Self::GuardMprotect => "guard-mprotect",
+        })
+    }
+}
+
+/// How pages are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+#[non_exhaustive]
+pub enum Codec {
+    /// The engine's choice: LZ4 for now.
+    #[default]
+    Auto,
+    /// LZ4, fastest setting.
+    Lz4,
+}
+
+/// Settings of a heap to be built. Every one has a default that looks at the
+/// machine.
+///
+/// ```
+/// use ghostmem::Heap;
+/// let heap = Heap::builder().resident_limit(1 << 20).build()?;
+/// assert_eq!(heap.stats().resident_limit_bytes, 1 << 20);
+/// # Ok::<(), ghostmem::Error>(())
+/// ```
+#[derive(Debug, Clone, Copy)]
+#[must_use = "a builder does nothing until `build`"]
+pub struct HeapBuilder {
+    resident_limit: Option<usize>,
+    memory_limit: Option<usize>,
+    backend: Backend,
+    codec: Codec,
+    readahead: bool,
+    background: bool,
+    keep_copies: bool,
+}
+
+impl HeapBuilder {
+    pub(crate) const fn new() -> Self {
+        Self {
+            resident_limit: None,
+            memory_limit: None,
+            backend: Backend::Auto,
+            codec: Codec::Auto,
+            readahead: true,
+            background: true,
+            keep_copies: true,
+        }
+    }
+
+    /// Most bytes of uncompressed ghost pages mapped at any moment, rounded
+    /// down to pages; at least 5 pages (20480). Default: half of the smaller
+    /// of the control group's limit and the machine's memory.
+    pub const fn resident_limit(mut self, bytes: usize) -> Self {
+        self.resident_limit = Some(bytes);
+        self
+    }
+
+    /// Bound on resident pages, compressed pages and metadata together, bytes.
+    /// Allocations that would not fit, going by the compression seen so far,
+    /// fail. Default: none.
+    pub const fn memory_limit(mut self, bytes: usize) -> Self {
+        self.memory_limit = Some(bytes);
+        self
+    }
+
+    /// How touches are noticed. Default: [`Backend::Auto`].
+    pub const fn backend(mut self, backend: Backend) -> Self {
+        self.backend = backend;
+        self
+    }
+
+    /// How pages are compressed. Default: [`Codec::Auto`].
+    pub const fn codec(mut self, codec: Codec) -> Self {
+        self.codec = codec;
+        self
+    }
+
+    /// Whether pages ahead of a sequential or strided run are restored before
+    /// they are touched. Default: yes.
+    pub const fn readahead(mut self, on: bool) -> Self {
+        self.readahead = on;
+        self
+    }
+
+    /// Whether a thread of the engine keeps frames free ahead of demand and
+    /// the store tidy. Without it, faulting threads evict for themselves and
+    /// the store is never compacted. Default: yes.
+    pub const fn background(mut self, on: bool) -> Self {
+        self.background = on;
+        self
+    }
+
+    /// Whether a page restored for reading keeps its compressed copy, so that
+    /// evicting it again is free. Costs the copies' memory. Default: yes.
+    pub const fn keep_copies(mut self, on: bool) -> Self {
+        self.keep_copies = on;
+        self
+    }
+
+    /// Builds the heap.
+    ///
+    /// # Errors
+    /// A limit that is too small, a backend that cannot work here, or the
+    /// kernel's refusal of memory.
+    pub fn build(self) -> Result<Heap, Error> {
+        let least_bytes = LIMIT_PAGES_MIN * PAGE_SIZE;
+        if !machine::page_size_is_supported() {
+            return Err(Error::PageSize);
+        }
+        let machine_bytes = machine::cgroup_limit_bytes().map_or(machine::ram_bytes(), |limit| {
+            limit.min(machine::ram_bytes())
+        });
+        let machine_bytes = usize::try_from(machine_bytes).unwrap_or(usize::MAX);
+        let limit_bytes = self
+            .resident_limit
+            .unwrap_or((machine_bytes / 2).max(least_bytes));
+        if limit_bytes < least_bytes {
+            return Err(Error::LimitTooSmall {
+                limit_bytes,
+                least_bytes,
+            });
+        }
+        if let Some(memory) = self.memory_limit
+            && memory < least_bytes * 2
+        {
+            let least_bytes = least_bytes * 2;
+            return Err(Error::MemoryLimitTooSmall {
+                limit_bytes: memory,
+                least_bytes,
+            });
+        }
+        // More resident pages than the memory limit allows cannot be held.
+        let limit_bytes = self
+            .memory_limit
+            .map_or(limit_bytes, |memory| limit_bytes.min(memory));
+        let (Codec::Auto | Codec::Lz4) = self.codec;
+        if !Lz4::state_fits() {
+            return Err(Error::Os(OsError::new("LZ4_sizeofState", 12)));
+        }
+        let config = |backend| Config {
+            limit_pages: limit_bytes / PAGE_SIZE,
+            memory_limit_bytes: self.memory_limit,
+            backend,
+            codec: Lz4,
+            readahead: self.readahead,
+            background: self.background,
+            keep_copies: self.keep_copies,
+            // Compressed pages live in memory too: never more than there is.
+            store_capacity_bytes: machine_bytes.max(1 << 30),
+        };
+        match self.backend {
+            Backend::Auto => {
+                let mut cause = OsError::new("userfaultfd", 38);
+                for kind in [BackendKind::Inline, BackendKind::Guard] {
+                    match Opened::open(kind) {
+                        Ok(opened) => return Heap::from_config(config(opened)),
+                        Err(error) => cause = error,
+                    }
+                }
+                Err(Error::NoBackend { cause })
+            }
+            Backend::GuardMprotect => Heap::from_config(config(Opened::guard_by_mprotect())),
+            backend => {
+                let kind = match backend {
+                    Backend::Monitor => BackendKind::Monitor,
+                    Backend::Guard => BackendKind::Guard,
+                    _ => BackendKind::Inline,
+                };
+                let opened = Opened::open(kind)
+                    .map_err(|cause| Error::BackendUnavailable { backend, cause })?;
+                Heap::from_config(config(opened))
+            }
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! What this machine allows, which backend that makes, and what would unlock
+//! more.
+
+use ghostmem_fault::Probe;
+use ghostmem_os::machine;
+
+use crate::Backend;
+
+/// The findings of [`probe`].
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Report {
+    /// Kernel release.
+    pub kernel_release: String,
+    /// The base page is 4096 bytes.
+    pub page_size_ok: bool,
+    /// Processors this process may use.
+    pub cpus: usize,
+    /// Installed memory, bytes.
+    pub ram_bytes: u64,
+    /// The control group's memory limit, bytes.
+    pub cgroup_limit_bytes: Option<u64>,
+    /// `RLIMIT_AS`, bytes.
+    pub address_space_limit_bytes: Option<u64>,
+    /// Seccomp mode: 0 none, 2 filter.
+    pub seccomp_mode: Option<u64>,
+    /// `vm.unprivileged_userfaultfd`.
+    pub sysctl_unprivileged_userfaultfd: Option<u64>,
+    /// `vm.max_map_count`.
+    pub max_map_count: Option<u64>,
+    /// Opening `/dev/userfaultfd`: the error if refused.
+    pub userfaultfd_device: Result<u64, String>,
+    /// userfaultfd(2) in full mode: features, or the error.
+    pub userfaultfd_syscall: Result<u64, String>,
+    /// userfaultfd(2) for user mode only: features, or the error.
+    pub userfaultfd_user_mode: Result<u64, String>,
+    /// SIGBUS delivery and write protection are there.
+    pub inline_works: bool,
+    /// A full-mode descriptor can be had: system calls see ghost memory.
+    pub monitor_works: bool,
+    /// A memory file can be made.
+    pub guard_works: bool,
+    /// Guard pages work on memory files (no mapping is split).
+    pub guard_pages: bool,
+    /// `UFFDIO_MOVE` is offered.
+    pub uffd_move: bool,
+    /// The backend `Backend::Auto` takes; `None` when nothing works.
+    pub chosen: Option<Backend>,
+    /// Why.
+    pub reason: String,
+    /// What would unlock more.
+    pub hints: Vec<String>,
+}
+
+/// Tries everything once and reports.
+#[must_use]
+pub fn probe() -> Report {
+    let found = Probe::run();
+    let mut release = [0; 65];
+    let text = |probe: &ghostmem_fault::UserfaultfdProbe| probe.features.map_err(|e| e.to_string());
+    let chosen = found.choice().map(|kind| match kind {
+        ghostmem_fault::BackendKind::Inline => Backend::Inline,
+        ghostmem_fault::BackendKind::Monitor => Backend::Monitor,
+        ghostmem_fault::BackendKind::Guard if found.guard_pages => Backend::Guard,
+        ghostmem_fault::BackendKind::Guard => Backend::GuardMprotect,
+    });
+    let monitor_works = found.allows(ghostmem_fault::BackendKind::Monitor);
+    let seccomp_mode = machine::seccomp_mode();
+    let reason = match chosen {
+        Some(Backend::Inline) => {
+            "userfaultfd delivers faults as signals: resolved on the faulting thread, fastest"
+        }
+        Some(_) => "userfaultfd is refused here; guard pages on a memory file work",
+        None => "neither userfaultfd nor memory files can be had",
+    };
+    let mut hints = Vec::new();
+    if !found.allows(ghostmem_fault::BackendKind::Inline) {
+        if seccomp_mode == Some(2) {
+            hints.push(
+                "a seccomp filter is active: allow the userfaultfd system call in the container's \
+                 profile for the inline backend"
+                    .to_owned(),
+            );
+        } else {
+            hints.push(
+                "a kernel of 5.11 or later built with CONFIG_USERFAULTFD gives the inline backend"
+                    .to_owned(),
+            );
+        }
+    }
+    if !monitor_works {
+        hints.push(
+            "sysctl vm.unprivileged_userfaultfd=1, or read and write access to /dev/userfaultfd, \
+             gives the monitor backend (system calls then see ghost memory without pinning)"
+                .to_owned(),
+        );
+    }
+    if !found.guard_pages {
+        hints.push(
+            "a kernel of 6.15 or later has guard pages for memory files: a faster guard backend"
+                .to_owned(),
+        );
+    }
+    Report {
+        kernel_release: machine::kernel_release(&mut release).to_owned(),
+        page_size_ok: found.page_size_ok,
+        cpus: machine::cpus(),
+        ram_bytes: machine::ram_bytes(),
+        cgroup_limit_bytes: machine::cgroup_limit_bytes(),
+        address_space_limit_bytes: machine::address_space_limit(),
+        seccomp_mode,
+        sysctl_unprivileged_userfaultfd: machine::number_in(
+            c"/proc/sys/vm/unprivileged_userfaultfd",
+        ),
+        max_map_count: machine::number_in(c"/proc/sys/vm/max_map_count"),
+        userfaultfd_device: text(&found.device),
+        userfaultfd_syscall: text(&found.syscall),
+        userfaultfd_user_mode: text(&found.user_mode_only),
+        inline_works: found.allows(ghostmem_fault::BackendKind::Inline),
+        monitor_works,
+        guard_works: found.allows(ghostmem_fault::BackendKind::Guard),
+        guard_pages: found.guard_pages,
+        uffd_move: found.user_mode_only.has_move() || found.syscall.has_move(),
+        chosen,
+        reason: reason.to_owned(),
+        hints,
+    }
+}

@@ -1,0 +1,138 @@
+//! What can go wrong, in words a user can act on.
+
+use core::fmt;
+
+use ghostmem_os::OsError;
+use ghostmem_small::SmallError;
+
+use crate::Backend;
+
+/// A refused request. The heap is as it was before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Error {
+    /// The resident limit is below the smallest that can work.
+    LimitTooSmall {
+        /// What was asked for, bytes.
+        limit_bytes: usize,
+        /// What it takes, bytes.
+        least_bytes: usize,
+    },
+    /// The memory limit is below the resident limit's smallest value plus
+    /// room for the store.
+    MemoryLimitTooSmall {
+        /// What was asked for, bytes.
+        limit_bytes: usize,
+        /// What it takes, bytes.
+        least_bytes: usize,
+    },
+    /// The backend asked for cannot work here.
+    BackendUnavailable {
+        /// The one asked for.
+        backend: Backend,
+        /// What the kernel refused.
+        cause: OsError,
+    },
+    /// No backend can work here.
+    NoBackend {
+        /// What the last one tried was refused.
+        cause: OsError,
+    },
+    /// The kernel's base page is not 4096 bytes.
+    PageSize,
+    /// No memory or address space for the request, or the memory limit does
+    /// not hold it.
+    OutOfMemory {
+        /// Bytes asked for.
+        bytes: usize,
+    },
+    /// The pointer is no live block's start: freed already, never allocated
+    /// here, or the middle of one.
+    NotAllocated {
+        /// The address.
+        address: usize,
+    },
+    /// The range is not ghost memory of this heap.
+    NotGhost {
+        /// Its first address.
+        address: usize,
+    },
+    /// So many pages are pinned that the limit would leave too few for
+    /// everything else.
+    TooManyPinned,
+    /// A page's bytes could not be brought back.
+    PageLost {
+        /// An address in the range.
+        address: usize,
+    },
+    /// The small-object allocator cannot be used.
+    Small(SmallError),
+    /// A kernel call failed.
+    Os(OsError),
+    /// The global heap is being set up by this very call.
+    Reentered,
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::LimitTooSmall {
+                limit_bytes,
+                least_bytes,
+            } => write!(
+                f,
+                "resident limit of {limit_bytes} bytes is too small: use at least {least_bytes}"
+            ),
+            Self::MemoryLimitTooSmall {
+                limit_bytes,
+                least_bytes,
+            } => write!(
+                f,
+                "memory limit of {limit_bytes} bytes is too small for the resident limit: use at \
+                 least {least_bytes}"
+            ),
+            Self::BackendUnavailable { backend, cause } => write!(
+                f,
+                "the {backend} backend cannot work here: {cause}; use Backend::Auto, or see \
+                 `ghostmem doctor`"
+            ),
+            Self::NoBackend { cause } => {
+                write!(
+                    f,
+                    "no fault backend works here: {cause}; see `ghostmem doctor`"
+                )
+            }
+            Self::PageSize => f.write_str("the kernel's page size is not 4096 bytes"),
+            Self::OutOfMemory { bytes } => write!(
+                f,
+                "cannot allocate {bytes} bytes: no address space left, or the memory limit is \
+                 reached"
+            ),
+            Self::NotAllocated { address } => write!(
+                f,
+                "{address:#x} is not the start of a live block of this heap: freed twice, or \
+                 from elsewhere"
+            ),
+            Self::NotGhost { address } => {
+                write!(f, "{address:#x} is not ghost memory of this heap")
+            }
+            Self::TooManyPinned => {
+                f.write_str("too many pages are pinned: unpin some, or raise the resident limit")
+            }
+            Self::PageLost { address } => {
+                write!(f, "the contents of the page at {address:#x} are lost")
+            }
+            Self::Small(error) => write!(f, "small objects: {error}"),
+            Self::Os(error) => write!(f, "{error}"),
+            Self::Reentered => f.write_str("the global heap is still being set up"),
+        }
+    }
+}
+
+impl core::error::Error for Error {}
+
+impl From<OsError> for Error {
+    fn from(error: OsError) -> Self {
+        Self::Os(error)
+    }
+}

@@ -1,0 +1,449 @@
+//! [`Heap`]: ghost memory with limits of its own.
+
+use core::alloc::Layout;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::OnceLock;
+
+use ghostmem_os::lock::Lock;
+use ghostmem_os::map::MapArc;
+use ghostmem_os::{PAGE_SIZE, thread};
+use ghostmem_pager::{Config, Engine, State};
+use ghostmem_small::{ALIGN_MAX, Arena, SIZE_MAX, SmallHeap, Space};
+
+use crate::{Backend, Error, HeapBuilder, Stats};
+
+/// Ghost memory with a resident limit of its own.
+///
+/// A heap is a handle: clones speak of the same heap, and its memory lives
+/// until the last of them is dropped. Allocations are [`Layout`]s of any size
+/// from one byte to as much address space as there is; the memory is used like
+/// any other. It can be given to collections through
+/// [`allocator_api2::alloc::Allocator`].
+///
+/// ```
+/// use ghostmem::Heap;
+/// // Half a megabyte resident, four megabytes of data.
+/// let heap = Heap::builder().resident_limit(512 << 10).build()?;
+/// let mut numbers = allocator_api2::vec::Vec::new_in(heap.clone());
+/// for i in 0..500_000_u64 {
+///     numbers.push(i * i);
+/// }
+/// assert_eq!(numbers[123_456], 123_456 * 123_456);
+/// assert!(heap.stats().resident_bytes <= 512 << 10);
+/// # Ok::<(), ghostmem::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Heap {
+    inner: MapArc<Inner>,
+}
+
+struct Inner {
+    // Dropped before the arena: its regions must be gone first.
+    engine: MapArc<Engine>,
+    small: OnceLock<SmallHeap<Discards>>,
+    /// One thread at a time sets up small objects; `true` when that failed
+    /// and pages serve them.
+    small_setup: Lock<bool>,
+    small_bytes: AtomicUsize,
+    arena: Lock<Option<Arena>>,
+}
+
+/// Tells the pager which memory the small-object allocator no longer needs.
+struct Discards(MapArc<Engine>);
+
+impl Space for Discards {
+    fn discard(&self, address: usize, bytes: usize) {
+        // A range that cannot be discarded keeps its bytes, which is allowed.
+        let _kept = self.0.discard(address, bytes);
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let Some(small) = self.small.take() {
+            *self.arena.lock() = Some(small.close());
+        }
+        self.engine.shut_down();
+    }
+}
+
+static GLOBAL: OnceLock<Heap> = OnceLock::new();
+/// [`thread::key`] of the thread that builds the global heap, or 0.
+static BUILDING: AtomicUsize = AtomicUsize::new(0);
+static SMALL_FORK: AtomicBool = AtomicBool::new(false);
+
+impl Heap {
+    /// Settings for a new heap.
+    pub fn builder() -> HeapBuilder {
+        HeapBuilder::new()
+    }
+
+    /// A heap with default settings.
+    ///
+    /// # Errors
+    /// As [`HeapBuilder::build`].
+    pub fn new() -> Result<Self, Error> {
+        Self::builder().build()
+    }
+
+    /// The process's shared heap, made at the first call with default
+    /// settings; `GHOSTMEM_LIMIT` in the environment (bytes) sets its
+    /// resident limit.
+    ///
+    /// # Errors
+    /// As [`HeapBuilder::build`]; [`Error::Reentered`] when called while this
+    /// thread is building it.
+    pub fn global() -> Result<&'static Self, Error> {
+        loop {
+            if let Some(heap) = GLOBAL.get() {
+                return Ok(heap);
+            }
+            let me = thread::key();
+            match BUILDING.compare_exchange(0, me, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => break,
+                Err(builder) if builder == me => return Err(Error::Reentered),
+                Err(_) => thread::yield_now(),
+            }
+        }
+        let result = match GLOBAL.get() {
+            Some(heap) => Ok(heap),
+            None => Self::build_global().map(|heap| GLOBAL.get_or_init(|| heap)),
+        };
+        BUILDING.store(0, Ordering::Release);
+        result
+    }
+
+    /// The process's shared heap, if it exists already.
+    pub(crate) fn global_if_built() -> Option<&'static Self> {
+        GLOBAL.get()
+    }
+
+    fn build_global() -> Result<Self, Error> {
+        // Allocates a little: with a global allocator on this heap, from the
+        // system, as the heap does not exist yet.
+        let limit = std::env::var("GHOSTMEM_LIMIT")
+            .ok()
+            .and_then(|text| text.parse().ok());
+        let builder = Self::builder();
+        limit
+            .map_or(builder, |bytes| builder.resident_limit(bytes))
+            .build()
+    }
+
+    pub(crate) fn from_config(config: Config) -> Result<Self, Error> {
+        let inner = MapArc::new(Inner {
+            engine: Engine::new(config)?,
+            small: OnceLock::new(),
+            small_setup: Lock::new(false),
+            small_bytes: AtomicUsize::new(0),
+            arena: Lock::new(None),
+        })?;
+        Ok(Self { inner })
+    }
+
+    fn engine(&self) -> &MapArc<Engine> {
+        &self.inner.engine
+    }
+
+    /// The small-object allocator, set up at the first use; `None` when it
+    /// cannot be had (pages then serve small objects too).
+    fn small(&self) -> Option<&SmallHeap<Discards>> {
+        if let Some(small) = self.inner.small.get() {
+            return Some(small);
+        }
+        let mut failed = self.inner.small_setup.lock();
+        if let Some(small) = self.inner.small.get() {
+            return Some(small);
+        }
+        if *failed {
+            return None;
+        }
+        if let Ok(small) = self.make_small() {
+            return Some(self.inner.small.get_or_init(|| small));
+        }
+        *failed = true;
+        None
+    }
+
+    fn make_small(&self) -> Result<SmallHeap<Discards>, Error> {
+        let arena = Arena::acquire().map_err(Error::Small)?;
+        let (reservation, offset, len) = arena.ghost_home();
+        Engine::adopt(self.engine(), reservation, offset, len)?;
+        if !SMALL_FORK.swap(true, Ordering::AcqRel) {
+            use ghostmem_small::fork;
+            // Registered after the pager's handlers, so that its `prepare`
+            // runs before them: threads it waits for may be in a fault.
+            extern "C" fn prepare() {
+                fork::prepare();
+            }
+            extern "C" fn parent() {
+                fork::parent();
+            }
+            extern "C" fn child() {
+                fork::child();
+            }
+            thread::at_fork(prepare, parent, child)?;
+        }
+        SmallHeap::new(arena, Discards(self.engine().clone())).map_err(Error::Small)
+    }
+
+    /// Allocates memory for `layout`; its contents are unspecified. A size of
+    /// zero gives a dangling, aligned pointer that may be freed or not.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn allocate(&self, layout: Layout) -> Result<NonNull<[u8]>, Error> {
+        self.allocate_with(layout, false)
+    }
+
+    /// As [`Heap::allocate`], all bytes zero.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn allocate_zeroed(&self, layout: Layout) -> Result<NonNull<[u8]>, Error> {
+        self.allocate_with(layout, true)
+    }
+
+    fn allocate_with(&self, layout: Layout, zeroed: bool) -> Result<NonNull<[u8]>, Error> {
+        let (size, align) = (layout.size(), layout.align());
+        if size == 0 {
+            // An alignment is never zero.
+            let dangling = NonNull::new(core::ptr::without_provenance_mut(align));
+            let dangling = dangling.unwrap_or(NonNull::dangling());
+            return Ok(NonNull::slice_from_raw_parts(dangling, 0));
+        }
+        if size <= SIZE_MAX
+            && align <= ALIGN_MAX
+            && let Some(block) = self
+                .small()
+                .and_then(|small| small.allocate(size, align, zeroed))
+        {
+            self.inner.small_bytes.fetch_add(size, Ordering::Relaxed);
+            return Ok(NonNull::slice_from_raw_parts(block, size));
+        }
+        let out_of_memory = Error::OutOfMemory { bytes: size };
+        let pages = size.div_ceil(PAGE_SIZE);
+        let align_pages = align.div_ceil(PAGE_SIZE);
+        // Fresh and recycled pages alike read as zero.
+        let address =
+            Engine::allocate(self.engine(), pages, align_pages).map_err(|_| out_of_memory)?;
+        let block =
+            NonNull::new(core::ptr::with_exposed_provenance_mut(address)).ok_or(out_of_memory)?;
+        Ok(NonNull::slice_from_raw_parts(block, size))
+    }
+
+    /// Frees a block. A block freed twice, the middle of a block, and a
+    /// pointer from elsewhere are refused and change nothing.
+    ///
+    /// # Safety
+    /// Nobody may use the block any more, and `layout` must be the one it was
+    /// allocated with.
+    ///
+    /// # Errors
+    /// [`Error::NotAllocated`].
+    pub unsafe fn deallocate(&self, block: NonNull<u8>, layout: Layout) -> Result<(), Error> {
+        if layout.size() == 0 {
+            return Ok(());
+        }
+        let address = block.as_ptr().addr();
+        if let Some(small) = self.inner.small.get()
+            && small.contains(address)
+        {
+            // SAFETY: the caller's promise: the block is no longer used.
+            unsafe { small.deallocate(block) }.map_err(|_| Error::NotAllocated { address })?;
+            self.inner
+                .small_bytes
+                .fetch_sub(layout.size(), Ordering::Relaxed);
+            return Ok(());
+        }
+        self.engine()
+            .free(address)
+            .map(drop)
+            .map_err(|_| Error::NotAllocated { address })
+    }
+
+    /// Whether an address lies in this heap's ghost memory. Lock-free.
+    #[must_use]
+    pub fn is_ghost<T: ?Sized>(&self, address: *const T) -> bool {
+        self.engine().contains(address.addr())
+    }
+
+    /// Whether the page at an address is resident now; `None` when it is not
+    /// this heap's. Lock-free.
+    #[must_use]
+    pub fn is_resident<T: ?Sized>(&self, address: *const T) -> Option<bool> {
+        let state = self.engine().page_state(address.addr())?;
+        Some(matches!(state, State::Resident | State::Evicting))
+    }
+
+    /// The heap's figures. Lock-free.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.stats_of(self.engine().stats())
+    }
+
+    /// As [`Heap::stats`] but `metadata_bytes` is 0: cheap enough to be called
+    /// every millisecond.
+    #[must_use]
+    pub fn quick_stats(&self) -> Stats {
+        self.stats_of(self.engine().quick_stats())
+    }
+
+    fn stats_of(&self, engine: ghostmem_pager::EngineStats) -> Stats {
+        Stats::from_engine(engine, self.inner.small_bytes.load(Ordering::Relaxed))
+    }
+
+    /// The backend in use, never [`Backend::Auto`].
+    #[must_use]
+    pub fn backend(&self) -> Backend {
+        let backend = self.engine().backend();
+        match backend.kind() {
+            ghostmem_fault::BackendKind::Inline => Backend::Inline,
+            ghostmem_fault::BackendKind::Monitor => Backend::Monitor,
+            ghostmem_fault::BackendKind::Guard if backend.splits_mappings() => {
+                Backend::GuardMprotect
+            }
+            ghostmem_fault::BackendKind::Guard => Backend::Guard,
+        }
+    }
+
+    /// Changes the resident limit (bytes, at least 5 pages). Pages above a
+    /// lowered limit leave in the background, or as the heap is used.
+    ///
+    /// # Errors
+    /// [`Error::LimitTooSmall`].
+    pub fn set_resident_limit(&self, bytes: usize) -> Result<(), Error> {
+        let least_bytes = ghostmem_pager::LIMIT_PAGES_MIN * PAGE_SIZE;
+        if bytes < least_bytes {
+            return Err(Error::LimitTooSmall {
+                limit_bytes: bytes,
+                least_bytes,
+            });
+        }
+        self.engine().set_limit_pages(bytes / PAGE_SIZE);
+        Ok(())
+    }
+
+    /// Brings the pages of a range in before they are touched, up to half the
+    /// resident limit; how many pages it was.
+    ///
+    /// # Errors
+    /// [`Error::NotGhost`], [`Error::PageLost`].
+    pub fn prefetch<T>(&self, range: *const [T]) -> Result<usize, Error> {
+        let (address, len) = parts(range);
+        self.engine()
+            .prefetch(address, len)
+            .map_err(|error| match error.errno {
+                5 => Error::PageLost { address },
+                _ => Error::NotGhost { address },
+            })
+    }
+
+    /// Evicts the pages of a range now; how many pages it was.
+    ///
+    /// # Errors
+    /// [`Error::NotGhost`].
+    pub fn evict<T>(&self, range: *const [T]) -> Result<usize, Error> {
+        let (address, len) = parts(range);
+        self.engine()
+            .evict(address, len)
+            .map_err(|_| Error::NotGhost { address })
+    }
+
+    /// Evicts the page that reclaim would take next; `false` when there is
+    /// none. (The seed's `EvictLRUPage`.)
+    ///
+    /// # Errors
+    /// [`Error::Os`] when no working memory can be had.
+    pub fn evict_coldest(&self) -> Result<bool, Error> {
+        Ok(self.engine().evict_coldest()?)
+    }
+
+    /// Makes the pages of a range the next to leave.
+    ///
+    /// # Errors
+    /// [`Error::NotGhost`].
+    pub fn cold<T>(&self, range: *const [T]) -> Result<(), Error> {
+        let (address, len) = parts(range);
+        self.engine()
+            .cold(address, len)
+            .map_err(|_| Error::NotGhost { address })
+    }
+
+    /// Forgets the contents of the whole pages inside a range: they read as
+    /// zero afterwards and cost nothing. Pinned pages are left alone.
+    ///
+    /// # Safety
+    /// The bytes change under whoever refers to them, so nobody may.
+    ///
+    /// # Errors
+    /// [`Error::NotGhost`].
+    pub unsafe fn discard<T>(&self, range: *mut [T]) -> Result<(), Error> {
+        let (address, len) = parts(range.cast_const());
+        self.engine()
+            .discard(address, len)
+            .map_err(|_| Error::NotGhost { address })
+    }
+
+    /// Keeps the pages of a range resident, for as long as the returned value
+    /// lives: for raw system calls, asynchronous and direct I/O, devices.
+    ///
+    /// # Errors
+    /// [`Error::NotGhost`]; [`Error::TooManyPinned`].
+    pub fn pin<T>(&self, range: *const [T]) -> Result<Pinned, Error> {
+        let (address, len) = parts(range);
+        self.engine()
+            .pin(address, len)
+            .map_err(|error| match error.errno {
+                12 => Error::TooManyPinned,
+                5 => Error::PageLost { address },
+                _ => Error::NotGhost { address },
+            })?;
+        Ok(Pinned {
+            heap: self.clone(),
+            address,
+            len,
+        })
+    }
+
+    /// Puts the fault handlers back in place after the program installed its
+    /// own for SIGBUS or SIGSEGV; those get what is not ours.
+    ///
+    /// # Errors
+    /// [`Error::Os`].
+    pub fn rearm() -> Result<(), Error> {
+        Ok(ghostmem_fault::rearm()?)
+    }
+}
+
+impl core::fmt::Debug for Heap {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let stats = self.quick_stats();
+        f.debug_struct("Heap")
+            .field("backend", &self.backend())
+            .field("resident_bytes", &stats.resident_bytes)
+            .field("resident_limit_bytes", &stats.resident_limit_bytes)
+            .finish_non_exhaustive()
+    }
+}
+
+fn parts<T>(range: *const [T]) -> (usize, usize) {
+    (range.cast::<u8>().addr(), range.len() * size_of::<T>())
+}
+
+/// Pages held resident; released when dropped.
+#[derive(Debug)]
+#[must_use = "the pages are let go when this is dropped"]
+pub struct Pinned {
+    heap: Heap,
+    address: usize,
+    len: usize,
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        // The range was the heap's when it was pinned, and still is.
+        let _ours = self.heap.engine().unpin(self.address, self.len);
+    }
+}

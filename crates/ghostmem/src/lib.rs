@@ -1,0 +1,48 @@
+//! User-space compressed memory: one process, more memory than it has.
+//!
+//! A [`Heap`] hands out *ghost memory*. Pages that have not been used for a
+//! while are compressed and their frames given back to the kernel; the next
+//! touch faults, is caught in user space, and the page is back, bit for bit,
+//! before the instruction retries. No root, no swap device, no kernel module.
+//!
+//! ```
+//! use ghostmem::Heap;
+//!
+//! // At most 1 MiB of it is ever uncompressed in memory.
+//! let heap = Heap::builder().resident_limit(1 << 20).build()?;
+//! let mut words = allocator_api2::vec::Vec::new_in(&heap);
+//! for i in 0..1_000_000_u32 {
+//!     words.push(i / 3);
+//! }
+//! assert_eq!(words[999_999], 333_333);
+//! assert!(heap.stats().resident_bytes <= 1 << 20);
+//! # Ok::<(), ghostmem::Error>(())
+//! ```
+//!
+//! * [`Heap::builder`]: limits, backend, codec.
+//! * [`Heap::global`] and [`GhostAlloc`]: one heap for the whole program.
+//! * [`Heap::stats`]: what it holds and what it cost.
+//! * [`Heap::pin`]: memory for raw system calls. With every backend but
+//!   `monitor`, a system call given an absent page fails with `EFAULT`.
+//! * [`doctor::probe`]: what this machine allows.
+//!
+//! # What a program must not do
+//! * Block SIGBUS or SIGSEGV on a thread that touches ghost memory: the kernel
+//!   then ends the process at the next fault. After installing handlers for
+//!   them itself, call [`Heap::rearm`].
+//! * Call madvise(2), mprotect(2), mremap(2) or munmap(2) on ghost memory.
+
+mod alloc;
+mod builder;
+pub mod doctor;
+mod error;
+mod heap;
+mod slice;
+mod stats;
+
+pub use alloc::GhostAlloc;
+pub use builder::{Backend, Codec, HeapBuilder};
+pub use error::Error;
+pub use heap::{Heap, Pinned};
+pub use slice::GhostSlice;
+pub use stats::{LatencyHistogram, Stats};
