@@ -84,8 +84,8 @@ impl Engine {
         })
     }
 
-    /// Brings the pages of a range in, as far as the limit lets it (it evicts
-    /// others, but never more than half the limit for one call).
+    /// Brings the pages of a range in, from its start, as far as half the
+    /// limit reaches (others are evicted for them); how many came in.
     ///
     /// # Errors
     /// `EINVAL` when the range is not this engine's; `EIO` when a page is
@@ -93,20 +93,18 @@ impl Engine {
     pub fn prefetch(&self, address: usize, len: usize) -> Result<usize, OsError> {
         let (region, first, end) = self.pages_of("prefetch", address, len)?;
         let most = (self.budget.limit() / 2).max(1) as usize;
-        let mut restored = 0;
+        let end = end.min(first.saturating_add(most));
+        let absent = |page: &usize| {
+            matches!(region.table.load(*page).state(), State::Stored | State::Filled)
+        };
+        let before = (first..end).filter(absent).count();
         for page in first..end {
-            if restored >= most {
-                break;
-            }
-            if matches!(
-                region.table.load(page).state(),
-                State::Stored | State::Filled
-            ) {
+            // Readahead brings in most of them before we get there.
+            if absent(&page) {
                 self.touch(region, page, AccessKind::Read)?;
-                restored += 1;
             }
         }
-        Ok(restored)
+        Ok(before.saturating_sub((first..end).filter(absent).count()))
     }
 
     /// Resolves a fault that nobody took.

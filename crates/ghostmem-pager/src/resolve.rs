@@ -156,7 +156,11 @@ impl Engine {
 
     /// Gets one frame, evicting if there is none.
     fn take_frame(&self, fault: &Fault, refault: bool, scratch: &mut Scratch) {
-        if self.threads.is_stuck(fault.thread, fault.instant, refault) {
+        // Without the program counter, a thread that merely works on more
+        // pages than the limit looks stuck: ask only where it can be.
+        let tiny = self.budget.limit() <= 2 * i64::from(PAGES_PER_INSTRUCTION);
+        let suspect = fault.instant != 0 || (tiny && refault);
+        if suspect && self.threads.is_stuck(fault.thread, fault.instant, refault) {
             let _either =
                 self.stuck
                     .compare_exchange(0, fault.thread, Ordering::AcqRel, Ordering::Relaxed);

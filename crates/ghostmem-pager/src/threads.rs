@@ -14,8 +14,10 @@ const THREADS: usize = 64;
 /// elements, each across a page boundary, and the instruction itself).
 pub(crate) const PAGES_PER_INSTRUCTION: u32 = 34;
 
-/// Faults by one thread, without the program counter to tell one instruction
-/// from the next, after which it counts as stuck (monitor backend).
+/// Refaults in a row by one thread, without the program counter to tell one
+/// instruction from the next, after which it counts as stuck (monitor
+/// backend). Only asked for limits so small that one instruction can need all
+/// of it.
 const BLIND_FAULTS: u32 = 4096;
 
 #[repr(align(64))]

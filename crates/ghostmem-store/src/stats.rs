@@ -5,8 +5,8 @@ use core::sync::atomic::Ordering::{Acquire, Relaxed};
 use ghostmem_os::PAGE_SIZE;
 
 use crate::SlabStore;
-use crate::arrays::tally;
-use crate::class::{CLASSES, SLAB_PAGES};
+use crate::arrays::{LISTS, tally};
+use crate::class::SLAB_PAGES;
 use crate::memory::Memory;
 use crate::state::Global;
 
@@ -81,7 +81,7 @@ impl SlabStore {
     /// its front.
     fn metadata_bytes(slabs: u64, raw_rows: u64) -> u64 {
         let pages = |bytes: u64| bytes.next_multiple_of(PAGE_SIZE as u64);
-        let lists = pages((CLASSES as u64 + 2) * 64) + PAGE_SIZE as u64;
+        let lists = pages(LISTS as u64 * 64) + PAGE_SIZE as u64;
         lists + pages(slabs * 64) + pages(raw_rows * SLAB_PAGES as u64 * 8)
     }
 }
