@@ -39,7 +39,7 @@ pub(crate) struct AllocArgs {
     /// Limit on the heap's resident bytes.
     #[arg(long, default_value = "256M")]
     resident: Size,
-    /// Backend of the heap: auto, inline, monitor or guard.
+    /// Backend of the heap: auto, inline, monitor, guard or guard-mprotect.
     #[arg(long, default_value = "auto")]
     backend: String,
     /// Milliseconds of one measurement.

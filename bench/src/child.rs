@@ -98,6 +98,7 @@ pub(crate) fn run(args: &ChildArgs) -> Result<()> {
             "cpu_ns_per_touch": timing.cpu_ns as f64 / timing.touches as f64,
             "faults_per_touch": timing.faults as f64 / timing.touches as f64,
             "memory": figures_json(&figures),
+            "counters_so_far": contender.counters(),
         }));
     }
     let line = json!({

@@ -48,8 +48,8 @@ pub(crate) struct CompareArgs {
     /// Numbers of touching threads.
     #[arg(long, value_delimiter = ',', default_value = "1,2")]
     threads: Vec<u32>,
-    /// GhostMem backends: `all`, or some of inline, monitor, guard; `none`
-    /// measures zram alone. Backends other than inline make fewer touches.
+    /// GhostMem backends: `all`, or some of inline, monitor, guard,
+    /// guard-mprotect; `none` measures zram alone. Backends other than inline make fewer touches.
     #[arg(long, value_delimiter = ',', default_value = "all")]
     backend: Vec<String>,
     /// Compression algorithm of zram.
@@ -136,7 +136,7 @@ pub(crate) fn run(args: &CompareArgs) -> Result<()> {
 }
 
 fn backends(asked: &[String]) -> Result<Vec<&'static str>> {
-    const ALL: [&str; 3] = [INLINE, "monitor", "guard"];
+    const ALL: [&str; 4] = [INLINE, "monitor", "guard", "guard-mprotect"];
     let mut chosen = Vec::new();
     for name in asked {
         match name.as_str() {
@@ -381,7 +381,11 @@ fn print_beside(runs: &[(u32, Value)], args: &CompareArgs) {
                     pattern.name().to_owned(),
                     threads.to_string(),
                     format!("{time:.0}"),
-                    format!("{:.0}", time / faults),
+                    if faults > 0.0 {
+                        format!("{:.0}", time / faults)
+                    } else {
+                        "-".to_owned()
+                    },
                     format!("{:.0}", get("cpu_ns_per_touch")),
                 ]);
             }

@@ -3,6 +3,8 @@
 pub(crate) mod ghost;
 pub(crate) mod zram;
 
+use serde_json::Value;
+
 use crate::buffer::Buffer;
 use crate::error::Result;
 
@@ -33,4 +35,8 @@ pub(crate) trait Contender {
     fn faults(&self) -> u64;
     /// What it holds now.
     fn figures(&self) -> Result<Figures>;
+    /// The contender's own counters since its start, for the JSON record.
+    fn counters(&self) -> Value {
+        Value::Null
+    }
 }

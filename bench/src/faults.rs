@@ -37,7 +37,7 @@ pub(crate) struct FaultsArgs {
     /// Numbers of threads.
     #[arg(long, value_delimiter = ',', default_value = "1,2")]
     threads: Vec<u32>,
-    /// Backend of the heap: auto, inline, monitor or guard.
+    /// Backend of the heap: auto, inline, monitor, guard or guard-mprotect.
     #[arg(long, default_value = "inline")]
     backend: String,
     /// Repetitions, alternating between the numbers of threads.

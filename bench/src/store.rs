@@ -36,7 +36,7 @@ pub(crate) struct StoreArgs {
     /// Bytes of the buffer that may be resident.
     #[arg(long, default_value = "256M")]
     resident: Size,
-    /// Backend of the heap: auto, inline, monitor or guard.
+    /// Backend of the heap: auto, inline, monitor, guard or guard-mprotect.
     #[arg(long, default_value = "inline")]
     backend: String,
     /// Page rewrites in all; default: 24 turnovers.

@@ -1,8 +1,10 @@
 //! GhostMem itself, with a chosen fault backend.
 
 use std::alloc::Layout;
+use std::ptr::NonNull;
 
 use ghostmem::{Backend, Heap};
+use serde_json::{Value, json};
 
 use super::{Contender, Figures};
 use crate::blocks::{Block, GhostBlock};
@@ -17,6 +19,7 @@ pub(crate) fn heap(backend: &str, resident: u64) -> Result<&'static Heap> {
         "inline" => Backend::Inline,
         "monitor" => Backend::Monitor,
         "guard" => Backend::Guard,
+        "guard-mprotect" => Backend::GuardMprotect,
         other => return Err(Error::Failed(format!("no backend named {other}"))),
     };
     let resident = usize::try_from(resident).unwrap_or(usize::MAX);
@@ -63,8 +66,9 @@ impl Ghost {
 
     /// Compresses the whole buffer away.
     pub(crate) fn evict_all(&self) -> Result<()> {
+        let range = NonNull::slice_from_raw_parts(self.block.base(), self.pages as usize * PAGE);
         self.heap
-            .evict(self.block.base(), self.pages as usize * PAGE)
+            .evict(range.as_ptr().cast_const())
             .map(drop)
             .map_err(|err| Error::Failed(format!("evict: {err}")))
     }
@@ -80,17 +84,35 @@ impl Contender for Ghost {
     }
 
     fn faults(&self) -> u64 {
-        self.heap.stats().faults
+        self.heap.quick_stats().faults
     }
 
     fn figures(&self) -> Result<Figures> {
         let stats = self.heap.stats();
         Ok(Figures {
-            resident: stats.resident_bytes,
-            data: stats.store_data_bytes,
-            held: stats.store_held_bytes,
-            metadata: stats.metadata_bytes,
+            resident: stats.resident_bytes as u64,
+            data: stats.store_data_bytes as u64,
+            held: stats.store_held_bytes as u64,
+            metadata: stats.metadata_bytes as u64,
             peak: status_bytes("VmHWM").saturating_sub(self.before),
+        })
+    }
+
+    fn counters(&self) -> Value {
+        let stats = self.heap.quick_stats();
+        json!({
+            "faults": stats.faults,
+            "refaults": stats.refaults,
+            "write_faults": stats.write_faults,
+            "evictions_clean": stats.evictions_clean,
+            "evictions_dirty": stats.evictions_dirty,
+            "evictions_cancelled": stats.evictions_cancelled,
+            "readahead_pages": stats.readahead_pages,
+            "readahead_hits": stats.readahead_hits,
+            "direct_reclaims": stats.direct_reclaims,
+            "overdrafts": stats.overdrafts,
+            "fault_ns_p50": stats.fault_latency.percentile(50.0),
+            "fault_ns_p99": stats.fault_latency.percentile(99.0),
         })
     }
 }

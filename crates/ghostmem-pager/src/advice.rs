@@ -95,7 +95,10 @@ impl Engine {
         let most = (self.budget.limit() / 2).max(1) as usize;
         let end = end.min(first.saturating_add(most));
         let absent = |page: &usize| {
-            matches!(region.table.load(*page).state(), State::Stored | State::Filled)
+            matches!(
+                region.table.load(*page).state(),
+                State::Stored | State::Filled
+            )
         };
         let before = (first..end).filter(absent).count();
         for page in first..end {

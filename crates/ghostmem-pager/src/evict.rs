@@ -172,10 +172,8 @@ impl Engine {
                 dirty += usize::from(claim.is_some());
             }
         }
-        if dirty > 0 {
-            if self.protect(region, &claims[..victims.len()]) {
-                self.pack_all(region, &claims[..victims.len()], &mut packed, scratch);
-            }
+        if dirty > 0 && self.protect(region, &claims[..victims.len()]) {
+            self.pack_all(region, &claims[..victims.len()], &mut packed, scratch);
         }
         self.drop_sealed(region, victims, &mut claims, &packed)
     }
@@ -216,11 +214,15 @@ impl Engine {
         for (claim, packed) in claims.iter().zip(packed) {
             let Some(claim) = claim else { continue };
             let page = claim.page();
-            // A touch may have cancelled it: do not waste the work.
-            if region.table.load(page).state() != State::Evicting {
+            // A touch may have cancelled it, and then the mapping may be gone:
+            // copy only what is held in place.
+            if !region.table.hold(claim) {
                 continue;
             }
             region.mapped.read(page, &mut scratch.page);
+            if region.table.let_go(claim).0 {
+                futex::wake_all(region.table.futex(page));
+            }
             compressed += 1;
             *packed = self.pack(region, page, claim.before(), scratch);
         }

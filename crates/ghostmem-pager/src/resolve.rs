@@ -250,15 +250,13 @@ impl Engine {
         } else {
             0
         };
-        let restored = match self.restore_run(
-            region,
-            page,
-            word,
-            plan.stride,
-            frames as usize,
-            write,
-            scratch,
-        ) {
+        let (stride, pages) = (plan.stride, frames as usize);
+        let restored = if pages == 1 {
+            self.restore_run::<1>(region, page, word, stride, pages, write, scratch)
+        } else {
+            self.restore_run::<RUN_PAGES>(region, page, word, stride, pages, write, scratch)
+        };
+        let restored = match restored {
             Ok(restored) => restored,
             Err(verdict) => {
                 self.budget.give_back(frames);
@@ -284,8 +282,9 @@ impl Engine {
 
     /// Restores up to `frames` pages from `first` on, `stride` apart; the
     /// frames are taken already. How many it was, the first always among them.
+    /// `MOST` bounds the run, and the stack it takes.
     #[allow(clippy::too_many_arguments)]
-    pub(crate) fn restore_run(
+    fn restore_run<const MOST: usize>(
         &self,
         region: &Region,
         first: usize,
@@ -295,7 +294,7 @@ impl Engine {
         write: bool,
         scratch: &mut Scratch,
     ) -> Result<usize, Verdict> {
-        let mut claims: [Option<Claim>; RUN_PAGES] = [const { None }; RUN_PAGES];
+        let mut claims: [Option<Claim>; MOST] = [const { None }; MOST];
         claims[0] = Some(
             region
                 .table
@@ -304,7 +303,7 @@ impl Engine {
         );
         let fresh = word.state() == State::Empty;
         let mut count = 1;
-        for step in 1..frames.min(RUN_PAGES) {
+        for (step, slot) in claims.iter_mut().enumerate().take(frames).skip(1) {
             let Some(page) = first
                 .checked_add_signed(step as isize * stride as isize)
                 .filter(|&page| page < region.pages())
@@ -325,15 +324,15 @@ impl Engine {
             let Ok(claim) = region.table.claim(page, word) else {
                 break;
             };
-            claims[step] = Some(claim);
+            *slot = Some(claim);
             count += 1;
         }
         // Pages are laid out in the buffer in address order, so that
         // neighbours go in with one call.
         let place = |step: usize| if stride < 0 { count - 1 - step } else { step };
         let now = self.clock().epoch(self.evictions());
-        let mut words = [Word::EMPTY; RUN_PAGES];
-        for step in 0..count {
+        let mut words = [Word::EMPTY; MOST];
+        for (step, word) in words.iter_mut().enumerate().take(count) {
             let Some(claim) = &claims[step] else { break };
             let before = claim.before();
             let ok = self.contents(before, place(step), scratch);
@@ -366,7 +365,7 @@ impl Engine {
             // Being hot for writing wears off, so that a page that is only
             // read again is seen to be.
             let forget = now & 7 == 0;
-            words[step] = before
+            *word = before
                 .with_state(State::Resident)
                 .with_clean(clean)
                 .with_payload(if clean { before.payload() } else { 0 })
@@ -432,7 +431,7 @@ impl Engine {
         count: usize,
         stride: i32,
         page_of: impl Fn(usize) -> usize,
-        words: &[Word; RUN_PAGES],
+        words: &[Word],
         write: bool,
         fresh: bool,
         scratch: &Scratch,

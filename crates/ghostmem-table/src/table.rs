@@ -198,6 +198,22 @@ impl<A: Deref<Target = [AtomicU64]>> PageTable<A> {
         })
     }
 
+    /// Keeps the page of an eviction in place for a moment, so that its bytes
+    /// can be copied: until [`PageTable::let_go`], nobody can cancel, and so
+    /// nobody can take the mapping away. `false` when the eviction is
+    /// cancelled already.
+    #[must_use]
+    pub fn hold(&self, claim: &EvictClaim) -> bool {
+        let held = claim.evicting.with_state(State::Claimed);
+        self.swap(claim.page, claim.evicting, held).is_ok()
+    }
+
+    /// Ends [`PageTable::hold`]: the page can be touched and the eviction
+    /// cancelled again.
+    pub fn let_go(&self, claim: &EvictClaim) -> Waiters {
+        self.publish(claim.page, claim.evicting)
+    }
+
     /// Seals an eviction: from now on a touch waits. `None` when a touch
     /// cancelled it, or the page was pinned: its bytes must not be dropped.
     #[must_use]

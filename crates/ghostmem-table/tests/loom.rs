@@ -50,7 +50,11 @@ fn explore<T: Ord + Send + 'static>(
     let outcomes = StdArc::new(StdMutex::new(BTreeSet::new()));
     let noted = StdArc::clone(&outcomes);
     let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = if std::env::var("NOB").is_ok() {None} else {Some(preemptions)};
+    builder.preemption_bound = if std::env::var("NOB").is_ok() {
+        None
+    } else {
+        Some(preemptions)
+    };
     builder.check(move || {
         let outcome = body();
         noted.lock().unwrap().insert(outcome);

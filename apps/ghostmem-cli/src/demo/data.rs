@@ -67,6 +67,9 @@ pub(crate) struct Plan {
     pub(crate) real_bytes: u64,
     /// Bytes of documents that are rotated further copies.
     pub(crate) copied_bytes: u64,
+    /// Of these, bytes in copies that must equal an earlier one: a file of n bytes has only n
+    /// rotations.
+    pub(crate) repeated_bytes: u64,
     /// Files and folders that could not be read and were left out.
     pub(crate) skipped: u64,
     /// Sums over all documents.
@@ -217,7 +220,7 @@ impl Plan {
         Ok(())
     }
 
-    /// Repeats the documents, each time rotated by another odd distance, until `size` is reached.
+    /// Repeats the documents, each time rotated by another distance, until `size` is reached.
     fn copy_up_to(&mut self, size: u64) -> Result<(), Failure> {
         let originals = self.pieces.len();
         let mut round = 0u64;
@@ -230,6 +233,9 @@ impl Plan {
                 let rotate = (distance % u64::from(piece.len)).max(1) as u32 % piece.len;
                 self.add(Piece { rotate, ..piece })?;
                 self.copied_bytes += u64::from(piece.len);
+                if round >= u64::from(piece.len) {
+                    self.repeated_bytes += u64::from(piece.len);
+                }
                 if self.bytes() >= size {
                     break;
                 }
@@ -392,6 +398,16 @@ mod tests {
             assert_eq!(bytes, expected);
             assert!(all.insert(bytes), "two copies are the same");
         }
+    }
+
+    #[test]
+    fn more_copies_than_rotations_are_admitted() {
+        let file = std::env::temp_dir().join(format!("ghostmem-cli-{}", std::process::id()));
+        std::fs::write(&file, "0123456789").unwrap();
+        let plan = Plan::collect(std::slice::from_ref(&file), Some(200)).unwrap();
+        std::fs::remove_file(&file).unwrap();
+        assert_eq!((plan.real_bytes, plan.copied_bytes), (10, 190));
+        assert_eq!(plan.repeated_bytes, 100, "nine rotations are all there are");
     }
 
     #[test]

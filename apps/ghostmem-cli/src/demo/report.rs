@@ -20,6 +20,7 @@ pub(crate) struct Data {
     files: u64,
     real_bytes: u64,
     copied_bytes: u64,
+    repeated_bytes: u64,
     skipped: u64,
     sources: Vec<Share>,
 }
@@ -34,6 +35,7 @@ impl Data {
             files: plan.files.len() as u64,
             real_bytes: plan.real_bytes,
             copied_bytes: plan.copied_bytes,
+            repeated_bytes: plan.repeated_bytes,
             skipped: plan.skipped,
             sources: plan.shares.clone(),
         }
@@ -180,6 +182,12 @@ impl Report {
                  another distance.",
                 Bytes(data.real_bytes),
                 Bytes(data.copied_bytes)
+            ));
+        }
+        if data.repeated_bytes > 0 {
+            lines.push(format!(
+                "The files are so small that {} of the copies repeat others exactly.",
+                Bytes(data.repeated_bytes)
             ));
         }
         if data.skipped > 0 {

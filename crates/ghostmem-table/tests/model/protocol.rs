@@ -40,7 +40,7 @@ pub(crate) enum Evicted {
 /// One page and everything around it.
 #[derive(Debug)]
 pub(crate) struct World {
-    table: PageTable<Box<[AtomicU64]>>,
+    words: PageTable<Box<[AtomicU64]>>,
     mapping: Mapping,
     store: Store,
     futex: Futex,
@@ -54,7 +54,7 @@ impl World {
     /// A page never touched.
     pub(crate) fn empty() -> Self {
         Self {
-            table: PageTable::new(Box::new([AtomicU64::new(0)])),
+            words: PageTable::new(Box::new([AtomicU64::new(0)])),
             mapping: Mapping::new(),
             store: Store::new(),
             futex: Futex::new(),
@@ -116,7 +116,7 @@ impl World {
     /// A backend that cannot tell `Protected` from `Missing` treats every
     /// store to a present page as the former: more claims, the same states.
     fn fault(&self, access: Access, fault: Fault) {
-        let word = self.table.load(PAGE);
+        let word = self.table().load(PAGE);
         let store_refused = access == Access::Write && fault == Fault::Protected;
         match word.state() {
             State::Empty | State::Stored | State::Filled => {
@@ -186,14 +186,14 @@ impl World {
 
     /// Evicts the page if it may leave. `nonce` names the batch.
     pub(crate) fn evict(&self, nonce: u64) -> Evicted {
-        let word = self.table.load(PAGE);
+        let word = self.table().load(PAGE);
         if word.state() != State::Resident || word.is_pinned() {
             return Evicted::Skipped;
         }
         if word.is_clean() {
             return self.drop_clean(word);
         }
-        let Ok(claim) = self.table.begin_evict(PAGE, word, nonce) else {
+        let Ok(claim) = self.table().begin_evict(PAGE, word, nonce) else {
             return Evicted::Skipped;
         };
 
@@ -209,7 +209,7 @@ impl World {
             }
         });
 
-        if let Some(claim) = self.table.seal(claim) {
+        if let Some(claim) = self.table().seal(claim) {
             let (state, payload) = target.expect("a page that was sealed was never gone");
             let word = claim.before().with_state(state).with_payload(payload);
             self.take_away(claim, word);
@@ -224,7 +224,7 @@ impl World {
 
     /// Drops a page whose slot still holds its bytes.
     fn drop_clean(&self, word: Word) -> Evicted {
-        let Ok(claim) = self.table.begin_drop(PAGE, word) else {
+        let Ok(claim) = self.table().begin_drop(PAGE, word) else {
             return Evicted::Skipped;
         };
         let stored = claim.before().with_state(State::Stored).with_clean(false);
@@ -236,7 +236,7 @@ impl World {
         self.enter(&claim);
         self.mapping.unmap(&claim);
         self.mapping.leave();
-        self.wake(self.table.finish(claim, word));
+        self.wake(self.table().finish(claim, word));
     }
 
     /// [`World::evict`] as a batch that [`World::pin`] can wait for.
@@ -249,13 +249,13 @@ impl World {
 
     /// Begins to evict and thinks better of it.
     pub(crate) fn evict_and_abandon(&self, nonce: u64) {
-        let word = self.table.load(PAGE);
+        let word = self.table().load(PAGE);
         if word.state() != State::Resident || word.is_pinned() || word.is_clean() {
             return;
         }
-        if let Ok(claim) = self.table.begin_evict(PAGE, word, nonce) {
+        if let Ok(claim) = self.table().begin_evict(PAGE, word, nonce) {
             self.mapping.protect();
-            self.table.abandon(claim, word);
+            self.table().abandon(claim, word);
         }
     }
 
@@ -302,24 +302,33 @@ impl World {
 
     /// Sets the credit of a page in place if nobody owns it, as advice does.
     pub(crate) fn set_credit(&self, credit: u8) {
-        let word = self.table.load(PAGE);
+        let word = self.table().load(PAGE);
         if matches!(word.state(), State::Resident | State::Evicting) {
-            let _lost_race = self.table.amend(PAGE, word, word.with_credit(credit));
+            let _lost_race = self.table().amend(PAGE, word, word.with_credit(credit));
         }
     }
 
     /// Pins a page in place if it is present, without claiming it. True when
     /// the pin holds.
     pub(crate) fn pin_in_place(&self) -> bool {
-        let word = self.table.load(PAGE);
+        let word = self.table().load(PAGE);
         matches!(word.state(), State::Resident | State::Evicting)
-            && self.table.amend(PAGE, word, word.with_pinned(true)).is_ok()
+            && self
+                .table()
+                .amend(PAGE, word, word.with_pinned(true))
+                .is_ok()
     }
 
     // Claims, and what the model notes about them.
 
+    /// The table, for one operation: a step of its own.
+    fn table(&self) -> &PageTable<Box<[AtomicU64]>> {
+        self.mapping.tick();
+        &self.words
+    }
+
     fn claim(&self, seen: Word) -> Option<Claim> {
-        let claim = self.table.claim(PAGE, seen).ok()?;
+        let claim = self.table().claim(PAGE, seen).ok()?;
         self.enter(&claim);
         Some(claim)
     }
@@ -328,7 +337,7 @@ impl World {
     /// somebody else's.
     fn claim_any(&self) -> Claim {
         loop {
-            let word = self.table.load(PAGE);
+            let word = self.table().load(PAGE);
             if matches!(word.state(), State::Claimed | State::Dropping) {
                 self.sleep(word);
             } else if let Some(claim) = self.claim(word) {
@@ -343,7 +352,7 @@ impl World {
 
     fn release(&self, claim: Claim, word: Word) {
         self.mapping.leave();
-        self.wake(self.table.release(claim, word));
+        self.wake(self.table().release(claim, word));
     }
 
     fn wake(&self, waiters: Waiters) {
@@ -355,8 +364,8 @@ impl World {
     /// Sleeps until the owner of the page moves it on, or not at all when it
     /// has already.
     fn sleep(&self, seen: Word) {
-        match self.table.announce_wait(PAGE, seen) {
-            Some(word) => self.futex.wait(self.table.futex(PAGE), word),
+        match self.table().announce_wait(PAGE, seen) {
+            Some(word) => self.futex.wait(self.words.futex(PAGE), word),
             None => thread::yield_now(),
         }
     }
@@ -365,7 +374,7 @@ impl World {
 
     /// The word as of now.
     pub(crate) fn word(&self) -> Word {
-        self.table.load(PAGE)
+        self.words.load(PAGE)
     }
 
     /// Whether a store would be refused now.
