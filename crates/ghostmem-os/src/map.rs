@@ -298,6 +298,9 @@ impl<T: ZeroValid> ZeroArray<T> {
             .checked_mul(size_of::<T>())
             .ok_or(OsError::new("mmap", libc::ENOMEM))?;
         let map = Reservation::new(bytes, PAGE_SIZE, Access::ReadWrite)?;
+        // A huge page would back what was never written. A kernel without
+        // them has no such advice.
+        let _without = map.advise(0, map.len(), libc::MADV_NOHUGEPAGE);
         Ok(Self {
             map,
             len,
@@ -414,7 +417,9 @@ impl<T: Send + Sync> MapArc<T> {
         // SAFETY: `raw` points to the `value` field of a live `Counted<T>`.
         let at = unsafe { raw.byte_sub(offset) };
         // SAFETY: an address inside a mapping is not null.
-        Self { at: unsafe { NonNull::new_unchecked(at.cast::<Counted<T>>().cast_mut()) } }
+        Self {
+            at: unsafe { NonNull::new_unchecked(at.cast::<Counted<T>>().cast_mut()) },
+        }
     }
 
     /// How many handles exist at this moment.

@@ -241,15 +241,19 @@ impl Engine {
                 proven: 0,
             }
         };
-        // Readahead never evicts for itself, and never fills more than an
-        // eighth of the limit.
+        // Readahead never fills more than an eighth of the limit.
         let extra = i64::from(plan.count.min(RUN_PAGES as u32)) - 1;
         let extra = extra.min(self.budget.limit() / 8).max(0);
-        let frames = 1 + if extra > 0 {
-            self.budget.take_up_to(extra)
-        } else {
-            0
-        };
+        let mut frames = 1;
+        if extra > 0 {
+            frames += self.budget.take_up_to(extra);
+            if frames <= extra {
+                // The reclaimer is behind. A run restored page by page would
+                // cost a fault for each: one batch evicted here costs less.
+                self.reclaim((extra + 1 - frames) as usize, scratch);
+                frames += self.budget.take_up_to(extra + 1 - frames);
+            }
+        }
         let (stride, pages) = (plan.stride, frames as usize);
         let restored = if pages == 1 {
             self.restore_run::<1>(region, page, word, stride, pages, write, scratch)

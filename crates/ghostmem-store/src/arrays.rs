@@ -37,16 +37,8 @@ pub(crate) mod tally {
     pub(crate) const RAW_SLOTS: usize = 4;
 }
 
-/// Lists of each class: how many threads can insert pages of one size without
-/// meeting. Each may cost a part-filled slab per class, mostly half a page.
-const LANES: usize = 4;
-
-/// The lists: the lanes of every class, spare slabs, cold slabs.
-pub(crate) const LISTS: usize = CLASSES * LANES + 2;
-
-/// A thread's calls at depths that differ by less than 64 KiB of stack mostly
-/// share a lane; alternate signal stacks are usually further apart than that.
-const STACK_GRAIN_SHIFT: u32 = 16;
+/// The lists: one for every class, spare slabs, cold slabs.
+pub(crate) const LISTS: usize = CLASSES + 2;
 
 /// Number of tallies: one page of them.
 const TALLIES: usize = 64;
@@ -222,20 +214,6 @@ impl Memory for Arrays {
 
     fn class_count(&self) -> usize {
         CLASSES
-    }
-
-    fn lanes(&self) -> usize {
-        LANES
-    }
-
-    fn lane(&self) -> usize {
-        // Threads have stacks of their own: where a local lies tells them
-        // apart without thread-local storage, which a signal handler had
-        // better not touch first.
-        let here = 0_u8;
-        let stack = (&raw const here) as usize >> STACK_GRAIN_SHIFT;
-        let hash = (stack as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        (hash >> 32) as usize % LANES
     }
 
     fn geometry(&self, class: u8) -> Geometry {

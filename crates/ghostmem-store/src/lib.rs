@@ -23,9 +23,10 @@
 //!            cold    ─► slab              empty, given back to the kernel
 //! ```
 //! A slab is 64 KiB of *addresses*; only the pages that its slots reached are
-//! backed and counted as held. That makes many tight classes affordable (see
-//! [`class`](self) tables in the source): an insert-only store wastes half a
-//! page per class, not half a slab.
+//! backed and counted as held. That makes many tight classes affordable (`class.rs`
+//! builds the table): an insert-only store wastes half a page per class, not
+//! half a slab. The counting assumes 4 KiB pages: the arena must not be given
+//! transparent huge pages.
 //!
 //! # Invariants
 //! * [`SlabStore::insert`], [`info`](SlabStore::info),
@@ -39,6 +40,9 @@
 //! * Whoever got a slot owns it alone until it is removed. Publishing it to
 //!   other threads (in a page word, with release ordering) is the caller's
 //!   part, as is to remove it exactly once, after its last read.
+//! * A fork while a background call is under way leaves the child's copy of
+//!   the store with that call unfinished for ever: it works, but is neither
+//!   trimmed nor compacted. Fork handlers keep the two apart.
 //! * The bytes held never exceed the byte limit by an insert; a limit set
 //!   below what is held refuses new memory until enough has been given back.
 #![forbid(unsafe_code)]
@@ -149,10 +153,11 @@ impl SlabStore {
     pub fn remove(&self, slot: Slot) {
         let claim = self.locate(slot);
         let info = SlotInfo::from_header(self.slabs.mem.header(claim));
-        // Counted first: once released, the slab may serve another class.
-        self.slabs.mem.count_remove(claim, info.len);
         let taken = self.slabs.release(claim.slab, claim.index);
         debug_assert!(taken, "a slot is removed once");
+        if taken {
+            self.slabs.mem.count_remove(claim, info.len);
+        }
     }
 
     /// Stores the content of a slot once more, under the same owner and codec,

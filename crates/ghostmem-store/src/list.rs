@@ -1,6 +1,6 @@
 //! Lock-free stacks of slabs, linked through the slabs' rows.
 //!
-//! One stack for each class and lane (partly filled slabs), one of spare slabs
+//! One stack for each class (its partly filled slabs), one of spare slabs
 //! (empty, backed by memory) and one of cold ones (empty, not backed). A slab
 //! is on at most one stack, so one link word each is enough. The head carries
 //! a 32-bit tag that every change raises: a thread would have to sleep through
@@ -47,7 +47,7 @@ const fn link_to(slab: Option<u32>) -> u64 {
 impl<M: Memory> Slabs<M> {
     /// The list of spare slabs.
     pub(crate) fn spare_list(&self) -> usize {
-        self.mem.class_count() * self.mem.lanes()
+        self.mem.class_count()
     }
 
     /// The list of cold slabs.

@@ -44,15 +44,15 @@ impl<M: Memory> Slabs<M> {
 }
 
 impl<M: Memory> Turn<'_, M> {
-    /// Takes every class's lists apart: full and draining slabs leave, empty
-    /// ones become spare, the others come back fullest first, each on a
+    /// Takes every class's list apart: full and draining slabs leave, empty
+    /// ones become spare, the others come back fullest first, each on the
     /// list of the class it serves now.
     pub(crate) fn rebuild_lists(&self) {
         let slabs = self.0;
         // Inserters that do not find a slab on its list meanwhile look at all
         // slabs, because the turn word has changed.
         slabs.mem.global(Global::Misplaced).store(0, Release);
-        for list in 0..slabs.spare_list() {
+        for list in 0..slabs.mem.class_count() {
             let mut levels = [None; LEVELS];
             let mut at = slabs.detach(list);
             while let Some(slab) = at {
@@ -65,8 +65,7 @@ impl<M: Memory> Turn<'_, M> {
             for mut at in levels {
                 while let Some(slab) = at {
                     at = slabs.next(slab);
-                    let class = slabs.state(slab).class();
-                    slabs.push(slabs.list_of(class, list % slabs.mem.lanes()), slab);
+                    slabs.list(slabs.state(slab).class(), slab);
                 }
             }
         }

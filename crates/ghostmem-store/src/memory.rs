@@ -27,18 +27,13 @@ pub(crate) trait Memory {
 
     /// A slab's row, see [`crate::state::row`].
     fn slab(&self, slab: u32) -> &[Self::Word; 8];
-    /// A list's row, see [`crate::state::list`]: the lanes of each class
-    /// first, then the spare and the cold list.
+    /// A list's row, see [`crate::state::list`]: the classes first, then the
+    /// spare and the cold list.
     fn list(&self, list: usize) -> &[Self::Word; 8];
     fn global(&self, name: Global) -> &Self::Word;
     /// Slabs there is address space for.
     fn slab_count(&self) -> u32;
     fn class_count(&self) -> usize;
-    /// Lists that each class has.
-    fn lanes(&self) -> usize;
-    /// The calling thread's lane, below [`Memory::lanes`]: a hint, stable
-    /// most of the time, that spreads threads.
-    fn lane(&self) -> usize;
     fn geometry(&self, class: u8) -> Geometry;
     /// Does what a slab needs before it may serve `class`; `false` refuses.
     fn prepare(&self, slab: u32, class: u8) -> bool;

@@ -4,15 +4,10 @@
 //! at once. See [`crate::state`] for the protocol of a single slab.
 //!
 //! Where a new slot comes from, in this order:
-//! 1. the top of the list of partly filled slabs of the class and the calling
-//!    thread's *lane*, or one moved there from a lane that has several;
+//! 1. the top of the class's list of partly filled slabs;
 //! 2. a slab that serves no class: spare (backed), cold, or never used;
-//! 3. a partly filled slab of another lane, or of a slightly larger class;
+//! 3. a partly filled slab of a slightly larger class;
 //! 4. any slab that has room or is empty, found by looking at all of them.
-//!
-//! Lanes keep threads off each other's cache lines: each fills slabs of its
-//! own as long as memory allows. They are a hint only, any thread may use any
-//! lane.
 //!
 //! Steps 3 and 4 happen only when address space or the byte limit is
 //! exhausted. Step 4 makes the answer "full" independent of where slabs happen
@@ -58,10 +53,9 @@ impl<M: Memory> Slabs<M> {
     /// Takes a slot of `class`; `None` when the store is full.
     pub(crate) fn allocate(&self, class: u8, prefer: Prefer) -> Option<Claim> {
         let turn = self.mem.global(Global::Turn).load(Acquire);
-        let lane = self.mem.lane();
-        self.take_from_lane(class, lane)
-            .or_else(|| self.take_unused(class, lane, prefer))
-            .or_else(|| self.take_lent(class))
+        self.take_listed(class)
+            .or_else(|| self.take_unused(class, prefer))
+            .or_else(|| self.take_larger(class))
             .or_else(|| self.take_anywhere(class, turn))
     }
 
@@ -113,42 +107,13 @@ impl<M: Memory> Slabs<M> {
         state.is(Phase::Active) && state.used() < self.slots(state.class())
     }
 
-    /// The list of the partly filled slabs of a class in a lane.
-    pub(crate) fn list_of(&self, class: u8, lane: usize) -> usize {
-        usize::from(class) * self.mem.lanes() + lane
-    }
-
-    /// Lists a slab whose `list` flag the caller set, in the caller's lane.
+    /// Lists a slab whose `list` flag the caller set.
     pub(crate) fn list(&self, class: u8, slab: u32) {
-        self.push(self.list_of(class, self.mem.lane()), slab);
+        self.push(usize::from(class), slab);
     }
 
-    fn take_from_lane(&self, class: u8, lane: usize) -> Option<Claim> {
-        loop {
-            if let Some(claim) = self.take_listed(class, lane) {
-                return Some(claim);
-            }
-            // Move a slab over from a lane that has more than one; taking the
-            // last would make two threads snatch it from each other.
-            let moved = (0..self.mem.lanes()).any(|other| {
-                let list = self.list_of(class, other);
-                let head = self.top(list);
-                let several = head.slab().is_some_and(|top| self.next(top).is_some());
-                other != lane && several && self.pop_seen(list, head) && {
-                    if let Some(slab) = head.slab() {
-                        self.relist(slab);
-                    }
-                    true
-                }
-            });
-            if !moved {
-                return None;
-            }
-        }
-    }
-
-    fn take_listed(&self, class: u8, lane: usize) -> Option<Claim> {
-        let list = self.list_of(class, lane);
+    fn take_listed(&self, class: u8) -> Option<Claim> {
+        let list = usize::from(class);
         loop {
             let head = self.top(list);
             let slab = head.slab()?;
@@ -162,7 +127,7 @@ impl<M: Memory> Slabs<M> {
         }
     }
 
-    fn take_unused(&self, class: u8, lane: usize, prefer: Prefer) -> Option<Claim> {
+    fn take_unused(&self, class: u8, prefer: Prefer) -> Option<Claim> {
         let slab = match prefer {
             Prefer::Spare => self.pop_spare().or_else(|| self.pop_cold(class)),
             Prefer::Cold => self.pop_cold(class).or_else(|| self.pop_spare()),
@@ -175,17 +140,14 @@ impl<M: Memory> Slabs<M> {
         // one token, ours, so that it cannot be found empty meanwhile.
         let state = State::new(Phase::Active, class, 1, true);
         self.mem.slab(slab)[row::STATE].store(state.0, Release);
-        self.push(self.list_of(class, lane), slab);
+        self.list(class, slab);
         self.settle(slab, class)
     }
 
-    /// A slot of a slab that another lane or a larger class is filling.
-    fn take_lent(&self, class: u8) -> Option<Claim> {
+    fn take_larger(&self, class: u8) -> Option<Claim> {
         let class = usize::from(class);
         let end = self.mem.class_count().min(class + 1 + LENDERS);
-        (class..end).find_map(|lender| {
-            (0..self.mem.lanes()).find_map(|lane| self.take_listed(lender as u8, lane))
-        })
+        (class + 1..end).find_map(|larger| self.take_listed(larger as u8))
     }
 
     /// `turn` is the turn word from before the lists were consulted.

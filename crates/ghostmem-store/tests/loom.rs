@@ -22,7 +22,7 @@ mod slabs;
 #[path = "../src/state.rs"]
 mod state;
 
-use loom::cell::UnsafeCell;
+use loom::cell::Cell;
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicU64, Ordering};
 use loom::thread;
@@ -62,11 +62,6 @@ impl Word for AtomicU64 {
     }
 }
 
-loom::thread_local! {
-    /// The lane of a thread of a model.
-    static LANE: AtomicU64 = AtomicU64::new(0);
-}
-
 const CLASSES: usize = 2;
 const SLOTS: usize = 2;
 
@@ -74,8 +69,7 @@ struct Model {
     slabs: Vec<[AtomicU64; 8]>,
     lists: Vec<[AtomicU64; 8]>,
     globals: Vec<AtomicU64>,
-    lanes: usize,
-    cells: Vec<UnsafeCell<u32>>,
+    cells: Vec<Cell<u32>>,
 }
 
 fn words() -> [AtomicU64; 8] {
@@ -103,14 +97,6 @@ impl Memory for Model {
 
     fn class_count(&self) -> usize {
         CLASSES
-    }
-
-    fn lanes(&self) -> usize {
-        self.lanes
-    }
-
-    fn lane(&self) -> usize {
-        LANE.with(|lane| lane.load(Ordering::Relaxed) as usize)
     }
 
     fn geometry(&self, _: u8) -> Geometry {
@@ -150,25 +136,16 @@ impl Model {
     /// Writes the slot, as only its owner may.
     fn touch(&self, slab: u32, index: u32) {
         let cell = &self.cells[slab as usize * SLOTS + index as usize];
-        // SAFETY: the pointer is valid for the closure; that nobody else is
-        // writing is what loom checks here.
-        cell.with_mut(|at| unsafe { *at += 1 });
+        cell.set(cell.get() + 1);
     }
 }
 
 fn store(slab_count: usize) -> Arc<Slabs<Model>> {
-    store_with_lanes(slab_count, 1)
-}
-
-fn store_with_lanes(slab_count: usize, lanes: usize) -> Arc<Slabs<Model>> {
     let mem = Model {
         slabs: (0..slab_count).map(|_| words()).collect(),
-        lists: (0..CLASSES * lanes + 2).map(|_| words()).collect(),
+        lists: (0..CLASSES + 2).map(|_| words()).collect(),
         globals: (0..GLOBALS).map(|_| AtomicU64::new(0)).collect(),
-        lanes,
-        cells: (0..slab_count * SLOTS)
-            .map(|_| UnsafeCell::new(0))
-            .collect(),
+        cells: (0..slab_count * SLOTS).map(|_| Cell::new(0)).collect(),
     };
     mem.globals[Global::Limit as usize].store(u64::MAX, Ordering::Relaxed);
     Arc::new(Slabs { mem })
@@ -358,53 +335,6 @@ fn draining_ends_well_under_concurrent_removes_and_inserts() {
         turn.finish_drain(0);
         drop(turn);
         other.join().unwrap();
-        finish(&slabs);
-    });
-}
-
-/// Two threads in two lanes and one spare slab between them: whoever comes
-/// late takes a slot from the other's lane rather than nothing.
-#[test]
-fn a_lane_without_slabs_borrows_from_another() {
-    check(|| {
-        let slabs = store_with_lanes(1, 2);
-        let first = take(&slabs, 0).unwrap();
-        let other = {
-            let slabs = slabs.clone();
-            thread::spawn(move || {
-                LANE.with(|lane| lane.store(1, Ordering::Relaxed));
-                let claim = take(&slabs, 0).unwrap();
-                give(&slabs, claim);
-            })
-        };
-        give(&slabs, first);
-        other.join().unwrap();
-        finish(&slabs);
-    });
-}
-
-/// A slab moves from a lane that has two to one that has none, while its own
-/// lane fills and empties it.
-#[test]
-fn a_slab_moves_between_lanes() {
-    check(|| {
-        let slabs = store_with_lanes(2, 2);
-        let claims: Vec<Claim> = (0..4).map(|_| take(&slabs, 0).unwrap()).collect();
-        for index in [0, 2] {
-            give(&slabs, claims[index]);
-        }
-        let other = {
-            let slabs = slabs.clone();
-            thread::spawn(move || {
-                LANE.with(|lane| lane.store(1, Ordering::Relaxed));
-                take(&slabs, 0).unwrap()
-            })
-        };
-        let ours = take(&slabs, 0).unwrap();
-        let theirs = other.join().unwrap();
-        for claim in [claims[1], claims[3], ours, theirs] {
-            give(&slabs, claim);
-        }
         finish(&slabs);
     });
 }
