@@ -19,8 +19,9 @@ pub(crate) struct Figures {
     pub(crate) held: u64,
     /// Tables beside that, as far as the contender counts them.
     pub(crate) metadata: u64,
-    /// The most this process and its compressed pages ever took together, as
-    /// far as the contender can say.
+    /// The most that resident and compressed pages and tables ever took
+    /// together by the kernel's count: growth of the process's memory since
+    /// before the buffer was made, and for zram the most the device ever held.
     pub(crate) peak: u64,
 }
 

@@ -218,6 +218,9 @@ pub(crate) struct Zram {
     group: Cgroup,
     limit: u64,
     wanted: u64,
+    /// Charged to the group before the buffer was filled, bytes.
+    charged: u64,
+    /// Resident beside the buffer, bytes.
     beside: u64,
 }
 
@@ -229,7 +232,8 @@ impl Zram {
         sys::lock_current_memory().map_err(|err| Error::io("mlockall", &err))?;
         let len = pages as usize * PAGE;
         let mapping = Mapping::anonymous(len).map_err(|err| Error::io("mmap", &err))?;
-        let limit = group.usage()? + resident + len as u64 / 512;
+        let charged = group.usage()?;
+        let limit = charged + resident + len as u64 / 512;
         group.set_limit(limit)?;
         Ok(Self {
             mapping,
@@ -237,6 +241,7 @@ impl Zram {
             group,
             limit,
             wanted: resident,
+            charged,
             beside: status_bytes("RssAnon"),
         })
     }
@@ -294,7 +299,7 @@ impl Contender for Zram {
             data: compressed,
             held,
             metadata: 0,
-            peak: self.group.peak()? + peak_held,
+            peak: self.group.peak()?.saturating_sub(self.charged) + peak_held,
         })
     }
 }

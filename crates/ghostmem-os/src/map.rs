@@ -416,10 +416,10 @@ impl<T: Send + Sync> MapArc<T> {
         let offset = core::mem::offset_of!(Counted<T>, value);
         // SAFETY: `raw` points to the `value` field of a live `Counted<T>`.
         let at = unsafe { raw.byte_sub(offset) };
+        let at = at.cast::<Counted<T>>().cast_mut();
         // SAFETY: an address inside a mapping is not null.
-        Self {
-            at: unsafe { NonNull::new_unchecked(at.cast::<Counted<T>>().cast_mut()) },
-        }
+        let at = unsafe { NonNull::new_unchecked(at) };
+        Self { at }
     }
 
     /// How many handles exist at this moment.

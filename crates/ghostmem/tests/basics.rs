@@ -117,6 +117,7 @@ fn every_layout_is_served_aligned_and_zeroed_when_asked() {
             let start = block.cast::<u8>();
             assert_eq!(start.addr().get() % layout.align(), 0);
             assert_eq!(block.len(), size);
+            // SAFETY: the block has `size` bytes and is ours.
             let bytes = unsafe { std::slice::from_raw_parts_mut(start.as_ptr(), size) };
             assert!(
                 bytes.iter().all(|&b| b == 0),
@@ -124,6 +125,7 @@ fn every_layout_is_served_aligned_and_zeroed_when_asked() {
                 layout.align()
             );
             bytes.fill(0xAB);
+            // SAFETY: nobody uses the block any more.
             unsafe { heap.deallocate(start, layout) }.unwrap();
         }
     }
@@ -140,22 +142,16 @@ fn double_free_foreign_and_interior_pointers_are_errors() {
     for size in [16, 4096, 1 << 20] {
         let layout = Layout::from_size_align(size, 16).unwrap();
         let block = heap.allocate(layout).unwrap().cast::<u8>();
+        // SAFETY: inside the block.
         let inside = unsafe { block.add(size / 2) };
-        assert!(matches!(
-            unsafe { heap.deallocate(inside, layout) },
-            Err(Error::NotAllocated { .. })
-        ));
-        unsafe { heap.deallocate(block, layout) }.unwrap();
-        assert!(matches!(
-            unsafe { heap.deallocate(block, layout) },
-            Err(Error::NotAllocated { .. })
-        ));
+        // SAFETY: refused pointers change nothing, and the block is not used.
+        let free = |at| unsafe { heap.deallocate(at, layout) };
+        assert!(matches!(free(inside), Err(Error::NotAllocated { .. })));
+        free(block).unwrap();
+        assert!(matches!(free(block), Err(Error::NotAllocated { .. })));
         let mut own = 0_u64;
         let foreign = NonNull::from(&mut own).cast();
-        assert!(matches!(
-            unsafe { heap.deallocate(foreign, layout) },
-            Err(Error::NotAllocated { .. })
-        ));
+        assert!(matches!(free(foreign), Err(Error::NotAllocated { .. })));
     }
 }
 
@@ -232,6 +228,7 @@ fn advice_does_what_it_says() {
             "{backend}"
         );
         let all: *mut [u64] = &raw mut *data;
+        // SAFETY: no reference into the slice is held here.
         unsafe { heap.discard(all) }.unwrap();
         assert!(
             data.iter().all(|&w| w == 0),
