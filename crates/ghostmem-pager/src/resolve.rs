@@ -254,14 +254,15 @@ impl Engine {
                 frames += self.budget.take_up_to(extra + 1 - frames);
             }
         }
-        let (stride, pages) = (plan.stride, frames as usize);
-        let restored = if pages == 1 {
-            self.restore_run::<1>(region, page, word, stride, pages, write, scratch)
+        let (stride, most) = (plan.stride, frames as usize);
+        let steps = plan.count as usize;
+        let restored = if most == 1 {
+            self.restore_run::<1>(region, page, word, stride, (1, 1), write, scratch)
         } else {
-            self.restore_run::<RUN_PAGES>(region, page, word, stride, pages, write, scratch)
+            self.restore_run::<RUN_PAGES>(region, page, word, stride, (steps, most), write, scratch)
         };
-        let restored = match restored {
-            Ok(restored) => restored,
+        let (restored, covered) = match restored {
+            Ok(counts) => counts,
             Err(verdict) => {
                 self.budget.give_back(frames);
                 return verdict;
@@ -274,9 +275,9 @@ impl Engine {
             .add(Counter::readahead_pages, restored as u64 - 1);
         self.metrics
             .add(Counter::readahead_hits, u64::from(plan.proven));
-        if (restored as u32) < plan.count {
+        if (covered as u32) < plan.count {
             self.threads
-                .cut_short(fault.thread, plan, number, restored as u32);
+                .cut_short(fault.thread, plan, number, covered as u32);
         }
         if self.budget.free() < self.low_watermark() {
             self.wake_worker();
@@ -284,9 +285,10 @@ impl Engine {
         Verdict::Resolved
     }
 
-    /// Restores up to `frames` pages from `first` on, `stride` apart; the
-    /// frames are taken already. How many it was, the first always among them.
-    /// `MOST` bounds the run, and the stack it takes.
+    /// Restores up to `frames` pages among the `steps` that are `stride` apart
+    /// from `first` on; the frames are taken already. Pages that are resident
+    /// are passed over. How many it was, the first always among them, and how
+    /// many steps that covered. `MOST` bounds the run, and the stack it takes.
     #[allow(clippy::too_many_arguments)]
     fn restore_run<const MOST: usize>(
         &self,
@@ -294,10 +296,10 @@ impl Engine {
         first: usize,
         word: Word,
         stride: i32,
-        frames: usize,
+        (steps, frames): (usize, usize),
         write: bool,
         scratch: &mut Scratch,
-    ) -> Result<usize, Verdict> {
+    ) -> Result<(usize, usize), Verdict> {
         let mut claims: [Option<Claim>; MOST] = [const { None }; MOST];
         claims[0] = Some(
             region
@@ -306,8 +308,12 @@ impl Engine {
                 .map_err(|_| Verdict::Retry)?,
         );
         let fresh = word.state() == State::Empty;
-        let mut count = 1;
-        for (step, slot) in claims.iter_mut().enumerate().take(frames).skip(1) {
+        // Steps up to the last one claimed, and how many those were.
+        let (mut count, mut restored) = (1, 1);
+        for (step, slot) in claims.iter_mut().enumerate().take(steps).skip(1) {
+            if restored == frames {
+                break;
+            }
             let Some(page) = first
                 .checked_add_signed(step as isize * stride as isize)
                 .filter(|&page| page < region.pages())
@@ -320,6 +326,7 @@ impl Engine {
                 // Fresh pages follow only a fresh page: a program that fills
                 // its memory, not one that reads what is there.
                 State::Empty => fresh && write && region.is_allocated(page),
+                State::Resident | State::Evicting => continue,
                 _ => false,
             };
             if !wanted {
@@ -329,7 +336,7 @@ impl Engine {
                 break;
             };
             *slot = Some(claim);
-            count += 1;
+            (count, restored) = (step + 1, restored + 1);
         }
         // Pages are laid out in the buffer in address order, so that
         // neighbours go in with one call.
@@ -337,7 +344,9 @@ impl Engine {
         let now = self.clock().epoch(self.evictions());
         let mut words = [Word::EMPTY; MOST];
         for (step, word) in words.iter_mut().enumerate().take(count) {
-            let Some(claim) = &claims[step] else { break };
+            let Some(claim) = &claims[step] else {
+                continue;
+            };
             let before = claim.before();
             let ok = self.contents(before, place(step), scratch);
             if !ok {
@@ -383,7 +392,7 @@ impl Engine {
         );
         for step in 0..count {
             let Some(claim) = claims[step].take() else {
-                break;
+                continue;
             };
             let before = claim.before();
             region.resident.insert(claim.page());
@@ -392,7 +401,7 @@ impl Engine {
                 self.free_slot(before);
             }
         }
-        Ok(count)
+        Ok((restored, count))
     }
 
     /// Brings the bytes of a page into place `place` of the buffer; `false`
@@ -449,11 +458,18 @@ impl Engine {
         // Places in address order, whatever the direction of the run.
         let step_at = |place: usize| if stride < 0 { count - 1 - place } else { place };
         let mut place = 0;
+        // Steps that were passed over have the word of no page.
+        let goes_in = |place: usize| words[step_at(place)].state() == State::Resident;
         while place < count {
+            if !goes_in(place) {
+                place += 1;
+                continue;
+            }
             let clean = words[step_at(place)].is_clean();
             let mut end = place + 1;
             while stride.unsigned_abs() == 1
                 && end < count
+                && goes_in(end)
                 && words[step_at(end)].is_clean() == clean
             {
                 end += 1;
