@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use ghostmem::Backend;
 
-use crate::ghostmem::Backend;
 use crate::size::{Amount, parse_amount, parse_nonzero_size};
 
 /// More memory than there is: cold pages are compressed, in user space, without privileges.
@@ -44,7 +44,7 @@ Exit code:
 const DOCTOR_EXIT: &str = "\
 Exit code:
   0  a fast backend works: inline or monitor (userfaultfd)
-  1  only guard works (SIGSEGV and page protection): correct, but slower
+  1  only guard works (SIGSEGV and a second mapping): correct, but slower
   2  nothing works here";
 
 #[derive(Args, Debug)]
@@ -90,8 +90,10 @@ pub(crate) enum BackendName {
     Inline,
     /// userfaultfd, resolved by engine threads
     Monitor,
-    /// Page protection and SIGSEGV
+    /// Guard pages and SIGSEGV
     Guard,
+    /// The same by mprotect alone, as on kernels before 6.15
+    GuardMprotect,
 }
 
 impl From<BackendName> for Backend {
@@ -101,6 +103,7 @@ impl From<BackendName> for Backend {
             BackendName::Inline => Self::Inline,
             BackendName::Monitor => Self::Monitor,
             BackendName::Guard => Self::Guard,
+            BackendName::GuardMprotect => Self::GuardMprotect,
         }
     }
 }

@@ -26,7 +26,7 @@ struct Report<'a> {
 /// Standard output cannot be written.
 pub(crate) fn run(args: &DoctorArgs) -> Result<ExitCode, Failure> {
     let machine = probe();
-    let exit_code = exit_code(machine.backend);
+    let exit_code = exit_code(machine.backend.as_deref());
     let text = if args.json {
         let report = Report {
             version: env!("CARGO_PKG_VERSION"),
@@ -51,12 +51,12 @@ fn exit_code(backend: Option<&str>) -> u8 {
 }
 
 fn describe(machine: &Machine) -> String {
-    let verdict = match exit_code(machine.backend) {
+    let verdict = match exit_code(machine.backend.as_deref()) {
         0 => "fast",
         1 => "works, slower than it could be",
         _ => "does not work",
     };
-    let backend = machine.backend.unwrap_or("none");
+    let backend = machine.backend.as_deref().unwrap_or("none");
     let mut lines = vec![
         format!(
             "GhostMem {} on this machine: {verdict}",
@@ -80,10 +80,6 @@ fn table(machine: &Machine) -> Table {
     table.set_header(["", "found", "why it matters"]);
     let bytes = |value: Option<u64>| value.map_or("none".to_string(), |b| Bytes(b).to_string());
     let number = |value: Option<u64>| value.map_or("not there".to_string(), |n| n.to_string());
-    let allowed = |refusal: &Option<String>| match refusal {
-        None => "yes".to_string(),
-        Some(errno) => format!("no: {errno}"),
-    };
     let present = |there: bool| if there { "yes" } else { "no" }.to_string();
     let seccomp = match machine.seccomp_mode {
         Some(0) => "off".to_string(),
@@ -91,80 +87,88 @@ fn table(machine: &Machine) -> Table {
         Some(2) => "a filter is set".to_string(),
         _ => "unknown".to_string(),
     };
-    let uffd = &machine.userfaultfd;
+    let works = |refusal: &Option<String>| match refusal {
+        None => "works".to_string(),
+        Some(errno) => format!("refused: {errno}"),
+    };
+    let page_size = if machine.page_size_ok {
+        "4 KiB"
+    } else {
+        "not 4 KiB"
+    };
+    let user_mode = works(&machine.userfaultfd_user_mode_refusal);
+    let syscall = works(&machine.userfaultfd_syscall_refusal);
+    let device = works(&machine.userfaultfd_device_refusal);
     let rows = [
         (
-            "kernel",
-            machine.kernel_release.clone(),
-            "inline needs 5.11",
+            "inline backend",
+            present(machine.inline_works),
+            "fast: faults stay on their thread",
         ),
         (
-            "page size",
-            Bytes(machine.page_size_bytes).to_string(),
-            "must be 4 KiB",
+            "monitor backend",
+            present(machine.monitor_works),
+            "system calls see ghost memory too",
         ),
         (
-            "processors",
-            machine.cpus.to_string(),
-            "reclaim runs beside the program",
-        ),
-        ("memory", Bytes(machine.ram_bytes).to_string(), ""),
-        (
-            "memory limit of the cgroup",
-            bytes(machine.cgroup_limit_bytes),
-            "limit and store must fit in it",
+            "guard backend",
+            present(machine.guard_works),
+            "slower, works nearly everywhere",
         ),
         (
             "userfaultfd, user mode",
-            allowed(&uffd.user_mode_only_refusal),
-            "inline: no privilege needed",
+            user_mode,
+            "inline; no privilege needed",
         ),
-        (
-            "userfaultfd, full",
-            allowed(&uffd.syscall_refusal),
-            "monitor: system calls fault too",
-        ),
-        (
-            "/dev/userfaultfd",
-            allowed(&uffd.dev_refusal),
-            "the same, through a device",
-        ),
+        ("userfaultfd, full", syscall, "inline and monitor"),
+        ("/dev/userfaultfd", device, "the same, through a device"),
         (
             "vm.unprivileged_userfaultfd",
             number(machine.unprivileged_userfaultfd),
             "1 gives everybody the full mode",
         ),
         (
-            "SIGBUS mode",
-            present(uffd.sigbus),
-            "inline: faults stay on their thread",
-        ),
-        (
-            "write protection",
-            present(uffd.write_protect),
-            "clean pages are just dropped",
-        ),
-        (
             "page moving",
-            present(uffd.move_pages),
-            "eviction without a copy",
+            present(machine.userfaultfd_move),
+            "UFFDIO_MOVE, Linux 6.8",
         ),
         (
             "guard pages in files",
-            present(machine.madv_guard_shmem),
-            "guard: no mprotect needed (6.15)",
+            present(machine.guard_pages),
+            "guard without mprotect, Linux 6.15",
         ),
         (
             "vm.max_map_count",
             number(machine.max_map_count),
-            "guard: how finely it may protect",
+            "guard: how finely mprotect may split",
+        ),
+        ("seccomp", seccomp, "a filter may refuse userfaultfd"),
+        (
+            "kernel",
+            machine.kernel_release.clone(),
+            "inline needs Linux 5.11",
+        ),
+        ("page size", page_size.to_string(), "must be 4 KiB"),
+        (
+            "processors",
+            machine.cpus.to_string(),
+            "reclaim runs beside the program",
+        ),
+        (
+            "memory",
+            Bytes(machine.ram_bytes).to_string(),
+            "half of it is the default limit",
+        ),
+        (
+            "memory limit of the cgroup",
+            bytes(machine.cgroup_limit_bytes),
+            "half of it, if smaller",
         ),
         (
             "address space limit",
-            bytes(machine.rlimit_as_bytes),
+            bytes(machine.address_space_limit_bytes),
             "heaps reserve more than they use",
         ),
-        ("seccomp", seccomp, "a filter may refuse userfaultfd"),
     ];
     for (name, found, why) in rows {
         table.add_row([name, &found, why]);
@@ -181,18 +185,19 @@ mod tests {
         assert_eq!(exit_code(Some("inline")), 0);
         assert_eq!(exit_code(Some("monitor")), 0);
         assert_eq!(exit_code(Some("guard")), 1);
+        assert_eq!(exit_code(Some("guard-mprotect")), 1);
         assert_eq!(exit_code(None), 2);
     }
 
     #[test]
     fn refusals_and_hints_are_shown() {
         let mut machine = probe();
-        machine.userfaultfd.user_mode_only_refusal = Some("EPERM (operation not permitted)".into());
+        machine.userfaultfd_user_mode_refusal = Some("EPERM (operation not permitted)".into());
         machine.hints = vec!["try another kernel".into()];
-        machine.backend = Some("guard");
+        machine.backend = Some("guard".to_string());
         let text = describe(&machine);
         assert!(
-            text.contains("no: EPERM (operation not permitted)"),
+            text.contains("refused: EPERM (operation not permitted)"),
             "{text}"
         );
         assert!(text.contains("  - try another kernel"), "{text}");

@@ -3,12 +3,12 @@
 //! Everything the commands print comes from the plain structures defined here, so that what
 //! `--json` promises does not change when the library's types do.
 
+use ghostmem::{Backend, Heap};
 use serde::Serialize;
 
 use crate::failure::Failure;
-use crate::ghostmem::{self, Backend, Heap};
 
-/// A heap and what was asked of it.
+/// A heap.
 #[derive(Clone)]
 pub(crate) struct Engine {
     heap: Heap,
@@ -23,16 +23,22 @@ pub(crate) struct Snapshot {
     pub(crate) store_data_bytes: u64,
     pub(crate) store_held_bytes: u64,
     pub(crate) metadata_bytes: u64,
-    pub(crate) same_filled_pages: u64,
     pub(crate) raw_pages: u64,
+    pub(crate) same_filled_pages: u64,
     pub(crate) faults: u64,
     pub(crate) refaults: u64,
+    pub(crate) write_faults: u64,
     pub(crate) evictions_clean: u64,
     pub(crate) evictions_dirty: u64,
+    pub(crate) evictions_cancelled: u64,
     pub(crate) readahead_pages: u64,
     pub(crate) readahead_hits: u64,
+    pub(crate) direct_reclaims: u64,
+    pub(crate) overdrafts: u64,
     pub(crate) compress_ns: u64,
+    pub(crate) compressed_pages: u64,
     pub(crate) decompress_ns: u64,
+    pub(crate) decompress_samples: u64,
     pub(crate) fault_latency_p50_ns: u64,
     pub(crate) fault_latency_p99_ns: u64,
 }
@@ -52,85 +58,98 @@ impl Engine {
     }
 
     /// Where collections take their memory from.
-    pub(crate) fn allocator(&self) -> &ghostmem::Memory {
-        self.heap.memory()
+    pub(crate) fn allocator(&self) -> &Heap {
+        &self.heap
     }
 
     /// The backend in use.
-    pub(crate) fn backend(&self) -> &'static str {
-        backend_name(self.heap.backend())
+    pub(crate) fn backend(&self) -> String {
+        self.heap.backend().to_string()
     }
 
     /// Faults so far.
     pub(crate) fn faults(&self) -> u64 {
-        self.heap.stats().faults
+        self.heap.quick_stats().faults
+    }
+
+    /// Bytes of resident ghost pages and bytes the store holds, cheap enough to be read often.
+    pub(crate) fn bytes(&self) -> HeapBytes {
+        let stats = self.heap.quick_stats();
+        HeapBytes {
+            resident_bytes: stats.resident_bytes as u64,
+            store_bytes: stats.store_held_bytes as u64,
+            overdrafts: stats.overdrafts,
+        }
     }
 
     /// All counters.
     pub(crate) fn snapshot(&self) -> Snapshot {
         let stats = self.heap.stats();
         Snapshot {
-            resident_bytes: stats.resident_bytes,
-            allocated_bytes: stats.allocated_bytes,
-            stored_pages: stats.stored_pages,
-            store_data_bytes: stats.store_data_bytes,
-            store_held_bytes: stats.store_held_bytes,
-            metadata_bytes: stats.metadata_bytes,
+            resident_bytes: stats.resident_bytes as u64,
+            allocated_bytes: stats.allocated_bytes as u64,
+            stored_pages: stats.stored_pages as u64,
+            store_data_bytes: stats.store_data_bytes as u64,
+            store_held_bytes: stats.store_held_bytes as u64,
+            metadata_bytes: stats.metadata_bytes as u64,
+            raw_pages: stats.raw_pages as u64,
             same_filled_pages: stats.same_filled_pages,
-            raw_pages: stats.raw_pages,
             faults: stats.faults,
             refaults: stats.refaults,
+            write_faults: stats.write_faults,
             evictions_clean: stats.evictions_clean,
             evictions_dirty: stats.evictions_dirty,
+            evictions_cancelled: stats.evictions_cancelled,
             readahead_pages: stats.readahead_pages,
             readahead_hits: stats.readahead_hits,
+            direct_reclaims: stats.direct_reclaims,
+            overdrafts: stats.overdrafts,
             compress_ns: stats.compress_ns,
+            compressed_pages: stats.compressed_pages,
             decompress_ns: stats.decompress_ns,
+            decompress_samples: stats.decompress_samples,
             fault_latency_p50_ns: stats.fault_latency.percentile(50.0),
             fault_latency_p99_ns: stats.fault_latency.percentile(99.0),
         }
     }
 }
 
-/// A backend's name as the command line spells it.
-pub(crate) fn backend_name(backend: Backend) -> &'static str {
-    match backend {
-        Backend::Auto => "auto",
-        Backend::Inline => "inline",
-        Backend::Monitor => "monitor",
-        Backend::Guard => "guard",
-    }
+/// What a heap holds at one moment.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct HeapBytes {
+    /// Uncompressed ghost pages.
+    pub(crate) resident_bytes: u64,
+    /// Memory of the compressed store.
+    pub(crate) store_bytes: u64,
+    /// Frames ever taken beyond the limit because a thread could not go on otherwise.
+    pub(crate) overdrafts: u64,
 }
 
 /// What the machine allows.
 #[derive(Debug, Serialize)]
 pub(crate) struct Machine {
     pub(crate) kernel_release: String,
-    pub(crate) page_size_bytes: u64,
+    pub(crate) page_size_ok: bool,
     pub(crate) cpus: u64,
     pub(crate) ram_bytes: u64,
     pub(crate) cgroup_limit_bytes: Option<u64>,
-    pub(crate) userfaultfd: Userfaultfd,
-    pub(crate) unprivileged_userfaultfd: Option<u64>,
-    pub(crate) madv_guard_shmem: bool,
-    pub(crate) max_map_count: Option<u64>,
-    pub(crate) rlimit_as_bytes: Option<u64>,
+    pub(crate) address_space_limit_bytes: Option<u64>,
     pub(crate) seccomp_mode: Option<u64>,
-    /// The backend that `auto` takes; none when no backend works.
-    pub(crate) backend: Option<&'static str>,
+    pub(crate) max_map_count: Option<u64>,
+    pub(crate) unprivileged_userfaultfd: Option<u64>,
+    /// Ways to userfaultfd; a refusal is the error's text, null means that it works.
+    pub(crate) userfaultfd_user_mode_refusal: Option<String>,
+    pub(crate) userfaultfd_syscall_refusal: Option<String>,
+    pub(crate) userfaultfd_device_refusal: Option<String>,
+    pub(crate) userfaultfd_move: bool,
+    pub(crate) guard_pages: bool,
+    pub(crate) inline_works: bool,
+    pub(crate) monitor_works: bool,
+    pub(crate) guard_works: bool,
+    /// The backend that `auto` takes; null when no backend works.
+    pub(crate) backend: Option<String>,
     pub(crate) reason: String,
     pub(crate) hints: Vec<String>,
-}
-
-/// What userfaultfd offers; a refusal is the error's text, nothing means it works.
-#[derive(Debug, Serialize)]
-pub(crate) struct Userfaultfd {
-    pub(crate) dev_refusal: Option<String>,
-    pub(crate) syscall_refusal: Option<String>,
-    pub(crate) user_mode_only_refusal: Option<String>,
-    pub(crate) sigbus: bool,
-    pub(crate) write_protect: bool,
-    pub(crate) move_pages: bool,
 }
 
 /// Asks the machine.
@@ -138,24 +157,23 @@ pub(crate) fn probe() -> Machine {
     let report = ghostmem::doctor::probe();
     Machine {
         kernel_release: report.kernel_release,
-        page_size_bytes: report.page_size,
-        cpus: report.cpus,
+        page_size_ok: report.page_size_ok,
+        cpus: report.cpus as u64,
         ram_bytes: report.ram_bytes,
         cgroup_limit_bytes: report.cgroup_limit_bytes,
-        userfaultfd: Userfaultfd {
-            dev_refusal: report.userfaultfd.dev.err(),
-            syscall_refusal: report.userfaultfd.syscall_full.err(),
-            user_mode_only_refusal: report.userfaultfd.user_mode_only.err(),
-            sigbus: report.features.sigbus,
-            write_protect: report.features.wp,
-            move_pages: report.features.r#move,
-        },
-        unprivileged_userfaultfd: report.unprivileged_userfaultfd,
-        madv_guard_shmem: report.madv_guard_shmem,
-        max_map_count: report.max_map_count,
-        rlimit_as_bytes: report.rlimit_as_bytes,
+        address_space_limit_bytes: report.address_space_limit_bytes,
         seccomp_mode: report.seccomp_mode,
-        backend: report.chosen.map(backend_name),
+        max_map_count: report.max_map_count,
+        unprivileged_userfaultfd: report.sysctl_unprivileged_userfaultfd,
+        userfaultfd_user_mode_refusal: report.userfaultfd_user_mode.err(),
+        userfaultfd_syscall_refusal: report.userfaultfd_syscall.err(),
+        userfaultfd_device_refusal: report.userfaultfd_device.err(),
+        userfaultfd_move: report.uffd_move,
+        guard_pages: report.guard_pages,
+        inline_works: report.inline_works,
+        monitor_works: report.monitor_works,
+        guard_works: report.guard_works,
+        backend: report.chosen.map(|backend| backend.to_string()),
         reason: report.reason,
         hints: report.hints,
     }

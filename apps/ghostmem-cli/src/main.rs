@@ -10,7 +10,6 @@ mod demo;
 mod doctor;
 mod engine;
 mod failure;
-mod ghostmem;
 mod size;
 
 use std::process::ExitCode;

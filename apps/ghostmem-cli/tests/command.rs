@@ -162,6 +162,14 @@ fn a_small_demo_verifies_and_agrees_with_the_run_without_ghostmem() {
     assert_eq!(code, Some(0));
     assert_eq!(report["limit_bytes"], 256 << 10);
     assert!(report["data"]["bytes"].as_u64() >= Some(1 << 20));
+    assert!(
+        report["ghost"]["end"]["faults"].as_u64() > Some(100),
+        "nothing was paged"
+    );
+    assert!(
+        report["ghost"]["full"]["stored_pages"].as_u64() > Some(100),
+        "nothing was stored"
+    );
     assert!(report["baseline"]["memory"]["peak_bytes"].as_u64() > Some(1 << 20));
 }
 
@@ -188,7 +196,7 @@ fn doctor_says_the_same_to_people_machines_and_scripts() {
     let expected = match report["backend"].as_str() {
         Some("inline" | "monitor") => 0,
         Some(backend) => {
-            assert_eq!(backend, "guard");
+            assert!(backend.starts_with("guard"), "{backend}");
             1
         }
         None => 2,

@@ -9,9 +9,10 @@ use std::process::{Command, ExitCode, Stdio};
 use allocator_api2::alloc::Global;
 use serde::{Deserialize, Serialize};
 
-use super::measure::{HeapBytes, Memory, Meter, Sampler, available_bytes};
+use super::measure::{Memory, Meter, Sampler, available_bytes};
 use super::progress::Progress;
 use super::work::{self, Job, Observer, Outcome};
+use crate::engine::HeapBytes;
 use crate::failure::Failure;
 use crate::size::Bytes;
 

@@ -21,7 +21,7 @@ use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 
 use self::data::Plan;
-use self::measure::{HeapBytes, Meter, Sampler};
+use self::measure::{Meter, Sampler};
 use self::progress::Progress;
 use self::report::{Data, Report, Run};
 use self::work::{Job, Observer};
@@ -91,21 +91,11 @@ fn default_threads() -> usize {
 }
 
 /// Does the job on a ghost heap.
-fn with_ghost(
-    job: &Job,
-    limit_bytes: u64,
-    args: &DemoArgs,
-) -> Result<(&'static str, Run), Failure> {
+fn with_ghost(job: &Job, limit_bytes: u64, args: &DemoArgs) -> Result<(String, Run), Failure> {
     let before = Meter::open().map_err(Failure::new)?.read().now_bytes;
     let engine = Engine::start(limit_bytes, args.backend.into())?;
     let watched = engine.clone();
-    let heap = move || {
-        let snapshot = watched.snapshot();
-        HeapBytes {
-            resident: snapshot.resident_bytes,
-            store: snapshot.store_held_bytes,
-        }
-    };
+    let heap = move || watched.bytes();
     let sampler = Sampler::start(before, limit_bytes, Some(heap)).map_err(Failure::new)?;
     let title = format!("limit {}", Bytes(limit_bytes));
     let watch = Watch {

@@ -63,7 +63,7 @@ pub(crate) struct Report {
     verified: bool,
     /// Memory stayed within limit + store + 5 % + 16 MiB.
     memory_rule_held: bool,
-    backend: &'static str,
+    backend: String,
     limit_bytes: u64,
     threads: usize,
     seed: u64,
@@ -87,7 +87,7 @@ impl Report {
     /// Judges both runs.
     pub(crate) fn new(
         data: Data,
-        backend: &'static str,
+        backend: String,
         job: &Job,
         limit_bytes: u64,
         ghost: Run,
@@ -303,6 +303,14 @@ impl Report {
             None,
             None,
         );
+        if memory.overdrafts > 0 {
+            row(
+                "frames beyond the limit",
+                grouped(memory.overdrafts),
+                None,
+                None,
+            );
+        }
         for (index, phase) in ghost.outcome.phases.iter().enumerate() {
             let plain = plain
                 .and_then(|b| b.outcome.phases.get(index))
