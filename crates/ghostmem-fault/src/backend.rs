@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use ghostmem_os::ghost::{
     DROP_RANGES_MAX, DropRange, NO_RANGE, drop_range, drop_ranges, read_page,
 };
-use ghostmem_os::guard::{self, DoubleMap};
+use ghostmem_os::guard::{self, FileMap};
 use ghostmem_os::lock::Lock;
 use ghostmem_os::map::{Reservation, Span};
 use ghostmem_os::uffd::{FEATURE_SIGBUS, FEATURE_THREAD_ID, FEATURE_WP, Installed, Source, Uffd};
@@ -144,7 +144,7 @@ impl Backend {
 enum Mechanism {
     Uffd(&'static Uffd),
     Guard {
-        map: DoubleMap,
+        map: FileMap,
         mprotect: bool,
         copy_for_child: Lock<Option<i32>>,
     },
@@ -240,7 +240,7 @@ impl Region {
             BackendKind::Guard => {
                 // SAFETY: `home` keeps the reservation for as long as the
                 // region, and a reservation never gives out references.
-                let map = unsafe { DoubleMap::over(span) }?;
+                let map = unsafe { FileMap::over(span) }?;
                 if backend.mprotect {
                     map.protect(0, span.len(), false)?;
                 }
@@ -328,7 +328,7 @@ impl Region {
         match &self.mechanism {
             Mechanism::Uffd(uffd) => uffd.copy(self.span.base() + offset, data, protect),
             Mechanism::Guard { map, mprotect, .. } => {
-                map.fill(offset, data);
+                map.fill(offset, data)?;
                 open(map, *mprotect, offset, len)?;
                 Ok(Installed::Bytes(len))
             }
@@ -381,14 +381,19 @@ impl Region {
         }
     }
 
-    /// Copies a mapped page that nobody can write now.
-    pub fn read(&self, page: usize, out: &mut [u8; PAGE_SIZE]) {
+    /// Copies a mapped page that nobody can write now; `false` when it cannot
+    /// be read.
+    #[must_use]
+    pub fn read(&self, page: usize, out: &mut [u8; PAGE_SIZE]) -> bool {
         let (offset, _) = self.offset(page, 1);
         match &self.mechanism {
-            // SAFETY: aligned and inside the region; the caller owns the
-            // page's eviction, so it is mapped and write-protected.
-            Mechanism::Uffd(_) => unsafe { read_page(self.span.base() + offset, out) },
-            Mechanism::Guard { map, .. } => map.read(offset, out),
+            Mechanism::Uffd(_) => {
+                // SAFETY: aligned and inside the region; the caller holds the
+                // page in place, mapped and write-protected.
+                unsafe { read_page(self.span.base() + offset, out) };
+                true
+            }
+            Mechanism::Guard { map, .. } => map.read(offset, out).is_ok(),
         }
     }
 
@@ -538,7 +543,7 @@ impl Region {
     }
 }
 
-fn open(map: &DoubleMap, mprotect: bool, offset: usize, len: usize) -> Result<(), OsError> {
+fn open(map: &FileMap, mprotect: bool, offset: usize, len: usize) -> Result<(), OsError> {
     if mprotect {
         map.protect(offset, len, true)
     } else {

@@ -1,11 +1,11 @@
-//! What the *guard* backend needs: a memory file mapped twice, pages that
-//! raise SIGSEGV, and holes punched in the file.
+//! What the *guard* backend needs: a memory file, pages of its mapping
+//! that raise SIGSEGV, and holes punched in the file.
 //!
 //! `MADV_GUARD_INSTALL` / `MADV_GUARD_REMOVE` (madvise(2), Linux 6.13;
 //! file mappings since 6.15) mark single pages without splitting the mapping,
 //! so `vm.max_map_count` does not matter.
 
-use core::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicI32, Ordering};
 
 use crate::error::OsError;
 use crate::map::{Access, PAGE_SIZE, Reservation, Span};
@@ -15,20 +15,20 @@ const MADV_GUARD_INSTALL: i32 = 102;
 /// `MADV_GUARD_REMOVE`.
 const MADV_GUARD_REMOVE: i32 = 103;
 
-/// A memory file seen through two mappings: the *front*, which the program
-/// uses and whose pages are switched on and off, and the *alias*, which only
-/// the engine uses and which is always open.
+/// A memory file and its mapping, the *front*, which the program uses and
+/// whose pages are switched on and off. The engine reads and writes the file
+/// itself (pread(2), pwrite(2)): a second mapping would cost a fault for each
+/// page, and count each page twice in the process's resident set.
 #[derive(Debug)]
-pub struct DoubleMap {
+pub struct FileMap {
     file: AtomicI32,
     front: usize,
     len: usize,
-    alias: AtomicUsize,
 }
 
-impl DoubleMap {
-    /// Puts a fresh memory file over the range `front` and maps it a second
-    /// time elsewhere. What the range held before is gone.
+impl FileMap {
+    /// Puts a fresh memory file over the range `front`. What the range held
+    /// before is gone.
     ///
     /// # Safety
     /// The reservation `front` was taken from must be alive, and nobody may
@@ -41,10 +41,8 @@ impl DoubleMap {
             file: AtomicI32::new(memory_file(front.len())?),
             front: front.base(),
             len: front.len(),
-            alias: AtomicUsize::new(0),
         };
         map.map_front()?;
-        map.map_alias()?;
         Ok(map)
     }
 
@@ -69,25 +67,6 @@ impl DoubleMap {
         }
     }
 
-    fn map_alias(&self) -> Result<(), OsError> {
-        // SAFETY: a new mapping at an address of the kernel's choice.
-        let got = unsafe {
-            libc::mmap(
-                core::ptr::null_mut(),
-                self.len,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED | libc::MAP_NORESERVE,
-                self.file.load(Ordering::Relaxed),
-                0,
-            )
-        };
-        if got == libc::MAP_FAILED {
-            return Err(OsError::last("mmap"));
-        }
-        self.alias.store(got as usize, Ordering::Relaxed);
-        Ok(())
-    }
-
     /// Length in bytes.
     #[must_use]
     pub const fn len(&self) -> usize {
@@ -100,31 +79,34 @@ impl DoubleMap {
         self.len == 0
     }
 
-    /// Fills whole pages at `offset` through the alias. The front must be
-    /// closed there.
-    pub fn fill(&self, offset: usize, data: &[u8]) {
-        assert!(
-            offset
-                .checked_add(data.len())
-                .is_some_and(|end| end <= self.len)
-        );
-        let at = (self.alias.load(Ordering::Relaxed) + offset) as *mut u8;
-        // SAFETY: the destination lies in the alias mapping, which nobody
-        // else may write while the front is closed; `data` is engine memory.
-        unsafe { core::ptr::copy_nonoverlapping(data.as_ptr(), at, data.len()) };
+    /// Fills whole pages at `offset`. The front must be closed there.
+    ///
+    /// # Errors
+    /// A failing or short pwrite(2): no memory for the file.
+    pub fn fill(&self, offset: usize, data: &[u8]) -> Result<(), OsError> {
+        write_at(self.file.load(Ordering::Relaxed), offset, data)
     }
 
-    /// Copies one page at `offset` through the alias.
-    pub fn read(&self, offset: usize, out: &mut [u8; PAGE_SIZE]) {
-        assert!(
-            offset
-                .checked_add(PAGE_SIZE)
-                .is_some_and(|end| end <= self.len)
-        );
-        let at = (self.alias.load(Ordering::Relaxed) + offset) as *const u8;
-        // SAFETY: the source lies in the alias mapping, whose pages nobody
-        // writes while the front is closed; `out` is engine memory.
-        unsafe { core::ptr::copy_nonoverlapping(at, out.as_mut_ptr(), PAGE_SIZE) };
+    /// Copies one page at `offset`.
+    ///
+    /// # Errors
+    /// A failing pread(2).
+    pub fn read(&self, offset: usize, out: &mut [u8; PAGE_SIZE]) -> Result<(), OsError> {
+        let file = self.file.load(Ordering::Relaxed);
+        // SAFETY: `out` is writable and the length is its own.
+        let got = unsafe {
+            libc::pread(
+                file,
+                out.as_mut_ptr().cast(),
+                PAGE_SIZE,
+                offset as libc::off_t,
+            )
+        };
+        if got == PAGE_SIZE as isize {
+            Ok(())
+        } else {
+            Err(OsError::last("pread"))
+        }
     }
 
     /// Makes pages of the front raise SIGSEGV, by guard markers.
@@ -138,7 +120,7 @@ impl DoubleMap {
     /// Takes the guard markers off again.
     ///
     /// # Errors
-    /// As [`DoubleMap::guard`].
+    /// As [`FileMap::guard`].
     pub fn unguard(&self, offset: usize, len: usize) -> Result<(), OsError> {
         self.advise(offset, len, MADV_GUARD_REMOVE)
     }
@@ -196,28 +178,17 @@ impl DoubleMap {
     /// The kernel's refusal of mmap(2).
     pub fn adopt(&self, copy: i32) -> Result<(), OsError> {
         close(self.file.swap(copy, Ordering::Relaxed));
-        self.map_front()?;
-        let old = self.alias.load(Ordering::Relaxed);
-        // SAFETY: unmaps the alias this value owns; no reference into it
-        // exists.
-        unsafe { libc::munmap(old as *mut libc::c_void, self.len) };
-        self.map_alias()
+        self.map_front()
     }
 
     /// Copies one page into another memory file of the same length.
     ///
     /// # Errors
-    /// A failing pwrite(2).
+    /// A failing pread(2) or pwrite(2).
     pub fn copy_page_to(&self, offset: usize, file: i32) -> Result<(), OsError> {
-        assert!(offset + PAGE_SIZE <= self.len);
-        let at = (self.alias.load(Ordering::Relaxed) + offset) as *const libc::c_void;
-        // SAFETY: the page lies in the alias mapping; the kernel only reads it.
-        let put = unsafe { libc::pwrite(file, at, PAGE_SIZE, offset as libc::off_t) };
-        if put == PAGE_SIZE as isize {
-            Ok(())
-        } else {
-            Err(OsError::last("pwrite"))
-        }
+        let mut page = [0; PAGE_SIZE];
+        self.read(offset, &mut page)?;
+        write_at(file, offset, &page)
     }
 
     fn front_at(&self, offset: usize, len: usize) -> *mut libc::c_void {
@@ -238,15 +209,27 @@ impl DoubleMap {
     }
 }
 
-impl Drop for DoubleMap {
+impl Drop for FileMap {
     fn drop(&mut self) {
-        let alias = self.alias.load(Ordering::Relaxed);
-        if alias != 0 {
-            // SAFETY: the alias belongs to this value. The front belongs to
-            // the reservation it was laid over.
-            unsafe { libc::munmap(alias as *mut libc::c_void, self.len) };
-        }
+        // The front belongs to the reservation it was laid over.
         close(self.file.load(Ordering::Relaxed));
+    }
+}
+
+fn write_at(file: i32, offset: usize, data: &[u8]) -> Result<(), OsError> {
+    // SAFETY: `data` is readable and the length is its own.
+    let put = unsafe {
+        libc::pwrite(
+            file,
+            data.as_ptr().cast(),
+            data.len(),
+            offset as libc::off_t,
+        )
+    };
+    if put == data.len() as isize {
+        Ok(())
+    } else {
+        Err(OsError::last("pwrite"))
     }
 }
 
@@ -288,7 +271,7 @@ pub fn guard_pages_work() -> bool {
         return false;
     };
     // SAFETY: `front` outlives `map` in this function and was just made.
-    let Ok(map) = (unsafe { DoubleMap::over(span) }) else {
+    let Ok(map) = (unsafe { FileMap::over(span) }) else {
         return false;
     };
     map.guard(0, PAGE_SIZE).is_ok() && map.unguard(0, PAGE_SIZE).is_ok()

@@ -219,9 +219,12 @@ impl Engine {
             if !region.table.hold(claim) {
                 continue;
             }
-            region.mapped.read(page, &mut scratch.page);
+            let read = region.mapped.read(page, &mut scratch.page);
             if region.table.let_go(claim).0 {
                 futex::wake_all(region.table.futex(page));
+            }
+            if !read {
+                continue;
             }
             compressed += 1;
             *packed = self.pack(region, page, claim.before(), scratch);

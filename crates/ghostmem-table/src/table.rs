@@ -153,19 +153,24 @@ impl<A: Deref<Target = [AtomicU64]>> PageTable<A> {
     }
 
     /// Changes policy bits (credit, pin, ...) of a page in place, without
-    /// claiming it.
+    /// claiming it. Not while it is evicted: the evictor would no longer know
+    /// the word for its own, and the page would stay `Evicting` with no owner.
     ///
     /// # Errors
     /// The word as it is now, when it is no longer `seen`.
     ///
     /// # Panics
-    /// When state, slot or cleanness would change.
+    /// When state, slot or cleanness would change, or the page is on its way
+    /// from one state to another.
     pub fn amend(&self, page: usize, seen: Word, word: Word) -> Result<(), Word> {
         assert!(
             seen.state() == word.state()
                 && seen.payload() == word.payload()
                 && seen.is_clean() == word.is_clean()
-                && !matches!(seen.state(), State::Claimed | State::Dropping),
+                && !matches!(
+                    seen.state(),
+                    State::Claimed | State::Dropping | State::Evicting
+                ),
             "amend changes policy bits only"
         );
         self.swap(page, seen, word)
@@ -183,7 +188,8 @@ impl<A: Deref<Target = [AtomicU64]>> PageTable<A> {
     /// The word as it is now, when it is no longer `seen`.
     ///
     /// # Panics
-    /// When `seen` is not a resident, dirty, unpinned page.
+    /// When `seen` is not a resident, dirty, unpinned page, or `nonce` is more
+    /// than [`PAYLOAD_MAX`](crate::PAYLOAD_MAX).
     pub fn begin_evict(&self, page: usize, seen: Word, nonce: u64) -> Result<EvictClaim, Word> {
         assert!(
             seen.state() == State::Resident && !seen.is_pinned() && !seen.is_clean(),
@@ -214,8 +220,8 @@ impl<A: Deref<Target = [AtomicU64]>> PageTable<A> {
         self.publish(claim.page, claim.evicting)
     }
 
-    /// Seals an eviction: from now on a touch waits. `None` when a touch
-    /// cancelled it, or the page was pinned: its bytes must not be dropped.
+    /// Seals an eviction: from now on a touch waits. `None` when a
+    /// touch, a pin or a discard cancelled it: its bytes must not be dropped.
     #[must_use]
     pub fn seal(&self, claim: EvictClaim) -> Option<DropClaim> {
         self.swap(

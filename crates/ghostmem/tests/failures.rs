@@ -57,7 +57,8 @@ fn refuse_userfaultfd(device: bool) {
 fn works(heap: &Heap) {
     let data = heap.slice_from_fn(100_000, |i| word(i, 1)).unwrap();
     assert!(data.iter().enumerate().all(|(i, &w)| w == word(i, 1)));
-    assert!(heap.stats().refaults > 0);
+    let stats = heap.stats();
+    assert!(stats.refaults > 0, "{heap:?}: {stats:?}");
 }
 
 #[test]
@@ -96,7 +97,11 @@ fn with_the_system_call_alone_refused_auto_works() {
         refuse_userfaultfd(false);
         let auto = Heap::builder().resident_limit(64 << 10).build().unwrap();
         works(&auto);
-        match Heap::builder().backend(Backend::Inline).build() {
+        match Heap::builder()
+            .resident_limit(64 << 10)
+            .backend(Backend::Inline)
+            .build()
+        {
             Ok(inline) => works(&inline),
             Err(error) => assert!(error.to_string().contains("userfaultfd"), "{error}"),
         }
@@ -130,7 +135,8 @@ fn with_little_address_space_heaps_work_or_say_so() {
         assert!(worked >= 4, "only {worked} of the heaps worked");
         return;
     };
-    let _watchdog = Watchdog::new("RLIMIT_AS", 20);
+    // No watchdog here: its thread would need address space. `run_alone` has
+    // a limit of its own.
     let backend = match std::env::var("ROOM_BACKEND").unwrap().as_str() {
         "inline" => Backend::Inline,
         "monitor" => Backend::Monitor,
@@ -152,7 +158,6 @@ fn with_little_address_space_heaps_work_or_say_so() {
     {
         Ok(heap) => heap,
         Err(error) => {
-            assert!(error.to_string().contains("errno") || !error.to_string().is_empty());
             eprintln!("{role} bytes, {backend}: {error}");
             return;
         }

@@ -266,7 +266,7 @@ impl Report {
             None,
         );
         row(
-            "pages of one value",
+            "evicted as one value",
             grouped(full.same_filled_pages),
             None,
             None,
@@ -298,7 +298,7 @@ impl Report {
             None,
         );
         row(
-            "evicted clean / written",
+            "evicted clean / compressed",
             pair(end.evictions_clean, end.evictions_dirty),
             None,
             None,
@@ -460,7 +460,7 @@ fn grouped(number: u64) -> String {
     let mut text = String::with_capacity(digits.len() * 4 / 3);
     for (index, digit) in digits.chars().enumerate() {
         if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(' ');
+            text.push(',');
         }
         text.push(digit);
     }
@@ -488,7 +488,7 @@ mod tests {
     fn numbers_are_readable() {
         assert_eq!(grouped(0), "0");
         assert_eq!(grouped(999), "999");
-        assert_eq!(grouped(1_234_567), "1 234 567");
+        assert_eq!(grouped(1_234_567), "1,234,567");
         assert_eq!(time(999), "999 ns");
         assert_eq!(time(4321), "4.3 us");
         assert_eq!(seconds(0.25), "250 ms");

@@ -105,12 +105,6 @@ impl Mapping {
         self.step(|frame| frame.protected |= frame.present);
     }
 
-    /// Copies the page out; `None` when it is gone, which a real copy must
-    /// survive just the same.
-    pub(crate) fn copy_out(&self) -> Option<u64> {
-        self.step(|frame| frame.present.then_some(frame.content))
-    }
-
     // What the holder of the page does.
 
     /// A claim was won.
@@ -127,6 +121,15 @@ impl Mapping {
             assert!(frame.held, "a page was released by no holder");
             frame.held = false;
         });
+    }
+
+    /// Copies the page out. A real copy would fault inside the engine if the
+    /// page were gone, and tear if it were open.
+    pub(crate) fn copy_out(&self) -> u64 {
+        self.step(|frame| {
+            assert!(frame.present, "copied from an absent page");
+            frame.content
+        })
     }
 
     /// Installs a filled page: bytes and mapping in one step.

@@ -3,8 +3,9 @@
 //! ```text
 //!  fault     load ─ claim ─ read slot ─ map filled ─ free slot (write) ─ release
 //!  upgrade   load ─ claim ─ unprotect ─ free slot (clean) ─ release
-//!  evict     load ─ begin_evict ─ protect ─ copy ─ put ─ seal ─┬─ unmap ─ finish
-//!                                                              └─ None: free what was put
+//!  evict     load ─ begin_evict ─ protect ─ hold ─ copy ─ let_go ─ put
+//!              ─ seal ─┬─ Some: unmap ─ finish
+//!                      └─ None: free what was put
 //!  drop      load ─ begin_drop ─ unmap ─ finish (same slot)
 //!  discard   load ─ claim ─ unmap ─ free slot ─ release Empty
 //!  pin       load ─ claim ─ install or unprotect ─ release pinned
@@ -12,12 +13,12 @@
 //! ```
 //! Whoever meets `Claimed` or `Dropping` announces itself and sleeps.
 
-use ghostmem_table::{AtomicU64, Claim, DropClaim, PageTable, State, Waiters, Word};
+use ghostmem_table::{AtomicU64, Claim, DropClaim, EvictClaim, PageTable, State, Waiters, Word};
 use loom::sync::atomic::{AtomicUsize, Ordering};
 use loom::thread;
 
 use super::futex::Futex;
-use super::mapping::{Fault, Mapping, Witness};
+use super::mapping::{Fault, Mapping};
 use super::store::Store;
 use super::{Access, SAME_FILLED_END};
 
@@ -187,36 +188,76 @@ impl World {
     /// Evicts the page if it may leave. `nonce` names the batch.
     pub(crate) fn evict(&self, nonce: u64) -> Evicted {
         let word = self.table().load(PAGE);
-        if word.state() != State::Resident || word.is_pinned() {
-            return Evicted::Skipped;
-        }
-        if word.is_clean() {
+        if word.state() == State::Resident && !word.is_pinned() && word.is_clean() {
             return self.drop_clean(word);
         }
-        let Ok(claim) = self.table().begin_evict(PAGE, word, nonce) else {
+        let Some(claim) = self.begin(word, nonce) else {
             return Evicted::Skipped;
         };
+        let Some(content) = self.copy_held(&claim) else {
+            return Evicted::Cancelled;
+        };
+        self.seal(claim, content)
+    }
 
-        // From here until the seal anybody may cancel, so nothing below is
-        // certain: the page may be open again, gone, or somebody else's.
+    /// [`World::evict`] by an evictor that trusts the page to be there still.
+    pub(crate) fn evict_without_hold(&self, nonce: u64) -> Evicted {
+        let word = self.table().load(PAGE);
+        let Some(claim) = self.begin(word, nonce) else {
+            return Evicted::Skipped;
+        };
+        let content = self.mapping.copy_out();
+        self.seal(claim, content)
+    }
+
+    /// Begins to evict and thinks better of it.
+    pub(crate) fn evict_and_abandon(&self, nonce: u64) {
+        let word = self.table().load(PAGE);
+        if let Some(claim) = self.begin(word, nonce) {
+            self.table().abandon(claim, word);
+        }
+    }
+
+    /// Begins to evict a dirty page and protects it. From here until the seal
+    /// anybody may cancel, so nothing is certain: the protection may come
+    /// late, to a page that is open again, gone, or somebody else's.
+    fn begin(&self, word: Word, nonce: u64) -> Option<EvictClaim> {
+        if word.state() != State::Resident || word.is_pinned() || word.is_clean() {
+            return None;
+        }
+        let claim = self.table().begin_evict(PAGE, word, nonce).ok()?;
         self.mapping.protect();
-        let copy = self.mapping.copy_out();
-        let target = copy.map(|content| {
-            if content < SAME_FILLED_END {
-                (State::Filled, content)
-            } else {
-                (State::Stored, self.store.put(content))
-            }
-        });
+        Some(claim)
+    }
 
+    /// Copies a page that is being evicted, which nobody can cancel for the
+    /// moment; `None` when somebody has. Protected since this very eviction
+    /// began, the page cannot change under the copy.
+    fn copy_held(&self, claim: &EvictClaim) -> Option<u64> {
+        if !self.table().hold(claim) {
+            return None;
+        }
+        self.mapping.enter();
+        let content = self.mapping.copy_out();
+        self.mapping.leave();
+        self.wake(self.table().let_go(claim));
+        Some(content)
+    }
+
+    /// Puts a copied page away and takes its mapping, unless it was touched.
+    fn seal(&self, claim: EvictClaim, content: u64) -> Evicted {
+        let (state, payload) = if content < SAME_FILLED_END {
+            (State::Filled, content)
+        } else {
+            (State::Stored, self.store.put(content))
+        };
         if let Some(claim) = self.table().seal(claim) {
-            let (state, payload) = target.expect("a page that was sealed was never gone");
             let word = claim.before().with_state(state).with_payload(payload);
             self.take_away(claim, word);
             Evicted::Sealed
         } else {
-            if let Some((State::Stored, slot)) = target {
-                self.store.free(slot);
+            if state == State::Stored {
+                self.store.free(payload);
             }
             Evicted::Cancelled
         }
@@ -233,7 +274,7 @@ impl World {
     }
 
     fn take_away(&self, claim: DropClaim, word: Word) {
-        self.enter(&claim);
+        self.mapping.enter();
         self.mapping.unmap(&claim);
         self.mapping.leave();
         self.wake(self.table().finish(claim, word));
@@ -245,18 +286,6 @@ impl World {
         let evicted = self.evict(nonce);
         self.batches.fetch_sub(1, Ordering::AcqRel);
         evicted
-    }
-
-    /// Begins to evict and thinks better of it.
-    pub(crate) fn evict_and_abandon(&self, nonce: u64) {
-        let word = self.table().load(PAGE);
-        if word.state() != State::Resident || word.is_pinned() || word.is_clean() {
-            return;
-        }
-        if let Ok(claim) = self.table().begin_evict(PAGE, word, nonce) {
-            self.mapping.protect();
-            self.table().abandon(claim, word);
-        }
     }
 
     // The rest of the API.
@@ -300,23 +329,11 @@ impl World {
         self.release(claim, word.with_pinned(true));
     }
 
-    /// Sets the credit of a page in place if nobody owns it, as advice does.
-    pub(crate) fn set_credit(&self, credit: u8) {
+    /// Changes policy bits of a resident page in place, as advice and the
+    /// clock hand do. True when the change went in.
+    pub(crate) fn amend(&self, change: impl FnOnce(Word) -> Word) -> bool {
         let word = self.table().load(PAGE);
-        if matches!(word.state(), State::Resident | State::Evicting) {
-            let _lost_race = self.table().amend(PAGE, word, word.with_credit(credit));
-        }
-    }
-
-    /// Pins a page in place if it is present, without claiming it. True when
-    /// the pin holds.
-    pub(crate) fn pin_in_place(&self) -> bool {
-        let word = self.table().load(PAGE);
-        matches!(word.state(), State::Resident | State::Evicting)
-            && self
-                .table()
-                .amend(PAGE, word, word.with_pinned(true))
-                .is_ok()
+        word.state() == State::Resident && self.table().amend(PAGE, word, change(word)).is_ok()
     }
 
     // Claims, and what the model notes about them.
@@ -329,7 +346,7 @@ impl World {
 
     fn claim(&self, seen: Word) -> Option<Claim> {
         let claim = self.table().claim(PAGE, seen).ok()?;
-        self.enter(&claim);
+        self.mapping.enter();
         Some(claim)
     }
 
@@ -344,10 +361,6 @@ impl World {
                 return claim;
             }
         }
-    }
-
-    fn enter(&self, _: &impl Witness) {
-        self.mapping.enter();
     }
 
     fn release(&self, claim: Claim, word: Word) {

@@ -1,0 +1,517 @@
+//! Which transitions of the page word are legal, which lose, which panic:
+//! every operation on every word, and every short sequence of operations
+//! against a model that knows only who owns the page.
+#![cfg(not(loom))]
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use ghostmem_table::{
+    AtomicU64, Claim, DropClaim, EvictClaim, PAYLOAD_MAX, PageTable, State, Word,
+};
+
+const PAGE: usize = 0;
+const NONCE: u64 = 77;
+
+const STATES: [State; 8] = [
+    State::Empty,
+    State::Resident,
+    State::Evicting,
+    State::Dropping,
+    State::Stored,
+    State::Filled,
+    State::Claimed,
+    State::Lost,
+];
+
+type Table = PageTable<Box<[AtomicU64]>>;
+
+fn table(word: Word) -> Table {
+    let table = PageTable::new(Box::from([AtomicU64::new(0)]));
+    table.repair_after_fork(PAGE, word);
+    table
+}
+
+/// Every state with every flag, with and without a payload and a credit.
+fn words() -> impl Iterator<Item = Word> {
+    STATES.into_iter().flat_map(|state| {
+        (0..128_u8).map(move |bits| {
+            let bit = |n: u8| bits >> n & 1 != 0;
+            Word::EMPTY
+                .with_state(state)
+                .with_waiters(bit(0))
+                .with_clean(bit(1))
+                .with_pinned(bit(2))
+                .with_write_hot(bit(3))
+                .with_incompressible(bit(4))
+                .with_payload(if bit(5) { 5 } else { 0 })
+                .with_credit(if bit(6) { 3 } else { 0 })
+        })
+    })
+}
+
+/// What `act` gives, or `None` when it panics.
+fn attempt<T>(act: impl FnOnce() -> T) -> Option<T> {
+    catch_unwind(AssertUnwindSafe(act)).ok()
+}
+
+fn owned(word: Word) -> bool {
+    matches!(word.state(), State::Claimed | State::Dropping)
+}
+
+/// A page can be claimed from every state nobody owns, and remembers what it
+/// was; claiming an owned page is a bug in the caller.
+#[test]
+fn claim_takes_what_nobody_owns() {
+    for word in words() {
+        let table = table(word);
+        let Some(claim) = attempt(|| table.claim(PAGE, word)) else {
+            assert!(owned(word), "{word:?} could not be claimed");
+            assert_eq!(table.load(PAGE), word, "a panic changed the word");
+            continue;
+        };
+        assert!(!owned(word), "{word:?} was claimed twice");
+        let claim = claim.unwrap();
+        assert_eq!(table.load(PAGE), word.with_state(State::Claimed));
+        let before = if word.state() == State::Evicting {
+            // A cancelled eviction: resident again, and no nonce left behind.
+            word.with_state(State::Resident).with_payload(0)
+        } else {
+            word
+        };
+        assert_eq!((claim.page(), claim.before()), (PAGE, before));
+    }
+}
+
+/// Only dirty, unpinned resident pages are evicted, only clean, unpinned ones
+/// dropped.
+#[test]
+fn evictions_begin_on_resident_unpinned_pages() {
+    for word in words() {
+        let free = word.state() == State::Resident && !word.is_pinned();
+
+        let table_evict = table(word);
+        let evict = attempt(|| table_evict.begin_evict(PAGE, word, NONCE));
+        assert_eq!(evict.is_some(), free && !word.is_clean(), "{word:?}");
+        let after = match evict {
+            Some(claim) => {
+                assert_eq!(claim.unwrap().before(), word);
+                word.with_state(State::Evicting).with_payload(NONCE)
+            }
+            None => word,
+        };
+        assert_eq!(table_evict.load(PAGE), after);
+
+        let table_drop = table(word);
+        let drop = attempt(|| table_drop.begin_drop(PAGE, word));
+        assert_eq!(drop.is_some(), free && word.is_clean(), "{word:?}");
+        let after = match drop {
+            Some(claim) => {
+                assert_eq!(claim.unwrap().before(), word);
+                word.with_state(State::Dropping)
+            }
+            None => word,
+        };
+        assert_eq!(table_drop.load(PAGE), after);
+    }
+}
+
+/// A nonce that does not fit is refused, not cut: two cut nonces could be
+/// equal.
+#[test]
+fn nonces_have_a_limit() {
+    let word = Word::EMPTY.with_state(State::Resident);
+    let table = table(word);
+    assert!(attempt(|| table.begin_evict(PAGE, word, PAYLOAD_MAX + 1)).is_none());
+    assert_eq!(table.load(PAGE), word);
+    assert!(table.begin_evict(PAGE, word, PAYLOAD_MAX).is_ok());
+}
+
+/// An evictor goes on exactly when the word is the one it wrote: whatever
+/// else is there, neither hold, seal nor abandon touches it.
+#[test]
+fn evictors_know_their_own_word() {
+    let resident = Word::EMPTY.with_state(State::Resident).with_credit(3);
+    let own = resident.with_state(State::Evicting).with_payload(NONCE);
+    let next = own.with_payload(NONCE + 1);
+    for word in words().chain([own, next]) {
+        let begin = || {
+            let table = table(resident);
+            let claim = table.begin_evict(PAGE, resident, NONCE).unwrap();
+            table.repair_after_fork(PAGE, word);
+            (table, claim)
+        };
+        let after = |own_word: Word| if word == own { own_word } else { word };
+
+        let (table, claim) = begin();
+        let sealed = table.seal(claim);
+        assert_eq!(sealed.is_some(), word == own, "sealed {word:?}");
+        assert_eq!(
+            table.load(PAGE),
+            after(resident.with_state(State::Dropping))
+        );
+        if let Some(sealed) = sealed {
+            assert_eq!(sealed.before(), resident);
+        }
+
+        let (table, claim) = begin();
+        table.abandon(claim, resident);
+        assert_eq!(table.load(PAGE), after(resident));
+
+        let (table, claim) = begin();
+        assert_eq!(table.hold(&claim), word == own, "held {word:?}");
+        assert_eq!(table.load(PAGE), after(own.with_state(State::Claimed)));
+    }
+}
+
+/// Somebody who waits while a page is held for its copy is reported, and the
+/// eviction goes on as if nothing had been.
+#[test]
+fn a_held_page_can_be_waited_for() {
+    for waits in [false, true] {
+        let resident = Word::EMPTY.with_state(State::Resident);
+        let table = table(resident);
+        let claim = table.begin_evict(PAGE, resident, NONCE).unwrap();
+        let evicting = table.load(PAGE);
+        assert!(table.hold(&claim));
+        if waits {
+            assert!(table.announce_wait(PAGE, table.load(PAGE)).is_some());
+        }
+        assert_eq!(table.let_go(&claim).0, waits);
+        assert_eq!(table.load(PAGE), evicting);
+        assert!(table.seal(claim).is_some());
+    }
+}
+
+/// Policy bits change in place on pages at rest; nothing else does, and never
+/// under somebody's hands.
+#[test]
+fn amend_changes_policy_bits_of_pages_at_rest() {
+    for word in words() {
+        let at_rest = !owned(word) && word.state() != State::Evicting;
+        let policy = word
+            .with_credit(9)
+            .with_level(2)
+            .with_epoch(7)
+            .with_pinned(!word.is_pinned())
+            .with_write_hot(!word.is_write_hot())
+            .with_incompressible(!word.is_incompressible());
+        let table = table(word);
+        let amended = attempt(|| table.amend(PAGE, word, policy));
+        assert_eq!(amended, at_rest.then_some(Ok(())), "{word:?}");
+        assert_eq!(table.load(PAGE), if at_rest { policy } else { word });
+
+        table.repair_after_fork(PAGE, word);
+        let elsewhere = match word.state() {
+            State::Empty => State::Resident,
+            _ => State::Empty,
+        };
+        for more in [
+            word.with_state(elsewhere),
+            word.with_payload(word.payload() + 1),
+            word.with_clean(!word.is_clean()),
+        ] {
+            assert_eq!(attempt(|| table.amend(PAGE, word, more)), None, "{word:?}");
+            assert_eq!(table.load(PAGE), word);
+        }
+    }
+}
+
+/// One waits for owned pages only.
+#[test]
+fn only_owned_pages_are_waited_for() {
+    for word in words() {
+        let table = table(word);
+        let marked = word.with_waiters(true);
+        let announced = table.announce_wait(PAGE, word);
+        assert_eq!(announced, owned(word).then_some(marked));
+        assert_eq!(table.load(PAGE), if owned(word) { marked } else { word });
+    }
+}
+
+/// Whoever looked at an older word loses, learns the word as it is, and
+/// changes nothing.
+#[test]
+fn stale_words_lose() {
+    let seen = Word::EMPTY.with_state(State::Resident).with_payload(1);
+    let clean = seen.with_clean(true);
+    for now in words() {
+        let table = table(now);
+        assert_eq!(table.claim(PAGE, seen).err(), Some(now));
+        assert_eq!(table.begin_evict(PAGE, seen, NONCE).err(), Some(now));
+        assert_eq!(
+            table.begin_drop(PAGE, clean.with_payload(1)).err(),
+            Some(now)
+        );
+        assert_eq!(table.amend(PAGE, seen, seen.with_credit(1)), Err(now));
+        let claimed = seen.with_state(State::Claimed);
+        assert_eq!(table.announce_wait(PAGE, claimed), None);
+        assert_eq!(table.load(PAGE), now);
+    }
+}
+
+/// In debug builds a claim cannot end in a state that needs another owner.
+#[test]
+#[cfg(debug_assertions)]
+fn claims_end_at_rest() {
+    for state in STATES {
+        let word = Word::EMPTY.with_state(state);
+
+        let empty = table(Word::EMPTY);
+        let claim = empty.claim(PAGE, Word::EMPTY).unwrap();
+        let released = attempt(|| empty.release(claim, word)).is_some();
+        let legal = !owned(word) && state != State::Evicting;
+        assert_eq!(released, legal, "release as {state:?}");
+
+        let seen = Word::EMPTY.with_state(State::Resident).with_clean(true);
+        let clean = table(seen);
+        let claim = clean.begin_drop(PAGE, seen).unwrap();
+        let finished = attempt(|| clean.finish(claim, word)).is_some();
+        let legal = legal && state != State::Lost;
+        assert_eq!(finished, legal, "finish as {state:?}");
+    }
+}
+
+// Sequences
+
+/// What one of the actors on the page does next.
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    Claim,
+    ReleaseEmpty,
+    ReleaseStored,
+    ReleaseClean,
+    ReleaseDirty,
+    /// Each eviction that begins has the next nonce.
+    BeginEvict,
+    HoldOldest,
+    LetGo,
+    SealOldest,
+    SealNewest,
+    AbandonOldest,
+    BeginDrop,
+    Finish,
+    Wait,
+}
+
+const STEPS: [Step; 14] = [
+    Step::Claim,
+    Step::ReleaseEmpty,
+    Step::ReleaseStored,
+    Step::ReleaseClean,
+    Step::ReleaseDirty,
+    Step::BeginEvict,
+    Step::HoldOldest,
+    Step::LetGo,
+    Step::SealOldest,
+    Step::SealNewest,
+    Step::AbandonOldest,
+    Step::BeginDrop,
+    Step::Finish,
+    Step::Wait,
+];
+
+/// The real table and the claims on it, beside what they ought to be.
+struct Walk {
+    table: Table,
+    claim: Option<Claim>,
+    drop: Option<DropClaim>,
+    /// With the nonce of each.
+    evictions: Vec<(u64, EvictClaim)>,
+    nonce: u64,
+    // The model.
+    state: State,
+    clean: bool,
+    waits: bool,
+    /// The eviction that is on: only it may be held and sealed.
+    live: Option<u64>,
+    /// The owner of `Claimed` is the live evictor, at its copy.
+    held: bool,
+}
+
+impl Walk {
+    fn new() -> Self {
+        Self {
+            table: table(Word::EMPTY),
+            claim: None,
+            drop: None,
+            evictions: Vec::new(),
+            nonce: 0,
+            state: State::Empty,
+            clean: false,
+            waits: false,
+            live: None,
+            held: false,
+        }
+    }
+
+    /// Does a step; `false` when no actor is in a position to.
+    fn step(&mut self, step: Step) -> bool {
+        let word = self.table.load(PAGE);
+        match step {
+            Step::Claim => {
+                if owned(word) {
+                    return false;
+                }
+                self.claim = Some(self.table.claim(PAGE, word).unwrap());
+                (self.state, self.live) = (State::Claimed, None);
+            }
+            Step::ReleaseEmpty => return self.release(State::Empty, false),
+            Step::ReleaseStored => return self.release(State::Stored, false),
+            Step::ReleaseClean => return self.release(State::Resident, true),
+            Step::ReleaseDirty => return self.release(State::Resident, false),
+            Step::BeginEvict => {
+                if word.state() != State::Resident || word.is_clean() {
+                    return false;
+                }
+                self.nonce += 1;
+                let claim = self.table.begin_evict(PAGE, word, self.nonce).unwrap();
+                self.evictions.push((self.nonce, claim));
+                (self.state, self.live) = (State::Evicting, Some(self.nonce));
+            }
+            Step::HoldOldest => {
+                let Some((nonce, claim)) = self.evictions.first() else {
+                    return false;
+                };
+                if self.held {
+                    return false;
+                }
+                let held = self.table.hold(claim);
+                assert_eq!(held, self.live == Some(*nonce), "hold");
+                if held {
+                    (self.state, self.held) = (State::Claimed, true);
+                }
+            }
+            Step::LetGo => {
+                if !self.held {
+                    return false;
+                }
+                let waiters = self.table.let_go(&self.evictions[0].1);
+                assert_eq!(waiters.0, self.waits, "let_go");
+                (self.state, self.held, self.waits) = (State::Evicting, false, false);
+            }
+            Step::SealOldest | Step::SealNewest | Step::AbandonOldest => {
+                let index = match step {
+                    Step::SealNewest => self.evictions.len().saturating_sub(1),
+                    _ => 0,
+                };
+                if self.evictions.is_empty() || (self.held && index == 0) {
+                    return false;
+                }
+                let (nonce, claim) = self.evictions.remove(index);
+                let own = self.live == Some(nonce);
+                if matches!(step, Step::AbandonOldest) {
+                    let word = claim.before();
+                    self.table.abandon(claim, word);
+                    if own {
+                        (self.state, self.live) = (State::Resident, None);
+                    }
+                } else {
+                    let sealed = self.table.seal(claim);
+                    assert_eq!(sealed.is_some(), own, "seal");
+                    if own {
+                        self.drop = sealed;
+                        (self.state, self.live) = (State::Dropping, None);
+                    }
+                }
+            }
+            Step::BeginDrop => {
+                if word.state() != State::Resident || !word.is_clean() {
+                    return false;
+                }
+                self.drop = Some(self.table.begin_drop(PAGE, word).unwrap());
+                (self.state, self.clean) = (State::Dropping, false);
+            }
+            Step::Finish => {
+                let Some(claim) = self.drop.take() else {
+                    return false;
+                };
+                let stored = Word::EMPTY.with_state(State::Stored).with_payload(4);
+                assert_eq!(self.table.finish(claim, stored).0, self.waits, "finish");
+                (self.state, self.waits) = (State::Stored, false);
+            }
+            Step::Wait => {
+                let announced = self.table.announce_wait(PAGE, word).is_some();
+                let owned = matches!(self.state, State::Claimed | State::Dropping);
+                assert_eq!(announced, owned, "announce_wait");
+                self.waits |= announced;
+            }
+        }
+        true
+    }
+
+    fn release(&mut self, state: State, clean: bool) -> bool {
+        let Some(claim) = self.claim.take() else {
+            return false;
+        };
+        let payload = if clean || state == State::Stored {
+            4
+        } else {
+            0
+        };
+        let word = Word::EMPTY
+            .with_state(state)
+            .with_clean(clean)
+            .with_payload(payload);
+        assert_eq!(self.table.release(claim, word).0, self.waits, "release");
+        (self.state, self.clean, self.waits) = (state, clean, false);
+        true
+    }
+
+    /// The word says what the model says, or this panics.
+    fn check(&self) -> bool {
+        let word = self.table.load(PAGE);
+        assert_eq!(word.state(), self.state);
+        assert_eq!(word.has_waiters(), self.waits);
+        if self.state == State::Resident {
+            assert_eq!(word.is_clean(), self.clean);
+        }
+        if let Some(nonce) = self.live {
+            assert_eq!(word.payload(), nonce);
+        }
+        let owners = [
+            self.claim.is_some(),
+            self.drop.is_some(),
+            self.live.is_some(),
+        ];
+        assert!(owners.iter().filter(|&&owner| owner).count() <= 1);
+        true
+    }
+}
+
+/// Counts the possible sequences of [`DEPTH`] steps that begin with `path`,
+/// checking each step. All are tried from scratch: claims cannot be copied.
+fn walk(path: &mut Vec<Step>, ends: &mut usize) {
+    for step in STEPS {
+        let mut actors = Walk::new();
+        for &earlier in path.iter() {
+            assert!(actors.step(earlier));
+        }
+        path.push(step);
+        let possible = attempt(|| actors.step(step) && actors.check());
+        assert!(possible.is_some(), "the model disagrees after {path:?}");
+        if possible == Some(false) {
+            path.pop();
+            continue;
+        }
+        if path.len() == DEPTH {
+            *ends += 1;
+        } else {
+            walk(path, ends);
+        }
+        path.pop();
+    }
+}
+
+/// Long enough for an eviction to begin, be cancelled, another to begin, and
+/// the first to try its seal.
+const DEPTH: usize = 8;
+
+/// No sequence of operations leads where the model does not expect it: one
+/// owner at most, no seal but of the live eviction, no waiter unreported.
+#[test]
+fn every_short_sequence_follows_the_model() {
+    let mut ends = 0;
+    walk(&mut Vec::new(), &mut ends);
+    eprintln!("{ends}");
+    assert!(ends > 10_000, "only {ends} sequences were tried");
+}
