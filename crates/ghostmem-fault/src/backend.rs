@@ -109,6 +109,7 @@ impl Backend {
     /// # Errors
     /// What the kernel refused, and how.
     pub fn open(kind: BackendKind) -> Result<Self, OsError> {
+        crate::registry::hook_forks()?;
         let mut mprotect = false;
         match kind {
             BackendKind::Inline => drop(get_or_open(&INLINE, open_inline)?),
@@ -412,24 +413,30 @@ impl Region {
     }
 
     /// Gives the frames of the batch's pages back to the kernel; the batch is
-    /// empty afterwards.
-    ///
-    /// # Errors
-    /// The kernel's refusal: some pages may then still have their frames.
-    pub fn drop_batch(&self, batch: &mut Batch) -> Result<(), OsError> {
+    /// empty afterwards. `kept` is called for each page whose frame stays:
+    /// locked memory, unless `even_locked`.
+    pub fn drop_batch(&self, batch: &mut Batch, even_locked: bool, kept: &mut dyn FnMut(usize)) {
         let runs = &batch.runs[..batch.len];
         batch.len = 0;
         if runs.is_empty() {
-            return Ok(());
+            return;
         }
+        let page_at = |address: usize| (address - self.span.base()) / PAGE_SIZE;
         match &self.mechanism {
             // SAFETY: the runs lie in private anonymous memory of this region
             // (`add_to` checked), and their bytes are safe in the store or
-            // unwanted: the caller holds the pages' drop claims.
-            Mechanism::Uffd(_) => unsafe { drop_ranges(runs) },
-            Mechanism::Guard { map, .. } => runs.iter().try_for_each(|run| {
-                map.punch(run.iov_base as usize - self.span.base(), run.iov_len)
-            }),
+            // unwanted: the caller holds the pages' claims.
+            Mechanism::Uffd(_) => unsafe {
+                drop_ranges(runs, even_locked, &mut |address| kept(page_at(address)));
+            },
+            Mechanism::Guard { map, .. } => {
+                for run in runs {
+                    let first = page_at(run.iov_base as usize);
+                    if map.punch(first * PAGE_SIZE, run.iov_len).is_err() {
+                        (first..first + run.iov_len / PAGE_SIZE).for_each(&mut *kept);
+                    }
+                }
+            }
         }
     }
 

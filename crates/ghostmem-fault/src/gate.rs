@@ -112,6 +112,14 @@ impl Gate {
         self.drain();
     }
 
+    /// In a forked child, whose gate is frozen by the calling thread: forgets
+    /// threads that were about to find it frozen when the process was copied.
+    pub(crate) fn forget_others_after_fork(&self) {
+        for counter in self.inside.iter().flatten() {
+            counter.0.store(0, Ordering::SeqCst);
+        }
+    }
+
     /// Opens a gate again that the calling thread froze.
     pub fn thaw(&self) {
         self.waiting.release_after_fork();

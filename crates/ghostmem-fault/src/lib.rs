@@ -31,5 +31,6 @@ pub use ghostmem_os::uffd::Installed;
 pub use monitor::die;
 pub use probe::{Probe, UserfaultfdProbe};
 pub use registry::{
-    Fault, FaultSink, Registration, Verdict, gate, lookup, rearm, register, scratch,
+    Enrolment, Fault, FaultSink, Registration, Verdict, enrol, gate, lookup, rearm, register,
+    scratch,
 };

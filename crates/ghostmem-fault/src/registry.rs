@@ -11,7 +11,7 @@ use ghostmem_os::lock::Lock;
 use ghostmem_os::map::{MapArc, PAGE_SIZE, Span};
 use ghostmem_os::scratch::{Scratch, ScratchPool};
 use ghostmem_os::signal::{self, AccessKind, SignalFault};
-use ghostmem_os::{OsError, thread};
+use ghostmem_os::{OsError, lineage, thread};
 
 use crate::gate::Gate;
 
@@ -56,9 +56,13 @@ pub trait FaultSink: Send + Sync + 'static {
     /// Resolves one fault. Runs in the closed world: see the crate's
     /// documentation.
     fn on_fault(&self, fault: &Fault, scratch: &mut Scratch) -> Verdict;
-    /// Before fork(2), first: take every lock that the child must find open.
+    /// Before fork(2), first: take every lock that the child must find open,
+    /// without waiting for any; `false` when one is held, with none taken.
     /// Pages may still be moving.
-    fn before_fork(&self);
+    fn try_before_fork(&self) -> bool;
+    /// Gives back what [`FaultSink::try_before_fork`] took: another sink was
+    /// not ready, and all will be asked again.
+    fn cancel_fork(&self);
     /// Before fork(2), last: nothing is in transition and nobody else can
     /// begin; copy what parent and child cannot share.
     fn copy_for_fork(&self);
@@ -98,7 +102,8 @@ const SINKS_MAX: usize = 4096;
 #[derive(Clone, Copy)]
 struct ForkSink {
     sink: *const (),
-    before: unsafe fn(*const ()),
+    before: unsafe fn(*const ()) -> bool,
+    cancel: unsafe fn(*const ()),
     copy: unsafe fn(*const ()),
     parent: unsafe fn(*const ()),
     child: unsafe fn(*const ()),
@@ -143,7 +148,6 @@ impl<S: FaultSink> Drop for Registration<S> {
         for granule in granules(self.entry.base, self.entry.len) {
             TABLE[granule].store(core::ptr::null_mut(), Ordering::Release);
         }
-        forget_sink(MapArc::as_ptr(&self.sink).cast());
         // A handler that found the entry just before may still be using it.
         GATE.synchronize();
     }
@@ -151,6 +155,49 @@ impl<S: FaultSink> Drop for Registration<S> {
 
 fn granules(base: usize, len: usize) -> core::ops::RangeInclusive<usize> {
     base / GRANULE..=(base + len - 1) / GRANULE
+}
+
+/// Installs the process's fork hooks, once.
+///
+/// # Errors
+/// `ENOMEM`.
+pub(crate) fn hook_forks() -> Result<(), OsError> {
+    let mut hooked = SETUP.lock();
+    if !*hooked {
+        lineage::claim_process()?;
+        thread::at_fork(before_fork, after_fork_in_parent, after_fork_in_child)?;
+        *hooked = true;
+    }
+    Ok(())
+}
+
+/// A sink that hears of forks; no longer when this is dropped.
+pub struct Enrolment<S: FaultSink> {
+    sink: MapArc<S>,
+}
+
+impl<S: FaultSink> Enrolment<S> {
+    /// The sink.
+    #[must_use]
+    pub fn sink(&self) -> &MapArc<S> {
+        &self.sink
+    }
+}
+
+impl<S: FaultSink> Drop for Enrolment<S> {
+    fn drop(&mut self) {
+        forget_sink(MapArc::as_ptr(&self.sink).cast());
+    }
+}
+
+/// Makes `sink` hear of forks.
+///
+/// # Errors
+/// `ENOSPC` when far too many sinks exist; a refused fork hook.
+pub fn enrol<S: FaultSink>(sink: MapArc<S>) -> Result<Enrolment<S>, OsError> {
+    hook_forks()?;
+    remember_sink(&sink)?;
+    Ok(Enrolment { sink })
 }
 
 /// Makes faults in `span` go to `sink`, as region number `region`.
@@ -177,13 +224,8 @@ pub fn register<S: FaultSink>(
         sink.on_fault(fault, scratch)
     }
     scratch()?;
-    let mut fork_hooked = SETUP.lock();
-    if !*fork_hooked {
-        thread::at_fork(before_fork, after_fork_in_parent, after_fork_in_child)?;
-        *fork_hooked = true;
-    }
+    let setup = SETUP.lock();
     signal::install(on_signal)?;
-    remember_sink(&sink)?;
     let entry = MapArc::new(Entry {
         base: span.base(),
         len: span.len(),
@@ -198,7 +240,7 @@ pub fn register<S: FaultSink>(
             "two regions in one granule of address space"
         );
     }
-    drop(fork_hooked);
+    drop(setup);
     Ok(Registration { entry, sink })
 }
 
@@ -244,6 +286,11 @@ fn resolve(dispatch: &mut Dispatch, scratch: &mut Scratch) {
 
 /// The signal handlers' hook: `true` when the fault was ours.
 fn on_signal(signal: &SignalFault) -> bool {
+    // In a child that ran no fork hook, the tables lie and the descriptors
+    // act on the parent: the touch of a hole stays what it is, a crash.
+    if !lineage::is_ours() {
+        return false;
+    }
     let inside = GATE.enter();
     let Some(entry) = find(signal.address) else {
         return false;
@@ -301,9 +348,13 @@ pub(crate) fn on_message(address: usize, write: bool, present: bool, thread: u32
 }
 
 fn remember_sink<S: FaultSink>(sink: &MapArc<S>) -> Result<(), OsError> {
-    unsafe fn before<S: FaultSink>(sink: *const ()) {
-        // SAFETY: registered sinks are alive (see `forget_sink`).
-        unsafe { &*sink.cast::<S>() }.before_fork();
+    unsafe fn before<S: FaultSink>(sink: *const ()) -> bool {
+        // SAFETY: enrolled sinks are alive (see `Enrolment`).
+        unsafe { &*sink.cast::<S>() }.try_before_fork()
+    }
+    unsafe fn cancel<S: FaultSink>(sink: *const ()) {
+        // SAFETY: as in `before`.
+        unsafe { &*sink.cast::<S>() }.cancel_fork();
     }
     unsafe fn copy<S: FaultSink>(sink: *const ()) {
         // SAFETY: as in `before`.
@@ -320,14 +371,13 @@ fn remember_sink<S: FaultSink>(sink: &MapArc<S>) -> Result<(), OsError> {
     let new = ForkSink {
         sink: MapArc::as_ptr(sink).cast(),
         before: before::<S>,
+        cancel: cancel::<S>,
         copy: copy::<S>,
         parent: parent::<S>,
         child: child::<S>,
     };
     let mut sinks = SINKS.lock();
     let free = sinks.iter_mut().find(|s| s.is_none());
-    // One entry for each registration, so that the last one to go removes
-    // the last entry.
     *free.ok_or(OsError::new("register", libc::ENOSPC))? = Some(new);
     Ok(())
 }
@@ -339,25 +389,40 @@ fn forget_sink(sink: *const ()) {
     }
 }
 
-/// Calls `call` once for each distinct sink of a list this thread holds.
 fn for_each_sink(sinks: &[Option<ForkSink>; SINKS_MAX], call: impl Fn(&ForkSink)) {
-    for (index, sink) in sinks.iter().enumerate() {
-        let Some(sink) = sink else { continue };
-        let seen = sinks[..index].iter().flatten().any(|s| s.sink == sink.sink);
-        if !seen {
-            call(sink);
-        }
+    sinks.iter().flatten().for_each(call);
+}
+
+/// Takes the locks of all sinks, or none.
+fn try_all(sinks: &[Option<ForkSink>; SINKS_MAX]) -> bool {
+    // SAFETY: sinks in the list are alive: an enrolment takes itself off the
+    // list, under its lock, before it lets go of its sink.
+    let refused = sinks
+        .iter()
+        .flatten()
+        .position(|s| !unsafe { (s.before)(s.sink) });
+    let Some(refused) = refused else { return true };
+    for sink in sinks.iter().flatten().take(refused) {
+        // SAFETY: as above.
+        unsafe { (sink.cancel)(sink.sink) };
     }
+    false
 }
 
 extern "C" fn before_fork() {
-    SETUP.take_for_fork();
-    for_each_sink(&SINKS.lock(), |sink| {
-        // SAFETY: sinks in the list are alive: a registration takes itself off
-        // the list, under its lock, before it lets go of its sink.
-        unsafe { (sink.before)(sink.sink) };
-    });
+    // A thread that adds a region holds a sink's lock and then wants these
+    // two: so nobody waits for a sink while holding them.
+    loop {
+        SETUP.take_for_fork();
+        if try_all(&SINKS.lock()) {
+            break;
+        }
+        SETUP.release_after_fork();
+        thread::yield_now();
+    }
+    SINKS.take_for_fork();
     GATE.freeze();
+    SINKS.release_after_fork();
     for_each_sink(&SINKS.lock(), |sink| {
         // SAFETY: as above.
         unsafe { (sink.copy)(sink.sink) };
@@ -369,20 +434,24 @@ extern "C" fn after_fork_in_parent() {
     GATE.thaw();
     SINKS.release_after_fork();
     for_each_sink(&SINKS.lock(), |sink| {
-        // SAFETY: as in `before_fork`.
+        // SAFETY: as in `try_all`.
         unsafe { (sink.parent)(sink.sink) };
     });
     SETUP.release_after_fork();
 }
 
 extern "C" fn after_fork_in_child() {
+    GATE.forget_others_after_fork();
     if let Some(pool) = SCRATCH.get() {
         pool.reset_after_fork();
+    }
+    if let Err(error) = lineage::claim_process() {
+        crate::monitor::die("a forked child cannot claim its memory", error.errno);
     }
     crate::backend::after_fork_in_child();
     SINKS.release_after_fork();
     for_each_sink(&SINKS.lock(), |sink| {
-        // SAFETY: as in `before_fork`; the child has its own copy of all of it.
+        // SAFETY: as in `try_all`; the child has its own copy of all of it.
         unsafe { (sink.child)(sink.sink) };
     });
     GATE.thaw();

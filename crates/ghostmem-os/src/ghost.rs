@@ -1,6 +1,5 @@
 //! Touching ghost pages from the engine: copies out, and giving frames back.
 
-use crate::error::OsError;
 use crate::map::PAGE_SIZE;
 
 /// Copies the page at `address` into `out`.
@@ -61,52 +60,63 @@ pub const fn drop_range(address: usize, len: usize) -> DropRange {
 
 /// Gives the frames behind page ranges of the calling process back to the
 /// kernel: one vectored process_madvise(2) with `MADV_DONTNEED` (Linux 6.13
-/// allows it on oneself), or one madvise(2) for each range where that is
-/// missing. One call means one round of inter-processor interrupts.
-/// Async-signal-safe.
+/// allows it on oneself). One call means one round of inter-processor
+/// interrupts. Where that fails, each page is tried by itself, and `kept` is
+/// called with the address of each whose frame stays: locked memory (mlock(2)),
+/// unless `even_locked`. Async-signal-safe.
 ///
 /// # Safety
 /// The ranges must be private anonymous memory whose contents nobody needs:
 /// they are gone afterwards.
-///
-/// # Errors
-/// The first refusal of madvise(2); ranges after it were not dropped.
-pub unsafe fn drop_ranges(ranges: &[DropRange]) -> Result<(), OsError> {
+pub unsafe fn drop_ranges(ranges: &[DropRange], even_locked: bool, kept: &mut dyn FnMut(usize)) {
     /// `PIDFD_SELF_THREAD_GROUP` (Linux 6.14, include/uapi/linux/pidfd.h).
     const PIDFD_SELF: i32 = -10001;
+    /// `MADV_DONTNEED_LOCKED` (Linux 5.18).
+    const MADV_DONTNEED_LOCKED: i32 = 24;
     if let [only] = ranges {
         // SAFETY: the caller's promise.
         let rc = unsafe { libc::madvise(only.iov_base, only.iov_len, libc::MADV_DONTNEED) };
-        return if rc == 0 {
-            Ok(())
-        } else {
-            Err(OsError::last("madvise"))
+        if rc == 0 {
+            return;
+        }
+    } else {
+        let wanted: usize = ranges.iter().map(|r| r.iov_len).sum();
+        // SAFETY: the array is alive for the call; the effect is the caller's
+        // promise.
+        let done = unsafe {
+            libc::syscall(
+                libc::SYS_process_madvise,
+                PIDFD_SELF,
+                ranges.as_ptr(),
+                ranges.len(),
+                libc::MADV_DONTNEED,
+                0,
+            )
         };
+        if done as usize == wanted {
+            return;
+        }
     }
-    let wanted: usize = ranges.iter().map(|r| r.iov_len).sum();
-    // SAFETY: the array is alive for the call; the effect is the caller's
-    // promise.
-    let done = unsafe {
-        libc::syscall(
-            libc::SYS_process_madvise,
-            PIDFD_SELF,
-            ranges.as_ptr(),
-            ranges.len(),
-            libc::MADV_DONTNEED,
-            0,
-        )
-    };
-    if done as usize == wanted {
-        return Ok(());
-    }
-    // Not offered, or stopped half-way: dropping a range twice is harmless,
-    // as its pages are claimed until we are done.
+    // Not offered, or stopped half-way: dropping a page twice is harmless, as
+    // its pages are claimed until we are done.
     for range in ranges {
         // SAFETY: the caller's promise.
         let rc = unsafe { libc::madvise(range.iov_base, range.iov_len, libc::MADV_DONTNEED) };
-        if rc != 0 {
-            return Err(OsError::last("madvise"));
+        if rc == 0 {
+            continue;
+        }
+        let start = range.iov_base as usize;
+        for address in (start..start + range.iov_len).step_by(PAGE_SIZE) {
+            let page = address as *mut libc::c_void;
+            // SAFETY: the caller's promise.
+            let mut rc = unsafe { libc::madvise(page, PAGE_SIZE, libc::MADV_DONTNEED) };
+            if rc != 0 && even_locked {
+                // SAFETY: the caller's promise.
+                rc = unsafe { libc::madvise(page, PAGE_SIZE, MADV_DONTNEED_LOCKED) };
+            }
+            if rc != 0 {
+                kept(address);
+            }
         }
     }
-    Ok(())
 }

@@ -17,6 +17,7 @@ pub mod error;
 pub mod futex;
 pub mod ghost;
 pub mod guard;
+pub mod lineage;
 pub mod lock;
 pub mod machine;
 pub mod map;

@@ -64,6 +64,15 @@ impl<T> Lock<T> {
         self.take();
     }
 
+    /// As [`Lock::take_for_fork`], if nobody holds the lock.
+    #[must_use]
+    pub fn try_take_for_fork(&self) -> bool {
+        let me = thread::key() as u64;
+        self.holder
+            .compare_exchange(0, me, Ordering::Acquire, Ordering::Relaxed)
+            .is_ok()
+    }
+
     /// Gives back what [`Lock::take_for_fork`] took.
     ///
     /// # Panics

@@ -166,10 +166,17 @@ impl Engine {
             return self.pages_of("discard", address, len).map(drop);
         }
         let (region, first, end) = self.pages_of("discard", start, end - start)?;
-        self.discard_pages(region, first, end)
+        self.discard_pages(region, first, end, false)
     }
 
-    fn discard_pages(&self, region: &Region, first: usize, end: usize) -> Result<(), OsError> {
+    /// `all`: pinned and locked pages too, as the block is gone.
+    fn discard_pages(
+        &self,
+        region: &Region,
+        first: usize,
+        end: usize,
+        all: bool,
+    ) -> Result<(), OsError> {
         let mut page = first;
         while page < end {
             // Whole stretches that were never touched cost one look each.
@@ -178,14 +185,14 @@ impl Engine {
                 continue;
             }
             let stop = (page + STRETCH).min(end);
-            page = self.quietly(|_| self.discard_stretch(region, page, stop))?;
+            page = self.quietly(|_| self.discard_stretch(region, page, stop, all))?;
         }
         Ok(())
     }
 
     /// Discards pages until `end` or one that another thread is busy with;
     /// where to go on.
-    fn discard_stretch(&self, region: &Region, first: usize, end: usize) -> usize {
+    fn discard_stretch(&self, region: &Region, first: usize, end: usize, all: bool) -> usize {
         let mut claims: [Option<Claim>; STRETCH] = [const { None }; STRETCH];
         let mut batch = Batch::new();
         let (mut held, mut resident) = (0, 0);
@@ -193,7 +200,7 @@ impl Engine {
         while page < end {
             let word = region.table.load(page);
             match word.state() {
-                _ if word == Word::EMPTY || word.is_pinned() => page += 1,
+                _ if word == Word::EMPTY || (word.is_pinned() && !all) => page += 1,
                 State::Claimed | State::Dropping if held > 0 => break,
                 State::Claimed | State::Dropping => self.wait_for(region, page, word),
                 _ => {
@@ -215,17 +222,25 @@ impl Engine {
                 }
             }
         }
-        let dropped = region.mapped.drop_batch(&mut batch).is_ok();
+        let mut kept = [usize::MAX; STRETCH];
+        let mut kept_len = 0;
+        region.mapped.drop_batch(&mut batch, all, &mut |page| {
+            kept[kept_len] = page;
+            kept_len += 1;
+        });
         for claim in claims.iter_mut().filter_map(Option::take) {
             let before = claim.before();
             let page = claim.page();
-            let was_resident = before.state() == State::Resident;
-            if !dropped && was_resident {
+            if kept[..kept_len].contains(&page) {
                 // Locked memory: the frame stays, and so do its bytes.
                 region.resident.insert(page);
                 resident -= 1;
                 self.release(region, claim, before);
                 continue;
+            }
+            if before.is_pinned() {
+                region.pins[page].store(0, Ordering::Release);
+                region.pinned_pages.fetch_sub(1, Ordering::AcqRel);
             }
             self.release(region, claim, Word::EMPTY);
             if before.state() == State::Stored || before.is_clean() {
@@ -253,7 +268,7 @@ impl Engine {
             return Err(wrong);
         }
         // The contents go before the address space can be handed out again.
-        self.discard_pages(region, run.first, run.first + run.pages)?;
+        self.discard_pages(region, run.first, run.first + run.pages, true)?;
         let pages = blocks.free(page).map_err(|_| wrong)?;
         self.note_freed(pages * PAGE_SIZE);
         Ok(pages * PAGE_SIZE)
@@ -336,29 +351,36 @@ impl Engine {
 
     fn unpin_pages(&self, region: &Region, first: usize, end: usize) {
         for page in first..end {
-            let count = &region.pins[page];
-            let before =
-                count.try_update(Ordering::AcqRel, Ordering::Relaxed, |n| n.checked_sub(1));
-            if before != Ok(1) {
-                continue;
-            }
-            region.pinned_pages.fetch_sub(1, Ordering::AcqRel);
-            loop {
-                let word = region.table.load(page);
-                if !word.is_pinned() || matches!(word.state(), State::Claimed | State::Dropping) {
-                    // Claimed: a touch is just opening it; look again.
-                    if !word.is_pinned() {
-                        break;
-                    }
-                    thread::yield_now();
-                } else if region
-                    .table
-                    .amend(page, word, word.with_pinned(false))
-                    .is_ok()
-                {
-                    break;
-                }
+            // Under the page's claim, as pinning is: the count and the flag
+            // change together.
+            while !self
+                .quietly(|_| self.unpin_page(region, page))
+                .unwrap_or(true)
+            {
+                thread::yield_now();
             }
         }
+    }
+
+    /// `false`: the page is busy, try again.
+    fn unpin_page(&self, region: &Region, page: usize) -> bool {
+        let word = region.table.load(page);
+        if matches!(word.state(), State::Claimed | State::Dropping) {
+            return false;
+        }
+        if !word.is_pinned() {
+            // Freed while it was pinned.
+            return true;
+        }
+        let Ok(claim) = region.table.claim(page, word) else {
+            return false;
+        };
+        let left = region.pins[page].load(Ordering::Acquire).saturating_sub(1);
+        region.pins[page].store(left, Ordering::Release);
+        if left == 0 {
+            region.pinned_pages.fetch_sub(1, Ordering::AcqRel);
+        }
+        self.release(region, claim, word.with_pinned(left > 0));
+        true
     }
 }

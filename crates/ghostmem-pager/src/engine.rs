@@ -5,7 +5,8 @@ use std::sync::OnceLock;
 
 use ghostmem_codec::lz4::Lz4;
 use ghostmem_fault::{
-    Backend, Fault, FaultSink, Home, Registration, Scratch, Verdict, die, register,
+    Backend, Enrolment, Fault, FaultSink, Home, Registration, Scratch, Verdict, die, enrol,
+    register,
 };
 use ghostmem_os::lock::Lock;
 use ghostmem_os::map::{Access, MapArc, Reservation};
@@ -64,6 +65,7 @@ pub struct Engine {
     regions: [OnceLock<Region>; REGIONS_MAX],
     regions_len: AtomicUsize,
     registrations: Lock<Registrations>,
+    enrolment: Lock<Option<Enrolment<Engine>>>,
     /// Clock hand: region << 40 | page.
     pub(crate) hand: AtomicU64,
     /// Number of the next eviction batch.
@@ -101,6 +103,7 @@ impl Engine {
             regions: [const { OnceLock::new() }; REGIONS_MAX],
             regions_len: AtomicUsize::new(0),
             registrations: Lock::new([const { None }; REGIONS_MAX]),
+            enrolment: Lock::new(None),
             hand: AtomicU64::new(0),
             nonce: AtomicU64::new(0),
             evictions: AtomicU64::new(0),
@@ -113,8 +116,13 @@ impl Engine {
             closed: AtomicBool::new(false),
             config,
         })?;
-        if engine.config.background {
-            Self::start_worker(&engine)?;
+        // Before the worker, so that no fork can lose it unnoticed.
+        *engine.enrolment.lock() = Some(enrol(engine.clone())?);
+        if engine.config.background
+            && let Err(error) = Self::start_worker(&engine)
+        {
+            engine.shut_down();
+            return Err(error);
         }
         Ok(engine)
     }
@@ -128,6 +136,8 @@ impl Engine {
         let gone = core::mem::replace(&mut *registrations, [const { None }; REGIONS_MAX]);
         drop(registrations);
         drop(gone);
+        let enrolment = self.enrolment.lock().take();
+        drop(enrolment);
     }
 
     pub(crate) fn region(&self, index: usize) -> Option<&Region> {
@@ -152,10 +162,13 @@ impl Engine {
         let cell = this.regions.get(index).ok_or(no_room)?;
         let number = u32::try_from(index).map_err(|_| no_room)?;
         let region = Region::new(this.backend, home, number, blocks)?;
-        let span = region.mapped.span();
-        let _ours = cell.set(region);
+        let region = cell.get_or_init(|| region);
+        // Published only when its faults are taken; one that cannot be
+        // registered keeps its number and is never used.
+        let registered = register(region.mapped.span(), number, this.clone());
+        region.alive.store(registered.is_ok(), Ordering::Release);
         this.regions_len.store(index + 1, Ordering::Release);
-        registrations[index] = Some(register(span, number, this.clone())?);
+        registrations[index] = Some(registered?);
         Ok(index)
     }
 
@@ -196,7 +209,7 @@ impl Engine {
         let bytes = pages.checked_mul(PAGE_SIZE).ok_or(full)?;
         this.admit(bytes)?;
         loop {
-            for region in this.regions() {
+            for region in this.regions().filter(|r| r.alive.load(Ordering::Acquire)) {
                 let run = region
                     .blocks
                     .as_ref()
@@ -243,7 +256,9 @@ impl Engine {
         };
         let store = self.store.stats();
         let counts = self.metrics.counts();
-        let held = store.held_bytes as usize;
+        // Each new page takes a page word and its share of the bitmaps.
+        let tables = self.stats().metadata_bytes + bytes / PAGE_SIZE * 10;
+        let held = store.held_bytes as usize + tables;
         let resident = self.budget.used().max(0) as usize * PAGE_SIZE;
         let packed = (counts.evictions_dirty as usize).max(1);
         let stored = store.live_slots as usize * PAGE_SIZE;
@@ -335,8 +350,12 @@ impl Engine {
         self.regions().filter_map(|region| region.blocks.as_ref())
     }
 
-    pub(crate) fn registrations(&self) -> &Lock<Registrations> {
-        &self.registrations
+    /// A handle of this engine itself, until it is shut down.
+    pub(crate) fn handle(&self) -> Option<MapArc<Self>> {
+        self.enrolment
+            .lock()
+            .as_ref()
+            .map(|enrolment| enrolment.sink().clone())
     }
 }
 
@@ -350,12 +369,22 @@ impl FaultSink for Engine {
         verdict
     }
 
-    fn before_fork(&self) {
-        self.registrations.take_for_fork();
-        self.worker.thread.take_for_fork();
+    fn try_before_fork(&self) -> bool {
+        if !self.registrations.try_take_for_fork() {
+            return false;
+        }
+        if !self.worker.thread.try_take_for_fork() {
+            self.registrations.release_after_fork();
+            return false;
+        }
         for space in self.block_spaces() {
             space.lock_for_fork();
         }
+        true
+    }
+
+    fn cancel_fork(&self) {
+        self.release_fork_locks();
     }
 
     fn copy_for_fork(&self) {

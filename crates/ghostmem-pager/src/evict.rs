@@ -302,13 +302,18 @@ impl Engine {
             }
             drops[index] = sealed;
         }
-        let dropped = region.mapped.drop_batch(&mut batch).is_ok();
+        let mut kept = [false; BATCH_PAGES];
+        region.mapped.drop_batch(&mut batch, false, &mut |page| {
+            if let Some(index) = victims.iter().position(|victim| victim.page == page) {
+                kept[index] = true;
+            }
+        });
         let (mut freed, mut clean, mut filled, mut raw) = (0, 0, 0, 0);
         for (index, claim) in drops.iter_mut().enumerate() {
             let Some(claim) = claim.take() else { continue };
             let before = claim.before();
             let stored = before.with_clean(false).with_epoch(epoch).with_credit(0);
-            let word = match (dropped, before.is_clean(), packed[index]) {
+            let word = match (!kept[index], before.is_clean(), packed[index]) {
                 // The kernel kept the mapping (locked memory): so do we.
                 (false, true, _) => before,
                 (false, false, outcome) => {

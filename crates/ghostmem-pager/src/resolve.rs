@@ -160,26 +160,29 @@ impl Engine {
         // pages than the limit looks stuck: ask only where it can be.
         let tiny = self.budget.limit() <= 2 * i64::from(PAGES_PER_INSTRUCTION);
         let suspect = fault.instant != 0 || (tiny && refault);
+        // Asked first: `is_stuck` makes this fault the thread's last.
+        let moved_on = self.threads.moved_on(fault.thread, fault.instant);
         if suspect && self.threads.is_stuck(fault.thread, fault.instant, refault) {
             let _either =
                 self.stuck
                     .compare_exchange(0, fault.thread, Ordering::AcqRel, Ordering::Relaxed);
-        } else if self.stuck.load(Ordering::Relaxed) == fault.thread
-            && self.threads.moved_on(fault.thread, fault.instant)
-        {
+        } else if moved_on && self.stuck.load(Ordering::Relaxed) == fault.thread {
             self.end_privilege(fault.thread);
         }
         let mut barren = 0_u32;
         loop {
             let privileged = self.stuck.load(Ordering::Acquire);
-            if privileged == fault.thread
-                && self.budget.free() > -2 * i64::from(PAGES_PER_INSTRUCTION)
-            {
-                // Nobody evicts while this thread collects what its
-                // instruction needs.
-                self.budget.overdraw();
-                self.metrics.add(Counter::overdrafts, 1);
-                return;
+            if privileged == fault.thread {
+                if self.budget.free() > -2 * i64::from(PAGES_PER_INSTRUCTION) {
+                    // Nobody evicts while this thread collects what its
+                    // instruction needs.
+                    self.budget.overdraw();
+                    self.metrics.add(Counter::overdrafts, 1);
+                    return;
+                }
+                // No instruction needs so many: it was not stuck.
+                self.end_privilege(fault.thread);
+                continue;
             }
             if privileged != 0 && privileged != fault.thread {
                 // It may never fault again: wait only so long.

@@ -49,13 +49,7 @@ impl Engine {
         let lost = self.worker.thread.lock().take();
         if let Some(lost) = lost {
             lost.forget_after_fork();
-            let handle = self
-                .registrations()
-                .lock()
-                .iter()
-                .flatten()
-                .next()
-                .map(|r| r.sink().clone());
+            let handle = self.handle();
             if let Some(handle) = handle {
                 let _without = Self::start_worker(&handle);
             }

@@ -206,133 +206,93 @@ impl Report {
         let mut table = Table::new();
         table.load_style(presets::UTF8_FULL_CONDENSED);
         table.set_header(["", "GhostMem", "without", "ratio"]);
-        let ghost = &self.ghost;
-        let (memory, full, end) = (&ghost.memory, &ghost.full, &ghost.end);
-        let bytes = |value: u64| Bytes(value).to_string();
-        let mut row = |name: &str, with: String, without: Option<String>, ratio: Option<String>| {
-            table.add_row([
-                name,
-                &with,
-                &without.unwrap_or_default(),
-                &ratio.unwrap_or_default(),
-            ]);
-        };
-        let plain = self.baseline.as_ref();
-        let plain_held = plain.map(|b| bytes(b.outcome.held_bytes));
-        row(
-            "data held",
-            bytes(ghost.outcome.held_bytes),
-            plain_held,
-            None,
-        );
-        let plain_peak = plain.map(|b| b.memory.peak_bytes);
-        let share = plain_peak.and_then(|peak| ratio(memory.peak_bytes as f64, peak as f64));
-        let share = share.map(|share| format!("{:.0} %", share * 100.0));
-        row(
-            "peak memory of the process",
-            bytes(memory.peak_bytes),
-            plain_peak.map(bytes),
-            share,
-        );
-        let plain_before = plain.map(|b| bytes(b.memory.before_bytes));
-        row(
-            "  before the work",
-            bytes(memory.before_bytes),
-            plain_before,
-            None,
-        );
-        row(
-            "  resident pages, at most",
-            bytes(memory.ghost_resident_bytes),
-            None,
-            None,
-        );
-        row(
-            "  compressed store, at most",
-            bytes(memory.store_bytes),
-            None,
-            None,
-        );
-        row(
-            "  page words and bookkeeping",
-            bytes(full.metadata_bytes),
-            None,
-            None,
-        );
-        row(
-            "compression",
-            format!("{:.2} : 1", self.compression_ratio),
-            None,
-            None,
-        );
-        row(
-            "evicted as one value",
-            grouped(full.same_filled_pages),
-            None,
-            None,
-        );
-        row(
-            "pages kept uncompressed",
-            grouped(full.raw_pages),
-            None,
-            None,
-        );
-        row("faults", grouped(ghost.outcome.faults()), None, None);
-        row(
-            "  per second",
-            grouped(self.faults_per_second as u64),
-            None,
-            None,
-        );
-        let latency = (end.fault_latency_p50_ns, end.fault_latency_p99_ns);
-        row(
-            "  latency p50 / p99",
-            format!("{} / {}", time(latency.0), time(latency.1)),
-            None,
-            None,
-        );
-        row(
-            "read ahead / used",
-            pair(end.readahead_pages, end.readahead_hits),
-            None,
-            None,
-        );
-        row(
-            "evicted clean / compressed",
-            pair(end.evictions_clean, end.evictions_dirty),
-            None,
-            None,
-        );
-        if memory.overdrafts > 0 {
-            row(
-                "frames beyond the limit",
-                grouped(memory.overdrafts),
-                None,
-                None,
-            );
-        }
-        for (index, phase) in ghost.outcome.phases.iter().enumerate() {
-            let plain = plain
-                .and_then(|b| b.outcome.phases.get(index))
-                .map(|p| p.seconds);
-            row(
-                &phase.name,
-                seconds(phase.seconds),
-                plain.map(seconds),
-                slower(phase.seconds, plain),
-            );
-        }
-        let (with, without) = (ghost.outcome.seconds(), plain.map(|b| b.outcome.seconds()));
-        row(
-            "all work",
-            seconds(with),
-            without.map(seconds),
-            slower(with, without),
-        );
+        table.add_rows(self.memory_rows());
+        table.add_rows(self.fault_rows());
+        table.add_rows(self.time_rows());
         for column in table.column_iter_mut().skip(1) {
             column.set_cell_alignment(CellAlignment::Right);
         }
         table
+    }
+
+    fn memory_rows(&self) -> Vec<[String; 4]> {
+        let (memory, full) = (&self.ghost.memory, &self.ghost.full);
+        let bytes = |value: u64| Bytes(value).to_string();
+        let plain = self.baseline.as_ref();
+        let both = |name, with: u64, without: Option<u64>, ratio: Option<String>| {
+            let without = without.map(bytes).unwrap_or_default();
+            row(name, bytes(with), without, ratio.unwrap_or_default())
+        };
+        let held = plain.map(|b| b.outcome.held_bytes);
+        let peak = plain.map(|b| b.memory.peak_bytes);
+        let before = plain.map(|b| b.memory.before_bytes);
+        let share = peak.and_then(|peak| ratio(memory.peak_bytes as f64, peak as f64));
+        let share = share.map(|share| format!("{:.0} %", share * 100.0));
+        vec![
+            both("data held", self.ghost.outcome.held_bytes, held, None),
+            both("peak memory of the process", memory.peak_bytes, peak, share),
+            both("  before the work", memory.before_bytes, before, None),
+            only(
+                "  resident pages, at most",
+                bytes(memory.ghost_resident_bytes),
+            ),
+            only("  compressed store, at most", bytes(memory.store_bytes)),
+            only("  page words and bookkeeping", bytes(full.metadata_bytes)),
+            only("compression", format!("{:.2} : 1", self.compression_ratio)),
+            only("pages stored uncompressed", grouped(full.raw_pages)),
+        ]
+    }
+
+    fn fault_rows(&self) -> Vec<[String; 4]> {
+        let end = &self.ghost.end;
+        let latency = (end.fault_latency_p50_ns, end.fault_latency_p99_ns);
+        let mut rows = vec![
+            only("faults", grouped(self.ghost.outcome.faults())),
+            only("  per second", grouped(self.faults_per_second as u64)),
+            only(
+                "  latency p50 / p99",
+                format!("{} / {}", time(latency.0), time(latency.1)),
+            ),
+            only(
+                "read ahead / used",
+                pair(end.readahead_pages, end.readahead_hits),
+            ),
+            only(
+                "evicted clean / compressed",
+                pair(end.evictions_clean, end.evictions_dirty),
+            ),
+            only("evicted as one value", grouped(end.same_filled_pages)),
+        ];
+        if self.ghost.memory.overdrafts > 0 {
+            rows.push(only(
+                "frames beyond the limit",
+                grouped(self.ghost.memory.overdrafts),
+            ));
+        }
+        rows
+    }
+
+    fn time_rows(&self) -> Vec<[String; 4]> {
+        let times = |name: &str, with: f64, without: Option<f64>| {
+            let factor = slower(with, without).unwrap_or_default();
+            row(
+                name,
+                seconds(with),
+                without.map(seconds).unwrap_or_default(),
+                factor,
+            )
+        };
+        let plain = self.baseline.as_ref().map(|b| &b.outcome);
+        let phases = self.ghost.outcome.phases.iter().enumerate();
+        let mut rows: Vec<_> = phases
+            .map(|(index, phase)| {
+                let plain = plain.and_then(|outcome| outcome.phases.get(index));
+                times(&phase.name, phase.seconds, plain.map(|phase| phase.seconds))
+            })
+            .collect();
+        let all = self.ghost.outcome.seconds();
+        rows.push(times("all work", all, plain.map(Outcome::seconds)));
+        rows
     }
 
     fn verdict(&self) -> Vec<String> {
@@ -394,6 +354,14 @@ impl Report {
         }
         lines
     }
+}
+
+fn row(name: &str, with: String, without: String, ratio: String) -> [String; 4] {
+    [name.to_string(), with, without, ratio]
+}
+
+fn only(name: &str, with: String) -> [String; 4] {
+    row(name, with, String::new(), String::new())
 }
 
 fn failed(run: &str, outcome: &Outcome) -> Vec<String> {

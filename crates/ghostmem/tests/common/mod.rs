@@ -126,10 +126,15 @@ pub(crate) fn run_alone(name: &str, role: &str, envs: &[(&str, &str)]) -> ExitSt
 /// Runs `body` in a process of its own: the test `name` (this one) is started
 /// again with nothing beside it.
 pub(crate) fn alone(name: &str, body: impl FnOnce()) {
+    alone_with(name, &[], body);
+}
+
+/// As [`alone`], with additions to the environment.
+pub(crate) fn alone_with(name: &str, envs: &[(&str, &str)], body: impl FnOnce()) {
     if role().is_some() {
         body();
     } else {
-        let status = run_alone(name, "alone", &[]);
+        let status = run_alone(name, "alone", envs);
         assert!(status.success(), "{name} in its own process: {status}");
     }
 }
