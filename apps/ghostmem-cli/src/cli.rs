@@ -37,7 +37,8 @@ Examples:
   ghostmem demo ~/src --limit 10% --json    your own files, result for machines
 
 Exit code:
-  0  everything verified, and memory stayed within limit + store + 5 % + 16 MiB
+  0  everything verified, memory within limit + store + 5 % + 16 MiB, and ghost pages within
+     the limit (a tiny limit may be exceeded by 68 pages for a stuck thread; the report says so)
   1  a checksum was wrong or memory exceeded that
   2  the demo could not run: bad input, unreadable file, no usable fault backend";
 

@@ -254,6 +254,19 @@ impl Engine {
         let Some(limit) = self.config.memory_limit_bytes else {
             return Ok(());
         };
+        // Freed slots may still hold memory: give it back before refusing.
+        for _ in 0..4 {
+            if self.needed_with(bytes) <= limit {
+                return Ok(());
+            }
+            self.tidy_store(0);
+        }
+        Err(OsError::new("allocate", 12))
+    }
+
+    /// Bytes that resident pages, store and tables will take once what is
+    /// handed out, and `bytes` more, has been written.
+    fn needed_with(&self, bytes: usize) -> usize {
         let store = self.store.stats();
         let counts = self.metrics.counts();
         // Each new page takes a page word and its share of the bitmaps.
@@ -272,12 +285,7 @@ impl Engine {
         // Resident pages need no slot as long as they fit in the limit.
         let frames_free = (self.budget.free().max(0) as usize) * PAGE_SIZE;
         let beyond = (untouched + bytes).saturating_sub(frames_free);
-        let needed = held + resident + (untouched + bytes).min(frames_free) + estimate(beyond);
-        if needed <= limit {
-            Ok(())
-        } else {
-            Err(OsError::new("allocate", 12))
-        }
+        held + resident + (untouched + bytes).min(frames_free) + estimate(beyond)
     }
 
     /// The region and page of an address, if it is this engine's.

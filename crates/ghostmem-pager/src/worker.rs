@@ -97,12 +97,13 @@ impl Engine {
         }
     }
 
-    /// Returns empty slabs and moves slots out of sparse ones.
-    pub(crate) fn tidy_store(&self) {
+    /// Moves slots out of sparse slabs and returns empty ones, but for
+    /// `spare_bytes` of them.
+    pub(crate) fn tidy_store(&self, spare_bytes: usize) {
         let inside = ghostmem_fault::gate().enter();
         self.store
             .compact(COMPACT_SLOTS, &mut |owner, slot| self.relocate(owner, slot));
-        self.store.trim(SPARE_BYTES);
+        self.store.trim(spare_bytes);
         drop(inside);
     }
 
@@ -141,7 +142,7 @@ fn run(engine: &Engine) {
     while !engine.closed.load(Ordering::Acquire) {
         engine.refill();
         if clock::now_ns() - tidied >= TIDY.as_nanos() as u64 {
-            engine.tidy_store();
+            engine.tidy_store(SPARE_BYTES);
             tidied = clock::now_ns();
         }
         engine.worker.asleep.store(1, Ordering::SeqCst);

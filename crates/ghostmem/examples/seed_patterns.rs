@@ -14,7 +14,7 @@ use allocator_api2::vec::Vec as GhostVec;
 use ghostmem::{Error, Heap};
 
 /// Pattern 1: every thread has vectors of its own. Their sums.
-pub fn independent_allocations(heap: &Heap) -> Vec<u64> {
+pub(crate) fn independent_allocations(heap: &Heap) -> Vec<u64> {
     thread::scope(|scope| {
         let threads: Vec<_> = (0..4_u64)
             .map(|id| {
@@ -33,7 +33,7 @@ pub fn independent_allocations(heap: &Heap) -> Vec<u64> {
 
 /// Pattern 2 (and "pre-allocate in a single thread"): filled once, read by
 /// many. The sums the readers found.
-pub fn shared_read_only(heap: &Heap) -> Vec<u64> {
+pub(crate) fn shared_read_only(heap: &Heap) -> Vec<u64> {
     let mut shared = GhostVec::with_capacity_in(1_000_000, heap);
     shared.extend(0..1_000_000_u64);
     thread::scope(|scope| {
@@ -48,7 +48,7 @@ pub fn shared_read_only(heap: &Heap) -> Vec<u64> {
 /// Pattern 3 (and "external synchronisation for modifications"): a queue in
 /// ghost memory behind a mutex. How many values the consumers got, and their
 /// sum.
-pub fn producer_consumer(heap: &Heap) -> (usize, u64) {
+pub(crate) fn producer_consumer(heap: &Heap) -> (usize, u64) {
     let queue = Mutex::new((GhostVec::new_in(heap), false));
     let changed = Condvar::new();
     let lock = || queue.lock().unwrap_or_else(|e| e.into_inner());
@@ -85,7 +85,7 @@ pub fn producer_consumer(heap: &Heap) -> (usize, u64) {
 
 /// Pattern 4, and the concurrent allocation test: 8 threads, `each`
 /// allocations of a page each, every one used. How many succeeded.
-pub fn concurrent_allocations(heap: &Heap, each: usize) -> usize {
+pub(crate) fn concurrent_allocations(heap: &Heap, each: usize) -> usize {
     let page = Layout::new::<[i32; 1024]>();
     let successes = AtomicUsize::new(0);
     thread::scope(|scope| {
@@ -118,7 +118,7 @@ pub fn concurrent_allocations(heap: &Heap, each: usize) -> usize {
 
 /// What once was to be avoided: allocate, use briefly, free, in many threads.
 /// How many times.
-pub fn rapid_allocation(heap: &Heap, each: usize) -> usize {
+pub(crate) fn rapid_allocation(heap: &Heap, each: usize) -> usize {
     let page = Layout::new::<[u64; 512]>();
     let done = AtomicUsize::new(0);
     thread::scope(|scope| {

@@ -28,11 +28,11 @@ fn word(index: usize, round: u64) -> u64 {
 fn data_eight_times_the_limit_survives_rewriting_on_every_backend() {
     for backend in BACKENDS {
         let heap = Heap::builder()
-            .resident_limit(4 << 20)
+            .resident_limit(2 << 20)
             .backend(backend)
             .build()
             .unwrap();
-        let count = (32 << 20) / 8;
+        let count = (16 << 20) / 8;
         let mut data = heap.slice_from_fn(count, |i| word(i, 0)).unwrap();
         for round in 0..3_u64 {
             for (i, value) in data.iter_mut().enumerate() {
@@ -44,7 +44,7 @@ fn data_eight_times_the_limit_survives_rewriting_on_every_backend() {
                 *value = word(i, round + 1);
             }
             let stats = heap.stats();
-            assert!(stats.resident_bytes <= 4 << 20, "{backend}: {stats:?}");
+            assert!(stats.resident_bytes <= 2 << 20, "{backend}: {stats:?}");
         }
         // In an order no readahead follows.
         let mut at = 1_usize;
@@ -162,21 +162,28 @@ fn freed_blocks_give_their_memory_back() {
         let data = heap.slice_from_fn(4 << 20, |i| word(i, 9)).unwrap();
         assert!(heap.stats().store_data_bytes > 1 << 20);
         drop(data);
-        let stats = heap.stats();
-        assert_eq!(
-            (
+        // An eviction that the free cancelled gives its slot back a moment
+        // later.
+        let mut held = (1, 1, 1);
+        for _ in 0..2000 {
+            let stats = heap.stats();
+            held = (
                 stats.allocated_bytes,
                 stats.resident_bytes,
-                stats.store_data_bytes
-            ),
-            (0, 0, 0)
-        );
+                stats.store_data_bytes,
+            );
+            if held == (0, 0, 0) {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        assert_eq!(held, (0, 0, 0), "allocated, resident, stored");
     }
 }
 
 #[test]
 fn many_heaps_live_and_die() {
-    for round in 0..200 {
+    for round in 0..150 {
         let heap = Heap::builder().resident_limit(64 << 10).build().unwrap();
         let data = heap.slice_from_fn(50_000, |i| word(i, round)).unwrap();
         let boxed = allocator_api2::boxed::Box::new_in(round, heap.clone());
@@ -217,7 +224,12 @@ fn advice_does_what_it_says() {
             .unwrap();
         let mut data = heap.slice_from_fn(1 << 18, |i| word(i, 1)).unwrap();
         let range: *const [u64] = &raw const *data;
-        assert!(heap.evict(range).unwrap() > 400, "{backend}");
+        let evicted = heap.evict(range).unwrap();
+        assert!(
+            evicted > 400,
+            "{backend}: {evicted} of 512, {:?}",
+            heap.stats()
+        );
         assert_eq!(heap.is_resident(&data[0]), Some(false));
         assert!(heap.prefetch(range).unwrap() >= 512, "{backend}");
         assert_eq!(heap.is_resident(&data[0]), Some(true));

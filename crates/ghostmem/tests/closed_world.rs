@@ -82,51 +82,54 @@ unsafe extern "C" fn calloc(count: usize, size: usize) -> *mut libc::c_void {
 
 #[test]
 fn nothing_is_allocated_while_faults_are_resolved() {
-    alone_on_each("nothing_is_allocated_while_faults_are_resolved", |backend| {
-        let _watchdog = Watchdog::new("closed world", 40);
-        let heap = heap(backend, 32);
-        let mut parts: Vec<_> = (0..4)
-            .map(|_| heap.slice_from_fn(64 * 512, |i| word(i, 0)).unwrap())
-            .collect();
-        let ready = Barrier::new(5);
-        thread::scope(|scope| {
-            for part in &mut parts {
-                let (ready, heap) = (&ready, &heap);
-                scope.spawn(move || {
-                    ready.wait();
-                    ready.wait();
-                    let mut random = Random::new(3);
-                    for round in 0..4 {
-                        for (i, value) in part.iter_mut().enumerate() {
-                            assert_eq!(*value, word(i, round), "{backend}: word {i}");
-                            *value = word(i, round + 1);
+    alone_on_each(
+        "nothing_is_allocated_while_faults_are_resolved",
+        |backend| {
+            let _watchdog = Watchdog::new("closed world", 40);
+            let heap = heap(backend, 32);
+            let mut parts: Vec<_> = (0..4)
+                .map(|_| heap.slice_from_fn(64 * 512, |i| word(i, 0)).unwrap())
+                .collect();
+            let ready = Barrier::new(5);
+            thread::scope(|scope| {
+                for part in &mut parts {
+                    let (ready, heap) = (&ready, &heap);
+                    scope.spawn(move || {
+                        ready.wait();
+                        ready.wait();
+                        let mut random = Random::new(3);
+                        for round in 0..4 {
+                            for (i, value) in part.iter_mut().enumerate() {
+                                assert_eq!(*value, word(i, round), "{backend}: word {i}");
+                                *value = word(i, round + 1);
+                            }
+                            for _ in 0..500 {
+                                let i = random.below(part.len());
+                                assert_eq!(part[i], word(i, round + 1), "{backend}: word {i}");
+                            }
+                            heap.evict(&raw const part[..4096]).unwrap();
+                            heap.prefetch(&raw const part[..4096]).unwrap();
+                            let small = allocator_api2::boxed::Box::new_in(round, heap);
+                            assert_eq!(*small, round);
+                            let large = heap.slice_from_fn(20_000, |i| i).unwrap();
+                            assert!(large.iter().copied().eq(0..20_000));
                         }
-                        for _ in 0..500 {
-                            let i = random.below(part.len());
-                            assert_eq!(part[i], word(i, round + 1), "{backend}: word {i}");
-                        }
-                        heap.evict(&raw const part[..4096]).unwrap();
-                        heap.prefetch(&raw const part[..4096]).unwrap();
-                        let small = allocator_api2::boxed::Box::new_in(round, heap);
-                        assert_eq!(*small, round);
-                        let large = heap.slice_from_fn(20_000, |i| i).unwrap();
-                        assert!(large.iter().copied().eq(0..20_000));
-                    }
-                    ready.wait();
-                });
-            }
-            ready.wait();
-            ARMED.store(true, Ordering::Relaxed);
-            ready.wait();
-            ready.wait();
-            ARMED.store(false, Ordering::Relaxed);
-        });
-        let stats = heap.stats();
-        assert!(
-            stats.refaults > 100 && stats.evictions_dirty > 100,
-            "{backend}: {stats:?}"
-        );
-    });
+                        ready.wait();
+                    });
+                }
+                ready.wait();
+                ARMED.store(true, Ordering::Relaxed);
+                ready.wait();
+                ready.wait();
+                ARMED.store(false, Ordering::Relaxed);
+            });
+            let stats = heap.stats();
+            assert!(
+                stats.refaults > 100 && stats.evictions_dirty > 100,
+                "{backend}: {stats:?}"
+            );
+        },
+    );
 }
 
 /// The check itself: it must be able to fail.

@@ -174,10 +174,9 @@ fn small_objects_live_on_in_both_sides() {
                 .map(|i| Box::new_in([from + i; 5], heap.clone()))
                 .collect()
         };
-        let right =
-            |all: &[Box<[u64; 5], ghostmem::Heap>], from: u64| {
-                all.iter().zip(from..).all(|(b, i)| **b == [i; 5])
-            };
+        let right = |all: &[Box<[u64; 5], ghostmem::Heap>], from: u64| {
+            all.iter().zip(from..).all(|(b, i)| **b == [i; 5])
+        };
         let mut old = boxed(0);
         let stop = AtomicBool::new(false);
         thread::scope(|scope| {
@@ -216,40 +215,43 @@ fn small_objects_live_on_in_both_sides() {
 
 #[test]
 fn a_raw_clone_is_stopped_rather_than_given_zeros() {
-    alone_on_each("a_raw_clone_is_stopped_rather_than_given_zeros", |backend| {
-        let _watchdog = Watchdog::new("raw clone", 50);
-        let words = words(backend);
-        let heap = words.heap().clone();
-        for resident in [false, true] {
-            let page = &words[..512];
-            if resident {
-                heap.prefetch(&raw const *page).unwrap();
-            } else {
-                heap.evict(&raw const *words).unwrap();
+    alone_on_each(
+        "a_raw_clone_is_stopped_rather_than_given_zeros",
+        |backend| {
+            let _watchdog = Watchdog::new("raw clone", 50);
+            let words = words(backend);
+            let heap = words.heap().clone();
+            for resident in [false, true] {
+                let page = &words[..512];
+                if resident {
+                    heap.prefetch(&raw const *page).unwrap();
+                } else {
+                    heap.evict(&raw const *words).unwrap();
+                }
+                assert_eq!(heap.is_resident(page), Some(resident));
+                // SAFETY: the child touches one word and ends.
+                let child = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) };
+                assert!(child >= 0);
+                if child == 0 {
+                    // SAFETY: a live word.
+                    let seen = unsafe { page[5].as_ptr().read_volatile() };
+                    // SAFETY: ends the child.
+                    unsafe { libc::_exit(if seen == stamped(5, 0) { 3 } else { 4 }) };
+                }
+                let status = wait_for(child as libc::pid_t);
+                assert_eq!(
+                    status.signal(),
+                    Some(libc::SIGSEGV),
+                    "{backend}, resident {resident}: {status}"
+                );
+                // What the child tried has not touched the parent.
+                assert!(heap.stats().resident_bytes <= 96 * PAGE);
+                for (i, value) in words.iter().enumerate() {
+                    let seen = value.load(Ordering::Relaxed);
+                    assert_eq!(seen, stamped(i % PART, 0), "{backend}: word {i}");
+                }
             }
-            assert_eq!(heap.is_resident(page), Some(resident));
-            // SAFETY: the child touches one word and ends.
-            let child = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) };
-            assert!(child >= 0);
-            if child == 0 {
-                // SAFETY: a live word.
-                let seen = unsafe { page[5].as_ptr().read_volatile() };
-                // SAFETY: ends the child.
-                unsafe { libc::_exit(if seen == stamped(5, 0) { 3 } else { 4 }) };
-            }
-            let status = wait_for(child as libc::pid_t);
-            assert_eq!(
-                status.signal(),
-                Some(libc::SIGSEGV),
-                "{backend}, resident {resident}: {status}"
-            );
-            // What the child tried has not touched the parent.
-            assert!(heap.stats().resident_bytes <= 96 * PAGE);
-            for (i, value) in words.iter().enumerate() {
-                let seen = value.load(Ordering::Relaxed);
-                assert_eq!(seen, stamped(i % PART, 0), "{backend}: word {i}");
-            }
-        }
-        use_everything(&words, 1);
-    });
+            use_everything(&words, 1);
+        },
+    );
 }

@@ -161,8 +161,7 @@ fn eight_threads_that_need_four_pages_for_each_instruction_finish() {
                         }
                         // SAFETY: as above.
                         let copied = unsafe { target.read_unaligned() };
-                        let want =
-                            u64::from_le_bytes(std::array::from_fn(|k| byte(at + k)));
+                        let want = u64::from_le_bytes(std::array::from_fn(|k| byte(at + k)));
                         assert_eq!(copied, want, "{backend}: thread {me}, turn {turn}");
                         done.fetch_add(1, Ordering::Relaxed);
                     }

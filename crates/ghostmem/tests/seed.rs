@@ -37,7 +37,11 @@ fn the_concurrent_allocation_test() {
     let _watchdog = Watchdog::new("concurrent allocation", 60);
     for backend in BACKENDS {
         let heap = heap(backend, 5);
-        assert_eq!(patterns::concurrent_allocations(&heap, 100), 800, "{backend}");
+        assert_eq!(
+            patterns::concurrent_allocations(&heap, 100),
+            800,
+            "{backend}"
+        );
         assert_eq!(heap.stats().allocated_bytes, 0, "{backend}");
     }
 }

@@ -239,11 +239,19 @@ fn handlers_installed_before_get_what_is_not_ours_as_they_asked() {
             ss_size: stack.len(),
         };
         // SAFETY: the stack outlives its use.
-        assert_eq!(unsafe { libc::sigaltstack(&raw const alternate, ptr::null_mut()) }, 0);
+        assert_eq!(
+            unsafe { libc::sigaltstack(&raw const alternate, ptr::null_mut()) },
+            0
+        );
         let handler = repair as *const () as usize;
         let flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
         install(libc::SIGSEGV, handler, flags, &[libc::SIGUSR1]);
-        install(libc::SIGBUS, handler, flags | libc::SA_NODEFER, &[libc::SIGUSR1]);
+        install(
+            libc::SIGBUS,
+            handler,
+            flags | libc::SA_NODEFER,
+            &[libc::SIGUSR1],
+        );
         let before = blocked();
         for backend in BACKENDS {
             let heap = heap(backend, 8);
@@ -254,7 +262,11 @@ fn handlers_installed_before_get_what_is_not_ours_as_they_asked() {
                 assert_eq!(SEEN_ADDRESS.load(Ordering::Relaxed), address);
                 let at = SEEN_STACK.load(Ordering::Relaxed);
                 assert!(stack.as_ptr_range().contains(&ptr::without_provenance(at)));
-                let deferred = if signal == libc::SIGSEGV { bit(signal) } else { 0 };
+                let deferred = if signal == libc::SIGSEGV {
+                    bit(signal)
+                } else {
+                    0
+                };
                 let asked = before | bit(libc::SIGUSR1) | deferred;
                 assert_eq!(
                     SEEN_BLOCKED.load(Ordering::Relaxed),
@@ -318,28 +330,31 @@ fn a_genuine_segfault_still_kills() {
 
 #[test]
 fn a_touch_of_freed_memory_kills_rather_than_reads_zeros() {
-    alone("a_touch_of_freed_memory_kills_rather_than_reads_zeros", || {
-        let _watchdog = Watchdog::new("use after free", 40);
-        for backend in BACKENDS {
-            if backend == Backend::Monitor {
-                // Its engine thread stops the process, with a line of text.
-                continue;
+    alone(
+        "a_touch_of_freed_memory_kills_rather_than_reads_zeros",
+        || {
+            let _watchdog = Watchdog::new("use after free", 40);
+            for backend in BACKENDS {
+                if backend == Backend::Monitor {
+                    // Its engine thread stops the process, with a line of text.
+                    continue;
+                }
+                let heap = heap(backend, 8);
+                let data = heap.slice_from_fn(64 * 512, |i| word(i, 6)).unwrap();
+                let dangling = data.as_ptr();
+                drop(data);
+                let child = fork(|| {
+                    // SAFETY: not at all: that is what is tested.
+                    unsafe { dangling.read_volatile() };
+                });
+                let status = wait_for(child);
+                assert!(
+                    matches!(status.signal(), Some(libc::SIGSEGV | libc::SIGBUS)),
+                    "{backend}: {status}"
+                );
             }
-            let heap = heap(backend, 8);
-            let data = heap.slice_from_fn(64 * 512, |i| word(i, 6)).unwrap();
-            let dangling = data.as_ptr();
-            drop(data);
-            let child = fork(|| {
-                // SAFETY: not at all: that is what is tested.
-                unsafe { dangling.read_volatile() };
-            });
-            let status = wait_for(child);
-            assert!(
-                matches!(status.signal(), Some(libc::SIGSEGV | libc::SIGBUS)),
-                "{backend}: {status}"
-            );
-        }
-    });
+        },
+    );
 }
 
 #[test]

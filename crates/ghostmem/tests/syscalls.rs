@@ -122,7 +122,10 @@ fn absent(heap: &Heap, fill: impl Fn(usize) -> u8) -> GhostSlice<u8> {
 }
 
 fn holds_what_was_read(buffer: &[u8]) -> bool {
-    buffer[..COUNT].iter().enumerate().all(|(i, &b)| b == byte(i))
+    buffer[..COUNT]
+        .iter()
+        .enumerate()
+        .all(|(i, &b)| b == byte(i))
 }
 
 #[test]

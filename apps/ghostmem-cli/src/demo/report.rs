@@ -61,10 +61,13 @@ pub(crate) struct Report {
     pub(crate) ok: bool,
     /// Every checksum and count was right, in both runs, and both agree.
     verified: bool,
-    /// Memory stayed within limit + store + 5 % + 16 MiB.
+    /// Memory stayed within limit + store + 5 % + 16 MiB, and ghost pages within the limit but for
+    /// declared overdrafts (at most 68 pages).
     memory_rule_held: bool,
     backend: String,
     limit_bytes: u64,
+    /// Ghost pages seen above the limit; more than 0 only with overdrafts.
+    beyond_limit_bytes: u64,
     threads: usize,
     seed: u64,
     data: Data,
@@ -104,6 +107,7 @@ impl Report {
         let verified = ghost.outcome.verified()
             && baseline.as_ref().is_none_or(|b| b.outcome.verified())
             && same_results != Some(false);
+        let beyond_limit_bytes = ghost.memory.beyond_limit_bytes(limit_bytes);
         let memory_rule_held = ghost.memory.rule_held(limit_bytes);
         let stored = ghost.full.stored_pages as f64 * PAGE_BYTES;
         Self {
@@ -113,6 +117,7 @@ impl Report {
             memory_rule_held,
             backend,
             limit_bytes,
+            beyond_limit_bytes,
             threads: job.threads,
             seed: job.seed,
             data,
@@ -319,6 +324,15 @@ impl Report {
                 Bytes(memory.allowed_bytes),
                 Bytes(memory.ghost_resident_bytes),
                 Bytes(self.limit_bytes)
+            ));
+        }
+        let beyond = memory.beyond_limit_bytes(self.limit_bytes);
+        if beyond > 0 && memory.overdrafts > 0 {
+            lines.push(format!(
+                "Limit: EXCEEDED by up to {} of ghost pages; {} frames were taken beyond it for \
+                 threads that could not go on otherwise (68 pages at a time are allowed).",
+                Bytes(beyond),
+                grouped(memory.overdrafts)
             ));
         }
         if !memory.peak_reset {
