@@ -10,7 +10,7 @@
 //! |---|---|---|
 //! | *inline* | SIGBUS on the faulting thread (`UFFD_FEATURE_SIGBUS`) | `UFFDIO_COPY` |
 //! | *monitor* | messages read by engine threads | `UFFDIO_COPY` |
-//! | *guard* | SIGSEGV on guarded or inaccessible pages | a second mapping of the same memory file |
+//! | *guard* | SIGSEGV on guarded or inaccessible pages | writing to the memory file behind the mapping |
 //!
 //! # The closed world
 //! [`FaultSink::on_fault`] runs inside a signal handler with every signal

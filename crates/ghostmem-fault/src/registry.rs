@@ -196,6 +196,9 @@ impl<S: FaultSink> Drop for Enrolment<S> {
 /// `ENOSPC` when far too many sinks exist; a refused fork hook.
 pub fn enrol<S: FaultSink>(sink: MapArc<S>) -> Result<Enrolment<S>, OsError> {
     hook_forks()?;
+    // A fork under way holds this from before it asks the sinks until they
+    // are all released: nobody joins in between.
+    let _no_fork = SETUP.lock();
     remember_sink(&sink)?;
     Ok(Enrolment { sink })
 }

@@ -18,7 +18,7 @@ use core::sync::atomic::{
 use crate::error::OsError;
 
 /// The only page size the engine works with, bytes. x86-64 has no other base
-/// page; [`crate::machine::check_page_size`] refuses kernels that do.
+/// page; [`crate::machine::page_size_is_supported`] refuses kernels that do.
 pub const PAGE_SIZE: usize = 4096;
 
 /// Rounds `bytes` up to whole pages; `None` when that overflows.

@@ -208,9 +208,15 @@ impl Engine {
                         continue;
                     };
                     if claim.before().state() == State::Resident {
-                        if region.mapped.protects_from_loads() {
-                            // Keeps others out until the frame is gone.
-                            let _closed = region.mapped.protect(page, 1);
+                        // Keeps others out until the frame is gone; where
+                        // that is refused (locked memory), the page stays.
+                        if region.mapped.protects_from_loads()
+                            && region.mapped.protect(page, 1).is_err()
+                        {
+                            let before = claim.before();
+                            self.release(region, claim, before);
+                            page += 1;
+                            continue;
                         }
                         region.mapped.add_to(&mut batch, page, 1);
                         region.resident.remove(page);
@@ -284,6 +290,9 @@ impl Engine {
     /// limit for everything else.
     pub fn pin(&self, address: usize, len: usize) -> Result<(), OsError> {
         let (region, first, end) = self.pages_of("pin", address, len)?;
+        if first == end {
+            return Ok(());
+        }
         for page in first..end {
             if let Err(error) = self.pin_page(region, page) {
                 self.unpin_pages(region, first, page);

@@ -209,7 +209,12 @@ impl Engine {
         let bytes = pages.checked_mul(PAGE_SIZE).ok_or(full)?;
         this.admit(bytes)?;
         loop {
-            for region in this.regions().filter(|r| r.alive.load(Ordering::Acquire)) {
+            for region in this.regions() {
+                // Runs are aligned within their region: its start must be too.
+                let aligned = region.base().is_multiple_of(align_pages * PAGE_SIZE);
+                if !aligned || !region.alive.load(Ordering::Acquire) {
+                    continue;
+                }
                 let run = region
                     .blocks
                     .as_ref()

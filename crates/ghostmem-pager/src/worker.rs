@@ -78,13 +78,14 @@ impl Engine {
         }
     }
 
-    /// Evicts until the high watermark is reached or nothing more goes.
-    fn refill(&self) {
+    /// Evicts until the high watermark is reached; `false` when nothing more
+    /// goes before that.
+    fn refill(&self) -> bool {
         let low = self.low_watermark();
         let high = 2 * low;
         while self.budget.free() < high && !self.closed.load(Ordering::Acquire) {
             let Ok(pool) = ghostmem_fault::scratch() else {
-                return;
+                return false;
             };
             let inside = ghostmem_fault::gate().enter();
             let mut scratch = pool.lease();
@@ -92,9 +93,10 @@ impl Engine {
             drop(scratch);
             drop(inside);
             if freed == 0 {
-                return;
+                return false;
             }
         }
+        true
     }
 
     /// Moves slots out of sparse slabs and returns empty ones, but for
@@ -140,17 +142,23 @@ fn run(engine: &Engine) {
     let mut tidied = clock::now_ns();
     let mut evictions = 0;
     while !engine.closed.load(Ordering::Acquire) {
-        engine.refill();
+        let filled = engine.refill();
         if clock::now_ns() - tidied >= TIDY.as_nanos() as u64 {
             engine.tidy_store(SPARE_BYTES);
             tidied = clock::now_ns();
         }
         engine.worker.asleep.store(1, Ordering::SeqCst);
-        if engine.budget.free() >= engine.low_watermark() && !engine.closed.load(Ordering::Acquire)
-        {
+        // When nothing can be evicted, trying again at once would only burn
+        // the processor.
+        let rest = !filled || engine.budget.free() >= engine.low_watermark();
+        if rest && !engine.closed.load(Ordering::Acquire) {
             // An idle heap needs no looking after.
             let idle = engine.evictions() == evictions;
-            let nap = if idle { Duration::from_secs(2) } else { TIDY };
+            let nap = if idle && filled {
+                Duration::from_secs(2)
+            } else {
+                TIDY
+            };
             evictions = engine.evictions();
             futex::wait(&engine.worker.asleep, 1, nap);
         }

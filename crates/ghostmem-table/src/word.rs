@@ -3,7 +3,7 @@
 //! ```text
 //!  63                              24 23       15 14  12 11   8 7 6 5 4 3 2   0
 //! ┌──────────────────────────────────┬───────────┬──────┬──────┬─┬─┬─┬─┬─┬─────┐
-//! │ payload: slot, or fill pattern   │   epoch   │level │credit│I│H│P│C│W│state│
+//! │ payload: slot, pattern or nonce  │   epoch   │level │credit│I│H│P│C│W│state│
 //! └──────────────────────────────────┴───────────┴──────┴──────┴─┴─┴─┴─┴─┴─────┘
 //!   W somebody waits    C resident and clean: payload is its slot
 //!   P pinned            H hot for writing     I last seen incompressible

@@ -17,7 +17,7 @@
 //! Every test that needs a race to be worth anything counts its outcomes and
 //! fails if one of them never happened.
 #![cfg(loom)]
-#![allow(clippy::unwrap_used)] // helpers of tests
+#![allow(clippy::unwrap_used, reason = "a test may")]
 
 mod model;
 

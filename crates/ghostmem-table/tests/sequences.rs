@@ -1,7 +1,7 @@
 //! Every short sequence of operations on one page word, against a model that
 //! knows only who owns the page and which eviction is on.
 #![cfg(not(loom))]
-#![allow(clippy::unwrap_used)] // helpers of tests
+#![allow(clippy::unwrap_used, reason = "a test may")]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 

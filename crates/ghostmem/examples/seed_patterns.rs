@@ -4,6 +4,7 @@
 //! ```sh
 //! cargo run --release -p ghostmem --example seed_patterns
 //! ```
+#![allow(clippy::unwrap_used)] // a test ends at the first failure
 
 use std::alloc::Layout;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -22,7 +22,7 @@ pub enum Backend {
     /// userfaultfd, faults resolved by engine threads. Slower; system calls
     /// see the memory (with a privileged userfaultfd).
     Monitor,
-    /// Guard pages and a second mapping. Works where userfaultfd is refused.
+    /// Guard pages on a mapped memory file. Works where userfaultfd is refused.
     Guard,
     /// As `Guard`, by mprotect(2) alone, as on kernels before 6.15.
     GuardMprotect,

@@ -22,6 +22,7 @@ use crate::{Error, Heap};
 pub struct GhostSlice<T> {
     start: NonNull<T>,
     len: usize,
+    layout: Layout,
     heap: Heap,
     marker: PhantomData<T>,
 }
@@ -49,6 +50,7 @@ impl Heap {
         let mut slice = GhostSlice {
             start,
             len: 0,
+            layout,
             heap: self.clone(),
             marker: PhantomData,
         };
@@ -100,11 +102,7 @@ impl<T> Drop for GhostSlice<T> {
         let values: *mut [T] = &raw mut **self;
         // SAFETY: the values are dropped once, here.
         unsafe { core::ptr::drop_in_place(values) };
-        // A slice whose making panicked is shorter than its block; the heap
-        // goes by the address.
-        if let Ok(layout) = Layout::array::<T>(self.len.max(1)) {
-            // SAFETY: nobody uses the block any more.
-            let _freed = unsafe { self.heap.deallocate(self.start.cast(), layout) };
-        }
+        // SAFETY: nobody uses the block any more, and this is its layout.
+        let _freed = unsafe { self.heap.deallocate(self.start.cast(), self.layout) };
     }
 }

@@ -1,5 +1,6 @@
 //! Data survives eviction on every backend, limits hold, and misuse has a
 //! defined answer.
+#![allow(clippy::unwrap_used, clippy::multiple_unsafe_ops_per_block)] // a test ends at the first failure
 
 use std::alloc::Layout;
 use std::ptr::NonNull;

@@ -1,5 +1,6 @@
 //! A whole program, the test harness included, on ghost memory under a small
 //! limit.
+#![allow(clippy::unwrap_used, clippy::multiple_unsafe_ops_per_block)] // a test ends at the first failure
 
 use std::collections::HashMap;
 use std::thread;

@@ -1,5 +1,6 @@
 //! One instruction may need more pages than the limit has, and many threads
 //! may need theirs at once: everybody gets through, with the right bytes.
+#![allow(clippy::unwrap_used, clippy::multiple_unsafe_ops_per_block)] // a test ends at the first failure
 
 use std::arch::asm;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,7 +15,7 @@ const LIMIT_PAGES: usize = 5;
 
 fn bytes(backend: Backend, pages: usize) -> GhostSlice<u8> {
     heap(backend, LIMIT_PAGES)
-        .slice_from_fn(pages * PAGE, |i| byte(i))
+        .slice_from_fn(pages * PAGE, byte)
         .unwrap()
 }
 
@@ -137,7 +138,7 @@ fn eight_threads_that_need_four_pages_for_each_instruction_finish() {
         // Each thread: 2 pages to read from, 2 to write to, one word across
         // each border. 32 pages wanted at once, 5 to be had.
         let data = heap(backend, LIMIT_PAGES)
-            .slice_from_fn(8 * 4 * PAGE, |i| byte(i))
+            .slice_from_fn(8 * 4 * PAGE, byte)
             .unwrap();
         let start = data.as_ptr().expose_provenance();
         let done = AtomicU64::new(0);

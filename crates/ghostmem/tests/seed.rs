@@ -1,5 +1,6 @@
 //! The seed's patterns, habits and concurrent allocation test hold on every
 //! backend.
+#![allow(clippy::unwrap_used, clippy::multiple_unsafe_ops_per_block)] // a test ends at the first failure
 
 use common::{BACKENDS, Watchdog, heap};
 

@@ -1,6 +1,7 @@
 //! Signals: handlers that touch ghost memory at any moment, the program's own
 //! handlers for SIGSEGV and SIGBUS, and faults that are nobody's. Each case in
 //! a process of its own.
+#![allow(clippy::unwrap_used, clippy::multiple_unsafe_ops_per_block)] // a test ends at the first failure
 
 use std::mem::{MaybeUninit, zeroed};
 use std::os::unix::process::ExitStatusExt;
@@ -240,6 +241,7 @@ fn handlers_installed_before_get_what_is_not_ours_as_they_asked() {
         };
         // SAFETY: the stack outlives its use.
         assert_eq!(
+            // SAFETY: a function that is made to fault on purpose, in a child.
             unsafe { libc::sigaltstack(&raw const alternate, ptr::null_mut()) },
             0
         );

@@ -33,12 +33,17 @@ pub(crate) struct Frame {
     pub(crate) content: u64,
     /// Somebody holds a claim on the page: the model's note, not the kernel's.
     held: bool,
+    /// How many held it before.
+    holders: u64,
 }
 
 #[derive(Debug)]
 pub(crate) struct Mapping {
     steps: AtomicU64,
     frame: Mutex<Frame>,
+    /// Written by each holder for the next: stands for all that a holder does
+    /// in plain memory, and is relaxed, so that only the page word carries it.
+    legacy: AtomicU64,
 }
 
 impl Mapping {
@@ -46,6 +51,7 @@ impl Mapping {
         Self {
             steps: AtomicU64::new(0),
             frame: Mutex::new(Frame::default()),
+            legacy: AtomicU64::new(0),
         }
     }
 
@@ -109,18 +115,24 @@ impl Mapping {
 
     /// A claim was won.
     pub(crate) fn enter(&self) {
-        self.peek(|frame| {
+        let holders = self.peek(|frame| {
             assert!(!frame.held, "two holders of one page");
             frame.held = true;
+            frame.holders
         });
+        let legacy = self.legacy.load(Ordering::Relaxed);
+        assert_eq!(legacy, holders, "a holder missed what the last one did");
     }
 
     /// A claim is about to end.
     pub(crate) fn leave(&self) {
-        self.peek(|frame| {
+        let holders = self.peek(|frame| {
             assert!(frame.held, "a page was released by no holder");
             frame.held = false;
+            frame.holders += 1;
+            frame.holders
         });
+        self.legacy.store(holders, Ordering::Relaxed);
     }
 
     /// Copies the page out. A real copy would fault inside the engine if the
@@ -155,10 +167,7 @@ impl Mapping {
         self.step(|frame| {
             assert!(frame.held, "unmapped by no holder");
             assert!(frame.present, "unmapped an absent page");
-            *frame = Frame {
-                held: true,
-                ..Frame::default()
-            };
+            (frame.present, frame.protected, frame.content) = (false, false, 0);
         });
     }
 

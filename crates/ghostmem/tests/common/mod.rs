@@ -1,6 +1,6 @@
 //! What the integration tests share: data that can be checked anywhere,
 //! watchdogs, and processes of their own.
-
+#![allow(clippy::unwrap_used, clippy::multiple_unsafe_ops_per_block)] // a test ends at the first failure
 #![allow(dead_code, reason = "each test file uses its own part")]
 
 use std::os::unix::process::ExitStatusExt;
