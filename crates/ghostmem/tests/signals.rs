@@ -241,7 +241,7 @@ fn handlers_installed_before_get_what_is_not_ours_as_they_asked() {
         };
         // SAFETY: the stack outlives its use.
         assert_eq!(
-            // SAFETY: a function that is made to fault on purpose, in a child.
+            // SAFETY: as said above.
             unsafe { libc::sigaltstack(&raw const alternate, ptr::null_mut()) },
             0
         );
