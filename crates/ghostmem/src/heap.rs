@@ -45,8 +45,39 @@ struct Inner {
     /// One thread at a time sets up small objects; `true` when that failed
     /// and pages serve them.
     small_setup: Lock<bool>,
-    small_bytes: AtomicUsize,
+    small_bytes: SmallBytes,
     arena: Lock<Option<Arena>>,
+}
+
+/// Bytes of small objects, counted without a cache line that threads share.
+struct SmallBytes([Tally; 16]);
+
+/// One thread's share; wraps below zero where it frees what others allocated.
+#[repr(align(128))]
+struct Tally(AtomicUsize);
+
+impl SmallBytes {
+    const fn new() -> Self {
+        Self([const { Tally(AtomicUsize::new(0)) }; 16])
+    }
+
+    fn mine(&self) -> &AtomicUsize {
+        let hash = (thread::key() >> 12).wrapping_mul(0x9E37_79B9) >> 16;
+        &self.0[hash % self.0.len()].0
+    }
+
+    fn add(&self, bytes: usize) {
+        self.mine().fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn subtract(&self, bytes: usize) {
+        self.mine().fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    fn sum(&self) -> usize {
+        let sum = |total: usize, tally: &Tally| total.wrapping_add(tally.0.load(Ordering::Relaxed));
+        self.0.iter().fold(0, sum)
+    }
 }
 
 /// Tells the pager which memory the small-object allocator no longer needs.
@@ -136,7 +167,7 @@ impl Heap {
             engine: Engine::new(config)?,
             small: OnceLock::new(),
             small_setup: Lock::new(false),
-            small_bytes: AtomicUsize::new(0),
+            small_bytes: SmallBytes::new(),
             arena: Lock::new(None),
         })?;
         Ok(Self { inner })
@@ -219,7 +250,7 @@ impl Heap {
                 .small()
                 .and_then(|small| small.allocate(size, align, zeroed))
         {
-            self.inner.small_bytes.fetch_add(size, Ordering::Relaxed);
+            self.inner.small_bytes.add(size);
             return Ok(NonNull::slice_from_raw_parts(block, size));
         }
         let out_of_memory = Error::OutOfMemory { bytes: size };
@@ -252,9 +283,7 @@ impl Heap {
         {
             // SAFETY: the caller's promise: the block is no longer used.
             unsafe { small.deallocate(block) }.map_err(|_| Error::NotAllocated { address })?;
-            self.inner
-                .small_bytes
-                .fetch_sub(layout.size(), Ordering::Relaxed);
+            self.inner.small_bytes.subtract(layout.size());
             return Ok(());
         }
         self.engine()
@@ -291,7 +320,7 @@ impl Heap {
     }
 
     fn stats_of(&self, engine: ghostmem_pager::EngineStats) -> Stats {
-        Stats::from_engine(engine, self.inner.small_bytes.load(Ordering::Relaxed))
+        Stats::from_engine(engine, self.inner.small_bytes.sum())
     }
 
     /// The backend in use, never [`Backend::Auto`].
