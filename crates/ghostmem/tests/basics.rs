@@ -226,13 +226,19 @@ fn advice_does_what_it_says() {
         let mut data = heap.slice_from_fn(1 << 18, |i| word(i, 1)).unwrap();
         let range: *const [u64] = &raw const *data;
         let evicted = heap.evict(range).unwrap();
+        // The monitor lets the program go on a moment before it is done with
+        // the last window it restored, at most 64 pages.
         assert!(
-            evicted > 400,
+            evicted >= 512 - 64,
             "{backend}: {evicted} of 512, {:?}",
             heap.stats()
         );
         assert_eq!(heap.is_resident(&data[0]), Some(false));
-        assert!(heap.prefetch(range).unwrap() >= 512, "{backend}");
+        let prefetched = heap.prefetch(range).unwrap();
+        assert!(
+            prefetched >= evicted,
+            "{backend}: {prefetched} of {evicted}"
+        );
         assert_eq!(heap.is_resident(&data[0]), Some(true));
         heap.cold(range).unwrap();
         assert!(heap.evict_coldest().unwrap());
