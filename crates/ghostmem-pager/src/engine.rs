@@ -417,6 +417,7 @@ impl FaultSink for Engine {
     fn after_fork_in_parent(&self) {
         for region in self.regions() {
             region.mapped.after_fork_in_parent();
+            self.reopen_pinned(region);
         }
         self.release_fork_locks();
     }
@@ -442,6 +443,23 @@ impl Engine {
         }
         self.worker.thread.release_after_fork();
         self.registrations.release_after_fork();
+    }
+
+    /// After a fork some backends leave every page closed; pinned ones must be
+    /// open for the kernel too.
+    fn reopen_pinned(&self, region: &Region) {
+        if !region.has_pins() || !region.mapped.protects_from_loads() {
+            return;
+        }
+        let mut next = region.resident.next(0);
+        while let Some(page) = next {
+            if region.table.load(page).is_pinned()
+                && let Err(error) = region.mapped.unprotect(page, 1)
+            {
+                die("a pinned page cannot be opened after fork", error.errno);
+            }
+            next = region.resident.next(page + 1);
+        }
     }
 
     /// In a forked child write protection is gone, so no copy can be trusted
