@@ -450,10 +450,6 @@ impl Region {
         }
     }
 
-    const fn closes_by_mprotect(&self) -> bool {
-        matches!(self.mechanism, Mechanism::Guard { mprotect: true, .. })
-    }
-
     fn advise(&self, advice: i32) -> Result<(), OsError> {
         // SAFETY: the span is reserved (`home`) and the advice given changes
         // no contents.
@@ -492,9 +488,8 @@ impl Region {
         // Nobody may store to a page while it is copied, nor between then and
         // the fork: a touch waits at the gate, which is frozen. The parent's
         // pages open again one by one, as they are touched.
-        let end = self.active_end() * PAGE_SIZE;
-        if end > 0 {
-            close_range(map, self.closes_by_mprotect(), 0, end)?;
+        if self.active_end() > 0 {
+            self.protect(0, self.active_end())?;
         }
         let file = guard::memory_file(self.span.len())?;
         for page in resident {
@@ -558,14 +553,6 @@ impl Region {
                 Ok(())
             }
         }
-    }
-}
-
-fn close_range(map: &FileMap, mprotect: bool, offset: usize, len: usize) -> Result<(), OsError> {
-    if mprotect {
-        map.protect(offset, len, false)
-    } else {
-        map.guard(offset, len)
     }
 }
 

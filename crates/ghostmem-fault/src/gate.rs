@@ -58,7 +58,7 @@ impl Gate {
     /// Async-signal-safe.
     pub fn enter(&self) -> Inside<'_> {
         let me = thread::key() as u64;
-        let shard = (me as usize >> 12).wrapping_mul(0x9E37_79B9) >> 16 & (SHARDS - 1);
+        let shard = thread::shard(SHARDS);
         loop {
             let phase = self.phase.load(Ordering::Acquire) & 1;
             let counter = &self.inside[phase as usize][shard];

@@ -87,8 +87,7 @@ impl Metrics {
     }
 
     fn shard(&self) -> &Shard {
-        let hash = (thread::key() >> 12).wrapping_mul(0x9E37_79B9) >> 16;
-        &self.shards[hash % SHARDS]
+        &self.shards[thread::shard(SHARDS)]
     }
 
     pub(crate) fn add(&self, counter: Counter, amount: u64) {

@@ -62,8 +62,7 @@ impl SmallBytes {
     }
 
     fn mine(&self) -> &AtomicUsize {
-        let hash = (thread::key() >> 12).wrapping_mul(0x9E37_79B9) >> 16;
-        &self.0[hash % self.0.len()].0
+        &self.0[thread::shard(self.0.len())].0
     }
 
     fn add(&self, bytes: usize) {
