@@ -36,10 +36,19 @@ pub struct CodecMemory(pub [u64; 2560]);
 /// A fixed pool of [`Scratch`], lent and returned with one atomic each.
 pub struct ScratchPool {
     memory: Reservation,
-    /// One bit each, set while lent. Low ones go first, so that only as many
-    /// are ever backed by memory as were in use at once.
-    lent: [AtomicU64; POOL_SIZE / 64],
+    /// One bit each, set while lent; groups of [`GROUP`], each on a cache line
+    /// of its own. A thread starts at its group's lowest set, so that only
+    /// about as many are ever backed by memory as there are faulting threads.
+    lent: [Group; POOL_SIZE / GROUP],
 }
+
+/// Sets in one group: what threads of one shard share before they look
+/// elsewhere.
+const GROUP: usize = 8;
+const GROUP_MASK: u64 = (1 << GROUP) - 1;
+
+#[repr(align(128))]
+struct Group(AtomicU64);
 
 impl ScratchPool {
     /// Reserves the pool; nothing is backed by memory until it is used.
@@ -51,44 +60,54 @@ impl ScratchPool {
         let memory = Reservation::new(bytes, PAGE_SIZE, Access::ReadWrite)?;
         Ok(Self {
             memory,
-            lent: [const { AtomicU64::new(0) }; POOL_SIZE / 64],
+            lent: [const { Group(AtomicU64::new(0)) }; POOL_SIZE / GROUP],
         })
     }
 
     /// Lends one set; waits by yielding when all are out. Whoever holds a
     /// lease never waits for anything another lease holder does, so this
     /// ends. Lock-free but for that wait, async-signal-safe.
+    ///
+    /// A thread gets the set it had before whenever that is free: its lines
+    /// are in the cache of the processor the thread runs on.
     pub fn lease(&self) -> Lease<'_> {
+        let words = self.lent.len();
+        let home = crate::thread::shard(words);
         loop {
-            for (word_index, word) in self.lent.iter().enumerate() {
-                let mut seen = word.load(Ordering::Relaxed);
-                while seen != u64::MAX {
-                    let bit = (!seen).trailing_zeros();
-                    match word.compare_exchange_weak(
-                        seen,
-                        seen | (1 << bit),
-                        Ordering::Acquire,
-                        Ordering::Relaxed,
-                    ) {
-                        Ok(_) => {
-                            return Lease {
-                                pool: self,
-                                index: word_index * 64 + bit as usize,
-                            };
-                        }
-                        Err(now) => seen = now,
-                    }
+            for step in 0..words {
+                let at = (home + step) % words;
+                if let Some(index) = self.lend_from(at) {
+                    return Lease { pool: self, index };
                 }
             }
             crate::thread::yield_now();
         }
     }
 
+    /// Lends the first free set of group `at`, if there is one.
+    fn lend_from(&self, at: usize) -> Option<usize> {
+        let word = &self.lent[at].0;
+        let mut seen = word.load(Ordering::Relaxed);
+        while seen & GROUP_MASK != GROUP_MASK {
+            let bit = (!seen).trailing_zeros();
+            match word.compare_exchange_weak(
+                seen,
+                seen | (1 << bit),
+                Ordering::Acquire,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => return Some(at * GROUP + bit as usize),
+                Err(now) => seen = now,
+            }
+        }
+        None
+    }
+
     /// Marks every set free: for a forked child, where no lease holder of the
     /// parent exists.
     pub fn reset_after_fork(&self) {
         for word in &self.lent {
-            word.store(0, Ordering::Release);
+            word.0.store(0, Ordering::Release);
         }
     }
 }
@@ -179,7 +198,9 @@ impl core::ops::DerefMut for Lease<'_> {
 
 impl Drop for Lease<'_> {
     fn drop(&mut self) {
-        let bit = 1_u64 << (self.index % 64);
-        self.pool.lent[self.index / 64].fetch_and(!bit, Ordering::Release);
+        let bit = 1_u64 << (self.index % GROUP);
+        self.pool.lent[self.index / GROUP]
+            .0
+            .fetch_and(!bit, Ordering::Release);
     }
 }

@@ -40,11 +40,13 @@ impl ResidentSet {
             let bit = 1_u64 << (index % 64);
             index /= 64;
             // An upper bit that is set already covers everything above it.
-            if level[index].fetch_or(bit, Ordering::AcqRel) & bit != 0
-                && !core::ptr::eq(level, &self.levels[0])
-            {
+            let upper = !core::ptr::eq(level, &self.levels[0]);
+            // Upper words are shared by many threads' pages and almost always
+            // set already: looking first leaves their cache line shared.
+            if upper && level[index].load(Ordering::SeqCst) & bit != 0 {
                 return;
             }
+            level[index].fetch_or(bit, Ordering::SeqCst);
         }
     }
 
