@@ -233,6 +233,13 @@ impl Engine {
     ) -> Verdict {
         let page = fault.page;
         let refault = word.state() != State::Empty;
+        if word.state() == State::Stored
+            && let Some(slot) = Slot::from_bits(word.payload())
+        {
+            // Cold memory, while there is other work: stale by the time of
+            // the claim at worst.
+            self.store.prefetch(slot);
+        }
         self.take_frame(fault, refault, scratch);
         let number = self.number(region, page);
         let plan = if self.config.readahead {
@@ -417,7 +424,8 @@ impl Engine {
                     return false;
                 };
                 let info = self.store.read(slot, &mut scratch.packed);
-                let sampled = place == 0;
+                // The clock costs a few per cent of a restore.
+                let sampled = place == 0 && word.epoch() & 7 == slot.bits() as u16 & 7;
                 let start = if sampled { clock::now_ns() } else { 0 };
                 let ok = codec::decode(info.codec, &scratch.packed[..info.len], out).is_ok();
                 if sampled {

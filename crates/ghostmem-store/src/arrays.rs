@@ -11,12 +11,10 @@ use ghostmem_os::bytes::ByteArena;
 use ghostmem_os::map::ZeroArray;
 
 use crate::class::{self, CLASSES, Geometry, HEADER_BYTES, RAW_CLASS, SLAB_BYTES, SLAB_PAGES};
+use crate::handle::SLABS_MAX;
 use crate::memory::{Memory, Word};
 use crate::slabs::Claim;
 use crate::state::{GLOBALS, Global, row};
-
-/// Most slabs a store may have: 2^31 of 64 KiB are all of the address space.
-const SLABS_MAX: usize = 1 << 31;
 
 /// Global words on a cache line of their own.
 #[derive(Debug)]
@@ -119,6 +117,12 @@ impl Arrays {
         } else if let Some(word) = self.raw_header(claim) {
             word.store(header, Relaxed);
         }
+    }
+
+    /// Starts to bring a slot's bytes into the cache.
+    pub(crate) fn prefetch(&self, claim: Claim) {
+        let slot_bytes = class::geometry(claim.class).slot_bytes as usize;
+        self.arena.prefetch(Self::offset(claim), slot_bytes);
     }
 
     /// Fills `out`, or as much of it as the slot can hold, from the payload.

@@ -81,7 +81,7 @@ impl SlabStore {
                 };
                 if moved < max_slots
                     && let Some(info) = SlotInfo::from_doubtful(self.slabs.mem.header(claim))
-                    && relocate(info.owner, Slot::new(slab, index))
+                    && relocate(info.owner, Slot::new(claim))
                 {
                     moved += 1;
                 }

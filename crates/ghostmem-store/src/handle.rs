@@ -9,12 +9,19 @@
 //! ```
 
 use crate::MAX_SLOT_BYTES;
-use crate::class::SLOTS_MAX;
+use crate::class::{CLASSES, SLOTS_MAX};
+use crate::slabs::Claim;
 
 /// Bits of an owner and of a slot handle.
 const ID_BITS: u32 = 40;
 const ID_MASK: u64 = (1 << ID_BITS) - 1;
 const LEN_MASK: u64 = (1 << 13) - 1;
+
+/// Most slabs whose handles fit: 1 TiB of slots.
+pub(crate) const SLABS_MAX: usize = 1 << 24;
+
+const _: () = assert!(SLOTS_MAX <= 256, "an index has eight bits");
+const _: () = assert!(CLASSES < 256, "so that no handle is 2^40");
 
 /// Set in every header: memory that was never a header rarely passes for one.
 const PATTERN: u64 = 0b101_0110;
@@ -40,6 +47,16 @@ impl Owner {
 
 /// A slot of the store: fits in 40 bits and is never 0, so that 0 can mean
 /// "none" in a page word.
+///
+/// ```text
+///  39        16 15    8 7     0
+/// ┌────────────┬───────┬───────┐
+/// │ slab       │ class │ index │  + 1
+/// └────────────┴───────┴───────┘
+/// ```
+/// The class is the slab's, which cannot change while one of its slots is in
+/// use. Carrying it saves a restore the look at the slab's row, a line that is
+/// seldom in the cache.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
 pub struct Slot(u64);
 
@@ -61,16 +78,18 @@ impl Slot {
         self.0
     }
 
-    pub(crate) const fn new(slab: u32, index: u32) -> Self {
-        Self(slab as u64 * SLOTS_MAX as u64 + index as u64 + 1)
+    pub(crate) const fn new(claim: Claim) -> Self {
+        let place = (claim.slab as u64) << 16 | (claim.class as u64) << 8 | claim.index as u64;
+        Self(place + 1)
     }
 
-    pub(crate) const fn slab(self) -> u32 {
-        ((self.0 - 1) / SLOTS_MAX as u64) as u32
-    }
-
-    pub(crate) const fn index(self) -> u32 {
-        ((self.0 - 1) % SLOTS_MAX as u64) as u32
+    pub(crate) const fn claim(self) -> Claim {
+        let place = self.0 - 1;
+        Claim {
+            slab: (place >> 16) as u32,
+            index: (place & 0xFF) as u32,
+            class: (place >> 8) as u8,
+        }
     }
 }
 
@@ -151,10 +170,22 @@ mod tests {
 
     #[test]
     fn handles_are_never_zero_and_fit_forty_bits() {
-        assert_eq!(Slot::new(0, 0).bits(), 1);
-        let last = Slot::new(u32::MAX, 254);
-        assert_eq!(Slot::from_bits(last.bits()), Some(last));
-        assert_eq!((last.slab(), last.index()), (u32::MAX, 254));
+        let first = Claim {
+            slab: 0,
+            index: 0,
+            class: 0,
+        };
+        let last = Claim {
+            slab: SLABS_MAX as u32 - 1,
+            index: SLOTS_MAX as u32 - 1,
+            class: CLASSES as u8 - 1,
+        };
+        assert_eq!(Slot::new(first).bits(), 1);
+        for claim in [first, last] {
+            let slot = Slot::new(claim);
+            assert_eq!(Slot::from_bits(slot.bits()), Some(slot));
+            assert_eq!(slot.claim(), claim);
+        }
         assert_eq!(Slot::from_bits(0), None);
         assert_eq!(Slot::from_bits(1 << 40), None);
     }
