@@ -20,6 +20,9 @@ use crate::region::place_of;
 /// Below this limit every eviction is done by the faulting thread: there is no
 /// room to keep frames free.
 const BACKGROUND_LIMIT_PAGES: i64 = 1024;
+/// Most pages a faulting thread evicts at once: all of them dirty, they keep it
+/// for a third of a millisecond.
+const DIRECT_PAGES: i64 = 64;
 /// How often the store is tidied.
 const TIDY: Duration = Duration::from_millis(200);
 /// Empty slabs kept ready for the next pages.
@@ -56,18 +59,20 @@ impl Engine {
         }
     }
 
-    /// Fewer free frames than this wake the worker.
+    /// Fewer free frames than this wake the worker: enough for the faults of
+    /// the time it takes to compress one batch, and no more, as every free
+    /// frame is one that holds no page.
     pub(crate) fn low_watermark(&self) -> i64 {
         let limit = self.budget.limit();
         if !self.config.background || limit < BACKGROUND_LIMIT_PAGES {
             return 0;
         }
-        (limit / 64).clamp(128, 1024)
+        (limit / 64).clamp(64, 256)
     }
 
     /// Pages a faulting thread evicts at once when it finds no frame.
     pub(crate) fn direct_batch(&self) -> usize {
-        (self.budget.limit() / 16).clamp(1, BATCH_PAGES as i64 / 2) as usize
+        (self.budget.limit() / 16).clamp(1, DIRECT_PAGES) as usize
     }
 
     pub(crate) fn wake_worker(&self) {
@@ -82,7 +87,7 @@ impl Engine {
     /// goes before that.
     fn refill(&self) -> bool {
         let low = self.low_watermark();
-        let high = 2 * low;
+        let high = low + (BATCH_PAGES as i64).min(low);
         while self.budget.free() < high && !self.closed.load(Ordering::Acquire) {
             let Ok(pool) = ghostmem_fault::scratch() else {
                 return false;
