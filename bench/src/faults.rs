@@ -24,6 +24,7 @@ use crate::error::{Error, Result};
 use crate::options::{DataArgs, Size};
 use crate::report::{self, Spread};
 use crate::rng::Rng;
+use crate::sys;
 use crate::work;
 
 /// Arguments of the command.
@@ -40,6 +41,9 @@ pub(crate) struct FaultsArgs {
     /// Backend of the heap: auto, inline, monitor, guard or guard-mprotect.
     #[arg(long, default_value = "inline")]
     backend: String,
+    /// Which parts to measure: steady, restore-only.
+    #[arg(long, value_delimiter = ',', default_value = "steady,restore-only", value_parser = ["steady", "restore-only"])]
+    part: Vec<String>,
     /// Repetitions, alternating between the numbers of threads.
     #[arg(long, default_value_t = 5)]
     rounds: u32,
@@ -65,12 +69,8 @@ pub(crate) fn run(args: &FaultsArgs) -> Result<()> {
         "readahead pages/fault",
     ]);
     let mut results = Vec::new();
-    for restore_only in [false, true] {
-        let part = if restore_only {
-            "restore only"
-        } else {
-            "steady"
-        };
+    for part in &args.part {
+        let restore_only = part == "restore-only";
         eprintln!("{part}");
         let limit = if restore_only {
             args.data.size.0 + (64 << 20)
@@ -96,7 +96,7 @@ pub(crate) fn run(args: &FaultsArgs) -> Result<()> {
             let gain = spread.median / *single.get_or_insert(spread.median);
             table.add_row([
                 args.backend.clone(),
-                part.to_owned(),
+                part.clone(),
                 threads.to_string(),
                 spread.text(),
                 format!("{:.0}", 1e9 / spread.median),
@@ -154,11 +154,12 @@ fn measure(
     let buffer = ghost.buffer();
     let before = ghost.heap().stats();
     let elapsed = std::thread::scope(|scope| {
-        let workers: Vec<_> = orders
-            .iter()
-            .map(|order| {
+        let workers: Vec<_> = (0..)
+            .zip(&orders)
+            .map(|(thread, order)| {
                 let gate = &gate;
                 scope.spawn(move || {
+                    sys::stay_on_processor(thread);
                     gate.wait();
                     read_all(buffer, order)
                 })

@@ -211,6 +211,7 @@ pub(crate) fn run(
             .map(|(slot, (order, versions))| {
                 let gate = &gate;
                 scope.spawn(move || {
+                    sys::stay_on_processor(slot as usize);
                     let (warm, timed) = order.split_at(plan.warm);
                     let before = touch(buffer, plan.pattern, slot, warm, versions);
                     gate.wait();
