@@ -10,6 +10,7 @@ use core::sync::atomic::Ordering;
 use ghostmem_fault::{AccessKind, Batch, Fault, FaultSink, Scratch, Verdict};
 use ghostmem_os::thread::{self, SignalsBlocked};
 use ghostmem_os::{OsError, PAGE_SIZE, clock};
+use ghostmem_policy::Heat;
 use ghostmem_table::{Claim, State, Word};
 
 use crate::engine::Engine;
@@ -142,9 +143,8 @@ impl Engine {
         while let Some(page) = next.filter(|&page| page < end) {
             let word = region.table.load(page);
             if matches!(word.state(), State::Resident) {
-                let _raced = region
-                    .table
-                    .amend(page, word, word.with_credit(0).with_level(0));
+                let cold = word.with_heat(Heat::COLD.to_bits());
+                let _raced = region.table.amend(page, word, cold);
             }
             next = region.resident.next(page + 1);
         }

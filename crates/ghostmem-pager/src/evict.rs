@@ -38,6 +38,9 @@ const DIRTY_PAGES_MAX: usize = 128;
 /// before it takes what it has.
 const LOOKS_PER_PAGE: usize = 32;
 
+/// The last of those looks ignore credit when no page has been found before.
+const FORCED_LOOKS: usize = 256;
+
 /// Two dirty victims at most this many pages apart are protected in one call:
 /// walking absent pages is cheaper than another round of interrupts.
 const PROTECT_GAP_PAGES: usize = 1024;
@@ -68,7 +71,7 @@ impl Engine {
             return 0;
         }
         let wanted = wanted.clamp(1, BATCH_PAGES);
-        let mut looks = wanted * LOOKS_PER_PAGE + 256;
+        let mut looks = wanted * LOOKS_PER_PAGE + FORCED_LOOKS;
         let mut victims = [Victim {
             page: 0,
             word: Word::EMPTY,
@@ -98,7 +101,10 @@ impl Engine {
             while let Some(page) = region.resident.next(from).filter(|&page| page < end) {
                 from = page + 1;
                 looks = looks.saturating_sub(1);
-                if let Some(victim) = self.judge(region, page) {
+                // So many pages in a row with credit: take what comes, or the
+                // caller would wait for all of it to run out.
+                let force = freed + count == 0 && looks < FORCED_LOOKS;
+                if let Some(victim) = self.judge(region, page, force) {
                     victims[count] = victim;
                     count += 1;
                     dirty += usize::from(!victim.word.is_clean());
@@ -163,22 +169,18 @@ impl Engine {
         }
     }
 
-    /// Whether the hand takes a page; one it spares loses a credit.
-    fn judge(&self, region: &Region, page: usize) -> Option<Victim> {
+    /// Whether the hand takes a page; one it spares loses a credit. `force`:
+    /// whatever its credit.
+    fn judge(&self, region: &Region, page: usize, force: bool) -> Option<Victim> {
         let word = region.table.load(page);
         if word.state() != State::Resident || word.is_pinned() {
             return None;
         }
-        let heat = Heat {
-            credit: word.credit(),
-            level: word.level(),
-        };
-        match heat.pass() {
-            Some(spared) if !self.backend.splits_mappings() => {
+        match Heat::from_bits(word.heat()).pass() {
+            Some(spared) if !force && !self.backend.splits_mappings() => {
                 // Somebody else changed the word: spared all the same.
-                let _raced = region
-                    .table
-                    .amend(page, word, word.with_credit(spared.credit));
+                let spared = word.with_heat(spared.to_bits());
+                let _raced = region.table.amend(page, word, spared);
                 None
             }
             _ => Some(Victim { page, word }),
@@ -341,7 +343,8 @@ impl Engine {
         for (index, claim) in drops.iter_mut().enumerate() {
             let Some(claim) = claim.take() else { continue };
             let before = claim.before();
-            let stored = before.with_clean(false).with_epoch(epoch).with_credit(0);
+            let past = Heat::from_bits(before.heat()).evict(epoch);
+            let stored = before.with_clean(false).with_heat(past.to_bits());
             let word = match (!kept[index], before.is_clean(), packed[index]) {
                 // The kernel kept the mapping (locked memory): so do we.
                 (false, true, _) => before,

@@ -6,7 +6,7 @@ use core::time::Duration;
 use ghostmem_codec as codec;
 use ghostmem_fault::{AccessKind, Fault, Installed, RUN_PAGES, Scratch, Verdict, die};
 use ghostmem_os::{PAGE_SIZE, clock, futex, thread};
-use ghostmem_policy::{Heat, Plan};
+use ghostmem_policy::{Heat, Past, Plan};
 use ghostmem_store::Slot;
 use ghostmem_table::{Claim, State, Word};
 
@@ -373,28 +373,21 @@ impl Engine {
                 && region.mapped.tracks_writes()
                 && self.config.keep_copies
                 && !before.is_write_hot();
-            let heat = if before.state() == State::Empty || step > 0 {
-                Heat {
-                    credit: 0,
-                    level: before.level(),
-                }
-            } else {
-                Heat {
-                    credit: 0,
-                    level: before.level(),
-                }
-                .refault(before.epoch(), now)
+            let past = Past::from_bits(before.heat());
+            let heat = match (before.state(), step) {
+                (State::Empty, _) => Heat::FRESH,
+                (_, 0) => past.refault(self.clock(), now),
+                _ => past.ahead(),
             };
             // Being hot for writing wears off, so that a page that is only
             // read again is seen to be.
-            let forget = now & 7 == 0;
+            let forget = now & 31 < 4;
             *word = before
                 .with_state(State::Resident)
                 .with_clean(clean)
                 .with_payload(if clean { before.payload() } else { 0 })
                 .with_write_hot(before.is_write_hot() && !forget)
-                .with_credit(heat.credit)
-                .with_level(heat.level);
+                .with_heat(heat.to_bits());
         }
         let page_of = |step: usize| first.wrapping_add_signed(step as isize * stride as isize);
         self.install(

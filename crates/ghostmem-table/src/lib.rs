@@ -40,4 +40,4 @@ mod word;
 
 pub use sync::AtomicU64;
 pub use table::{Claim, DropClaim, EvictClaim, PageTable, Waiters};
-pub use word::{CREDIT_MAX, EPOCH_MASK, LEVEL_MAX, PAYLOAD_MAX, State, Word};
+pub use word::{PAYLOAD_MAX, State, Word};

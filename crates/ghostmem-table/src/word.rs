@@ -1,10 +1,10 @@
 //! Layout of the page word.
 //!
 //! ```text
-//!  63                              24 23       15 14  12 11   8 7 6 5 4 3 2   0
-//! ┌──────────────────────────────────┬───────────┬──────┬──────┬─┬─┬─┬─┬─┬─────┐
-//! │ payload: slot, pattern or nonce  │   epoch   │level │credit│I│H│P│C│W│state│
-//! └──────────────────────────────────┴───────────┴──────┴──────┴─┴─┴─┴─┴─┴─────┘
+//!  63                              24 23                     8 7 6 5 4 3 2   0
+//! ┌──────────────────────────────────┬─────────────────────────┬─┬─┬─┬─┬─┬─────┐
+//! │ payload: slot, pattern or nonce  │          heat           │I│H│P│C│W│state│
+//! └──────────────────────────────────┴─────────────────────────┴─┴─┴─┴─┴─┴─────┘
 //!   W somebody waits    C resident and clean: payload is its slot
 //!   P pinned            H hot for writing     I last seen incompressible
 //! ```
@@ -48,12 +48,6 @@ impl State {
     }
 }
 
-/// Largest value of [`Word::credit`].
-pub const CREDIT_MAX: u8 = 15;
-/// Largest value of [`Word::level`].
-pub const LEVEL_MAX: u8 = 7;
-/// Epochs are counted modulo `EPOCH_MASK + 1`.
-pub const EPOCH_MASK: u16 = 0x1FF;
 /// Largest payload.
 pub const PAYLOAD_MAX: u64 = (1 << 40) - 1;
 
@@ -62,9 +56,7 @@ const CLEAN: u64 = 1 << 4;
 const PINNED: u64 = 1 << 5;
 const WRITE_HOT: u64 = 1 << 6;
 const INCOMPRESSIBLE: u64 = 1 << 7;
-const CREDIT_SHIFT: u32 = 8;
-const LEVEL_SHIFT: u32 = 12;
-const EPOCH_SHIFT: u32 = 15;
+const HEAT_SHIFT: u32 = 8;
 const PAYLOAD_SHIFT: u32 = 24;
 
 /// A snapshot of a page's word. Changing it changes nothing but the snapshot.
@@ -120,49 +112,18 @@ impl Word {
         /// Did not shrink when it was last compressed.
         is_incompressible, with_incompressible, INCOMPRESSIBLE);
 
-    /// How many more passes of the clock hand the page survives.
+    /// What the replacement policy keeps of the page; the table gives it no
+    /// meaning.
     #[must_use]
-    pub const fn credit(self) -> u8 {
-        ((self.0 >> CREDIT_SHIFT) & CREDIT_MAX as u64) as u8
+    pub const fn heat(self) -> u16 {
+        (self.0 >> HEAT_SHIFT) as u16
     }
 
-    /// The same word with another credit (clamped).
+    /// The same word with other bits of the policy.
     #[must_use]
-    pub const fn with_credit(self, credit: u8) -> Self {
-        let credit = if credit > CREDIT_MAX {
-            CREDIT_MAX
-        } else {
-            credit
-        };
-        let cleared = self.0 & !((CREDIT_MAX as u64) << CREDIT_SHIFT);
-        Self(cleared | ((credit as u64) << CREDIT_SHIFT))
-    }
-
-    /// How hot the page proved to be over its past lives.
-    #[must_use]
-    pub const fn level(self) -> u8 {
-        ((self.0 >> LEVEL_SHIFT) & LEVEL_MAX as u64) as u8
-    }
-
-    /// The same word with another level (clamped).
-    #[must_use]
-    pub const fn with_level(self, level: u8) -> Self {
-        let level = if level > LEVEL_MAX { LEVEL_MAX } else { level };
-        let cleared = self.0 & !((LEVEL_MAX as u64) << LEVEL_SHIFT);
-        Self(cleared | ((level as u64) << LEVEL_SHIFT))
-    }
-
-    /// When the page was evicted, on the reclaimer's clock.
-    #[must_use]
-    pub const fn epoch(self) -> u16 {
-        ((self.0 >> EPOCH_SHIFT) & EPOCH_MASK as u64) as u16
-    }
-
-    /// The same word with another epoch (modulo).
-    #[must_use]
-    pub const fn with_epoch(self, epoch: u16) -> Self {
-        let cleared = self.0 & !((EPOCH_MASK as u64) << EPOCH_SHIFT);
-        Self(cleared | (((epoch & EPOCH_MASK) as u64) << EPOCH_SHIFT))
+    pub const fn with_heat(self, heat: u16) -> Self {
+        let cleared = self.0 & !((u16::MAX as u64) << HEAT_SHIFT);
+        Self(cleared | ((heat as u64) << HEAT_SHIFT))
     }
 
     /// The slot or pattern.
@@ -202,14 +163,7 @@ impl core::fmt::Debug for Word {
                 write!(f, " {name}")?;
             }
         }
-        write!(
-            f,
-            " credit={} level={} epoch={} payload={:#x}",
-            self.credit(),
-            self.level(),
-            self.epoch(),
-            self.payload()
-        )
+        write!(f, " heat={:#x} payload={:#x}", self.heat(), self.payload())
     }
 }
 
@@ -221,9 +175,7 @@ mod tests {
     fn fields_do_not_overlap() {
         let word = Word::EMPTY
             .with_state(State::Lost)
-            .with_credit(15)
-            .with_level(7)
-            .with_epoch(0x1FF)
+            .with_heat(u16::MAX)
             .with_payload(PAYLOAD_MAX)
             .with_waiters(true)
             .with_clean(true)
@@ -231,20 +183,10 @@ mod tests {
             .with_write_hot(true)
             .with_incompressible(true);
         assert_eq!(word.0, u64::MAX);
-        let bare = word
-            .with_credit(0)
-            .with_payload(5)
-            .with_epoch(3)
-            .with_clean(false);
+        let bare = word.with_heat(3).with_payload(5).with_clean(false);
         assert_eq!(
-            (
-                bare.state(),
-                bare.credit(),
-                bare.level(),
-                bare.epoch(),
-                bare.payload()
-            ),
-            (State::Lost, 0, 7, 3, 5)
+            (bare.state(), bare.heat(), bare.payload()),
+            (State::Lost, 3, 5)
         );
         assert!(bare.is_pinned() && bare.has_waiters() && !bare.is_clean());
     }

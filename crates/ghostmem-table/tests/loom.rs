@@ -452,10 +452,10 @@ fn amend_beside_evictor() {
     let seen = explore(TWO, || {
         let world = Arc::new(World::dirty(OLD));
         let evictor = start(&world, |world| world.evict(1));
-        let amended = world.amend(|word| word.with_credit(9));
+        let amended = world.amend(|word| word.with_heat(9));
         let evicted = evictor.join().unwrap();
-        let credit = if amended { 9 } else { 0 };
-        assert_eq!(world.word().credit(), credit);
+        let heat = if amended { 9 } else { 0 };
+        assert_eq!(world.word().heat(), heat);
         assert_eq!(world.content_at_rest(), OLD);
         (amended, evicted)
     });

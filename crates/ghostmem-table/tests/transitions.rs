@@ -41,7 +41,7 @@ fn words() -> impl Iterator<Item = Word> {
                 .with_write_hot(bit(3))
                 .with_incompressible(bit(4))
                 .with_payload(if bit(5) { 5 } else { 0 })
-                .with_credit(if bit(6) { 3 } else { 0 })
+                .with_heat(if bit(6) { 3 } else { 0 })
         })
     })
 }
@@ -127,7 +127,7 @@ fn nonces_have_a_limit() {
 /// else is there, neither hold, seal nor abandon touches it.
 #[test]
 fn evictors_know_their_own_word() {
-    let resident = Word::EMPTY.with_state(State::Resident).with_credit(3);
+    let resident = Word::EMPTY.with_state(State::Resident).with_heat(3);
     let own = resident.with_state(State::Evicting).with_payload(NONCE);
     let next = own.with_payload(NONCE + 1);
     for word in words().chain([own, next]) {
@@ -186,9 +186,7 @@ fn amend_changes_policy_bits_of_pages_at_rest() {
     for word in words() {
         let at_rest = !owned(word) && word.state() != State::Evicting;
         let policy = word
-            .with_credit(9)
-            .with_level(2)
-            .with_epoch(7)
+            .with_heat(0x4907)
             .with_pinned(!word.is_pinned())
             .with_write_hot(!word.is_write_hot())
             .with_incompressible(!word.is_incompressible());
@@ -239,7 +237,7 @@ fn stale_words_lose() {
             table.begin_drop(PAGE, clean.with_payload(1)).err(),
             Some(now)
         );
-        assert_eq!(table.amend(PAGE, seen, seen.with_credit(1)), Err(now));
+        assert_eq!(table.amend(PAGE, seen, seen.with_heat(1)), Err(now));
         let claimed = seen.with_state(State::Claimed);
         assert_eq!(table.announce_wait(PAGE, claimed), None);
         assert_eq!(table.load(PAGE), now);
