@@ -11,7 +11,7 @@ use ghostmem_os::guard::{self, FileMap};
 use ghostmem_os::lock::Lock;
 use ghostmem_os::map::{Reservation, Span};
 use ghostmem_os::uffd::{FEATURE_SIGBUS, FEATURE_THREAD_ID, FEATURE_WP, Installed, Source, Uffd};
-use ghostmem_os::{OsError, PAGE_SIZE};
+use ghostmem_os::{OsError, PAGE_SIZE, machine};
 
 use crate::monitor::Monitor;
 
@@ -44,9 +44,11 @@ static OPENING: Lock<()> = Lock::new(());
 fn open_inline() -> Result<Uffd, OsError> {
     // Full mode buys nothing here: a kernel access raises no SIGBUS.
     let features = FEATURE_SIGBUS | FEATURE_WP;
-    Uffd::open(Source::UserModeOnly, features).or_else(|first| {
-        Uffd::open(Source::Syscall, features)
-            .or_else(|_| Uffd::open(Source::Device, features))
+    let lanes = if machine::cpus() > 1 { 8 } else { 1 };
+    let open = |source| Uffd::open_lanes(source, features, lanes);
+    open(Source::UserModeOnly).or_else(|first| {
+        open(Source::Syscall)
+            .or_else(|_| open(Source::Device))
             .map_err(|_| first)
     })
 }
