@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use ghostmem_lab::rng::Rng;
 use serde_json::json;
 
 use crate::blocks::{Block, Blocks, GhostBlocks, SystemBlocks};
@@ -20,7 +21,6 @@ use crate::contenders::ghost;
 use crate::error::{Error, Result};
 use crate::options::Size;
 use crate::report::{self, Spread};
-use crate::rng::Rng;
 
 /// Blocks a thread keeps in the ring shape.
 const RING: usize = 64;

@@ -26,10 +26,11 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
+use ghostmem_lab::rng::{Rng, mix};
+
 use crate::buffer::PAGE;
 use crate::error::{Error, Result};
 use crate::lz4::Lz4;
-use crate::rng::{Rng, mix};
 use crate::sys;
 use files::FileStream;
 use generate::Generator;

@@ -13,6 +13,7 @@ use std::sync::Barrier;
 use std::time::Instant;
 
 use clap::Args;
+use ghostmem_lab::rng::Rng;
 use serde_json::json;
 
 use crate::buffer::Buffer;
@@ -23,7 +24,6 @@ use crate::data::{DataSet, tag_offset, tag_value};
 use crate::error::{Error, Result};
 use crate::options::{DataArgs, Size};
 use crate::report::{self, Spread};
-use crate::rng::Rng;
 use crate::sys;
 use crate::work;
 

@@ -18,10 +18,10 @@ mod contenders;
 mod data;
 mod error;
 mod faults;
+mod lab;
 mod lz4;
 mod options;
 mod report;
-mod rng;
 mod store;
 mod sys;
 mod work;
@@ -50,6 +50,8 @@ enum Command {
     Faults(faults::FaultsArgs),
     /// Overhead of the store, fresh and after long random rewriting.
     Store(store::StoreArgs),
+    /// Replacement policies on recorded patterns of access, offline.
+    Lab(lab::LabArgs),
     /// C LZ4 against lz4_flex on 4 KiB pages.
     Codecs(codecs::CodecsArgs),
     /// Take down what a killed run left behind: our swap areas and cgroups.
@@ -65,6 +67,7 @@ fn main() -> ExitCode {
         Command::Alloc(args) => alloc::run(&args),
         Command::Faults(args) => faults::run(&args),
         Command::Store(args) => store::run(&args),
+        Command::Lab(args) => lab::run(&args),
         Command::Codecs(args) => codecs::run(&args),
         Command::Cleanup => cleanup(),
         Command::Child(args) => child::run(&args),

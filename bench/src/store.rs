@@ -15,6 +15,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use ghostmem_lab::rng::Rng;
 use serde_json::json;
 
 use crate::buffer::PAGE;
@@ -25,7 +26,6 @@ use crate::data::DataSet;
 use crate::error::{Error, Result};
 use crate::options::{DataArgs, Size};
 use crate::report::{self, mib};
-use crate::rng::Rng;
 use crate::work;
 
 /// Arguments of the command.

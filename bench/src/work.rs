@@ -9,14 +9,12 @@
 use std::sync::Barrier;
 use std::time::Instant;
 
+use ghostmem_lab::trace::{BenchPart, bench_order};
+
 use crate::buffer::{Buffer, PAGE};
 use crate::data::{DataSet, stamp, tag_offset, tag_value};
 use crate::error::{Error, Result};
-use crate::rng::{Rng, Zipf};
 use crate::sys;
-
-/// Exponent of the zipf workload.
-pub(crate) const ZIPF_THETA: f64 = 0.99;
 
 /// Pages copied or compared at a time.
 const RUN: u32 = 16;
@@ -53,11 +51,13 @@ impl Pattern {
         }
     }
 
-    /// Measured touches per page of the buffer, at scale 1.
-    const fn touches_per_page(self) -> f64 {
+    /// What draws its orders, here and in the lab.
+    const fn part(self) -> BenchPart {
         match self {
-            Self::RandomRead | Self::RandomWrite => 1.0,
-            Self::SeqRead | Self::ZipfRead => 2.0,
+            Self::SeqRead => BenchPart::SeqRead,
+            Self::RandomRead => BenchPart::RandomRead,
+            Self::RandomWrite => BenchPart::RandomWrite,
+            Self::ZipfRead => BenchPart::ZipfRead,
         }
     }
 }
@@ -77,33 +77,13 @@ impl Plan {
     /// Draws a workload over `pages` pages for `threads` threads; `scale`
     /// multiplies the number of touches. The same arguments give the same plan.
     pub(crate) fn new(pattern: Pattern, pages: u32, threads: u32, scale: f64) -> Self {
-        let touches = f64::from(pages) * pattern.touches_per_page() * scale;
-        let timed = (touches / f64::from(threads)).max(64.0) as usize;
-        let warm = timed / 2;
-        let ranks = match pattern {
-            Pattern::ZipfRead => Rng::new(0x7a69_7066).permutation(pages),
-            _ => Vec::new(),
-        };
-        let zipf = Zipf::new(u64::from(pages), ZIPF_THETA);
-        let orders = (0..threads).map(|thread| {
-            let mut rng = Rng::new((u64::from(threads) << 8) + u64::from(thread));
-            let part = pages / threads;
-            let first = thread * part;
-            (0..warm + timed)
-                .map(|touch| match pattern {
-                    // The end of the untimed part leads into the timed one.
-                    Pattern::SeqRead => first + (touch % part.max(1) as usize) as u32,
-                    Pattern::ZipfRead => ranks[zipf.sample(&mut rng) as usize],
-                    Pattern::RandomRead | Pattern::RandomWrite => {
-                        rng.below(u64::from(pages)) as u32
-                    }
-                })
-                .collect()
-        });
+        let orders: Vec<_> = (0..threads)
+            .map(|thread| bench_order(pattern.part(), pages, threads, thread, scale))
+            .collect();
         Self {
             pattern,
-            orders: orders.collect(),
-            warm,
+            warm: orders.first().map_or(0, |(_, warm)| *warm),
+            orders: orders.into_iter().map(|(order, _)| order).collect(),
         }
     }
 

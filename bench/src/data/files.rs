@@ -5,9 +5,10 @@ use std::io::{ErrorKind, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use ghostmem_lab::rng::Rng;
+
 use super::Kind;
 use crate::error::{Error, Result};
-use crate::rng::Rng;
 
 /// Searched when the user names nothing; those that do not exist are passed
 /// over. Directories of the Rust toolchain are added below the home directory.

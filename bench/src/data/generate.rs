@@ -3,8 +3,9 @@
 
 use std::io::Write;
 
+use ghostmem_lab::rng::Rng;
+
 use super::Kind;
-use crate::rng::Rng;
 
 const WORDS: [&str; 24] = [
     "alpha", "order", "customer", "pending", "shipped", "north", "south", "invoice", "total",

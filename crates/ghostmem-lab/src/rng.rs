@@ -4,7 +4,7 @@
 /// Mixes 64 bits into 64 bits so that neighbouring inputs give unrelated
 /// outputs (the finaliser of SplitMix64; a bijection).
 #[must_use]
-pub(crate) const fn mix(value: u64) -> u64 {
+pub const fn mix(value: u64) -> u64 {
     let mut z = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -13,18 +13,18 @@ pub(crate) const fn mix(value: u64) -> u64 {
 
 /// A SplitMix64 stream.
 #[derive(Debug, Clone)]
-pub(crate) struct Rng {
+pub struct Rng {
     state: u64,
 }
 
 impl Rng {
     /// The stream of `seed`.
-    pub(crate) const fn new(seed: u64) -> Self {
+    pub const fn new(seed: u64) -> Self {
         Self { state: mix(seed) }
     }
 
     /// The next 64 bits.
-    pub(crate) const fn next_u64(&mut self) -> u64 {
+    pub const fn next_u64(&mut self) -> u64 {
         let out = mix(self.state);
         self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         out
@@ -32,17 +32,17 @@ impl Rng {
 
     /// A number below `bound`, uniform to within 2^-32 for bounds that fit 32
     /// bits. `bound` of zero gives zero.
-    pub(crate) const fn below(&mut self, bound: u64) -> u64 {
+    pub const fn below(&mut self, bound: u64) -> u64 {
         ((self.next_u64() as u128 * bound as u128) >> 64) as u64
     }
 
     /// A number in [0, 1).
-    pub(crate) fn unit(&mut self) -> f64 {
+    pub fn unit(&mut self) -> f64 {
         (self.next_u64() >> 11) as f64 / (1_u64 << 53) as f64
     }
 
     /// A random order of `0..count`.
-    pub(crate) fn permutation(&mut self, count: u32) -> Vec<u32> {
+    pub fn permutation(&mut self, count: u32) -> Vec<u32> {
         let mut order: Vec<u32> = (0..count).collect();
         for last in (1..order.len()).rev() {
             order.swap(last, self.below(last as u64 + 1) as usize);
@@ -55,7 +55,7 @@ impl Rng {
 /// method of Gray et al., "Quickly generating billion-record synthetic
 /// databases" (SIGMOD 1994), as YCSB does.
 #[derive(Debug, Clone)]
-pub(crate) struct Zipf {
+pub struct Zipf {
     count: u64,
     theta: f64,
     alpha: f64,
@@ -66,7 +66,7 @@ pub(crate) struct Zipf {
 impl Zipf {
     /// Ranks `0..count` with exponent `theta`, which lies strictly between 0
     /// and 1.
-    pub(crate) fn new(count: u64, theta: f64) -> Self {
+    pub fn new(count: u64, theta: f64) -> Self {
         let zeta = |n: u64| (1..=n).map(|rank| (rank as f64).powf(-theta)).sum::<f64>();
         let all = zeta(count);
         let two = zeta(count.min(2));
@@ -80,7 +80,7 @@ impl Zipf {
     }
 
     /// The next rank, 0 the most frequent.
-    pub(crate) fn sample(&self, rng: &mut Rng) -> u64 {
+    pub fn sample(&self, rng: &mut Rng) -> u64 {
         let u = rng.unit();
         let scaled = u * self.zeta;
         if scaled < 1.0 {

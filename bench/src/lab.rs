@@ -1,0 +1,190 @@
+//! `ghostmem-bench lab`: replacement policies side by side, offline.
+//!
+//! Nothing is timed and nothing of the engine runs, so the figures are the same
+//! on every machine and in every run.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use ghostmem_lab::hand::{Credits, Hand};
+use ghostmem_lab::informed::Informed;
+use ghostmem_lab::trace::{self, BENCH_THETA, BenchPart, Trace};
+use ghostmem_lab::{Blind, Contender, run as measure};
+use serde_json::{Value, json};
+
+use crate::error::{Error, Result};
+use crate::report;
+
+/// Arguments of the command.
+#[derive(Debug, Args)]
+pub(crate) struct LabArgs {
+    /// Pages of each trace but the bench's own; at least 4096.
+    #[arg(long, default_value_t = 65_536)]
+    pages: u32,
+    /// Pages of the bench's own trace; those of `zram --size 1G`.
+    #[arg(long, default_value_t = 262_144)]
+    bench_pages: u32,
+    /// Resident limits, as divisors of the number of pages.
+    #[arg(long, value_delimiter = ',', default_value = "8,4,2")]
+    parts: Vec<u32>,
+    /// Only traces whose name contains this.
+    #[arg(long)]
+    only: Option<String>,
+    /// Everything measured, as JSON.
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &LabArgs) -> Result<()> {
+    if args.pages < 4096 || args.bench_pages < 4096 {
+        return Err(Error::Failed(
+            "--pages, --bench-pages: at least 4096".into(),
+        ));
+    }
+    if args.parts.iter().any(|part| !(1..=64).contains(part)) {
+        return Err(Error::Failed("--parts: 1 to 64".into()));
+    }
+    let wanted = |name: &str| args.only.as_ref().is_none_or(|only| name.contains(only));
+    let traces = trace::all(args.pages);
+    let mut rows = Vec::new();
+    for trace in traces.iter().filter(|trace| wanted(trace.name)) {
+        for &part in &args.parts {
+            rows.push(row(trace, part));
+        }
+    }
+    let bench = [("bench zipf, 1 thread", 1), ("bench zipf, 2 threads", 2)];
+    let mut bounds = Vec::new();
+    for (name, threads) in bench.into_iter().filter(|(name, _)| wanted(name)) {
+        let trace = trace::bench(name, args.bench_pages, threads, BenchPart::ZipfRead);
+        rows.push(row(&trace, 4));
+        bounds.push((name, informed(&trace, 4)));
+    }
+    print(&rows);
+    for (name, bound) in &bounds {
+        println!(
+            "{name}: {bound:.4} by faults alone when the law and its start are known (no history)"
+        );
+    }
+    let own = bench.into_iter().any(|(name, _)| wanted(name));
+    let engine = if own {
+        predict(args.bench_pages)
+    } else {
+        Vec::new()
+    };
+    if let Some(path) = &args.json {
+        let value = json!({
+            "machine": report::machine(),
+            "rows": rows.iter().map(Row::json).collect::<Vec<_>>(),
+            "informed": bounds.iter().map(|(name, bound)| json!({
+                "trace": name, "restores_per_touch": bound,
+            })).collect::<Vec<_>>(),
+            "engine": engine,
+        });
+        report::write_json(path, &value)?;
+    }
+    Ok(())
+}
+
+/// One trace under one limit.
+struct Row {
+    trace: &'static str,
+    part: u32,
+    /// In the order of [`Contender::ALL`].
+    restores_per_touch: Vec<f64>,
+    looks: f64,
+}
+
+impl Row {
+    fn of(&self, contender: Contender) -> f64 {
+        Contender::ALL
+            .iter()
+            .position(|&other| other == contender)
+            .map_or(f64::NAN, |at| self.restores_per_touch[at])
+    }
+
+    /// Ours over the best that sees every access.
+    fn ratio(&self) -> f64 {
+        let best = Contender::SIGHTED
+            .iter()
+            .map(|&rival| self.of(rival))
+            .fold(f64::MAX, f64::min);
+        self.of(Contender::Ours) / best
+    }
+
+    fn json(&self) -> Value {
+        let cells = Contender::ALL
+            .iter()
+            .map(|&contender| (contender.name().to_owned(), self.of(contender).into()))
+            .collect::<serde_json::Map<_, _>>();
+        json!({ "trace": self.trace, "resident": format!("1/{}", self.part),
+                "restores_per_touch": cells, "looks_per_eviction": self.looks })
+    }
+}
+
+fn row(trace: &Trace, part: u32) -> Row {
+    let limit = (trace.pages / part) as usize;
+    let mut ours = Blind(Hand::new(Credits, trace.pages, limit));
+    measure(&mut ours, trace);
+    Row {
+        trace: trace.name,
+        part,
+        restores_per_touch: Contender::ALL
+            .iter()
+            .map(|contender| {
+                measure(&mut *contender.start(trace, limit), trace).restores_per_touch()
+            })
+            .collect(),
+        looks: ours.0.looks_per_eviction(),
+    }
+}
+
+/// What faults alone could show at best, on the measured workload without its
+/// history.
+fn informed(trace: &Trace, part: u32) -> f64 {
+    let alone = trace.without_history(trace.measured.len() / 2);
+    let limit = (trace.pages / part) as usize;
+    let policy = Informed::new(trace.pages, limit, BENCH_THETA, 6.0);
+    measure(&mut Blind(policy), &alone).restores_per_touch()
+}
+
+fn print(rows: &[Row]) {
+    let mut header = vec!["pages brought in per touch", "resident"];
+    header.extend(Contender::ALL.map(Contender::name));
+    header.extend(["ours / best online", "looks per eviction"]);
+    let mut table = report::table(&header);
+    for row in rows {
+        let mut cells = vec![row.trace.to_owned(), format!("1/{}", row.part)];
+        cells.extend(
+            row.restores_per_touch
+                .iter()
+                .map(|rate| format!("{rate:.4}")),
+        );
+        cells.push(format!("{:.2}", row.ratio()));
+        cells.push(format!("{:.1}", row.looks));
+        table.add_row(cells);
+    }
+    println!("{table}");
+}
+
+/// Faults per touch that `ghostmem-bench zram` should find.
+fn predict(pages: u32) -> Vec<Value> {
+    let mut table = report::table(&["what the engine should do", "threads", "faults/touch"]);
+    let mut values = Vec::new();
+    for threads in [1, 2] {
+        for part in BenchPart::ALL {
+            let trace = trace::bench("bench", pages, threads, part);
+            let mut ours = Contender::Ours.start(&trace, pages as usize / 4);
+            let faults = measure(&mut *ours, &trace).faults_per_touch();
+            table.add_row([
+                format!("{part:?}"),
+                threads.to_string(),
+                format!("{faults:.4}"),
+            ]);
+            values.push(json!({ "workload": format!("{part:?}"), "threads": threads,
+                                "faults_per_touch": faults }));
+        }
+    }
+    println!("{table}");
+    values
+}
