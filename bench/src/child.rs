@@ -43,6 +43,9 @@ pub(crate) struct ChildArgs {
     /// Factor on the number of touches.
     #[arg(long)]
     pub(crate) scale: f64,
+    /// Workloads, in order.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    pub(crate) workload: Vec<Pattern>,
     /// Cgroup to join (zram only).
     #[arg(long)]
     pub(crate) cgroup: Option<PathBuf>,
@@ -63,7 +66,7 @@ pub(crate) fn run(args: &ChildArgs) -> Result<()> {
     let plans: Vec<Plan> = args
         .threads
         .iter()
-        .flat_map(|&threads| Pattern::ALL.map(|pattern| (pattern, threads)))
+        .flat_map(|&threads| args.workload.iter().map(move |&pattern| (pattern, threads)))
         .map(|(pattern, threads)| Plan::new(pattern, args.pages, threads, args.scale))
         .collect();
     let baseline = status_bytes("VmRSS");

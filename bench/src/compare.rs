@@ -48,6 +48,15 @@ pub(crate) struct CompareArgs {
     /// Numbers of touching threads.
     #[arg(long, value_delimiter = ',', default_value = "1,2")]
     threads: Vec<u32>,
+    /// Workloads, run in this order whatever order they are named in; later
+    /// ones find the memory as the earlier ones left it.
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "seq-read,random-read,random-write,zipf-read"
+    )]
+    workload: Vec<Pattern>,
     /// GhostMem backends: `all`, or some of inline, monitor, guard,
     /// guard-mprotect; `none` measures zram alone. Backends other than inline make fewer touches.
     #[arg(long, value_delimiter = ',', default_value = "all")]
@@ -73,6 +82,20 @@ pub(crate) struct CompareArgs {
     /// One row per measurement, as CSV.
     #[arg(long)]
     csv: Option<PathBuf>,
+}
+
+impl CompareArgs {
+    /// The workloads asked for, as the child takes them.
+    fn workloads(&self) -> Vec<&'static str> {
+        self.patterns().map(Pattern::argument).collect()
+    }
+
+    /// The workloads asked for, in the order they run.
+    fn patterns(&self) -> impl Iterator<Item = Pattern> {
+        Pattern::ALL
+            .into_iter()
+            .filter(|pattern| self.workload.contains(pattern))
+    }
 }
 
 /// Runs the command.
@@ -208,6 +231,7 @@ fn measure(args: &CompareArgs, data: &DataSet, contender: &str, scale: f64) -> R
         .args(["--resident", &args.resident.0.to_string()])
         .args(["--threads", &threads.join(",")])
         .args(["--scale", &scale.to_string()])
+        .args(["--workload", &args.workloads().join(",")])
         .stdin(Stdio::null())
         .stdout(Stdio::piped());
     if let Some(rig) = &rig {
@@ -321,7 +345,7 @@ fn print(runs: &[(u32, Value)], args: &CompareArgs) {
     ]);
     let dash = || "-".to_owned();
     for &threads in &args.threads {
-        for pattern in Pattern::ALL {
+        for pattern in args.patterns() {
             let get = |contender, field| series(runs, contender, pattern, threads, field);
             let median = |contender, field, digits: usize| {
                 spread(&get(contender, field))
@@ -370,7 +394,7 @@ fn print_beside(runs: &[(u32, Value)], args: &CompareArgs) {
     ]);
     for backend in beside {
         for &threads in &args.threads {
-            for pattern in Pattern::ALL {
+            for pattern in args.patterns() {
                 let get = |field| {
                     let series = series(runs, backend, pattern, threads, field);
                     spread(&series).map_or(f64::NAN, |s| s.median)

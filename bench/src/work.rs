@@ -20,7 +20,7 @@ use crate::sys;
 const RUN: u32 = 16;
 
 /// A way of touching pages.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Pattern {
     /// All pages in order, read; each thread its own part.
     SeqRead,
@@ -48,6 +48,16 @@ impl Pattern {
             Self::RandomRead => "random read",
             Self::RandomWrite => "random write",
             Self::ZipfRead => "zipf(0.99) read",
+        }
+    }
+
+    /// Name on the command line.
+    pub(crate) const fn argument(self) -> &'static str {
+        match self {
+            Self::SeqRead => "seq-read",
+            Self::RandomRead => "random-read",
+            Self::RandomWrite => "random-write",
+            Self::ZipfRead => "zipf-read",
         }
     }
 
