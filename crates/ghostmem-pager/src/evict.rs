@@ -41,6 +41,11 @@ const LOOKS_PER_PAGE: usize = 32;
 /// The last of those looks ignore credit when no page has been found before.
 const FORCED_LOOKS: usize = 256;
 
+/// Dirty pages are spared from this credit on. Below it, the chance that they
+/// are written again before the hand is back does not pay for the interrupts of
+/// lifting their write protection.
+const DIRTY_CREDIT_MIN: u8 = 16;
+
 /// Two dirty victims at most this many pages apart are protected in one call:
 /// walking absent pages is cheaper than another round of interrupts.
 const PROTECT_GAP_PAGES: usize = 1024;
@@ -176,8 +181,12 @@ impl Engine {
         if word.state() != State::Resident || word.is_pinned() {
             return None;
         }
-        match Heat::from_bits(word.heat()).pass() {
-            Some(spared) if !force && !self.backend.splits_mappings() => {
+        let heat = Heat::from_bits(word.heat());
+        // A dirty page that is spared between two that are not gets write
+        // protected with them, and its next store costs more than a restore.
+        let spare = word.is_clean() || heat.credit() >= DIRTY_CREDIT_MIN;
+        match heat.pass() {
+            Some(spared) if spare && !force && !self.backend.splits_mappings() => {
                 // Somebody else changed the word: spared all the same.
                 let spared = word.with_heat(spared.to_bits());
                 let _raced = region.table.amend(page, word, spared);
