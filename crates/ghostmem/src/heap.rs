@@ -80,7 +80,7 @@ impl SmallBytes {
 }
 
 /// Tells the pager which memory the small-object allocator no longer needs.
-struct Discards(MapArc<Engine>);
+pub(crate) struct Discards(MapArc<Engine>);
 
 impl Space for Discards {
     fn discard(&self, address: usize, bytes: usize) {
@@ -172,8 +172,18 @@ impl Heap {
         Ok(Self { inner })
     }
 
-    fn engine(&self) -> &MapArc<Engine> {
+    pub(crate) fn engine(&self) -> &MapArc<Engine> {
         &self.inner.engine
+    }
+
+    /// The small-object allocator, if anybody needed it yet.
+    pub(crate) fn small_if_made(&self) -> Option<&SmallHeap<Discards>> {
+        self.inner.small.get()
+    }
+
+    /// Adds to the bytes of small objects, wrapping.
+    pub(crate) fn count_small(&self, bytes: usize) {
+        self.inner.small_bytes.add(bytes);
     }
 
     /// The small-object allocator, set up at the first use; `None` when it
@@ -235,7 +245,11 @@ impl Heap {
         self.allocate_with(layout, true)
     }
 
-    fn allocate_with(&self, layout: Layout, zeroed: bool) -> Result<NonNull<[u8]>, Error> {
+    pub(crate) fn allocate_with(
+        &self,
+        layout: Layout,
+        zeroed: bool,
+    ) -> Result<NonNull<[u8]>, Error> {
         let (size, align) = (layout.size(), layout.align());
         if size == 0 {
             // An alignment is never zero.

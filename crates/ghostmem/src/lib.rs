@@ -33,6 +33,7 @@
 //! * Call madvise(2), mprotect(2), mremap(2) or munmap(2) on ghost memory.
 
 mod alloc;
+mod block;
 mod builder;
 pub mod doctor;
 mod error;

@@ -1,0 +1,17 @@
+//! Gives the shared library its soname: programs linked against it ask the
+//! loader for this name. Below 1.0 every minor version may break the ABI, so
+//! the name carries it.
+
+fn main() {
+    println!("cargo:rerun-if-changed=build.rs");
+    let (major, minor) = (
+        env!("CARGO_PKG_VERSION_MAJOR"),
+        env!("CARGO_PKG_VERSION_MINOR"),
+    );
+    let version = if major == "0" {
+        format!("0.{minor}")
+    } else {
+        major.to_owned()
+    };
+    println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libghostmem.so.{version}");
+}

@@ -1,0 +1,150 @@
+//! The heap of the process that needs no handle: what the C++ headers use.
+//!
+//! It is made at the first request and lives until the process ends, as global
+//! containers free their memory after `main`. Where its resident limit comes
+//! from, first match: the configuration, `GHOSTMEM_LIMIT` (bytes),
+//! `GHOSTMEM_MAX_PHYSICAL_PAGES` (pages), the caller's default.
+//! `GHOSTMEM_BACKEND` chooses the backend where the configuration does not.
+
+use std::env;
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use crate::GHOSTMEM_PAGE_SIZE;
+use crate::config::{GhostmemBackend, GhostmemConfig};
+use crate::heap::GhostmemHeap;
+use crate::status::{GhostmemStatus, refuse, status_of};
+
+struct Default {
+    handle: GhostmemHeap,
+    /// As asked for, before the environment.
+    asked: GhostmemConfig,
+}
+
+static DEFAULT: OnceLock<Default> = OnceLock::new();
+/// Held while the heap is made or its limit changed, so that two threads do not
+/// make two.
+static MAKING: Mutex<()> = Mutex::new(());
+
+pub(crate) fn is_default(heap: *const GhostmemHeap) -> bool {
+    DEFAULT
+        .get()
+        .is_some_and(|default| core::ptr::eq(&raw const default.handle, heap))
+}
+
+/// A number from the environment; what is no number is reported and ignored.
+fn number(name: &str, unit: &str) -> Option<usize> {
+    let text = env::var_os(name)?;
+    let number = text.to_str().and_then(|text| text.trim().parse().ok());
+    if number.is_none() {
+        eprintln!(
+            "ghostmem: {name}={} is not a number of {unit}: ignored",
+            text.display()
+        );
+    }
+    number
+}
+
+fn backend() -> Option<GhostmemBackend> {
+    let text = env::var_os("GHOSTMEM_BACKEND")?;
+    let backend = match text.to_str() {
+        Some("auto") => Some(GhostmemBackend::Auto),
+        Some("inline") => Some(GhostmemBackend::Inline),
+        Some("monitor") => Some(GhostmemBackend::Monitor),
+        Some("guard") => Some(GhostmemBackend::Guard),
+        Some("guard-mprotect") => Some(GhostmemBackend::GuardMprotect),
+        _ => None,
+    };
+    if backend.is_none() {
+        eprintln!(
+            "ghostmem: GHOSTMEM_BACKEND={} is none of auto, inline, monitor, guard, \
+             guard-mprotect: ignored",
+            text.display()
+        );
+    }
+    backend
+}
+
+/// Fills in from the environment, then the default, what `asked` leaves open.
+fn complete(asked: &GhostmemConfig, default_pages: usize) -> GhostmemConfig {
+    let mut config = *asked;
+    if config.resident_limit_bytes == 0 {
+        let pages = |pages: usize| pages.saturating_mul(GHOSTMEM_PAGE_SIZE);
+        config.resident_limit_bytes = number("GHOSTMEM_LIMIT", "bytes")
+            .or_else(|| number("GHOSTMEM_MAX_PHYSICAL_PAGES", "pages").map(pages))
+            .unwrap_or(pages(default_pages));
+    }
+    if config.backend == GhostmemBackend::Auto as u32 {
+        config.backend = backend().unwrap_or(GhostmemBackend::Auto) as u32;
+    }
+    config
+}
+
+fn make(asked: GhostmemConfig, default_pages: usize) -> Result<&'static Default, GhostmemStatus> {
+    let heap = complete(&asked, default_pages)
+        .builder()?
+        .build()
+        .map_err(|error| status_of(Err(error)))?;
+    let handle = GhostmemHeap { heap };
+    Ok(DEFAULT.get_or_init(|| Default { handle, asked }))
+}
+
+/// The process's default heap, made at the first call. `default_pages` is its
+/// resident limit, unless a configuration or the environment (`GHOSTMEM_LIMIT`
+/// in bytes, `GHOSTMEM_MAX_PHYSICAL_PAGES`) said otherwise; 0 stands for half
+/// of the memory this process may use. Null when it cannot be made, see
+/// `ghostmem_last_error`.
+#[unsafe(no_mangle)]
+pub extern "C" fn ghostmem_default_heap(default_pages: usize) -> *mut GhostmemHeap {
+    let pointer = |default: &'static Default| (&raw const default.handle).cast_mut();
+    if let Some(default) = DEFAULT.get() {
+        return pointer(default);
+    }
+    let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(default) = DEFAULT.get() {
+        return pointer(default);
+    }
+    make(GhostmemConfig::DEFAULT, default_pages).map_or(core::ptr::null_mut(), pointer)
+}
+
+/// Makes the default heap with settings of the caller's, or, when it exists,
+/// changes its resident limit. `config` may be null; where it names no limit,
+/// the environment and then `default_pages` do, as in `ghostmem_default_heap`.
+/// `GHOSTMEM_STATUS_ALREADY_INITIALIZED` when the heap exists with other
+/// settings than a limit: call this before the first allocation.
+///
+/// # Safety
+/// `config` is null or points to a whole structure.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ghostmem_default_heap_configure(
+    config: *const GhostmemConfig,
+    default_pages: usize,
+) -> GhostmemStatus {
+    // SAFETY: the caller's promise.
+    let asked = match unsafe { GhostmemConfig::read(config) } {
+        Ok(asked) => asked,
+        Err(status) => return status,
+    };
+    let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(default) = DEFAULT.get() else {
+        return make(asked, default_pages).map_or_else(|status| status, |_| GhostmemStatus::Ok);
+    };
+    let but_for_limit = GhostmemConfig {
+        resident_limit_bytes: default.asked.resident_limit_bytes,
+        ..asked
+    };
+    if but_for_limit != default.asked {
+        return refuse(
+            GhostmemStatus::AlreadyInitialized,
+            format_args!(
+                "the default heap is in use already, only its resident limit can change now: \
+                 configure it before the first allocation"
+            ),
+        );
+    }
+    let limit_bytes = complete(&asked, default_pages).resident_limit_bytes;
+    if limit_bytes == 0 {
+        // Neither the caller nor the environment names a limit.
+        return GhostmemStatus::Ok;
+    }
+    status_of(default.handle.heap.set_resident_limit(limit_bytes))
+}

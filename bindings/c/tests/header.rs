@@ -1,0 +1,151 @@
+//! The checked-in headers are those of the sources.
+//!
+//! `GHOSTMEM_UPDATE_HEADER=1 cargo test -p ghostmem-c --test header` writes
+//! `include/ghostmem.h` anew.
+
+#![allow(clippy::unwrap_used)] // a test ends at the first failure
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use cbindgen::{Builder, Config, DocumentationStyle, EnumConfig, Language, RenameRule, Style};
+
+/// The order of the header.
+const SOURCES: [&str; 8] = [
+    "lib",
+    "status",
+    "config",
+    "heap",
+    "default_heap",
+    "memory",
+    "range",
+    "stats",
+];
+
+const RENAMED: [(&str, &str); 7] = [
+    ("GhostmemStatus", "ghostmem_status"),
+    ("GhostmemBackend", "ghostmem_backend"),
+    ("GhostmemCodec", "ghostmem_codec"),
+    ("GhostmemConfig", "ghostmem_config"),
+    ("GhostmemHeap", "ghostmem_heap"),
+    ("GhostmemPinned", "ghostmem_pinned"),
+    ("GhostmemStats", "ghostmem_stats"),
+];
+
+const HEAD: &str = "\
+/* GhostMem: memory that is compressed in the process while it is cold.
+ *
+ * Made from the sources of libghostmem by `cargo test -p ghostmem-c --test
+ * header`; do not edit. Licensed under Apache-2.0 or MIT.
+ *
+ * All functions may be called from any thread. A function that answers a
+ * status changes nothing unless it answers GHOSTMEM_STATUS_OK, and then
+ * ghostmem_last_error() says why.
+ */";
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).to_owned()
+}
+
+fn generated() -> String {
+    let mut config = Config {
+        language: Language::C,
+        cpp_compat: true,
+        header: Some(HEAD.to_owned()),
+        include_guard: Some("GHOSTMEM_H".to_owned()),
+        style: Style::Both,
+        usize_is_size_t: true,
+        documentation_style: DocumentationStyle::C99,
+        no_includes: true,
+        sys_includes: ["stdbool.h", "stddef.h", "stdint.h"]
+            .map(str::to_owned)
+            .into(),
+        line_length: 80,
+        enumeration: EnumConfig {
+            rename_variants: RenameRule::ScreamingSnakeCase,
+            prefix_with_name: true,
+            ..EnumConfig::default()
+        },
+        ..Config::default()
+    };
+    config.export.rename = RENAMED
+        .iter()
+        .map(|(from, to)| ((*from).to_owned(), (*to).to_owned()))
+        .collect();
+    let include = ["GhostmemBackend", "GhostmemCodec", "GhostmemStatus"];
+    config.export.include = include.map(str::to_owned).into();
+    let mut builder = Builder::new().with_config(config);
+    for source in SOURCES {
+        builder = builder.with_src(root().join(format!("src/{source}.rs")));
+    }
+    let mut text = Vec::new();
+    builder.generate().unwrap().write(&mut text);
+    // Rust's heading, in words that a C programmer expects.
+    let text = String::from_utf8(text).unwrap();
+    text.replace("// # Safety", "// What the caller owes:")
+}
+
+#[test]
+fn the_c_header_is_that_of_the_sources() {
+    let path = root().join("include/ghostmem.h");
+    let new = generated();
+    if std::env::var_os("GHOSTMEM_UPDATE_HEADER").is_some() {
+        fs::write(&path, &new).unwrap();
+    }
+    let checked_in = fs::read_to_string(&path).unwrap_or_default();
+    let differs = checked_in
+        .lines()
+        .zip(new.lines())
+        .position(|(old, new)| old != new);
+    assert!(
+        checked_in == new,
+        "include/ghostmem.h is not that of the sources (first difference in line {}): run \
+         GHOSTMEM_UPDATE_HEADER=1 cargo test -p ghostmem-c --test header",
+        differs.map_or(checked_in.lines().count().min(new.lines().count()), |n| n) + 1
+    );
+}
+
+#[test]
+fn every_source_is_read_and_every_function_declared() {
+    let mut functions = 0;
+    let header = generated();
+    for entry in fs::read_dir(root().join("src")).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
+        assert!(SOURCES.contains(&name.as_str()), "{name} is not in SOURCES");
+        for line in fs::read_to_string(&path).unwrap().lines() {
+            if let Some(rest) = line.split("extern \"C\" fn ").nth(1) {
+                let name = rest.split('(').next().unwrap();
+                assert!(header.contains(&format!("{name}(")), "{name} is missing");
+                functions += 1;
+            }
+        }
+    }
+    assert!(functions > 20, "only {functions} functions were found");
+}
+
+#[test]
+fn the_version_header_has_the_workspaces_version() {
+    let header = fs::read_to_string(root().join("include/ghostmem/Version.h")).unwrap();
+    for line in [
+        concat!(
+            "#define GHOSTMEM_VERSION_MAJOR ",
+            env!("CARGO_PKG_VERSION_MAJOR")
+        ),
+        concat!(
+            "#define GHOSTMEM_VERSION_MINOR ",
+            env!("CARGO_PKG_VERSION_MINOR")
+        ),
+        concat!(
+            "#define GHOSTMEM_VERSION_PATCH ",
+            env!("CARGO_PKG_VERSION_PATCH")
+        ),
+        concat!(
+            "#define GHOSTMEM_VERSION_STRING \"",
+            env!("CARGO_PKG_VERSION"),
+            "\""
+        ),
+    ] {
+        assert!(header.lines().any(|l| l == line), "Version.h lacks: {line}");
+    }
+}
