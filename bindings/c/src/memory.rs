@@ -14,12 +14,12 @@ const ALIGN: usize = 16;
 
 /// A block, or null with the reason told.
 fn block(heap: &Heap, size: usize, align: usize, zeroed: bool) -> *mut c_void {
+    if !align.is_power_of_two() {
+        let _status = invalid("the alignment is not a power of two");
+        return ptr::null_mut();
+    }
     let Ok(layout) = Layout::from_size_align(size, align.max(ALIGN)) else {
-        let _status = if align.is_power_of_two() {
-            status_of(Err(Error::OutOfMemory { bytes: size }))
-        } else {
-            invalid("the alignment is not a power of two")
-        };
+        let _status = status_of(Err(Error::OutOfMemory { bytes: size }));
         return ptr::null_mut();
     };
     match heap.allocate_block(layout, zeroed) {
