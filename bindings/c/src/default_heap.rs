@@ -6,7 +6,9 @@
 //! `GHOSTMEM_MAX_PHYSICAL_PAGES` (pages), the caller's default.
 //! `GHOSTMEM_BACKEND` chooses the backend where the configuration does not.
 
+use core::fmt;
 use std::env;
+use std::io::{self, Write};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use crate::GHOSTMEM_PAGE_SIZE;
@@ -31,15 +33,21 @@ pub(crate) fn is_default(heap: *const GhostmemHeap) -> bool {
         .is_some_and(|default| core::ptr::eq(&raw const default.handle, heap))
 }
 
+/// One line on the standard error stream; nothing when that cannot be written
+/// to, as `eprintln!` would panic there.
+fn report(what: fmt::Arguments<'_>) {
+    let _told = writeln!(io::stderr(), "ghostmem: {what}");
+}
+
 /// A number from the environment; what is no number is reported and ignored.
 fn number(name: &str, unit: &str) -> Option<usize> {
     let text = env::var_os(name)?;
     let number = text.to_str().and_then(|text| text.trim().parse().ok());
     if number.is_none() {
-        eprintln!(
-            "ghostmem: {name}={} is not a number of {unit}: ignored",
+        report(format_args!(
+            "{name}={} is not a number of {unit}: ignored",
             text.display()
-        );
+        ));
     }
     number
 }
@@ -55,11 +63,10 @@ fn backend() -> Option<GhostmemBackend> {
         _ => None,
     };
     if backend.is_none() {
-        eprintln!(
-            "ghostmem: GHOSTMEM_BACKEND={} is none of auto, inline, monitor, guard, \
-             guard-mprotect: ignored",
+        report(format_args!(
+            "GHOSTMEM_BACKEND={} is none of auto, inline, monitor, guard, guard-mprotect: ignored",
             text.display()
-        );
+        ));
     }
     backend
 }
