@@ -69,12 +69,12 @@ impl Engine {
 
     /// Faults so far.
     pub(crate) fn faults(&self) -> u64 {
-        self.heap.quick_stats().faults
+        self.heap.stats().faults
     }
 
     /// Bytes of resident ghost pages and bytes the store holds, cheap enough to be read often.
     pub(crate) fn bytes(&self) -> HeapBytes {
-        let stats = self.heap.quick_stats();
+        let stats = self.heap.stats();
         HeapBytes {
             resident_bytes: stats.resident_bytes as u64,
             store_bytes: stats.store_held_bytes as u64,

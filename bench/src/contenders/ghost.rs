@@ -84,7 +84,7 @@ impl Contender for Ghost {
     }
 
     fn faults(&self) -> u64 {
-        self.heap.quick_stats().faults
+        self.heap.stats().faults
     }
 
     fn figures(&self) -> Result<Figures> {
@@ -99,7 +99,7 @@ impl Contender for Ghost {
     }
 
     fn counters(&self) -> Value {
-        let stats = self.heap.quick_stats();
+        let stats = self.heap.stats();
         json!({
             "faults": stats.faults,
             "refaults": stats.refaults,

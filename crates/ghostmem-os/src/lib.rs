@@ -24,6 +24,7 @@ pub mod map;
 pub mod scratch;
 pub mod signal;
 pub mod thread;
+pub mod touched;
 pub mod uffd;
 
 pub use error::OsError;

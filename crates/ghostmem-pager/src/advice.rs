@@ -332,6 +332,7 @@ impl Engine {
                     self.release(region, claim, before);
                     return open.map(|()| false);
                 }
+                region.pins_touched.note(page);
                 if region.pins[page].fetch_add(1, Ordering::AcqRel) == 0 {
                     region.pinned_pages.fetch_add(1, Ordering::AcqRel);
                 }

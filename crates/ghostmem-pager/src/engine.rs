@@ -16,6 +16,7 @@ use ghostmem_policy::EpochClock;
 use ghostmem_store::SlabStore;
 use ghostmem_table::State;
 
+use crate::admission::Tally;
 use crate::budget::Budget;
 use crate::metrics::Metrics;
 use crate::region::Region;
@@ -74,7 +75,10 @@ pub struct Engine {
     /// The thread that may exceed the limit because it gets nowhere, or 0.
     pub(crate) stuck: AtomicU64,
     pub(crate) worker: WorkerState,
+    /// Bytes handed out as blocks of pages.
     allocated: AtomicUsize,
+    /// Bytes of adopted regions that their owners handed out.
+    pub(crate) lent: Tally,
     pub(crate) closed: AtomicBool,
 }
 
@@ -113,6 +117,7 @@ impl Engine {
                 thread: Lock::new(None),
             },
             allocated: AtomicUsize::new(0),
+            lent: Tally::new(),
             closed: AtomicBool::new(false),
             config,
         })?;
@@ -207,7 +212,15 @@ impl Engine {
     ) -> Result<usize, OsError> {
         let full = OsError::new("allocate", 12);
         let bytes = pages.checked_mul(PAGE_SIZE).ok_or(full)?;
-        this.admit(bytes)?;
+        this.allocated.fetch_add(bytes, Ordering::Relaxed);
+        this.admit(0)
+            .and_then(|()| Self::place(this, pages, align_pages))
+            .inspect_err(|_| this.note_freed(bytes))
+    }
+
+    /// Finds room for a block that was admitted, in a new region if need be.
+    fn place(this: &MapArc<Self>, pages: usize, align_pages: usize) -> Result<usize, OsError> {
+        let full = OsError::new("allocate", 12);
         loop {
             for region in this.regions() {
                 // Runs are aligned within their region: its start must be too.
@@ -224,7 +237,6 @@ impl Engine {
                         let _given_back = region.blocks.as_ref().map(|b| b.free(run.first));
                         return Err(error);
                     }
-                    this.allocated.fetch_add(bytes, Ordering::Relaxed);
                     return Ok(region.base() + run.first * PAGE_SIZE);
                 }
             }
@@ -248,49 +260,6 @@ impl Engine {
                 }
             }
         }
-    }
-
-    /// Whether `bytes` more may be handed out under the memory limit.
-    ///
-    /// What is not written yet counts with the compression seen so far (one to
-    /// one before any was seen), as the limit is on memory, not on address
-    /// space.
-    fn admit(&self, bytes: usize) -> Result<(), OsError> {
-        let Some(limit) = self.config.memory_limit_bytes else {
-            return Ok(());
-        };
-        // Freed slots may still hold memory: give it back before refusing.
-        for _ in 0..4 {
-            if self.needed_with(bytes) <= limit {
-                return Ok(());
-            }
-            self.tidy_store(0);
-        }
-        Err(OsError::new("allocate", 12))
-    }
-
-    /// Bytes that resident pages, store and tables will take once what is
-    /// handed out, and `bytes` more, has been written.
-    fn needed_with(&self, bytes: usize) -> usize {
-        let store = self.store.stats();
-        let counts = self.metrics.counts();
-        // Each new page takes a page word and its share of the bitmaps.
-        let tables = self.stats().metadata_bytes + bytes / PAGE_SIZE * 10;
-        let held = store.held_bytes as usize + tables;
-        let resident = self.budget.used().max(0) as usize * PAGE_SIZE;
-        let packed = (counts.evictions_dirty as usize).max(1);
-        let stored = store.live_slots as usize * PAGE_SIZE;
-        let (num, den) = if packed < 256 || stored == 0 {
-            (1, 1)
-        } else {
-            (store.data_bytes as usize, stored)
-        };
-        let estimate = |bytes: usize| (bytes as u128 * num as u128 / den.max(1) as u128) as usize;
-        let untouched = self.allocated_bytes().saturating_sub(resident + stored);
-        // Resident pages need no slot as long as they fit in the limit.
-        let frames_free = (self.budget.free().max(0) as usize) * PAGE_SIZE;
-        let beyond = (untouched + bytes).saturating_sub(frames_free);
-        held + resident + (untouched + bytes).min(frames_free) + estimate(beyond)
     }
 
     /// The region and page of an address, if it is this engine's.

@@ -3,7 +3,8 @@
 //! Read in this order: [`engine`](Engine) (what a heap is made of), `resolve`
 //! (a fault, from the touch to the page in place), `evict` (reclaim: from a
 //! cold page to a slot), `worker` (what runs in the background), `advice`
-//! (what a program may ask for). `budget`, `resident`, `threads` and `metrics`
+//! (what a program may ask for), `admission` (what the memory limit lets it
+//! have). `budget`, `resident`, `threads` and `metrics`
 //! are what these stand on; `space` hands out address space.
 //!
 //! # Rules kept here
@@ -14,6 +15,7 @@
 //! * Nothing allocates, nothing locks on the way of a fault.
 #![forbid(unsafe_code)]
 
+mod admission;
 mod advice;
 mod budget;
 mod engine;

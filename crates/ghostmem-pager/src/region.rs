@@ -6,6 +6,7 @@ use core::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering};
 use ghostmem_fault::{Backend, Home, Region as Mapped};
 use ghostmem_os::OsError;
 use ghostmem_os::map::ZeroArray;
+use ghostmem_os::touched::Touched;
 use ghostmem_store::Owner;
 use ghostmem_table::{AtomicU64, PageTable};
 
@@ -22,6 +23,8 @@ pub(crate) struct Region {
     pub(crate) resident: ResidentSet,
     /// How often each page is pinned; touched only where pages are.
     pub(crate) pins: ZeroArray<AtomicU16>,
+    /// Memory behind `pins`.
+    pub(crate) pins_touched: Touched,
     /// Pages with at least one pin.
     pub(crate) pinned_pages: AtomicUsize,
     /// Which pages belong to blocks; `None` when somebody else (the small
@@ -49,6 +52,7 @@ impl Region {
             table: PageTable::new(ZeroArray::new(pages)?),
             resident: ResidentSet::new(pages)?,
             pins: ZeroArray::new(pages)?,
+            pins_touched: Touched::new::<AtomicU16>(pages)?,
             pinned_pages: AtomicUsize::new(0),
             blocks: if with_blocks {
                 Some(BlockSpace::new(pages)?)
@@ -82,11 +86,11 @@ impl Region {
         Owner::new((u64::from(self.index) << PAGE_BITS) | page as u64)
     }
 
-    /// Memory this region's tables take now.
+    /// Memory this region's tables take now, bytes, at most: from counters, in
+    /// constant time.
     pub(crate) fn metadata_bytes(&self) -> usize {
-        self.table.array().backed_bytes()
-            + self.resident.metadata_bytes()
-            + self.pins.backed_bytes()
+        self.resident.metadata_bytes()
+            + self.pins_touched.bytes()
             + self.blocks.as_ref().map_or(0, BlockSpace::metadata_bytes)
     }
 

@@ -11,13 +11,19 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use ghostmem_os::OsError;
 use ghostmem_os::map::ZeroArray;
+use ghostmem_os::touched::Touched;
+use ghostmem_os::{OsError, PAGE_SIZE};
 
 #[derive(Debug)]
 pub(crate) struct ResidentSet {
     levels: [ZeroArray<AtomicU64>; 3],
     pages: usize,
+    /// Memory behind the page words: a word is first written when its page
+    /// becomes resident.
+    words: Touched,
+    /// Memory behind level 0.
+    bits: Touched,
 }
 
 impl ResidentSet {
@@ -31,10 +37,15 @@ impl ResidentSet {
                 ZeroArray::new(upper.div_ceil(64))?,
             ],
             pages,
+            words: Touched::new::<AtomicU64>(pages)?,
+            bits: Touched::new::<AtomicU64>(words)?,
         })
     }
 
     pub(crate) fn insert(&self, page: usize) {
+        if self.words.note(page) {
+            self.bits.note(page / 64);
+        }
         let mut index = page;
         for level in &self.levels {
             let bit = 1_u64 << (index % 64);
@@ -123,8 +134,13 @@ impl ResidentSet {
         }
     }
 
+    /// Memory behind the page words and this set, bytes, at most: from
+    /// counters, in constant time.
     pub(crate) fn metadata_bytes(&self) -> usize {
-        self.levels.iter().map(ZeroArray::backed_bytes).sum()
+        let bits = self.bits.bytes();
+        let upper = self.levels[1].len() + self.levels[2].len();
+        let upper = (upper * size_of::<u64>()).next_multiple_of(PAGE_SIZE) + PAGE_SIZE;
+        self.words.bytes() + bits + upper.min(2 * bits)
     }
 }
 

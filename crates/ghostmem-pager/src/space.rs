@@ -39,6 +39,7 @@ use std::time::Duration;
 
 use ghostmem_os::OsError;
 use ghostmem_os::map::ZeroArray;
+use ghostmem_os::touched::Touched;
 
 /// Most pages a space can have: lengths are 32 bits wide (8 TiB of pages).
 pub const PAGES_MAX: usize = 1 << 31;
@@ -103,6 +104,8 @@ impl core::error::Error for FreeError {}
 pub struct BlockSpace {
     nodes: ZeroArray<AtomicU8>,
     lengths: ZeroArray<AtomicU32>,
+    nodes_touched: Touched,
+    lengths_touched: Touched,
     page_count: usize,
     /// Order of the root: the tree covers `1 << height` pages, perhaps more
     /// than there are. A run may round up past the end, not reach past it.
@@ -128,6 +131,8 @@ impl BlockSpace {
         Ok(Self {
             nodes: ZeroArray::new(2 * covered)?,
             lengths: ZeroArray::new(page_count)?,
+            nodes_touched: Touched::new::<AtomicU8>(2 * covered)?,
+            lengths_touched: Touched::new::<AtomicU32>(page_count)?,
             page_count,
             height: covered.trailing_zeros(),
             used: AtomicUsize::new(0),
@@ -171,6 +176,8 @@ impl BlockSpace {
         if at.first + pages > self.page_count {
             return None;
         }
+        self.lengths_touched.note(at.first);
+        self.nodes_touched.note(at.node);
         self.lengths[at.first].store(length, Ordering::Relaxed);
         // Release: a query that sees TAKEN sees the length.
         self.nodes[at.node].store(TAKEN, Ordering::Release);
@@ -224,11 +231,11 @@ impl BlockSpace {
         self.page_count
     }
 
-    /// Bytes of memory behind the metadata now (mincore(2)). Takes time
-    /// linear in the region; for reports.
+    /// Bytes of memory behind the metadata now, at most: from counters, in
+    /// constant time.
     #[must_use]
     pub fn metadata_bytes(&self) -> usize {
-        self.nodes.backed_bytes() + self.lengths.backed_bytes()
+        self.nodes_touched.bytes() + self.lengths_touched.bytes()
     }
 
     /// Takes the lock, for the handler before fork(2), so that the child does
@@ -287,6 +294,7 @@ impl BlockSpace {
             node /= 2;
             order += 1;
             let value = node_value(left, right, order);
+            self.nodes_touched.note(node);
             if self.nodes[node].swap(value, Ordering::Release) == value {
                 return;
             }

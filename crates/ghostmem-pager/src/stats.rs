@@ -4,6 +4,7 @@ use ghostmem_os::PAGE_SIZE;
 
 use crate::engine::Engine;
 use crate::metrics::{Counts, LatencyHistogram};
+use crate::region::Region;
 
 /// A heap's figures at one moment. Fields are read one after the other, so
 /// they may be a few operations apart.
@@ -12,6 +13,8 @@ use crate::metrics::{Counts, LatencyHistogram};
 pub struct EngineStats {
     /// Bytes handed out as blocks of pages.
     pub block_bytes: usize,
+    /// Bytes that owners of adopted regions handed out.
+    pub lent_bytes: usize,
     /// Bytes of ghost pages mapped now.
     pub resident_bytes: usize,
     /// Most bytes that may be mapped.
@@ -33,35 +36,26 @@ pub struct EngineStats {
 }
 
 impl Engine {
-    /// The figures now. Lock-free; linear in the metadata's size because the
-    /// kernel is asked how much of it exists.
+    /// Memory of the page words, resident sets and block tables, bytes.
+    pub(crate) fn table_bytes(&self) -> usize {
+        self.regions().map(Region::metadata_bytes).sum()
+    }
+
+    /// The figures now. Lock-free, and cheap enough to be called every
+    /// millisecond: everything is counted as it happens.
     #[must_use]
     pub fn stats(&self) -> EngineStats {
         let store = self.store.stats();
-        let tables: usize = self
-            .regions()
-            .map(crate::region::Region::metadata_bytes)
-            .sum();
-        EngineStats {
-            metadata_bytes: tables + store.metadata_bytes as usize,
-            ..self.quick_stats()
-        }
-    }
-
-    /// As [`Engine::stats`], without the metadata's size (0): cheap enough to
-    /// be called every millisecond.
-    #[must_use]
-    pub fn quick_stats(&self) -> EngineStats {
-        let store = self.store.stats();
         EngineStats {
             block_bytes: self.allocated_bytes(),
+            lent_bytes: self.lent.sum(),
             resident_bytes: self.budget.used().max(0) as usize * PAGE_SIZE,
             resident_limit_bytes: self.budget.limit().max(0) as usize * PAGE_SIZE,
             store_data_bytes: store.data_bytes as usize,
             store_slots: store.live_slots as usize,
             store_held_bytes: store.held_bytes as usize,
             store_raw_slots: store.raw_slots as usize,
-            metadata_bytes: 0,
+            metadata_bytes: self.table_bytes() + store.metadata_bytes as usize,
             counts: self.metrics.counts(),
             fault_latency: self.metrics.latency(),
         }

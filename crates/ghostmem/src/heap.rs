@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use ghostmem_os::lock::Lock;
 use ghostmem_os::map::MapArc;
-use ghostmem_os::{PAGE_SIZE, thread};
+use ghostmem_os::{OsError, PAGE_SIZE, thread};
 use ghostmem_pager::{Config, Engine, State};
 use ghostmem_small::{ALIGN_MAX, Arena, SIZE_MAX, SmallHeap, Space};
 
@@ -45,38 +45,7 @@ struct Inner {
     /// One thread at a time sets up small objects; `true` when that failed
     /// and pages serve them.
     small_setup: Lock<bool>,
-    small_bytes: SmallBytes,
     arena: Lock<Option<Arena>>,
-}
-
-/// Bytes of small objects, counted without a cache line that threads share.
-struct SmallBytes([Tally; 16]);
-
-/// One thread's share; wraps below zero where it frees what others allocated.
-#[repr(align(128))]
-struct Tally(AtomicUsize);
-
-impl SmallBytes {
-    const fn new() -> Self {
-        Self([const { Tally(AtomicUsize::new(0)) }; 16])
-    }
-
-    fn mine(&self) -> &AtomicUsize {
-        &self.0[thread::shard(self.0.len())].0
-    }
-
-    fn add(&self, bytes: usize) {
-        self.mine().fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    fn subtract(&self, bytes: usize) {
-        self.mine().fetch_sub(bytes, Ordering::Relaxed);
-    }
-
-    fn sum(&self) -> usize {
-        let sum = |total: usize, tally: &Tally| total.wrapping_add(tally.0.load(Ordering::Relaxed));
-        self.0.iter().fold(0, sum)
-    }
 }
 
 /// Tells the pager which memory the small-object allocator no longer needs.
@@ -166,7 +135,6 @@ impl Heap {
             engine: Engine::new(config)?,
             small: OnceLock::new(),
             small_setup: Lock::new(false),
-            small_bytes: SmallBytes::new(),
             arena: Lock::new(None),
         })?;
         Ok(Self { inner })
@@ -257,24 +225,37 @@ impl Heap {
             let dangling = dangling.unwrap_or(NonNull::dangling());
             return Ok(NonNull::slice_from_raw_parts(dangling, 0));
         }
+        let out_of_memory = Error::OutOfMemory { bytes: size };
         if size <= SIZE_MAX
             && align <= ALIGN_MAX
-            && let Some(block) = self
-                .small()
-                .and_then(|small| small.allocate(size, align, zeroed))
+            && let Some(small) = self.small()
         {
-            self.inner.small_bytes.add(size);
-            return Ok(NonNull::slice_from_raw_parts(block, size));
+            self.or_after_trim(|| self.engine().lend(size))
+                .map_err(|_| out_of_memory)?;
+            if let Some(block) = small.allocate(size, align, zeroed) {
+                return Ok(NonNull::slice_from_raw_parts(block, size));
+            }
+            self.engine().take_back(size);
         }
-        let out_of_memory = Error::OutOfMemory { bytes: size };
         let pages = size.div_ceil(PAGE_SIZE);
         let align_pages = align.div_ceil(PAGE_SIZE);
         // Fresh and recycled pages alike read as zero.
-        let address =
-            Engine::allocate(self.engine(), pages, align_pages).map_err(|_| out_of_memory)?;
+        let address = self
+            .or_after_trim(|| Engine::allocate(self.engine(), pages, align_pages))
+            .map_err(|_| out_of_memory)?;
         let block =
             NonNull::new(core::ptr::with_exposed_provenance_mut(address)).ok_or(out_of_memory)?;
         Ok(NonNull::slice_from_raw_parts(block, size))
+    }
+
+    /// Makes a request; one that is refused is made once more when freed small
+    /// objects, whose memory is otherwise kept for a while, gave theirs back.
+    fn or_after_trim<T>(&self, request: impl Fn() -> Result<T, OsError>) -> Result<T, OsError> {
+        request().or_else(|refused| {
+            let small = self.inner.small.get().ok_or(refused)?;
+            small.trim();
+            request()
+        })
     }
 
     /// Frees a block. A block freed twice, the middle of a block, and a
@@ -296,7 +277,7 @@ impl Heap {
         {
             // SAFETY: the caller's promise: the block is no longer used.
             unsafe { small.deallocate(block) }.map_err(|_| Error::NotAllocated { address })?;
-            self.inner.small_bytes.subtract(layout.size());
+            self.engine().take_back(layout.size());
             return Ok(());
         }
         self.engine()
@@ -319,21 +300,11 @@ impl Heap {
         Some(matches!(state, State::Resident | State::Evicting))
     }
 
-    /// The heap's figures. Lock-free.
+    /// The heap's figures. Lock-free, and cheap enough to be called every
+    /// millisecond.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        self.stats_of(self.engine().stats())
-    }
-
-    /// As [`Heap::stats`] but `metadata_bytes` is 0: cheap enough to be called
-    /// every millisecond.
-    #[must_use]
-    pub fn quick_stats(&self) -> Stats {
-        self.stats_of(self.engine().quick_stats())
-    }
-
-    fn stats_of(&self, engine: ghostmem_pager::EngineStats) -> Stats {
-        Stats::from_engine(engine, self.inner.small_bytes.sum())
+        Stats::from_engine(self.engine().stats())
     }
 
     /// The backend in use, never [`Backend::Auto`].
@@ -461,7 +432,7 @@ impl Heap {
 
 impl core::fmt::Debug for Heap {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        let stats = self.quick_stats();
+        let stats = self.stats();
         f.debug_struct("Heap")
             .field("backend", &self.backend())
             .field("resident_bytes", &stats.resident_bytes)

@@ -61,10 +61,10 @@ pub struct Stats {
 }
 
 impl Stats {
-    pub(crate) fn from_engine(engine: EngineStats, small_bytes: usize) -> Self {
+    pub(crate) fn from_engine(engine: EngineStats) -> Self {
         let counts = engine.counts;
         Self {
-            allocated_bytes: engine.block_bytes + small_bytes,
+            allocated_bytes: engine.block_bytes + engine.lent_bytes,
             resident_bytes: engine.resident_bytes,
             resident_limit_bytes: engine.resident_limit_bytes,
             stored_pages: engine.store_slots,

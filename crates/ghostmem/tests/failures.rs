@@ -180,6 +180,55 @@ fn with_little_address_space_heaps_work_or_say_so() {
 }
 
 #[test]
+fn small_objects_are_held_to_the_memory_limit() {
+    const LIMIT: usize = 8 << 20;
+    let heap = Heap::builder()
+        .resident_limit(1 << 20)
+        .memory_limit(LIMIT)
+        .build()
+        .unwrap();
+    for size in [200_usize, 3000, 20_000] {
+        let layout = Layout::from_size_align(size, 8).unwrap();
+        let mut random = Random::new(size as u64);
+        let mut blocks = Vec::new();
+        let error = loop {
+            let block = match heap.allocate(layout) {
+                Ok(block) => block.cast::<u64>(),
+                Err(error) => break error,
+            };
+            for word in 0..size / 8 {
+                // SAFETY: inside the block just allocated, aligned. Nothing
+                // here compresses.
+                unsafe { block.add(word).write(random.next()) };
+            }
+            blocks.push(block);
+            assert!(blocks.len() * size <= LIMIT, "{size}: never refused");
+        };
+        assert_eq!(error, Error::OutOfMemory { bytes: size });
+        let stats = heap.stats();
+        let held = stats.resident_bytes + stats.store_held_bytes + stats.metadata_bytes;
+        assert!(held <= LIMIT, "{size}: {held} bytes held: {stats:?}");
+        assert!(blocks.len() * size >= LIMIT / 2, "{size}: {}", blocks.len());
+        let mut again = Random::new(size as u64);
+        for block in &blocks {
+            for word in 0..size / 8 {
+                // SAFETY: as above.
+                assert_eq!(unsafe { block.add(word).read() }, again.next());
+            }
+        }
+        // Freed, they can be had again.
+        for block in blocks {
+            // SAFETY: allocated above with this layout, used no more.
+            unsafe { heap.deallocate(block.cast(), layout) }.unwrap();
+        }
+        assert_eq!(heap.stats().allocated_bytes, 0);
+        let block = heap.allocate(layout).unwrap();
+        // SAFETY: as above.
+        unsafe { heap.deallocate(block.cast(), layout) }.unwrap();
+    }
+}
+
+#[test]
 fn the_memory_limit_is_kept_at_allocation() {
     const LIMIT: usize = 8 << 20;
     const CHUNK: usize = 256 << 10;

@@ -1,0 +1,76 @@
+//! How much of a demand-zero array is memory by now, counted as it is written
+//! instead of asked of the kernel, which takes time linear in the array.
+
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use crate::error::OsError;
+use crate::map::{PAGE_SIZE, ZeroArray, ZeroValid};
+
+/// The pages of one [`ZeroArray`] that were ever written, as far as its owner
+/// [notes](Touched::note) them: one bit each, set once and for all.
+#[derive(Debug)]
+pub struct Touched {
+    seen: ZeroArray<AtomicU64>,
+    pages: AtomicUsize,
+    items_per_page: usize,
+}
+
+impl Touched {
+    /// A tally for an array of `len` items of type `T`, nothing written yet.
+    ///
+    /// # Errors
+    /// The kernel's refusal to map the bits.
+    pub fn new<T: ZeroValid>(len: usize) -> Result<Self, OsError> {
+        let items_per_page = PAGE_SIZE / size_of::<T>().clamp(1, PAGE_SIZE);
+        Ok(Self {
+            seen: ZeroArray::new(len.div_ceil(items_per_page).div_ceil(64))?,
+            pages: AtomicUsize::new(0),
+            items_per_page,
+        })
+    }
+
+    /// Item `index` is written: `true` when nothing of its page was before.
+    /// One load but for the first time. Async-signal-safe.
+    ///
+    /// # Panics
+    /// When the array has no such item.
+    pub fn note(&self, index: usize) -> bool {
+        let page = index / self.items_per_page;
+        let (word, bit) = (&self.seen[page / 64], 1_u64 << (page % 64));
+        if word.load(Ordering::Relaxed) & bit != 0
+            || word.fetch_or(bit, Ordering::Relaxed) & bit != 0
+        {
+            return false;
+        }
+        self.pages.fetch_add(1, Ordering::Relaxed);
+        true
+    }
+
+    /// Bytes of memory behind the array and this tally, at most.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let pages = self.pages.load(Ordering::Relaxed);
+        let own = (self.seen.len() * 8).next_multiple_of(PAGE_SIZE);
+        pages * PAGE_SIZE + own.min(pages * PAGE_SIZE)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_noted_is_what_the_kernel_backs() {
+        let array = ZeroArray::<AtomicU64>::new(1 << 20).unwrap();
+        let touched = Touched::new::<AtomicU64>(1 << 20).unwrap();
+        assert_eq!(touched.bytes(), 0);
+        for index in [0, 1, 511, 512, 70_000, 70_001, (1 << 20) - 1] {
+            array[index].store(1, Ordering::Relaxed);
+            touched.note(index);
+        }
+        assert!(!touched.note(3) && touched.note(5000));
+        array[5000].store(1, Ordering::Relaxed);
+        // The bits themselves are the one page more.
+        assert_eq!(touched.bytes(), array.backed_bytes() + PAGE_SIZE);
+    }
+}

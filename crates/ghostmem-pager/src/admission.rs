@@ -1,0 +1,129 @@
+//! The memory limit: what may still be handed out.
+//!
+//! An allocation is refused when resident pages, store and tables would exceed
+//! the limit once everything handed out has been written, going by the
+//! compression seen so far. It is a forecast: what is handed out already may
+//! later compress worse.
+//!
+//! All of it comes from counters, so asking costs some hundred nanoseconds and
+//! no system call. Without a memory limit it costs one comparison.
+
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+use ghostmem_fault::RUN_PAGES;
+use ghostmem_os::thread::{self, SignalsBlocked};
+use ghostmem_os::{OsError, PAGE_SIZE};
+
+use crate::engine::Engine;
+
+/// Evictions after which the store's ratio is taken for the data's.
+const RATIO_EVICTIONS: u64 = 256;
+
+/// Tables for a page: its word, its bits, its share of the buddy's tree.
+const TABLE_BYTES_PER_PAGE: usize = 10;
+
+/// `ENOMEM`
+const NO_MEMORY: i32 = 12;
+
+/// A sum that many threads change, kept without a cache line they share.
+pub(crate) struct Tally([Share; 16]);
+
+/// One thread's share; wraps below zero where it takes back what others lent.
+#[repr(align(128))]
+struct Share(AtomicUsize);
+
+impl Tally {
+    pub(crate) const fn new() -> Self {
+        Self([const { Share(AtomicUsize::new(0)) }; 16])
+    }
+
+    fn mine(&self) -> &AtomicUsize {
+        &self.0[thread::shard(self.0.len())].0
+    }
+
+    pub(crate) fn sum(&self) -> usize {
+        let sum = |total: usize, share: &Share| total.wrapping_add(share.0.load(Ordering::Relaxed));
+        self.0.iter().fold(0, sum)
+    }
+}
+
+impl Engine {
+    /// Counts `bytes` that the owner of an adopted region hands out.
+    ///
+    /// The limit is looked at once for each page's worth that a thread asks
+    /// for: small objects share pages, and one that fits in a page that exists
+    /// takes nothing.
+    ///
+    /// # Errors
+    /// `ENOMEM` when the memory limit does not hold them; nothing is counted
+    /// then.
+    pub fn lend(&self, bytes: usize) -> Result<(), OsError> {
+        let before = self.lent.mine().fetch_add(bytes, Ordering::Relaxed);
+        if self.config.memory_limit_bytes.is_none()
+            || before / PAGE_SIZE == before.wrapping_add(bytes) / PAGE_SIZE
+        {
+            return Ok(());
+        }
+        // Objects are spread over pages of which nobody else knows how many
+        // will be touched, and the first touch of one may bring in a whole
+        // run: keep room for that.
+        let run = (self.budget.limit() / 8).clamp(1, RUN_PAGES as i64) as usize;
+        self.admit(run * PAGE_SIZE)
+            .inspect_err(|_| self.take_back(bytes))
+    }
+
+    /// Undoes [`Engine::lend`]: the bytes came back.
+    pub fn take_back(&self, bytes: usize) {
+        self.lent.mine().fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Whether the memory limit holds what is counted as handed out, with
+    /// `spare_bytes` left. Callers
+    /// count first and ask then, so that two of them cannot both get the last
+    /// bytes.
+    ///
+    /// # Errors
+    /// `ENOMEM` when not.
+    pub(crate) fn admit(&self, spare_bytes: usize) -> Result<(), OsError> {
+        let Some(limit) = self.config.memory_limit_bytes else {
+            return Ok(());
+        };
+        // Freed slots may still hold memory: give it back before refusing.
+        for _ in 0..4 {
+            if self.needed_bytes() + spare_bytes <= limit {
+                return Ok(());
+            }
+            // A signal handler must not meet a page that this thread moves.
+            let blocked = SignalsBlocked::new();
+            self.tidy_store(0);
+            drop(blocked);
+        }
+        Err(OsError::new("allocate", NO_MEMORY))
+    }
+
+    /// Bytes that resident pages, store and tables will take once what is
+    /// handed out has been written.
+    ///
+    /// What is not written yet counts with the compression seen so far (one to
+    /// one before any was seen), as the limit is on memory, not on address
+    /// space.
+    fn needed_bytes(&self) -> usize {
+        let store = self.store.stats();
+        let resident = self.budget.used().max(0) as usize * PAGE_SIZE;
+        let stored = store.live_slots as usize * PAGE_SIZE;
+        let handed_out = self.allocated_bytes().saturating_add(self.lent.sum());
+        let untouched = handed_out.saturating_sub(resident + stored);
+        let tables = self.table_bytes() + store.metadata_bytes as usize;
+        let tables = tables + untouched / PAGE_SIZE * TABLE_BYTES_PER_PAGE;
+        let (num, den) = if self.evictions() < RATIO_EVICTIONS || stored == 0 {
+            (1, 1)
+        } else {
+            (store.data_bytes as usize, stored)
+        };
+        let packed = |bytes: usize| (bytes as u128 * num as u128 / den.max(1) as u128) as usize;
+        // Resident pages need no slot as long as they fit in the limit.
+        let frames_free = self.budget.free().max(0) as usize * PAGE_SIZE;
+        let beyond = untouched.saturating_sub(frames_free);
+        store.held_bytes as usize + tables + resident + (untouched - beyond) + packed(beyond)
+    }
+}
