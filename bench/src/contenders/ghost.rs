@@ -31,6 +31,18 @@ pub(crate) fn heap(backend: &str, resident: u64) -> Result<&'static Heap> {
     Ok(Box::leak(Box::new(heap)))
 }
 
+/// Everything but the peak, which only the kernel knows.
+pub(crate) fn store_figures(heap: &Heap) -> Figures {
+    let stats = heap.stats();
+    Figures {
+        resident: stats.resident_bytes as u64,
+        data: stats.store_data_bytes as u64,
+        held: stats.store_held_bytes as u64,
+        metadata: stats.metadata_bytes as u64,
+        peak: 0,
+    }
+}
+
 /// One large allocation on a heap with a limit.
 #[derive(Debug)]
 pub(crate) struct Ghost {
@@ -60,7 +72,7 @@ impl Ghost {
     }
 
     /// The heap the buffer is on.
-    pub(crate) fn heap(&self) -> &Heap {
+    pub(crate) fn heap(&self) -> &'static Heap {
         self.heap
     }
 
@@ -88,13 +100,9 @@ impl Contender for Ghost {
     }
 
     fn figures(&self) -> Result<Figures> {
-        let stats = self.heap.stats();
         Ok(Figures {
-            resident: stats.resident_bytes as u64,
-            data: stats.store_data_bytes as u64,
-            held: stats.store_held_bytes as u64,
-            metadata: stats.metadata_bytes as u64,
             peak: status_bytes("VmHWM").saturating_sub(self.before),
+            ..store_figures(self.heap)
         })
     }
 

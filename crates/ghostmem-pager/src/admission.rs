@@ -22,6 +22,9 @@ const RATIO_EVICTIONS: u64 = 256;
 /// Tables for a page: its word, its bits, its share of the buddy's tree.
 const TABLE_BYTES_PER_PAGE: usize = 10;
 
+/// Slots moved to make room before an allocation is refused.
+const TIDY_SLOTS: usize = 4096;
+
 /// `ENOMEM`
 const NO_MEMORY: i32 = 12;
 
@@ -95,7 +98,7 @@ impl Engine {
             }
             // A signal handler must not meet a page that this thread moves.
             let blocked = SignalsBlocked::new();
-            self.tidy_store(0);
+            self.tidy_store(TIDY_SLOTS, 0);
             drop(blocked);
         }
         Err(OsError::new("allocate", NO_MEMORY))

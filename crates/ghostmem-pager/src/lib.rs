@@ -2,10 +2,11 @@
 //!
 //! Read in this order: [`engine`](Engine) (what a heap is made of), `resolve`
 //! (a fault, from the touch to the page in place), `evict` (reclaim: from a
-//! cold page to a slot), `worker` (what runs in the background), `advice`
-//! (what a program may ask for), `admission` (what the memory limit lets it
-//! have). `budget`, `resident`, `threads` and `metrics`
-//! are what these stand on; `space` hands out address space.
+//! cold page to a slot), `worker` (what runs in the background), `tidy`
+//! (keeping the store dense), `advice` (what a program may ask for),
+//! `admission` (what the memory limit lets it have). `budget`, `resident`,
+//! `threads` and `metrics` are what these stand on; `space` hands out address
+//! space.
 //!
 //! # Rules kept here
 //! * Whoever changes a page's mapping holds its claim, and is inside the
@@ -27,6 +28,7 @@ mod resolve;
 pub mod space;
 mod stats;
 mod threads;
+mod tidy;
 mod worker;
 
 pub use engine::{Config, Engine, LIMIT_PAGES_MIN, REGION_ALIGN};

@@ -9,13 +9,11 @@ use core::time::Duration;
 
 use ghostmem_os::map::MapArc;
 use ghostmem_os::thread::EngineThread;
-use ghostmem_os::{OsError, clock, futex};
-use ghostmem_store::{Owner, Slot};
-use ghostmem_table::State;
+use ghostmem_os::{OsError, futex};
 
 use crate::engine::Engine;
 use crate::evict::BATCH_PAGES;
-use crate::region::place_of;
+use crate::tidy::Pace;
 
 /// Below this limit every eviction is done by the faulting thread: there is no
 /// room to keep frames free.
@@ -23,12 +21,10 @@ const BACKGROUND_LIMIT_PAGES: i64 = 1024;
 /// Most pages a faulting thread evicts at once: all of them dirty, they keep it
 /// for a third of a millisecond.
 const DIRECT_PAGES: i64 = 64;
-/// How often the store is tidied.
-const TIDY: Duration = Duration::from_millis(200);
-/// Empty slabs kept ready for the next pages.
-const SPARE_BYTES: usize = 1 << 20;
-/// Slots moved in one tidying.
-const COMPACT_SLOTS: usize = 4096;
+/// How long the thread sleeps between two looks at a heap in use.
+const TICK: Duration = Duration::from_millis(200);
+/// How long the thread of a heap that nobody uses sleeps.
+const IDLE: Duration = Duration::from_secs(2);
 
 impl Engine {
     pub(crate) fn start_worker(this: &MapArc<Self>) -> Result<(), OsError> {
@@ -85,7 +81,7 @@ impl Engine {
 
     /// Evicts until the high watermark is reached; `false` when nothing more
     /// goes before that.
-    fn refill(&self) -> bool {
+    fn refill(&self, pace: &mut Pace) -> bool {
         let low = self.low_watermark();
         let high = low + (BATCH_PAGES as i64).min(low);
         while self.budget.free() < high && !self.closed.load(Ordering::Acquire) {
@@ -100,58 +96,18 @@ impl Engine {
             if freed == 0 {
                 return false;
             }
+            self.tidy_if_needed(pace);
         }
-        true
-    }
-
-    /// Moves slots out of sparse slabs and returns empty ones, but for
-    /// `spare_bytes` of them.
-    pub(crate) fn tidy_store(&self, spare_bytes: usize) {
-        let inside = ghostmem_fault::gate().enter();
-        self.store
-            .compact(COMPACT_SLOTS, &mut |owner, slot| self.relocate(owner, slot));
-        self.store.trim(spare_bytes);
-        drop(inside);
-    }
-
-    /// Moves one slot elsewhere, if its page still owns it and nobody is busy
-    /// with the page.
-    fn relocate(&self, owner: Owner, slot: Slot) -> bool {
-        let (index, page) = place_of(owner);
-        let Some(region) = self.region(index) else {
-            return false;
-        };
-        if page >= region.pages() {
-            return false;
-        }
-        let word = region.table.load(page);
-        let owns =
-            word.state() == State::Stored || (word.state() == State::Resident && word.is_clean());
-        if !owns || word.payload() != slot.bits() {
-            return false;
-        }
-        let Ok(claim) = region.table.claim(page, word) else {
-            return false;
-        };
-        let Some(moved) = self.store.copy(slot) else {
-            self.release(region, claim, word);
-            return false;
-        };
-        self.store.remove(slot);
-        self.release(region, claim, word.with_payload(moved.bits()));
         true
     }
 }
 
 fn run(engine: &Engine) {
-    let mut tidied = clock::now_ns();
+    let mut pace = Pace::new();
     let mut evictions = 0;
     while !engine.closed.load(Ordering::Acquire) {
-        let filled = engine.refill();
-        if clock::now_ns() - tidied >= TIDY.as_nanos() as u64 {
-            engine.tidy_store(SPARE_BYTES);
-            tidied = clock::now_ns();
-        }
+        let filled = engine.refill(&mut pace);
+        engine.tidy_if_needed(&mut pace);
         engine.worker.asleep.store(1, Ordering::SeqCst);
         // When nothing can be evicted, trying again at once would only burn
         // the processor.
@@ -159,11 +115,10 @@ fn run(engine: &Engine) {
         if rest && !engine.closed.load(Ordering::Acquire) {
             // An idle heap needs no looking after.
             let idle = engine.evictions() == evictions;
-            let nap = if idle && filled {
-                Duration::from_secs(2)
-            } else {
-                TIDY
-            };
+            let nap = if idle && filled { IDLE } else { TICK };
+            let nap = pace
+                .nap()
+                .map_or(nap, |nap_for_store| nap.min(nap_for_store));
             evictions = engine.evictions();
             futex::wait(&engine.worker.asleep, 1, nap);
         }

@@ -1,0 +1,185 @@
+//! Keeping the store dense: how much the background thread compacts, and when.
+//!
+//! Rewriting leaves holes in slabs. What a turn moves follows from how far the
+//! free space is above its target; how soon the next turn may come follows
+//! from how long this one took, so that tidying has a bounded share of the
+//! background thread's time however fast the program writes:
+//!
+//! ```text
+//!   free space of the store       rest after a turn      share of the time
+//!   up to 1 % of live bytes       200 ms                 next to none
+//!   above                         3 times the turn       a quarter at most
+//!   above 2 %                     as long as the turn    a half at most
+//!   above 3 %                     a third of the turn    three quarters
+//!   the turn found nothing        19 times the turn      a twentieth at most
+//! ```
+//! It is asked between two batches of reclaim too: a program that writes
+//! without pause never lets the background thread come to rest.
+
+use core::time::Duration;
+
+use ghostmem_os::clock;
+use ghostmem_store::{Owner, Slot, StoreStats};
+use ghostmem_table::State;
+
+use crate::engine::Engine;
+use crate::region::place_of;
+
+/// Between two turns when there is no need for them: they sort the slabs and
+/// return empty ones.
+const REST: Duration = Duration::from_millis(200);
+/// Between two looks at the store's counters.
+const LOOK: Duration = Duration::from_millis(1);
+/// Rest after a turn that found nothing worth moving, at least.
+const FRUITLESS: Duration = Duration::from_millis(20);
+/// Empty slabs kept ready for the next pages, at most: bytes, and as a part of
+/// the live slots.
+const SPARE_BYTES: u64 = 1 << 20;
+const SPARE_SHARE: u64 = 256;
+/// Free space that is worth a turn, as a part of the live slots: what the
+/// store's own trigger is.
+const NEED_SHARE: u64 = 100;
+/// Free space that is pressing, likewise: rewriting outruns the turns.
+const PRESSING_SHARE: u64 = 50;
+/// Free space that is urgent, likewise: with headers, rounding and page words
+/// more than this breaks the promise of 6 %.
+const URGENT_SHARE: u64 = 33;
+/// What a turn aims for, likewise.
+const TARGET_SHARE: u64 = 200;
+/// Slots moved in one turn: few enough that the slabs they go to, and the ones
+/// they leave until these are returned, are no overhead to speak of; enough to
+/// be worth the look at every slab that each turn begins with.
+const TURN_SLOTS_MIN: u64 = 256;
+const TURN_SLOTS_MAX: u64 = 1024;
+/// In a large store, as a part of the slots.
+const TURN_SHARE: u64 = 256;
+
+/// What the last turn was like; the background thread's own.
+pub(crate) struct Pace {
+    /// When it ended.
+    turned_ns: u64,
+    /// Processor time it took: a thread that was interrupted must not rest for
+    /// that.
+    took: Duration,
+    /// It moved something: there may be more.
+    behind: bool,
+    /// The last look at the counters.
+    looked_ns: u64,
+}
+
+impl Pace {
+    pub(crate) fn new() -> Self {
+        let now = clock::now_ns();
+        Self {
+            turned_ns: now,
+            took: Duration::ZERO,
+            behind: false,
+            looked_ns: now,
+        }
+    }
+
+    /// How long the background thread may sleep as far as the store minds;
+    /// `None`: for as long as nothing happens.
+    pub(crate) fn nap(&self) -> Option<Duration> {
+        self.behind.then(|| (self.took * 3).max(LOOK))
+    }
+
+    /// How long after the last turn the next one may begin.
+    fn rest(&self, free: u64, live: u64) -> Duration {
+        if free <= live / NEED_SHARE {
+            REST
+        } else if !self.behind {
+            (self.took * 19).max(FRUITLESS)
+        } else if free <= live / PRESSING_SHARE {
+            self.took * 3
+        } else if free <= live / URGENT_SHARE {
+            self.took
+        } else {
+            self.took / 3
+        }
+    }
+}
+
+/// Bytes in slabs that serve a class and hold nothing.
+fn free_bytes(store: &StoreStats) -> u64 {
+    store
+        .held_bytes
+        .saturating_sub(store.slot_bytes)
+        .saturating_sub(store.spare_bytes)
+}
+
+/// Slots to move so that the free space comes down to its target.
+fn slots_to_move(store: &StoreStats) -> u64 {
+    let excess = free_bytes(store).saturating_sub(store.slot_bytes / TARGET_SHARE);
+    let mean = store.slot_bytes.checked_div(store.live_slots).unwrap_or(0);
+    // Winning a page's worth of memory means moving about as much out of it.
+    let wanted = excess.checked_div(mean).unwrap_or(0);
+    let most = TURN_SLOTS_MAX.max(store.live_slots / TURN_SHARE);
+    wanted.clamp(TURN_SLOTS_MIN, most)
+}
+
+impl Engine {
+    /// Tidies the store if it is time and there is need; cheap to ask.
+    pub(crate) fn tidy_if_needed(&self, pace: &mut Pace) {
+        let since = |then: u64, now: u64| Duration::from_nanos(now.saturating_sub(then));
+        let now = clock::now_ns();
+        if since(pace.looked_ns, now) < LOOK {
+            return;
+        }
+        pace.looked_ns = now;
+        let store = self.store.stats();
+        let rest = pace.rest(free_bytes(&store), store.slot_bytes);
+        if since(pace.turned_ns, now) < rest {
+            return;
+        }
+        let spare = SPARE_BYTES.min(store.slot_bytes / SPARE_SHARE);
+        let start = clock::thread_ns();
+        let moved = self.tidy_store(slots_to_move(&store) as usize, spare as usize);
+        *pace = Pace {
+            turned_ns: clock::now_ns(),
+            took: since(start, clock::thread_ns()),
+            behind: moved > 0,
+            looked_ns: now,
+        };
+    }
+
+    /// Moves up to about `slots` slots out of sparse slabs and returns empty
+    /// ones, but for `spare_bytes` of them; how many it moved.
+    pub(crate) fn tidy_store(&self, slots: usize, spare_bytes: usize) -> usize {
+        let inside = ghostmem_fault::gate().enter();
+        let moved = self
+            .store
+            .compact(slots, &mut |owner, slot| self.relocate(owner, slot));
+        self.store.trim(spare_bytes);
+        drop(inside);
+        moved
+    }
+
+    /// Moves one slot elsewhere, if its page still owns it and nobody is busy
+    /// with the page.
+    fn relocate(&self, owner: Owner, slot: Slot) -> bool {
+        let (index, page) = place_of(owner);
+        let Some(region) = self.region(index) else {
+            return false;
+        };
+        if page >= region.pages() {
+            return false;
+        }
+        let word = region.table.load(page);
+        let owns =
+            word.state() == State::Stored || (word.state() == State::Resident && word.is_clean());
+        if !owns || word.payload() != slot.bits() {
+            return false;
+        }
+        let Ok(claim) = region.table.claim(page, word) else {
+            return false;
+        };
+        let Some(moved) = self.store.copy(slot) else {
+            self.release(region, claim, word);
+            return false;
+        };
+        self.store.remove(slot);
+        self.release(region, claim, word.with_payload(moved.bits()));
+        true
+    }
+}
