@@ -3,10 +3,11 @@
 //!
 //! `signal-hook` and its kin refuse these signals, hence raw sigaction(2).
 
-use core::cell::UnsafeCell;
-use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use core::sync::atomic::{AtomicU8, Ordering};
+use std::sync::OnceLock;
 
 use crate::error::{OsError, errno, set_errno};
+use crate::saved::Saved;
 use crate::thread::full_set;
 
 /// What kind of access faulted, as far as the processor tells.
@@ -41,26 +42,18 @@ pub type FaultHook = fn(&SignalFault) -> bool;
 /// The two signals a touch can raise.
 const SIGNALS: [i32; 2] = [libc::SIGBUS, libc::SIGSEGV];
 
-struct Previous(UnsafeCell<[Option<libc::sigaction>; 2]>);
-// SAFETY: written only in `install`, under `STATE`'s INSTALLING step, and read
-// by handlers only after `READY` was published with Release.
-unsafe impl Sync for Previous {}
-
-static PREVIOUS: Previous = Previous(UnsafeCell::new([None, None]));
-static HOOK: HookCell = HookCell(UnsafeCell::new(None));
-static READY: AtomicBool = AtomicBool::new(false);
+/// The handlers found, for each of [`SIGNALS`].
+static PREVIOUS: [Saved; 2] = [const { Saved::new() }; 2];
+static HOOK: OnceLock<FaultHook> = OnceLock::new();
 static STATE: AtomicU8 = AtomicU8::new(0);
-
-struct HookCell(UnsafeCell<Option<FaultHook>>);
-// SAFETY: as for `Previous`.
-unsafe impl Sync for HookCell {}
 
 /// Installs our handler for SIGBUS and SIGSEGV and makes it call `hook`.
 /// The handlers found are kept and called for faults that are not ours. Later
 /// calls only make sure that the handler is still ours ("re-arm").
 ///
 /// # Errors
-/// A refused sigaction(2).
+/// A refused sigaction(2); `ENOSPC` when the program has put more different
+/// handlers in front of ours than [`SAVED_MAX`](crate::saved::SAVED_MAX).
 pub fn install(hook: FaultHook) -> Result<(), OsError> {
     // One thread at a time; the others spin for the few microseconds.
     while STATE
@@ -88,15 +81,9 @@ fn install_locked(hook: FaultHook) -> Result<(), OsError> {
         if current.sa_sigaction == ours {
             continue;
         }
-        let cell = PREVIOUS.0.get();
-        // SAFETY: only one thread is here (STATE), and no handler reads the
-        // slot while our handler is not the installed one for this signal, or
-        // sees either the old or the new previous action of a program that
-        // re-arms while faults fly, both of them valid handlers.
-        unsafe { (*cell)[slot] = Some(current) };
-        // SAFETY: as above; a plain function pointer.
-        unsafe { *HOOK.0.get() = Some(hook) };
-        READY.store(true, Ordering::Release);
+        // Before our handler can be called for it.
+        PREVIOUS[slot].publish(current)?;
+        let _set_once = HOOK.set(hook);
         let action = libc::sigaction {
             sa_sigaction: ours,
             // Every signal blocked inside; the alternate stack where the
@@ -120,11 +107,7 @@ extern "C" fn handler(signal: i32, info: *mut libc::siginfo_t, context: *mut lib
     let saved_errno = errno();
     // SAFETY: the kernel passes valid pointers to an SA_SIGINFO handler.
     let fault = unsafe { decode(info, context) };
-    let handled = fault.is_some_and(|fault| {
-        READY.load(Ordering::Acquire)
-            // SAFETY: published by READY, never changed to None.
-            && unsafe { *HOOK.0.get() }.is_some_and(|hook| hook(&fault))
-    });
+    let handled = fault.is_some_and(|fault| HOOK.get().is_some_and(|hook| hook(&fault)));
     set_errno(saved_errno);
     if !handled {
         // SAFETY: the arguments are the kernel's own.
@@ -190,8 +173,7 @@ unsafe fn decode(info: *mut libc::siginfo_t, context: *mut libc::c_void) -> Opti
 /// As [`decode`].
 unsafe fn chain(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     let slot = usize::from(signal == libc::SIGSEGV);
-    // SAFETY: written before our handler was installed.
-    let previous = unsafe { (&*PREVIOUS.0.get())[slot] };
+    let previous = PREVIOUS[slot].current();
     let action = previous.map_or(libc::SIG_DFL, |p| p.sa_sigaction);
     match (action, previous) {
         (libc::SIG_DFL | libc::SIG_IGN, _) | (_, None) => {
