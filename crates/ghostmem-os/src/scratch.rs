@@ -1,4 +1,16 @@
 //! Working memory of the fault path: buffers made once, lent without a lock.
+//!
+//! ```text
+//!   lease 0                            lease 1
+//!   ┌───────┬────────────┬───────────┬───────┬────────────┬─ ─
+//!   │ guard │ ◄── stack  │ Scratch   │ guard │ ◄── stack  │
+//!   └───────┴────────────┴───────────┴───────┴────────────┴─ ─
+//!    faults   of a handler  the buffers
+//! ```
+//! The stack is no part of [`Scratch`]: while a handler runs on it, a `&mut
+//! Scratch` is alive, and the two must not overlap. A handler that needs more
+//! stack than there is runs into the guard page and ends the process, rather
+//! than into another lease's buffers.
 
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -22,12 +34,15 @@ pub struct Scratch {
     pub packed: [u8; PAGE_SIZE],
     /// The codec's own state.
     pub codec: CodecMemory,
-    /// A stack for the fault handler: the program's may be tiny.
-    stack: [u8; STACK_BYTES],
 }
 
-/// Bytes of a handler's stack.
+/// Bytes of a handler's stack: the program's may be tiny.
 const STACK_BYTES: usize = 64 * 1024;
+/// Where the buffers of a lease begin in its part of the pool, and the stack,
+/// which grows down, ends.
+const SCRATCH_OFFSET: usize = PAGE_SIZE + STACK_BYTES;
+/// Bytes of a lease's part of the pool.
+const STRIDE: usize = SCRATCH_OFFSET + size_of::<Scratch>();
 
 /// Zeroed, 64-byte aligned memory for a codec's state.
 #[repr(C, align(64))]
@@ -56,8 +71,10 @@ impl ScratchPool {
     /// # Errors
     /// The kernel's refusal to map it.
     pub fn new() -> Result<Self, OsError> {
-        let bytes = size_of::<Scratch>() * POOL_SIZE;
-        let memory = Reservation::new(bytes, PAGE_SIZE, Access::ReadWrite)?;
+        let memory = Reservation::new(STRIDE * POOL_SIZE, PAGE_SIZE, Access::ReadWrite)?;
+        for index in 0..POOL_SIZE {
+            memory.protect(index * STRIDE, PAGE_SIZE, Access::None)?;
+        }
         Ok(Self {
             memory,
             lent: [const { Group(AtomicU64::new(0)) }; POOL_SIZE / GROUP],
@@ -120,7 +137,7 @@ pub struct Lease<'a> {
 
 impl Lease<'_> {
     fn cell(&self) -> *mut Scratch {
-        let at = self.pool.memory.base() + self.index * size_of::<Scratch>();
+        let at = self.pool.memory.base() + self.index * STRIDE + SCRATCH_OFFSET;
         (at as *mut UnsafeCell<Scratch>).cast()
     }
 }
@@ -140,9 +157,8 @@ impl Lease<'_> {
             // SAFETY: `call` points to the live local below, used by nobody
             // else while we run.
             let call = unsafe { &mut *call };
-            // SAFETY: the lease is exclusive; the body never reaches the
-            // `stack` field (it is private and unused otherwise) that we run
-            // on.
+            // SAFETY: the lease is exclusive, and the stack we run on lies
+            // outside the buffers.
             let scratch = unsafe { &mut *call.scratch };
             (call.body)(call.context, scratch);
         }
@@ -154,11 +170,11 @@ impl Lease<'_> {
         };
         #[cfg(target_arch = "x86_64")]
         {
-            let top = scratch as usize + core::mem::offset_of!(Scratch, stack) + STACK_BYTES;
-            let top = top & !15;
+            // Page aligned, as the buffers are that begin there.
+            let top = scratch as usize;
             let entry: extern "C" fn(*mut Call<'_, C>) = trampoline::<C>;
-            // SAFETY: `top` is the 16-byte aligned end of memory that belongs
-            // to this lease; the stack pointer is saved in a callee-saved
+            // SAFETY: `top` is the aligned end of STACK_BYTES of memory that
+            // belong to this lease and that nothing else refers to; the stack pointer is saved in a callee-saved
             // register and put back; everything else the C ABI may clobber is
             // declared.
             unsafe {
@@ -202,5 +218,62 @@ impl Drop for Lease<'_> {
         self.pool.lent[self.index / GROUP]
             .0
             .fetch_and(!bit, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn here() -> usize {
+        let local = 0_u8;
+        core::hint::black_box(&raw const local) as usize
+    }
+
+    #[test]
+    fn handlers_run_on_a_stack_outside_the_buffers_and_see_both() {
+        let pool = ScratchPool::new().unwrap();
+        let mut lease = pool.lease();
+        let buffers = lease.cell() as usize;
+        let mut at = 0;
+        lease.on_own_stack(&mut at, |at, scratch| {
+            *at = here();
+            // All of the buffers, while the stack is in use.
+            scratch.run.as_flattened_mut().fill(7);
+            scratch.codec.0.fill(7);
+        });
+        assert!((buffers - STACK_BYTES..buffers).contains(&at));
+        assert_eq!(lease.codec.0[2559], 7);
+    }
+
+    #[test]
+    fn a_handler_that_overflows_its_stack_ends_the_process() {
+        // The child of a plain fork has the pool and nobody else.
+        let pool = ScratchPool::new().unwrap();
+        let _first = pool.lease();
+        let mut second = pool.lease();
+        // SAFETY: the child does nothing but write to memory and end.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            let mut bottom = 0;
+            second.on_own_stack(&mut bottom, |bottom, _| {
+                *bottom = here() & !(PAGE_SIZE - 1);
+            });
+            // Downwards as an overflow would; the first lease lies below.
+            for below in (0..STACK_BYTES + PAGE_SIZE).step_by(512) {
+                // SAFETY: mapped memory of the pool, until the guard page
+                // ends this process as intended.
+                unsafe { ((bottom - below) as *mut u8).write_volatile(1) };
+            }
+            // SAFETY: ends the child.
+            unsafe { libc::_exit(0) };
+        }
+        let mut status = 0;
+        // SAFETY: our own child and a valid place.
+        unsafe { libc::waitpid(child, &raw mut status, 0) };
+        assert!(
+            libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGSEGV,
+            "status {status}"
+        );
     }
 }
