@@ -9,7 +9,7 @@ use ghostmem_os::ghost::{
 };
 use ghostmem_os::guard::{self, FileMap};
 use ghostmem_os::lock::Lock;
-use ghostmem_os::map::{Reservation, Span};
+use ghostmem_os::map::{self, Reservation, Span};
 use ghostmem_os::uffd::{FEATURE_SIGBUS, FEATURE_THREAD_ID, FEATURE_WP, Installed, Source, Uffd};
 use ghostmem_os::{OsError, PAGE_SIZE, machine};
 
@@ -38,8 +38,9 @@ impl core::fmt::Display for BackendKind {
 
 static INLINE: OnceLock<Uffd> = OnceLock::new();
 static MONITOR: OnceLock<Monitor> = OnceLock::new();
-/// One thread at a time opens a backend.
-static OPENING: Lock<()> = Lock::new(());
+/// One thread at a time makes something that exists once in the process. Held
+/// over fork(2), so that the child finds each of them made or not begun.
+pub(crate) static OPENING: Lock<()> = Lock::new(());
 
 fn open_inline() -> Result<Uffd, OsError> {
     // Full mode buys nothing here: a kernel access raises no SIGBUS.
@@ -61,7 +62,7 @@ pub(crate) fn open_monitor() -> Result<Uffd, OsError> {
     })
 }
 
-fn get_or_open<T>(
+pub(crate) fn get_or_open<T>(
     cell: &'static OnceLock<T>,
     open: impl FnOnce() -> Result<T, OsError>,
 ) -> Result<&'static T, OsError> {
@@ -512,6 +513,22 @@ impl Region {
             && let Some(file) = copy_for_child.lock().take()
         {
             guard::close(file);
+        }
+    }
+
+    /// Which of the pages from `page` on are mapped, one byte each with bit 0
+    /// set; `false` where the backend cannot tell, or nothing there can be
+    /// mapped unseen.
+    ///
+    /// # Errors
+    /// The kernel's refusal of mincore(2).
+    pub fn mapped(&self, page: usize, out: &mut [u8]) -> Result<bool, OsError> {
+        let (offset, len) = self.offset(page, out.len());
+        match &self.mechanism {
+            Mechanism::Uffd(_) => {
+                map::mapped_pages(self.span.base() + offset, len, out).map(|()| true)
+            }
+            Mechanism::Guard { .. } => Ok(false),
         }
     }
 

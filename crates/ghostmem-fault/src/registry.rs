@@ -4,15 +4,17 @@
 //! bits of an address answers in one load. The array is zero-initialised and
 //! only the pages used of it exist.
 
-use core::sync::atomic::{AtomicPtr, Ordering};
+use core::sync::atomic::{AtomicI32, AtomicPtr, Ordering};
 use std::sync::OnceLock;
 
 use ghostmem_os::lock::Lock;
 use ghostmem_os::map::{MapArc, PAGE_SIZE, Span};
 use ghostmem_os::scratch::{Scratch, ScratchPool};
 use ghostmem_os::signal::{self, AccessKind, SignalFault};
+use ghostmem_os::thread::SignalsBlocked;
 use ghostmem_os::{OsError, lineage, thread};
 
+use crate::backend::{OPENING, get_or_open};
 use crate::gate::Gate;
 
 /// Regions do not share a granule of this many bytes of address space.
@@ -91,9 +93,13 @@ static TABLE: [AtomicPtr<Entry>; GRANULES] =
     [const { AtomicPtr::new(core::ptr::null_mut()) }; GRANULES];
 static GATE: Gate = Gate::new();
 static SCRATCH: OnceLock<ScratchPool> = OnceLock::new();
-/// Whether the fork hooks are in place; the lock also serialises changes of
-/// the signal handlers.
-static SETUP: Lock<bool> = Lock::new(false);
+/// Serialises what a fork must not meet half done: changes of the signal
+/// handlers and of the lists here.
+static SETUP: Lock<()> = Lock::new(());
+/// What blocks signals on the thread that forks, while it does: a signal
+/// handler that ran in the child before our fork hook would find holes where
+/// absent pages are.
+static FORK_SIGNALS: Lock<Option<SignalsBlocked>> = Lock::new(None);
 
 /// Sinks to tell about forks. A fixed array, as nothing here may allocate.
 static SINKS: Lock<[Option<ForkSink>; SINKS_MAX]> = Lock::new([const { None }; SINKS_MAX]);
@@ -122,11 +128,7 @@ pub fn gate() -> &'static Gate {
 /// # Errors
 /// The kernel's refusal to map it, at the first call.
 pub fn scratch() -> Result<&'static ScratchPool, OsError> {
-    if let Some(pool) = SCRATCH.get() {
-        return Ok(pool);
-    }
-    let pool = ScratchPool::new()?;
-    Ok(SCRATCH.get_or_init(|| pool))
+    get_or_open(&SCRATCH, ScratchPool::new)
 }
 
 /// A region known to the fault handlers; unknown again when dropped.
@@ -157,18 +159,53 @@ fn granules(base: usize, len: usize) -> core::ops::RangeInclusive<usize> {
     base / GRANULE..=(base + len - 1) / GRANULE
 }
 
-/// Installs the process's fork hooks, once.
+/// Registers the fork hooks while the program is loaded. Handlers of
+/// pthread_atfork(3) run in the child in the order in which they were
+/// registered, and in the reverse order before the fork: registered first, ours
+/// give the child its memory before any handler of the program's runs there,
+/// and stop page transitions only after all of theirs have run.
+extern "C" fn hook_at_load() {
+    // A constructor of the program's may have made a heap before.
+    let first = HOOK_ERRNO.compare_exchange(
+        NOT_HOOKED,
+        libc::ENOMEM,
+        Ordering::AcqRel,
+        Ordering::Relaxed,
+    );
+    if first.is_err() {
+        return;
+    }
+    let hooked = thread::at_fork(before_fork, after_fork_in_parent, after_fork_in_child);
+    HOOK_ERRNO.store(
+        hooked.err().map_or(0, |error| error.errno),
+        Ordering::Release,
+    );
+}
+
+/// Runs before `main`, and before constructors of any other priority.
+#[used]
+#[unsafe(link_section = ".init_array.00050")]
+static HOOK_AT_LOAD: extern "C" fn() = hook_at_load;
+
+/// `errno` of registering the fork hooks, 0 when they are in place.
+static HOOK_ERRNO: AtomicI32 = AtomicI32::new(NOT_HOOKED);
+const NOT_HOOKED: i32 = -1;
+
+/// Makes sure that the process's fork hooks are in place, and claims the
+/// process.
 ///
 /// # Errors
 /// `ENOMEM`.
 pub(crate) fn hook_forks() -> Result<(), OsError> {
-    let mut hooked = SETUP.lock();
-    if !*hooked {
-        lineage::claim_process()?;
-        thread::at_fork(before_fork, after_fork_in_parent, after_fork_in_child)?;
-        *hooked = true;
+    let _setup = SETUP.lock();
+    if HOOK_ERRNO.load(Ordering::Acquire) == NOT_HOOKED {
+        // No constructor has run yet.
+        hook_at_load();
     }
-    Ok(())
+    match HOOK_ERRNO.load(Ordering::Acquire) {
+        0 => lineage::claim_process(),
+        errno => Err(OsError::new("pthread_atfork", errno)),
+    }
 }
 
 /// A sink that hears of forks; no longer when this is dropped.
@@ -415,14 +452,19 @@ fn try_all(sinks: &[Option<ForkSink>; SINKS_MAX]) -> bool {
 extern "C" fn before_fork() {
     // A thread that adds a region holds a sink's lock and then wants these
     // two: so nobody waits for a sink while holding them.
+    let blocked = SignalsBlocked::all_but_faults();
     loop {
         SETUP.take_for_fork();
+        // Nobody who has this one waits for anything.
+        OPENING.take_for_fork();
         if try_all(&SINKS.lock()) {
             break;
         }
+        OPENING.release_after_fork();
         SETUP.release_after_fork();
         thread::yield_now();
     }
+    *FORK_SIGNALS.lock() = Some(blocked);
     SINKS.take_for_fork();
     GATE.freeze();
     SINKS.release_after_fork();
@@ -440,7 +482,14 @@ extern "C" fn after_fork_in_parent() {
         // SAFETY: as in `try_all`.
         unsafe { (sink.parent)(sink.sink) };
     });
+    end_fork();
+}
+
+fn end_fork() {
+    let blocked = FORK_SIGNALS.lock().take();
+    OPENING.release_after_fork();
     SETUP.release_after_fork();
+    drop(blocked);
 }
 
 extern "C" fn after_fork_in_child() {
@@ -448,9 +497,7 @@ extern "C" fn after_fork_in_child() {
     if let Some(pool) = SCRATCH.get() {
         pool.reset_after_fork();
     }
-    if let Err(error) = lineage::claim_process() {
-        crate::monitor::die("a forked child cannot claim its memory", error.errno);
-    }
+    lineage::claim_child();
     crate::backend::after_fork_in_child();
     SINKS.release_after_fork();
     for_each_sink(&SINKS.lock(), |sink| {
@@ -458,5 +505,5 @@ extern "C" fn after_fork_in_child() {
         unsafe { (sink.child)(sink.sink) };
     });
     GATE.thaw();
-    SETUP.release_after_fork();
+    end_fork();
 }

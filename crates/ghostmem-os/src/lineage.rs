@@ -36,6 +36,13 @@ pub fn claim_process() -> Result<(), OsError> {
     Ok(())
 }
 
+/// In a forked child, by the fork hook: claims it, if its parent was claimed.
+pub fn claim_child() {
+    if let Some(page) = PAGE.get() {
+        mark(page).store(1, Ordering::Release);
+    }
+}
+
 /// Whether the process was claimed, rather than copied from one that was. One
 /// load; async-signal-safe.
 #[must_use]

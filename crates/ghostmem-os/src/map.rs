@@ -327,6 +327,26 @@ impl<T: ZeroValid> Deref for ZeroArray<T> {
     }
 }
 
+/// Which pages of a mapped range of private memory are there, one byte each
+/// with bit 0 set (mincore(2)). Async-signal-safe.
+///
+/// # Errors
+/// `EINVAL` when `out` has fewer bytes than the range has pages; the kernel's
+/// refusal (`ENOMEM` when part of the range is not mapped).
+pub fn mapped_pages(base: usize, len: usize, out: &mut [u8]) -> Result<(), OsError> {
+    if out.len() < len.div_ceil(PAGE_SIZE) {
+        return Err(OsError::new("mincore", libc::EINVAL));
+    }
+    // SAFETY: `out` has a byte for each page of the range, whose contents are
+    // not looked at.
+    let rc = unsafe { libc::mincore(base as *mut libc::c_void, len, out.as_mut_ptr()) };
+    if rc == 0 {
+        Ok(())
+    } else {
+        Err(OsError::last("mincore"))
+    }
+}
+
 /// How many bytes of a mapped range are backed by memory, by mincore(2).
 fn backed_bytes(base: usize, len: usize) -> usize {
     let mut seen = [0_u8; 1024];
@@ -335,10 +355,7 @@ fn backed_bytes(base: usize, len: usize) -> usize {
     let end = base + len;
     while at < end {
         let span = (end - at).min(seen.len() * PAGE_SIZE);
-        // SAFETY: `seen` has one byte for each page of the span, and the span
-        // is mapped.
-        let rc = unsafe { libc::mincore(at as *mut libc::c_void, span, seen.as_mut_ptr()) };
-        if rc != 0 {
+        if mapped_pages(at, span, &mut seen).is_err() {
             return total;
         }
         total += seen[..span.div_ceil(PAGE_SIZE)]

@@ -67,6 +67,18 @@ impl SignalsBlocked {
         let before = set_mask(&full_set());
         Self { before }
     }
+
+    /// Blocks every signal but those that a touch of ghost memory raises.
+    #[must_use]
+    pub fn all_but_faults() -> Self {
+        let mut set = full_set();
+        for signal in [libc::SIGBUS, libc::SIGSEGV] {
+            // SAFETY: an initialised set and a valid signal number.
+            unsafe { libc::sigdelset(&raw mut set, signal) };
+        }
+        let before = set_mask(&set);
+        Self { before }
+    }
 }
 
 impl Default for SignalsBlocked {

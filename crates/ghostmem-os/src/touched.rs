@@ -46,6 +46,18 @@ impl Touched {
         true
     }
 
+    /// The pages noted so far, in order: numbers within the array.
+    pub fn pages(&self) -> impl Iterator<Item = usize> {
+        self.seen.iter().enumerate().flat_map(|(word, bits)| {
+            let mut left = bits.load(Ordering::Relaxed);
+            core::iter::from_fn(move || {
+                let bit = left.trailing_zeros() as usize;
+                left &= left.checked_sub(1)?;
+                Some(word * 64 + bit)
+            })
+        })
+    }
+
     /// Bytes of memory behind the array and this tally, at most.
     #[must_use]
     pub fn bytes(&self) -> usize {
@@ -70,6 +82,8 @@ mod tests {
         }
         assert!(!touched.note(3) && touched.note(5000));
         array[5000].store(1, Ordering::Relaxed);
+        let pages: Vec<usize> = touched.pages().collect();
+        assert_eq!(pages, [0, 1, 9, 136, 2047]);
         // The bits themselves are the one page more.
         assert_eq!(touched.bytes(), array.backed_bytes() + PAGE_SIZE);
     }

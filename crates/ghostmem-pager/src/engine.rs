@@ -359,6 +359,11 @@ impl FaultSink for Engine {
             self.registrations.release_after_fork();
             return false;
         }
+        if !self.enrolment.try_take_for_fork() {
+            self.worker.thread.release_after_fork();
+            self.registrations.release_after_fork();
+            return false;
+        }
         for space in self.block_spaces() {
             space.lock_for_fork();
         }
@@ -393,6 +398,7 @@ impl FaultSink for Engine {
 
     fn after_fork_in_child(&self) {
         for region in self.regions() {
+            Self::refuse_strangers(region);
             self.repair_region(region);
             let resident = |page| region.table.load(page).state() == State::Resident;
             if let Err(error) = region.mapped.after_fork_in_child(resident) {
@@ -410,6 +416,7 @@ impl Engine {
         for space in self.block_spaces() {
             space.unlock_after_fork();
         }
+        self.enrolment.release_after_fork();
         self.worker.thread.release_after_fork();
         self.registrations.release_after_fork();
     }
@@ -428,6 +435,32 @@ impl Engine {
                 die("a pinned page cannot be opened after fork", error.errno);
             }
             next = region.resident.next(page + 1);
+        }
+    }
+
+    /// In a forked child, before its memory is registered: absent pages are
+    /// holes of ordinary memory, which somebody who ran before our fork hook
+    /// (a hook registered even earlier) may have touched. It saw zeros in place
+    /// of data: the child must not go on with that.
+    fn refuse_strangers(region: &Region) {
+        const GROUP: usize = PAGE_SIZE / size_of::<u64>();
+        let mut mapped = [0_u8; GROUP];
+        for group in region.resident.touched_words().pages() {
+            let first = group * GROUP;
+            let mapped = &mut mapped[..GROUP.min(region.pages() - first)];
+            match region.mapped.mapped(first, mapped) {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(error) => die("a forked child cannot look at its memory", error.errno),
+            }
+            for (page, _) in (first..).zip(mapped).filter(|(_, seen)| **seen & 1 == 1) {
+                if region.table.load(page).state() != State::Resident {
+                    die(
+                        "a fork handler touched ghost memory before it was restored in the child",
+                        14,
+                    );
+                }
+            }
         }
     }
 

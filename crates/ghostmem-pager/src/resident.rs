@@ -134,6 +134,12 @@ impl ResidentSet {
         }
     }
 
+    /// Which groups of pages were ever resident, as pages of the array of page
+    /// words.
+    pub(crate) const fn touched_words(&self) -> &Touched {
+        &self.words
+    }
+
     /// Memory behind the page words and this set, bytes, at most: from
     /// counters, in constant time.
     pub(crate) fn metadata_bytes(&self) -> usize {

@@ -35,8 +35,8 @@ use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicUsize, Ordering};
 use std::sync::OnceLock;
 use std::thread;
 
-use ghostmem_os::PAGE_SIZE;
 use ghostmem_os::map::{Access, Reservation, round_up_to_page};
+use ghostmem_os::{OsError, PAGE_SIZE};
 
 use crate::error::SmallError;
 use crate::ffi::{self, MiHeap};
@@ -192,10 +192,14 @@ impl Arena {
     /// as there is address space for.
     ///
     /// # Errors
-    /// [`SmallError::TooManyArenas`], the kernel's refusal, or
-    /// [`SmallError::UnsupportedMimalloc`].
+    /// [`SmallError::TooManyArenas`], the kernel's refusal (of fork hooks
+    /// too), or [`SmallError::UnsupportedMimalloc`].
     pub fn acquire() -> Result<Self, SmallError> {
         let inside = gate::enter();
+        gate::note_use(&inside);
+        if !gate::is_hooked() {
+            return Err(OsError::new("pthread_atfork", libc::ENOMEM).into());
+        }
         if !ffi::gm_setup(commit, gate::thread_ends) {
             return Err(SmallError::UnsupportedMimalloc);
         }

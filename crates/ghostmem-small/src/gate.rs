@@ -20,7 +20,7 @@
 //! blocks, whatever mimalloc promises about `fork` (nothing).
 
 use core::cell::Cell;
-use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::thread;
 
 use crate::arena;
@@ -35,6 +35,10 @@ struct Stripe(AtomicUsize);
 
 static INSIDE: [Stripe; STRIPES] = [const { Stripe(AtomicUsize::new(0)) }; STRIPES];
 static CLOSED: AtomicBool = AtomicBool::new(false);
+/// Some heap was made, and with it mimalloc is in use.
+static USED: AtomicBool = AtomicBool::new(false);
+/// [`prepare`] took mimalloc's locks; changed only while the gate is closed.
+static HELD: AtomicBool = AtomicBool::new(false);
 /// How many times this process is a `fork` away from the first one.
 static EPOCH: AtomicUsize = AtomicUsize::new(0);
 static NEXT_STRIPE: AtomicUsize = AtomicUsize::new(0);
@@ -59,7 +63,8 @@ fn stripe() -> &'static AtomicUsize {
 }
 
 /// Being inside the gate; leaves it when dropped.
-pub(crate) struct Inside {
+#[must_use]
+pub struct Inside {
     /// Entering is counted by thread: keep the value on it.
     not_send: core::marker::PhantomData<*const ()>,
 }
@@ -98,6 +103,13 @@ impl Drop for Inside {
     }
 }
 
+/// Keeps fork(2) from happening on other threads until the value is dropped:
+/// for what a child must find done or not begun. Waits while one is under way.
+/// May be nested; not for signal handlers.
+pub fn hold() -> Inside {
+    enter()
+}
+
 /// Exclusion of a thread's farewell from the destruction of a heap.
 pub(crate) struct Teardown;
 
@@ -121,20 +133,65 @@ pub(crate) extern "C" fn thread_ends() {
     ffi::gm_leave_thread();
 }
 
+/// Inside the gate: from now on a fork has mimalloc's locks to take.
+pub(crate) fn note_use(_inside: &Inside) {
+    USED.store(true, Ordering::Release);
+}
+
+/// Registers the handlers while the program is loaded: after the pager's (see
+/// `ghostmem-fault`, whose priority is lower), so that [`prepare`] runs before
+/// those, and before the program's own, so that these may allocate.
+extern "C" fn hook_at_load() {
+    extern "C" fn before() {
+        prepare();
+    }
+    extern "C" fn in_parent() {
+        parent();
+    }
+    extern "C" fn in_child() {
+        child();
+    }
+    // A constructor of the program's may have made a heap before.
+    let first = HOOKED.compare_exchange(0, TRIED, Ordering::AcqRel, Ordering::Relaxed);
+    if first.is_ok() {
+        let hooked = ghostmem_os::thread::at_fork(before, in_parent, in_child);
+        if hooked.is_ok() {
+            HOOKED.store(DONE, Ordering::Release);
+        }
+    }
+}
+
+#[used]
+#[unsafe(link_section = ".init_array.00060")]
+static HOOK_AT_LOAD: extern "C" fn() = hook_at_load;
+
+static HOOKED: AtomicU8 = AtomicU8::new(0);
+/// Registering was tried, and refused.
+const TRIED: u8 = 1;
+const DONE: u8 = 2;
+
+/// Whether forks are taken care of; sees to it when no constructor ran yet.
+pub(crate) fn is_hooked() -> bool {
+    if HOOKED.load(Ordering::Acquire) == 0 {
+        hook_at_load();
+    }
+    HOOKED.load(Ordering::Acquire) == DONE
+}
+
 /// The number of this process in its line of forks.
 pub(crate) fn epoch() -> usize {
     EPOCH.load(Ordering::Relaxed)
 }
 
-/// Before `fork` (first handler of pthread_atfork(3)): closes the gate, waits
+/// Before `fork`: closes the gate, waits
 /// until no thread is inside mimalloc on our behalf and holds what a child
 /// must find free.
 ///
-/// Call it **before** freezing the pager: threads it waits for may be in the
-/// middle of a page fault. Must be paired with [`parent`] or [`child`] on the
+/// It runs **before** the pager is frozen: threads it waits for may be in the
+/// middle of a page fault. It is paired with [`parent`] or [`child`] on the
 /// same thread. In a signal handler that interrupted this crate it holds back
 /// only what the interrupted code does not hold itself.
-pub fn prepare() {
+fn prepare() {
     while CLOSED.swap(true, Ordering::SeqCst) {
         thread::yield_now();
     }
@@ -146,17 +203,18 @@ pub fn prepare() {
         }
         thread::yield_now();
     }
-    if own == 0 {
+    if own == 0 && USED.load(Ordering::Acquire) {
         ffi::gm_teardown_lock();
         arena::lock_theaps();
+        HELD.store(true, Ordering::Relaxed);
     }
 }
 
 /// After `fork`, in the parent: opens everything again.
-pub fn parent() {
-    if DEPTH.get() == 0 {
+fn parent() {
+    if HELD.swap(false, Ordering::Relaxed) {
         arena::unlock_theaps();
-        // SAFETY: `prepare` took it on this thread, under the same condition.
+        // SAFETY: `prepare` took it on this thread.
         unsafe { ffi::gm_teardown_unlock() };
     }
     CLOSED.store(false, Ordering::SeqCst);
@@ -168,7 +226,7 @@ pub fn parent() {
 /// Heaps made before the fork go on working; dropping one in the child gives
 /// its memory back but keeps its arena's address space and its mimalloc
 /// bookkeeping, since the threads that would have to agree do not exist.
-pub fn child() {
+fn child() {
     EPOCH.fetch_add(1, Ordering::Relaxed);
     for stripe in &INSIDE {
         stripe.0.store(0, Ordering::SeqCst);

@@ -5,7 +5,7 @@
 //!   [`Arena::ghost_range`] is what the pager turns into ghost memory.
 //! * [`SmallHeap`] allocates in it, and answers double frees and foreign
 //!   pointers with an error.
-//! * [`fork`] holds the calls for pthread_atfork(3).
+//! * [`fork::hold`] keeps a fork from happening.
 //!
 //! # What this room owes the others
 //! * Nothing here calls the program's allocator: mimalloc maps its own memory,
@@ -53,7 +53,8 @@ pub use arena::{ARENA_BYTES, ARENA_BYTES_MIN, ARENAS_MAX, Arena};
 pub use error::SmallError;
 pub use heap::{ALIGN_MAX, SIZE_MAX, SmallHeap, Space};
 
-/// The handlers for pthread_atfork(3), see [`fork::prepare`].
+/// fork(2) and this crate: its handlers are in place from the start; here is
+/// what keeps a fork out.
 pub mod fork {
-    pub use crate::gate::{child, parent, prepare};
+    pub use crate::gate::{Inside, hold};
 }

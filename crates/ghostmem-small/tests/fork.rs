@@ -7,26 +7,23 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{Block, Plain, Random};
-use ghostmem_small::{Arena, SmallHeap, fork};
+use ghostmem_small::{Arena, SmallHeap};
 
 fn heap() -> SmallHeap<Plain> {
     SmallHeap::new(Arena::acquire().expect("an arena"), Plain::new()).expect("a heap")
 }
 
-/// Forks as pthread_atfork handlers would, runs `child` there and reports
+/// Forks, runs `child` there and reports
 /// whether it came to its end within ten seconds.
 fn forked(child: impl FnOnce()) -> bool {
-    fork::prepare();
     // SAFETY: the child runs `child`, which uses nothing but heaps, raw
     // system calls and stack, and leaves by _exit.
     let pid = unsafe { libc::fork() };
     if pid == 0 {
-        fork::child();
         child();
         // SAFETY: ends the process without running anything of the parent's.
         unsafe { libc::_exit(7) };
     }
-    fork::parent();
     assert!(pid > 0);
     let begin = Instant::now();
     loop {

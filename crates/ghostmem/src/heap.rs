@@ -2,14 +2,14 @@
 
 use core::alloc::Layout;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::OnceLock;
 
 use ghostmem_os::lock::Lock;
 use ghostmem_os::map::MapArc;
 use ghostmem_os::{OsError, PAGE_SIZE, thread};
 use ghostmem_pager::{Config, Engine, State};
-use ghostmem_small::{ALIGN_MAX, Arena, SIZE_MAX, SmallHeap, Space};
+use ghostmem_small::{ALIGN_MAX, Arena, SIZE_MAX, SmallHeap, Space, fork};
 
 use crate::{Backend, Error, HeapBuilder, Stats};
 
@@ -70,7 +70,6 @@ impl Drop for Inner {
 static GLOBAL: OnceLock<Heap> = OnceLock::new();
 /// [`thread::key`] of the thread that builds the global heap, or 0.
 static BUILDING: AtomicUsize = AtomicUsize::new(0);
-static SMALL_FORK: AtomicBool = AtomicBool::new(false);
 
 impl Heap {
     /// Settings for a new heap.
@@ -94,6 +93,11 @@ impl Heap {
     /// As [`HeapBuilder::build`]; [`Error::Reentered`] when called while this
     /// thread is building it.
     pub fn global() -> Result<&'static Self, Error> {
+        if let Some(heap) = GLOBAL.get() {
+            return Ok(heap);
+        }
+        // A child must not wait for a thread that does not exist there.
+        let _no_fork = fork::hold();
         loop {
             if let Some(heap) = GLOBAL.get() {
                 return Ok(heap);
@@ -160,6 +164,8 @@ impl Heap {
         if let Some(small) = self.inner.small.get() {
             return Some(small);
         }
+        // A child must not find this half done, and nobody left to finish it.
+        let _no_fork = fork::hold();
         let mut failed = self.inner.small_setup.lock();
         if let Some(small) = self.inner.small.get() {
             return Some(small);
@@ -178,21 +184,6 @@ impl Heap {
         let arena = Arena::acquire().map_err(Error::Small)?;
         let (reservation, offset, len) = arena.ghost_home();
         Engine::adopt(self.engine(), reservation, offset, len)?;
-        if !SMALL_FORK.swap(true, Ordering::AcqRel) {
-            use ghostmem_small::fork;
-            // Registered after the pager's handlers, so that its `prepare`
-            // runs before them: threads it waits for may be in a fault.
-            extern "C" fn prepare() {
-                fork::prepare();
-            }
-            extern "C" fn parent() {
-                fork::parent();
-            }
-            extern "C" fn child() {
-                fork::child();
-            }
-            thread::at_fork(prepare, parent, child)?;
-        }
         SmallHeap::new(arena, Discards(self.engine().clone())).map_err(Error::Small)
     }
 

@@ -181,6 +181,9 @@ pub(crate) fn fork(body: impl FnOnce()) -> libc::pid_t {
     let pid = unsafe { libc::fork() };
     assert!(pid >= 0, "fork: {}", std::io::Error::last_os_error());
     if pid == 0 {
+        // One that hangs must not outlive the test.
+        // SAFETY: no preconditions.
+        unsafe { libc::alarm(60) };
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
         // SAFETY: no destructor of the parent's may run here.
         unsafe { libc::_exit(if result.is_ok() { 0 } else { 101 }) };
