@@ -96,7 +96,7 @@ private:
     void watch() {
         while (!stopping_) {
             ghostmem_stats stats;
-            ghostmem_heap_quick_stats(GhostMemoryManager::Heap(), &stats, sizeof stats);
+            ghostmem_heap_stats(GhostMemoryManager::Heap(), &stats, sizeof stats);
             peak_bytes_ = std::max(peak_bytes_, stats.store_held_bytes);
             std::this_thread::sleep_for(std::chrono::milliseconds(2));
         }

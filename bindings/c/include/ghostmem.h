@@ -401,8 +401,7 @@ bool ghostmem_is_resident(const struct ghostmem_heap *heap,
 
 // Writes the heap's figures to `*out`, of which `out_bytes` are written:
 // `sizeof(ghostmem_stats)` as the caller knows it. Bytes the library does not
-// know are zeroed. Lock-free; it walks the metadata, so it is not for every
-// millisecond.
+// know are zeroed. Lock-free, and cheap enough to be called every millisecond.
 //
 // What the caller owes:
 // `heap` is null (refused) or lives; `out` is null (refused) or has room for
@@ -410,15 +409,6 @@ bool ghostmem_is_resident(const struct ghostmem_heap *heap,
 ghostmem_status ghostmem_heap_stats(const struct ghostmem_heap *heap,
                                     struct ghostmem_stats *out,
                                     size_t out_bytes);
-
-// As `ghostmem_heap_stats`, but `metadata_bytes` is 0: cheap enough to be
-// called every millisecond.
-//
-// What the caller owes:
-// As `ghostmem_heap_stats`.
-ghostmem_status ghostmem_heap_quick_stats(const struct ghostmem_heap *heap,
-                                          struct ghostmem_stats *out,
-                                          size_t out_bytes);
 
 // A word or two for a status: static, never null, also for numbers that are
 // none.
@@ -642,8 +632,7 @@ bool ghostmem_is_resident(const struct ghostmem_heap *heap,
 
 // Writes the heap's figures to `*out`, of which `out_bytes` are written:
 // `sizeof(ghostmem_stats)` as the caller knows it. Bytes the library does not
-// know are zeroed. Lock-free; it walks the metadata, so it is not for every
-// millisecond.
+// know are zeroed. Lock-free, and cheap enough to be called every millisecond.
 //
 // What the caller owes:
 // `heap` is null (refused) or lives; `out` is null (refused) or has room for
@@ -651,15 +640,6 @@ bool ghostmem_is_resident(const struct ghostmem_heap *heap,
 ghostmem_status ghostmem_heap_stats(const struct ghostmem_heap *heap,
                                     struct ghostmem_stats *out,
                                     size_t out_bytes);
-
-// As `ghostmem_heap_stats`, but `metadata_bytes` is 0: cheap enough to be
-// called every millisecond.
-//
-// What the caller owes:
-// As `ghostmem_heap_stats`.
-ghostmem_status ghostmem_heap_quick_stats(const struct ghostmem_heap *heap,
-                                          struct ghostmem_stats *out,
-                                          size_t out_bytes);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -1,6 +1,6 @@
 //! A heap's figures as a plain structure.
 
-use ghostmem::{Heap, Stats};
+use ghostmem::Stats;
 
 use crate::heap::{GhostmemHeap, heap_of, no_heap};
 use crate::status::{GhostmemStatus, invalid};
@@ -98,8 +98,7 @@ impl From<Stats> for GhostmemStats {
 
 /// Writes the heap's figures to `*out`, of which `out_bytes` are written:
 /// `sizeof(ghostmem_stats)` as the caller knows it. Bytes the library does not
-/// know are zeroed. Lock-free; it walks the metadata, so it is not for every
-/// millisecond.
+/// know are zeroed. Lock-free, and cheap enough to be called every millisecond.
 ///
 /// # Safety
 /// `heap` is null (refused) or lives; `out` is null (refused) or has room for
@@ -111,42 +110,13 @@ pub unsafe extern "C" fn ghostmem_heap_stats(
     out_bytes: usize,
 ) -> GhostmemStatus {
     // SAFETY: the caller's promise.
-    unsafe { write_stats(heap, out, out_bytes, Heap::stats) }
-}
-
-/// As `ghostmem_heap_stats`, but `metadata_bytes` is 0: cheap enough to be
-/// called every millisecond.
-///
-/// # Safety
-/// As `ghostmem_heap_stats`.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn ghostmem_heap_quick_stats(
-    heap: *const GhostmemHeap,
-    out: *mut GhostmemStats,
-    out_bytes: usize,
-) -> GhostmemStatus {
-    // SAFETY: the caller's promise.
-    unsafe { write_stats(heap, out, out_bytes, Heap::quick_stats) }
-}
-
-/// Writes what `figures` finds.
-///
-/// # Safety
-/// As `ghostmem_heap_stats`.
-unsafe fn write_stats(
-    heap: *const GhostmemHeap,
-    out: *mut GhostmemStats,
-    out_bytes: usize,
-    figures: fn(&Heap) -> Stats,
-) -> GhostmemStatus {
-    // SAFETY: the caller's promise.
     let Some(heap) = (unsafe { heap_of(heap) }) else {
         return no_heap();
     };
     if out.is_null() {
         return invalid("there is no place for the figures: out is null");
     }
-    let stats = GhostmemStats::from(figures(heap));
+    let stats = GhostmemStats::from(heap.stats());
     // SAFETY: the caller's promise: room for `out_bytes`.
     unsafe { out.cast::<u8>().write_bytes(0, out_bytes) };
     let known = out_bytes.min(size_of::<GhostmemStats>());

@@ -26,7 +26,8 @@ impl Heap {
         let bytes = match self.small_if_made() {
             Some(small) if small.contains(block.as_ptr().addr()) => {
                 let bytes = small.usable_size(block).unwrap_or(size);
-                self.count_small(bytes.wrapping_sub(size));
+                // What the block has beyond what was asked for counts too.
+                self.engine().take_back(size.wrapping_sub(bytes));
                 bytes
             }
             _ => self.block_bytes(block).unwrap_or(size),
@@ -52,7 +53,7 @@ impl Heap {
             let bytes = small.usable_size(block).ok_or(wrong)?;
             // SAFETY: the caller's promise: the block is no longer used.
             unsafe { small.deallocate(block) }.map_err(|_| wrong)?;
-            self.count_small(0_usize.wrapping_sub(bytes));
+            self.engine().take_back(bytes);
             return Ok(bytes);
         }
         self.engine().free(address).map_err(|_| wrong)

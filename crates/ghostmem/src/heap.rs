@@ -153,11 +153,6 @@ impl Heap {
         self.inner.small.get()
     }
 
-    /// Adds to the bytes of small objects, wrapping.
-    pub(crate) fn count_small(&self, bytes: usize) {
-        self.inner.small_bytes.add(bytes);
-    }
-
     /// The small-object allocator, set up at the first use; `None` when it
     /// cannot be had (pages then serve small objects too).
     fn small(&self) -> Option<&SmallHeap<Discards>> {
