@@ -57,10 +57,23 @@ impl Budget {
         }
     }
 
-    /// Takes one frame whatever the limit says: the way out when nothing can
-    /// be evicted and a thread must go on.
-    pub(crate) fn overdraw(&self) {
-        self.used.fetch_add(1, Ordering::AcqRel);
+    /// Takes one frame unless that would exceed the limit by more than `most`:
+    /// the way out when nothing can be evicted and a thread must go on.
+    pub(crate) fn overdraw(&self, most: i64) -> bool {
+        let end = self.limit().saturating_add(most);
+        let mut used = self.used();
+        while used < end {
+            match self.used.compare_exchange_weak(
+                used,
+                used + 1,
+                Ordering::AcqRel,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => return true,
+                Err(now) => used = now,
+            }
+        }
+        false
     }
 
     pub(crate) fn give_back(&self, frames: i64) {

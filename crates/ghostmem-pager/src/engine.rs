@@ -74,6 +74,8 @@ pub struct Engine {
     evictions: AtomicU64,
     /// The thread that may exceed the limit because it gets nowhere, or 0.
     pub(crate) stuck: AtomicU64,
+    /// When it last faulted, nanoseconds.
+    pub(crate) stuck_since: AtomicU64,
     pub(crate) worker: WorkerState,
     /// Bytes handed out as blocks of pages.
     allocated: AtomicUsize,
@@ -112,6 +114,7 @@ impl Engine {
             nonce: AtomicU64::new(0),
             evictions: AtomicU64::new(0),
             stuck: AtomicU64::new(0),
+            stuck_since: AtomicU64::new(0),
             worker: WorkerState {
                 asleep: AtomicU64::new(0),
                 thread: Lock::new(None),

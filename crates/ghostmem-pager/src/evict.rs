@@ -72,7 +72,7 @@ impl Engine {
     /// Evicts up to about `wanted` cold pages; how many it was. Lock-free,
     /// runs in fault handlers and in the background.
     pub(crate) fn reclaim(&self, wanted: usize, scratch: &mut Scratch) -> usize {
-        if self.stuck.load(Ordering::Acquire) != 0 {
+        if self.privileged() != 0 {
             return 0;
         }
         let wanted = wanted.clamp(1, BATCH_PAGES);

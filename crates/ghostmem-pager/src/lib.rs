@@ -22,6 +22,7 @@ mod budget;
 mod engine;
 mod evict;
 mod metrics;
+mod overdraft;
 mod region;
 mod resident;
 mod resolve;

@@ -1,23 +1,20 @@
 //! A fault, from the touch to the page in place.
 
 use core::sync::atomic::Ordering;
-use core::time::Duration;
 
 use ghostmem_codec as codec;
 use ghostmem_fault::{AccessKind, Fault, Installed, RUN_PAGES, Scratch, Verdict, die};
-use ghostmem_os::{PAGE_SIZE, clock, futex, thread};
+use ghostmem_os::{PAGE_SIZE, clock, futex};
 use ghostmem_policy::{Heat, Past, Plan};
 use ghostmem_store::Slot;
 use ghostmem_table::{Claim, State, Word};
 
 use crate::engine::Engine;
 use crate::metrics::Counter;
+use crate::overdraft::WAIT;
 use crate::region::Region;
 use crate::threads::PAGES_PER_INSTRUCTION;
 
-/// How long one wait for another thread's transition lasts before looking
-/// again.
-const WAIT: Duration = Duration::from_millis(2);
 /// Looks at a claimed word before going to sleep on it: about the time a
 /// restore takes, which is far less than a sleep and a wake.
 const SPINS: u32 = 200;
@@ -163,33 +160,25 @@ impl Engine {
         // Asked first: `is_stuck` makes this fault the thread's last.
         let moved_on = self.threads.moved_on(fault.thread, fault.instant);
         if suspect && self.threads.is_stuck(fault.thread, fault.instant, refault) {
-            let _either =
-                self.stuck
-                    .compare_exchange(0, fault.thread, Ordering::AcqRel, Ordering::Relaxed);
+            self.grant_privilege(fault.thread);
         } else if moved_on && self.stuck.load(Ordering::Relaxed) == fault.thread {
             self.end_privilege(fault.thread);
         }
         let mut barren = 0_u32;
         loop {
-            let privileged = self.stuck.load(Ordering::Acquire);
+            let privileged = self.privileged();
             if privileged == fault.thread {
-                if self.budget.free() > -2 * i64::from(PAGES_PER_INSTRUCTION) {
-                    // Nobody evicts while this thread collects what its
-                    // instruction needs.
-                    self.budget.overdraw();
-                    self.metrics.add(Counter::overdrafts, 1);
+                // Nobody evicts while this thread collects what its
+                // instruction needs.
+                if self.overdraw_privileged() {
                     return;
                 }
                 // No instruction needs so many: it was not stuck.
                 self.end_privilege(fault.thread);
                 continue;
             }
-            if privileged != 0 && privileged != fault.thread {
-                // It may never fault again: wait only so long.
+            if privileged != 0 {
                 futex::wait(&self.stuck, privileged as u32, WAIT);
-                if self.stuck.load(Ordering::Acquire) == privileged {
-                    self.end_privilege(privileged);
-                }
                 continue;
             }
             if self.budget.take_up_to(1) == 1 {
@@ -199,25 +188,10 @@ impl Engine {
             self.metrics.add(Counter::direct_reclaims, 1);
             if self.reclaim(self.direct_batch(), scratch) == 0 {
                 barren += 1;
-                if barren > 200 {
-                    // Everything is pinned, or cannot be stored: the thread
-                    // must go on all the same.
-                    self.budget.overdraw();
-                    self.metrics.add(Counter::overdrafts, 1);
+                if self.after_barren(barren) {
                     return;
                 }
-                thread::yield_now();
             }
-        }
-    }
-
-    fn end_privilege(&self, thread: u64) {
-        if self
-            .stuck
-            .compare_exchange(thread, 0, Ordering::AcqRel, Ordering::Relaxed)
-            .is_ok()
-        {
-            futex::wake_all(&self.stuck);
         }
     }
 

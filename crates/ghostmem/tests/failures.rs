@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::multiple_unsafe_ops_per_block)] // a test ends at the first failure
 
 use std::alloc::Layout;
+use std::sync::OnceLock;
 
 use common::{PAGE, Random, Watchdog, alone, heap, role, run_alone, word};
 use ghostmem::{Backend, Error, Heap};
@@ -176,6 +177,48 @@ fn with_little_address_space_heaps_work_or_say_so() {
             assert!(matches!(error, Error::OutOfMemory { .. }), "{error:?}");
             eprintln!("{role} bytes, {backend}: {error}");
         }
+    }
+}
+
+static LOCKED: OnceLock<Heap> = OnceLock::new();
+
+/// The end of a process that could not go on: its heap kept to the bound.
+extern "C" fn on_abort(_: i32) {
+    let stats = LOCKED.get().map(Heap::stats).unwrap_or_default();
+    let over = stats
+        .resident_bytes
+        .saturating_sub(stats.resident_limit_bytes);
+    let bounded = over > 0 && over <= 68 * PAGE && stats.overdrafts >= 68;
+    // SAFETY: ends the process.
+    unsafe { libc::_exit(if bounded { 77 } else { 78 }) };
+}
+
+#[test]
+fn with_all_memory_locked_the_limit_is_exceeded_by_so_much_and_no_more() {
+    let name = "with_all_memory_locked_the_limit_is_exceeded_by_so_much_and_no_more";
+    if role().is_none() {
+        let status = run_alone(name, "locked", &[]);
+        if status.code() == Some(79) {
+            println!("not shown: this machine does not allow to lock 2 MiB of memory");
+        } else {
+            assert_eq!(status.code(), Some(77), "{status}");
+        }
+        return;
+    }
+    let _watchdog = Watchdog::new("locked memory", 50);
+    let heap = LOCKED.get_or_init(|| common::heap(Backend::Auto, 256));
+    let layout = Layout::from_size_align(512 * PAGE, PAGE).unwrap();
+    let block = heap.allocate(layout).unwrap().cast::<u8>();
+    // SAFETY: our own block; every page is locked as it comes in.
+    let rc = unsafe { libc::mlock2(block.as_ptr().cast(), layout.size(), 1) };
+    if rc != 0 {
+        std::process::exit(79);
+    }
+    // SAFETY: the handler reads counters and ends the process.
+    unsafe { libc::signal(libc::SIGABRT, on_abort as *const () as usize) };
+    for page in 0..512 {
+        // SAFETY: inside the block.
+        unsafe { block.add(page * PAGE).write_volatile(1) };
     }
 }
 
