@@ -5,7 +5,7 @@
 //! signal is blocked while they own a page: a signal handler that touched it
 //! would wait for the thread it interrupted.
 
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{Ordering, fence};
 
 use ghostmem_fault::{AccessKind, Batch, Fault, FaultSink, Scratch, Verdict};
 use ghostmem_os::thread::{self, SignalsBlocked};
@@ -15,6 +15,7 @@ use ghostmem_table::{Claim, State, Word};
 
 use crate::engine::Engine;
 use crate::region::Region;
+use crate::space::{BlockSpace, PageRun};
 
 /// Pages handled with signals blocked at a stretch.
 const STRETCH: usize = 64;
@@ -169,7 +170,7 @@ impl Engine {
         self.discard_pages(region, first, end, false)
     }
 
-    /// `all`: pinned and locked pages too, as the block is gone.
+    /// `all`: locked pages too, as the block is gone. Pinned ones stay.
     fn discard_pages(
         &self,
         region: &Region,
@@ -200,7 +201,7 @@ impl Engine {
         while page < end {
             let word = region.table.load(page);
             match word.state() {
-                _ if word == Word::EMPTY || (word.is_pinned() && !all) => page += 1,
+                _ if word == Word::EMPTY || word.is_pinned() => page += 1,
                 State::Claimed | State::Dropping if held > 0 => break,
                 State::Claimed | State::Dropping => self.wait_for(region, page, word),
                 _ => {
@@ -244,10 +245,6 @@ impl Engine {
                 self.release(region, claim, before);
                 continue;
             }
-            if before.is_pinned() {
-                region.pins[page].store(0, Ordering::Release);
-                region.pinned_pages.fetch_sub(1, Ordering::AcqRel);
-            }
             self.release(region, claim, Word::EMPTY);
             if before.state() == State::Stored || before.is_clean() {
                 self.free_slot(before);
@@ -257,7 +254,9 @@ impl Engine {
         page
     }
 
-    /// Frees the block that starts at `address`; its length in bytes.
+    /// Frees the block that starts at `address`; its length in bytes. While
+    /// pages of it are pinned their memory stays, and the address space is not
+    /// handed out again.
     ///
     /// # Errors
     /// `EINVAL` when no block starts there: never allocated, freed already,
@@ -266,18 +265,42 @@ impl Engine {
         let wrong = OsError::new("free", INVALID);
         let (region, page) = self.locate(address).ok_or(wrong)?;
         let blocks = region.blocks.as_ref().ok_or(wrong)?;
-        let run = blocks
-            .block_of(page)
-            .filter(|run| run.first == page)
-            .ok_or(wrong)?;
         if !address.is_multiple_of(PAGE_SIZE) {
             return Err(wrong);
         }
-        // The contents go before the address space can be handed out again.
-        self.discard_pages(region, run.first, run.first + run.pages, true)?;
-        let pages = blocks.free(page).map_err(|_| wrong)?;
-        self.note_freed(pages * PAGE_SIZE);
-        Ok(pages * PAGE_SIZE)
+        // From here on it is nobody's: a second free is refused.
+        let run = blocks.begin_free(page).map_err(|_| wrong)?;
+        self.finish_free(region, blocks, run)?;
+        Ok(run.pages * PAGE_SIZE)
+    }
+
+    /// Makes a block free that was given back, unless some of its pages are
+    /// pinned: the last of those pins does it then, as what uses the memory
+    /// behind the processor's back must not find it to be somebody else's.
+    fn finish_free(
+        &self,
+        region: &Region,
+        blocks: &BlockSpace,
+        run: PageRun,
+    ) -> Result<(), OsError> {
+        let end = run.first + run.pages;
+        // Pairs with the one in `unpin_pages`: either we see the pin gone, or
+        // whoever took it off sees that the block was given back.
+        fence(Ordering::SeqCst);
+        while !region.has_pins_in(run.first, end) && blocks.begin_finish(run.first) {
+            // The contents go before the address space can be handed out again.
+            let discarded = self.discard_pages(region, run.first, end, true);
+            if discarded.is_ok() && !region.has_pins_in(run.first, end) {
+                blocks.finish_free(run.first);
+                self.note_freed(run.pages * PAGE_SIZE);
+                return Ok(());
+            }
+            // Pinned by a thread that came before the block was given back.
+            blocks.cancel_finish(run.first);
+            discarded?;
+            fence(Ordering::SeqCst);
+        }
+        Ok(())
     }
 
     /// Makes the pages of a range resident and keeps them so, open for loads
@@ -327,6 +350,10 @@ impl Engine {
                     return Ok(false);
                 };
                 let before = claim.before();
+                if !region.is_allocated(page) {
+                    self.release(region, claim, before);
+                    return Err(OsError::new("pin", INVALID));
+                }
                 let open = region.mapped.unprotect(page, 1);
                 if open.is_err() {
                     self.release(region, claim, before);
@@ -370,6 +397,21 @@ impl Engine {
                 thread::yield_now();
             }
         }
+        // Blocks that were given back while these pins held their pages.
+        let Some(blocks) = region.blocks.as_ref() else {
+            return;
+        };
+        fence(Ordering::SeqCst);
+        let mut page = first;
+        while page < end {
+            let freeing = blocks.freeing(page);
+            if let Some(run) = freeing {
+                // Refused only without working memory, which there is.
+                let _kept = self.finish_free(region, blocks, run);
+            }
+            let around = freeing.or_else(|| blocks.block_of(page));
+            page = around.map_or(page + 1, |run| run.first + run.pages);
+        }
     }
 
     /// `false`: the page is busy, try again.
@@ -379,7 +421,7 @@ impl Engine {
             return false;
         }
         if !word.is_pinned() {
-            // Freed while it was pinned.
+            // More unpins than pins.
             return true;
         }
         let Ok(claim) = region.table.claim(page, word) else {

@@ -94,6 +94,17 @@ impl Region {
             + self.blocks.as_ref().map_or(0, BlockSpace::metadata_bytes)
     }
 
+    /// Whether a page of the range is pinned. Looks only where pages ever were.
+    pub(crate) fn has_pins_in(&self, first: usize, end: usize) -> bool {
+        let group = ghostmem_os::PAGE_SIZE / size_of::<AtomicU16>();
+        self.has_pins()
+            && self.pins_touched.pages().any(|at| {
+                let start = (at * group).max(first);
+                (start..((at + 1) * group).min(end))
+                    .any(|page| self.pins[page].load(Ordering::SeqCst) > 0)
+            })
+    }
+
     pub(crate) fn has_pins(&self) -> bool {
         self.pinned_pages.load(Ordering::Relaxed) > 0
     }

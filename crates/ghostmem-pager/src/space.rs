@@ -17,6 +17,9 @@
 //!     d in 1..=o+1   the longest free aligned run below has order o - d;
 //!                    d = o + 1: there is none
 //!     TAKEN          one run starts here and fills this node
+//!     FREEING        the same, and its owner gave it back: it is no block any
+//!                    more, but its pages are not free yet
+//!     FINISHING      the same, and one thread is about to make it free
 //!
 //!   lengths: for the first page of each run, how many pages were asked for
 //! ```
@@ -47,6 +50,10 @@ pub const PAGES_MAX: usize = 1 << 31;
 /// A node filled by one run. Above every other value: those end at the
 /// tree's height plus one.
 const TAKEN: u8 = u8::MAX;
+/// A node filled by a run that was given back; its pages are still in use.
+const FREEING: u8 = TAKEN - 1;
+/// A node filled by a run that one thread is making free.
+const FINISHING: u8 = TAKEN - 2;
 
 /// The root; the children of `n` are `2n` and `2n + 1`.
 const ROOT: usize = 1;
@@ -195,18 +202,74 @@ impl BlockSpace {
     /// # Errors
     /// [`FreeError`] when no run starts there.
     pub fn free(&self, first: usize) -> Result<usize, FreeError> {
-        let _locked = self.lock.hold();
-        let Some((at, run)) = self.find(first) else {
-            return Err(FreeError::NotAllocated { page: first });
-        };
-        if run.first != first {
-            return Err(FreeError::Interior { page: first, run });
+        let run = self.begin_free(first)?;
+        // Somebody else may, who saw it given back.
+        if self.begin_finish(first) {
+            self.finish_free(first);
         }
+        Ok(run.pages)
+    }
+
+    /// Takes the run that starts at page `first` from its owner: it is no run
+    /// for anybody any more, and not free yet. Of two calls for one run only
+    /// one succeeds, however close they are.
+    ///
+    /// # Errors
+    /// [`FreeError`] when no run starts there.
+    pub fn begin_free(&self, first: usize) -> Result<PageRun, FreeError> {
+        let _locked = self.lock.hold();
+        match self.find(first) {
+            Some((at, run, TAKEN)) if run.first == first => {
+                self.nodes[at.node].store(FREEING, Ordering::Release);
+                Ok(run)
+            }
+            Some((_, run, TAKEN)) => Err(FreeError::Interior { page: first, run }),
+            _ => Err(FreeError::NotAllocated { page: first }),
+        }
+    }
+
+    /// The run around a page that was given back and is not free yet.
+    #[must_use]
+    pub fn freeing(&self, page: usize) -> Option<PageRun> {
+        let (_, run, state) = self.find(page)?;
+        (state != TAKEN).then_some(run)
+    }
+
+    /// Makes the caller the one that makes a given-back run free; `false` when
+    /// another thread is, or when there is none.
+    #[must_use = "whoever begins finishes"]
+    pub fn begin_finish(&self, first: usize) -> bool {
+        self.turn(first, FREEING, FINISHING)
+    }
+
+    /// Undoes [`BlockSpace::begin_finish`]: the run's pages are in use again.
+    pub fn cancel_finish(&self, first: usize) {
+        self.turn(first, FINISHING, FREEING);
+    }
+
+    fn turn(&self, first: usize, from: u8, to: u8) -> bool {
+        let _locked = self.lock.hold();
+        let found = self.find(first).filter(|&(_, run, _)| run.first == first);
+        found.is_some_and(|(at, _, state)| {
+            if state == from {
+                self.nodes[at.node].store(to, Ordering::Release);
+            }
+            state == from
+        })
+    }
+
+    /// Makes the run free that the caller [began to
+    /// finish](BlockSpace::begin_finish).
+    pub fn finish_free(&self, first: usize) {
+        let _locked = self.lock.hold();
+        let Some((at, run, FINISHING)) = self.find(first) else {
+            debug_assert!(false, "finished by whoever began it");
+            return;
+        };
         self.nodes[at.node].store(0, Ordering::Release);
         self.lengths[first].store(0, Ordering::Relaxed);
         self.update_above(at);
         self.used.fetch_sub(run.pages, Ordering::Relaxed);
-        Ok(run.pages)
     }
 
     /// The run a page belongs to, if any.
@@ -216,7 +279,8 @@ impl BlockSpace {
     /// being allocated or freed meanwhile may be seen or not.
     #[must_use]
     pub fn block_of(&self, page: usize) -> Option<PageRun> {
-        self.find(page).map(|(_, run)| run)
+        let (_, run, state) = self.find(page)?;
+        (state == TAKEN).then_some(run)
     }
 
     /// Pages handed out now, as asked for.
@@ -254,28 +318,29 @@ impl BlockSpace {
         self.lock.release();
     }
 
-    /// The node and the run a page belongs to.
-    fn find(&self, page: usize) -> Option<(Position, PageRun)> {
+    /// The node and the run a page belongs to, and the node's value: `TAKEN` or
+    /// one of those that follow it.
+    fn find(&self, page: usize) -> Option<(Position, PageRun, u8)> {
         if page >= self.page_count {
             return None;
         }
         let mut at = Position::root(self);
-        loop {
+        let state = loop {
             match self.nodes[at.node].load(Ordering::Acquire) {
                 0 => return None,
-                TAKEN => break,
+                state @ FINISHING..=TAKEN => break state,
                 // Only while somebody changes this very run: a single page is
                 // free or taken.
                 _ if at.order == 0 => return None,
                 _ => at = at.child_with(page),
             }
-        }
+        };
         let run = PageRun {
             first: at.first,
             pages: self.lengths.get(at.first)?.load(Ordering::Relaxed) as usize,
         };
         // Past the pages asked for, or freed while we looked (length 0).
-        (page - run.first < run.pages).then_some((at, run))
+        (page - run.first < run.pages).then_some((at, run, state))
     }
 
     /// Whether a free run of the order lies in the node.
@@ -307,7 +372,8 @@ const EINVAL: i32 = 22;
 
 /// The order of the longest free run below a node of order `order`.
 fn free_order(value: u8, order: u32) -> Option<u32> {
-    // TAKEN and `order + 1` both are more than the order: none.
+    // TAKEN and what follows it, and `order + 1`, all are more than the order:
+    // none.
     order.checked_sub(u32::from(value))
 }
 
@@ -628,6 +694,26 @@ mod tests {
         });
         assert_eq!(space.used_pages(), 0);
         assert_eq!(space.nodes[ROOT].load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn a_run_is_given_back_once_and_is_nobodys_until_it_is_free() {
+        let space = BlockSpace::new(64).unwrap();
+        let run = space.allocate(5, 1).unwrap();
+        assert_eq!(space.begin_free(0), Ok(run));
+        for again in [space.begin_free(0).map(drop), space.free(0).map(drop)] {
+            assert_eq!(again, Err(FreeError::NotAllocated { page: 0 }));
+        }
+        assert_eq!(space.block_of(2), None);
+        assert_eq!(space.freeing(2), Some(run));
+        assert_eq!(space.allocate(5, 1).unwrap().first, 8, "not free yet");
+        assert!(space.begin_finish(0) && !space.begin_finish(0));
+        space.cancel_finish(0);
+        assert!(space.begin_finish(0));
+        space.finish_free(0);
+        assert_eq!(space.freeing(2), None);
+        assert_eq!(space.allocate(5, 1), Some(run));
+        assert!(!space.begin_finish(0), "taken, not given back");
     }
 
     #[test]
