@@ -89,6 +89,8 @@ type Registrations = [Option<Registration<Engine>>; REGIONS_MAX];
 pub(crate) struct WorkerState {
     /// 1 while the worker sleeps and wants to be woken.
     pub(crate) asleep: AtomicU64,
+    /// Faulting threads keep every processor busy: they evict for themselves.
+    pub(crate) crowded: AtomicBool,
     pub(crate) thread: Lock<Option<EngineThread>>,
 }
 
@@ -117,6 +119,7 @@ impl Engine {
             stuck_since: AtomicU64::new(0),
             worker: WorkerState {
                 asleep: AtomicU64::new(0),
+                crowded: AtomicBool::new(false),
                 thread: Lock::new(None),
             },
             allocated: AtomicUsize::new(0),

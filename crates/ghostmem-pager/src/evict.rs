@@ -41,6 +41,10 @@ const LOOKS_PER_PAGE: usize = 32;
 /// The last of those looks ignore credit when no page has been found before.
 const FORCED_LOOKS: usize = 256;
 
+/// The same for a batch that a faulting thread evicts: it waits a third of a
+/// millisecond for them.
+const DIRECT_DIRTY_PAGES_MAX: usize = 64;
+
 /// Dirty pages are spared from this credit on. Below it, the chance that they
 /// are written again before the hand is back does not pay for the interrupts of
 /// lifting their write protection.
@@ -72,6 +76,18 @@ impl Engine {
     /// Evicts up to about `wanted` cold pages; how many it was. Lock-free,
     /// runs in fault handlers and in the background.
     pub(crate) fn reclaim(&self, wanted: usize, scratch: &mut Scratch) -> usize {
+        self.reclaim_up_to(wanted, DIRTY_PAGES_MAX, scratch)
+    }
+
+    /// As [`Engine::reclaim`], for a faulting thread that found no frame: it
+    /// takes many pages as long as that costs no more than dropping them, and
+    /// few that must be compressed first.
+    pub(crate) fn reclaim_directly(&self, scratch: &mut Scratch) -> usize {
+        let wanted = (self.budget.limit() / 16).clamp(1, BATCH_PAGES as i64);
+        self.reclaim_up_to(wanted as usize, DIRECT_DIRTY_PAGES_MAX, scratch)
+    }
+
+    fn reclaim_up_to(&self, wanted: usize, dirty_most: usize, scratch: &mut Scratch) -> usize {
         if self.privileged() != 0 {
             return 0;
         }
@@ -88,7 +104,7 @@ impl Engine {
         let mut freed = 0;
         let mut wraps = 0;
         let regions = self.region_count();
-        while freed + count < wanted && dirty < DIRTY_PAGES_MAX && looks > 0 && wraps <= regions {
+        while freed + count < wanted && dirty < dirty_most && looks > 0 && wraps <= regions {
             let Some((region, start, end)) = self.next_window(wanted - freed - count) else {
                 break;
             };

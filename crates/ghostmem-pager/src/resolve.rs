@@ -186,7 +186,7 @@ impl Engine {
             }
             self.wake_worker();
             self.metrics.add(Counter::direct_reclaims, 1);
-            if self.reclaim(self.direct_batch(), scratch) == 0 {
+            if self.reclaim_directly(scratch) == 0 {
                 barren += 1;
                 if self.after_barren(barren) {
                     return;
@@ -353,9 +353,10 @@ impl Engine {
                 (_, 0) => past.refault(self.clock(), now),
                 _ => past.ahead(),
             };
-            // Being hot for writing wears off, so that a page that is only
-            // read again is seen to be.
-            let forget = now & 31 < 4;
+            // Being hot for writing wears off with reads: half of them find the
+            // page's copy kept again, and cost one more fault should a store
+            // follow after all.
+            let forget = !write && now & 1 == 0;
             *word = before
                 .with_state(State::Resident)
                 .with_clean(clean)

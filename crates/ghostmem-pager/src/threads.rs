@@ -29,6 +29,15 @@ struct Slot {
     stale: AtomicU64,
 }
 
+/// What [`ThreadTable::active_since`] saw last.
+pub(crate) struct Watch([u64; THREADS]);
+
+impl Watch {
+    pub(crate) const fn new() -> Self {
+        Self([0; THREADS])
+    }
+}
+
 pub(crate) struct ThreadTable {
     slots: [Slot; THREADS],
 }
@@ -59,6 +68,18 @@ impl ThreadTable {
             slot.stale.store(0, Ordering::Relaxed);
         }
         slot
+    }
+
+    /// How many threads have faulted since the last call with this `watch`.
+    pub(crate) fn active_since(&self, watch: &mut Watch) -> usize {
+        let changed = |(slot, seen): (&Slot, &mut u64)| {
+            // Where the instant is not known, the run of faults moves.
+            let instant = slot.instant.load(Ordering::Relaxed);
+            let now = instant ^ slot.stream.load(Ordering::Relaxed).rotate_left(32);
+            core::mem::replace(seen, now) != now
+        };
+        let slots = self.slots.iter().zip(&mut watch.0);
+        slots.filter_map(|pair| changed(pair).then_some(())).count()
     }
 
     /// The readahead plan for a fault on `page`, a number unique in the heap.

@@ -1,6 +1,10 @@
 //! The background thread: keeps frames free ahead of demand, and the store
 //! tidy.
 //!
+//! Where faulting threads keep every processor busy it would only take turns
+//! with them: it stands back then, and they evict for themselves, a batch when
+//! there is no frame left.
+//!
 //! It owns no ghost memory (its stack is our own mapping and it allocates
 //! nothing), so it never faults on what it manages.
 
@@ -9,20 +13,20 @@ use core::time::Duration;
 
 use ghostmem_os::map::MapArc;
 use ghostmem_os::thread::EngineThread;
-use ghostmem_os::{OsError, futex};
+use ghostmem_os::{OsError, futex, machine};
 
 use crate::engine::Engine;
 use crate::evict::BATCH_PAGES;
+use crate::threads::Watch;
 use crate::tidy::Pace;
 
 /// Below this limit every eviction is done by the faulting thread: there is no
 /// room to keep frames free.
 const BACKGROUND_LIMIT_PAGES: i64 = 1024;
-/// Most pages a faulting thread evicts at once: all of them dirty, they keep it
-/// for a third of a millisecond.
-const DIRECT_PAGES: i64 = 64;
 /// How long the thread sleeps between two looks at a heap in use.
 const TICK: Duration = Duration::from_millis(200);
+/// How long it stands back before it looks again whether a processor is free.
+const CROWDED: Duration = Duration::from_millis(20);
 /// How long the thread of a heap that nobody uses sleeps.
 const IDLE: Duration = Duration::from_secs(2);
 
@@ -60,19 +64,16 @@ impl Engine {
     /// frame is one that holds no page.
     pub(crate) fn low_watermark(&self) -> i64 {
         let limit = self.budget.limit();
-        if !self.config.background || limit < BACKGROUND_LIMIT_PAGES {
+        let alone = !self.config.background || limit < BACKGROUND_LIMIT_PAGES;
+        if alone || self.worker.crowded.load(Ordering::Relaxed) {
             return 0;
         }
         (limit / 64).clamp(64, 256)
     }
 
-    /// Pages a faulting thread evicts at once when it finds no frame.
-    pub(crate) fn direct_batch(&self) -> usize {
-        (self.budget.limit() / 16).clamp(1, DIRECT_PAGES) as usize
-    }
-
     pub(crate) fn wake_worker(&self) {
-        if self.worker.asleep.load(Ordering::Relaxed) == 1
+        if !self.worker.crowded.load(Ordering::Relaxed)
+            && self.worker.asleep.load(Ordering::Relaxed) == 1
             && self.worker.asleep.swap(0, Ordering::AcqRel) == 1
         {
             futex::wake_all(&self.worker.asleep);
@@ -103,11 +104,15 @@ impl Engine {
 }
 
 fn run(engine: &Engine) {
+    let processors = machine::cpus();
+    let mut watch = Watch::new();
     let mut pace = Pace::new();
     let mut evictions = 0;
     while !engine.closed.load(Ordering::Acquire) {
         let filled = engine.refill(&mut pace);
         engine.tidy_if_needed(&mut pace);
+        let crowded = engine.threads.active_since(&mut watch) >= processors;
+        engine.worker.crowded.store(crowded, Ordering::Relaxed);
         engine.worker.asleep.store(1, Ordering::SeqCst);
         // When nothing can be evicted, trying again at once would only burn
         // the processor.
@@ -115,7 +120,11 @@ fn run(engine: &Engine) {
         if rest && !engine.closed.load(Ordering::Acquire) {
             // An idle heap needs no looking after.
             let idle = engine.evictions() == evictions;
-            let nap = if idle && filled { IDLE } else { TICK };
+            let nap = match (crowded, idle && filled) {
+                (true, _) => CROWDED,
+                (false, true) => IDLE,
+                (false, false) => TICK,
+            };
             let nap = pace
                 .nap()
                 .map_or(nap, |nap_for_store| nap.min(nap_for_store));
