@@ -21,6 +21,7 @@ use crate::contenders::ghost;
 use crate::error::{Error, Result};
 use crate::options::Size;
 use crate::report::{self, Spread};
+use crate::sys;
 
 /// Blocks a thread keeps in the ring shape.
 const RING: usize = 64;
@@ -152,6 +153,7 @@ fn rate<B: Blocks>(blocks: &B, shape: Shape, threads: u32, span: Duration) -> Re
         for thread in 0..threads {
             let (stop, total, gate) = (&stop, &total, &gate);
             scope.spawn(move || {
+                sys::stay_on_processor(thread as usize);
                 let mut ring = Vec::new();
                 if shape.ring {
                     ring.extend((0..RING).map(|_| blocks.take()));

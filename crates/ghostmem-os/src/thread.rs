@@ -30,15 +30,18 @@ pub fn key() -> usize {
     }
 }
 
-/// The calling thread's place among `count` counters that are kept apart so
-/// that threads do not share a cache line. Async-signal-safe.
+/// A place among `count` counters that are kept apart so that processors do not
+/// share a cache line: that of the processor the thread runs on now
+/// (sched_getcpu(3), which asks no kernel). A later call may give another.
+/// Async-signal-safe.
 ///
 /// # Panics
 /// When `count` is 0.
 #[must_use]
 pub fn shard(count: usize) -> usize {
-    // Thread control blocks differ in their upper bits: mix those.
-    ((key() >> 12).wrapping_mul(0x9E37_79B9) >> 16) % count
+    // SAFETY: no preconditions.
+    let processor = unsafe { libc::sched_getcpu() };
+    usize::try_from(processor).unwrap_or(0) % count
 }
 
 /// The kernel's id of the calling thread (gettid(2)). Async-signal-safe.
