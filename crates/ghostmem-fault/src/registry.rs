@@ -195,7 +195,7 @@ const NOT_HOOKED: i32 = -1;
 /// process.
 ///
 /// # Errors
-/// `ENOMEM`.
+/// `ENOMEM`; `EPERM` in a child of a process with heaps that ran no fork hook.
 pub(crate) fn hook_forks() -> Result<(), OsError> {
     let _setup = SETUP.lock();
     if HOOK_ERRNO.load(Ordering::Acquire) == NOT_HOOKED {

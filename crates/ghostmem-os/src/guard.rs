@@ -8,6 +8,7 @@
 use core::sync::atomic::{AtomicI32, Ordering};
 
 use crate::error::OsError;
+use crate::lineage;
 use crate::map::{Access, PAGE_SIZE, Reservation, Span};
 
 /// `MADV_GUARD_INSTALL` (include/uapi/asm-generic/mman-common.h).
@@ -82,8 +83,10 @@ impl FileMap {
     /// Fills whole pages at `offset`. The front must be closed there.
     ///
     /// # Errors
-    /// A failing or short pwrite(2): no memory for the file.
+    /// A failing or short pwrite(2): no memory for the file. `EPERM` in a child
+    /// that ran no fork hook: the file is its parent's.
     pub fn fill(&self, offset: usize, data: &[u8]) -> Result<(), OsError> {
+        lineage::refuse_stranger()?;
         write_at(self.file.load(Ordering::Relaxed), offset, data)
     }
 
@@ -150,8 +153,9 @@ impl FileMap {
     /// Frees the frames of whole pages: they read zero afterwards.
     ///
     /// # Errors
-    /// The kernel's refusal of fallocate(2).
+    /// The kernel's refusal of fallocate(2); `EPERM` as for [`FileMap::fill`].
     pub fn punch(&self, offset: usize, len: usize) -> Result<(), OsError> {
+        lineage::refuse_stranger()?;
         let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
         // SAFETY: operates on our own memory file; the frames it frees are
         // ones whose pages the caller has closed.

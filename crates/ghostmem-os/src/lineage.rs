@@ -19,20 +19,19 @@ fn mark(page: &Reservation) -> &AtomicU64 {
     unsafe { &*(page.base() as *const AtomicU64) }
 }
 
-/// Claims the process: [`is_ours`] is true in it, and false in children until
-/// they call this too.
+/// Claims the process at the first call: [`is_ours`] is true in it, and false in
+/// children but for those that [`claim_child`] speaks for. One thread at a time.
 ///
 /// # Errors
-/// The kernel's refusal to map a page or to wipe it in children.
+/// The kernel's refusal to map a page or to wipe it in children; `EPERM` in a
+/// [stranger](is_stranger), which can have no heap of its own.
 pub fn claim_process() -> Result<(), OsError> {
-    let page = if let Some(page) = PAGE.get() {
-        page
-    } else {
-        let page = Reservation::new(PAGE_SIZE, PAGE_SIZE, Access::ReadWrite)?;
-        page.advise(0, PAGE_SIZE, libc::MADV_WIPEONFORK)?;
-        PAGE.get_or_init(|| page)
-    };
-    mark(page).store(1, Ordering::Release);
+    if PAGE.get().is_some() {
+        return refuse_stranger();
+    }
+    let page = Reservation::new(PAGE_SIZE, PAGE_SIZE, Access::ReadWrite)?;
+    page.advise(0, PAGE_SIZE, libc::MADV_WIPEONFORK)?;
+    mark(PAGE.get_or_init(|| page)).store(1, Ordering::Release);
     Ok(())
 }
 
@@ -40,6 +39,31 @@ pub fn claim_process() -> Result<(), OsError> {
 pub fn claim_child() {
     if let Some(page) = PAGE.get() {
         mark(page).store(1, Ordering::Release);
+    }
+}
+
+/// Whether this is a copy of a claimed process that no fork hook spoke for: what
+/// it does through its descriptors happens to its parent's memory.
+/// Async-signal-safe.
+#[must_use]
+pub fn is_stranger() -> bool {
+    PAGE.get()
+        .is_some_and(|page| mark(page).load(Ordering::Acquire) == 0)
+}
+
+/// Keeps a [stranger](is_stranger) from what only the process itself may do.
+/// Async-signal-safe.
+///
+/// # Errors
+/// `EPERM` in a stranger.
+pub fn refuse_stranger() -> Result<(), OsError> {
+    if is_stranger() {
+        Err(OsError::new(
+            "ghost memory in a child that ran no fork handlers",
+            libc::EPERM,
+        ))
+    } else {
+        Ok(())
     }
 }
 

@@ -207,8 +207,12 @@ impl EngineThread {
         })
     }
 
-    /// Waits for the thread to end.
+    /// Waits for the thread to end. In a child that ran no fork hook, which has
+    /// no such thread, there is nothing to wait for.
     pub fn join(mut self) {
+        if crate::lineage::is_stranger() {
+            return;
+        }
         // SAFETY: the handle was never joined before: joining consumes self.
         unsafe { libc::pthread_join(self.handle, core::ptr::null_mut()) };
         self.stack = None;

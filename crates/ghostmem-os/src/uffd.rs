@@ -7,10 +7,14 @@
 //! Every range given here must lie in memory the caller registered; the
 //! kernel refuses anything else, and none of these calls can reach memory
 //! that was not registered with this descriptor.
+//!
+//! A descriptor speaks for the process that opened it, so a child that inherits
+//! one would change its parent's memory: such calls are refused (`EPERM`).
 
 use core::sync::atomic::{AtomicI32, Ordering};
 
 use crate::error::{OsError, errno};
+use crate::lineage;
 
 /// Fault on a write-protected page is reported (`PAGEFAULT_FLAG_WP`).
 pub const FEATURE_WP: u64 = 1 << 0;
@@ -162,7 +166,7 @@ impl Uffd {
             features,
             ioctls: 0,
         };
-        uffd.ioctl("UFFDIO_API", REQ_API, &raw mut arg)?;
+        Self::request(uffd.fd(), "UFFDIO_API", REQ_API, &raw mut arg)?;
         Ok(uffd)
     }
 
@@ -201,7 +205,7 @@ impl Uffd {
             features: 0,
             ioctls: 0,
         };
-        uffd.ioctl("UFFDIO_API", REQ_API, &raw mut arg)?;
+        Self::request(uffd.fd(), "UFFDIO_API", REQ_API, &raw mut arg)?;
         Ok(arg.features)
     }
 
@@ -353,6 +357,7 @@ impl Uffd {
     }
 
     fn ioctl<T>(&self, name: &'static str, req: libc::c_ulong, arg: *mut T) -> Result<(), OsError> {
+        lineage::refuse_stranger()?;
         Self::request(self.fd(), name, req, arg)
     }
 
@@ -365,6 +370,7 @@ impl Uffd {
         req: libc::c_ulong,
         arg: *mut T,
     ) -> Result<(), OsError> {
+        lineage::refuse_stranger()?;
         let which = crate::thread::shard(LANES_MAX + 1);
         let lane = self.lanes.get(which).map(|fd| fd.load(Ordering::Acquire));
         match lane.filter(|&fd| fd >= 0) {

@@ -3,13 +3,13 @@
 #![allow(clippy::unwrap_used, clippy::multiple_unsafe_ops_per_block)] // a test ends at the first failure
 
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use common::{PAGE, Watchdog, alone_on_each, fork, heap, stamped, wait_for};
-use ghostmem::{Backend, GhostSlice};
+use ghostmem::{Backend, GhostSlice, Heap};
 
 mod common;
 
@@ -255,4 +255,47 @@ fn a_raw_clone_is_stopped_rather_than_given_zeros() {
             use_everything(&words, 1);
         },
     );
+}
+
+/// A child made by clone(2), which runs no fork hooks.
+fn raw_clone(child: impl FnOnce() -> i32) -> ExitStatus {
+    // SAFETY: the child does what the test wants and ends.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) };
+    assert!(pid >= 0);
+    if pid == 0 {
+        let code = child();
+        // SAFETY: ends the child.
+        unsafe { libc::_exit(code) };
+    }
+    wait_for(pid as libc::pid_t)
+}
+
+#[test]
+fn a_raw_clone_does_nothing_to_its_parents_memory() {
+    let name = "a_raw_clone_does_nothing_to_its_parents_memory";
+    alone_on_each(name, |backend| {
+        let _watchdog = Watchdog::new("a heap in a raw clone", 50);
+        let words = words(backend);
+        let heap = words.heap().clone();
+        heap.evict(&raw const *words).unwrap();
+        let status = raw_clone(|| {
+            let limit = Heap::builder().resident_limit(64 << 10);
+            i32::from(limit.backend(backend).build().is_ok())
+        });
+        assert_eq!(status.code(), Some(0), "{backend}, a new heap: {status}");
+        // Stopped, or done to the child's own memory.
+        let _status = raw_clone(|| i32::from(heap.prefetch(&words[..512]).is_ok()));
+        // Some pages resident, that the parent must not lose.
+        assert_eq!(heap.prefetch(&raw const words[..8 * 512]), Ok(8));
+        let status = raw_clone(|| {
+            // SAFETY: the child has a copy of its own to drop.
+            drop(unsafe { core::ptr::read(&raw const words) });
+            // SAFETY: as above: the last two handles of the heap.
+            drop(unsafe { core::ptr::read(&raw const heap) });
+            0
+        });
+        assert_eq!(status.code(), Some(0), "{backend}, a drop: {status}");
+        assert_eq!(heap.is_resident(&raw const words[0]), Some(true));
+        use_everything(&words, 1);
+    });
 }
