@@ -44,9 +44,13 @@ impl Tally {
         &self.0[thread::shard(self.0.len())].0
     }
 
+    /// Never below zero: what one thread lends and another takes back while the
+    /// shares are read may be seen in one of them only, and an owner may take
+    /// back more than it lent.
     pub(crate) fn sum(&self) -> usize {
         let sum = |total: usize, share: &Share| total.wrapping_add(share.0.load(Ordering::Relaxed));
-        self.0.iter().fold(0, sum)
+        let sum = self.0.iter().fold(0, sum) as isize;
+        sum.max(0).unsigned_abs()
     }
 }
 

@@ -3,7 +3,8 @@
 //! [`Heap::allocate_block`] and [`Heap::deallocate_block`] belong together: the
 //! first counts every byte the block has, the second finds that number again.
 //! Mixing them with [`Heap::allocate`] and [`Heap::deallocate`] is safe but
-//! makes `Stats::allocated_bytes` wrong by the difference.
+//! makes `Stats::allocated_bytes`, and what a memory limit goes by, wrong by the
+//! difference.
 
 use core::alloc::Layout;
 use core::ptr::NonNull;

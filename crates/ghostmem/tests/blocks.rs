@@ -94,3 +94,20 @@ fn what_is_no_blocks_start_is_refused() {
     // SAFETY: refused, nothing is done to it.
     assert!(unsafe { heap.deallocate_block(elsewhere) }.is_err());
 }
+
+#[test]
+fn taking_back_more_than_was_lent_does_not_use_up_the_memory_limit() {
+    let heap = Heap::builder()
+        .resident_limit(64 * PAGE)
+        .memory_limit(16 << 20)
+        .build()
+        .unwrap();
+    // 100 bytes counted, the whole block taken back.
+    let layout = Layout::from_size_align(100, 1).unwrap();
+    for _ in 0..1000 {
+        let block = heap.allocate(layout).unwrap().cast::<u8>();
+        // SAFETY: nobody uses it any more.
+        assert!(unsafe { heap.deallocate_block(block) }.unwrap() > 100);
+        assert_eq!(heap.stats().allocated_bytes, 0);
+    }
+}
