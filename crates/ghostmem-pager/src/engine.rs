@@ -382,13 +382,7 @@ impl FaultSink for Engine {
 
     fn copy_for_fork(&self) {
         for region in self.regions() {
-            let mut next = region.resident.next(0);
-            let resident = core::iter::from_fn(|| {
-                let page = next?;
-                next = region.resident.next(page + 1);
-                Some(page)
-            });
-            if let Err(error) = region.mapped.before_fork(resident) {
+            if let Err(error) = region.mapped.before_fork(region.resident.all()) {
                 die("fork cannot copy a heap's memory file", error.errno);
             }
         }
@@ -473,15 +467,14 @@ impl Engine {
     /// In a forked child write protection is gone, so no copy can be trusted
     /// to match its page: clean pages become dirty ones.
     fn repair_region(&self, region: &Region) {
-        let mut next = region.resident.next(0);
-        while let Some(page) = next {
+        region.resident.repair_after_fork();
+        for page in region.resident.all() {
             let word = region.table.load(page);
             if word.is_clean() {
                 self.free_slot(word);
                 let word = word.with_clean(false).with_payload(0).with_waiters(false);
                 region.table.repair_after_fork(page, word);
             }
-            next = region.resident.next(page + 1);
         }
     }
 }

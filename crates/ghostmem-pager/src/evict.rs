@@ -360,8 +360,10 @@ impl Engine {
         }
         let mut kept = [false; BATCH_PAGES];
         region.mapped.drop_batch(&mut batch, false, &mut |page| {
-            if let Some(index) = victims.iter().position(|victim| victim.page == page) {
-                kept[index] = true;
+            // A hand that wrapped may have taken a page twice, and either of
+            // the two may be the one that was sealed.
+            for (kept, victim) in kept.iter_mut().zip(victims) {
+                *kept |= victim.page == page;
             }
         });
         let (mut freed, mut clean, mut filled, mut raw) = (0, 0, 0, 0);

@@ -7,7 +7,9 @@
 //! ```
 //! The clock hand walks it, so a few resident pages in a huge region are
 //! found without looking at the rest. Upper bits may be set for nothing (they
-//! are cleared lazily), never clear for something.
+//! are cleared lazily), and clear for something only for the moment in which
+//! somebody who cleared them looks again. A sweep may miss a page for that long;
+//! a fork must not, and goes by level 0 alone.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -63,6 +65,49 @@ impl ResidentSet {
 
     pub(crate) fn remove(&self, page: usize) {
         self.levels[0][page / 64].fetch_and(!(1 << (page % 64)), Ordering::AcqRel);
+    }
+
+    /// Every resident page, in address order, while nobody changes the set: takes
+    /// time linear in the pages that were ever resident.
+    pub(crate) fn all(&self) -> impl Iterator<Item = usize> {
+        self.touched_words_of_bits().flat_map(|(word, bits)| {
+            let mut left = bits;
+            core::iter::from_fn(move || {
+                let bit = left.trailing_zeros() as usize;
+                left &= left.checked_sub(1)?;
+                Some(word * 64 + bit)
+            })
+        })
+    }
+
+    /// In a forked child: some other thread may have been about to put back an
+    /// upper bit, and does not exist here.
+    pub(crate) fn repair_after_fork(&self) {
+        for (word, bits) in self.touched_words_of_bits() {
+            if bits != 0 {
+                self.set_upper(1, word);
+            }
+        }
+    }
+
+    /// The words of level 0 that may be non-zero, going by the pages that were
+    /// ever resident.
+    fn touched_words_of_bits(&self) -> impl Iterator<Item = (usize, u64)> {
+        const WORDS: usize = PAGE_SIZE / size_of::<u64>() / 64;
+        let level = &self.levels[0];
+        self.words.pages().flat_map(move |group| {
+            let first = group * WORDS;
+            let end = (first + WORDS).min(level.len());
+            (first..end).map(|word| (word, level[word].load(Ordering::Acquire)))
+        })
+    }
+
+    fn set_upper(&self, level: usize, index: usize) {
+        let mut index = index;
+        for upper in &self.levels[level..] {
+            upper[index / 64].fetch_or(1 << (index % 64), Ordering::AcqRel);
+            index /= 64;
+        }
     }
 
     /// The first resident page at or after `from`.
@@ -126,11 +171,7 @@ impl ResidentSet {
         let word = &self.levels[level][index / 64];
         word.fetch_and(!bit, Ordering::SeqCst);
         if self.levels[level - 1][index].load(Ordering::SeqCst) != 0 {
-            let mut index = index;
-            for upper in &self.levels[level..] {
-                upper[index / 64].fetch_or(1 << (index % 64), Ordering::AcqRel);
-                index /= 64;
-            }
+            self.set_upper(level, index);
         }
     }
 
@@ -168,10 +209,30 @@ mod tests {
                 if put { set.insert(page); model.insert(page); } else { set.remove(page); model.remove(&page); }
                 prop_assert_eq!(set.next(0), model.first().copied());
             }
+            prop_assert!(set.all().eq(model.iter().copied()));
             for from in probes {
                 prop_assert_eq!(set.next(from), model.range(from..).next().copied());
             }
         }
+    }
+
+    #[test]
+    fn a_fork_in_the_middle_of_a_sweep_misses_no_page() {
+        let set = ResidentSet::new(1 << 20).unwrap();
+        for page in [5, 4095, 700_000] {
+            set.insert(page);
+        }
+        // As `clear_upper` leaves them between its two steps.
+        for level in &set.levels[1..] {
+            level
+                .iter()
+                .for_each(|word| word.store(0, Ordering::Relaxed));
+        }
+        assert_eq!(set.next(64), None);
+        assert!(set.all().eq([5, 4095, 700_000]));
+        set.repair_after_fork();
+        assert_eq!(set.next(64), Some(4095));
+        assert_eq!(set.next(4096), Some(700_000));
     }
 
     #[test]
