@@ -1,6 +1,8 @@
 //! Gives the shared library its soname: programs linked against it ask the
 //! loader for this name. Below 1.0 every minor version may break the ABI, so
 //! the name carries it.
+//!
+//! And keeps it loaded after dlclose(3): its signal handlers and threads stay.
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
@@ -14,4 +16,5 @@ fn main() {
         major.to_owned()
     };
     println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libghostmem.so.{version}");
+    println!("cargo:rustc-cdylib-link-arg=-Wl,-z,nodelete");
 }
