@@ -11,6 +11,8 @@ use std::env;
 use std::io::{self, Write};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
+use ghostmem_small::fork;
+
 use crate::GHOSTMEM_PAGE_SIZE;
 use crate::config::{GhostmemBackend, GhostmemConfig};
 use crate::heap::GhostmemHeap;
@@ -24,7 +26,8 @@ struct Default {
 
 static DEFAULT: OnceLock<Default> = OnceLock::new();
 /// Held while the heap is made or its limit changed, so that two threads do not
-/// make two.
+/// make two. Taken only while forks are held back: a child must not wait for a
+/// thread that does not exist there.
 static MAKING: Mutex<()> = Mutex::new(());
 
 pub(crate) fn is_default(heap: *const GhostmemHeap) -> bool {
@@ -106,6 +109,7 @@ pub extern "C" fn ghostmem_default_heap(default_pages: usize) -> *mut GhostmemHe
     if let Some(default) = DEFAULT.get() {
         return pointer(default);
     }
+    let _no_fork = fork::hold();
     let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(default) = DEFAULT.get() {
         return pointer(default);
@@ -131,6 +135,7 @@ pub unsafe extern "C" fn ghostmem_default_heap_configure(
         Ok(asked) => asked,
         Err(status) => return status,
     };
+    let _no_fork = fork::hold();
     let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(default) = DEFAULT.get() else {
         return make(asked, default_pages).map_or_else(|status| status, |_| GhostmemStatus::Ok);

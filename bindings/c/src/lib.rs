@@ -13,8 +13,9 @@
 //! * A refused request changes nothing, and says why through
 //!   `ghostmem_last_error` of the calling thread.
 //!
-//! This library allocates from the system's allocator, never from ghost memory,
-//! so a program may build its own `malloc` on it.
+//! This library never allocates from ghost memory. Making a heap or a pin calls
+//! malloc(3): a program whose `malloc` stands on this library must serve that
+//! call from elsewhere.
 
 pub mod config;
 pub mod default_heap;
