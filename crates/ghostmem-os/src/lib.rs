@@ -21,6 +21,7 @@ pub mod lineage;
 pub mod lock;
 pub mod machine;
 pub mod map;
+mod nesting;
 pub mod saved;
 pub mod scratch;
 pub mod signal;

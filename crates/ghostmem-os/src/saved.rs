@@ -63,10 +63,11 @@ impl Saved {
         Ok(())
     }
 
-    /// The current action. Async-signal-safe.
-    pub(crate) fn current(&self) -> Option<libc::sigaction> {
+    /// The current action (`level` 0), or the one found so many before it.
+    /// Async-signal-safe.
+    pub(crate) fn current(&self, level: usize) -> Option<libc::sigaction> {
         let place = self.current.load(Ordering::Acquire).checked_sub(1)?;
-        self.read(place)
+        self.read(place.checked_sub(level)?)
     }
 
     /// The action in a place that was written before.
@@ -117,7 +118,7 @@ mod tests {
             for _ in 0..2 {
                 scope.spawn(|| {
                     while !done.load(Ordering::Relaxed) {
-                        let seen = saved.current().unwrap();
+                        let seen = saved.current(0).unwrap();
                         assert!(same(&seen, &action(seen.sa_sigaction)), "torn");
                     }
                 });
@@ -133,15 +134,15 @@ mod tests {
     #[test]
     fn too_many_different_actions_are_refused_and_change_nothing() {
         let saved = Saved::new();
-        assert!(saved.current().is_none());
+        assert!(saved.current(0).is_none());
         for number in 0..SAVED_MAX {
             saved.publish(action(number)).unwrap();
         }
         let error = saved.publish(action(SAVED_MAX)).unwrap_err();
         assert_eq!(error.errno, libc::ENOSPC);
-        let current = saved.current().unwrap();
+        let current = saved.current(0).unwrap();
         assert!(same(&current, &action(SAVED_MAX - 1)));
         saved.publish(action(3)).unwrap();
-        assert!(same(&saved.current().unwrap(), &action(3)));
+        assert!(same(&saved.current(0).unwrap(), &action(3)));
     }
 }

@@ -7,8 +7,9 @@ use core::sync::atomic::{AtomicU8, Ordering};
 use std::sync::OnceLock;
 
 use crate::error::{OsError, errno, set_errno};
+use crate::nesting::Nesting;
 use crate::saved::Saved;
-use crate::thread::full_set;
+use crate::thread::{full_set, key};
 
 /// What kind of access faulted, as far as the processor tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +45,8 @@ const SIGNALS: [i32; 2] = [libc::SIGBUS, libc::SIGSEGV];
 
 /// The handlers found, for each of [`SIGNALS`].
 static PREVIOUS: [Saved; 2] = [const { Saved::new() }; 2];
+/// Whom ours passed a fault on to, and who passed it back.
+static NESTING: Nesting = Nesting::new();
 static HOOK: OnceLock<FaultHook> = OnceLock::new();
 static STATE: AtomicU8 = AtomicU8::new(0);
 
@@ -93,11 +96,17 @@ fn install_locked(hook: FaultHook) -> Result<(), OsError> {
             sa_flags: libc::SA_SIGINFO | libc::SA_ONSTACK,
             sa_restorer: None,
         };
-        // SAFETY: `action` is fully initialised and `handler` has the
-        // three-argument signature that SA_SIGINFO asks for.
-        let rc = unsafe { libc::sigaction(signal, &raw const action, core::ptr::null_mut()) };
+        let mut replaced = current;
+        // SAFETY: `action` is fully initialised, `handler` has the
+        // three-argument signature that SA_SIGINFO asks for, and `replaced` is
+        // writable.
+        let rc = unsafe { libc::sigaction(signal, &raw const action, &raw mut replaced) };
         if rc != 0 {
             return Err(OsError::last("sigaction"));
+        }
+        // Another thread may have installed its own since we looked.
+        if replaced.sa_sigaction != ours {
+            PREVIOUS[slot].publish(replaced)?;
         }
     }
     Ok(())
@@ -173,7 +182,10 @@ unsafe fn decode(info: *mut libc::siginfo_t, context: *mut libc::c_void) -> Opti
 /// As [`decode`].
 unsafe fn chain(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     let slot = usize::from(signal == libc::SIGSEGV);
-    let previous = PREVIOUS[slot].current();
+    let stack = (&raw const slot).addr() as u64;
+    let passing = NESTING.pass_on(key() as u64, context.addr() as u64, stack);
+    // Called by the very handler that we would call: on to the one before it.
+    let previous = PREVIOUS[slot].current(passing.level());
     let action = previous.map_or(libc::SIG_DFL, |p| p.sa_sigaction);
     match (action, previous) {
         (libc::SIG_DFL | libc::SIG_IGN, _) | (_, None) => {

@@ -376,3 +376,56 @@ fn a_signal_sent_by_somebody_reaches_the_handler_that_was_there() {
         ghost_memory_works(&heap);
     });
 }
+
+/// What [`pass_back`] found, and how often it was called.
+static FOUND: AtomicUsize = AtomicUsize::new(0);
+static PASSED_BACK: AtomicUsize = AtomicUsize::new(0);
+
+/// Wants nothing and calls the handler that it found.
+extern "C" fn pass_back(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    type WithInfo = extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void);
+    if PASSED_BACK.fetch_add(1, Ordering::Relaxed) > 9 {
+        // SAFETY: ends the process.
+        unsafe { libc::_exit(9) };
+    }
+    // SAFETY: the handler found when this one was installed has this type.
+    let found = unsafe { std::mem::transmute::<usize, WithInfo>(FOUND.load(Ordering::Relaxed)) };
+    found(signal, info, context);
+}
+
+extern "C" fn leave_with_five(_signal: i32) {
+    // SAFETY: ends the process.
+    unsafe { libc::_exit(5) };
+}
+
+#[test]
+fn a_handler_that_passes_faults_back_to_ours_ends_at_the_one_before() {
+    let name = "a_handler_that_passes_faults_back_to_ours_ends_at_the_one_before";
+    alone_on_each(name, |backend| {
+        let _watchdog = Watchdog::new("handlers in a circle", 30);
+        for before in [libc::SIG_DFL, leave_with_five as *const () as usize] {
+            let status = wait_for(fork(|| {
+                install(libc::SIGSEGV, before, 0, &[]);
+                let data = heap(backend, 16).slice_from_fn(100_000, |i| word(i, 1));
+                let data = data.unwrap();
+                // SAFETY: all zeros is a valid sigaction.
+                let mut found: libc::sigaction = unsafe { zeroed() };
+                // SAFETY: only reads the current action.
+                unsafe { libc::sigaction(libc::SIGSEGV, ptr::null(), &raw mut found) };
+                FOUND.store(found.sa_sigaction, Ordering::Relaxed);
+                let handler = pass_back as *const () as usize;
+                install(libc::SIGSEGV, handler, libc::SA_SIGINFO, &[]);
+                Heap::rearm().unwrap();
+                assert!(data.iter().enumerate().all(|(i, &w)| w == word(i, 1)));
+                assert_eq!(PASSED_BACK.load(Ordering::Relaxed), 0);
+                // SAFETY: nothing is there; the signal ends the process.
+                unsafe { ptr::without_provenance::<u8>(64).read_volatile() };
+            }));
+            if before == libc::SIG_DFL {
+                assert_eq!(status.signal(), Some(libc::SIGSEGV), "{backend}: {status}");
+            } else {
+                assert_eq!(status.code(), Some(5), "{backend}: {status}");
+            }
+        }
+    });
+}
