@@ -152,12 +152,11 @@ extern "C" fn hook_at_load() {
         child();
     }
     // A constructor of the program's may have made a heap before.
-    let first = HOOKED.compare_exchange(0, TRIED, Ordering::AcqRel, Ordering::Relaxed);
+    let first = HOOKED.compare_exchange(0, UNDER_WAY, Ordering::AcqRel, Ordering::Relaxed);
     if first.is_ok() {
         let hooked = ghostmem_os::thread::at_fork(before, in_parent, in_child);
-        if hooked.is_ok() {
-            HOOKED.store(DONE, Ordering::Release);
-        }
+        let outcome = if hooked.is_ok() { DONE } else { REFUSED };
+        HOOKED.store(outcome, Ordering::Release);
     }
 }
 
@@ -166,14 +165,18 @@ extern "C" fn hook_at_load() {
 static HOOK_AT_LOAD: extern "C" fn() = hook_at_load;
 
 static HOOKED: AtomicU8 = AtomicU8::new(0);
-/// Registering was tried, and refused.
-const TRIED: u8 = 1;
+/// Some thread is registering them.
+const UNDER_WAY: u8 = 1;
 const DONE: u8 = 2;
+const REFUSED: u8 = 3;
 
 /// Whether forks are taken care of; sees to it when no constructor ran yet.
 pub(crate) fn is_hooked() -> bool {
     if HOOKED.load(Ordering::Acquire) == 0 {
         hook_at_load();
+    }
+    while HOOKED.load(Ordering::Acquire) == UNDER_WAY {
+        thread::yield_now();
     }
     HOOKED.load(Ordering::Acquire) == DONE
 }
