@@ -7,6 +7,7 @@
 
 use core::sync::atomic::{AtomicI32, Ordering};
 
+use crate::descriptor::{self, off_standard_streams};
 use crate::error::OsError;
 use crate::lineage;
 use crate::map::{Access, PAGE_SIZE, Reservation, Span};
@@ -247,6 +248,7 @@ pub fn memory_file(len: usize) -> Result<i32, OsError> {
     if fd < 0 {
         return Err(OsError::last("memfd_create"));
     }
+    let fd = off_standard_streams(fd)?;
     // SAFETY: our own descriptor.
     let rc = unsafe { libc::ftruncate(fd, len as libc::off_t) };
     if rc != 0 {
@@ -259,10 +261,7 @@ pub fn memory_file(len: usize) -> Result<i32, OsError> {
 
 /// Closes a descriptor made by [`memory_file`].
 pub fn close(fd: i32) {
-    if fd >= 0 {
-        // SAFETY: callers give up descriptors they own.
-        unsafe { libc::close(fd) };
-    }
+    descriptor::close(fd);
 }
 
 /// Whether this kernel has guard pages for file mappings: tries it once.

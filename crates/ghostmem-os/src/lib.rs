@@ -13,6 +13,7 @@ compile_error!("GhostMem runs on 64-bit little-endian Linux for now");
 
 pub mod bytes;
 pub mod clock;
+mod descriptor;
 pub mod error;
 pub mod futex;
 pub mod ghost;

@@ -13,6 +13,7 @@
 
 use core::sync::atomic::{AtomicI32, Ordering};
 
+use crate::descriptor::{close, off_standard_streams};
 use crate::error::{OsError, errno};
 use crate::lineage;
 
@@ -414,13 +415,6 @@ const fn range(base: usize, len: usize) -> Range {
     }
 }
 
-fn close(fd: i32) {
-    if fd >= 0 {
-        // SAFETY: the descriptor is owned by the value that gives it up here.
-        unsafe { libc::close(fd) };
-    }
-}
-
 fn open_fd(source: Source) -> Result<i32, OsError> {
     const FLAGS: i32 = libc::O_CLOEXEC | libc::O_NONBLOCK;
     match source {
@@ -436,7 +430,7 @@ fn open_fd(source: Source) -> Result<i32, OsError> {
             let result = if fd < 0 {
                 Err(OsError::last("USERFAULTFD_IOC_NEW"))
             } else {
-                Ok(fd)
+                off_standard_streams(fd)
             };
             close(dev);
             result
@@ -452,7 +446,7 @@ fn open_fd(source: Source) -> Result<i32, OsError> {
             if fd < 0 {
                 Err(OsError::last("userfaultfd"))
             } else {
-                Ok(fd as i32)
+                off_standard_streams(fd as i32)
             }
         }
     }
