@@ -4,11 +4,11 @@
 //! can never fault on what they serve. Several of them, since one may have to
 //! wait for a page that another thread is moving.
 
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use ghostmem_os::thread::EngineThread;
 use ghostmem_os::uffd::Uffd;
-use ghostmem_os::{OsError, machine};
+use ghostmem_os::{OsError, PAGE_SIZE, clock, machine};
 
 use crate::backend::open_monitor;
 use crate::registry::{Verdict, on_message};
@@ -60,6 +60,52 @@ impl Monitor {
     }
 }
 
+/// How often in a row a thread's faults on one page were refused.
+///
+/// One refusal proves nothing. A signal takes a thread out of its wait, and
+/// when it comes back it faults again: two messages about one touch. While one
+/// of our threads still holds the first, another may serve the second, and the
+/// program may have freed the page by the time the first is looked at. Whoever
+/// really touches a page that is not to be had does it again at once, for ever.
+struct Refusals([AtomicU64; Self::SLOTS]);
+
+impl Refusals {
+    const SLOTS: usize = 64;
+    /// So many, each within [`Self::APART_MS`] of the one before, are no
+    /// accident.
+    const MOST: u64 = 32;
+    const APART_MS: u64 = 1000;
+
+    const fn new() -> Self {
+        Self([const { AtomicU64::new(0) }; Self::SLOTS])
+    }
+
+    /// Counts a refusal at `now_ms`; `true` when it is one too many. Threads
+    /// that share a slot forget each other's.
+    ///
+    /// ```text
+    ///   63        29 28       5 4     0
+    ///  ┌────────────┬──────────┬───────┐
+    ///  │ page       │ time, ms │ count │
+    ///  └────────────┴──────────┴───────┘
+    /// ```
+    fn one_more(&self, thread: u32, address: usize, now_ms: u64) -> bool {
+        const TIME_MASK: u64 = (1 << 24) - 1;
+        let slot = &self.0[thread as usize % Self::SLOTS];
+        let page = (address / PAGE_SIZE) as u64 & ((1 << 35) - 1);
+        let now_ms = now_ms & TIME_MASK;
+        let before = slot.load(Ordering::Relaxed);
+        let apart = now_ms.wrapping_sub(before >> 5 & TIME_MASK) & TIME_MASK;
+        let again = before >> 29 == page && apart < Self::APART_MS;
+        let count = if again { (before & 31) + 1 } else { 1 };
+        // The count never reaches 32 but to say so.
+        slot.store(page << 29 | now_ms << 5 | count & 31, Ordering::Relaxed);
+        count >= Self::MOST
+    }
+}
+
+static REFUSALS: Refusals = Refusals::new();
+
 extern "C" fn serve(monitor: *mut libc::c_void) -> *mut libc::c_void {
     // SAFETY: `spawn` passes a `&'static Monitor`.
     let monitor = unsafe { &*monitor.cast::<Monitor>() };
@@ -74,11 +120,19 @@ extern "C" fn serve(monitor: *mut libc::c_void) -> *mut libc::c_void {
                 );
                 match verdict {
                     Verdict::Resolved => {}
-                    Verdict::Retry => {
-                        let page = message.address & !(ghostmem_os::PAGE_SIZE - 1);
-                        let _nobody = monitor.uffd.wake(page, ghostmem_os::PAGE_SIZE);
+                    Verdict::Refused
+                        if REFUSALS.one_more(
+                            message.thread,
+                            message.address,
+                            clock::now_ns() / 1_000_000,
+                        ) =>
+                    {
+                        die("a ghost page cannot be brought back", libc::EIO)
                     }
-                    Verdict::Refused => die("a ghost page cannot be brought back", libc::EIO),
+                    Verdict::Retry | Verdict::Refused => {
+                        let page = message.address & !(PAGE_SIZE - 1);
+                        let _nobody = monitor.uffd.wake(page, PAGE_SIZE);
+                    }
                 }
             }
             Ok(None) => wait_for_message(monitor.uffd.fd()),
@@ -125,4 +179,25 @@ pub fn die(what: &str, errno: i32) -> ! {
     unsafe { libc::write(2, line.as_ptr().cast(), len) };
     // SAFETY: no preconditions.
     unsafe { libc::abort() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stale_message_is_forgiven_and_a_wild_touch_is_not() {
+        let refusals = Refusals::new();
+        // One now and then, on the same page by the same thread, for hours.
+        for second in 0..40_000 {
+            assert!(!refusals.one_more(7, 0x7000, second * 1500));
+        }
+        // Other pages in between.
+        for _ in 0..1000 {
+            assert!(!refusals.one_more(7, 0x7000, 1));
+            assert!(!refusals.one_more(7, 0x9000, 1));
+        }
+        let refused = (1..100).find(|_| refusals.one_more(8, 0x7fff_ffff_f000, 5));
+        assert_eq!(refused, Some(Refusals::MOST));
+    }
 }

@@ -186,7 +186,9 @@ impl Engine {
             }
             self.wake_worker();
             self.metrics.add(Counter::direct_reclaims, 1);
-            if self.reclaim_directly(scratch) == 0 {
+            let freed = self.reclaim_directly(scratch);
+            self.help_tidying();
+            if freed == 0 {
                 barren += 1;
                 if self.after_barren(barren) {
                     return;

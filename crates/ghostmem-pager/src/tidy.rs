@@ -147,11 +147,27 @@ impl Engine {
     /// ones, but for `spare_bytes` of them; how many it moved.
     pub(crate) fn tidy_store(&self, slots: usize, spare_bytes: usize) -> usize {
         let inside = ghostmem_fault::gate().enter();
+        let moved = self.tidy_from_inside(slots, spare_bytes);
+        drop(inside);
+        moved
+    }
+
+    /// A faulting thread that had to evict for itself moves a few slots as well
+    /// when that is urgent: the background thread, which should have, gets no
+    /// processor. The caller is inside the gate.
+    pub(crate) fn help_tidying(&self) {
+        let store = self.store.stats();
+        if self.config.background && free_bytes(&store) > store.slot_bytes / URGENT_SHARE {
+            let spare = SPARE_BYTES.min(store.slot_bytes / SPARE_SHARE);
+            self.tidy_from_inside(TURN_SLOTS_MIN as usize, spare as usize);
+        }
+    }
+
+    fn tidy_from_inside(&self, slots: usize, spare_bytes: usize) -> usize {
         let moved = self
             .store
             .compact(slots, &mut |owner, slot| self.relocate(owner, slot));
         self.store.trim(spare_bytes);
-        drop(inside);
         moved
     }
 
