@@ -37,7 +37,7 @@ pub struct Scratch {
 }
 
 /// Bytes of a handler's stack: the program's may be tiny.
-const STACK_BYTES: usize = 64 * 1024;
+pub const STACK_BYTES: usize = 64 * 1024;
 /// Where the buffers of a lease begin in its part of the pool, and the stack,
 /// which grows down, ends.
 const SCRATCH_OFFSET: usize = PAGE_SIZE + STACK_BYTES;

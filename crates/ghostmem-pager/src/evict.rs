@@ -16,6 +16,7 @@ use core::sync::atomic::Ordering;
 
 use ghostmem_codec::{self as codec, Codec, Encoding};
 use ghostmem_fault::{Batch, Scratch};
+use ghostmem_os::scratch::STACK_BYTES;
 use ghostmem_os::{clock, futex};
 use ghostmem_policy::Heat;
 use ghostmem_store::Slot;
@@ -71,6 +72,18 @@ enum Packed {
     /// Not possible (the store is full), or cancelled already.
     Not,
 }
+
+/// What a batch takes of a handler's stack, bytes.
+const BATCH_BYTES: usize = BATCH_PAGES
+    * (size_of::<Victim>()
+        + size_of::<Option<EvictClaim>>()
+        + size_of::<Packed>()
+        + size_of::<Option<DropClaim>>()
+        + size_of::<bool>())
+    + size_of::<Batch>();
+// The other half is for the rest of the way from the fault to the kernel, and
+// for the copies that unoptimised builds make.
+const _: () = assert!(BATCH_BYTES <= STACK_BYTES / 2);
 
 impl Engine {
     /// Evicts up to about `wanted` cold pages; how many it was. Lock-free,
