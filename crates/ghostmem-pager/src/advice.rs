@@ -22,6 +22,8 @@ const STRETCH: usize = 64;
 
 /// `EINVAL`
 const INVALID: i32 = 22;
+/// `EIO`
+const IO: i32 = 5;
 /// `ENOMEM`
 const NO_MEMORY: i32 = 12;
 
@@ -128,7 +130,12 @@ impl Engine {
                 return Ok(());
             }
             match self.quietly(|scratch| self.on_fault(&fault, scratch))? {
-                Verdict::Refused => return Err(OsError::new("restore", 5)),
+                Verdict::Refused => {
+                    // Lost, or freed meanwhile and nobody's any more.
+                    let lost = region.table.load(page).state() == State::Lost;
+                    let errno = if lost { IO } else { INVALID };
+                    return Err(OsError::new("restore", errno));
+                }
                 Verdict::Resolved | Verdict::Retry => {}
             }
         }
@@ -167,18 +174,20 @@ impl Engine {
             return self.pages_of("discard", address, len).map(drop);
         }
         let (region, first, end) = self.pages_of("discard", start, end - start)?;
-        self.discard_pages(region, first, end, false)
+        self.discard_pages(region, first, end, false).map(drop)
     }
 
-    /// `all`: locked pages too, as the block is gone. Pinned ones stay.
+    /// `all`: locked pages too, as the block is gone. Pinned ones stay; whether
+    /// there were none.
     fn discard_pages(
         &self,
         region: &Region,
         first: usize,
         end: usize,
         all: bool,
-    ) -> Result<(), OsError> {
+    ) -> Result<bool, OsError> {
         let mut page = first;
+        let mut pinned = false;
         while page < end {
             // Whole stretches that were never touched cost one look each.
             if region.table.load(page) == Word::EMPTY {
@@ -186,14 +195,21 @@ impl Engine {
                 continue;
             }
             let stop = (page + STRETCH).min(end);
-            page = self.quietly(|_| self.discard_stretch(region, page, stop, all))?;
+            page = self.quietly(|_| self.discard_stretch(region, page, stop, all, &mut pinned))?;
         }
-        Ok(())
+        Ok(!pinned)
     }
 
     /// Discards pages until `end` or one that another thread is busy with;
-    /// where to go on.
-    fn discard_stretch(&self, region: &Region, first: usize, end: usize, all: bool) -> usize {
+    /// where to go on. `pinned` becomes true when it passed a pinned one.
+    fn discard_stretch(
+        &self,
+        region: &Region,
+        first: usize,
+        end: usize,
+        all: bool,
+        pinned: &mut bool,
+    ) -> usize {
         let mut claims: [Option<Claim>; STRETCH] = [const { None }; STRETCH];
         let mut batch = Batch::new();
         let (mut held, mut resident) = (0, 0);
@@ -201,7 +217,11 @@ impl Engine {
         while page < end {
             let word = region.table.load(page);
             match word.state() {
-                _ if word == Word::EMPTY || word.is_pinned() => page += 1,
+                _ if word == Word::EMPTY => page += 1,
+                _ if word.is_pinned() => {
+                    *pinned = true;
+                    page += 1;
+                }
                 State::Claimed | State::Dropping if held > 0 => break,
                 State::Claimed | State::Dropping => self.wait_for(region, page, word),
                 _ => {
@@ -285,12 +305,16 @@ impl Engine {
     ) -> Result<(), OsError> {
         let end = run.first + run.pages;
         // Pairs with the one in `unpin_pages`: either we see the pin gone, or
-        // whoever took it off sees that the block was given back.
+        // whoever took it off sees that the block was given back. And with the
+        // one in `keep_allocated`: no fault claims an empty page of the block
+        // after we passed it.
         fence(Ordering::SeqCst);
         while !region.has_pins_in(run.first, end) && blocks.begin_finish(run.first) {
             // The contents go before the address space can be handed out again.
             let discarded = self.discard_pages(region, run.first, end, true);
-            if discarded.is_ok() && !region.has_pins_in(run.first, end) {
+            // A page that was pinned when we passed it is full still, however
+            // soon it was let go.
+            if discarded == Ok(true) && !region.has_pins_in(run.first, end) {
                 blocks.finish_free(run.first);
                 self.note_freed(run.pages * PAGE_SIZE);
                 return Ok(());
@@ -301,6 +325,31 @@ impl Engine {
             fence(Ordering::SeqCst);
         }
         Ok(())
+    }
+
+    /// Gives up the claims from the first one on whose page is no longer part
+    /// of a block: it was freed after we looked, and who freed it may have
+    /// passed it already. How many steps are left, and how many claims.
+    pub(crate) fn keep_allocated(
+        &self,
+        region: &Region,
+        claims: &mut [Option<Claim>],
+    ) -> (usize, usize) {
+        // Pairs with the one in `finish_free`: either we see that the block
+        // was given back, or who frees it sees our claim, and waits.
+        fence(Ordering::SeqCst);
+        let is_freed = |claim: &Option<Claim>| {
+            claim
+                .as_ref()
+                .is_some_and(|claim| !region.is_allocated(claim.page()))
+        };
+        let count = claims.iter().position(is_freed).unwrap_or(claims.len());
+        let (kept, freed) = claims.split_at_mut(count);
+        for claim in freed.iter_mut().filter_map(Option::take) {
+            let before = claim.before();
+            self.release(region, claim, before);
+        }
+        (count, kept.iter().flatten().count())
     }
 
     /// Makes the pages of a range resident and keeps them so, open for loads

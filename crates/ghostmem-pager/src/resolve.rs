@@ -324,6 +324,12 @@ impl Engine {
             *slot = Some(claim);
             (count, restored) = (step + 1, restored + 1);
         }
+        if fresh {
+            (count, restored) = self.keep_allocated(region, &mut claims[..count]);
+            if count == 0 {
+                return Err(Verdict::Refused);
+            }
+        }
         // Pages are laid out in the buffer in address order, so that
         // neighbours go in with one call.
         let place = |step: usize| if stride < 0 { count - 1 - step } else { step };

@@ -9,7 +9,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ghostmem::{Backend, Heap};
+use ghostmem::{Backend, Heap, Stats};
 
 /// Bytes of a page.
 pub(crate) const PAGE: usize = 4096;
@@ -29,6 +29,21 @@ pub(crate) fn heap(backend: Backend, pages: usize) -> Heap {
         .backend(backend)
         .build()
         .unwrap()
+}
+
+/// The heap's figures once it holds no page, or as they are when it holds some
+/// for good: a monitor may be at the end of a fault still, with frames taken
+/// that it gives back.
+pub(crate) fn stats_at_rest(heap: &Heap) -> Stats {
+    let end = Instant::now() + Duration::from_secs(10);
+    loop {
+        let stats = heap.stats();
+        let held = stats.resident_bytes + stats.stored_pages;
+        if held == 0 || Instant::now() > end {
+            return stats;
+        }
+        thread::yield_now();
+    }
 }
 
 /// A word that depends on its place and its round, compressible on half of
