@@ -172,18 +172,6 @@ impl Batch {
             len: 0,
         }
     }
-
-    /// Whether another run may not fit.
-    #[must_use]
-    pub const fn is_full(&self) -> bool {
-        self.len == BATCH_RUNS
-    }
-
-    /// Whether there is nothing to drop.
-    #[must_use]
-    pub const fn is_empty(&self) -> bool {
-        self.len == 0
-    }
 }
 
 impl Default for Batch {
@@ -401,7 +389,11 @@ impl Region {
         }
     }
 
-    /// Adds a run of protected pages to a batch. The batch must not be full.
+    /// Adds a run of protected pages to a batch.
+    ///
+    /// # Panics
+    /// When the batch holds as many runs already as a batch of reclaim has
+    /// pages.
     pub fn add_to(&self, batch: &mut Batch, page: usize, pages: usize) {
         let (offset, len) = self.offset(page, pages);
         let address = self.span.base() + offset;

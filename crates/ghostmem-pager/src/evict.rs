@@ -350,7 +350,10 @@ impl Engine {
             } else if let Some(claim) = claims[index].take() {
                 match packed[index] {
                     Packed::Not => {
-                        self.abandon(region, claim);
+                        // The page may stay protected: the next touch that
+                        // minds opens it.
+                        let word = claim.before();
+                        region.table.abandon(claim, word);
                         None
                     }
                     Packed::Filled(_) => region.table.seal(claim),
@@ -432,13 +435,6 @@ impl Engine {
         self.metrics.add(Counter::filled_pages_evicted, filled);
         self.metrics.add(Counter::raw_pages_evicted, raw);
         freed as usize
-    }
-
-    /// Gives up an eviction that could not be stored. The page may stay
-    /// protected: the next touch that minds opens it.
-    fn abandon(&self, region: &Region, claim: EvictClaim) {
-        let word = claim.before().with_payload(0);
-        region.table.abandon(claim, word);
     }
 
     /// Gives up clean copies of up to `wanted` resident pages, to make room
