@@ -1,5 +1,5 @@
 //! What a program may ask of ranges: bring them in, send them out, forget
-//! them, hold them.
+//! them. To hold them: `pins`.
 //!
 //! These run on the program's threads, outside fault handlers, so every
 //! signal is blocked while they own a page: a signal handler that touched it
@@ -21,15 +21,15 @@ use crate::space::{BlockSpace, PageRun};
 const STRETCH: usize = 64;
 
 /// `EINVAL`
-const INVALID: i32 = 22;
+pub(crate) const INVALID: i32 = 22;
 /// `EIO`
 const IO: i32 = 5;
 /// `ENOMEM`
-const NO_MEMORY: i32 = 12;
+pub(crate) const NO_MEMORY: i32 = 12;
 
 impl Engine {
     /// The pages that `len` bytes at `address` touch, in their region.
-    fn pages_of(
+    pub(crate) fn pages_of(
         &self,
         call: &'static str,
         address: usize,
@@ -48,7 +48,7 @@ impl Engine {
     }
 
     /// Runs `body` inside the gate, signals blocked, with buffers.
-    fn quietly<R>(&self, body: impl FnOnce(&mut Scratch) -> R) -> Result<R, OsError> {
+    pub(crate) fn quietly<R>(&self, body: impl FnOnce(&mut Scratch) -> R) -> Result<R, OsError> {
         let pool = ghostmem_fault::scratch()?;
         let blocked = SignalsBlocked::new();
         let inside = ghostmem_fault::gate().enter();
@@ -115,7 +115,12 @@ impl Engine {
     }
 
     /// Resolves a fault that nobody took.
-    fn touch(&self, region: &Region, page: usize, access: AccessKind) -> Result<(), OsError> {
+    pub(crate) fn touch(
+        &self,
+        region: &Region,
+        page: usize,
+        access: AccessKind,
+    ) -> Result<(), OsError> {
         let fault = Fault {
             region: region.index,
             page,
@@ -297,7 +302,7 @@ impl Engine {
     /// Makes a block free that was given back, unless some of its pages are
     /// pinned: the last of those pins does it then, as what uses the memory
     /// behind the processor's back must not find it to be somebody else's.
-    fn finish_free(
+    pub(crate) fn finish_free(
         &self,
         region: &Region,
         blocks: &BlockSpace,
@@ -350,138 +355,5 @@ impl Engine {
             self.release(region, claim, before);
         }
         (count, kept.iter().flatten().count())
-    }
-
-    /// Makes the pages of a range resident and keeps them so, open for loads
-    /// and stores of the program and of the kernel on its behalf, until
-    /// [`Engine::unpin`]. Pins count.
-    ///
-    /// # Errors
-    /// `EINVAL` when the range is not this engine's; `ENOMEM` when pinned
-    /// pages would leave less than [`crate::LIMIT_PAGES_MIN`] pages of the
-    /// limit for everything else.
-    pub fn pin(&self, address: usize, len: usize) -> Result<(), OsError> {
-        let (region, first, end) = self.pages_of("pin", address, len)?;
-        if first == end {
-            return Ok(());
-        }
-        for page in first..end {
-            if let Err(error) = self.pin_page(region, page) {
-                self.unpin_pages(region, first, page);
-                return Err(error);
-            }
-        }
-        // An eviction that a pin cancelled may protect its page late: let
-        // those end, then open the whole range once more.
-        ghostmem_fault::gate().synchronize();
-        region.mapped.unprotect(first, end - first)
-    }
-
-    fn pin_page(&self, region: &Region, page: usize) -> Result<(), OsError> {
-        if region.pins[page].load(Ordering::Acquire) == 0 {
-            let pinned: usize = self
-                .regions()
-                .map(|r| r.pinned_pages.load(Ordering::Relaxed))
-                .sum();
-            let room = self.budget.limit() - crate::LIMIT_PAGES_MIN as i64;
-            if pinned as i64 >= room {
-                return Err(OsError::new("pin", NO_MEMORY));
-            }
-        }
-        loop {
-            self.touch(region, page, AccessKind::Write)?;
-            let pinned = self.quietly(|_| {
-                let word = region.table.load(page);
-                if word.state() != State::Resident {
-                    return Ok(false);
-                }
-                let Ok(claim) = region.table.claim(page, word) else {
-                    return Ok(false);
-                };
-                let before = claim.before();
-                if !region.is_allocated(page) {
-                    self.release(region, claim, before);
-                    return Err(OsError::new("pin", INVALID));
-                }
-                let open = region.mapped.unprotect(page, 1);
-                if open.is_err() {
-                    self.release(region, claim, before);
-                    return open.map(|()| false);
-                }
-                region.pins_touched.note(page);
-                if region.pins[page].fetch_add(1, Ordering::AcqRel) == 0 {
-                    region.pinned_pages.fetch_add(1, Ordering::AcqRel);
-                }
-                let word = before.with_clean(false).with_payload(0).with_pinned(true);
-                self.release(region, claim, word);
-                if before.is_clean() {
-                    self.free_slot(before);
-                }
-                Ok(true)
-            })??;
-            if pinned {
-                return Ok(());
-            }
-        }
-    }
-
-    /// Takes one pin off each page of a range.
-    ///
-    /// # Errors
-    /// `EINVAL` when the range is not this engine's.
-    pub fn unpin(&self, address: usize, len: usize) -> Result<(), OsError> {
-        let (region, first, end) = self.pages_of("unpin", address, len)?;
-        self.unpin_pages(region, first, end);
-        Ok(())
-    }
-
-    fn unpin_pages(&self, region: &Region, first: usize, end: usize) {
-        for page in first..end {
-            // Under the page's claim, as pinning is: the count and the flag
-            // change together.
-            while !self
-                .quietly(|_| self.unpin_page(region, page))
-                .unwrap_or(true)
-            {
-                thread::yield_now();
-            }
-        }
-        // Blocks that were given back while these pins held their pages.
-        let Some(blocks) = region.blocks.as_ref() else {
-            return;
-        };
-        fence(Ordering::SeqCst);
-        let mut page = first;
-        while page < end {
-            let freeing = blocks.freeing(page);
-            if let Some(run) = freeing {
-                // Refused only without working memory, which there is.
-                let _kept = self.finish_free(region, blocks, run);
-            }
-            let around = freeing.or_else(|| blocks.block_of(page));
-            page = around.map_or(page + 1, |run| run.first + run.pages);
-        }
-    }
-
-    /// `false`: the page is busy, try again.
-    fn unpin_page(&self, region: &Region, page: usize) -> bool {
-        let word = region.table.load(page);
-        if matches!(word.state(), State::Claimed | State::Dropping) {
-            return false;
-        }
-        if !word.is_pinned() {
-            // More unpins than pins.
-            return true;
-        }
-        let Ok(claim) = region.table.claim(page, word) else {
-            return false;
-        };
-        let left = region.pins[page].load(Ordering::Acquire).saturating_sub(1);
-        region.pins[page].store(left, Ordering::Release);
-        if left == 0 {
-            region.pinned_pages.fetch_sub(1, Ordering::AcqRel);
-        }
-        self.release(region, claim, word.with_pinned(left > 0));
-        true
     }
 }

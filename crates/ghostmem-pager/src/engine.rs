@@ -79,6 +79,8 @@ pub struct Engine {
     pub(crate) worker: WorkerState,
     /// Bytes handed out as blocks of pages.
     allocated: AtomicUsize,
+    /// Pages with at least one pin, of all regions.
+    pub(crate) pinned_pages: AtomicUsize,
     /// Bytes of adopted regions that their owners handed out.
     pub(crate) lent: Tally,
     pub(crate) closed: AtomicBool,
@@ -123,6 +125,7 @@ impl Engine {
                 thread: Lock::new(None),
             },
             allocated: AtomicUsize::new(0),
+            pinned_pages: AtomicUsize::new(0),
             lent: Tally::new(),
             closed: AtomicBool::new(false),
             config,

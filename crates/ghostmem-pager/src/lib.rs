@@ -3,8 +3,8 @@
 //! Read in this order: [`engine`](Engine) (what a heap is made of), `resolve`
 //! (a fault, from the touch to the page in place), `evict` (reclaim: from a
 //! cold page to a slot), `worker` (what runs in the background), `tidy`
-//! (keeping the store dense), `advice` (what a program may ask for),
-//! `admission` (what the memory limit lets it have). `budget`, `resident`,
+//! (keeping the store dense), `advice` and `pins` (what a program may ask
+//! for), `admission` (what the memory limit lets it have). `budget`, `resident`,
 //! `threads` and `metrics` are what these stand on; `space` hands out address
 //! space.
 //!
@@ -23,6 +23,7 @@ mod engine;
 mod evict;
 mod metrics;
 mod overdraft;
+mod pins;
 mod region;
 mod resident;
 mod resolve;
