@@ -2,7 +2,7 @@
 
 use core::fmt;
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 
 use ghostmem_os::map::{MapArc, ZeroArray};
 
@@ -30,6 +30,19 @@ pub trait Space: Send + Sync + 'static {
     /// or free, also at the end of threads and of the process: it must not
     /// allocate from a mimalloc heap and should not take long.
     fn discard(&self, address: usize, bytes: usize);
+
+    /// Whether any memory is held at all; one load, as every free asks.
+    fn holds_any(&self) -> bool {
+        false
+    }
+
+    /// Whether some of these bytes are held: used by something that is not the
+    /// program, a system call or a device, so that they must not become another
+    /// block. Who lets go of some calls [`SmallHeap::let_go`] afterwards.
+    fn is_held(&self, address: usize, bytes: usize) -> bool {
+        let _nothing_is = (address, bytes);
+        false
+    }
 }
 
 /// Small objects on one [`Arena`].
@@ -42,7 +55,8 @@ pub trait Space: Send + Sync + 'static {
 /// **The bitmap** has one bit for every 16 bytes of arena, set while a block
 /// that starts there lives: 1/128 (0.8 %) of the memory touched, ordinary
 /// memory, never touched where the arena is not. A pointer whose bit is clear
-/// never reaches mimalloc.
+/// never reaches mimalloc. A second bitmap says which freed blocks are *retired*:
+/// held by the [`Space`] when they were freed, and still mimalloc's to free.
 ///
 /// **Freeing writes into the block** (mimalloc's free list runs through free
 /// blocks): freeing a block whose page is evicted brings the page back.
@@ -60,6 +74,9 @@ pub struct SmallHeap<S: Space> {
 struct Core<S: Space> {
     heap: NonNull<MiHeap>,
     live: ZeroArray<AtomicU64>,
+    /// Freed, but held: touched only where such blocks are.
+    retired: ZeroArray<AtomicU64>,
+    retired_count: AtomicUsize,
     space: MapArc<S>,
     slot: &'static Slot,
     /// The process the heap was made in, see [`gate::epoch`].
@@ -98,6 +115,7 @@ impl<S: Space> SmallHeap<S> {
         }
         let (ghost_start, ghost_bytes) = arena.ghost_range();
         let live = ZeroArray::new(arena.len() / GRAIN / 64)?;
+        let retired = ZeroArray::new(arena.len() / GRAIN / 64)?;
         let space = MapArc::new(space)?;
         let inside = gate::enter();
         // SAFETY: the id is an arena's of ours, which lives for ever.
@@ -118,6 +136,8 @@ impl<S: Space> SmallHeap<S> {
         let core = Core {
             heap,
             live,
+            retired,
+            retired_count: AtomicUsize::new(0),
             space,
             slot,
             epoch: gate::epoch(),
@@ -168,7 +188,8 @@ impl<S: Space> SmallHeap<S> {
         Some(block)
     }
 
-    /// Frees a block.
+    /// Frees a block. One that the [`Space`] holds is freed for the program; its
+    /// room is nobody's until it is [let go](SmallHeap::let_go).
     ///
     /// # Errors
     /// [`SmallError::Foreign`] or [`SmallError::NotLive`]; nothing happened
@@ -184,10 +205,25 @@ impl<S: Space> SmallHeap<S> {
         if word.fetch_and(!bit, Ordering::Relaxed) & bit == 0 {
             return Err(SmallError::NotLive { address });
         }
+        if self.core.space.holds_any() {
+            self.core.retire(address);
+            return Ok(());
+        }
         // SAFETY: the bit was set, so mimalloc handed this pointer out and it
         // was not freed since; clearing it made this call the only free.
         unsafe { ffi::mi_free(block.as_ptr().cast()) };
         Ok(())
+    }
+
+    /// The [`Space`] no longer holds these bytes: blocks there that were freed
+    /// meanwhile give up their room, unless others of their bytes are held.
+    pub fn let_go(&self, address: usize, bytes: usize) {
+        // Pairs with the one in `settle`: either who frees sees that the bytes
+        // are let go, or we see the block.
+        fence(Ordering::SeqCst);
+        if self.core.retired_count.load(Ordering::SeqCst) > 0 {
+            self.core.settle_in(address, address.saturating_add(bytes));
+        }
     }
 
     /// How many bytes of a live block may be used, at least what was asked;
@@ -237,11 +273,11 @@ impl<S: Space> SmallHeap<S> {
         &self.arena
     }
 
-    /// Ordinary memory behind the live bitmap, bytes (mincore(2); for
-    /// reports, it walks the bitmap).
+    /// Ordinary memory behind the bitmaps, bytes (mincore(2); for
+    /// reports, it walks them).
     #[must_use]
     pub fn bitmap_bytes(&self) -> usize {
-        self.core.live.backed_bytes()
+        self.core.live.backed_bytes() + self.core.retired.backed_bytes()
     }
 
     /// Destroys the heap and all its blocks, and keeps the arena: the holder
@@ -285,6 +321,53 @@ impl<S: Space> Core<S> {
         }
         let grain = (address - self.base) / GRAIN;
         Some((&self.live[grain / 64], 1 << (grain % 64)))
+    }
+
+    /// Frees a block that is no longer live as soon as nothing holds it.
+    fn retire(&self, address: usize) {
+        self.retired_count.fetch_add(1, Ordering::SeqCst);
+        let grain = (address - self.base) / GRAIN;
+        self.retired[grain / 64].fetch_or(1 << (grain % 64), Ordering::SeqCst);
+        self.settle(grain);
+    }
+
+    /// Settles the retired blocks that may reach into a range.
+    fn settle_in(&self, start: usize, end: usize) {
+        let start = start.saturating_sub(SIZE_MAX).max(self.ghost_start) - self.base;
+        let end = end.min(self.ghost_end).saturating_sub(self.base);
+        for word in start / GRAIN / 64..end.div_ceil(GRAIN * 64) {
+            let mut bits = self.retired[word].load(Ordering::SeqCst);
+            while bits != 0 {
+                self.settle(word * 64 + bits.trailing_zeros() as usize);
+                bits &= bits - 1;
+            }
+        }
+    }
+
+    /// Gives a retired block to mimalloc if nothing holds it. Whoever takes its
+    /// bit off is the one that may.
+    fn settle(&self, grain: usize) {
+        let (word, bit) = (&self.retired[grain / 64], 1_u64 << (grain % 64));
+        let address = self.base + grain * GRAIN;
+        let block = ptr::with_exposed_provenance_mut::<core::ffi::c_void>(address);
+        while word.fetch_and(!bit, Ordering::SeqCst) & bit != 0 {
+            // SAFETY: retired, and ours alone now: mimalloc has it as a block
+            // in use, of which this reads the page header.
+            let bytes = unsafe { ffi::mi_usable_size(block) };
+            if !self.space.is_held(address, bytes) {
+                self.retired_count.fetch_sub(1, Ordering::SeqCst);
+                // SAFETY: as above; its owner freed it, and nothing else uses
+                // it.
+                unsafe { ffi::mi_free(block) };
+                return;
+            }
+            word.fetch_or(bit, Ordering::SeqCst);
+            // Pairs with the one in `let_go`.
+            fence(Ordering::SeqCst);
+            if self.space.is_held(address, bytes) {
+                return;
+            }
+        }
     }
 }
 

@@ -30,11 +30,11 @@
 //! full.
 //!
 //! # Costs
-//! 8 GiB of address space for an arena and 64 MiB for a heap's live bitmap,
+//! 8 GiB of address space for an arena and 128 MiB for a heap's two bitmaps,
 //! of which the touched parts become memory: 1/128 of the memory in use for
-//! the bitmap, and about 1.7 MiB of ordinary memory for each heap alive
-//! (mimalloc's bitmaps of the arena; measured over 100 heaps). Making a heap
-//! on a pooled arena, using and dropping it takes about 50 us. Thread-local
+//! the one of live blocks, and about 1.7 MiB of ordinary memory for each heap
+//! alive (mimalloc's bitmaps of the arena; measured over 100 heaps). Making a
+//! heap on a pooled arena, using and dropping it takes about 50 us. Thread-local
 //! variables use the initial-exec model: a library that is loaded with
 //! dlopen(3) takes a few dozen bytes of the loader's static reserve.
 //!

@@ -56,6 +56,14 @@ impl Space for Discards {
         // A range that cannot be discarded keeps its bytes, which is allowed.
         let _kept = self.0.discard(address, bytes);
     }
+
+    fn holds_any(&self) -> bool {
+        self.0.has_pins()
+    }
+
+    fn is_held(&self, address: usize, bytes: usize) -> bool {
+        self.0.is_pinned(address, bytes)
+    }
 }
 
 impl Drop for Inner {
@@ -392,18 +400,33 @@ impl Heap {
     /// [`Error::NotGhost`]; [`Error::TooManyPinned`].
     pub fn pin<T>(&self, range: *const [T]) -> Result<Pinned, Error> {
         let (address, len) = parts(range);
-        self.engine()
-            .pin(address, len)
-            .map_err(|error| match error.errno {
+        if let Err(error) = self.engine().pin(address, len) {
+            // Some of it may have been pinned for a moment.
+            self.after_unpin(address, len);
+            return Err(match error.errno {
                 12 => Error::TooManyPinned,
                 5 => Error::PageLost { address },
                 _ => Error::NotGhost { address },
-            })?;
+            });
+        }
         Ok(Pinned {
             heap: self.clone(),
             address,
             len,
         })
+    }
+
+    /// Frees small objects that were freed under pins which are gone now.
+    fn after_unpin(&self, address: usize, len: usize) {
+        if let Some(small) = self.inner.small.get()
+            && small.contains(address)
+        {
+            // Pins hold whole pages.
+            let start = address & !(PAGE_SIZE - 1);
+            let end = address.saturating_add(len);
+            let end = end.checked_next_multiple_of(PAGE_SIZE).unwrap_or(end);
+            small.let_go(start, end - start);
+        }
     }
 
     /// Puts the fault handlers back in place after the program installed its
@@ -444,5 +467,6 @@ impl Drop for Pinned {
     fn drop(&mut self) {
         // The range was the heap's when it was pinned, and still is.
         let _ours = self.heap.engine().unpin(self.address, self.len);
+        self.heap.after_unpin(self.address, self.len);
     }
 }
