@@ -11,6 +11,8 @@
 
 #[path = "../src/class.rs"]
 mod class;
+#[path = "../../ghostmem-table/tests/model/explore.rs"]
+mod explore;
 #[path = "../src/list.rs"]
 mod list;
 #[path = "../src/maintain.rs"]
@@ -22,43 +24,60 @@ mod slabs;
 #[path = "../src/state.rs"]
 mod state;
 
+use std::collections::BTreeSet;
+
 use loom::cell::Cell;
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicU64, Ordering};
 use loom::thread;
 
 use class::Geometry;
+use explore::{Steps, explore};
 use memory::{Memory, Word};
 use slabs::{Claim, Prefer, Slabs};
 use state::{GLOBALS, Global, Phase, row};
 
-impl Word for AtomicU64 {
+/// An atomic word whose every access is a step of the model's.
+struct Ticked {
+    value: AtomicU64,
+    steps: Arc<Steps>,
+}
+
+impl Ticked {
+    fn step(&self) -> &AtomicU64 {
+        self.steps.tick();
+        &self.value
+    }
+}
+
+impl Word for Ticked {
     fn load(&self, order: Ordering) -> u64 {
-        self.load(order)
+        self.step().load(order)
     }
 
     fn store(&self, value: u64, order: Ordering) {
-        self.store(value, order);
+        self.step().store(value, order);
     }
 
     fn swap_if(&self, current: u64, new: u64, order: Ordering) -> Result<u64, u64> {
-        self.compare_exchange(current, new, order, Ordering::Acquire)
+        self.step()
+            .compare_exchange(current, new, order, Ordering::Acquire)
     }
 
     fn fetch_or(&self, bits: u64, order: Ordering) -> u64 {
-        self.fetch_or(bits, order)
+        self.step().fetch_or(bits, order)
     }
 
     fn fetch_and(&self, bits: u64, order: Ordering) -> u64 {
-        self.fetch_and(bits, order)
+        self.step().fetch_and(bits, order)
     }
 
     fn fetch_add(&self, amount: u64, order: Ordering) -> u64 {
-        self.fetch_add(amount, order)
+        self.step().fetch_add(amount, order)
     }
 
     fn fetch_sub(&self, amount: u64, order: Ordering) -> u64 {
-        self.fetch_sub(amount, order)
+        self.step().fetch_sub(amount, order)
     }
 }
 
@@ -66,28 +85,35 @@ const CLASSES: usize = 2;
 const SLOTS: usize = 2;
 
 struct Model {
-    slabs: Vec<[AtomicU64; 8]>,
-    lists: Vec<[AtomicU64; 8]>,
-    globals: Vec<AtomicU64>,
+    slabs: Vec<[Ticked; 8]>,
+    lists: Vec<[Ticked; 8]>,
+    globals: Vec<Ticked>,
     cells: Vec<Cell<u32>>,
 }
 
-fn words() -> [AtomicU64; 8] {
-    core::array::from_fn(|_| AtomicU64::new(0))
+fn word(steps: &Arc<Steps>) -> Ticked {
+    Ticked {
+        value: AtomicU64::new(0),
+        steps: steps.clone(),
+    }
+}
+
+fn row_of(steps: &Arc<Steps>) -> [Ticked; 8] {
+    core::array::from_fn(|_| word(steps))
 }
 
 impl Memory for Model {
-    type Word = AtomicU64;
+    type Word = Ticked;
 
-    fn slab(&self, slab: u32) -> &[AtomicU64; 8] {
+    fn slab(&self, slab: u32) -> &[Ticked; 8] {
         &self.slabs[slab as usize]
     }
 
-    fn list(&self, list: usize) -> &[AtomicU64; 8] {
+    fn list(&self, list: usize) -> &[Ticked; 8] {
         &self.lists[list]
     }
 
-    fn global(&self, name: Global) -> &AtomicU64 {
+    fn global(&self, name: Global) -> &Ticked {
         &self.globals[name as usize]
     }
 
@@ -141,10 +167,11 @@ impl Model {
 }
 
 fn store(slab_count: usize) -> Arc<Slabs<Model>> {
+    let steps = &Arc::new(Steps::new());
     let mem = Model {
-        slabs: (0..slab_count).map(|_| words()).collect(),
-        lists: (0..CLASSES + 2).map(|_| words()).collect(),
-        globals: (0..GLOBALS).map(|_| AtomicU64::new(0)).collect(),
+        slabs: (0..slab_count).map(|_| row_of(steps)).collect(),
+        lists: (0..CLASSES + 2).map(|_| row_of(steps)).collect(),
+        globals: (0..GLOBALS).map(|_| word(steps)).collect(),
         cells: (0..slab_count * SLOTS).map(|_| Cell::new(0)).collect(),
     };
     mem.globals[Global::Limit as usize].store(u64::MAX, Ordering::Relaxed);
@@ -180,10 +207,32 @@ fn finish(slabs: &Slabs<Model>) {
     }
 }
 
+/// Preemptions explored.
+const PREEMPTIONS: usize = 3;
+
 fn check(model: impl Fn() + Sync + Send + 'static) {
-    let mut builder = loom::model::Builder::new();
-    builder.preemption_bound.get_or_insert(5);
-    builder.check(model);
+    let _nothing_to_tell = explore(PREEMPTIONS, model);
+}
+
+/// What two threads can see of a word that one of them loads and then swaps:
+/// the other's load before the swap and after it.
+#[test]
+fn no_order_of_a_swap_and_a_load_is_missed() {
+    let seen = explore(PREEMPTIONS, || {
+        let steps = Arc::new(Steps::new());
+        let word = Arc::new(word(&steps));
+        let other = {
+            let word = word.clone();
+            thread::spawn(move || {
+                let seen = Word::load(&*word, Ordering::Acquire);
+                let _swapped = word.swap_if(seen, 1, Ordering::AcqRel);
+            })
+        };
+        let seen = Word::load(&*word, Ordering::Acquire);
+        other.join().unwrap();
+        seen
+    });
+    assert_eq!(seen, BTreeSet::from([0, 1]));
 }
 
 /// A thread that sleeps between reading the head and swapping it is not fooled

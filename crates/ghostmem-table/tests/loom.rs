@@ -22,13 +22,12 @@
 mod model;
 
 use std::collections::BTreeSet;
-use std::sync::{Arc as StdArc, Mutex as StdMutex};
 
 use ghostmem_table::State;
 use loom::sync::Arc;
 use loom::thread::{self, JoinHandle};
 
-use model::{Evicted, World};
+use model::{Evicted, World, explore};
 
 /// Contents that take a slot.
 const OLD: u64 = 100;
@@ -41,24 +40,6 @@ const SAME: u64 = 5;
 const TWO: usize = 4;
 /// Preemptions explored with three threads.
 const THREE: usize = 2;
-
-/// Runs `body` in every interleaving with at most `preemptions` preemptions;
-/// returns the outcomes it reported.
-fn explore<T: Ord + Send + 'static>(
-    preemptions: usize,
-    body: impl Fn() -> T + Send + Sync + 'static,
-) -> BTreeSet<T> {
-    let outcomes = StdArc::new(StdMutex::new(BTreeSet::new()));
-    let noted = StdArc::clone(&outcomes);
-    let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(preemptions);
-    builder.check(move || {
-        let outcome = body();
-        noted.lock().unwrap().insert(outcome);
-    });
-    let mut outcomes = outcomes.lock().unwrap();
-    std::mem::take(&mut outcomes)
-}
 
 /// Starts a thread that does `act`.
 fn start<T: 'static>(world: &Arc<World>, act: impl FnOnce(&World) -> T + 'static) -> JoinHandle<T> {

@@ -11,6 +11,8 @@ use std::sync::Mutex;
 use ghostmem_table::{Claim, DropClaim};
 use loom::sync::atomic::{AtomicU64, Ordering};
 
+use super::explore::Steps;
+
 /// Why an access did not happen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
@@ -39,7 +41,7 @@ pub(crate) struct Frame {
 
 #[derive(Debug)]
 pub(crate) struct Mapping {
-    steps: AtomicU64,
+    steps: Steps,
     frame: Mutex<Frame>,
     /// Written by each holder for the next: stands for all that a holder does
     /// in plain memory, and is relaxed, so that only the page word carries it.
@@ -49,7 +51,7 @@ pub(crate) struct Mapping {
 impl Mapping {
     pub(crate) fn new() -> Self {
         Self {
-            steps: AtomicU64::new(0),
+            steps: Steps::new(),
             frame: Mutex::new(Frame::default()),
             legacy: AtomicU64::new(0),
         }
@@ -62,13 +64,8 @@ impl Mapping {
     }
 
     /// A point where loom may run any other thread.
-    ///
-    /// The atomics of the table are such points already, but loom 0.7 misses
-    /// orders there: it remembers one last access of an atomic, so when a
-    /// thread loads a word and then swaps it, the swap is not tried before
-    /// another thread's load. Every two ticks conflict, so none is missed.
     pub(crate) fn tick(&self) {
-        self.steps.fetch_add(1, Ordering::Relaxed);
+        self.steps.tick();
     }
 
     /// Looks without a step: for bookkeeping of the model itself.

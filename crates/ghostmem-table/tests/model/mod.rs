@@ -2,11 +2,13 @@
 //! a handful of slots, a futex, and the pager's protocols on the real
 //! [`PageTable`](ghostmem_table::PageTable).
 
+mod explore;
 mod futex;
 mod mapping;
 mod protocol;
 mod store;
 
+pub(crate) use explore::explore;
 pub(crate) use protocol::{Evicted, World};
 
 /// What the program does to the page.
