@@ -159,7 +159,7 @@ impl Engine {
         let suspect = fault.instant != 0 || (tiny && refault);
         // Asked first: `is_stuck` makes this fault the thread's last.
         let moved_on = self.threads.moved_on(fault.thread, fault.instant);
-        if suspect && self.threads.is_stuck(fault.thread, fault.instant, refault) {
+        if suspect && self.threads.is_stuck(fault, refault) {
             self.grant_privilege(fault.thread);
         } else if moved_on && self.stuck.load(Ordering::Relaxed) == fault.thread {
             self.end_privilege(fault.thread);

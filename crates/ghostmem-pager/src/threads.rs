@@ -6,6 +6,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use ghostmem_fault::Fault;
 use ghostmem_policy::{Plan, Stream};
 
 const THREADS: usize = 64;
@@ -17,7 +18,7 @@ pub(crate) const PAGES_PER_INSTRUCTION: u32 = 34;
 /// Refaults in a row by one thread, without the program counter to tell one
 /// instruction from the next, after which it counts as stuck (monitor
 /// backend). Only asked for limits so small that one instruction can need all
-/// of it.
+/// of it, and of faults on so few pages.
 const BLIND_FAULTS: u32 = 4096;
 
 #[repr(align(64))]
@@ -26,6 +27,9 @@ struct Slot {
     stream: AtomicU64,
     instant: AtomicU64,
     repeats: AtomicU64,
+    /// Pages of those repeats, a bit for each hash, where the instant is not
+    /// known.
+    pages: AtomicU64,
     stale: AtomicU64,
 }
 
@@ -51,6 +55,7 @@ impl ThreadTable {
                     stream: AtomicU64::new(0),
                     instant: AtomicU64::new(0),
                     repeats: AtomicU64::new(0),
+                    pages: AtomicU64::new(0),
                     stale: AtomicU64::new(0),
                 }
             }; THREADS],
@@ -64,6 +69,7 @@ impl ThreadTable {
             slot.thread.store(thread, Ordering::Relaxed);
             slot.stream.store(0, Ordering::Relaxed);
             slot.repeats.store(0, Ordering::Relaxed);
+            slot.pages.store(0, Ordering::Relaxed);
             slot.instant.store(0, Ordering::Relaxed);
             slot.stale.store(0, Ordering::Relaxed);
         }
@@ -103,10 +109,22 @@ impl ThreadTable {
     /// Counts a restoring fault; `true` when the thread has faulted more often
     /// at one instruction than any instruction can need: others take its
     /// pages away faster than it can use them.
-    pub(crate) fn is_stuck(&self, thread: u64, instant: u64, refault: bool) -> bool {
-        let slot = self.slot(thread);
+    ///
+    /// Without the program counter, refaults in a row are all there is to go by,
+    /// and that they fall on few pages: one instruction has no more of them.
+    pub(crate) fn is_stuck(&self, fault: &Fault, refault: bool) -> bool {
+        let slot = self.slot(fault.thread);
+        let instant = fault.instant;
         let same = if instant == 0 {
-            refault
+            let page = u64::from(fault.region) << 32 | fault.page as u64;
+            let bit = 1_u64 << (page.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 58);
+            let pages = slot.pages.load(Ordering::Relaxed) | bit;
+            let few = refault && pages.count_ones() <= PAGES_PER_INSTRUCTION;
+            // A hash stands for one page or more: too many of them are too
+            // many pages.
+            slot.pages
+                .store(if few { pages } else { 0 }, Ordering::Relaxed);
+            few
         } else {
             slot.instant.swap(instant, Ordering::Relaxed) == instant
         };

@@ -6,7 +6,7 @@ use std::arch::asm;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
-use common::{BACKENDS, PAGE, Watchdog, heap};
+use common::{BACKENDS, PAGE, Random, Watchdog, heap};
 use ghostmem::{Backend, GhostSlice};
 
 mod common;
@@ -128,6 +128,21 @@ fn rep_movs_across_pages_of_source_and_destination_finishes() {
             let right = (0..count).all(|i| to[target + i] == byte(source + i));
             assert!(right, "{backend}, turn {turn}");
         }
+    }
+}
+
+#[test]
+fn a_thread_that_gets_on_stays_within_the_limit() {
+    let _watchdog = Watchdog::new("random reads at the smallest limit", 60);
+    for backend in BACKENDS {
+        let data = bytes(backend, 200);
+        let mut random = Random::new(3);
+        // More refaults in a row than a thread is granted that seems stuck.
+        while data.heap().stats().refaults < 10_000 {
+            let at = random.below(data.len());
+            assert_eq!(data[at], byte(at), "{backend}");
+        }
+        assert_eq!(data.heap().stats().overdrafts, 0, "{backend}");
     }
 }
 
