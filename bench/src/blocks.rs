@@ -14,16 +14,38 @@ use crate::buffer::{Buffer, PAGE};
 /// A block of memory, given back on drop.
 ///
 /// # Safety
-/// `base` must return the address of memory that this value owns: writable, at
-/// least 8 bytes long, 8-byte aligned.
+/// `base` must return the address of memory that this value owns: writable,
+/// `size` bytes long, which is at least 8, and 8-byte aligned.
 pub(crate) unsafe trait Block {
     /// First byte.
     fn base(&self) -> NonNull<u8>;
+
+    /// Bytes of the block.
+    fn size(&self) -> usize;
 
     /// Writes a word at the beginning of the block.
     fn touch(&mut self, value: u64) {
         // SAFETY: what implementing this trait promises.
         unsafe { self.base().cast::<u64>().as_ptr().write_volatile(value) };
+    }
+
+    /// Address of the `index`th 4-byte element.
+    fn element(&self, index: usize) -> NonNull<i32> {
+        assert!(index < self.size() / 4, "past the end of the block");
+        // SAFETY: within the block, checked above.
+        unsafe { self.base().cast::<i32>().add(index) }
+    }
+
+    /// Writes the `index`th 4-byte element.
+    fn set(&mut self, index: usize, value: i32) {
+        // SAFETY: writable, aligned and owned, by what implementing promises.
+        unsafe { self.element(index).as_ptr().write_volatile(value) };
+    }
+
+    /// Reads the `index`th 4-byte element.
+    fn get(&self, index: usize) -> i32 {
+        // SAFETY: readable, aligned and owned, by what implementing promises.
+        unsafe { self.element(index).as_ptr().read_volatile() }
     }
 }
 
@@ -102,6 +124,14 @@ impl<'a> GhostBlock<'a> {
         // by this block, and accessed through its buffers only.
         unsafe { Buffer::new(self.base, pages) }
     }
+
+    /// Makes the whole block zero, at no cost in memory.
+    pub(crate) fn forget(&mut self) -> Result<(), ghostmem::Error> {
+        let range = NonNull::slice_from_raw_parts(self.base, self.layout.size());
+        // SAFETY: the block is borrowed for changing, so no buffer of it is
+        // alive, and nothing else refers to its bytes.
+        unsafe { self.heap.discard(range.as_ptr()) }
+    }
 }
 
 // SAFETY: the heap returned `base` for a layout that `check_layout` passed, and
@@ -109,6 +139,10 @@ impl<'a> GhostBlock<'a> {
 unsafe impl Block for GhostBlock<'_> {
     fn base(&self) -> NonNull<u8> {
         self.base
+    }
+
+    fn size(&self) -> usize {
+        self.layout.size()
     }
 }
 
@@ -157,6 +191,10 @@ unsafe impl Send for SystemBlock {}
 unsafe impl Block for SystemBlock {
     fn base(&self) -> NonNull<u8> {
         self.0
+    }
+
+    fn size(&self) -> usize {
+        self.1.size()
     }
 }
 

@@ -130,6 +130,20 @@ impl Cgroup {
         self.write(self.limit_file(), &bytes.to_string())
     }
 
+    /// Keeps what is charged out of swap, as far as the version allows.
+    pub(crate) fn forbid_swap(&self) {
+        // Refused where the kernel has no swap at all, which is as good.
+        let _ = match self.version {
+            Version::V1 => self.write("memory.swappiness", "0"),
+            Version::V2 => self.write("memory.swap.max", "0"),
+        };
+    }
+
+    /// Whether this is a group of the first version.
+    pub(crate) fn is_version_1(&self) -> bool {
+        self.version == Version::V1
+    }
+
     /// Memory charged now, bytes.
     pub(crate) fn usage(&self) -> Result<u64> {
         self.number(match self.version {

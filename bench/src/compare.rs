@@ -1,55 +1,105 @@
-//! `ghostmem-bench zram`: GhostMem and zram side by side, in one run.
+//! `ghostmem bench`: GhostMem and what a user would pick instead, side by side.
 //!
-//! Repetitions come in pairs, and the order within a pair alternates, so that a
-//! machine that warms up or slows down treats both alike. Each ratio is the
-//! median of the ratios within the pairs.
+//! Every repetition measures every contender once, in an order that is turned
+//! round each time, so that a machine that warms up or slows down treats all
+//! alike. Each ratio in the tables is the median of the ratios within
+//! repetitions. What the machine does not allow is left out and listed, with
+//! the reason.
 
-use std::collections::BTreeMap;
+mod charts;
+mod page;
+mod records;
+mod rig;
+mod tables;
+
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 use clap::Args;
-use serde_json::{Value, json};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use crate::cgroup::Cgroup;
-use crate::contenders::zram::Swap;
+use crate::child::{Job, Line, Run, bound};
+use crate::contenders::{BACKENDS, Kind, peer};
 use crate::data::{DataSet, Mix};
 use crate::error::{Error, Result};
 use crate::options::{DataArgs, Size};
-use crate::report::{self, Spread, mib};
+use crate::report;
+use crate::small;
 use crate::sys::{self, Mapping};
 use crate::work::Pattern;
+use rig::Rig;
 
-const ZRAM: &str = "zram";
-const INLINE: &str = "inline";
-
-/// How many times faster than zram each workload has to be.
-const fn target(pattern: Pattern) -> f64 {
-    match pattern {
-        Pattern::SeqRead => 3.5,
-        Pattern::RandomRead => 2.3,
-        Pattern::RandomWrite => 1.5,
-        Pattern::ZipfRead => 2.5,
-    }
+/// How the comparison is made and where it goes.
+#[derive(Debug, Clone, Args)]
+struct Common {
+    /// Numbers of touching threads, 1 to 8
+    #[arg(long, value_delimiter = ',', default_value = "1,2")]
+    threads: Vec<u32>,
+    /// Factor on the number of touches
+    #[arg(long, default_value_t = 1.0)]
+    scale: f64,
+    /// Seconds after which a measured process is stopped and its contender left out
+    #[arg(long, default_value_t = 300)]
+    timeout: u64,
+    /// Do not touch the machine's memory first
+    #[arg(long)]
+    no_warm: bool,
+    /// Everything measured, as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// One row per measurement, as CSV
+    #[arg(long, value_name = "FILE")]
+    csv: Option<PathBuf>,
+    /// Plots, as one HTML page that needs nothing else
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Directory on a local disk for swap files and mapped files
+    #[arg(long, value_name = "DIR", default_value = "/var/tmp")]
+    scratch: PathBuf,
 }
 
-/// Arguments of the command.
-#[derive(Debug, Args)]
+/// Arguments of the comparison.
+#[derive(Debug, Clone, Args)]
 pub(crate) struct CompareArgs {
     #[command(flatten)]
     data: DataArgs,
-    /// Bytes of the buffer that may be resident.
+    /// Data over the memory that may be resident
+    #[arg(long, value_delimiter = ',', default_value = "4")]
+    ratios: Vec<f64>,
+    /// Repetitions of each contender
+    #[arg(long, default_value_t = 3)]
+    repetitions: u32,
+    /// `all`, or some of plain, inline, monitor, guard, guard-mprotect, zram-COMPRESSOR, zswap,
+    /// disk, file, peer
+    #[arg(long, value_delimiter = ',', default_value = "all")]
+    contenders: Vec<String>,
+    /// Workloads, always run in the order of this list; default: all
+    #[arg(long, value_enum, value_delimiter = ',')]
+    workload: Vec<Pattern>,
+    /// A shared library with the C++ interface of GhostMemoryManager, to compare with
+    #[arg(long, value_name = "FILE")]
+    peer: Option<PathBuf>,
+    /// The directory that has its header ghostmem/GhostMemoryManager.h; without it the
+    /// library's limit is what it was built with
+    #[arg(long, value_name = "DIR", requires = "peer")]
+    peer_include: Option<PathBuf>,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Arguments of `zram`, the shorter comparison.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ZramArgs {
+    #[command(flatten)]
+    data: DataArgs,
+    /// Bytes of the buffer that may be resident
     #[arg(long, default_value = "256M")]
     resident: Size,
-    /// Repetitions of each contender.
+    /// Repetitions of each contender
     #[arg(long, default_value_t = 3)]
     pairs: u32,
-    /// Numbers of touching threads.
-    #[arg(long, value_delimiter = ',', default_value = "1,2")]
-    threads: Vec<u32>,
-    /// Workloads, run in this order whatever order they are named in; later
-    /// ones find the memory as the earlier ones left it.
+    /// Workloads, always run in the order of this list
     #[arg(
         long,
         value_enum,
@@ -57,137 +107,278 @@ pub(crate) struct CompareArgs {
         default_value = "seq-read,random-read,random-write,zipf-read"
     )]
     workload: Vec<Pattern>,
-    /// GhostMem backends: `all`, or some of inline, monitor, guard,
-    /// guard-mprotect; `none` measures zram alone. Backends other than inline make fewer touches.
+    /// GhostMem backends: `all`, or some of inline, monitor, guard, guard-mprotect; `none`
+    /// measures zram alone
     #[arg(long, value_delimiter = ',', default_value = "all")]
     backend: Vec<String>,
-    /// Compression algorithm of zram.
+    /// Compression algorithm of zram
     #[arg(long, default_value = "lz4")]
     algorithm: String,
-    /// Factor on the number of touches.
-    #[arg(long, default_value_t = 1.0)]
-    scale: f64,
-    /// Leave zram out; needs no privilege.
+    /// Leave zram out; needs no privilege
     #[arg(long)]
     no_zram: bool,
-    /// Seconds after which a measured process is stopped.
-    #[arg(long, default_value_t = 900)]
-    timeout: u64,
-    /// Do not touch the machine's memory first.
-    #[arg(long)]
-    no_warm: bool,
-    /// Everything measured, as JSON.
-    #[arg(long)]
-    json: Option<PathBuf>,
-    /// One row per measurement, as CSV.
-    #[arg(long)]
-    csv: Option<PathBuf>,
+    #[command(flatten)]
+    common: Common,
 }
 
-impl CompareArgs {
-    /// The workloads asked for, as the child takes them.
-    fn workloads(&self) -> Vec<&'static str> {
-        self.patterns().map(Pattern::argument).collect()
+/// What is to be measured.
+struct Setup {
+    data: DataArgs,
+    /// Resident limits, bytes, largest first.
+    limits: Vec<u64>,
+    repetitions: u32,
+    contenders: Vec<Kind>,
+    patterns: Vec<Pattern>,
+    /// What children load for the peer.
+    peer: Option<PathBuf>,
+    common: Common,
+}
+
+/// Everything measured, as `--json` has it.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Record {
+    /// Machine, kernel, command, revision.
+    machine: Value,
+    /// What the data set was made of.
+    mix: Value,
+    /// Bytes of the data set.
+    data_bytes: u64,
+    /// Each repetition of each contender under each limit.
+    runs: Vec<Run>,
+    /// The small patterns: contender, repetition, outcome.
+    small: Vec<(Kind, u32, small::Outcome)>,
+    /// Who was left out under which limit, and why.
+    skipped: Vec<(Kind, u64, String)>,
+}
+
+impl Record {
+    /// The limits measured, largest first.
+    fn limits(&self) -> Vec<u64> {
+        let mut limits: Vec<u64> = self.runs.iter().map(|run| run.resident_limit).collect();
+        limits.sort_unstable_by(|a, b| b.cmp(a));
+        limits.dedup();
+        limits
     }
 
-    /// The workloads asked for, in the order they run.
-    fn patterns(&self) -> impl Iterator<Item = Pattern> {
-        Pattern::ALL
-            .into_iter()
-            .filter(|pattern| self.workload.contains(pattern))
+    /// Data over a limit.
+    fn ratio(&self, limit: u64) -> f64 {
+        self.data_bytes as f64 / limit as f64
+    }
+
+    /// Who was measured, in the order of their names' list.
+    fn contenders(&self) -> Vec<Kind> {
+        let mut kinds: Vec<Kind> = self.runs.iter().map(|run| run.contender.clone()).collect();
+        kinds.sort();
+        kinds.dedup();
+        kinds
     }
 }
 
-/// Runs the command.
-pub(crate) fn run(args: &CompareArgs) -> Result<()> {
-    let backends = backends(&args.backend)?;
-    sys::catch_signals().map_err(|err| Error::io("sigaction", &err))?;
-    // Refuse before spending time on the data.
-    let swap_bytes = args.data.size.0 * 3 / 2;
+/// Runs the comparison. `call` is how this program is asked for a measured
+/// process.
+pub(crate) fn run(args: &CompareArgs, call: &[&str]) -> Result<()> {
+    let mut contenders = Vec::new();
+    for name in &args.contenders {
+        match name.as_str() {
+            "all" => contenders.extend(Kind::all(args.peer.is_some())),
+            name => contenders.push(name.parse().map_err(Error::Failed)?),
+        }
+    }
+    if contenders.contains(&Kind::Peer) && args.peer.is_none() {
+        return Err(Error::Failed("the contender peer needs --peer FILE".into()));
+    }
+    if args.peer.is_some() && !contenders.contains(&Kind::Peer) {
+        contenders.push(Kind::Peer);
+    }
+    if args
+        .ratios
+        .iter()
+        .any(|ratio| !(0.1..=1000.0).contains(ratio))
+    {
+        return Err(Error::Failed("--ratios: 0.1 to 1000".into()));
+    }
+    let page = crate::buffer::PAGE as u64;
+    let mut limits: Vec<u64> = args
+        .ratios
+        .iter()
+        .map(|ratio| (args.data.size.0 as f64 / ratio) as u64 / page * page)
+        .collect();
+    limits.sort_unstable_by(|a, b| b.cmp(a));
+    limits.dedup();
+    // Holds the compiled shim until the end.
+    let shim = Directory::create()?;
+    let peer = match (&args.peer, &args.peer_include) {
+        (Some(library), Some(include)) => Some(peer::compile_shim(library, include, shim.path())?),
+        (library, _) => library.clone(),
+    };
+    let workload = if args.workload.is_empty() {
+        Pattern::ALL.to_vec()
+    } else {
+        args.workload.clone()
+    };
+    measure_all(
+        &Setup {
+            data: args.data.clone(),
+            limits,
+            repetitions: args.repetitions,
+            contenders,
+            patterns: in_order(&workload),
+            peer,
+            common: args.common.clone(),
+        },
+        call,
+    )
+}
+
+/// Runs `zram`: GhostMem's backends beside one kind of zram.
+pub(crate) fn run_zram(args: &ZramArgs, call: &[&str]) -> Result<()> {
+    let mut contenders = Vec::new();
     if !args.no_zram {
-        drop(Rig::set_up(swap_bytes, &args.algorithm)?);
+        contenders.push(Kind::Zram(args.algorithm.clone()));
     }
-    if report::machine()["zswap"] == "Y" {
-        eprintln!("note: zswap is on and stands between the cgroup and zram");
+    for name in &args.backend {
+        match name.as_str() {
+            "all" => contenders.extend(BACKENDS.map(Kind::Ghost)),
+            "none" => {}
+            name if BACKENDS.contains(&name) => {
+                contenders.push(name.parse().map_err(Error::Failed)?);
+            }
+            name => return Err(Error::Failed(format!("no backend named {name}"))),
+        }
     }
-    let threads_max = args.threads.iter().copied().max().unwrap_or(1);
-    let (data, mix) = args.data.build(threads_max)?;
-    report_mix(&mix, args.data.size.0);
-    if !args.no_warm {
-        warm(args.data.size.0)?;
+    // Refuse before spending time on the data.
+    for kind in contenders
+        .iter()
+        .filter(|kind| matches!(kind, Kind::Zram(_)))
+    {
+        drop(Rig::set_up(kind, args.data.size.0, &args.common.scratch)?);
+    }
+    measure_all(
+        &Setup {
+            data: args.data.clone(),
+            limits: vec![args.resident.0],
+            repetitions: args.pairs,
+            contenders,
+            patterns: in_order(&args.workload),
+            peer: None,
+            common: args.common.clone(),
+        },
+        call,
+    )
+}
+
+fn in_order(asked: &[Pattern]) -> Vec<Pattern> {
+    let all = Pattern::ALL.into_iter();
+    all.filter(|pattern| asked.contains(pattern)).collect()
+}
+
+/// A directory of ours for a compiled file, removed on drop.
+struct Directory(PathBuf);
+
+impl Directory {
+    fn create() -> Result<Self> {
+        let path = std::env::temp_dir().join(format!("ghostmem-bench-{}", std::process::id()));
+        std::fs::create_dir(&path).map_err(|err| Error::io(path.display(), &err))?;
+        Ok(Self(path))
     }
 
-    let mut runs = Vec::new();
-    for pair in 0..args.pairs {
-        let mut order = Vec::new();
-        if !args.no_zram {
-            order.push(ZRAM);
+    fn path(&self) -> &std::path::Path {
+        &self.0
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// How often a contender is started that the kernel kills.
+const ATTEMPTS: u32 = 3;
+/// Rounds of the small patterns in one repetition.
+const SMALL_ROUNDS: u32 = 200;
+
+fn measure_all(setup: &Setup, call: &[&str]) -> Result<()> {
+    let common = &setup.common;
+    sys::catch_signals().map_err(|err| Error::io("sigaction", &err))?;
+    if setup.repetitions == 0 || setup.contenders.is_empty() {
+        return Err(Error::Failed("nothing to measure".into()));
+    }
+    let threads_max = common.threads.iter().copied().max().unwrap_or(1);
+    let (data, mix) = setup.data.build(threads_max)?;
+    report_mix(&mix, setup.data.size.0);
+    if !common.no_warm {
+        warm(setup.data.size.0)?;
+    }
+    let mut record = Record {
+        machine: report::machine(),
+        mix: mix_json(&mix),
+        data_bytes: u64::from(data.pages()) * crate::buffer::PAGE as u64,
+        runs: Vec::new(),
+        small: Vec::new(),
+        skipped: Vec::new(),
+    };
+    let steps = setup.patterns.len() * common.threads.len() + 1;
+    let children = setup.repetitions as usize * setup.limits.len() * setup.contenders.len();
+    let progress = Progress::new((steps * children) as u64);
+    for repetition in 0..setup.repetitions {
+        for &limit in &setup.limits {
+            let mut order = setup.contenders.clone();
+            if repetition % 2 == 1 {
+                order.reverse();
+            }
+            for kind in order {
+                // One limit is all that memory without a limit needs, and one
+                // repetition all that the slow ones get.
+                let again = kind == Kind::Plain && limit != setup.limits[0];
+                let slow = kind.is_slow() && repetition > 0;
+                let out = record
+                    .skipped
+                    .iter()
+                    .any(|(skipped, at, _)| *skipped == kind && *at == limit);
+                if !(again || slow || out) {
+                    let ratio = setup.data.size.0 as f64 / limit as f64;
+                    progress.begin(&kind, ratio, repetition);
+                    match measure(setup, call, &data, mix.ratio, &kind, limit, &progress) {
+                        Ok(mut run) => {
+                            run.repetition = repetition;
+                            record.runs.push(run);
+                        }
+                        Err(Error::Skipped(why)) => record.skipped.push((kind, limit, why)),
+                        Err(err) => return Err(err),
+                    }
+                }
+                progress.child_done(steps as u64);
+            }
         }
-        if backends.contains(&INLINE) {
-            order.push(INLINE);
-        }
-        if pair % 2 == 1 {
-            order.reverse();
-        }
-        for contender in order {
-            eprintln!("pair {}/{}: {contender}", pair + 1, args.pairs);
-            runs.push((pair, measure(args, &data, contender, args.scale)?));
+        if setup.peer.is_some() {
+            let mut order = vec![Kind::INLINE, Kind::Peer];
+            if repetition % 2 == 1 {
+                order.reverse();
+            }
+            for kind in order {
+                let outcome = measure_small(setup, call, &data, &kind, &progress)?;
+                record.small.push((kind, repetition, outcome));
+            }
         }
     }
-    for backend in backends.iter().filter(|&&backend| backend != INLINE) {
-        eprintln!("beside it: {backend}");
-        match measure(args, &data, backend, args.scale / 8.0) {
-            Ok(run) => runs.push((0, run)),
-            Err(Error::Skipped(why)) => eprintln!("{backend} skipped: {why}"),
-            Err(err) => return Err(err),
-        }
-    }
-    print(&runs, args);
-    if let Some(path) = &args.json {
-        let value = json!({
-            "machine": report::machine(),
-            "mix": mix_json(&mix),
-            "runs": runs.iter().map(|(pair, run)| json!({ "pair": pair, "run": run }))
-                .collect::<Vec<_>>(),
-        });
+    drop(progress);
+    tables::print(&record, &setup.patterns);
+    if let Some(path) = &common.json {
+        let value = serde_json::to_value(&record)
+            .map_err(|err| Error::Failed(format!("the record as JSON: {err}")))?;
         report::write_json(path, &value)?;
     }
-    if let Some(path) = &args.csv {
-        write_csv(path, &runs)?;
+    if let Some(path) = &common.csv {
+        records::write_csv(path, &record)?;
+    }
+    if let Some(path) = &common.html {
+        page::write(path, &record)?;
+    }
+    if record.runs.is_empty() {
+        return Err(Error::Skipped("no contender could be measured".into()));
     }
     Ok(())
-}
-
-fn backends(asked: &[String]) -> Result<Vec<&'static str>> {
-    const ALL: [&str; 4] = [INLINE, "monitor", "guard", "guard-mprotect"];
-    let mut chosen = Vec::new();
-    for name in asked {
-        match name.as_str() {
-            "all" => chosen.extend(ALL),
-            "none" => {}
-            name => chosen.push(
-                ALL.into_iter()
-                    .find(|known| *known == name)
-                    .ok_or_else(|| Error::Failed(format!("no backend named {name}")))?,
-            ),
-        }
-    }
-    Ok(chosen)
-}
-
-/// Swap and cgroup for one zram child. Fields are dropped in this order: the
-/// cgroup has to be empty, the device unused.
-struct Rig {
-    swap: Swap,
-    group: Cgroup,
-}
-
-impl Rig {
-    fn set_up(bytes: u64, algorithm: &str) -> Result<Self> {
-        let swap = Swap::set_up(bytes, algorithm)?;
-        let group = Cgroup::create()?;
-        Ok(Self { swap, group })
-    }
 }
 
 /// Touches memory the machine may not have used yet: a guest's first touch of
@@ -202,75 +393,123 @@ fn warm(size: u64) -> Result<()> {
         .map_err(|err| Error::io("populating memory", &err))
 }
 
-/// Kills and reaps the child whatever happens.
-struct Reaped(Child);
-
-impl Drop for Reaped {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+fn job(setup: &Setup, data: &DataSet, kind: &Kind, limit: u64, rig: &Rig) -> Job {
+    let slow = if kind.is_slow() { 8.0 } else { 1.0 };
+    Job {
+        kind: kind.clone(),
+        fd: data.fd(),
+        pages: data.pages(),
+        slots: data.slots(),
+        resident: limit,
+        bound: 0,
+        threads: setup.common.threads.clone(),
+        scale: setup.common.scale / slow,
+        workloads: setup
+            .patterns
+            .iter()
+            .map(|pattern| pattern.name().to_owned())
+            .collect(),
+        cgroup: rig.group_dir(),
+        device: rig.device(),
+        scratch: setup.common.scratch.clone(),
+        peer: setup.peer.clone(),
+        small_rounds: None,
     }
 }
 
 /// Measures one contender in a child process.
-fn measure(args: &CompareArgs, data: &DataSet, contender: &str, scale: f64) -> Result<Value> {
-    let rig = if contender == ZRAM {
-        Some(Rig::set_up(args.data.size.0 * 3 / 2, &args.algorithm)?)
-    } else {
-        None
-    };
-    let exe = std::env::current_exe().map_err(|err| Error::io("own executable", &err))?;
-    let threads: Vec<_> = args.threads.iter().map(u32::to_string).collect();
-    let mut command = Command::new(exe);
-    command
-        .arg("child")
-        .args(["--contender", contender])
-        .args(["--fd", &data.fd().to_string()])
-        .args(["--pages", &data.pages().to_string()])
-        .args(["--slots", &data.slots().to_string()])
-        .args(["--resident", &args.resident.0.to_string()])
-        .args(["--threads", &threads.join(",")])
-        .args(["--scale", &scale.to_string()])
-        .args(["--workload", &args.workloads().join(",")])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped());
-    if let Some(rig) = &rig {
-        command.arg("--cgroup").arg(rig.group.dir());
-        command.args(["--device", rig.swap.name()]);
+fn measure(
+    setup: &Setup,
+    call: &[&str],
+    data: &DataSet,
+    lz4_ratio: f64,
+    kind: &Kind,
+    limit: u64,
+    progress: &Progress,
+) -> Result<Run> {
+    for _ in 0..ATTEMPTS {
+        let rig = Rig::set_up(kind, setup.data.size.0, &setup.common.scratch)?;
+        let job = Job {
+            bound: bound(data.pages(), limit, lz4_ratio),
+            ..job(setup, data, kind, limit, &rig)
+        };
+        match rig.child(call, &job, setup.common.timeout, progress) {
+            Ok(Line::Run(run)) => return Ok(*run),
+            Ok(_) => return Err(Error::Failed(format!("{kind}: an answer of another kind"))),
+            // GhostMem has to keep within its bound; the kernel at times finds
+            // nothing to reclaim although most could be swapped out.
+            Err(Error::Killed(doing)) if !matches!(kind, Kind::Ghost(_)) => {
+                eprintln!("{kind}: killed for lack of memory in its cgroup, at {doing}");
+            }
+            Err(err) => return Err(err),
+        }
     }
-    // Declared after the rig: gone before the rig is taken down.
-    let mut child = Reaped(
-        command
-            .spawn()
-            .map_err(|err| Error::io("starting a measured process", &err))?,
-    );
-    let deadline = Instant::now() + Duration::from_secs(args.timeout);
-    let status = loop {
-        if sys::interrupted() {
-            return Err(Error::Interrupted);
-        }
-        if Instant::now() > deadline {
-            return Err(Error::Failed(format!(
-                "{contender} took more than {} s",
-                args.timeout
-            )));
-        }
-        match child.0.try_wait() {
-            Ok(Some(status)) => break status,
-            Ok(None) => std::thread::sleep(Duration::from_millis(50)),
-            Err(err) => return Err(Error::io("waiting for a measured process", &err)),
-        }
+    Err(Error::Skipped(format!(
+        "the kernel killed it {ATTEMPTS} times for lack of memory in its cgroup"
+    )))
+}
+
+fn measure_small(
+    setup: &Setup,
+    call: &[&str],
+    data: &DataSet,
+    kind: &Kind,
+    progress: &Progress,
+) -> Result<small::Outcome> {
+    let rig = Rig::none();
+    let job = Job {
+        small_rounds: Some(SMALL_ROUNDS),
+        ..job(setup, data, kind, 0, &rig)
     };
-    let mut text = String::new();
-    if let Some(mut out) = child.0.stdout.take() {
-        std::io::Read::read_to_string(&mut out, &mut text)
-            .map_err(|err| Error::io("reading a result", &err))?;
+    match rig.child(call, &job, setup.common.timeout, progress)? {
+        Line::Small(outcome) => Ok(outcome),
+        _ => Err(Error::Failed(format!("{kind}: an answer of another kind"))),
     }
-    match status.code() {
-        Some(0) => serde_json::from_str(&text)
-            .map_err(|err| Error::Failed(format!("{contender}: unreadable result: {err}"))),
-        Some(3) => Err(Error::Skipped(format!("{contender}: see above"))),
-        _ => Err(Error::Failed(format!("{contender} ended with {status}"))),
+}
+
+/// A bar on standard error; on no terminal, a line per measured process.
+struct Progress {
+    bar: ProgressBar,
+    done: std::cell::Cell<u64>,
+}
+
+impl Progress {
+    fn new(steps: u64) -> Self {
+        // Drawing at most 5 times a second keeps the bar out of the measurement.
+        let target = ProgressDrawTarget::stderr_with_hz(5);
+        let bar = ProgressBar::with_draw_target(Some(steps), target);
+        let template = "{prefix:<28} {msg:<24} [{bar:30}] {percent:>3} % {elapsed} left {eta}";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        Self {
+            bar,
+            done: std::cell::Cell::new(0),
+        }
+    }
+
+    fn begin(&self, kind: &Kind, ratio: f64, repetition: u32) {
+        let text = format!("{}: {kind}, data {ratio:.1}x", repetition + 1);
+        if self.bar.is_hidden() {
+            eprintln!("{text}");
+        }
+        self.bar.set_prefix(text);
+    }
+
+    fn at(&self, what: String) {
+        self.bar.set_message(what);
+        self.bar.inc(1);
+    }
+
+    fn child_done(&self, steps: u64) {
+        self.done.set(self.done.get() + steps);
+        self.bar.set_position(self.done.get());
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
     }
 }
 
@@ -284,196 +523,10 @@ pub(crate) fn report_mix(mix: &Mix, bytes: u64) {
 }
 
 fn mix_json(mix: &Mix) -> Value {
-    json!({
+    serde_json::json!({
         "lz4_ratio": mix.ratio,
-        "kinds": mix.kinds.iter().map(|(name, share, ratio)| json!({
+        "kinds": mix.kinds.iter().map(|(name, share, ratio)| serde_json::json!({
             "kind": name, "share": share, "lz4_ratio": ratio,
         })).collect::<Vec<_>>(),
     })
-}
-
-/// Figures of one contender and workload, by pair.
-type Series = BTreeMap<u32, f64>;
-
-fn series(
-    runs: &[(u32, Value)],
-    contender: &str,
-    pattern: Pattern,
-    threads: u32,
-    field: &str,
-) -> Series {
-    let mut series = Series::new();
-    for (pair, run) in runs {
-        let results = run["workloads"].as_array();
-        for result in results.into_iter().flatten() {
-            if run["contender"] == contender
-                && result["workload"] == pattern.name()
-                && result["threads"] == threads
-            {
-                series.insert(*pair, result[field].as_f64().unwrap_or(f64::NAN));
-            }
-        }
-    }
-    series
-}
-
-fn spread(series: &Series) -> Option<Spread> {
-    Spread::of(&series.values().copied().collect::<Vec<_>>())
-}
-
-/// Ratios within the pairs that have both.
-fn ratios(slow: &Series, fast: &Series) -> Option<Spread> {
-    let ratios: Vec<f64> = slow
-        .iter()
-        .filter_map(|(pair, slow)| Some(slow / fast.get(pair)?))
-        .collect();
-    Spread::of(&ratios)
-}
-
-fn print(runs: &[(u32, Value)], args: &CompareArgs) {
-    let mut table = report::table(&[
-        "ns per touch: median (min-max)",
-        "threads",
-        "zram",
-        "GhostMem inline",
-        "times faster",
-        "target",
-        "cpu ns zram",
-        "cpu ns inline",
-        "faults/touch zram",
-        "faults/touch inline",
-    ]);
-    let dash = || "-".to_owned();
-    for &threads in &args.threads {
-        for pattern in args.patterns() {
-            let get = |contender, field| series(runs, contender, pattern, threads, field);
-            let median = |contender, field, digits: usize| {
-                spread(&get(contender, field))
-                    .map_or_else(dash, |s| format!("{:.*}", digits, s.median))
-            };
-            let time = "ns_per_touch";
-            let (zram, inline) = (get(ZRAM, time), get(INLINE, time));
-            table.add_row([
-                pattern.name().to_owned(),
-                threads.to_string(),
-                spread(&zram).map_or_else(dash, Spread::text),
-                spread(&inline).map_or_else(dash, Spread::text),
-                ratios(&zram, &inline).map_or_else(dash, |s| {
-                    format!("{:.2} ({:.2}-{:.2})", s.median, s.min, s.max)
-                }),
-                format!("{:.1}", target(pattern)),
-                median(ZRAM, "cpu_ns_per_touch", 0),
-                median(INLINE, "cpu_ns_per_touch", 0),
-                median(ZRAM, "faults_per_touch", 3),
-                median(INLINE, "faults_per_touch", 3),
-            ]);
-        }
-    }
-    println!("{table}");
-    print_beside(runs, args);
-    print_memory(runs);
-}
-
-/// The other backends: time per touch and what a fault costs there.
-fn print_beside(runs: &[(u32, Value)], args: &CompareArgs) {
-    let beside: Vec<&str> = runs
-        .iter()
-        .filter_map(|(_, run)| run["contender"].as_str())
-        .filter(|name| *name != ZRAM && *name != INLINE)
-        .collect();
-    if beside.is_empty() {
-        return;
-    }
-    let mut table = report::table(&[
-        "other backends",
-        "workload",
-        "threads",
-        "ns per touch",
-        "ns per fault",
-        "cpu ns per touch",
-    ]);
-    for backend in beside {
-        for &threads in &args.threads {
-            for pattern in args.patterns() {
-                let get = |field| {
-                    let series = series(runs, backend, pattern, threads, field);
-                    spread(&series).map_or(f64::NAN, |s| s.median)
-                };
-                let (time, faults) = (get("ns_per_touch"), get("faults_per_touch"));
-                table.add_row([
-                    backend.to_owned(),
-                    pattern.name().to_owned(),
-                    threads.to_string(),
-                    format!("{time:.0}"),
-                    if faults > 0.0 {
-                        format!("{:.0}", time / faults)
-                    } else {
-                        "-".to_owned()
-                    },
-                    format!("{:.0}", get("cpu_ns_per_touch")),
-                ]);
-            }
-        }
-    }
-    println!("{table}");
-}
-
-/// What each contender held, from its last run.
-fn print_memory(runs: &[(u32, Value)]) {
-    let mut table = report::table(&[
-        "memory, MiB",
-        "fill ns/page",
-        "resident",
-        "compressed",
-        "held for it",
-        "metadata",
-        "peak of all",
-        "peak RSS",
-        "RSS before",
-    ]);
-    let mut last = BTreeMap::new();
-    for (_, run) in runs {
-        last.insert(run["contender"].as_str().unwrap_or("?"), run);
-    }
-    for (name, run) in last {
-        let bytes = |value: &Value| mib(value.as_u64().unwrap_or(0));
-        let end = &run["end"];
-        table.add_row([
-            name.to_owned(),
-            format!("{:.0}", run["fill_ns_per_page"].as_f64().unwrap_or(0.0)),
-            bytes(&end["resident"]),
-            bytes(&end["data"]),
-            bytes(&end["held"]),
-            bytes(&end["metadata"]),
-            bytes(&end["peak"]),
-            bytes(&run["peak_rss"]),
-            bytes(&run["baseline_rss"]),
-        ]);
-    }
-    println!("{table}");
-}
-
-fn write_csv(path: &std::path::Path, runs: &[(u32, Value)]) -> Result<()> {
-    let fields = ["ns_per_touch", "cpu_ns_per_touch", "faults_per_touch"];
-    let memory = ["resident", "data", "held", "metadata", "peak"];
-    let mut header = vec!["contender", "pair", "workload", "threads", "touches"];
-    header.extend(fields);
-    header.extend(memory);
-    let plain = |value: &Value| {
-        value
-            .as_str()
-            .map_or_else(|| value.to_string(), str::to_owned)
-    };
-    let mut rows = Vec::new();
-    for (pair, run) in runs {
-        let results = run["workloads"].as_array();
-        for result in results.into_iter().flatten() {
-            let mut row = vec![plain(&run["contender"]), pair.to_string()];
-            row.extend(["workload", "threads", "touches"].map(|name| plain(&result[name])));
-            row.extend(fields.map(|name| plain(&result[name])));
-            row.extend(memory.map(|name| plain(&result["memory"][name])));
-            rows.push(row);
-        }
-    }
-    report::write_csv(path, &header, &rows)
 }

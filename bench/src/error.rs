@@ -9,6 +9,8 @@ pub(crate) enum Error {
     Skipped(String),
     /// Something failed that should not have: exit code 1.
     Failed(String),
+    /// The kernel killed a measured process that its cgroup left no memory, at what it was doing.
+    Killed(String),
     /// SIGINT or SIGTERM arrived; everything set up has been taken down.
     Interrupted,
 }
@@ -25,6 +27,7 @@ impl fmt::Display for Error {
         match self {
             Self::Skipped(why) => write!(f, "skipped: {why}"),
             Self::Failed(why) => write!(f, "failed: {why}"),
+            Self::Killed(doing) => write!(f, "failed: out of memory in its cgroup, at {doing}"),
             Self::Interrupted => f.write_str("interrupted; cleaned up"),
         }
     }

@@ -141,9 +141,14 @@ pub(crate) fn write_json(path: &Path, value: &Value) -> Result<()> {
 
 /// Writes rows of plain fields (no quoting: none holds a comma) to `path`,
 /// after comment lines with the machine's facts.
-pub(crate) fn write_csv(path: &Path, header: &[&str], rows: &[Vec<String>]) -> Result<()> {
+pub(crate) fn write_csv(
+    path: &Path,
+    facts: &Value,
+    header: &[&str],
+    rows: &[Vec<String>],
+) -> Result<()> {
     let mut text = String::new();
-    if let Value::Object(facts) = machine() {
+    if let Value::Object(facts) = facts {
         for (name, value) in facts {
             text += &format!("# {name}: {value}\n");
         }

@@ -131,7 +131,7 @@ pub(crate) fn run(args: &StoreArgs) -> Result<()> {
     let peak = Peak::watch(ghost.heap());
     let mut worst: f64 = 0.0;
     let mut note = |turnovers: f64| -> Result<()> {
-        let figures = ghost.figures()?;
+        let figures = ghost.probe()()?;
         let gaps = (figures.held as f64 / figures.data.max(1) as f64 - 1.0) * 100.0;
         let percent = overhead(&figures) * 100.0;
         let peak_percent = peak.take().max(overhead(&figures)) * 100.0;

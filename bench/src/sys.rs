@@ -6,7 +6,7 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{FromRawFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -81,6 +81,16 @@ pub(crate) struct Mapping {
 impl Mapping {
     /// Maps `len` bytes of zeros, no advice given, no commit charge.
     pub(crate) fn anonymous(len: usize) -> io::Result<Self> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        Self::map(len, flags, -1)
+    }
+
+    /// Maps the first `len` bytes of a file, shared: what is written goes to it.
+    pub(crate) fn file(file: &File, len: usize) -> io::Result<Self> {
+        Self::map(len, libc::MAP_SHARED, file.as_raw_fd())
+    }
+
+    fn map(len: usize, flags: libc::c_int, fd: RawFd) -> io::Result<Self> {
         // SAFETY: a new mapping at an address of the kernel's choice cannot
         // overlap memory that is in use.
         let raw = unsafe {
@@ -88,8 +98,8 @@ impl Mapping {
                 std::ptr::null_mut(),
                 len,
                 libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-                -1,
+                flags,
+                fd,
                 0,
             )
         };
@@ -124,6 +134,19 @@ impl Mapping {
         };
         check(result).map(drop)
     }
+
+    /// Makes all pages zero and gives back what they occupied; of a shared
+    /// file, the blocks on disk too, madvise(2).
+    pub(crate) fn forget(&self, shared: bool) -> io::Result<()> {
+        let advice = if shared {
+            libc::MADV_REMOVE
+        } else {
+            libc::MADV_DONTNEED
+        };
+        // SAFETY: the range is this value's own mapping, whose contents are
+        // bytes that nobody holds a reference to.
+        check(unsafe { libc::madvise(self.base.as_ptr().cast(), self.len, advice) }).map(drop)
+    }
 }
 
 impl Drop for Mapping {
@@ -133,13 +156,20 @@ impl Drop for Mapping {
     }
 }
 
+/// Reserves the blocks of a file's first `len` bytes on disk, fallocate(2).
+pub(crate) fn allocate_blocks(file: &File, len: u64) -> io::Result<()> {
+    let len = libc::off_t::try_from(len).map_err(io::Error::other)?;
+    // SAFETY: the descriptor is open for the call, which touches no memory.
+    check(unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, len) }).map(drop)
+}
+
 /// Keeps what is mapped now in memory, mlockall(2) MCL_CURRENT.
 pub(crate) fn lock_current_memory() -> io::Result<()> {
     // SAFETY: locking pages changes no contents.
     check(unsafe { libc::mlockall(libc::MCL_CURRENT) }).map(drop)
 }
 
-/// Turns a block device on as swap with `priority` (0..=32767, higher is used
+/// Turns a block device or file on as swap with `priority` (0..=32767, higher is used
 /// first).
 pub(crate) fn swap_on(device: &str, priority: i32) -> io::Result<()> {
     const SWAP_FLAG_PREFER: libc::c_int = 0x8000;
@@ -148,7 +178,7 @@ pub(crate) fn swap_on(device: &str, priority: i32) -> io::Result<()> {
     check(unsafe { libc::swapon(path.as_ptr(), SWAP_FLAG_PREFER | (priority & 0x7fff)) }).map(drop)
 }
 
-/// Turns a block device off as swap; retried when a signal interrupts it.
+/// Turns a block device or file off as swap; retried when a signal interrupts it.
 pub(crate) fn swap_off(device: &str) -> io::Result<()> {
     let path = CString::new(device)?;
     loop {

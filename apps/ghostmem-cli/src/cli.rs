@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ghostmem::Backend;
+use ghostmem_bench::{BenchArgs, EXIT as BENCH_EXIT};
 
 use crate::size::{Amount, parse_amount, parse_nonzero_size};
 
@@ -24,6 +25,9 @@ pub(crate) enum Command {
     /// Say what this machine allows, which fault backend is used and why, and what unlocks more
     #[command(after_help = DOCTOR_EXIT)]
     Doctor(DoctorArgs),
+    /// Measure GhostMem beside zram, zswap, swap on disk, mapped files and plain memory
+    #[command(after_help = BENCH_EXIT)]
+    Bench(Box<BenchArgs>),
     /// The demo's work on the ordinary allocator: job on standard input, result on standard output
     #[command(hide = true)]
     DemoBaseline,

@@ -1,8 +1,9 @@
-//! The `ghostmem` command: see GhostMem work on this machine (`demo`) and learn what the machine
-//! allows (`doctor`).
+//! The `ghostmem` command: see GhostMem work on this machine (`demo`), learn what the machine
+//! allows (`doctor`), and measure it beside what else there is (`bench`).
 //!
 //! Results go to standard output, progress and errors to standard error. Every error is one line
-//! and exit code 2; exit codes 0 and 1 are the answers of the commands.
+//! and exit code 2; exit codes 0 and 1 are the answers of the commands. `bench` has more, see its
+//! help.
 #![forbid(unsafe_code)]
 
 mod cli;
@@ -28,6 +29,8 @@ fn main() -> ExitCode {
     let result = match command {
         Command::Demo(args) => demo::run(&args),
         Command::Doctor(args) => doctor::run(&args),
+        // It has exit codes of its own.
+        Command::Bench(args) => return ghostmem_bench::run(&args, "ghostmem bench", &["bench"]),
         Command::DemoBaseline => demo::baseline::child(),
     };
     result.unwrap_or_else(|failure| complain(&failure))

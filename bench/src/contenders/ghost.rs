@@ -2,13 +2,15 @@
 
 use std::alloc::Layout;
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 use ghostmem::{Backend, Heap};
 use serde_json::{Value, json};
 
-use super::{Contender, Figures};
+use super::{Contender, Figures, Probe};
 use crate::blocks::{Block, GhostBlock};
 use crate::buffer::{Buffer, PAGE};
+use crate::cgroup::Cgroup;
 use crate::error::{Error, Result};
 use crate::report::status_bytes;
 
@@ -51,6 +53,8 @@ pub(crate) struct Ghost {
     pages: u32,
     /// Bytes resident before the heap was made.
     before: u64,
+    /// The cgroup that proves the limit, and what it was charged before.
+    group: Option<(Arc<Cgroup>, u64)>,
 }
 
 impl Ghost {
@@ -68,6 +72,27 @@ impl Ghost {
             block,
             pages,
             before,
+            group: None,
+        })
+    }
+
+    /// The same inside `group`, which the caller has joined: no more than
+    /// `bound` bytes are charged to it from here on, or the kernel ends the
+    /// process. Nothing may be swapped.
+    pub(crate) fn open_in(
+        group: Cgroup,
+        bound: u64,
+        backend: &str,
+        pages: u32,
+        resident: u64,
+    ) -> Result<Self> {
+        let charged = group.usage()?;
+        group.forbid_swap();
+        group.set_limit(charged + bound)?;
+        let ghost = Self::open(backend, pages, resident)?;
+        Ok(Self {
+            group: Some((Arc::new(group), charged)),
+            ..ghost
         })
     }
 
@@ -95,14 +120,27 @@ impl Contender for Ghost {
         Ok(())
     }
 
+    fn forget(&mut self) -> Result<()> {
+        self.block
+            .forget()
+            .map_err(|err| Error::Failed(format!("discard: {err}")))
+    }
+
     fn faults(&self) -> u64 {
         self.heap.stats().faults
     }
 
-    fn figures(&self) -> Result<Figures> {
-        Ok(Figures {
-            peak: status_bytes("VmHWM").saturating_sub(self.before),
-            ..store_figures(self.heap)
+    fn probe(&self) -> Probe {
+        let (heap, before, group) = (self.heap, self.before, self.group.clone());
+        Box::new(move || {
+            let peak = match &group {
+                Some((group, charged)) => group.peak()?.saturating_sub(*charged),
+                None => status_bytes("VmHWM").saturating_sub(before),
+            };
+            Ok(Figures {
+                peak,
+                ..store_figures(heap)
+            })
         })
     }
 
