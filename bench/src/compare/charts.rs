@@ -207,16 +207,13 @@ fn millions(outcome: &Outcome) -> Option<f64> {
     Some(1000.0 / outcome.ns_per_touch)
 }
 
-fn throughput(lines: &[Line], x_name: &str, x: Range<f64>) -> Result<Option<String>> {
+fn throughput(lines: &[Line], x_name: &str, x: &Range<f64>) -> Result<Option<String>> {
     let Some(y) = extent(lines, |point| point.1) else {
         return Ok(None);
     };
     draw(
         lines,
-        (
-            (x.start / 1.2..x.end * 1.2).log_scale(),
-            (y.start / 1.5..y.end * 1.5).log_scale(),
-        ),
+        (0.0..x.end * 1.1, (y.start / 1.5..y.end * 1.5).log_scale()),
         (
             Axis {
                 name: x_name,
@@ -246,7 +243,7 @@ pub(super) fn over_ratio(record: &Record, work: (&str, u32)) -> Result<Option<St
     let Some(x) = extent(&lines, |point| point.0) else {
         return Ok(None);
     };
-    throughput(&lines, "data / limit", x)
+    throughput(&lines, "data / limit", &x)
 }
 
 /// Medians of throughput over the number of threads, under one limit.
@@ -269,7 +266,7 @@ pub(super) fn over_threads(record: &Record, limit: u64, workload: &str) -> Resul
     let Some(x) = extent(&lines, |point| point.0) else {
         return Ok(None);
     };
-    throughput(&lines, "threads", x)
+    throughput(&lines, "threads", &x)
 }
 
 /// Memory that pages, compressed pages and tables took over a run.
