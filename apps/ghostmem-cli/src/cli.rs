@@ -1,12 +1,14 @@
 //! What can be said on the command line.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ghostmem::Backend;
 use ghostmem_bench::{BenchArgs, EXIT as BENCH_EXIT};
 
-use crate::size::{Amount, parse_amount, parse_nonzero_size};
+use crate::run::{Limit, parse_limit};
+use crate::size::{Amount, parse_amount, parse_nonzero_size, parse_size};
 
 /// More memory than there is: cold pages are compressed, in user space, without privileges.
 #[derive(Debug, Parser)]
@@ -19,6 +21,9 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Run a program, unchanged, with its memory on GhostMem
+    #[command(after_help = RUN_EXIT)]
+    Run(RunArgs),
     /// Put real files on a heap with a small limit, work on them, verify every byte, and measure
     #[command(after_help = DEMO_EXIT)]
     Demo(DemoArgs),
@@ -32,6 +37,20 @@ pub(crate) enum Command {
     #[command(hide = true)]
     DemoBaseline,
 }
+
+const RUN_EXIT: &str = "\
+Examples:
+  ghostmem run --limit 256M -- python3 train.py
+  ghostmem run --limit 25% --stats -- sort -S 2G big.txt
+  ghostmem run --limit auto --no-children -- make
+
+The limit is for the uncompressed ghost pages of each process; compressed pages, program code,
+stacks and what the program maps itself come on top. Programs started by the program run in the
+same way, each with the same limit, unless --no-children is given.
+
+Exit code:
+  the program's own, as it becomes the program; 2 when it could not be started with GhostMem, 126
+  when the library refused to start inside it. A line on standard error says why.";
 
 const DEMO_EXIT: &str = "\
 Examples:
@@ -51,6 +70,70 @@ Exit code:
   0  a fast backend works: inline or monitor (userfaultfd)
   1  only guard works (SIGSEGV and a second mapping): correct, but slower
   2  nothing works here";
+
+#[derive(Args, Debug)]
+pub(crate) struct RunArgs {
+    /// Uncompressed ghost memory each process may keep: bytes, K, M, G, a percentage of the
+    /// machine's memory (or of the control group's limit), or auto: follow what is free
+    #[arg(long, value_name = "SIZE", default_value = "auto", value_parser = parse_limit)]
+    pub(crate) limit: Limit,
+    /// Bound on uncompressed, compressed and bookkeeping memory together; allocations beyond it
+    /// fail [default: none]
+    #[arg(long, value_name = "SIZE", value_parser = parse_nonzero_size)]
+    pub(crate) memory_limit: Option<u64>,
+    /// How faults are noticed
+    #[arg(long, value_enum, default_value_t = BackendName::Auto)]
+    pub(crate) backend: BackendName,
+    /// Small blocks too: on, off (below 32K), or the size from which on blocks are ghost memory
+    #[arg(long, value_name = "on|off|SIZE", default_value = "on", value_parser = parse_small)]
+    pub(crate) small: SmallBlocks,
+    /// Take over large private anonymous mappings too, from this size on [default size: 1M]
+    #[arg(long, value_name = "SIZE", num_args = 0..=1, require_equals = true,
+        default_missing_value = "1M", value_parser = parse_nonzero_size)]
+    pub(crate) mmap: Option<u64>,
+    /// Programs started by the program run without GhostMem
+    #[arg(long)]
+    pub(crate) no_children: bool,
+    /// Print what the program used to standard error when it ends
+    #[arg(long)]
+    pub(crate) stats: bool,
+    /// Write what the program used to a file, as one JSON object; with %p in its name, one file
+    /// for each process
+    #[arg(long, value_name = "FILE")]
+    pub(crate) stats_json: Option<PathBuf>,
+    /// Say what is in place when each process starts
+    #[arg(long)]
+    pub(crate) verbose: bool,
+    /// The program and its arguments
+    #[arg(
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "PROGRAM"
+    )]
+    pub(crate) program: Vec<OsString>,
+}
+
+/// Which small blocks are ghost memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SmallBlocks {
+    /// All.
+    Ghost,
+    /// None.
+    Ordinary,
+    /// Those of at least this many bytes.
+    GhostFrom(u64),
+}
+
+fn parse_small(text: &str) -> Result<SmallBlocks, String> {
+    match text {
+        "on" => Ok(SmallBlocks::Ghost),
+        "off" => Ok(SmallBlocks::Ordinary),
+        _ => parse_size(text)
+            .map(SmallBlocks::GhostFrom)
+            .map_err(|why| format!("{why}; or write on or off")),
+    }
+}
 
 #[derive(Args, Debug)]
 pub(crate) struct DemoArgs {

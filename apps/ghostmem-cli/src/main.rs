@@ -1,5 +1,5 @@
-//! The `ghostmem` command: see GhostMem work on this machine (`demo`), learn what the machine
-//! allows (`doctor`), and measure it beside what else there is (`bench`).
+//! The `ghostmem` command: run programs on GhostMem (`run`), see it work on this machine (`demo`),
+//! learn what the machine allows (`doctor`), and measure it beside what else there is (`bench`).
 //!
 //! Results go to standard output, progress and errors to standard error. Every error is one line
 //! and exit code 2; exit codes 0 and 1 are the answers of the commands. `bench` has more, see its
@@ -11,6 +11,7 @@ mod demo;
 mod doctor;
 mod engine;
 mod failure;
+mod run;
 mod size;
 
 use std::process::ExitCode;
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
         Err(error) => return usage(&error),
     };
     let result = match command {
+        Command::Run(args) => run::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         // It has exit codes of its own.

@@ -2,26 +2,45 @@
 //!
 //! A program started with a closed standard stream gives its number to the next
 //! file opened: output meant for the stream would go into a heap's memory file.
+//! And a program may put a file of its own over any low number (dup2(2)), as
+//! every shell does for 3 to 9: ours would be gone without a word.
 
 use crate::error::OsError;
 
-/// Moves a descriptor out of the numbers of the standard streams.
+/// Ours are at or above this where the process may have as many.
+const LOWEST: i32 = 960;
+/// Below the process's limit by this much otherwise.
+const FROM_TOP: u64 = 64;
+
+/// Moves a descriptor to a number that programs do not use; one that the
+/// limits leave no such number stays where it is, if that is not a standard
+/// stream's.
 ///
 /// # Errors
 /// The kernel's refusal of another descriptor; the old one is closed then.
-pub(crate) fn off_standard_streams(fd: i32) -> Result<i32, OsError> {
-    if fd > libc::STDERR_FILENO {
-        return Ok(fd);
-    }
-    // SAFETY: duplicates a descriptor; no memory is involved.
-    let moved = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, libc::STDERR_FILENO + 1) };
-    let result = if moved < 0 {
-        Err(OsError::last("fcntl(F_DUPFD_CLOEXEC)"))
-    } else {
-        Ok(moved)
+pub(crate) fn out_of_the_way(fd: i32) -> Result<i32, OsError> {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
     };
+    // SAFETY: a valid place for the answer.
+    unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    let top = limit.rlim_cur.saturating_sub(FROM_TOP);
+    let high = i32::try_from(top).map_or(LOWEST, |top| top.min(LOWEST));
+    for lowest in [high, libc::STDERR_FILENO + 1] {
+        if fd >= lowest {
+            return Ok(fd);
+        }
+        // SAFETY: duplicates a descriptor; no memory is involved.
+        let moved = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, lowest) };
+        if moved >= 0 {
+            close(fd);
+            return Ok(moved);
+        }
+    }
+    let error = OsError::last("fcntl(F_DUPFD_CLOEXEC)");
     close(fd);
-    result
+    Err(error)
 }
 
 /// Closes a descriptor that the caller owns; -1 is none.

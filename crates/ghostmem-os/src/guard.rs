@@ -7,7 +7,7 @@
 
 use core::sync::atomic::{AtomicI32, Ordering};
 
-use crate::descriptor::{self, off_standard_streams};
+use crate::descriptor::{self, out_of_the_way};
 use crate::error::OsError;
 use crate::lineage;
 use crate::map::{Access, PAGE_SIZE, Reservation, Span};
@@ -248,7 +248,7 @@ pub fn memory_file(len: usize) -> Result<i32, OsError> {
     if fd < 0 {
         return Err(OsError::last("memfd_create"));
     }
-    let fd = off_standard_streams(fd)?;
+    let fd = out_of_the_way(fd)?;
     // SAFETY: our own descriptor.
     let rc = unsafe { libc::ftruncate(fd, len as libc::off_t) };
     if rc != 0 {

@@ -13,7 +13,7 @@
 
 use core::sync::atomic::{AtomicI32, Ordering};
 
-use crate::descriptor::{close, off_standard_streams};
+use crate::descriptor::{close, out_of_the_way};
 use crate::error::{OsError, errno};
 use crate::lineage;
 
@@ -430,7 +430,7 @@ fn open_fd(source: Source) -> Result<i32, OsError> {
             let result = if fd < 0 {
                 Err(OsError::last("USERFAULTFD_IOC_NEW"))
             } else {
-                off_standard_streams(fd)
+                out_of_the_way(fd)
             };
             close(dev);
             result
@@ -446,7 +446,7 @@ fn open_fd(source: Source) -> Result<i32, OsError> {
             if fd < 0 {
                 Err(OsError::last("userfaultfd"))
             } else {
-                off_standard_streams(fd as i32)
+                out_of_the_way(fd as i32)
             }
         }
     }

@@ -184,7 +184,7 @@ impl Engine {
 
     /// `all`: locked pages too, as the block is gone. Pinned ones stay; whether
     /// there were none.
-    fn discard_pages(
+    pub(crate) fn discard_pages(
         &self,
         region: &Region,
         first: usize,

@@ -11,7 +11,7 @@ use ghostmem_fault::{
 use ghostmem_os::lock::Lock;
 use ghostmem_os::map::{Access, MapArc, Reservation};
 use ghostmem_os::thread::EngineThread;
-use ghostmem_os::{OsError, PAGE_SIZE, clock};
+use ghostmem_os::{OsError, PAGE_SIZE, clock, machine};
 use ghostmem_policy::EpochClock;
 use ghostmem_store::SlabStore;
 use ghostmem_table::State;
@@ -30,6 +30,18 @@ pub const REGION_ALIGN: usize = 1 << 26;
 /// Address space asked for when a heap needs its first region of blocks;
 /// halved until the kernel agrees.
 const REGION_BYTES: usize = 1 << 36;
+
+/// [`REGION_BYTES`], or a quarter of the address space the process may have:
+/// the program needs some itself.
+fn region_bytes() -> usize {
+    let quarter = machine::address_space_limit().map_or(usize::MAX, |limit| {
+        usize::try_from(limit / 4).unwrap_or(usize::MAX)
+    });
+    if quarter >= REGION_BYTES {
+        return REGION_BYTES;
+    }
+    1 << quarter.max(REGION_ALIGN).ilog2()
+}
 
 /// Smallest resident limit, pages: what the seed's API has by default.
 pub const LIMIT_PAGES_MIN: usize = 5;
@@ -256,7 +268,7 @@ impl Engine {
                 .and_then(|pages| pages.checked_mul(PAGE_SIZE))
                 .ok_or(full)?;
             let least = least.max(REGION_ALIGN);
-            let mut bytes = REGION_BYTES.max(least);
+            let mut bytes = region_bytes().max(least);
             // The block itself may need more alignment than a region has.
             let align = (align_pages * PAGE_SIZE).max(REGION_ALIGN);
             loop {
@@ -283,6 +295,12 @@ impl Engine {
     #[must_use]
     pub fn contains(&self, address: usize) -> bool {
         self.locate(address).is_some()
+    }
+
+    /// First address and length in bytes of every region. Lock-free.
+    pub fn spans(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
+        self.regions()
+            .map(|region| (region.base(), region.pages() * PAGE_SIZE))
     }
 
     /// The block around an address: first address and length in bytes.
@@ -315,6 +333,10 @@ impl Engine {
 
     pub(crate) fn allocated_bytes(&self) -> usize {
         self.allocated.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn note_allocated(&self, bytes: usize) {
+        self.allocated.fetch_add(bytes, Ordering::Relaxed);
     }
 
     pub(crate) fn note_freed(&self, bytes: usize) {

@@ -26,6 +26,7 @@ mod overdraft;
 mod pins;
 mod region;
 mod resident;
+mod resize;
 mod resolve;
 pub mod space;
 mod stats;

@@ -170,6 +170,16 @@ impl LatencyHistogram {
         self.buckets.iter().sum()
     }
 
+    /// Time of all faults together, nanoseconds, each rounded up by at most
+    /// an eighth.
+    #[must_use]
+    pub fn total_ns(&self) -> u64 {
+        let buckets = self.buckets.iter().enumerate();
+        buckets.fold(0, |sum: u64, (bucket, &count)| {
+            sum.saturating_add(Self::bound(bucket).saturating_mul(count))
+        })
+    }
+
     /// A latency that `percent` (0 to 100) of the faults did not exceed, in
     /// nanoseconds, rounded up by at most an eighth; 0 without faults.
     #[must_use]

@@ -272,6 +272,28 @@ impl BlockSpace {
         self.used.fetch_sub(run.pages, Ordering::Relaxed);
     }
 
+    /// Makes the run that starts at page `first` `pages` pages long, where it
+    /// is; `false` when no run starts there, for no pages, or when it would
+    /// outgrow what its length was rounded up to.
+    #[must_use]
+    pub fn resize(&self, first: usize, pages: usize) -> bool {
+        let Ok(length) = u32::try_from(pages) else {
+            return false;
+        };
+        let _locked = self.lock.hold();
+        let Some((at, run, TAKEN)) = self.find(first) else {
+            return false;
+        };
+        let fits = pages > 0 && pages <= 1 << at.order && first + pages <= self.page_count;
+        if run.first != first || !fits {
+            return false;
+        }
+        self.lengths[first].store(length, Ordering::Relaxed);
+        self.used.fetch_add(pages, Ordering::Relaxed);
+        self.used.fetch_sub(run.pages, Ordering::Relaxed);
+        true
+    }
+
     /// The run a page belongs to, if any.
     ///
     /// Lock-free and async-signal-safe: at most one step for each level of
@@ -714,6 +736,30 @@ mod tests {
         assert_eq!(space.freeing(2), None);
         assert_eq!(space.allocate(5, 1), Some(run));
         assert!(!space.begin_finish(0), "taken, not given back");
+    }
+
+    #[test]
+    fn a_run_grows_and_shrinks_within_what_it_was_rounded_up_to() {
+        let space = BlockSpace::new(100).unwrap();
+        let run = space.allocate(5, 1).unwrap();
+        let next = space.allocate(1, 1).unwrap();
+        assert_eq!((run.first, next.first), (0, 8));
+        assert!(space.resize(0, 8));
+        assert_eq!(space.block_of(7), Some(PageRun { first: 0, pages: 8 }));
+        assert_eq!(space.used_pages(), 9);
+        assert!(!space.resize(0, 9));
+        assert!(!space.resize(0, 0));
+        assert!(!space.resize(1, 3));
+        assert!(!space.resize(50, 1));
+        assert!(space.resize(0, 2));
+        assert_eq!(space.block_of(2), None);
+        assert_eq!(space.free(0), Ok(2));
+        assert_eq!(space.used_pages(), 1);
+        // The last run is rounded up past the end of the space.
+        let end = space.allocate(33, 1).unwrap();
+        assert_eq!(end.first, 64);
+        assert!(space.resize(64, 36));
+        assert!(!space.resize(64, 37));
     }
 
     #[test]

@@ -35,6 +35,7 @@ use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicUsize, Ordering};
 use std::sync::OnceLock;
 use std::thread;
 
+use ghostmem_os::machine;
 use ghostmem_os::map::{Access, Reservation, round_up_to_page};
 use ghostmem_os::{OsError, PAGE_SIZE};
 
@@ -221,7 +222,7 @@ impl Arena {
             .position(|slot| slot.take(EMPTY, MAKING))
             .ok_or(SmallError::TooManyArenas)?;
         let slot = &POOL[index];
-        let mut bytes = ARENA_BYTES;
+        let mut bytes = first_try_bytes();
         let made = loop {
             match make_at(slot, bytes) {
                 Err(SmallError::Os(_)) if bytes / 2 >= ARENA_BYTES_MIN => bytes /= 2,
@@ -302,6 +303,17 @@ impl Drop for Arena {
         let state = if reusable { FREE } else { RETIRED };
         self.slot().state.store(state, Ordering::Release);
     }
+}
+
+/// [`ARENA_BYTES`], or an eighth of the address space the process may have.
+fn first_try_bytes() -> usize {
+    let eighth = machine::address_space_limit().map_or(usize::MAX, |limit| {
+        usize::try_from(limit / 8).unwrap_or(usize::MAX)
+    });
+    if eighth >= ARENA_BYTES {
+        return ARENA_BYTES;
+    }
+    1 << eighth.max(ARENA_BYTES_MIN).ilog2()
 }
 
 /// Maps `bytes` and hands them to mimalloc.

@@ -9,6 +9,8 @@
 use core::alloc::Layout;
 use core::ptr::NonNull;
 
+use ghostmem_os::PAGE_SIZE;
+
 use crate::{Error, Heap};
 
 impl Heap {
@@ -71,5 +73,32 @@ impl Heap {
         }
         let (first, bytes) = self.engine().block_of(address)?;
         (first == address).then_some(bytes)
+    }
+
+    /// Makes a block of pages of [`Heap::allocate_block`] at least `size`
+    /// bytes long where it is; `false`, and nothing has changed, when it is a
+    /// small object or has no room for that. What it loses is forgotten.
+    ///
+    /// # Safety
+    /// Nobody may use bytes that the block loses, nor free or resize it
+    /// meanwhile.
+    #[must_use]
+    pub unsafe fn resize_in_place(&self, block: NonNull<u8>, size: usize) -> bool {
+        let pages = size.max(1).div_ceil(PAGE_SIZE);
+        self.engine().resize(block.as_ptr().addr(), pages)
+    }
+
+    /// The live block of pages around an address: where it starts, and its
+    /// length in bytes. `None` for small objects and for what is not this
+    /// heap's.
+    #[must_use]
+    pub fn pages_around(&self, address: usize) -> Option<(usize, usize)> {
+        self.engine().block_of(address)
+    }
+
+    /// The ranges of address space this heap's memory lies in: first address
+    /// and length in bytes. Grows when the heap needs another region.
+    pub fn spans(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
+        self.engine().spans()
     }
 }

@@ -175,6 +175,9 @@ impl HeapBuilder {
         if !Lz4::state_fits() {
             return Err(Error::Os(OsError::new("LZ4_sizeofState", 12)));
         }
+        let address_space_bytes = machine::address_space_limit().map_or(usize::MAX, |limit| {
+            usize::try_from(limit).unwrap_or(usize::MAX)
+        });
         let config = |backend| Config {
             limit_pages: limit_bytes / PAGE_SIZE,
             memory_limit_bytes: self.memory_limit,
@@ -184,7 +187,8 @@ impl HeapBuilder {
             background: self.background,
             keep_copies: self.keep_copies,
             // Compressed pages live in memory too: never more than there is.
-            store_capacity_bytes: machine_bytes.max(1 << 30),
+            // Nor more than a quarter of the address space there may be.
+            store_capacity_bytes: machine_bytes.max(1 << 30).min(address_space_bytes / 4),
         };
         match self.backend {
             Backend::Auto => {

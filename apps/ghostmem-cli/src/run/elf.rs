@@ -1,0 +1,151 @@
+//! What an executable's header says: just enough to know whether a library can be loaded into it.
+//!
+//! Field offsets are those of the ELF-64 object file format (elf(5)), little endian.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+
+/// What kind of executable a file is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// 64-bit x86, for the loader named.
+    Dynamic {
+        /// The loader is glibc's.
+        glibc: bool,
+        /// It is known to make system calls outside the C library.
+        raw_system_calls: bool,
+    },
+    /// No loader: nothing can be loaded into it.
+    Static,
+    /// 64-bit, another processor.
+    OtherMachine,
+    /// 32-bit.
+    Bits32,
+    /// No ELF file.
+    NotElf,
+}
+
+const PT_INTERP: u32 = 3;
+const PT_DYNAMIC: u32 = 2;
+const PT_LOAD: u32 = 1;
+const DT_NEEDED: u64 = 1;
+const DT_STRTAB: u64 = 5;
+const MACHINE_X86_64: u16 = 62;
+/// More program headers than any executable has.
+const HEADERS_MAX: u64 = 512;
+/// Longer names of loaders or libraries are none.
+const NAME_MAX: usize = 256;
+
+/// One program header.
+struct Header {
+    kind: u32,
+    offset: u64,
+    address: u64,
+    bytes: u64,
+}
+
+/// Reads what kind of executable a file is.
+///
+/// # Errors
+/// When it cannot be read.
+pub(crate) fn kind(file: &mut File) -> io::Result<Kind> {
+    let mut ident = [0; 64];
+    let got = read_up_to(file, &mut ident)?;
+    if got < 20 || ident[..4] != *b"\x7fELF" {
+        return Ok(Kind::NotElf);
+    }
+    if ident[4] == 1 {
+        return Ok(Kind::Bits32);
+    }
+    if got < 64 || u16_at(&ident, 18) != MACHINE_X86_64 {
+        return Ok(Kind::OtherMachine);
+    }
+    let table = u64_at(&ident, 32);
+    let size = u64::from(u16_at(&ident, 54)).max(56);
+    let count = u64::from(u16_at(&ident, 56)).min(HEADERS_MAX);
+    let mut headers = Vec::new();
+    for index in 0..count {
+        let mut raw = [0; 56];
+        file.seek(SeekFrom::Start(table + index * size))?;
+        file.read_exact(&mut raw)?;
+        headers.push(Header {
+            kind: u32_at(&raw, 0),
+            offset: u64_at(&raw, 8),
+            address: u64_at(&raw, 16),
+            bytes: u64_at(&raw, 32),
+        });
+    }
+    let Some(interpreter) = headers.iter().find(|header| header.kind == PT_INTERP) else {
+        return Ok(Kind::Static);
+    };
+    let loader = text_at(file, interpreter.offset)?;
+    let raw_system_calls = needed(file, &headers)?
+        .iter()
+        .any(|name| name.starts_with("liburing"));
+    Ok(Kind::Dynamic {
+        glibc: loader.contains("ld-linux"),
+        raw_system_calls,
+    })
+}
+
+/// The libraries an executable asks for.
+fn needed(file: &mut File, headers: &[Header]) -> io::Result<Vec<String>> {
+    let Some(dynamic) = headers.iter().find(|header| header.kind == PT_DYNAMIC) else {
+        return Ok(Vec::new());
+    };
+    let mut raw = vec![0; usize::try_from(dynamic.bytes.min(1 << 16)).unwrap_or(0)];
+    file.seek(SeekFrom::Start(dynamic.offset))?;
+    let got = read_up_to(file, &mut raw)?;
+    let entries: Vec<(u64, u64)> = raw[..got]
+        .chunks_exact(16)
+        .map(|entry| (u64_at(entry, 0), u64_at(entry, 8)))
+        .collect();
+    let strings = entries.iter().find(|entry| entry.0 == DT_STRTAB);
+    let Some(strings) = strings.and_then(|entry| file_offset(headers, entry.1)) else {
+        return Ok(Vec::new());
+    };
+    entries
+        .iter()
+        .filter(|entry| entry.0 == DT_NEEDED)
+        .map(|entry| text_at(file, strings.saturating_add(entry.1)))
+        .collect()
+}
+
+fn file_offset(headers: &[Header], address: u64) -> Option<u64> {
+    headers
+        .iter()
+        .filter(|header| header.kind == PT_LOAD)
+        .find(|header| address.wrapping_sub(header.address) < header.bytes)
+        .map(|header| address - header.address + header.offset)
+}
+
+fn text_at(file: &mut File, offset: u64) -> io::Result<String> {
+    let mut raw = [0; NAME_MAX];
+    file.seek(SeekFrom::Start(offset))?;
+    let got = read_up_to(file, &mut raw)?;
+    let text = raw[..got].split(|&byte| byte == 0).next().unwrap_or(&[]);
+    Ok(String::from_utf8_lossy(text).into_owned())
+}
+
+fn read_up_to(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut done = 0;
+    while done < buffer.len() {
+        match file.read(&mut buffer[done..])? {
+            0 => break,
+            more => done += more,
+        }
+    }
+    Ok(done)
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes([bytes[at], bytes[at + 1]])
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from(u16_at(bytes, at)) | u32::from(u16_at(bytes, at + 2)) << 16
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
+}

@@ -1,0 +1,187 @@
+//! `ghostmem run`: starts a program with the preload library and a limit.
+//!
+//! It becomes the program (execve(2)), so exit code, signals, terminal and standard streams are
+//! the program's own. What cannot work is refused before that, in one line.
+
+mod elf;
+mod limit;
+mod program;
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use ghostmem::doctor;
+
+use crate::cli::{BackendName, RunArgs, SmallBlocks};
+use crate::failure::Failure;
+
+pub(crate) use limit::{Limit, parse_limit};
+
+/// The library's file name.
+const LIBRARY: &str = "libghostmem_preload.so";
+/// Names the library when it is nowhere near the command.
+const LIBRARY_VARIABLE: &str = "GHOSTMEM_PRELOAD";
+
+/// Runs the program; returns only when that is not possible.
+///
+/// # Errors
+/// One line that says what was wrong and what to do.
+pub(crate) fn run(args: &RunArgs) -> Result<ExitCode, Failure> {
+    let (name, rest) = args
+        .program
+        .split_first()
+        .ok_or_else(|| Failure::new("no program was given: ghostmem run [OPTIONS] -- PROGRAM"))?;
+    let library = find_library()?;
+    let found = program::find(name)?;
+    let needs = program::inspect(&found)?;
+    let block = settings(args, needs.raw_system_calls)?;
+    let mut command = Command::new(&found);
+    command.arg0(name).args(rest);
+    command.env("GHOSTMEM_RUN", block);
+    let mut preload = library.into_os_string();
+    if let Some(others) = std::env::var_os("LD_PRELOAD").filter(|others| !others.is_empty()) {
+        preload.push(":");
+        preload.push(others);
+    }
+    command.env("LD_PRELOAD", preload);
+    let error = command.exec();
+    Err(Failure::new(format!(
+        "cannot start {}: {error}",
+        found.display()
+    )))
+}
+
+/// The settings as the library reads them.
+fn settings(args: &RunArgs, raw_system_calls: bool) -> Result<OsString, Failure> {
+    let mut block = Vec::new();
+    let mut put = |name: &str, value: &[u8]| {
+        block.extend_from_slice(name.as_bytes());
+        block.push(b'=');
+        block.extend_from_slice(value);
+        block.push(b';');
+    };
+    let mut number = |name: &str, value: u64| put(name, value.to_string().as_bytes());
+    let limit_bytes = args.limit.bytes()?;
+    number("limit", limit_bytes);
+    number("follow", u64::from(matches!(args.limit, Limit::Auto)));
+    if let Some(bytes) = args.memory_limit {
+        number("memory", bytes);
+    }
+    number(
+        "ghost-from",
+        match args.small {
+            SmallBlocks::Ghost => 0,
+            SmallBlocks::Ordinary => 32 << 10,
+            SmallBlocks::GhostFrom(bytes) => bytes,
+        },
+    );
+    if let Some(bytes) = args.mmap {
+        number("mmap-from", bytes.max(4096));
+    }
+    number("reporter", u64::from(std::process::id()));
+    number("stats", u64::from(args.stats));
+    number("verbose", u64::from(args.verbose));
+    number("children", u64::from(!args.no_children));
+    if let Some(path) = &args.stats_json {
+        put("stats-json", &escape(&absolute(path)?));
+    }
+    put(
+        "backend",
+        backend(args.backend, raw_system_calls)?.as_bytes(),
+    );
+    Ok(OsString::from_vec(block))
+}
+
+/// The backend's name, after a look whether it can be had.
+fn backend(asked: BackendName, raw_system_calls: bool) -> Result<&'static str, Failure> {
+    let report = doctor::probe();
+    let refuse = |what: &str| {
+        Err(Failure::new(format!(
+            "the {what} backend cannot work here; see 'ghostmem doctor', or leave --backend out"
+        )))
+    };
+    match asked {
+        BackendName::Auto if raw_system_calls && report.monitor_works => Ok("monitor"),
+        BackendName::Auto if report.chosen.is_none() => Err(Failure::new(format!(
+            "no fault backend works here: {}; see 'ghostmem doctor'",
+            report.reason
+        ))),
+        BackendName::Auto => Ok("auto"),
+        BackendName::Inline if !report.inline_works => refuse("inline"),
+        BackendName::Inline => Ok("inline"),
+        BackendName::Monitor if !report.monitor_works => refuse("monitor"),
+        BackendName::Monitor => Ok("monitor"),
+        BackendName::Guard if !report.guard_works => refuse("guard"),
+        BackendName::Guard => Ok("guard"),
+        BackendName::GuardMprotect if !report.guard_works => refuse("guard-mprotect"),
+        BackendName::GuardMprotect => Ok("guard-mprotect"),
+    }
+}
+
+fn absolute(path: &Path) -> Result<Vec<u8>, Failure> {
+    let path = std::path::absolute(path)
+        .map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
+    Ok(path.into_os_string().into_vec())
+}
+
+/// Escapes what separates settings.
+fn escape(value: &[u8]) -> Vec<u8> {
+    let mut escaped = Vec::new();
+    for &byte in value {
+        if byte == b';' || byte == b'%' || byte < b' ' {
+            escaped.extend_from_slice(format!("%{byte:02x}").as_bytes());
+        } else {
+            escaped.push(byte);
+        }
+    }
+    escaped
+}
+
+/// The preload library: named by a variable, or near this executable.
+fn find_library() -> Result<PathBuf, Failure> {
+    if let Some(path) = std::env::var_os(LIBRARY_VARIABLE) {
+        let path = PathBuf::from(path);
+        return if path.is_file() {
+            checked(path)
+        } else {
+            Err(Failure::new(format!(
+                "{LIBRARY_VARIABLE} names {}, which is no file",
+                path.display()
+            )))
+        };
+    }
+    let command = std::env::current_exe()
+        .map_err(|error| Failure::new(format!("cannot find where this command is: {error}")))?;
+    let folder = command.parent().unwrap_or_else(|| Path::new("/"));
+    ["", "deps", "../lib", "../lib/ghostmem"]
+        .iter()
+        .map(|place| folder.join(place).join(LIBRARY))
+        .find(|path| path.is_file())
+        .map_or_else(
+            || {
+                Err(Failure::new(format!(
+                    "{LIBRARY} is neither beside {} nor in ../lib: build it with 'cargo build \
+                     --release -p ghostmem-preload', or name it in {LIBRARY_VARIABLE}",
+                    command.display()
+                )))
+            },
+            checked,
+        )
+}
+
+/// LD_PRELOAD separates paths by spaces and colons and cannot quote them.
+fn checked(path: PathBuf) -> Result<PathBuf, Failure> {
+    let path = path.canonicalize().unwrap_or(path);
+    let bytes = OsStr::as_bytes(path.as_os_str());
+    if bytes.iter().any(|byte| matches!(byte, b' ' | b':')) {
+        return Err(Failure::new(format!(
+            "{} has a space or a colon in its path, which the loader's LD_PRELOAD cannot hold: \
+             move it, or name a copy in {LIBRARY_VARIABLE}",
+            path.display()
+        )));
+    }
+    Ok(path)
+}

@@ -1,0 +1,345 @@
+//! `ghostmem run`, on small C programs compiled here and on what every machine has.
+//!
+//! Each program checks itself and prints "ok"; with limits this small, its memory leaves and comes
+//! back all the time. Every backend that works here gets every program.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
+
+use ghostmem::doctor;
+
+/// Bytes the programs touch to push everything else out: more than the limits below.
+const PRESSURE: &str = "6000000";
+
+fn ghostmem() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_ghostmem"))
+}
+
+/// A folder of this test run's own.
+fn scratch(name: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let _fresh = fs::remove_dir_all(&folder);
+    fs::create_dir_all(&folder).unwrap();
+    folder.canonicalize().unwrap()
+}
+
+/// Compiles one of the programs beside this file, once.
+fn program(name: &str) -> PathBuf {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    let folder = BUILT.get_or_init(|| {
+        let folder = scratch("programs");
+        let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs");
+        for source in [
+            "family",
+            "calls",
+            "signals",
+            "threads",
+            "lastthread",
+            "maps",
+        ] {
+            let built = Command::new("cc")
+                .args(["-O1", "-g", "-w", "-pthread", "-o"])
+                .arg(folder.join(source))
+                .arg(sources.join(source).with_extension("c"))
+                .status()
+                .expect("a C compiler named cc");
+            assert!(built.success(), "{source}.c does not compile");
+        }
+        folder
+    });
+    folder.join(name)
+}
+
+fn run(options: &[&str], program: &Path, arguments: &[&str]) -> Output {
+    let output = ghostmem()
+        .arg("run")
+        .args(options)
+        .arg("--")
+        .arg(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert!(
+        output.status.code() != Some(126),
+        "the library refused to start: {}",
+        text(&output.stderr)
+    );
+    output
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn assert_ok(output: &Output, what: &str) {
+    assert!(
+        output.status.success() && text(&output.stdout) == "ok\n",
+        "{what}: {:?}\n{}\n{}",
+        output.status,
+        text(&output.stdout),
+        text(&output.stderr)
+    );
+}
+
+/// The backends that work on this machine.
+fn backends() -> Vec<&'static str> {
+    let report = doctor::probe();
+    let mut names = Vec::new();
+    for (name, works) in [
+        ("inline", report.inline_works),
+        ("monitor", report.monitor_works),
+        ("guard", report.guard_works && report.guard_pages),
+        ("guard-mprotect", report.guard_works),
+    ] {
+        if works {
+            names.push(name);
+        } else {
+            println!("the {name} backend does not work here and is not tested");
+        }
+    }
+    assert!(!names.is_empty(), "no backend works here");
+    names
+}
+
+#[test]
+fn every_member_of_the_malloc_family_does_what_the_manual_says() {
+    for backend in backends() {
+        for small in ["on", "off", "300"] {
+            let options = ["--limit", "4M", "--backend", backend, "--small", small];
+            let output = run(&options, &program("family"), &[]);
+            assert_ok(&output, &format!("{backend}, small {small}"));
+        }
+    }
+}
+
+#[test]
+fn system_calls_work_on_buffers_that_are_not_in_memory() {
+    for backend in backends() {
+        let folder = scratch(&format!("calls-{backend}"));
+        let folder = folder.to_str().unwrap();
+        let options = ["--limit", "4M", "--backend", backend];
+        let output = run(&options, &program("calls"), &[folder, PRESSURE]);
+        assert_ok(&output, backend);
+    }
+}
+
+#[test]
+fn a_program_keeps_its_own_fault_handlers_masks_and_stacks() {
+    for backend in backends() {
+        let options = ["--limit", "4M", "--backend", backend];
+        let output = run(&options, &program("signals"), &[PRESSURE]);
+        assert_ok(&output, backend);
+    }
+}
+
+#[test]
+fn threads_forks_and_cancellation_work() {
+    for backend in backends() {
+        let options = ["--limit", "4M", "--backend", backend];
+        let output = run(&options, &program("threads"), &[]);
+        assert_ok(&output, backend);
+    }
+}
+
+#[test]
+fn anonymous_mappings_can_be_ghost_memory_too() {
+    for backend in backends() {
+        let options = ["--limit", "4M", "--mmap", "--backend", backend];
+        let output = run(&options, &program("maps"), &[]);
+        assert_ok(&output, backend);
+    }
+}
+
+#[test]
+fn the_last_thread_to_leave_ends_the_process() {
+    let output = run(&["--limit", "4M"], &program("lastthread"), &[]);
+    assert_ok(&output, "pthread_exit in main");
+}
+
+#[test]
+fn a_crash_is_still_the_programs_own() {
+    use std::os::unix::process::ExitStatusExt;
+    for (how, signal) in [("crash", 11), ("abort", 6), ("double", 6)] {
+        let output = run(&["--limit", "4M"], &program("signals"), &[PRESSURE, how]);
+        assert_eq!(output.status.signal(), Some(signal), "{how}: {output:?}");
+    }
+}
+
+#[test]
+fn exit_code_streams_and_arguments_pass_through() {
+    let script = "cat; echo \"$1\"; echo to stderr >&2; exit 42";
+    let output = ghostmem()
+        .args([
+            "run", "--limit", "8M", "--", "sh", "-c", script, "sh", "a b",
+        ])
+        .stdin(fs::File::open(file_with("from stdin\n")).unwrap())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(42));
+    assert_eq!(text(&output.stdout), "from stdin\na b\n");
+    assert_eq!(text(&output.stderr), "to stderr\n");
+}
+
+fn file_with(content: &str) -> PathBuf {
+    let path = scratch("stdin").join("text");
+    fs::write(&path, content).unwrap();
+    path
+}
+
+#[test]
+fn the_limit_holds_and_the_figures_say_so() {
+    let folder = scratch("figures");
+    let path = folder.join("a; file%.json");
+    let options = ["--limit", "4M", "--stats", "--stats-json"];
+    let output = ghostmem()
+        .arg("run")
+        .args(options)
+        .arg(&path)
+        .arg("--")
+        .arg(program("signals"))
+        .arg(PRESSURE)
+        .output()
+        .unwrap();
+    assert_ok(&output, "stats");
+    let table = text(&output.stderr);
+    assert!(table.contains("peak resident memory (kernel)"), "{table}");
+    let json: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    let number = |name: &str| json[name].as_u64().unwrap();
+    assert_eq!(number("resident_limit_bytes"), 4 << 20);
+    assert!(number("resident_bytes") <= (4 << 20) + 68 * 4096, "{json}");
+    assert!(number("refaults") > 100, "{json}");
+    assert!(number("evictions_dirty") > 100, "{json}");
+    assert!(number("peak_allocated_bytes") >= 6_000_000, "{json}");
+    assert!(number("peak_rss_bytes") > 4 << 20, "{json}");
+}
+
+#[test]
+fn children_inherit_unless_told_otherwise() {
+    let script = "ulimit -v; env | grep -c GHOSTMEM_RUN";
+    let with = run(&["--limit", "8M"], Path::new("sh"), &["-c", script]);
+    assert!(text(&with.stdout).ends_with("1\n"), "{with:?}");
+    let without = run(
+        &["--limit", "8M", "--no-children"],
+        Path::new("sh"),
+        &["-c", script],
+    );
+    assert!(text(&without.stdout).ends_with("0\n"), "{without:?}");
+}
+
+#[test]
+fn a_short_address_space_is_enough() {
+    let inner = format!(
+        "ulimit -v 2000000; exec {} run --limit 8M -- {} {PRESSURE}",
+        env!("CARGO_BIN_EXE_ghostmem"),
+        program("signals").display()
+    );
+    let output = Command::new("sh").args(["-c", &inner]).output().unwrap();
+    assert_ok(&output, "2 GB of address space");
+}
+
+#[test]
+fn a_program_that_closes_and_replaces_descriptors_goes_on() {
+    // Shells put files of their own over 3 to 9, daemons close everything.
+    let script = "for i in 3 4 5 6 7 8 9; do eval \"exec $i>/dev/null\"; done; \
+                  i=10; while [ $i -lt 1100 ]; do eval \"exec $i>&-\"; i=$((i + 1)); done; \
+                  x=0; while [ $x -lt 20000 ]; do x=$((x + 1)); done; echo ok";
+    let output = run(&["--limit", "1M"], Path::new("bash"), &["-c", script]);
+    assert_ok(&output, "descriptors");
+}
+
+#[test]
+fn python_runs_as_it_does_without() {
+    let script = "
+import sys, subprocess, multiprocessing, threading, json, signal, faulthandler, mmap, os
+faulthandler.enable()
+def work(n):
+    return sum(len(str(i)) for i in range(n))
+words = {str(i): [i] * 10 for i in range(100000)}
+with multiprocessing.get_context('fork').Pool(2) as pool:
+    print(pool.map(work, [1000, 20000, 30000]))
+print(subprocess.run(['sh', '-c', 'echo from a child'], capture_output=True, text=True).stdout)
+print(len(json.dumps(words)), sum(v[3] for v in words.values()))
+os.write(1, b'written' * 3)
+";
+    let mut plain = Command::new("python3");
+    let Ok(plain) = plain
+        .args(["-c", script])
+        .env("PYTHONMALLOC", "malloc")
+        .output()
+    else {
+        panic!("python3 is missing: install it");
+    };
+    assert!(plain.status.success(), "{plain:?}");
+    let output = ghostmem()
+        .args(["run", "--limit", "4M", "--", "python3", "-c", script])
+        .env("PYTHONMALLOC", "malloc")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(text(&output.stdout), text(&plain.stdout));
+}
+
+/// Runs with options that must be refused; the one line of it.
+fn refused(arguments: &[&str]) -> String {
+    let output = ghostmem().arg("run").args(arguments).output().unwrap();
+    let line = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{line}");
+    assert_eq!(line.lines().count(), 1, "{line}");
+    line
+}
+
+#[test]
+fn what_cannot_work_is_refused_in_one_line() {
+    assert!(refused(&["--limit", "much", "--", "true"]).contains("much"));
+    assert!(refused(&["--limit", "4K", "--", "true"]).contains("too small"));
+    assert!(refused(&["--", "no-such-program-anywhere"]).contains("no such program"));
+    assert!(refused(&["--", "/etc"]).contains("folder"));
+    assert!(refused(&["--", "/etc/passwd"]).contains("not executable"));
+    assert!(refused(&["--small", "sometimes", "--", "true"]).contains("sometimes"));
+    assert!(refused(&[]).contains("PROGRAM"));
+}
+
+#[test]
+fn programs_no_library_can_be_loaded_into_are_refused() {
+    let folder = scratch("refused");
+    let source = folder.join("main.c");
+    fs::write(&source, "int main(void) { return 0; }\n").unwrap();
+    let still = folder.join("static");
+    let built = Command::new("cc")
+        .args(["-static", "-o"])
+        .args([&still, &source])
+        .status()
+        .unwrap();
+    assert!(
+        built.success(),
+        "static linking needs libc's static library"
+    );
+    assert!(refused(&["--", still.to_str().unwrap()]).contains("statically linked"));
+
+    let script = folder.join("script");
+    fs::write(&script, format!("#!{}\n", still.display())).unwrap();
+    make_executable(&script);
+    assert!(refused(&["--", script.to_str().unwrap()]).contains("statically linked"));
+
+    let short = folder.join("short");
+    let mut header = vec![0_u8; 64];
+    header[..5].copy_from_slice(b"\x7fELF\x01");
+    fs::write(&short, &header).unwrap();
+    make_executable(&short);
+    assert!(refused(&["--", short.to_str().unwrap()]).contains("32-bit"));
+
+    let plain = folder.join("plain");
+    fs::write(&plain, "neither\n").unwrap();
+    make_executable(&plain);
+    assert!(refused(&["--", plain.to_str().unwrap()]).contains("#!"));
+}
+
+fn make_executable(path: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+}

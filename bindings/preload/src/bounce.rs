@@ -1,0 +1,141 @@
+//! Ordinary memory that stands in for ghost buffers while the kernel works.
+//!
+//! A ghost page may be evicted between any two instructions, so bringing it in
+//! just before a system call is not enough, and many calls cannot be made
+//! again after an EFAULT (the datagram, the event, the child's status is gone
+//! by then). What the kernel reads is therefore copied out first, and what it
+//! wrote is copied back; loads and stores bring pages in as always. That costs
+//! a copy, pins nothing and interrupts no other processor.
+//!
+//! Buffers come from two pools of fixed pieces, lent with one atomic each, or
+//! from a mapping made for the call when those are all out or too short. A
+//! thread may sit in a call for hours with its piece, and a signal handler may
+//! jump out of it: the piece is then lost, nothing else.
+
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use crate::raw::{call, failed};
+
+const SMALL_BYTES: usize = 16 << 10;
+const SMALL_COUNT: usize = 1024;
+/// The most that [`Lease::new`] serves without a mapping of its own, less a
+/// page for alignment.
+pub(crate) const LARGE_BYTES: usize = (1 << 20) + 4096;
+const LARGE_COUNT: usize = 64;
+
+static BASE: AtomicUsize = AtomicUsize::new(0);
+static SMALL: [AtomicU64; SMALL_COUNT / 64] = [const { AtomicU64::new(0) }; SMALL_COUNT / 64];
+static LARGE: [AtomicU64; LARGE_COUNT / 64] = [const { AtomicU64::new(0) }; LARGE_COUNT / 64];
+
+/// Maps `bytes` of ordinary memory; `None` when there is none.
+pub(crate) fn map(bytes: usize) -> Option<usize> {
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    let address = call!(libc::SYS_mmap, 0, bytes, access, flags, -1_isize, 0);
+    (!failed(address)).then_some(address as usize)
+}
+
+/// Reserves the pools. Without them every lease is a mapping.
+pub(crate) fn prepare() {
+    if let Some(base) = map(SMALL_BYTES * SMALL_COUNT + LARGE_BYTES * LARGE_COUNT) {
+        BASE.store(base, Ordering::Release);
+    }
+}
+
+/// In a forked child: what other threads held is free.
+pub(crate) fn forget_others() {
+    for word in SMALL.iter().chain(&LARGE) {
+        word.store(0, Ordering::Release);
+    }
+}
+
+fn take(words: &[AtomicU64]) -> Option<usize> {
+    for (index, word) in words.iter().enumerate() {
+        let mut seen = word.load(Ordering::Relaxed);
+        while seen != u64::MAX {
+            let bit = (!seen).trailing_zeros();
+            let new = seen | (1 << bit);
+            match word.compare_exchange_weak(seen, new, Ordering::Acquire, Ordering::Relaxed) {
+                Ok(_) => return Some(index * 64 + bit as usize),
+                Err(now) => seen = now,
+            }
+        }
+    }
+    None
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Small(usize),
+    Large(usize),
+    Mapped,
+}
+
+/// A piece of ordinary memory, page aligned; given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    address: usize,
+    bytes: usize,
+    used: usize,
+    kind: Kind,
+}
+
+impl Lease {
+    /// At least `bytes` of ordinary memory, with unspecified contents.
+    pub(crate) fn new(bytes: usize) -> Option<Self> {
+        let base = BASE.load(Ordering::Acquire);
+        let lease = |address, bytes, kind| {
+            Some(Self {
+                address,
+                bytes,
+                used: 0,
+                kind,
+            })
+        };
+        if base != 0
+            && bytes <= SMALL_BYTES
+            && let Some(index) = take(&SMALL)
+        {
+            return lease(base + index * SMALL_BYTES, SMALL_BYTES, Kind::Small(index));
+        }
+        if base != 0
+            && bytes <= LARGE_BYTES
+            && let Some(index) = take(&LARGE)
+        {
+            let address = base + SMALL_BYTES * SMALL_COUNT + index * LARGE_BYTES;
+            return lease(address, LARGE_BYTES, Kind::Large(index));
+        }
+        let bytes = bytes.checked_next_multiple_of(4096)?;
+        lease(map(bytes)?, bytes, Kind::Mapped)
+    }
+
+    /// The first address.
+    pub(crate) fn address(&self) -> usize {
+        self.address
+    }
+
+    /// The next `bytes` of the lease, aligned to 64; `None` when it is full.
+    pub(crate) fn carve(&mut self, bytes: usize) -> Option<usize> {
+        let start = self.used.checked_next_multiple_of(64)?;
+        let end = start.checked_add(bytes)?;
+        if end > self.bytes {
+            return None;
+        }
+        self.used = end;
+        Some(self.address + start)
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let (words, index): (&[AtomicU64], usize) = match self.kind {
+            Kind::Small(index) => (&SMALL, index),
+            Kind::Large(index) => (&LARGE, index),
+            Kind::Mapped => {
+                let _gone = call!(libc::SYS_munmap, self.address, self.bytes);
+                return;
+            }
+        };
+        words[index / 64].fetch_and(!(1 << (index % 64)), Ordering::Release);
+    }
+}

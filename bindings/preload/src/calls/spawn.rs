@@ -1,0 +1,117 @@
+//! execve and execveat: argument and environment strings in ghost memory.
+//!
+//! The call does not come back when it works, and between vfork and exec the
+//! memory is the parent's. The copies therefore stand in memory that the
+//! thread keeps for its next execve, not in a lease.
+
+use crate::raw::{self, Answer, call, load, store};
+use crate::{bounce, ghost, thread};
+
+use super::{Done, error};
+
+/// A string longer than this is refused by the kernel (`MAX_ARG_STRLEN`).
+const STRING_MAX: usize = 32 * 4096 + 1;
+/// More entries than this cannot be passed.
+const ENTRIES_MAX: usize = 1 << 20;
+
+/// A null-terminated array of strings.
+#[derive(Clone, Copy)]
+struct Strings {
+    array: usize,
+    count: usize,
+    /// Bytes of all the strings, NULs included.
+    bytes: usize,
+    ghost: bool,
+}
+
+impl Strings {
+    fn of(array: usize) -> Self {
+        let mut strings = Self {
+            array,
+            count: 0,
+            bytes: 0,
+            ghost: array != 0 && ghost::is_ghost(array),
+        };
+        while array != 0 && strings.count < ENTRIES_MAX {
+            let text = strings.get(strings.count);
+            if text == 0 {
+                break;
+            }
+            strings.ghost |= ghost::is_ghost(text);
+            strings.bytes += raw::string_bytes(text, STRING_MAX);
+            strings.count += 1;
+        }
+        strings
+    }
+
+    fn get(self, index: usize) -> usize {
+        load(self.array + index * size_of::<usize>())
+    }
+
+    /// Copies array and strings to `at`; where it ends.
+    fn copy(self, at: usize) -> usize {
+        let mut end = at + (self.count + 1) * size_of::<usize>();
+        for index in 0..self.count {
+            let text = self.get(index);
+            let bytes = raw::string_bytes(text, STRING_MAX);
+            raw::copy(end, text, bytes);
+            store(at + index * size_of::<usize>(), end);
+            end += bytes;
+        }
+        store(at + self.count * size_of::<usize>(), 0_usize);
+        end.next_multiple_of(size_of::<usize>())
+    }
+
+    fn room(self) -> usize {
+        (self.count + 2) * size_of::<usize>() + self.bytes
+    }
+}
+
+/// execve, or execveat when `at` is given.
+pub(super) fn execve(args: [usize; 6], at: Option<()>) -> Done {
+    let (number, shift) = if at.is_some() { (322, 1) } else { (59, 0) };
+    let path = args[shift];
+    let (argv, envp) = (Strings::of(args[shift + 1]), Strings::of(args[shift + 2]));
+    if !(ghost::is_ghost(path) || argv.ghost || envp.ghost) {
+        return Done::Asis;
+    }
+    let path_bytes = if path == 0 {
+        0
+    } else {
+        raw::string_bytes(path, 4097)
+    };
+    let room = path_bytes + argv.room() + envp.room() + 64;
+    let Some(memory) = kept(room) else {
+        return error(libc::ENOMEM);
+    };
+    let mut passed = args;
+    let mut end = memory;
+    if path != 0 {
+        raw::copy(memory, path, path_bytes);
+        passed[shift] = memory;
+        end = (memory + path_bytes).next_multiple_of(8);
+    }
+    for (offset, strings) in [(1, argv), (2, envp)] {
+        if strings.array != 0 {
+            passed[shift + offset] = end;
+            end = strings.copy(end);
+        }
+    }
+    let answer: Answer = raw::syscall(number, passed);
+    Done::With(answer)
+}
+
+/// The thread's memory for this, grown if need be.
+fn kept(room: usize) -> Option<usize> {
+    let thread = thread::current();
+    if thread.exec_bytes.get() < room {
+        if thread.exec.get() != 0 {
+            let _gone = call!(libc::SYS_munmap, thread.exec.get(), thread.exec_bytes.get());
+            thread.exec_bytes.set(0);
+        }
+        let bytes = room.checked_next_multiple_of(1 << 16)?;
+        thread.exec.set(bounce::map(bytes)?);
+        thread.exec_bytes.set(bytes);
+    }
+    Some(thread.exec.get())
+}

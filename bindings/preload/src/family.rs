@@ -1,0 +1,228 @@
+//! The malloc family, as the program and its libraries see it.
+//!
+//! A block belongs to the heap its address lies in, so blocks from before our
+//! start-up, and small ones under `--small=off`, go back to libc. Errors set
+//! errno where the standard asks for it and nothing else touches it.
+//!
+//! Nothing here may use Rust's own allocator on the ghost path, or panic.
+
+use core::ffi::{c_int, c_void};
+use core::ptr::{self, NonNull};
+
+use crate::{ghost, ordinary, thread};
+
+/// What malloc's alignment is on x86-64.
+const ALIGN: usize = 16;
+const PAGE: usize = 4096;
+/// Blocks from this many bytes on have pages of their own and may change their
+/// length where they are.
+const IN_PLACE_FROM: usize = 64 << 10;
+
+fn set_errno(errno: c_int) {
+    // SAFETY: no preconditions.
+    let place = unsafe { libc::__errno_location() };
+    // SAFETY: the calling thread's own errno, always valid.
+    unsafe { *place = errno };
+}
+
+/// A block or null, errno untouched.
+fn allocate(size: usize, align: usize, zeroed: bool) -> *mut c_void {
+    let thread = thread::current();
+    if ghost::wants(thread, size) {
+        ghost::allocate(thread, size, align, zeroed)
+    } else {
+        ordinary::allocate(size, align, zeroed)
+    }
+}
+
+/// A block, or null and ENOMEM.
+fn allocate_or_complain(size: usize, align: usize, zeroed: bool) -> *mut c_void {
+    let block = allocate(size, align, zeroed);
+    if block.is_null() {
+        set_errno(libc::ENOMEM);
+    }
+    block
+}
+
+/// malloc(3).
+#[unsafe(no_mangle)]
+pub(crate) extern "C" fn malloc(size: usize) -> *mut c_void {
+    allocate_or_complain(size, ALIGN, false)
+}
+
+/// calloc(3).
+#[unsafe(no_mangle)]
+pub(crate) extern "C" fn calloc(count: usize, size: usize) -> *mut c_void {
+    let Some(bytes) = count.checked_mul(size) else {
+        set_errno(libc::ENOMEM);
+        return ptr::null_mut();
+    };
+    allocate_or_complain(bytes, ALIGN, true)
+}
+
+/// free(3).
+///
+/// # Safety
+/// As the standard has it: null, or a live block that nobody uses any more.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn free(block: *mut c_void) {
+    let Some(block) = NonNull::new(block) else {
+        return;
+    };
+    if let Some(heap) = ghost::owner(block.as_ptr() as usize) {
+        // SAFETY: the caller's promise.
+        unsafe { ghost::free(thread::current(), heap, block.cast()) };
+    } else {
+        // SAFETY: the caller's promise; not ghost memory, so libc's.
+        unsafe { ordinary::free(block.as_ptr()) };
+    }
+}
+
+/// The old name of free(3) that some libraries still look for.
+///
+/// # Safety
+/// As [`free`].
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn cfree(block: *mut c_void) {
+    // SAFETY: the same contract.
+    unsafe { free(block) };
+}
+
+/// realloc(3), with glibc's answer to a size of 0: the block is freed.
+///
+/// # Safety
+/// As the standard has it.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn realloc(block: *mut c_void, size: usize) -> *mut c_void {
+    let Some(old) = NonNull::new(block) else {
+        return malloc(size);
+    };
+    let owner = ghost::owner(block as usize);
+    if size == 0 {
+        // SAFETY: the caller's promise.
+        unsafe { free(block) };
+        return ptr::null_mut();
+    }
+    let usable = match owner {
+        Some(heap) => {
+            let usable = heap.block_bytes(old.cast());
+            usable.unwrap_or_else(|| {
+                crate::raw::abort(b"ghostmem: realloc() of a pointer that is no live block\n")
+            })
+        }
+        None if !ghost::wants(thread::current(), size) => {
+            // SAFETY: libc's block, the caller's promise.
+            return unsafe { ordinary::reallocate(block, size) };
+        }
+        // SAFETY: libc's live block.
+        None => unsafe { ordinary::usable_size(block) },
+    };
+    // In place while it fits without wasting more than half of the block.
+    if owner.is_some() && size <= usable && (size >= usable / 2 || usable <= 2 * ALIGN) {
+        return block;
+    }
+    if let Some(heap) = owner
+        && size > IN_PLACE_FROM
+        && usable > IN_PLACE_FROM
+    {
+        // SAFETY: what is cut off is no longer used, by the caller's promise.
+        if unsafe { ghost::resize(thread::current(), heap, old.cast(), size) } {
+            return block;
+        }
+    }
+    let new = allocate_or_complain(size, ALIGN, false);
+    if !new.is_null() {
+        crate::raw::copy(new as usize, block as usize, usable.min(size));
+        // SAFETY: the caller's promise; its contents were copied.
+        unsafe { free(block) };
+    }
+    new
+}
+
+/// reallocarray(3).
+///
+/// # Safety
+/// As [`realloc`].
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn reallocarray(
+    block: *mut c_void,
+    count: usize,
+    size: usize,
+) -> *mut c_void {
+    let Some(bytes) = count.checked_mul(size) else {
+        set_errno(libc::ENOMEM);
+        return ptr::null_mut();
+    };
+    // SAFETY: the caller's promise.
+    unsafe { realloc(block, bytes) }
+}
+
+/// posix_memalign(3): the error is the result, errno is left alone.
+///
+/// # Safety
+/// `out` must be valid for writing a pointer.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn posix_memalign(
+    out: *mut *mut c_void,
+    align: usize,
+    size: usize,
+) -> c_int {
+    if !align.is_power_of_two() || !align.is_multiple_of(size_of::<usize>()) {
+        return libc::EINVAL;
+    }
+    let block = allocate(size, align.max(ALIGN), false);
+    if block.is_null() {
+        return libc::ENOMEM;
+    }
+    // SAFETY: the caller's promise.
+    unsafe { *out = block };
+    0
+}
+
+/// aligned_alloc(3).
+#[unsafe(no_mangle)]
+pub(crate) extern "C" fn aligned_alloc(align: usize, size: usize) -> *mut c_void {
+    memalign(align, size)
+}
+
+/// memalign(3). glibc rounds an alignment up to a power of two.
+#[unsafe(no_mangle)]
+pub(crate) extern "C" fn memalign(align: usize, size: usize) -> *mut c_void {
+    let Some(align) = align.max(ALIGN).checked_next_power_of_two() else {
+        set_errno(libc::EINVAL);
+        return ptr::null_mut();
+    };
+    allocate_or_complain(size, align, false)
+}
+
+/// valloc(3).
+#[unsafe(no_mangle)]
+pub(crate) extern "C" fn valloc(size: usize) -> *mut c_void {
+    memalign(PAGE, size)
+}
+
+/// pvalloc(3): whole pages.
+#[unsafe(no_mangle)]
+pub(crate) extern "C" fn pvalloc(size: usize) -> *mut c_void {
+    let Some(size) = size.max(1).checked_next_multiple_of(PAGE) else {
+        set_errno(libc::ENOMEM);
+        return ptr::null_mut();
+    };
+    memalign(PAGE, size)
+}
+
+/// malloc_usable_size(3).
+///
+/// # Safety
+/// `block` is null or a live block.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn malloc_usable_size(block: *mut c_void) -> usize {
+    let Some(live) = NonNull::new(block) else {
+        return 0;
+    };
+    match ghost::owner(block as usize) {
+        Some(heap) => heap.block_bytes(live.cast()).unwrap_or(0),
+        // SAFETY: the caller's promise; not ghost memory, so libc's.
+        None => unsafe { ordinary::usable_size(block) },
+    }
+}

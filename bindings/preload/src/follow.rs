@@ -1,0 +1,92 @@
+//! `--limit auto`: a limit that follows the machine's free memory and the
+//! control group's.
+//!
+//! Once a second a thread of ours looks at what is free and sets the limit to
+//! three quarters of what this process could have: what it has resident now
+//! and what is free beside it. It owns no ghost memory.
+
+use std::fs;
+use std::thread;
+use std::time::Duration;
+
+use ghostmem::Heap;
+
+use crate::thread::{self as own, Inside};
+use crate::{ghost, start};
+
+const LOOK: Duration = Duration::from_secs(1);
+/// The least limit this sets, bytes.
+const LEAST: u64 = 16 << 20;
+/// Changes smaller than one part in so many are not worth a change.
+const STEP: u64 = 32;
+
+/// Sets the limit and starts following.
+pub(crate) fn start(heap: &'static Heap) {
+    adjust(heap);
+    let builder = thread::Builder::new()
+        .name("ghostmem-limit".to_owned())
+        .stack_size(128 << 10);
+    // Without the thread the limit stays what it was at the start.
+    let _without = builder.spawn(move || {
+        loop {
+            thread::sleep(LOOK);
+            adjust(heap);
+        }
+    });
+}
+
+/// In a forked child: the thread was not copied.
+pub(crate) fn restart_after_fork() {
+    if start::settings().is_some_and(|settings| settings.follow)
+        && let Some(heap) = ghost::heap()
+    {
+        let _inside = Inside::new(own::current());
+        start(heap);
+    }
+}
+
+fn adjust(heap: &Heap) {
+    let stats = heap.stats();
+    let Some(free) = free_bytes() else { return };
+    let target = (stats.resident_bytes as u64 + free) / 4 * 3;
+    let target = target.max(LEAST);
+    let now = stats.resident_limit_bytes as u64;
+    if target.abs_diff(now) > now / STEP
+        && let Ok(bytes) = usize::try_from(target)
+    {
+        let _at_least_a_few_pages = heap.set_resident_limit(bytes);
+    }
+}
+
+/// The smaller of what the machine and the control group have left, bytes.
+fn free_bytes() -> Option<u64> {
+    let meminfo = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().trim_end_matches(" kB").parse().ok()?;
+    let machine = kib << 10;
+    Some(group_free_bytes().map_or(machine, |group| group.min(machine)))
+}
+
+/// What is left in the control group (version 2), bytes.
+fn group_free_bytes() -> Option<u64> {
+    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let path = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
+    let mut path = path.to_owned();
+    let mut least: Option<u64> = None;
+    loop {
+        let number = |file: &str| {
+            let text = fs::read_to_string(format!("/sys/fs/cgroup{path}/{file}")).ok()?;
+            text.trim().parse::<u64>().ok()
+        };
+        if let (Some(most), Some(current)) = (number("memory.max"), number("memory.current")) {
+            let left = most.saturating_sub(current);
+            least = Some(least.map_or(left, |least| least.min(left)));
+        }
+        match path.rfind('/') {
+            Some(cut) if !path.is_empty() => path.truncate(cut),
+            _ => return least,
+        }
+    }
+}

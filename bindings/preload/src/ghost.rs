@@ -1,0 +1,222 @@
+//! The process's one ghost heap, and which addresses are its.
+
+use core::alloc::Layout;
+use core::ffi::c_void;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::OnceLock;
+
+use ghostmem::Heap;
+
+use crate::thread::{self, Inside, Thread};
+use crate::{cache, holds, raw};
+
+static HEAP: OnceLock<Heap> = OnceLock::new();
+/// Set when everything is in place: from then on blocks are ghost memory.
+static ON: AtomicBool = AtomicBool::new(false);
+/// Blocks below this many bytes are ordinary memory.
+static GHOST_FROM: AtomicUsize = AtomicUsize::new(0);
+
+/// All ghost addresses are at or above `LOW` and less than `LENGTH` above it.
+/// Not all of those are ghost. The patched system calls have copies of these
+/// two, see [`crate::patch`].
+static LOW: AtomicUsize = AtomicUsize::new(0);
+static LENGTH: AtomicUsize = AtomicUsize::new(0);
+/// Most bytes of blocks of pages allocated at once so far.
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+/// Blocks this large are counted for the peak when they are allocated.
+const COUNTED_FROM: usize = 32 << 10;
+
+/// Puts the heap in place; not in use yet.
+pub(crate) fn set(heap: Heap, ghost_from: usize) -> &'static Heap {
+    GHOST_FROM.store(ghost_from, Ordering::Relaxed);
+    let heap = HEAP.get_or_init(|| heap);
+    learn_spans(heap);
+    heap
+}
+
+/// From now on blocks are ghost memory.
+pub(crate) fn switch_on() {
+    ON.store(true, Ordering::Release);
+}
+
+/// Whether blocks are ghost memory by now.
+pub(crate) fn is_on() -> bool {
+    ON.load(Ordering::Acquire)
+}
+
+/// The heap, once it is in place.
+pub(crate) fn heap() -> Option<&'static Heap> {
+    HEAP.get()
+}
+
+/// Whether an address may be ghost memory: one comparison.
+pub(crate) fn may_be(address: usize) -> bool {
+    address.wrapping_sub(LOW.load(Ordering::Relaxed)) < LENGTH.load(Ordering::Relaxed)
+}
+
+/// The heap, if the address is ghost memory.
+pub(crate) fn owner(address: usize) -> Option<&'static Heap> {
+    if !may_be(address) {
+        return None;
+    }
+    HEAP.get()
+        .filter(|heap| heap.is_ghost(address as *const u8))
+}
+
+/// Whether an address is ghost memory.
+pub(crate) fn is_ghost(address: usize) -> bool {
+    owner(address).is_some()
+}
+
+/// Widens the bounds to the regions the heap has now.
+fn learn_spans(heap: &Heap) {
+    let (mut low, mut high) = (usize::MAX, 0);
+    for (start, bytes) in heap.spans() {
+        low = low.min(start);
+        high = high.max(start + bytes);
+    }
+    if low < high {
+        // Everything may be ghost memory while the two change.
+        LENGTH.store(usize::MAX, Ordering::SeqCst);
+        LOW.store(low, Ordering::SeqCst);
+        LENGTH.store(high - low, Ordering::SeqCst);
+        crate::patch::publish_bounds(low, high - low);
+    }
+}
+
+/// Whether a block of `size` bytes, asked for by this thread now, is to be
+/// ghost memory.
+pub(crate) fn wants(thread: &Thread, size: usize) -> bool {
+    is_on()
+        && size >= GHOST_FROM.load(Ordering::Relaxed)
+        && thread.inside.get() == 0
+        && thread.forking.get() == 0
+}
+
+/// A ghost block, or null when there is no room (the memory limit, or the
+/// address space). `size` may be 0.
+pub(crate) fn allocate(
+    thread: &'static Thread,
+    size: usize,
+    align: usize,
+    zeroed: bool,
+) -> *mut c_void {
+    let Some(heap) = HEAP.get() else {
+        return core::ptr::null_mut();
+    };
+    let mut bytes = size;
+    if align <= 4096
+        && let Some((class, shelf)) = cache::class_of(size)
+    {
+        if let Some(block) = cache::take(shelf, class) {
+            if zeroed {
+                raw::clear(block, size);
+            }
+            return block as *mut c_void;
+        }
+        bytes = class;
+    }
+    let inside = Inside::new(thread);
+    let block = Layout::from_size_align(bytes, align)
+        .ok()
+        .and_then(|layout| heap.allocate_block(layout, zeroed).ok())
+        .map(NonNull::cast::<u8>);
+    if size >= COUNTED_FROM {
+        note_large(heap, block);
+    }
+    drop(inside);
+    block.map_or(core::ptr::null_mut(), |block| block.as_ptr().cast())
+}
+
+#[cold]
+fn note_large(heap: &Heap, block: Option<NonNull<u8>>) {
+    if let Some(block) = block
+        && !may_be(block.as_ptr() as usize)
+    {
+        learn_spans(heap);
+        // A region of the guard backend has a memory file.
+        crate::descriptors::find();
+    }
+    let now = heap.stats().allocated_bytes;
+    PEAK.fetch_max(now, Ordering::Relaxed);
+}
+
+/// Most bytes allocated at once, as seen whenever a large block was made.
+pub(crate) fn peak_bytes() -> usize {
+    PEAK.load(Ordering::Relaxed)
+}
+
+/// Frees a ghost block. One that is freed twice, or no block at all, ends the
+/// process, as in glibc.
+///
+/// # Safety
+/// Nobody uses the block any more.
+pub(crate) unsafe fn free(thread: &'static Thread, heap: &Heap, block: NonNull<u8>) {
+    if thread.forking.get() != 0 {
+        // Between fork's handlers the engine's locks are taken: the block is
+        // lost rather than waited for.
+        return;
+    }
+    let address = block.as_ptr() as usize;
+    if let Some((start, bytes)) = heap.pages_around(address)
+        && start == address
+        && let Some((class, shelf)) = cache::class_of(bytes)
+        && class == bytes
+        && !holds::any(start, bytes)
+    {
+        match cache::put(shelf, class, address) {
+            cache::Put::Kept => return,
+            cache::Put::Twice => not_live(),
+            cache::Put::Full => {}
+        }
+    }
+    let inside = Inside::new(thread);
+    // SAFETY: the caller's promise.
+    let freed = unsafe { heap.deallocate_block(block) };
+    drop(inside);
+    if freed.is_err() {
+        not_live();
+    }
+}
+
+#[cold]
+fn not_live() -> ! {
+    raw::abort(
+        b"ghostmem: free() of a pointer that is no live block: freed twice, or not from malloc\n",
+    )
+}
+
+/// Makes a block of pages at least `size` bytes long where it is, if it can
+/// be.
+///
+/// # Safety
+/// Nobody uses bytes that the block loses.
+pub(crate) unsafe fn resize(
+    thread: &'static Thread,
+    heap: &Heap,
+    block: NonNull<u8>,
+    size: usize,
+) -> bool {
+    if thread.forking.get() != 0 {
+        return false;
+    }
+    let _inside = Inside::new(thread);
+    // SAFETY: the caller's promise.
+    unsafe { heap.resize_in_place(block, size) }
+}
+
+/// A fork begins on this thread: what runs until its end is the engine's.
+pub(crate) fn fork_begins() {
+    let thread = thread::current();
+    thread.forking.set(thread.forking.get() + 1);
+    thread.inside.set(thread.inside.get() + 1);
+}
+
+/// The end of [`fork_begins`], in parent and child.
+pub(crate) fn fork_ends() {
+    let thread = thread::current();
+    thread.forking.set(thread.forking.get().wrapping_sub(1));
+    thread.inside.set(thread.inside.get().wrapping_sub(1));
+}

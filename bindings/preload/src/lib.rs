@@ -1,0 +1,42 @@
+//! The library that `ghostmem run` loads into a program (LD_PRELOAD): its
+//! malloc, and the system calls of its C library, on ghost memory.
+//!
+//! | module | does |
+//! |---|---|
+//! | `start` | from the environment to a heap in use |
+//! | `family`, `ghost`, `cache`, `ordinary` | malloc and its kin |
+//! | `patch`, `objects` | redirect libc's system call instructions |
+//! | `calls` | stand-ins for ghost buffers while the kernel works |
+//! | `signals` | SIGBUS and SIGSEGV shared with the program |
+//! | `threads`, `follow`, `report` | threads, a limit that follows, figures |
+//!
+//! # What it must never do
+//! * Take from the heap it serves: its own Rust code allocates from libc, and
+//!   code inside the engine is marked (see `thread`) so that whatever libc
+//!   allocates there is ordinary memory.
+//! * Change a program that was not started by `ghostmem run`: without the
+//!   variable in the environment every function passes straight on to libc.
+//! * Unwind into the program, or keep a lock over the program's own code.
+
+#[cfg(not(all(target_os = "linux", target_arch = "x86_64", target_env = "gnu")))]
+compile_error!("`ghostmem run` works on 64-bit x86 Linux with glibc for now");
+
+mod bounce;
+mod cache;
+mod calls;
+mod descriptors;
+mod family;
+mod follow;
+mod ghost;
+mod holds;
+mod mappings;
+mod objects;
+mod ordinary;
+mod patch;
+mod raw;
+mod report;
+mod settings;
+mod signals;
+mod start;
+mod thread;
+mod threads;

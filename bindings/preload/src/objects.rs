@@ -1,0 +1,138 @@
+//! Which code is loaded: the objects whose system calls are patched.
+
+use core::ffi::{CStr, c_int, c_void};
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+/// Objects that make system calls on a program's behalf, glibc's own. Others
+/// are left alone.
+const NAMES: [&str; 4] = [
+    "libc.so.6",
+    "ld-linux-x86-64.so.2",
+    "libpthread.so.0",
+    "librt.so.1",
+];
+
+/// One executable segment of a loaded object.
+#[derive(Debug, Clone)]
+pub(crate) struct Text {
+    /// First address.
+    pub(crate) start: usize,
+    /// Length, bytes.
+    pub(crate) bytes: usize,
+    /// Where its functions start, ascending.
+    pub(crate) functions: Vec<usize>,
+}
+
+/// The executable segments of glibc's objects.
+pub(crate) fn texts() -> Vec<Text> {
+    let mut found: Vec<Text> = Vec::new();
+    let list: *mut Vec<Text> = &raw mut found;
+    // SAFETY: `visit` has the type asked for and gets the vector, which
+    // outlives the call.
+    unsafe { libc::dl_iterate_phdr(Some(visit), list.cast()) };
+    found
+}
+
+static OUR_START: AtomicUsize = AtomicUsize::new(0);
+static OUR_BYTES: AtomicUsize = AtomicUsize::new(0);
+
+/// Whether an address lies in this library's own code.
+pub(crate) fn is_ours(address: usize) -> bool {
+    address.wrapping_sub(OUR_START.load(Ordering::Relaxed)) < OUR_BYTES.load(Ordering::Relaxed)
+}
+
+/// Finds this library's own code. Called once, at start.
+pub(crate) fn find_ours() {
+    // SAFETY: `visit_ours` has the type asked for and takes no argument.
+    unsafe { libc::dl_iterate_phdr(Some(visit_ours), core::ptr::null_mut()) };
+}
+
+unsafe extern "C" fn visit_ours(
+    info: *mut libc::dl_phdr_info,
+    _size: usize,
+    _nothing: *mut c_void,
+) -> c_int {
+    // SAFETY: the loader passes a valid structure.
+    let info = unsafe { &*info };
+    // SAFETY: the loader's array of that many program headers.
+    let headers =
+        unsafe { core::slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum)) };
+    let within = find_ours as *const () as usize;
+    for header in headers {
+        let start = info.dlpi_addr as usize + header.p_vaddr as usize;
+        let bytes = header.p_memsz as usize;
+        if header.p_type == libc::PT_LOAD
+            && header.p_flags & libc::PF_X != 0
+            && within.wrapping_sub(start) < bytes
+        {
+            OUR_START.store(start, Ordering::Relaxed);
+            OUR_BYTES.store(bytes, Ordering::Relaxed);
+            return 1;
+        }
+    }
+    0
+}
+
+unsafe extern "C" fn visit(
+    info: *mut libc::dl_phdr_info,
+    _size: usize,
+    list: *mut c_void,
+) -> c_int {
+    // SAFETY: the loader passes a valid structure.
+    let info = unsafe { &*info };
+    // SAFETY: `texts` passes its vector, which nobody else uses meanwhile.
+    let list = unsafe { &mut *list.cast::<Vec<Text>>() };
+    if info.dlpi_name.is_null() {
+        return 0;
+    }
+    // SAFETY: a C string of the loader's.
+    let name = unsafe { CStr::from_ptr(info.dlpi_name) };
+    let file = name.to_bytes().rsplit(|&byte| byte == b'/').next();
+    if !NAMES.iter().any(|known| file == Some(known.as_bytes())) {
+        return 0;
+    }
+    // SAFETY: the loader's array of that many program headers.
+    let headers =
+        unsafe { core::slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum)) };
+    let base = info.dlpi_addr as usize;
+    let functions = headers
+        .iter()
+        .find(|header| header.p_type == libc::PT_GNU_EH_FRAME)
+        .map(|header| functions(base + header.p_vaddr as usize))
+        .unwrap_or_default();
+    for header in headers {
+        if header.p_type == libc::PT_LOAD && header.p_flags & libc::PF_X != 0 {
+            list.push(Text {
+                start: base + header.p_vaddr as usize,
+                bytes: header.p_filesz as usize,
+                functions: functions.clone(),
+            });
+        }
+    }
+    0
+}
+
+/// Where functions start, out of the search table that every object has for
+/// unwinding (LSB, `.eh_frame_hdr`): version 1, encodings, then pairs of
+/// signed 32-bit offsets from the table's own address. Anything else gives
+/// nothing.
+fn functions(table: usize) -> Vec<usize> {
+    let header: [u8; 4] = crate::raw::load(table);
+    // DW_EH_PE_udata4 for the count, DW_EH_PE_datarel | sdata4 for the table.
+    if header[0] != 1 || header[2] != 0x03 || header[3] != 0x3b {
+        return Vec::new();
+    }
+    let pointer_bytes = match header[1] & 0x0f {
+        0x03 | 0x0b => 4,
+        0x04 | 0x0c => 8,
+        _ => return Vec::new(),
+    };
+    let count = crate::raw::load::<u32>(table + 4 + pointer_bytes) as usize;
+    let first = table + 8 + pointer_bytes;
+    (0..count)
+        .map(|index| {
+            let offset: i32 = crate::raw::load(first + index * 8);
+            table.wrapping_add_signed(offset as isize)
+        })
+        .collect()
+}

@@ -1,0 +1,104 @@
+//! The ordinary allocator: glibc's own, by the names it keeps for those who
+//! replace `malloc`.
+//!
+//! These need no look-up and work before any constructor has run, so memory
+//! asked for before our start-up simply comes from there, and goes back there.
+
+use core::alloc::{GlobalAlloc, Layout};
+use core::ffi::c_void;
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+mod libc_names {
+    use core::ffi::c_void;
+    unsafe extern "C" {
+        pub(super) fn __libc_malloc(size: usize) -> *mut c_void;
+        pub(super) fn __libc_calloc(count: usize, size: usize) -> *mut c_void;
+        pub(super) fn __libc_realloc(block: *mut c_void, size: usize) -> *mut c_void;
+        pub(super) fn __libc_memalign(align: usize, size: usize) -> *mut c_void;
+        pub(super) fn __libc_free(block: *mut c_void);
+    }
+}
+use libc_names::{__libc_calloc, __libc_free, __libc_malloc, __libc_memalign, __libc_realloc};
+
+pub(crate) fn allocate(size: usize, align: usize, zeroed: bool) -> *mut c_void {
+    if align <= 16 && zeroed {
+        // SAFETY: no preconditions.
+        return unsafe { __libc_calloc(1, size) };
+    }
+    if align <= 16 {
+        // SAFETY: no preconditions.
+        return unsafe { __libc_malloc(size) };
+    }
+    // SAFETY: no preconditions; glibc checks the alignment.
+    let block = unsafe { __libc_memalign(align, size) };
+    if zeroed && !block.is_null() {
+        // SAFETY: a fresh block of `size` bytes.
+        unsafe { block.cast::<u8>().write_bytes(0, size) };
+    }
+    block
+}
+
+/// # Safety
+/// `block` is null or came from this module and is no longer used.
+pub(crate) unsafe fn free(block: *mut c_void) {
+    // SAFETY: the caller's promise.
+    unsafe { __libc_free(block) };
+}
+
+/// # Safety
+/// `block` is null or came from this module, and only the result is used
+/// afterwards.
+pub(crate) unsafe fn reallocate(block: *mut c_void, size: usize) -> *mut c_void {
+    // SAFETY: the caller's promise.
+    unsafe { __libc_realloc(block, size) }
+}
+
+static USABLE_SIZE: AtomicUsize = AtomicUsize::new(0);
+
+/// Finds what has no second name. Called before the heap is in use.
+pub(crate) fn find_names() -> usize {
+    let found = crate::start::next(c"malloc_usable_size");
+    USABLE_SIZE.store(found, Ordering::Release);
+    found
+}
+
+/// How many bytes of a block may be used.
+///
+/// # Safety
+/// `block` came from this module and is live.
+pub(crate) unsafe fn usable_size(block: *mut c_void) -> usize {
+    type UsableSize = unsafe extern "C" fn(*mut c_void) -> usize;
+    let found = match USABLE_SIZE.load(Ordering::Acquire) {
+        0 => find_names(),
+        found => found,
+    };
+    if found == 0 {
+        return 0;
+    }
+    // SAFETY: the address of a function of exactly this type.
+    let usable_size = unsafe { core::mem::transmute::<usize, UsableSize>(found) };
+    // SAFETY: the caller's promise.
+    unsafe { usable_size(block) }
+}
+
+/// The allocator of this library's own Rust code: never the ghost heap.
+struct Ordinary;
+
+// SAFETY: glibc's malloc family, unchanged.
+unsafe impl GlobalAlloc for Ordinary {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        allocate(layout.size(), layout.align(), false).cast()
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        allocate(layout.size(), layout.align(), true).cast()
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, _layout: Layout) {
+        // SAFETY: the caller's promise: from `alloc`, no longer used.
+        unsafe { free(block.cast()) };
+    }
+}
+
+#[global_allocator]
+static ORDINARY: Ordinary = Ordinary;

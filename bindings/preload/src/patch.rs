@@ -1,0 +1,499 @@
+//! Gets between libc's code and the kernel.
+//!
+//! A kernel access to an absent page does not raise a signal, it fails with
+//! EFAULT. Interposing `read` and its kin is not enough: stdio, getaddrinfo,
+//! opendir and the thread library make their system calls inside libc, where
+//! no symbol is looked up. So the instructions themselves are redirected, at
+//! start, while there is one thread:
+//!
+//! ```text
+//!   libc                          stub (one per place, near libc)
+//!   ...                           mov eax, 1          the moved instructions
+//!   jmp stub  ──────────────────► is an argument ghost?
+//!   syscall   ◄────────────────── no: go on where we were
+//!   cmp rax, -4095   ◄──┐         yes: enter ──► calls::hook
+//!   ...                 └───────────────────────────┘ result in rax
+//! ```
+//! * Only instructions in front of the system call move; it stays where it is
+//!   and runs there, so that unwinding, thread cancellation and debuggers find
+//!   what they know. Where the instructions in front cannot move, those
+//!   behind do, and the stub makes the call.
+//! * What moves is whole instructions of one straight line: a decoder
+//!   (iced-x86) reads the function from its start, and no branch of the object
+//!   may lead into the middle.
+//! * The test in the stub costs about a nanosecond.
+
+use core::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::HashSet;
+
+use iced_x86::{
+    BlockEncoder, BlockEncoderOptions, Code, Decoder, DecoderOptions, FlowControl, Instruction,
+    InstructionBlock, OpKind, Register,
+};
+
+use crate::calls::table;
+use crate::objects::{Text, texts};
+use crate::raw::{call, failed};
+
+/// The length of the jump that is written.
+const JUMP: usize = 5;
+/// Room for the stubs of one object, and what comes in front of them: the
+/// bounds and the hook's address.
+const AREA: usize = 256 << 10;
+const DATA: usize = 4096;
+/// Where in the data page things are.
+const LOW_AT: usize = 0;
+const LENGTH_AT: usize = 8;
+const ENTRY_AT: usize = 16;
+
+/// Data pages of the areas made, for new bounds. Few objects are patched.
+static AREAS: [AtomicUsize; 8] = [const { AtomicUsize::new(0) }; 8];
+
+/// What was done.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Report {
+    /// Places redirected.
+    pub(crate) patched: usize,
+    /// Places that matter and could not be.
+    pub(crate) left: usize,
+    /// mmap is among them.
+    maps: bool,
+}
+
+/// Tells the stubs between which addresses ghost memory lies.
+pub(crate) fn publish_bounds(low: usize, length: usize) {
+    for area in &AREAS {
+        let data = area.load(Ordering::Acquire);
+        if data == 0 {
+            return;
+        }
+        // Any address may be ghost memory while the two change.
+        word(data + LENGTH_AT).store(usize::MAX, Ordering::SeqCst);
+        word(data + LOW_AT).store(low, Ordering::SeqCst);
+        word(data + LENGTH_AT).store(length, Ordering::SeqCst);
+    }
+}
+
+fn word(address: usize) -> &'static AtomicUsize {
+    // SAFETY: an aligned word of a data page, mapped for ever and only ever
+    // used as an atomic.
+    unsafe { &*(address as *const AtomicUsize) }
+}
+
+/// Redirects the system calls of glibc's objects; mmap too when `maps`.
+pub(crate) fn install(maps: bool) -> Report {
+    let mut report = Report {
+        maps,
+        ..Report::default()
+    };
+    for text in texts() {
+        patch_object(&text, &mut report);
+    }
+    report
+}
+
+/// One system call instruction, and how to redirect it.
+struct Place {
+    /// Where the jump goes, and how many bytes of instructions it replaces.
+    window: usize,
+    window_bytes: usize,
+    moved: Vec<Instruction>,
+    /// The system call instruction.
+    call: usize,
+    /// The call's number, when the code says it.
+    number: Option<usize>,
+}
+
+impl Place {
+    /// The system call is the first of the moved instructions.
+    fn moves_the_call(&self) -> bool {
+        self.window == self.call
+    }
+}
+
+fn patch_object(text: &Text, report: &mut Report) {
+    let code = code_of(text);
+    let mut places = Vec::new();
+    let mut seen = HashSet::new();
+    for at in memory_find(code) {
+        let address = text.start + at;
+        let index = text.functions.partition_point(|&start| start <= address);
+        let Some(start) = index.checked_sub(1).map(|index| text.functions[index]) else {
+            continue;
+        };
+        if !seen.insert(start) {
+            continue;
+        }
+        let end = text.functions.get(index).copied().unwrap_or(usize::MAX);
+        let end = end.min(text.start + text.bytes);
+        if let Some(function) = code.get(start.wrapping_sub(text.start)..end - text.start) {
+            find_places(function, start, &mut places, report);
+        }
+    }
+    drop_entered(code, text.start, &mut places, report);
+    if places.is_empty() {
+        return;
+    }
+    let Some(area) = near(text) else {
+        report.left += places.len();
+        return;
+    };
+    word(area + ENTRY_AT).store(crate::calls::entry_address(), Ordering::Relaxed);
+    let mut cursor = area + DATA;
+    let mut jumps = Vec::new();
+    for place in &places {
+        match write_stub(place, area, cursor) {
+            Some(end) if end < area + AREA => {
+                jumps.push((place, cursor));
+                cursor = end.next_multiple_of(16);
+            }
+            _ => report.left += 1,
+        }
+    }
+    let executable = libc::PROT_READ | libc::PROT_EXEC;
+    let sealed = call!(libc::SYS_mprotect, area + DATA, AREA - DATA, executable);
+    if failed(sealed) {
+        report.left += jumps.len();
+        return;
+    }
+    if let Some(free) = AREAS.iter().find(|a| a.load(Ordering::Relaxed) == 0) {
+        free.store(area, Ordering::Release);
+    }
+    let page = text.start & !4095;
+    let pages = (text.start + text.bytes).next_multiple_of(4096) - page;
+    let writable = executable | libc::PROT_WRITE;
+    if failed(call!(libc::SYS_mprotect, page, pages, writable)) {
+        report.left += jumps.len();
+        return;
+    }
+    for (place, stub) in &jumps {
+        let distance = (*stub as isize - (place.window + JUMP) as isize) as i32;
+        let mut bytes = vec![0x90; place.window_bytes];
+        bytes[0] = 0xe9;
+        bytes[1..JUMP].copy_from_slice(&distance.to_le_bytes());
+        crate::raw::copy(place.window, bytes.as_ptr() as usize, bytes.len());
+    }
+    let _stays_writable = call!(libc::SYS_mprotect, page, pages, executable);
+    report.patched += jumps.len();
+}
+
+fn code_of(text: &Text) -> &'static [u8] {
+    // SAFETY: a loaded, readable segment of libc, which is never unloaded; it
+    // is written only after the last use of this slice.
+    unsafe { core::slice::from_raw_parts(text.start as *const u8, text.bytes) }
+}
+
+/// Where the bytes of a system call instruction stand.
+fn memory_find(code: &[u8]) -> Vec<usize> {
+    let pairs = code.windows(2).enumerate();
+    pairs
+        .filter(|(_, pair)| *pair == [0x0f, 0x05])
+        .map(|(at, _)| at)
+        .collect()
+}
+
+/// Decodes one function and adds the system calls in it that matter.
+fn find_places(code: &[u8], start: usize, places: &mut Vec<Place>, report: &mut Report) {
+    let decoder = Decoder::with_ip(64, code, start as u64, DecoderOptions::NONE);
+    let instructions: Vec<Instruction> = decoder.into_iter().collect();
+    // glibc lets the table entry of its signal trampoline begin a byte before
+    // the code (for unwinders that look one byte back), so its instructions
+    // come out wrong here. Returning from a signal is not for us anyway.
+    const SIGRETURN: [u8; 9] = [0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05];
+    if code
+        .windows(SIGRETURN.len())
+        .any(|bytes| bytes == SIGRETURN)
+    {
+        return;
+    }
+    let targets: HashSet<usize> = instructions.iter().filter_map(target).collect();
+    for (index, instruction) in instructions.iter().enumerate() {
+        if instruction.code() != Code::Syscall {
+            continue;
+        }
+        let number = number_before(&instructions[..index], instruction.ip() as usize, &targets);
+        if number.is_some_and(|number| !table::matters(number, report.maps)) {
+            continue;
+        }
+        let call = instruction.ip() as usize;
+        let place = window_before(&instructions[..index], call, &targets)
+            .or_else(|| window_behind(&instructions[index..], &targets));
+        match place {
+            Some(place) => places.push(Place { number, ..place }),
+            None => report.left += 1,
+        }
+    }
+}
+
+/// Where a direct branch leads.
+fn target(instruction: &Instruction) -> Option<usize> {
+    (instruction.op0_kind() == OpKind::NearBranch64).then(|| instruction.near_branch64() as usize)
+}
+
+/// The number that the code loads just before a system call.
+fn number_before(before: &[Instruction], call: usize, targets: &HashSet<usize>) -> Option<usize> {
+    let mut after = call;
+    for instruction in before.iter().rev().take(8) {
+        // A branch that leads in here may bring another number.
+        if targets.contains(&after) || target(instruction).is_some() {
+            return None;
+        }
+        after = instruction.ip() as usize;
+        if instruction.op_count() > 0 && instruction.op0_register() == Register::EAX {
+            return match instruction.code() {
+                Code::Mov_r32_imm32 => Some(instruction.immediate32() as usize),
+                Code::Xor_rm32_r32 | Code::Xor_r32_rm32
+                    if instruction.op1_kind() == OpKind::Register
+                        && instruction.op1_register() == Register::EAX =>
+                {
+                    Some(0)
+                }
+                _ => None,
+            };
+        }
+        if instruction.op_count() > 0
+            && instruction.op0_kind() == OpKind::Register
+            && instruction.op0_register().full_register() == Register::RAX
+        {
+            return None;
+        }
+    }
+    None
+}
+
+/// Instructions in front of a system call that can move: enough bytes for a
+/// jump, in a straight line that is only entered at its start.
+fn window_before(before: &[Instruction], call: usize, targets: &HashSet<usize>) -> Option<Place> {
+    let mut first = before.len();
+    let mut start = call;
+    while call - start < JUMP {
+        // Whoever jumps to what follows would land in our jump.
+        if targets.contains(&start) {
+            return None;
+        }
+        first = first.checked_sub(1)?;
+        let instruction = before.get(first)?;
+        if !moves(instruction) {
+            return None;
+        }
+        start = instruction.ip() as usize;
+    }
+    Some(Place {
+        window: start,
+        window_bytes: call - start,
+        moved: before[first..].to_vec(),
+        call,
+        number: None,
+    })
+}
+
+/// The system call and instructions behind it.
+fn window_behind(from: &[Instruction], targets: &HashSet<usize>) -> Option<Place> {
+    let call = from.first()?.ip() as usize;
+    let mut end = call;
+    let mut count = 0;
+    while end - call < JUMP {
+        let instruction = from.get(count)?;
+        if count > 0 && (targets.contains(&end) || !moves(instruction)) {
+            return None;
+        }
+        end = instruction.next_ip() as usize;
+        count += 1;
+    }
+    Some(Place {
+        window: call,
+        window_bytes: end - call,
+        moved: from[..count].to_vec(),
+        call,
+        number: None,
+    })
+}
+
+/// Whether an instruction means the same elsewhere and goes on to the next.
+fn moves(instruction: &Instruction) -> bool {
+    instruction.code() != Code::Syscall && instruction.flow_control() == FlowControl::Next
+}
+
+/// Gives up places that a branch from another function leads into: parts of a
+/// function that the compiler moved away are functions of their own in the
+/// unwinding table. Only long branches reach that far; any bytes that look
+/// like one count.
+fn drop_entered(code: &[u8], base: usize, places: &mut Vec<Place>, report: &mut Report) {
+    let mut inner = HashSet::new();
+    for place in places.iter() {
+        let first = place.window + 1;
+        let end = (place.window + place.window_bytes).max(place.call + 1);
+        inner.extend(first..end);
+    }
+    let mut entered = HashSet::new();
+    for (at, bytes) in code.windows(6).enumerate() {
+        let operand = match bytes[..2] {
+            [0xe9, _] => 1,
+            [0x0f, second] if second & 0xf0 == 0x80 => 2,
+            _ => continue,
+        };
+        let mut distance = [0; 4];
+        distance.copy_from_slice(&bytes[operand..operand + 4]);
+        let next = base + at + operand + 4;
+        let target = next.wrapping_add_signed(i32::from_le_bytes(distance) as isize);
+        if inner.contains(&target) {
+            entered.insert(target);
+        }
+    }
+    places.retain(|place| {
+        let end = (place.window + place.window_bytes).max(place.call + 1);
+        let kept = !(place.window + 1..end).any(|address| entered.contains(&address));
+        report.left += usize::from(!kept);
+        kept
+    });
+}
+
+/// Maps an area for stubs within reach of a jump.
+fn near(text: &Text) -> Option<usize> {
+    const STEP: usize = 1 << 20;
+    for step in 1..1500 {
+        let down = (text.start & !(STEP - 1)).checked_sub(step * STEP)?;
+        let up = (text.start + text.bytes).next_multiple_of(STEP) + step * STEP;
+        for hint in [down, up] {
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+            let access = libc::PROT_READ | libc::PROT_WRITE;
+            let area = call!(libc::SYS_mmap, hint, AREA, access, flags, -1_isize, 0);
+            if area as usize == hint {
+                return Some(hint);
+            }
+            if !failed(area) {
+                let _ours = call!(libc::SYS_munmap, area, AREA);
+            }
+        }
+    }
+    None
+}
+
+/// Writes the stub of one place at `at`; where it ends.
+fn write_stub(place: &Place, area: usize, at: usize) -> Option<usize> {
+    let mut stub = Stub {
+        area,
+        at,
+        bytes: Vec::with_capacity(128),
+    };
+    let (front, behind): (&[Instruction], &[Instruction]) = if place.moves_the_call() {
+        (&[], &place.moved[1..])
+    } else {
+        (&place.moved, &[])
+    };
+    stub.relocate(front)?;
+    let mut to_slow = Vec::new();
+    let always = place.number.is_none_or(table::always);
+    if !always {
+        for argument in table::pointers(place.number?) {
+            stub.test(argument);
+            to_slow.push(stub.jump_below());
+        }
+    }
+    if always {
+        to_slow.push(stub.jump());
+    }
+    let in_place;
+    if place.moves_the_call() {
+        in_place = stub.here();
+        stub.put(&[0x0f, 0x05]);
+        stub.relocate(behind)?;
+        stub.jump_to(place.window + place.window_bytes)?;
+    } else {
+        in_place = place.call;
+        if !always {
+            stub.jump_to(place.call)?;
+        }
+    }
+    for jump in to_slow {
+        stub.land(jump)?;
+    }
+    // rcx: the address after the system call; it and r11 are the kernel's to
+    // change, so they are ours.
+    stub.put(&[0x48, 0xb9]);
+    stub.put(&(in_place + 2).to_le_bytes());
+    stub.put(&[0xff, 0x25]);
+    stub.data(ENTRY_AT)?;
+    crate::raw::copy(at, stub.bytes.as_ptr() as usize, stub.bytes.len());
+    Some(at + stub.bytes.len())
+}
+
+struct Stub {
+    area: usize,
+    at: usize,
+    bytes: Vec<u8>,
+}
+
+/// A jump whose target is not known yet: where its distance stands.
+struct Jump(usize);
+
+impl Stub {
+    fn here(&self) -> usize {
+        self.at + self.bytes.len()
+    }
+
+    fn put(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// A distance to something in the data page, from the instruction's end.
+    fn data(&mut self, offset: usize) -> Option<()> {
+        let distance = (self.area + offset) as isize - (self.here() + 4) as isize;
+        self.put(&i32::try_from(distance).ok()?.to_le_bytes());
+        Some(())
+    }
+
+    fn relocate(&mut self, instructions: &[Instruction]) -> Option<()> {
+        if instructions.is_empty() {
+            return Some(());
+        }
+        let block = InstructionBlock::new(instructions, self.here() as u64);
+        let encoded = BlockEncoder::encode(64, block, BlockEncoderOptions::NONE).ok()?;
+        self.put(&encoded.code_buffer);
+        Some(())
+    }
+
+    /// Compares argument number `argument` with the bounds: below when it may
+    /// be ghost memory. Changes rcx and the flags only.
+    fn test(&mut self, argument: usize) {
+        // mov rcx, rdi | rsi | rdx | r10 | r8 | r9
+        const MOVES: [[u8; 3]; 6] = [
+            [0x48, 0x89, 0xf9],
+            [0x48, 0x89, 0xf1],
+            [0x48, 0x89, 0xd1],
+            [0x4c, 0x89, 0xd1],
+            [0x4c, 0x89, 0xc1],
+            [0x4c, 0x89, 0xc9],
+        ];
+        self.put(&MOVES[argument % 6]);
+        // sub rcx, [rip + LOW]; cmp rcx, [rip + LENGTH]
+        self.put(&[0x48, 0x2b, 0x0d]);
+        let _near = self.data(LOW_AT);
+        self.put(&[0x48, 0x3b, 0x0d]);
+        let _near = self.data(LENGTH_AT);
+    }
+
+    fn jump_below(&mut self) -> Jump {
+        self.put(&[0x0f, 0x82, 0, 0, 0, 0]);
+        Jump(self.bytes.len() - 4)
+    }
+
+    fn jump(&mut self) -> Jump {
+        self.put(&[0xe9, 0, 0, 0, 0]);
+        Jump(self.bytes.len() - 4)
+    }
+
+    fn jump_to(&mut self, address: usize) -> Option<()> {
+        let distance = address as isize - (self.here() + JUMP) as isize;
+        self.put(&[0xe9]);
+        self.put(&i32::try_from(distance).ok()?.to_le_bytes());
+        Some(())
+    }
+
+    /// Makes a jump lead here.
+    fn land(&mut self, jump: Jump) -> Option<()> {
+        let distance = i32::try_from(self.bytes.len() - (jump.0 + 4)).ok()?;
+        self.bytes[jump.0..jump.0 + 4].copy_from_slice(&distance.to_le_bytes());
+        Some(())
+    }
+}

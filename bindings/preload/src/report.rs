@@ -1,0 +1,211 @@
+//! What the program used, said once when it ends.
+//!
+//! The report is made in the process that `ghostmem run` became, at its
+//! exit_group system call: exit(3), _exit(2) and a return from main all end
+//! there. A process that a signal ends makes none.
+
+use core::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::fmt::Write as _;
+use std::fs;
+
+use ghostmem::{Heap, Stats};
+
+use crate::patch;
+use crate::raw::{call, failed, say};
+use crate::settings::Settings;
+use crate::thread::{self, Inside};
+use crate::{ghost, start};
+
+/// Stands for the process's number in the name of the file.
+const PROCESS: &str = "%p";
+
+static DONE: AtomicBool = AtomicBool::new(false);
+/// Where the report goes: a copy of standard error, as many programs close
+/// theirs before they end.
+static STDERR: AtomicI32 = AtomicI32::new(2);
+
+/// Says what is in place, under `--verbose`.
+pub(crate) fn started(settings: &Settings, heap: &Heap, patched: patch::Report) {
+    if settings.stats && is_reporter(settings) {
+        keep_stderr();
+    }
+    if !settings.verbose {
+        return;
+    }
+    let stats = heap.stats();
+    let line = format!(
+        "ghostmem: process {}: backend {}, limit {} bytes, {} system calls of libc redirected, {} \
+         left as they are\n",
+        std::process::id(),
+        heap.backend(),
+        stats.resident_limit_bytes,
+        patched.patched,
+        patched.left,
+    );
+    say(line.as_bytes());
+}
+
+/// Makes the report, if this process owes one.
+pub(crate) fn at_exit() {
+    let Some(settings) = start::settings() else {
+        return;
+    };
+    if !(settings.stats || settings.stats_json.is_some()) {
+        return;
+    }
+    let path = settings.stats_json.as_deref();
+    // A file for each process, or one report of the first.
+    let every = path.is_some_and(|path| path.contains(PROCESS));
+    let reporter = is_reporter(settings);
+    if !(reporter || every && !is_vfork_child()) || DONE.swap(true, Ordering::AcqRel) {
+        return;
+    }
+    let Some(heap) = ghost::heap() else { return };
+    let _inside = Inside::new(thread::current());
+    let figures = Figures {
+        peak_rss: peak_rss_bytes().unwrap_or(0),
+        peak_allocated: ghost::peak_bytes(),
+        backend: heap.backend().to_string(),
+        stats: heap.stats(),
+    };
+    if settings.stats && reporter {
+        let table = figures.table();
+        let fd = STDERR.load(Ordering::Relaxed);
+        let _unheard = call!(libc::SYS_write, fd, table.as_ptr(), table.len());
+    }
+    if let Some(path) = path {
+        let path = path.replace(PROCESS, &std::process::id().to_string());
+        if let Err(error) = fs::write(&path, figures.json()) {
+            let line = format!("ghostmem: cannot write {path}: {error}\n");
+            say(line.as_bytes());
+        }
+    }
+}
+
+/// The process that set things up, or one forked from it, has its number; a
+/// child of vfork(2) that could not run its program has its parent's memory.
+fn is_vfork_child() -> bool {
+    call!(libc::SYS_getpid) != start::process() as isize
+}
+
+fn is_reporter(settings: &Settings) -> bool {
+    call!(libc::SYS_getpid) == settings.reporter as isize
+}
+
+/// Copies standard error to a high number, closed in programs started.
+fn keep_stderr() {
+    for lowest in [1000, 200, 20] {
+        let copy = call!(libc::SYS_fcntl, 2, libc::F_DUPFD_CLOEXEC, lowest);
+        if !failed(copy) {
+            STDERR.store(i32::try_from(copy).unwrap_or(2), Ordering::Relaxed);
+            return;
+        }
+    }
+}
+
+/// The kernel's count of the most memory the process had resident.
+fn peak_rss_bytes() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.trim().trim_end_matches(" kB").parse().ok()?;
+    Some(kib << 10)
+}
+
+struct Figures {
+    peak_rss: u64,
+    peak_allocated: usize,
+    backend: String,
+    stats: Stats,
+}
+
+impl Figures {
+    /// Uncompressed bytes in the store for each compressed one.
+    fn ratio(&self) -> f64 {
+        let stored = self.stats.stored_pages as f64 * 4096.0;
+        stored / (self.stats.store_data_bytes.max(1) as f64)
+    }
+
+    /// Time spent in faults, an estimate from the counts of each class.
+    fn fault_seconds(&self) -> f64 {
+        let latency = &self.stats.fault_latency;
+        latency.total_ns() as f64 / 1e9
+    }
+
+    fn table(&self) -> String {
+        let stats = &self.stats;
+        let mut table = String::from("ghostmem: what the program used\n");
+        let mut row = |name: &str, value: String| {
+            // Writing to a string does not fail.
+            let _written = writeln!(table, "  {name:<34} {value}");
+        };
+        row("peak resident memory (kernel)", mib(self.peak_rss));
+        row(
+            "resident limit of ghost memory",
+            mib(stats.resident_limit_bytes as u64),
+        );
+        row(
+            "most ghost memory allocated",
+            mib(self.peak_allocated.max(stats.allocated_bytes) as u64),
+        );
+        row(
+            "ghost memory resident at the end",
+            mib(stats.resident_bytes as u64),
+        );
+        row(
+            "pages in the store at the end",
+            format!("{} ({:.2} to 1)", stats.stored_pages, self.ratio()),
+        );
+        row("store and metadata", {
+            mib((stats.store_held_bytes + stats.metadata_bytes) as u64)
+        });
+        row(
+            "faults, of those on evicted pages",
+            format!("{}, {}", stats.faults, stats.refaults),
+        );
+        row("time in faults", format!("{:.3} s", self.fault_seconds()));
+        row(
+            "pages evicted, compressed / clean",
+            format!("{} / {}", stats.evictions_dirty, stats.evictions_clean),
+        );
+        row("backend", self.backend.clone());
+        table
+    }
+
+    fn json(&self) -> String {
+        let stats = &self.stats;
+        let mut json = String::from("{");
+        let mut field = |name: &str, value: u64| {
+            let _written = write!(json, "\"{name}\":{value},");
+        };
+        field("peak_rss_bytes", self.peak_rss);
+        field("peak_allocated_bytes", self.peak_allocated as u64);
+        field("allocated_bytes", stats.allocated_bytes as u64);
+        field("resident_limit_bytes", stats.resident_limit_bytes as u64);
+        field("resident_bytes", stats.resident_bytes as u64);
+        field("stored_pages", stats.stored_pages as u64);
+        field("store_data_bytes", stats.store_data_bytes as u64);
+        field("store_held_bytes", stats.store_held_bytes as u64);
+        field("metadata_bytes", stats.metadata_bytes as u64);
+        field("same_filled_pages", stats.same_filled_pages);
+        field("faults", stats.faults);
+        field("refaults", stats.refaults);
+        field("write_faults", stats.write_faults);
+        field("evictions_dirty", stats.evictions_dirty);
+        field("evictions_clean", stats.evictions_clean);
+        field("overdrafts", stats.overdrafts);
+        let _written = writeln!(
+            json,
+            "\"compression_ratio\":{:.3},\"fault_seconds\":{:.6},\"backend\":\"{}\"}}",
+            self.ratio(),
+            self.fault_seconds(),
+            self.backend
+        );
+        json
+    }
+}
+
+fn mib(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+}

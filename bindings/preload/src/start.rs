@@ -1,0 +1,190 @@
+//! Start-up: from the environment to a heap in use.
+//!
+//! ```text
+//!   loader ─► our constructor: settings ─► stand behind the program's signal
+//!             handlers ─► heap, regions, small objects ─► fork handlers ─►
+//!             patch libc ─► stand in front ─► switch on
+//! ```
+//! Until the last step every block is ordinary memory and every system call
+//! happens as it is. Without settings nothing happens at all. A step that is
+//! refused ends the process with one line: a program that was to run within a
+//! limit is not run without one.
+
+use core::alloc::Layout;
+use core::ffi::{CStr, c_char, c_int};
+use core::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::OnceLock;
+
+use ghostmem::{Backend, Heap};
+
+use crate::settings::{Settings, VARIABLE, value_in};
+use crate::thread::{self, Inside};
+use crate::{
+    bounce, cache, descriptors, follow, ghost, holds, mappings, objects, ordinary, patch, report,
+    signals, threads,
+};
+
+/// Most bytes of freed blocks kept for reuse, whatever the limit.
+const CACHE_MOST: usize = 32 << 20;
+
+static SETTINGS: OnceLock<Settings> = OnceLock::new();
+/// The process this memory belongs to.
+static PROCESS: AtomicI32 = AtomicI32::new(0);
+static BLIND: AtomicBool = AtomicBool::new(true);
+
+/// The settings, once the constructor has run with any.
+pub(crate) fn settings() -> Option<&'static Settings> {
+    SETTINGS.get()
+}
+
+/// The process this memory belongs to: not the caller's between vfork and exec.
+pub(crate) fn process() -> i32 {
+    PROCESS.load(Ordering::Relaxed)
+}
+
+fn claim_process() {
+    let process = i32::try_from(std::process::id()).unwrap_or(0);
+    PROCESS.store(process, Ordering::Relaxed);
+}
+
+/// Whether a system call fails on an absent page, rather than wait for it.
+pub(crate) fn kernel_is_blind() -> bool {
+    BLIND.load(Ordering::Relaxed)
+}
+
+/// The next definition of a function after ours; 0 when there is none.
+pub(crate) fn next(name: &CStr) -> usize {
+    // SAFETY: a C string; dlsym has no other precondition.
+    unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr()) as usize }
+}
+
+#[used]
+#[unsafe(link_section = ".init_array")]
+static CONSTRUCTOR: extern "C" fn(c_int, *const *const c_char, *const *const c_char) = constructor;
+
+extern "C" fn constructor(
+    _count: c_int,
+    _arguments: *const *const c_char,
+    environment: *const *const c_char,
+) {
+    // SAFETY: glibc passes the process's environment to constructors, and
+    // nobody else runs yet that could change it.
+    let Some(text) = (unsafe { value_in(environment, VARIABLE) }) else {
+        return;
+    };
+    let settings = SETTINGS.get_or_init(|| Settings::parse(&text.to_string_lossy()));
+    if let Err(why) = start(settings) {
+        let line = format!("ghostmem: cannot run this program on ghost memory: {why}\n");
+        crate::raw::say(line.as_bytes());
+        std::process::exit(126);
+    }
+}
+
+fn start(settings: &Settings) -> Result<(), String> {
+    let inside = Inside::new(thread::current());
+    if !settings.children {
+        forget_in_environment();
+    }
+    claim_process();
+    ordinary::find_names();
+    objects::find_ours();
+    bounce::prepare();
+    threads::prepare();
+    signals::stand_behind();
+    let heap = build(settings)?;
+    BLIND.store(
+        heap.backend() != Backend::Monitor || !monitor_sees_the_kernel(),
+        Ordering::Relaxed,
+    );
+    // Registered last, so that `prepare` runs before the engine's: between
+    // them this thread's blocks are ordinary memory.
+    // SAFETY: three functions that stay loaded.
+    let failed =
+        unsafe { libc::pthread_atfork(Some(before_fork), Some(in_parent), Some(in_child)) };
+    if failed != 0 {
+        return Err("no room for fork handlers".to_owned());
+    }
+    descriptors::find();
+    mappings::take_from(settings.mmap_from);
+    let patched = patch::install(settings.mmap_from > 0);
+    let heap = ghost::set(heap, settings.ghost_from);
+    cache::set_room((heap.stats().resident_limit_bytes / 16).min(CACHE_MOST));
+    if patched.patched == 0 {
+        return Err("no system call of its C library could be redirected; is it glibc?".to_owned());
+    }
+    signals::stand_in_front();
+    signals::give_stack();
+    if settings.follow {
+        follow::start(heap);
+    }
+    report::started(settings, heap, patched);
+    drop(inside);
+    ghost::switch_on();
+    Ok(())
+}
+
+/// The heap, with its regions and everything else that is made at first use.
+fn build(settings: &Settings) -> Result<Heap, String> {
+    let mut builder = Heap::builder().backend(settings.backend);
+    if settings.limit > 0 {
+        builder = builder.resident_limit(settings.limit);
+    }
+    if settings.memory_limit > 0 {
+        builder = builder.memory_limit(settings.memory_limit);
+    }
+    let heap = builder.build().map_err(|error| error.to_string())?;
+    for bytes in [1, 64 << 10] {
+        let layout = Layout::from_size_align(bytes, 16).map_err(|error| error.to_string())?;
+        let block = heap
+            .allocate_block(layout, false)
+            .map_err(|error| error.to_string())?;
+        // SAFETY: allocated just now and used by nobody.
+        unsafe { heap.deallocate_block(block.cast()) }.map_err(|error| error.to_string())?;
+    }
+    Ok(heap)
+}
+
+/// The monitor on a userfaultfd that only hears of the program's own touches
+/// does not see the kernel's.
+fn monitor_sees_the_kernel() -> bool {
+    ghostmem::doctor::probe().monitor_works
+}
+
+/// Takes our two variables out of the environment: programs started from here
+/// run without us.
+fn forget_in_environment() {
+    // SAFETY: constructors run before the program and its threads.
+    unsafe { libc::unsetenv(VARIABLE.as_ptr()) };
+    let preload = std::env::var("LD_PRELOAD").unwrap_or_default();
+    let others: Vec<&str> = preload
+        .split([':', ' '])
+        .filter(|path| !path.is_empty() && !path.ends_with("libghostmem_preload.so"))
+        .collect();
+    if others.is_empty() {
+        // SAFETY: as above.
+        unsafe { libc::unsetenv(c"LD_PRELOAD".as_ptr()) };
+    } else if let Ok(others) = std::ffi::CString::new(others.join(":")) {
+        // SAFETY: as above; the string is copied.
+        unsafe { libc::setenv(c"LD_PRELOAD".as_ptr(), others.as_ptr(), 1) };
+    }
+}
+
+extern "C" fn before_fork() {
+    ghost::fork_begins();
+}
+
+extern "C" fn in_parent() {
+    ghost::fork_ends();
+}
+
+extern "C" fn in_child() {
+    claim_process();
+    bounce::forget_others();
+    holds::forget_others();
+    mappings::forget_others();
+    cache::forget_others();
+    descriptors::find();
+    threads::forget_others();
+    ghost::fork_ends();
+    follow::restart_after_fork();
+}

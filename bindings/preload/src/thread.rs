@@ -1,0 +1,80 @@
+//! What is remembered of each thread: one small block of static thread-local
+//! storage.
+//!
+//! The block uses the initial-exec model, written by hand: it exists as soon
+//! as a thread does, is found without a call, and never allocates. A variable
+//! of `std::thread_local!` in a shared library is found through the loader,
+//! which may allocate, which would come back to us.
+
+use core::arch::asm;
+use core::cell::Cell;
+
+/// A thread's state. All zero for a new thread.
+#[repr(C)]
+pub(crate) struct Thread {
+    /// Above zero while the thread runs engine code: its allocations and
+    /// system calls are then the engine's, and left alone.
+    pub(crate) inside: Cell<u32>,
+    /// Which of [`crate::signals::OURS`] the program believes to have blocked,
+    /// one bit each.
+    pub(crate) blocked: Cell<u32>,
+    /// The alternate signal stack we gave the thread; 0 for none.
+    pub(crate) stack: Cell<usize>,
+    /// The program has set an alternate stack of its own.
+    pub(crate) own_stack: Cell<u32>,
+    /// This thread is the one that is forking.
+    pub(crate) forking: Cell<u32>,
+    /// Memory for the strings of an execve, kept: that call does not return.
+    pub(crate) exec: Cell<usize>,
+    /// Its length, bytes.
+    pub(crate) exec_bytes: Cell<usize>,
+    spare: [Cell<usize>; 2],
+}
+
+core::arch::global_asm!(
+    ".section .tbss.gm_thread,\"awT\",@nobits",
+    ".globl gm_thread",
+    ".hidden gm_thread",
+    ".type gm_thread,@object",
+    ".size gm_thread,64",
+    ".align 64",
+    "gm_thread:",
+    ".zero 64",
+    ".previous",
+);
+
+const _: () = assert!(size_of::<Thread>() <= 64);
+
+/// The calling thread's state.
+pub(crate) fn current() -> &'static Thread {
+    let address: *const Thread;
+    // SAFETY: initial-exec access as the x86-64 ABI has it: the offset from
+    // the thread pointer out of the GOT, the thread pointer from %fs:0.
+    unsafe {
+        asm!(
+            "mov {0}, qword ptr [rip + gm_thread@GOTTPOFF]",
+            "add {0}, qword ptr fs:[0]",
+            out(reg) address,
+            options(nostack, pure, readonly),
+        );
+    }
+    // SAFETY: the thread's own block of 64 zero-initialised bytes, used by no
+    // other thread; the reference does not leave it (`Cell` is not Sync).
+    unsafe { &*address }
+}
+
+/// Marks engine code; undone when dropped.
+pub(crate) struct Inside(&'static Thread);
+
+impl Inside {
+    pub(crate) fn new(thread: &'static Thread) -> Self {
+        thread.inside.set(thread.inside.get() + 1);
+        Self(thread)
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        self.0.inside.set(self.0.inside.get().wrapping_sub(1));
+    }
+}

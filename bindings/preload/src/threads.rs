@@ -1,0 +1,214 @@
+//! Threads the program starts: an alternate signal stack for each, and the
+//! engine's own threads left alone.
+//!
+//! A process ends when its last thread does (pthread_exit(3)). The engine's
+//! threads never end, so the program's are counted, and the last one to leave
+//! ends the process as libc would have.
+
+use core::ffi::{c_int, c_void};
+use core::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+
+use crate::raw::call;
+use crate::thread::Inside;
+use crate::{ghost, holds, ordinary, signals, start, thread};
+
+type Body = extern "C-unwind" fn(*mut c_void) -> *mut c_void;
+type Create = unsafe extern "C" fn(
+    *mut libc::pthread_t,
+    *const libc::pthread_attr_t,
+    Body,
+    *mut c_void,
+) -> c_int;
+
+static CREATE: AtomicUsize = AtomicUsize::new(0);
+/// The key whose destructor ends a thread's part with us; -1: none.
+static KEY: AtomicI64 = AtomicI64::new(-1);
+/// Threads of the program that have not ended.
+static PROGRAM: AtomicUsize = AtomicUsize::new(1);
+/// Threads of the engine, and the process they belong to.
+static ENGINE: AtomicUsize = AtomicUsize::new(0);
+static ENGINE_PROCESS: AtomicUsize = AtomicUsize::new(0);
+
+/// What a new thread needs to know.
+struct Start {
+    body: Body,
+    argument: *mut c_void,
+    engine: bool,
+}
+
+/// Makes the key. Called once, at start, on the program's first thread.
+pub(crate) fn prepare() {
+    let mut key: libc::pthread_key_t = 0;
+    // SAFETY: a valid place for the key, and a destructor of its type.
+    let failed = unsafe { libc::pthread_key_create(&raw mut key, Some(ends)) };
+    if failed == 0 {
+        KEY.store(i64::from(key), Ordering::Release);
+        set_key(1);
+    }
+}
+
+/// Sets this thread's value of the key: how often `ends` was called, plus one.
+fn set_key(round: usize) {
+    if let Ok(key) = libc::pthread_key_t::try_from(KEY.load(Ordering::Acquire)) {
+        // SAFETY: a key of ours; a value that is not null calls `ends`.
+        unsafe { libc::pthread_setspecific(key, core::ptr::without_provenance(round)) };
+    }
+}
+
+/// A thread of the program ends. Destructors run in up to four rounds
+/// (`PTHREAD_DESTRUCTOR_ITERATIONS`): ours waits for the program's.
+extern "C" fn ends(round: *mut c_void) {
+    let round = round.addr();
+    if round < 3 {
+        set_key(round + 1);
+        return;
+    }
+    signals::take_stack();
+    if PROGRAM.fetch_sub(1, Ordering::AcqRel) != 1 {
+        return;
+    }
+    // Threads made without our knowing (thrd_create(3)) may go on; those that
+    // are about to be gone take a moment.
+    let inside = Inside::new(thread::current());
+    for _ in 0..100 {
+        if running() <= 1 + ENGINE.load(Ordering::Acquire) {
+            drop(inside);
+            // SAFETY: what libc does when the last thread ends.
+            unsafe { libc::exit(0) };
+        }
+        std::thread::sleep(core::time::Duration::from_millis(1));
+    }
+}
+
+/// Threads of this process that have not ended. The first one stays in the
+/// kernel's list when it ended before the others.
+fn running() -> usize {
+    let Ok(tasks) = std::fs::read_dir("/proc/self/task") else {
+        return 0;
+    };
+    let ended = |task: &std::fs::DirEntry| {
+        let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        let state = stat
+            .rsplit(") ")
+            .next()
+            .and_then(|rest| rest.bytes().next());
+        matches!(state, None | Some(b'Z' | b'X'))
+    };
+    tasks.flatten().filter(|task| !ended(task)).count()
+}
+
+/// In a forked child: only the thread that forked is here.
+pub(crate) fn forget_others() {
+    PROGRAM.store(1, Ordering::Release);
+    set_key(1);
+}
+
+/// Counts one more thread, before it is made.
+fn count(engine: bool) {
+    if !engine {
+        PROGRAM.fetch_add(1, Ordering::AcqRel);
+        return;
+    }
+    // A forked child starts its own.
+    let process = call!(libc::SYS_getpid) as usize;
+    if ENGINE_PROCESS.swap(process, Ordering::AcqRel) != process {
+        ENGINE.store(0, Ordering::Release);
+    }
+    ENGINE.fetch_add(1, Ordering::AcqRel);
+}
+
+fn uncount(engine: bool) {
+    let counter = if engine { &ENGINE } else { &PROGRAM };
+    counter.fetch_sub(1, Ordering::AcqRel);
+}
+
+fn create() -> Option<Create> {
+    let mut found = CREATE.load(Ordering::Acquire);
+    if found == 0 {
+        found = start::next(c"pthread_create");
+        CREATE.store(found, Ordering::Release);
+    }
+    if found == 0 {
+        return None;
+    }
+    // SAFETY: the address of libc's function of this type.
+    Some(unsafe { core::mem::transmute::<usize, Create>(found) })
+}
+
+/// pthread_create(3).
+///
+/// # Safety
+/// As the standard has it.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn pthread_create(
+    handle: *mut libc::pthread_t,
+    attributes: *const libc::pthread_attr_t,
+    body: Body,
+    argument: *mut c_void,
+) -> c_int {
+    let Some(create) = create() else {
+        return libc::EAGAIN;
+    };
+    if !ghost::is_on() && thread::current().inside.get() == 0 {
+        // SAFETY: the caller's promise.
+        return unsafe { create(handle, attributes, body, argument) };
+    }
+    if !attributes.is_null() && !hold_stack(attributes) {
+        return libc::EAGAIN;
+    }
+    let place = ordinary::allocate(size_of::<Start>(), align_of::<Start>(), false);
+    let place = place.cast::<Start>();
+    if place.is_null() {
+        return libc::EAGAIN;
+    }
+    let engine = thread::current().inside.get() != 0;
+    let start = Start {
+        body,
+        argument,
+        engine,
+    };
+    count(engine);
+    // SAFETY: fresh memory of that size.
+    unsafe { place.write(start) };
+    // SAFETY: the caller's promise; `begin` frees what it gets.
+    let failed = unsafe { create(handle, attributes, begin, place.cast()) };
+    if failed != 0 {
+        uncount(engine);
+        // SAFETY: no thread was made that could have it.
+        unsafe { ordinary::free(place.cast()) };
+    }
+    failed
+}
+
+/// A stack in ghost memory holds the thread's control block too, which the
+/// kernel writes when the thread ends.
+fn hold_stack(attributes: *const libc::pthread_attr_t) -> bool {
+    let (mut base, mut bytes) = (core::ptr::null_mut(), 0);
+    // SAFETY: the program's initialised attributes, and places of ours.
+    let failed = unsafe { libc::pthread_attr_getstack(attributes, &raw mut base, &raw mut bytes) };
+    let base = base as usize;
+    if failed != 0 || base == 0 {
+        return true;
+    }
+    let Some(heap) = ghost::owner(base) else {
+        return true;
+    };
+    let start = base & !4095;
+    let end = (base + bytes).next_multiple_of(4096);
+    holds::hold(heap, start, end - start, false)
+}
+
+extern "C-unwind" fn begin(place: *mut c_void) -> *mut c_void {
+    let place = place.cast::<Start>();
+    // SAFETY: `pthread_create` wrote it and gave it to this thread.
+    let start = unsafe { place.read() };
+    // SAFETY: read above, used by nobody else.
+    unsafe { ordinary::free(place.cast()) };
+    if start.engine {
+        thread::current().inside.set(1);
+    } else {
+        signals::give_stack();
+        set_key(1);
+    }
+    (start.body)(start.argument)
+}
