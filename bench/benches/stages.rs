@@ -118,7 +118,7 @@ mod eviction {
             let seen = table.load(7);
             let claim = table.claim(7, seen).expect("nobody else is here");
             let word = seen.with_state(State::Resident);
-            table.release(claim, word);
+            let _nobody_waits = table.release(claim, word);
             word
         };
         let mut nonce = 0;
@@ -127,7 +127,7 @@ mod eviction {
             let seen = table.load(7);
             let claim = table.begin_evict(7, seen, nonce).expect("nobody else");
             let claim = table.seal(claim).expect("nobody touched it");
-            table.finish(claim, black_box(resident).with_state(State::Empty));
+            let _nobody_waits = table.finish(claim, black_box(resident).with_state(State::Empty));
             let claim = table.claim(7, table.load(7)).expect("nobody else");
             table.release(claim, resident)
         });
