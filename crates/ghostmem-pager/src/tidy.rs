@@ -44,6 +44,9 @@ const PRESSING_SHARE: u64 = 50;
 /// Free space that is urgent, likewise: with headers, rounding and page words
 /// more than this breaks the promise of 6 %.
 const URGENT_SHARE: u64 = 33;
+/// Stores smaller than this are left to the background thread: their classes'
+/// part-filled slabs alone are more than that share, whoever tidies.
+const HELP_BYTES_MIN: u64 = 16 << 20;
 /// What a turn aims for, likewise.
 const TARGET_SHARE: u64 = 200;
 /// Slots moved in one turn: few enough that the slabs they go to, and the ones
@@ -156,6 +159,10 @@ impl Engine {
     /// when that is urgent: the background thread, which should have, gets no
     /// processor. The caller is inside the gate.
     pub(crate) fn help_tidying(&self) {
+        // One load; where each fault evicts, the figures would cost as much.
+        if self.store.held_bytes() < HELP_BYTES_MIN {
+            return;
+        }
         let store = self.store.stats();
         if self.config.background && free_bytes(&store) > store.slot_bytes / URGENT_SHARE {
             let spare = SPARE_BYTES.min(store.slot_bytes / SPARE_SHARE);
