@@ -111,6 +111,11 @@ fn table(machine: &Machine) -> Table {
             "system calls see ghost memory too",
         ),
         (
+            "run: raw system calls",
+            present(machine.monitor_works),
+            "io_uring and the like under 'ghostmem run', by monitor",
+        ),
+        (
             "guard backend",
             present(machine.guard_works),
             "slower, works nearly everywhere",
