@@ -61,8 +61,8 @@ pub(crate) struct Job {
     pub(crate) device: Option<String>,
     /// Directory for files.
     pub(crate) scratch: PathBuf,
-    /// The peer's library, or the shim linked to it.
-    pub(crate) peer: Option<PathBuf>,
+    /// The peer's library, and the shim for it if there is one.
+    pub(crate) peer: Vec<PathBuf>,
     /// Only the small patterns, so many times each.
     pub(crate) small_rounds: Option<u32>,
 }
@@ -190,7 +190,7 @@ fn measure(job: &Job) -> Result<Line> {
         Cgroup::open(dir.clone()).join()?;
     }
     if let Some(rounds) = job.small_rounds {
-        return small::run(&job.kind, job.peer.as_deref(), rounds).map(Line::Small);
+        return small::run(&job.kind, &job.peer, rounds).map(Line::Small);
     }
     let data = DataSet::inherit(job.fd, job.pages, job.slots)?;
     let mut versions = Versions::new(job.pages, job.slots);
@@ -269,13 +269,7 @@ fn open(job: &Job) -> Result<Box<dyn Contender>> {
             Some(group) => Ghost::open_in(group, job.bound, backend, job.pages, job.resident)?,
             None => Ghost::open(backend, job.pages, job.resident)?,
         })),
-        Kind::Peer => {
-            let path = job
-                .peer
-                .as_deref()
-                .ok_or_else(|| Error::Failed("no --peer".into()))?;
-            Ok(Box::new(Peer::open(path, job.pages, job.resident)?))
-        }
+        Kind::Peer => Ok(Box::new(Peer::open(&job.peer, job.pages, job.resident)?)),
         Kind::Plain => kernel(Beyond::Nothing, group),
         Kind::Zram(_) => {
             let device = job

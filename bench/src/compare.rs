@@ -130,7 +130,7 @@ struct Setup {
     contenders: Vec<Kind>,
     patterns: Vec<Pattern>,
     /// What children load for the peer.
-    peer: Option<PathBuf>,
+    peer: Vec<PathBuf>,
     common: Common,
 }
 
@@ -207,10 +207,10 @@ pub(crate) fn run(args: &CompareArgs, call: &[&str]) -> Result<()> {
     limits.dedup();
     // Holds the compiled shim until the end.
     let shim = Directory::create()?;
-    let peer = match (&args.peer, &args.peer_include) {
-        (Some(library), Some(include)) => Some(peer::compile_shim(library, include, shim.path())?),
-        (library, _) => library.clone(),
-    };
+    let mut peer: Vec<PathBuf> = args.peer.iter().cloned().collect();
+    if let Some(include) = &args.peer_include {
+        peer.push(peer::compile_shim(include, shim.path())?);
+    }
     let workload = if args.workload.is_empty() {
         Pattern::ALL.to_vec()
     } else {
@@ -260,7 +260,7 @@ pub(crate) fn run_zram(args: &ZramArgs, call: &[&str]) -> Result<()> {
             repetitions: args.pairs,
             contenders,
             patterns: in_order(&args.workload),
-            peer: None,
+            peer: Vec::new(),
             common: args.common.clone(),
         },
         call,
@@ -351,7 +351,7 @@ fn measure_all(setup: &Setup, call: &[&str]) -> Result<()> {
                 progress.child_done(steps as u64);
             }
         }
-        if setup.peer.is_some() {
+        if !setup.peer.is_empty() {
             let mut order = vec![Kind::INLINE, Kind::Peer];
             if repetition % 2 == 1 {
                 order.reverse();

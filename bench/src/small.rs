@@ -40,7 +40,7 @@ pub(crate) struct Outcome {
 }
 
 /// Runs the patterns on one contender, `rounds` times each.
-pub(crate) fn run(kind: &Kind, peer: Option<&std::path::Path>, rounds: u32) -> Result<Outcome> {
+pub(crate) fn run(kind: &Kind, peer: &[std::path::PathBuf], rounds: u32) -> Result<Outcome> {
     match kind {
         Kind::Ghost(backend) => {
             let heap = ghost::heap(backend, LIMIT_PAGES * PAGE as u64)?;
@@ -52,8 +52,7 @@ pub(crate) fn run(kind: &Kind, peer: Option<&std::path::Path>, rounds: u32) -> R
             })
         }
         Kind::Peer => {
-            let path = peer.ok_or_else(|| Error::Failed("no --peer".into()))?;
-            let library = Library::load(path, LIMIT_PAGES * PAGE as u64)?;
+            let library = Library::load(peer, LIMIT_PAGES * PAGE as u64)?;
             measure(rounds, |bytes| library.take(bytes))
         }
         other => Err(Error::Failed(format!("{other} has no such patterns"))),

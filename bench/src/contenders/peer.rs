@@ -6,7 +6,7 @@
 //! Two ways. Without headers its functions are looked up by their mangled names
 //! (Itanium C++ ABI), and its limit is what it was built with. With
 //! `--peer-include` a few lines of C++ are compiled against its own headers and
-//! linked to it, and its limit is set through `GhostConfig::max_memory_pages`.
+//! loaded after it, and its limit is set through `GhostConfig::max_memory_pages`.
 
 use std::ffi::{CStr, CString, c_int, c_void};
 use std::path::{Path, PathBuf};
@@ -41,27 +41,21 @@ extern "C" void ghostmem_bench_free(void* block, std::size_t size) {
 }
 "#;
 
-/// Compiles the shim against the headers below `include` into `directory`,
-/// linked to `library`; what the children load.
+/// Compiles the shim against the headers below `include` into `directory`. It
+/// is not linked to the library: whoever loads it has loaded that before.
 ///
 /// # Errors
 /// The compiler's first complaint.
-pub(crate) fn compile_shim(library: &Path, include: &Path, directory: &Path) -> Result<PathBuf> {
-    let library = library
-        .canonicalize()
-        .map_err(|err| Error::io(format!("--peer {}", library.display()), &err))?;
+pub(crate) fn compile_shim(include: &Path, directory: &Path) -> Result<PathBuf> {
     let source = directory.join("peer.cpp");
     let shim = directory.join("peer.so");
     std::fs::write(&source, SHIM).map_err(|err| Error::io(source.display(), &err))?;
     let compiler = std::env::var_os("CXX").unwrap_or_else(|| "c++".into());
-    let mut rpath = std::ffi::OsString::from("-Wl,-rpath,");
-    rpath.push(library.parent().unwrap_or(Path::new("/")));
     let output = Command::new(&compiler)
         .args(["-std=c++17", "-O2", "-shared", "-fPIC", "-I"])
         .arg(include)
         .arg("-o")
-        .args([&shim, &source, &library])
-        .arg(rpath)
+        .args([&shim, &source])
         .output()
         .map_err(|err| Error::io(format!("running {}", compiler.display()), &err))?;
     if output.status.success() {
@@ -118,20 +112,29 @@ fn symbol(handle: NonNull<c_void>, name: &CStr) -> Option<NonNull<c_void>> {
 }
 
 impl Library {
-    /// Loads the shim or the library at `path`. `limit` bytes may be resident,
-    /// if that can be said to it.
+    /// Loads the files at `paths` in order, the library and perhaps the shim.
+    /// `limit` bytes may be resident, if that can be said to it.
     ///
     /// # Errors
-    /// It cannot be loaded, has not the interface, or refuses the limit.
-    pub(crate) fn load(path: &Path, limit: u64) -> Result<Self> {
-        let name = CString::new(path.as_os_str().as_encoded_bytes())
-            .map_err(|_| Error::Failed("--peer: a path with a zero byte".into()))?;
-        // SAFETY: the path is a string that outlives the call; what the
-        // library's constructors do is the user's word.
-        let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
-        let Some(handle) = NonNull::new(handle) else {
-            return Err(Error::Failed(format!("--peer: {}", last_error())));
-        };
+    /// They cannot be loaded, have not the interface, or refuse the limit.
+    pub(crate) fn load(paths: &[PathBuf], limit: u64) -> Result<Self> {
+        let mut last = None;
+        for path in paths {
+            // Without a slash the loader would search its own directories.
+            let path = path
+                .canonicalize()
+                .map_err(|err| Error::io(format!("--peer {}", path.display()), &err))?;
+            let name = CString::new(path.as_os_str().as_encoded_bytes())
+                .map_err(|_| Error::Failed("--peer: a path with a zero byte".into()))?;
+            // SAFETY: the path is a string that outlives the call; what the
+            // library's constructors do is the user's word.
+            let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
+            match NonNull::new(handle) {
+                Some(handle) => last = Some(handle),
+                None => return Err(Error::Failed(format!("--peer: {}", last_error()))),
+            }
+        }
+        let handle = last.ok_or_else(|| Error::Failed("no --peer".into()))?;
         let shim = (
             symbol(handle, c"ghostmem_bench_open"),
             symbol(handle, c"ghostmem_bench_allocate"),
@@ -250,9 +253,9 @@ pub(crate) struct Peer {
 
 impl Peer {
     /// Allocates `pages` pages, of which `resident` bytes may be uncompressed.
-    pub(crate) fn open(path: &Path, pages: u32, resident: u64) -> Result<Self> {
+    pub(crate) fn open(paths: &[PathBuf], pages: u32, resident: u64) -> Result<Self> {
         let before = status_bytes("VmRSS");
-        let block = Library::load(path, resident)?.take(pages as usize * PAGE)?;
+        let block = Library::load(paths, resident)?.take(pages as usize * PAGE)?;
         if !block.base.addr().get().is_multiple_of(PAGE) {
             return Err(Error::Skipped(
                 "the peer's blocks are not page-aligned".into(),
