@@ -125,7 +125,9 @@ fn start(settings: &Settings) -> Result<(), String> {
 
 /// The heap, with its regions and everything else that is made at first use.
 fn build(settings: &Settings) -> Result<Heap, String> {
-    let mut builder = Heap::builder().backend(settings.backend);
+    let mut builder = Heap::builder()
+        .backend(settings.backend)
+        .background_in_children(false);
     if settings.limit > 0 {
         builder = builder.resident_limit(settings.limit);
     }

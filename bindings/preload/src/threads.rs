@@ -10,7 +10,7 @@ use core::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 
 use crate::raw::call;
 use crate::thread::Inside;
-use crate::{ghost, holds, ordinary, signals, start, thread};
+use crate::{ghost, holds, objects, ordinary, signals, start, thread};
 
 type Body = extern "C-unwind" fn(*mut c_void) -> *mut c_void;
 type Create = unsafe extern "C" fn(
@@ -156,12 +156,17 @@ pub(crate) unsafe extern "C" fn pthread_create(
     if !attributes.is_null() && !hold_stack(attributes) {
         return libc::EAGAIN;
     }
+    // The engine starts its threads in a forked child outside of any call into
+    // the heap. What libc allocates for them (the table of thread-local
+    // storage) must not be ghost memory: they never take a fault.
+    let current = thread::current();
+    let engine = current.inside.get() != 0 || objects::is_ours(body as usize);
+    let _inside = engine.then(|| Inside::new(current));
     let place = ordinary::allocate(size_of::<Start>(), align_of::<Start>(), false);
     let place = place.cast::<Start>();
     if place.is_null() {
         return libc::EAGAIN;
     }
-    let engine = thread::current().inside.get() != 0;
     let start = Start {
         body,
         argument,

@@ -154,8 +154,10 @@ impl EngineThread {
         };
         check("pthread_attr_setstack", rc)?;
         let mut handle: libc::pthread_t = 0;
-        // The new thread inherits the blocked mask.
-        let blocked = SignalsBlocked::new();
+        // The new thread inherits the mask. Faults stay open in it: libc reads
+        // the program's locale when a thread starts, which is ghost memory where
+        // malloc is.
+        let blocked = SignalsBlocked::all_but_faults();
         // SAFETY: `attr` is initialised, `body` has the required signature
         // and the meaning of `argument` is agreed between it and our caller.
         let rc = unsafe {

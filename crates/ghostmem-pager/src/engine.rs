@@ -61,6 +61,9 @@ pub struct Config {
     pub readahead: bool,
     /// Keep frames free ahead of demand, on a thread of the engine's own.
     pub background: bool,
+    /// The same in forked children, where libc may read the program's heap as
+    /// it starts a thread.
+    pub background_in_children: bool,
     /// Keep the compressed copy of pages restored for reading.
     pub keep_copies: bool,
     /// Address space for the store, bytes.

@@ -136,6 +136,7 @@ mod tests {
             codec: Lz4,
             readahead: false,
             background: false,
+            background_in_children: false,
             keep_copies: true,
             store_capacity_bytes: 1 << 20,
         })

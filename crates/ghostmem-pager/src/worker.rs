@@ -53,7 +53,7 @@ impl Engine {
         if let Some(lost) = lost {
             lost.forget_after_fork();
             let handle = self.handle();
-            if let Some(handle) = handle {
+            if let Some(handle) = handle.filter(|_| self.config.background_in_children) {
                 let _without = Self::start_worker(&handle);
             }
         }

@@ -69,6 +69,7 @@ pub struct HeapBuilder {
     codec: Codec,
     readahead: bool,
     background: bool,
+    background_in_children: bool,
     keep_copies: bool,
 }
 
@@ -81,6 +82,7 @@ impl HeapBuilder {
             codec: Codec::Auto,
             readahead: true,
             background: true,
+            background_in_children: true,
             keep_copies: true,
         }
     }
@@ -117,6 +119,17 @@ impl HeapBuilder {
     /// they are touched. Default: yes.
     pub const fn readahead(mut self, on: bool) -> Self {
         self.readahead = on;
+        self
+    }
+
+    /// Whether forked children have a background thread too (`true` unless
+    /// said otherwise). Without one, faulting threads evict for themselves. Where
+    /// `malloc` itself is on the heap, libc reads ghost memory (the locale) as it
+    /// starts a thread, with every signal blocked: no engine thread may start
+    /// there once pages can be absent.
+    #[must_use]
+    pub const fn background_in_children(mut self, on: bool) -> Self {
+        self.background_in_children = on;
         self
     }
 
@@ -185,6 +198,7 @@ impl HeapBuilder {
             codec: Lz4,
             readahead: self.readahead,
             background: self.background,
+            background_in_children: self.background_in_children,
             keep_copies: self.keep_copies,
             // Compressed pages live in memory too: never more than there is.
             // Nor more than a quarter of the address space there may be.
