@@ -127,7 +127,6 @@ impl HeapBuilder {
     /// `malloc` itself is on the heap, libc reads ghost memory (the locale) as it
     /// starts a thread, with every signal blocked: no engine thread may start
     /// there once pages can be absent.
-    #[must_use]
     pub const fn background_in_children(mut self, on: bool) -> Self {
         self.background_in_children = on;
         self
