@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use cbindgen::{Builder, Config, DocumentationStyle, EnumConfig, Language, RenameRule, Style};
 
-/// The order of the header.
+/// The modules whose functions the header declares.
 const SOURCES: [&str; 8] = [
     "lib",
     "status",
@@ -74,10 +74,11 @@ fn generated() -> String {
         .collect();
     let include = ["GhostmemBackend", "GhostmemCodec", "GhostmemStatus"];
     config.export.include = include.map(str::to_owned).into();
-    let mut builder = Builder::new().with_config(config);
-    for source in SOURCES {
-        builder = builder.with_src(root().join(format!("src/{source}.rs")));
-    }
+    // The root alone: cbindgen follows its modules, and would declare every
+    // function twice if it were given those too.
+    let builder = Builder::new()
+        .with_config(config)
+        .with_src(root().join("src/lib.rs"));
     let mut text = Vec::new();
     builder.generate().unwrap().write(&mut text);
     // Rust's heading, in words that a C programmer expects.
