@@ -43,7 +43,7 @@ impl Monitor {
     fn spawn(&'static self) -> Result<(), OsError> {
         for _ in 0..machine::cpus().clamp(2, THREADS_MAX) {
             let thread =
-                EngineThread::spawn(c"ghostmem-fault", serve, core::ptr::from_ref(self) as usize)?;
+                EngineThread::spawn(c"ghost-fault", serve, core::ptr::from_ref(self) as usize)?;
             // It runs for as long as the process.
             core::mem::forget(thread);
         }

@@ -126,6 +126,7 @@ impl EngineThread {
     ///
     /// Not `std::thread`: that allocates from the program's allocator, which
     /// may be a ghost heap, and an engine thread must own no ghost memory.
+    /// `name` has at most 15 bytes (pthread_setname_np(3)).
     ///
     /// # Errors
     /// `ENOMEM` or `EAGAIN` when the stack or the thread cannot be had.
@@ -135,6 +136,7 @@ impl EngineThread {
         argument: usize,
     ) -> Result<Self, OsError> {
         const STACK_BYTES: usize = 256 * 1024;
+        debug_assert!(name.count_bytes() <= 15, "the kernel takes no longer name");
         let stack = Reservation::new(STACK_BYTES, PAGE_SIZE, Access::ReadWrite)?;
         // A page that faults below the stack, so that an overflow is loud.
         stack.protect(0, PAGE_SIZE, Access::None)?;
@@ -173,7 +175,7 @@ impl EngineThread {
         unsafe { libc::pthread_attr_destroy(attr.as_mut_ptr()) };
         check("pthread_create", rc)?;
         // SAFETY: the handle is that of a thread not yet joined; the name is
-        // NUL-terminated. A name that is too long is ignored.
+        // NUL-terminated.
         unsafe { libc::pthread_setname_np(handle, name.as_ptr()) };
         Ok(Self {
             handle,

@@ -11,8 +11,12 @@
 //!   above                         3 times the turn       a quarter at most
 //!   above 2 %                     as long as the turn    a half at most
 //!   above 3 %                     a third of the turn    three quarters
-//!   the turn found nothing        19 times the turn      a twentieth at most
+//!   the turn won nothing          19 times the turn      a twentieth at most
+//!   and nothing happened since    until something does   none
 //! ```
+//! A turn has won something when the free space fell by a fair part of what it
+//! moved. Moving alone proves nothing: the part-filled slabs of a small store
+//! can be moved round for ever.
 //! It is asked between two batches of reclaim too: a program that writes
 //! without pause never lets the background thread come to rest.
 
@@ -30,7 +34,7 @@ use crate::region::place_of;
 const REST: Duration = Duration::from_millis(200);
 /// Between two looks at the store's counters.
 const LOOK: Duration = Duration::from_millis(1);
-/// Rest after a turn that found nothing worth moving, at least.
+/// Rest after a turn that won nothing, at least.
 const FRUITLESS: Duration = Duration::from_millis(20);
 /// Empty slabs kept ready for the next pages, at most: bytes, and as a part of
 /// the live slots.
@@ -56,6 +60,12 @@ const TURN_SLOTS_MIN: u64 = 256;
 const TURN_SLOTS_MAX: u64 = 1024;
 /// In a large store, as a part of the slots.
 const TURN_SHARE: u64 = 256;
+/// A turn was worth it if it won one byte in this many that it moved: half of
+/// what the store asks of each slab it empties.
+const WIN_SHARE: u64 = 16;
+/// Slots that the program must have filled or given back since a turn that won
+/// nothing before the next one can do better.
+const TRAFFIC_MIN: u64 = 64;
 
 /// What the last turn was like; the background thread's own.
 pub(crate) struct Pace {
@@ -64,8 +74,10 @@ pub(crate) struct Pace {
     /// Processor time it took: a thread that was interrupted must not rest for
     /// that.
     took: Duration,
-    /// It moved something: there may be more.
+    /// It won something: there may be more.
     behind: bool,
+    /// The program's own traffic with the store by then.
+    traffic: u64,
     /// The last look at the counters.
     looked_ns: u64,
 }
@@ -77,6 +89,7 @@ impl Pace {
             turned_ns: now,
             took: Duration::ZERO,
             behind: false,
+            traffic: 0,
             looked_ns: now,
         }
     }
@@ -87,9 +100,14 @@ impl Pace {
         self.behind.then(|| (self.took * 3).max(LOOK))
     }
 
-    /// How long after the last turn the next one may begin.
-    fn rest(&self, free: u64, live: u64) -> Duration {
-        if free <= live / NEED_SHARE {
+    /// How long after the last turn the next one may begin; `None`: not before
+    /// the program has used the store.
+    fn rest(&self, store: &StoreStats) -> Option<Duration> {
+        if !self.behind && traffic(store).saturating_sub(self.traffic) < TRAFFIC_MIN {
+            return None;
+        }
+        let (free, live) = (free_bytes(store), store.slot_bytes);
+        let rest = if free <= live / NEED_SHARE {
             REST
         } else if !self.behind {
             (self.took * 19).max(FRUITLESS)
@@ -99,8 +117,23 @@ impl Pace {
             self.took
         } else {
             self.took / 3
-        }
+        };
+        Some(rest)
     }
+}
+
+/// Slots filled and given back so far, those that compaction moved aside.
+fn traffic(store: &StoreStats) -> u64 {
+    let moves = store.relocations.saturating_mul(2);
+    store
+        .inserts
+        .saturating_add(store.removes)
+        .saturating_sub(moves)
+}
+
+/// Bytes of the slots in use, on average.
+fn mean_bytes(store: &StoreStats) -> u64 {
+    store.slot_bytes.checked_div(store.live_slots).unwrap_or(0)
 }
 
 /// Bytes in slabs that serve a class and hold nothing.
@@ -114,9 +147,8 @@ fn free_bytes(store: &StoreStats) -> u64 {
 /// Slots to move so that the free space comes down to its target.
 fn slots_to_move(store: &StoreStats) -> u64 {
     let excess = free_bytes(store).saturating_sub(store.slot_bytes / TARGET_SHARE);
-    let mean = store.slot_bytes.checked_div(store.live_slots).unwrap_or(0);
     // Winning a page's worth of memory means moving about as much out of it.
-    let wanted = excess.checked_div(mean).unwrap_or(0);
+    let wanted = excess.checked_div(mean_bytes(store)).unwrap_or(0);
     let most = TURN_SLOTS_MAX.max(store.live_slots / TURN_SHARE);
     wanted.clamp(TURN_SLOTS_MIN, most)
 }
@@ -131,17 +163,26 @@ impl Engine {
         }
         pace.looked_ns = now;
         let store = self.store.stats();
-        let rest = pace.rest(free_bytes(&store), store.slot_bytes);
-        if since(pace.turned_ns, now) < rest {
+        let due = pace
+            .rest(&store)
+            .is_some_and(|rest| since(pace.turned_ns, now) >= rest);
+        if !due {
             return;
         }
         let spare = SPARE_BYTES.min(store.slot_bytes / SPARE_SHARE);
         let start = clock::thread_ns();
         let moved = self.tidy_store(slots_to_move(&store) as usize, spare as usize);
+        let took = since(start, clock::thread_ns());
+        let after = self.store.stats();
+        let won = free_bytes(&store).saturating_sub(free_bytes(&after));
+        // What the program did meanwhile may hide what the turn won.
+        let hidden = traffic(&after).saturating_sub(traffic(&store)) >= TRAFFIC_MIN;
+        let fair = won.saturating_mul(WIN_SHARE) >= moved as u64 * mean_bytes(&store);
         *pace = Pace {
             turned_ns: clock::now_ns(),
-            took: since(start, clock::thread_ns()),
-            behind: moved > 0,
+            took,
+            behind: moved > 0 && (fair || hidden),
+            traffic: traffic(&after),
             looked_ns: now,
         };
     }

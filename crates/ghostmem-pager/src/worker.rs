@@ -32,7 +32,7 @@ const IDLE: Duration = Duration::from_secs(2);
 
 impl Engine {
     pub(crate) fn start_worker(this: &MapArc<Self>) -> Result<(), OsError> {
-        let thread = EngineThread::spawn_with(c"ghostmem-reclaim", this.clone(), run)?;
+        let thread = EngineThread::spawn_with(c"ghost-reclaim", this.clone(), run)?;
         *this.worker.thread.lock() = Some(thread);
         Ok(())
     }
