@@ -4,6 +4,7 @@
 
 use std::alloc::Layout;
 use std::ptr::NonNull;
+use std::time::{Duration, Instant};
 
 use ghostmem::{Backend, Error, Heap};
 
@@ -225,20 +226,17 @@ fn advice_does_what_it_says() {
             .unwrap();
         let mut data = heap.slice_from_fn(1 << 18, |i| word(i, 1)).unwrap();
         let range: *const [u64] = &raw const *data;
-        let evicted = heap.evict(range).unwrap();
-        // The monitor lets the program go on a moment before it is done with
-        // the last window it restored, at most 64 pages.
-        assert!(
-            evicted >= 512 - 64,
-            "{backend}: {evicted} of 512, {:?}",
-            heap.stats()
-        );
+        // Monitors let the program go on a moment before they are done with
+        // the last windows they restored: ask again for those.
+        let mut evicted = 0;
+        let end = Instant::now() + Duration::from_secs(10);
+        while evicted < 512 && Instant::now() < end {
+            evicted += heap.evict(range).unwrap();
+        }
+        assert_eq!(evicted, 512, "{backend}: {:?}", heap.stats());
         assert_eq!(heap.is_resident(&data[0]), Some(false));
         let prefetched = heap.prefetch(range).unwrap();
-        assert!(
-            prefetched >= evicted,
-            "{backend}: {prefetched} of {evicted}"
-        );
+        assert_eq!(prefetched, evicted, "{backend}");
         assert_eq!(heap.is_resident(&data[0]), Some(true));
         heap.cold(range).unwrap();
         assert!(heap.evict_coldest().unwrap());
