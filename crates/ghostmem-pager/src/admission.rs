@@ -9,6 +9,7 @@
 //! no system call. Without a memory limit it costs one comparison.
 
 use core::sync::atomic::{AtomicUsize, Ordering};
+use core::time::Duration;
 
 use ghostmem_fault::RUN_PAGES;
 use ghostmem_os::thread::{self, SignalsBlocked};
@@ -24,6 +25,14 @@ const TABLE_BYTES_PER_PAGE: usize = 10;
 
 /// Slots moved to make room before an allocation is refused.
 const TIDY_SLOTS: usize = 4096;
+
+/// Times that the store is tidied before an allocation is refused.
+const TIDY_ROUNDS: u32 = 4;
+/// Times that an allocation waits for another thread to end its tidying, and
+/// how long each: it may have been interrupted while it had all the free
+/// memory in hand.
+const TIDY_WAITS: u32 = 200;
+const TIDY_WAIT: Duration = Duration::from_micros(500);
 
 /// `ENOMEM`
 const NO_MEMORY: i32 = 12;
@@ -73,8 +82,9 @@ impl Engine {
         }
         // Objects are spread over pages of which nobody else knows how many
         // will be touched, and the first touch of one may bring in a whole
-        // run: keep room for that.
-        let run = (self.budget.limit() / 8).clamp(1, RUN_PAGES as i64) as usize;
+        // run: keep room for that, the touched page and the ones ahead of it.
+        let ahead = (self.budget.limit() / 8).clamp(0, RUN_PAGES as i64 - 1);
+        let run = 1 + ahead as usize;
         self.admit(run * PAGE_SIZE)
             .inspect_err(|_| self.take_back(bytes))
     }
@@ -96,16 +106,25 @@ impl Engine {
             return Ok(());
         };
         // Freed slots may still hold memory: give it back before refusing.
-        for _ in 0..4 {
+        let (mut tidied, mut waited) = (0, 0);
+        loop {
             if self.needed_bytes() + spare_bytes <= limit {
                 return Ok(());
             }
+            if self.store.is_maintained() && waited < TIDY_WAITS {
+                waited += 1;
+                std::thread::sleep(TIDY_WAIT);
+                continue;
+            }
+            if tidied == TIDY_ROUNDS {
+                return Err(OsError::new("allocate", NO_MEMORY));
+            }
+            tidied += 1;
             // A signal handler must not meet a page that this thread moves.
             let blocked = SignalsBlocked::new();
             self.tidy_store(TIDY_SLOTS, 0);
             drop(blocked);
         }
-        Err(OsError::new("allocate", NO_MEMORY))
     }
 
     /// Bytes that resident pages, store and tables will take once what is

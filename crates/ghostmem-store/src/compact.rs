@@ -21,6 +21,14 @@ const TARGET_SHARE: u64 = 200;
 const TRIGGER_BYTES_MIN: u64 = crate::class::SLAB_BYTES as u64;
 
 impl SlabStore {
+    /// Whether a thread is trimming or compacting just now, so that another
+    /// that asked for it would be sent away.
+    #[must_use]
+    pub fn is_maintained(&self) -> bool {
+        let turn = self.slabs.mem.global(Global::Turn);
+        !turn.load(Relaxed).is_multiple_of(2)
+    }
+
     /// Gives empty slabs back to the kernel, keeping up to `keep_bytes` of
     /// them for coming inserts, and sorts every class's partly filled slabs
     /// so that the fullest are filled first.
