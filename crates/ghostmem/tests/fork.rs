@@ -78,7 +78,10 @@ fn while_faulting(words: &Words, body: impl FnOnce()) {
             .chunks(PART)
             .map(|part| scope.spawn(|| rewrite(part, &stop)))
             .collect();
-        thread::sleep(Duration::from_millis(20));
+        let under_way = |part: &[AtomicU64]| part[PART - 1].load(Ordering::Relaxed) >> 32 > 0;
+        while !words.chunks(PART).all(under_way) {
+            thread::sleep(Duration::from_millis(2));
+        }
         body();
         thread::sleep(Duration::from_millis(20));
         stop.store(true, Ordering::Relaxed);
