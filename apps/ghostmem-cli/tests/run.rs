@@ -39,6 +39,7 @@ fn program(name: &str) -> PathBuf {
             "threads",
             "lastthread",
             "maps",
+            "forks",
         ] {
             let built = Command::new("cc")
                 .args(["-O1", "-g", "-w", "-pthread", "-o"])
@@ -141,6 +142,16 @@ fn threads_forks_and_cancellation_work() {
     for backend in backends() {
         let options = ["--limit", "4M", "--backend", backend];
         let output = run(&options, &program("threads"), &[]);
+        assert_ok(&output, backend);
+    }
+}
+
+/// 40 children, each with a child and a thread of its own.
+#[test]
+fn forked_children_have_their_memory_before_libc_touches_it() {
+    for backend in backends() {
+        let options = ["--limit", "2M", "--backend", backend];
+        let output = run(&options, &program("forks"), &[]);
         assert_ok(&output, backend);
     }
 }

@@ -56,6 +56,8 @@ pub(crate) struct Report {
     pub(crate) patched: usize,
     /// Places that matter and could not be.
     pub(crate) left: usize,
+    /// The system call of fork(3) is among those redirected.
+    pub(crate) forks: bool,
     /// mmap is among them.
     maps: bool,
 }
@@ -102,6 +104,8 @@ struct Place {
     call: usize,
     /// The call's number, when the code says it.
     number: Option<usize>,
+    /// Where its function starts.
+    function: usize,
 }
 
 impl Place {
@@ -175,6 +179,11 @@ fn patch_object(text: &Text, report: &mut Report) {
     }
     let _stays_writable = call!(libc::SYS_mprotect, page, pages, executable);
     report.patched += jumps.len();
+    // Since glibc 2.34 the call is in a function of its own.
+    let forks = [c"_Fork", c"fork"].map(crate::start::next);
+    report.forks |= jumps
+        .iter()
+        .any(|(place, _)| place.number == Some(table::CLONE) && forks.contains(&place.function));
 }
 
 fn code_of(text: &Text) -> &'static [u8] {
@@ -219,7 +228,11 @@ fn find_places(code: &[u8], start: usize, places: &mut Vec<Place>, report: &mut 
         let place = window_before(&instructions[..index], call, &targets)
             .or_else(|| window_behind(&instructions[index..], &targets));
         match place {
-            Some(place) => places.push(Place { number, ..place }),
+            Some(place) => places.push(Place {
+                number,
+                function: start,
+                ..place
+            }),
             None => report.left += 1,
         }
     }
@@ -284,6 +297,7 @@ fn window_before(before: &[Instruction], call: usize, targets: &HashSet<usize>) 
         moved: before[first..].to_vec(),
         call,
         number: None,
+        function: 0,
     })
 }
 
@@ -306,6 +320,7 @@ fn window_behind(from: &[Instruction], targets: &HashSet<usize>) -> Option<Place
         moved: from[..count].to_vec(),
         call,
         number: None,
+        function: 0,
     })
 }
 

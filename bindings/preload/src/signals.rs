@@ -359,6 +359,17 @@ pub(crate) fn mask(args: [usize; 6]) -> Done {
     Done::With(answer)
 }
 
+/// rt_sigprocmask in engine code. What it blocks passes to the threads it
+/// starts, and libc blocks everything while it starts one: ours stay open, as
+/// what libc reads then (the locale) may be absent. `None`: as it is.
+pub(crate) fn engine_mask(args: [usize; 6]) -> Option<Answer> {
+    let [how, new, old, bytes, ..] = args;
+    let given = load_if::<u64>(new).filter(|_| bytes == 8 && how as i32 != libc::SIG_UNBLOCK)?;
+    let asked = without_ours(given);
+    let place = core::ptr::from_ref(&asked);
+    Some(call!(libc::SYS_rt_sigprocmask, how, place, old, bytes))
+}
+
 /// Bytes of the alternate stack that every thread gets, for faults on stacks
 /// that are ghost memory, and for threads with hardly any stack.
 const STACK_BYTES: usize = 256 << 10;

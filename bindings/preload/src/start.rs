@@ -112,6 +112,9 @@ fn start(settings: &Settings) -> Result<(), String> {
     if patched.patched == 0 {
         return Err("no system call of its C library could be redirected; is it glibc?".to_owned());
     }
+    if patched.forks {
+        ghostmem::fork::freeze_at_the_call();
+    }
     signals::stand_in_front();
     signals::give_stack();
     if settings.follow {

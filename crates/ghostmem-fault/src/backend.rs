@@ -78,9 +78,11 @@ pub(crate) fn get_or_open<T>(
 }
 
 /// In a forked child: the descriptors inherited from the parent still speak
-/// for the parent, and engine threads were not copied.
-pub(crate) fn after_fork_in_child() {
-    if let Some(uffd) = INLINE.get() {
+/// for the parent. The monitor's regions are the faulting thread's to serve for
+/// now: there are no engine threads, and none can be made yet.
+pub(crate) fn reopen_in_child() {
+    let monitor = MONITOR.get().map(Monitor::uffd_in_child);
+    for uffd in INLINE.get().into_iter().chain(monitor) {
         match open_inline() {
             Ok(fresh) => uffd.replace(fresh),
             Err(error) => {
@@ -88,14 +90,11 @@ pub(crate) fn after_fork_in_child() {
             }
         }
     }
-    if let Some(monitor) = MONITOR.get()
-        && let Err(error) = monitor.restart_after_fork()
-    {
-        crate::monitor::die(
-            "a forked child cannot restart the fault monitor",
-            error.errno,
-        );
-    }
+}
+
+/// In a forked child: the monitor, if there is one to be started again.
+pub(crate) fn monitor_in_child() -> Option<&'static Monitor> {
+    MONITOR.get().filter(|monitor| monitor.was_started())
 }
 
 /// An opened mechanism, ready to take regions.
@@ -112,7 +111,7 @@ impl Backend {
     /// # Errors
     /// What the kernel refused, and how.
     pub fn open(kind: BackendKind) -> Result<Self, OsError> {
-        crate::registry::hook_forks()?;
+        crate::fork::hook_forks()?;
         let mut mprotect = false;
         match kind {
             BackendKind::Inline => drop(get_or_open(&INLINE, open_inline)?),
@@ -146,7 +145,10 @@ impl Backend {
 }
 
 enum Mechanism {
-    Uffd(&'static Uffd),
+    Uffd {
+        uffd: &'static Uffd,
+        monitored: bool,
+    },
     Guard {
         map: FileMap,
         mprotect: bool,
@@ -227,8 +229,14 @@ impl Region {
             } => reservation.span(*offset, *len)?,
         };
         let mechanism = match backend.kind {
-            BackendKind::Inline => Mechanism::Uffd(get_or_open(&INLINE, open_inline)?),
-            BackendKind::Monitor => Mechanism::Uffd(get_or_open(&MONITOR, Monitor::start)?.uffd()),
+            BackendKind::Inline => Mechanism::Uffd {
+                uffd: get_or_open(&INLINE, open_inline)?,
+                monitored: false,
+            },
+            BackendKind::Monitor => Mechanism::Uffd {
+                uffd: get_or_open(&MONITOR, Monitor::start)?.uffd(),
+                monitored: true,
+            },
             BackendKind::Guard => {
                 // SAFETY: `home` keeps the reservation for as long as the
                 // region, and a reservation never gives out references.
@@ -249,7 +257,7 @@ impl Region {
             mechanism,
             active_end: AtomicUsize::new(0),
         };
-        if let Mechanism::Uffd(uffd) = region.mechanism {
+        if let Mechanism::Uffd { uffd, .. } = region.mechanism {
             // A huge page would appear where 512 pages have words of their own.
             region.advise(libc::MADV_NOHUGEPAGE)?;
             uffd.register(span.base(), span.len())?;
@@ -270,7 +278,7 @@ impl Region {
     /// noticed.
     #[must_use]
     pub const fn tracks_writes(&self) -> bool {
-        matches!(self.mechanism, Mechanism::Uffd(_))
+        matches!(self.mechanism, Mechanism::Uffd { .. })
     }
 
     /// Whether [`Region::protect`] keeps out loads too, and each page must be
@@ -299,7 +307,7 @@ impl Region {
                 mprotect: false,
                 ..
             } => map.guard(offset, len),
-            Mechanism::Guard { .. } | Mechanism::Uffd(_) => Ok(()),
+            Mechanism::Guard { .. } | Mechanism::Uffd { .. } => Ok(()),
         }
     }
 
@@ -318,7 +326,7 @@ impl Region {
     pub fn install(&self, page: usize, data: &[u8], protect: bool) -> Result<Installed, OsError> {
         let (offset, len) = self.offset(page, data.len() / PAGE_SIZE);
         match &self.mechanism {
-            Mechanism::Uffd(uffd) => uffd.copy(self.span.base() + offset, data, protect),
+            Mechanism::Uffd { uffd, .. } => uffd.copy(self.span.base() + offset, data, protect),
             Mechanism::Guard { map, mprotect, .. } => {
                 map.fill(offset, data)?;
                 open(map, *mprotect, offset, len)?;
@@ -334,7 +342,7 @@ impl Region {
     pub fn install_zero(&self, page: usize) -> Result<Installed, OsError> {
         let (offset, len) = self.offset(page, 1);
         match &self.mechanism {
-            Mechanism::Uffd(uffd) => uffd.zero(self.span.base() + offset, len),
+            Mechanism::Uffd { uffd, .. } => uffd.zero(self.span.base() + offset, len),
             Mechanism::Guard { map, mprotect, .. } => {
                 // The hole in the file reads as zero.
                 open(map, *mprotect, offset, len)?;
@@ -351,7 +359,7 @@ impl Region {
     pub fn protect(&self, page: usize, pages: usize) -> Result<(), OsError> {
         let (offset, len) = self.offset(page, pages);
         match &self.mechanism {
-            Mechanism::Uffd(uffd) => uffd.protect(self.span.base() + offset, len, true),
+            Mechanism::Uffd { uffd, .. } => uffd.protect(self.span.base() + offset, len, true),
             Mechanism::Guard {
                 map,
                 mprotect: true,
@@ -368,7 +376,7 @@ impl Region {
     pub fn unprotect(&self, page: usize, pages: usize) -> Result<(), OsError> {
         let (offset, len) = self.offset(page, pages);
         match &self.mechanism {
-            Mechanism::Uffd(uffd) => uffd.protect(self.span.base() + offset, len, false),
+            Mechanism::Uffd { uffd, .. } => uffd.protect(self.span.base() + offset, len, false),
             Mechanism::Guard { map, mprotect, .. } => open(map, *mprotect, offset, len),
         }
     }
@@ -379,7 +387,7 @@ impl Region {
     pub fn read(&self, page: usize, out: &mut [u8; PAGE_SIZE]) -> bool {
         let (offset, _) = self.offset(page, 1);
         match &self.mechanism {
-            Mechanism::Uffd(_) => {
+            Mechanism::Uffd { .. } => {
                 // SAFETY: aligned and inside the region; the caller holds the
                 // page in place, mapped and write-protected.
                 unsafe { read_page(self.span.base() + offset, out) };
@@ -421,7 +429,7 @@ impl Region {
             // SAFETY: the runs lie in private anonymous memory of this region
             // (`add_to` checked), and their bytes are safe in the store or
             // unwanted: the caller holds the pages' claims.
-            Mechanism::Uffd(_) => unsafe {
+            Mechanism::Uffd { .. } => unsafe {
                 drop_ranges(runs, even_locked, &mut |address| kept(page_at(address)));
             },
             Mechanism::Guard { map, .. } => {
@@ -438,7 +446,7 @@ impl Region {
     /// Wakes a thread that waits on this page although nothing was put in
     /// place (monitor).
     pub fn wake(&self, page: usize) {
-        if let Mechanism::Uffd(uffd) = self.mechanism {
+        if let Mechanism::Uffd { uffd, .. } = self.mechanism {
             let (offset, len) = self.offset(page, 1);
             // Nobody waiting, or no longer registered: both fine.
             let _nobody = uffd.wake(self.span.base() + offset, len);
@@ -517,11 +525,25 @@ impl Region {
     pub fn mapped(&self, page: usize, out: &mut [u8]) -> Result<bool, OsError> {
         let (offset, len) = self.offset(page, out.len());
         match &self.mechanism {
-            Mechanism::Uffd(_) => {
+            Mechanism::Uffd { .. } => {
                 map::mapped_pages(self.span.base() + offset, len, out).map(|()| true)
             }
             Mechanism::Guard { .. } => Ok(false),
         }
+    }
+
+    /// After fork(2), in the child, once the fault monitor can hear: whether
+    /// the region is its, which is then to be handed over: until now the
+    /// faulting threads served themselves, and just now nobody does.
+    #[must_use]
+    pub const fn is_monitored(&self) -> bool {
+        matches!(
+            self.mechanism,
+            Mechanism::Uffd {
+                monitored: true,
+                ..
+            }
+        )
     }
 
     /// After fork(2), in the child: puts the region under the child's own
@@ -532,7 +554,7 @@ impl Region {
     pub fn after_fork_in_child(&self, resident: impl Fn(usize) -> bool) -> Result<(), OsError> {
         self.advise(libc::MADV_DONTFORK)?;
         match &self.mechanism {
-            Mechanism::Uffd(uffd) => uffd.register(self.span.base(), self.span.len()),
+            Mechanism::Uffd { uffd, .. } => uffd.register(self.span.base(), self.span.len()),
             Mechanism::Guard {
                 map,
                 mprotect,
@@ -577,7 +599,7 @@ fn open(map: &FileMap, mprotect: bool, offset: usize, len: usize) -> Result<(), 
 
 impl Drop for Region {
     fn drop(&mut self) {
-        if let Mechanism::Uffd(uffd) = self.mechanism {
+        if let Mechanism::Uffd { uffd, .. } = self.mechanism {
             // The mapping goes with its reservation anyway.
             let _gone = uffd.unregister(self.span.base(), self.span.len());
         }

@@ -18,12 +18,14 @@
 //! takes no lock and calls only what POSIX lists as async-signal-safe.
 
 mod backend;
+pub mod fork;
 mod gate;
 mod monitor;
 mod probe;
 mod registry;
 
 pub use backend::{Backend, BackendKind, Batch, Home, Region};
+pub use fork::{Enrolment, enrol};
 pub use gate::{Gate, Inside};
 pub use ghostmem_os::scratch::{RUN_PAGES, Scratch};
 pub use ghostmem_os::signal::AccessKind;
@@ -31,6 +33,5 @@ pub use ghostmem_os::uffd::Installed;
 pub use monitor::die;
 pub use probe::{Probe, UserfaultfdProbe};
 pub use registry::{
-    Enrolment, Fault, FaultSink, Registration, Verdict, enrol, gate, lookup, rearm, register,
-    scratch,
+    Fault, FaultSink, Registration, Verdict, gate, lookup, rearm, register, scratch,
 };

@@ -5,10 +5,11 @@
 //! wait for a page that another thread is moving.
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::time::Duration;
 
 use ghostmem_os::thread::EngineThread;
 use ghostmem_os::uffd::Uffd;
-use ghostmem_os::{OsError, PAGE_SIZE, clock, machine};
+use ghostmem_os::{OsError, PAGE_SIZE, clock, futex, machine};
 
 use crate::backend::open_monitor;
 use crate::registry::{Verdict, on_message};
@@ -17,15 +18,20 @@ use crate::registry::{Verdict, on_message};
 pub(crate) struct Monitor {
     uffd: Uffd,
     started: AtomicBool,
+    /// How many threads wait to begin, or [`OPEN`].
+    parked: AtomicU64,
 }
 
 const THREADS_MAX: usize = 4;
+/// Threads need not wait: there is something to listen to.
+const OPEN: u64 = u32::MAX as u64;
 
 impl Monitor {
     pub(crate) fn start() -> Result<Self, OsError> {
         Ok(Self {
             uffd: open_monitor()?,
             started: AtomicBool::new(false),
+            parked: AtomicU64::new(OPEN),
         })
     }
 
@@ -41,7 +47,7 @@ impl Monitor {
     }
 
     fn spawn(&'static self) -> Result<(), OsError> {
-        for _ in 0..machine::cpus().clamp(2, THREADS_MAX) {
+        for _ in 0..threads() {
             let thread =
                 EngineThread::spawn(c"ghost-fault", serve, core::ptr::from_ref(self) as usize)?;
             // It runs for as long as the process.
@@ -50,14 +56,64 @@ impl Monitor {
         Ok(())
     }
 
-    pub(crate) fn restart_after_fork(&'static self) -> Result<(), OsError> {
-        self.uffd.replace(open_monitor()?);
-        if self.started.load(Ordering::Acquire) {
-            self.spawn()
-        } else {
-            Ok(())
+    /// Whether any region is, or was, its.
+    pub(crate) fn was_started(&self) -> bool {
+        self.started.load(Ordering::Acquire)
+    }
+
+    /// In a forked child, which has none of the threads: the descriptor, to be
+    /// replaced by one that needs none.
+    pub(crate) fn uffd_in_child(&'static self) -> &'static Uffd {
+        self.parked.store(0, Ordering::Release);
+        &self.uffd
+    }
+
+    /// In a forked child whose regions are served by the faulting threads:
+    /// starts the threads, and takes the regions away from their descriptor.
+    /// Nobody may touch ghost memory until they are registered again and
+    /// [`Monitor::open_to_messages`] was called.
+    pub(crate) fn listen_in_child(&'static self) {
+        let fresh = open_monitor();
+        let started = self.spawn().and(fresh).map(|fresh| {
+            // What libc reads when a thread starts may be absent, and is served
+            // by that thread itself, now.
+            while self.parked.load(Ordering::Acquire) < threads() {
+                ghostmem_os::thread::yield_now();
+            }
+            // The last of a descriptor ends all of its registrations
+            // (userfaultfd(2)).
+            self.uffd.replace(fresh);
+        });
+        if let Err(error) = started {
+            die(
+                "a forked child cannot restart the fault monitor",
+                error.errno,
+            );
         }
     }
+
+    /// Waits, on one of its threads, until there is something to listen to.
+    fn park(&self) {
+        let count = |parked: u64| (parked != OPEN).then_some(parked + 1);
+        let mut seen = self
+            .parked
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, count)
+            .map_or(OPEN, |before| before + 1);
+        while seen != OPEN {
+            futex::wait(&self.parked, seen as u32, Duration::from_millis(100));
+            seen = self.parked.load(Ordering::Acquire);
+        }
+    }
+
+    /// Lets the threads that wait in a forked child begin.
+    pub(crate) fn open_to_messages(&self) {
+        self.parked.store(OPEN, Ordering::Release);
+        futex::wake_all(&self.parked);
+    }
+}
+
+fn threads() -> u64 {
+    machine::cpus().clamp(2, THREADS_MAX) as u64
 }
 
 /// How often in a row a thread's faults on one page were refused.
@@ -109,6 +165,7 @@ static REFUSALS: Refusals = Refusals::new();
 extern "C" fn serve(monitor: *mut libc::c_void) -> *mut libc::c_void {
     // SAFETY: `spawn` passes a `&'static Monitor`.
     let monitor = unsafe { &*monitor.cast::<Monitor>() };
+    monitor.park();
     loop {
         match monitor.uffd.read_message() {
             Ok(Some(message)) => {

@@ -4,17 +4,16 @@
 //! bits of an address answers in one load. The array is zero-initialised and
 //! only the pages used of it exist.
 
-use core::sync::atomic::{AtomicI32, AtomicPtr, Ordering};
+use core::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::OnceLock;
 
 use ghostmem_os::lock::Lock;
 use ghostmem_os::map::{MapArc, PAGE_SIZE, Span};
 use ghostmem_os::scratch::{Scratch, ScratchPool};
 use ghostmem_os::signal::{self, AccessKind, SignalFault};
-use ghostmem_os::thread::SignalsBlocked;
 use ghostmem_os::{OsError, lineage, thread};
 
-use crate::backend::{OPENING, get_or_open};
+use crate::backend::get_or_open;
 use crate::gate::Gate;
 
 /// Regions do not share a granule of this many bytes of address space.
@@ -71,8 +70,15 @@ pub trait FaultSink: Send + Sync + 'static {
     /// After fork(2), in the parent.
     fn after_fork_in_parent(&self);
     /// After fork(2), in the child: only the calling thread exists, and no
-    /// region is registered with any kernel mechanism yet.
+    /// region is registered with any kernel mechanism yet. It may be in the
+    /// middle of libc's fork: start no thread.
     fn after_fork_in_child(&self);
+    /// After fork(2), in the child, when the fault monitor can hear again:
+    /// its regions are registered with nothing any more, as before
+    /// [`FaultSink::after_fork_in_child`].
+    fn give_to_monitor_in_child(&self);
+    /// After fork(2), in the child, last: threads may be started.
+    fn restart_threads_in_child(&self);
 }
 
 struct Entry {
@@ -91,32 +97,11 @@ unsafe impl Sync for Entry {}
 
 static TABLE: [AtomicPtr<Entry>; GRANULES] =
     [const { AtomicPtr::new(core::ptr::null_mut()) }; GRANULES];
-static GATE: Gate = Gate::new();
-static SCRATCH: OnceLock<ScratchPool> = OnceLock::new();
+pub(crate) static GATE: Gate = Gate::new();
+pub(crate) static SCRATCH: OnceLock<ScratchPool> = OnceLock::new();
 /// Serialises what a fork must not meet half done: changes of the signal
 /// handlers and of the lists here.
-static SETUP: Lock<()> = Lock::new(());
-/// What blocks signals on the thread that forks, while it does: a signal
-/// handler that ran in the child before our fork hook would find holes where
-/// absent pages are.
-static FORK_SIGNALS: Lock<Option<SignalsBlocked>> = Lock::new(None);
-
-/// Sinks to tell about forks. A fixed array, as nothing here may allocate.
-static SINKS: Lock<[Option<ForkSink>; SINKS_MAX]> = Lock::new([const { None }; SINKS_MAX]);
-const SINKS_MAX: usize = 4096;
-
-#[derive(Clone, Copy)]
-struct ForkSink {
-    sink: *const (),
-    before: unsafe fn(*const ()) -> bool,
-    cancel: unsafe fn(*const ()),
-    copy: unsafe fn(*const ()),
-    parent: unsafe fn(*const ()),
-    child: unsafe fn(*const ()),
-}
-// SAFETY: as for `Entry`.
-unsafe impl Send for ForkSink {}
-
+pub(crate) static SETUP: Lock<()> = Lock::new(());
 /// The gate every page transition passes.
 #[must_use]
 pub fn gate() -> &'static Gate {
@@ -157,87 +142,6 @@ impl<S: FaultSink> Drop for Registration<S> {
 
 fn granules(base: usize, len: usize) -> core::ops::RangeInclusive<usize> {
     base / GRANULE..=(base + len - 1) / GRANULE
-}
-
-/// Registers the fork hooks while the program is loaded. Handlers of
-/// pthread_atfork(3) run in the child in the order in which they were
-/// registered, and in the reverse order before the fork: registered first, ours
-/// give the child its memory before any handler of the program's runs there,
-/// and stop page transitions only after all of theirs have run.
-extern "C" fn hook_at_load() {
-    // A constructor of the program's may have made a heap before.
-    let first = HOOK_ERRNO.compare_exchange(
-        NOT_HOOKED,
-        libc::ENOMEM,
-        Ordering::AcqRel,
-        Ordering::Relaxed,
-    );
-    if first.is_err() {
-        return;
-    }
-    let hooked = thread::at_fork(before_fork, after_fork_in_parent, after_fork_in_child);
-    HOOK_ERRNO.store(
-        hooked.err().map_or(0, |error| error.errno),
-        Ordering::Release,
-    );
-}
-
-/// Runs before `main`, and before constructors of any other priority.
-#[used]
-#[unsafe(link_section = ".init_array.00050")]
-static HOOK_AT_LOAD: extern "C" fn() = hook_at_load;
-
-/// `errno` of registering the fork hooks, 0 when they are in place.
-static HOOK_ERRNO: AtomicI32 = AtomicI32::new(NOT_HOOKED);
-const NOT_HOOKED: i32 = -1;
-
-/// Makes sure that the process's fork hooks are in place, and claims the
-/// process.
-///
-/// # Errors
-/// `ENOMEM`; `EPERM` in a child of a process with heaps that ran no fork hook.
-pub(crate) fn hook_forks() -> Result<(), OsError> {
-    let _setup = SETUP.lock();
-    if HOOK_ERRNO.load(Ordering::Acquire) == NOT_HOOKED {
-        // No constructor has run yet.
-        hook_at_load();
-    }
-    match HOOK_ERRNO.load(Ordering::Acquire) {
-        0 => lineage::claim_process(),
-        errno => Err(OsError::new("pthread_atfork", errno)),
-    }
-}
-
-/// A sink that hears of forks; no longer when this is dropped.
-pub struct Enrolment<S: FaultSink> {
-    sink: MapArc<S>,
-}
-
-impl<S: FaultSink> Enrolment<S> {
-    /// The sink.
-    #[must_use]
-    pub fn sink(&self) -> &MapArc<S> {
-        &self.sink
-    }
-}
-
-impl<S: FaultSink> Drop for Enrolment<S> {
-    fn drop(&mut self) {
-        forget_sink(MapArc::as_ptr(&self.sink).cast());
-    }
-}
-
-/// Makes `sink` hear of forks.
-///
-/// # Errors
-/// `ENOSPC` when far too many sinks exist; a refused fork hook.
-pub fn enrol<S: FaultSink>(sink: MapArc<S>) -> Result<Enrolment<S>, OsError> {
-    hook_forks()?;
-    // A fork under way holds this from before it asks the sinks until they
-    // are all released: nobody joins in between.
-    let _no_fork = SETUP.lock();
-    remember_sink(&sink)?;
-    Ok(Enrolment { sink })
 }
 
 /// Makes faults in `span` go to `sink`, as region number `region`.
@@ -385,125 +289,4 @@ pub(crate) fn on_message(address: usize, write: bool, present: bool, thread: u32
     let mut lease = pool.lease();
     resolve(&mut dispatch, &mut lease);
     dispatch.verdict
-}
-
-fn remember_sink<S: FaultSink>(sink: &MapArc<S>) -> Result<(), OsError> {
-    unsafe fn before<S: FaultSink>(sink: *const ()) -> bool {
-        // SAFETY: enrolled sinks are alive (see `Enrolment`).
-        unsafe { &*sink.cast::<S>() }.try_before_fork()
-    }
-    unsafe fn cancel<S: FaultSink>(sink: *const ()) {
-        // SAFETY: as in `before`.
-        unsafe { &*sink.cast::<S>() }.cancel_fork();
-    }
-    unsafe fn copy<S: FaultSink>(sink: *const ()) {
-        // SAFETY: as in `before`.
-        unsafe { &*sink.cast::<S>() }.copy_for_fork();
-    }
-    unsafe fn parent<S: FaultSink>(sink: *const ()) {
-        // SAFETY: as in `before`.
-        unsafe { &*sink.cast::<S>() }.after_fork_in_parent();
-    }
-    unsafe fn child<S: FaultSink>(sink: *const ()) {
-        // SAFETY: as in `before`.
-        unsafe { &*sink.cast::<S>() }.after_fork_in_child();
-    }
-    let new = ForkSink {
-        sink: MapArc::as_ptr(sink).cast(),
-        before: before::<S>,
-        cancel: cancel::<S>,
-        copy: copy::<S>,
-        parent: parent::<S>,
-        child: child::<S>,
-    };
-    let mut sinks = SINKS.lock();
-    let free = sinks.iter_mut().find(|s| s.is_none());
-    *free.ok_or(OsError::new("register", libc::ENOSPC))? = Some(new);
-    Ok(())
-}
-
-fn forget_sink(sink: *const ()) {
-    let mut sinks = SINKS.lock();
-    if let Some(slot) = sinks.iter_mut().find(|s| s.is_some_and(|s| s.sink == sink)) {
-        *slot = None;
-    }
-}
-
-fn for_each_sink(sinks: &[Option<ForkSink>; SINKS_MAX], call: impl Fn(&ForkSink)) {
-    sinks.iter().flatten().for_each(call);
-}
-
-/// Takes the locks of all sinks, or none.
-fn try_all(sinks: &[Option<ForkSink>; SINKS_MAX]) -> bool {
-    // SAFETY: sinks in the list are alive: an enrolment takes itself off the
-    // list, under its lock, before it lets go of its sink.
-    let refused = sinks
-        .iter()
-        .flatten()
-        .position(|s| !unsafe { (s.before)(s.sink) });
-    let Some(refused) = refused else { return true };
-    for sink in sinks.iter().flatten().take(refused) {
-        // SAFETY: as above.
-        unsafe { (sink.cancel)(sink.sink) };
-    }
-    false
-}
-
-extern "C" fn before_fork() {
-    // A thread that adds a region holds a sink's lock and then wants these
-    // two: so nobody waits for a sink while holding them.
-    let blocked = SignalsBlocked::all_but_faults();
-    loop {
-        SETUP.take_for_fork();
-        // Nobody who has this one waits for anything.
-        OPENING.take_for_fork();
-        if try_all(&SINKS.lock()) {
-            break;
-        }
-        OPENING.release_after_fork();
-        SETUP.release_after_fork();
-        thread::yield_now();
-    }
-    *FORK_SIGNALS.lock() = Some(blocked);
-    SINKS.take_for_fork();
-    GATE.freeze();
-    SINKS.release_after_fork();
-    for_each_sink(&SINKS.lock(), |sink| {
-        // SAFETY: as above.
-        unsafe { (sink.copy)(sink.sink) };
-    });
-    SINKS.take_for_fork();
-}
-
-extern "C" fn after_fork_in_parent() {
-    GATE.thaw();
-    SINKS.release_after_fork();
-    for_each_sink(&SINKS.lock(), |sink| {
-        // SAFETY: as in `try_all`.
-        unsafe { (sink.parent)(sink.sink) };
-    });
-    end_fork();
-}
-
-fn end_fork() {
-    let blocked = FORK_SIGNALS.lock().take();
-    OPENING.release_after_fork();
-    SETUP.release_after_fork();
-    drop(blocked);
-}
-
-extern "C" fn after_fork_in_child() {
-    GATE.forget_others_after_fork();
-    if let Some(pool) = SCRATCH.get() {
-        pool.reset_after_fork();
-    }
-    lineage::claim_child();
-    crate::backend::after_fork_in_child();
-    SINKS.release_after_fork();
-    for_each_sink(&SINKS.lock(), |sink| {
-        // SAFETY: as in `try_all`; the child has its own copy of all of it.
-        unsafe { (sink.child)(sink.sink) };
-    });
-    GATE.thaw();
-    end_fork();
 }

@@ -73,6 +73,12 @@ impl<T> Lock<T> {
             .is_ok()
     }
 
+    /// Whether the calling thread holds the lock.
+    #[must_use]
+    pub fn is_mine(&self) -> bool {
+        self.holder.load(Ordering::Relaxed) == thread::key() as u64
+    }
+
     /// Gives back what [`Lock::take_for_fork`] took.
     ///
     /// # Panics

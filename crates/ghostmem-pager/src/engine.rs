@@ -427,14 +427,19 @@ impl FaultSink for Engine {
     fn after_fork_in_child(&self) {
         for region in self.regions() {
             Self::refuse_strangers(region);
-            self.repair_region(region);
-            let resident = |page| region.table.load(page).state() == State::Resident;
-            if let Err(error) = region.mapped.after_fork_in_child(resident) {
-                die("a forked child cannot take over a heap", error.errno);
-            }
+            self.take_over_region(region);
         }
         self.stuck.store(0, Ordering::Release);
         self.release_fork_locks();
+    }
+
+    fn give_to_monitor_in_child(&self) {
+        for region in self.regions().filter(|region| region.mapped.is_monitored()) {
+            self.take_over_region(region);
+        }
+    }
+
+    fn restart_threads_in_child(&self) {
         self.restart_worker_after_fork();
     }
 }
@@ -489,6 +494,16 @@ impl Engine {
                     );
                 }
             }
+        }
+    }
+
+    /// In a forked child: the region's pages under a mechanism of the child's
+    /// own.
+    fn take_over_region(&self, region: &Region) {
+        self.repair_region(region);
+        let resident = |page| region.table.load(page).state() == State::Resident;
+        if let Err(error) = region.mapped.after_fork_in_child(resident) {
+            die("a forked child cannot take over a heap", error.errno);
         }
     }
 

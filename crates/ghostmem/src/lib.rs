@@ -25,6 +25,7 @@
 //! * [`Heap::pin`]: memory for raw system calls. With every backend but
 //!   `monitor`, a system call given an absent page fails with `EFAULT`.
 //! * [`doctor::probe`]: what this machine allows.
+//! * [`fork`]: only for libraries that serve other programs' `malloc`.
 //!
 //! # What a program must not do
 //! * Block SIGBUS or SIGSEGV on a thread that touches ghost memory: the kernel
@@ -37,6 +38,7 @@ mod block;
 mod builder;
 pub mod doctor;
 mod error;
+pub mod fork;
 mod heap;
 mod slice;
 mod stats;

@@ -159,8 +159,12 @@ extern "C-unwind" fn hook(call: &mut Call) -> u32 {
     }
     let done = if thread.inside.get() == 0 {
         handle(call)
+    } else if matches!(call.number, 56 | 57) && thread.forking.get() != 0 {
+        spawn::fork(call.number, call.args)
     } else if call.number == 13 {
         signals::engine_action(call.args).map_or(Done::Asis, Done::With)
+    } else if call.number == 14 {
+        signals::engine_mask(call.args).map_or(Done::Asis, Done::With)
     } else {
         Done::Asis
     };

@@ -1,6 +1,7 @@
-//! execve and execveat: argument and environment strings in ghost memory.
+//! New processes: fork's own system call, and execve and execveat with
+//! argument and environment strings in ghost memory.
 //!
-//! The call does not come back when it works, and between vfork and exec the
+//! execve does not come back when it works, and between vfork and exec the
 //! memory is the parent's. The copies therefore stand in memory that the
 //! thread keeps for its next execve, not in a lease.
 
@@ -65,6 +66,18 @@ impl Strings {
     fn room(self) -> usize {
         (self.count + 2) * size_of::<usize>() + self.bytes
     }
+}
+
+/// clone or fork on a thread that is in libc's fork: libc's own work before
+/// and after the call, on its open files and the like, finds the heap working.
+pub(super) fn fork(number: usize, args: [usize; 6]) -> Done {
+    let shares_memory = number == 56 && args[0] & libc::CLONE_VM as usize != 0;
+    if shares_memory || !ghostmem::fork::before_call() {
+        return Done::Asis;
+    }
+    let answer: Answer = raw::syscall(number, args);
+    ghostmem::fork::after_call(answer == 0);
+    Done::With(answer)
 }
 
 /// execve, or execveat when `at` is given.

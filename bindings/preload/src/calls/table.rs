@@ -169,6 +169,7 @@ pub(crate) const fn always(number: usize) -> bool {
             | 13 | 14      // rt_sigaction, rt_sigprocmask
             | 19 | 20 | 295 | 296 | 327 | 328   // readv, writev, preadv, pwritev, *2
             | 46 | 47 | 299 | 307               // sendmsg, recvmsg, recvmmsg, sendmmsg
+            | CLONE | 57    // clone, fork
             | 59 | 322      // execve, execveat
             | 130 | 131     // rt_sigsuspend, sigaltstack
             | 151           // mlockall
@@ -203,6 +204,8 @@ pub(crate) const fn matters(number: usize, maps: bool) -> bool {
 }
 
 const MMAP: usize = 9;
+/// clone(2), which is what fork(3) calls.
+pub(crate) const CLONE: usize = 56;
 
 /// The arguments whose being ghost memory makes a call ours.
 pub(crate) fn pointers(number: usize) -> impl Iterator<Item = usize> {

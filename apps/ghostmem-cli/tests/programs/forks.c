@@ -1,0 +1,81 @@
+/* Forks of a program with threads. Around the system call libc touches what it
+ * allocated (open files, the name service, the loader's lists, the locale);
+ * memory that is pushed out all the time, and must be there. */
+#define _GNU_SOURCE
+#include <locale.h>
+#include <pthread.h>
+#include <pwd.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define FORKS 40
+#define FILES 50
+#define BYTES (6u << 20)
+
+static unsigned char *big;
+static volatile int stop;
+static FILE *files[FILES];
+
+static unsigned char at(size_t i) { return (unsigned char)(i * 7 + (i >> 12)); }
+
+static int all_there(void) {
+    for (size_t i = 0; i < BYTES; i += 512) if (big[i] != at(i)) return 0;
+    return 1;
+}
+
+static void *churn(void *unused) {
+    (void)unused;
+    unsigned seed = 1;
+    while (!stop) {
+        size_t i = rand_r(&seed) % BYTES;
+        if (big[i] != at(i)) { puts("wrong: seen by a thread"); exit(1); }
+    }
+    return NULL;
+}
+
+static void *in_child(void *unused) { (void)unused; return all_there() ? big : NULL; }
+
+static int child(void) {
+    char line[100];
+    void *answer = NULL;
+    pthread_t thread;
+    for (int i = 0; i < FILES; i++) if (!fgets(line, sizeof line, files[i])) return 2;
+    if (!getpwuid(0)) return 3;
+    if (!all_there()) return 4;
+    if (pthread_create(&thread, NULL, in_child, NULL) || pthread_join(thread, &answer) || !answer) return 5;
+    /* A child of the child's. */
+    pid_t pid = fork();
+    if (pid == 0) _exit(all_there() ? 0 : 1);
+    int status = 0;
+    if (waitpid(pid, &status, 0) != pid || status != 0) return 6;
+    return strcmp(setlocale(LC_ALL, NULL), "C.UTF-8") == 0 ? 0 : 7;
+}
+
+int main(void) {
+    if (!setlocale(LC_ALL, "C.UTF-8") || !getpwuid(0)) { puts("wrong: no locale or no root"); return 1; }
+    for (int i = 0; i < FILES; i++) {
+        /* Each on pages of its own. */
+        if (!malloc(5000) || !(files[i] = fopen("/proc/self/maps", "r")) || fgetc(files[i]) == EOF) return 1;
+    }
+    big = malloc(BYTES);
+    for (size_t i = 0; i < BYTES; i++) big[i] = at(i);
+    pthread_t thread;
+    if (pthread_create(&thread, NULL, churn, NULL)) return 1;
+    for (int i = 0; i < FORKS; i++) {
+        if (!all_there()) { puts("wrong: in the parent"); return 1; }
+        pid_t pid = fork();
+        if (pid == 0) { alarm(60); _exit(child()); }
+        int status = 0;
+        if (pid < 0 || waitpid(pid, &status, 0) != pid || status != 0) {
+            printf("wrong: child %d ended with status %x\n", i, status);
+            return 1;
+        }
+    }
+    stop = 1;
+    pthread_join(thread, NULL);
+    puts("ok");
+    return 0;
+}
