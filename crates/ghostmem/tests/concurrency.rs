@@ -8,7 +8,6 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread;
-use std::time::{Duration, Instant};
 
 use common::{BACKENDS, PAGE, Random, Watchdog, heap, word};
 use ghostmem::{Backend, Heap};
@@ -60,13 +59,19 @@ fn neighbouring_words_of_one_page_keep_every_store_under_constant_eviction() {
         let words = heap
             .slice_from_fn(32 * PAGE / 8, |_| AtomicU64::new(0))
             .unwrap();
-        let until = Instant::now() + Duration::from_millis(400);
+        // Until it has been pressed out often enough, however long that takes.
+        let pressed = || {
+            let stats = heap.stats();
+            stats.evictions_dirty > 500 && stats.refaults > 500
+        };
+        let done = AtomicBool::new(false);
         thread::scope(|scope| {
+            let done = &done;
             for me in 0..4 {
                 let words = &words;
                 scope.spawn(move || {
                     let mut mine = 0;
-                    while Instant::now() < until {
+                    while !done.load(Ordering::Relaxed) {
                         for _ in 0..50 {
                             // A plain load and a plain store, as a program does.
                             let seen = words[me].load(Ordering::Relaxed);
@@ -81,13 +86,14 @@ fn neighbouring_words_of_one_page_keep_every_store_under_constant_eviction() {
             }
             scope.spawn(|| {
                 let mut random = Random::new(9);
-                while Instant::now() < until {
+                while !done.load(Ordering::Relaxed) {
                     words[PAGE / 8 + random.below(31 * PAGE / 8)].fetch_add(1, Ordering::Relaxed);
                 }
             });
-            while Instant::now() < until {
+            while !pressed() {
                 heap.evict(&raw const words[..512]).unwrap();
             }
+            done.store(true, Ordering::Relaxed);
         });
         heap.evict(&raw const *words).unwrap();
         let total: u64 = (0..4).map(|me| words[me].load(Ordering::Relaxed)).sum();
@@ -96,11 +102,6 @@ fn neighbouring_words_of_one_page_keep_every_store_under_constant_eviction() {
             let last = words[me].load(Ordering::Relaxed);
             assert_eq!(words[16 + me].load(Ordering::Relaxed), last, "{backend}");
         }
-        let stats = heap.stats();
-        assert!(
-            stats.evictions_dirty > 20 && stats.refaults > 20,
-            "{backend}: {stats:?}"
-        );
     }
 }
 
@@ -233,7 +234,7 @@ fn advice_runs_against_readers_and_writers() {
             .collect();
         let mut scratch = heap.slice_from_fn(8 * PAGE / 8, |_| 7_u64).unwrap();
         let stop = AtomicBool::new(false);
-        let (advised, rounds) = thread::scope(|scope| {
+        let rounds = thread::scope(|scope| {
             // Also when a check below fails: the threads must not go on.
             let stopper = Stopper(&stop);
             for seed in 0..2 {
@@ -264,9 +265,7 @@ fn advice_runs_against_readers_and_writers() {
                 })
                 .collect();
             let mut random = Random::new(99);
-            let mut advised = 0_u64;
-            let until = Instant::now() + Duration::from_millis(400);
-            while Instant::now() < until {
+            for _ in 0..2000 {
                 let (base, len) = ranges[random.below(ranges.len())];
                 let from = random.below(len);
                 let count = 1 + random.below((len - from).min(4096));
@@ -289,13 +288,11 @@ fn advice_runs_against_readers_and_writers() {
                     }
                     _ => drop(heap.evict(range).unwrap()),
                 }
-                advised += 1;
             }
             drop(stopper);
-            let rounds: u64 = writers.into_iter().map(|w| w.join().unwrap()).sum();
-            (advised, rounds)
+            writers.into_iter().map(|w| w.join().unwrap()).sum::<u64>()
         });
-        assert!(advised > 20 && rounds >= 2, "{backend}: {advised} {rounds}");
+        assert!(rounds >= 2, "{backend}: {rounds}");
         assert!(
             shared.iter().enumerate().all(|(i, &w)| w == word(i, 1)),
             "{backend}"

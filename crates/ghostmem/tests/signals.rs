@@ -8,7 +8,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use common::{BACKENDS, PAGE, Random, Watchdog, alone, alone_on_each, fork, heap};
 use common::{wait_for, word};
@@ -107,7 +107,7 @@ fn process_timer(microseconds: i64) {
 fn storms_of_signals_touch_ghost_memory_while_everything_goes_on() {
     let name = "storms_of_signals_touch_ghost_memory_while_everything_goes_on";
     alone_on_each(name, |backend| {
-        let _watchdog = Watchdog::new("signal storm", 40);
+        let _watchdog = Watchdog::new("signal storm", 50);
         let heap = heap(backend, 48);
         let counts = heap
             .slice_from_fn(STORM_PAGES * PAGE / 8, |_| AtomicU64::new(0))
@@ -118,14 +118,14 @@ fn storms_of_signals_touch_ghost_memory_while_everything_goes_on() {
             install(signal, handler, libc::SA_RESTART, &[]);
         }
         process_timer(1000);
-        let until = Instant::now() + Duration::from_millis(600);
+        let stormy = || SIGNALS.load(Ordering::Relaxed) < 1000;
         thread::scope(|scope| {
             for me in 0..4_u64 {
                 let heap = &heap;
                 scope.spawn(move || {
                     let _timer = ThreadTimer::start();
                     let mut random = Random::new(me);
-                    while Instant::now() < until {
+                    while stormy() {
                         // Allocates (small and large), faults, evicts, frees.
                         let small = allocator_api2::boxed::Box::new_in([me; 8], heap);
                         let len = 600 + random.below(40 * 512);
@@ -140,7 +140,7 @@ fn storms_of_signals_touch_ghost_memory_while_everything_goes_on() {
                     }
                 });
             }
-            while Instant::now() < until {
+            while stormy() {
                 heap.evict(&raw const *counts).unwrap();
                 thread::sleep(Duration::from_micros(300));
             }
@@ -149,7 +149,6 @@ fn storms_of_signals_touch_ghost_memory_while_everything_goes_on() {
         let signals = SIGNALS.load(Ordering::Relaxed);
         let counted: u64 = counts.iter().map(|c| c.load(Ordering::Relaxed)).sum();
         assert_eq!(counted, 2 * signals, "{backend}: handlers' stores are lost");
-        assert!(signals > 100, "{backend}: only {signals} signals");
     });
 }
 
