@@ -3,16 +3,19 @@
 //! Nothing is timed and nothing of the engine runs, so the figures are the same
 //! on every machine and in every run.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use ghostmem_lab::hand::{Credits, Hand};
 use ghostmem_lab::informed::Informed;
+use ghostmem_lab::recorded::Recorded;
 use ghostmem_lab::trace::{self, BENCH_THETA, BenchPart, Trace};
 use ghostmem_lab::{Blind, Contender, run as measure};
 use serde_json::{Value, json};
 
+use crate::buffer::PAGE;
 use crate::error::{Error, Result};
+use crate::options::Size;
 use crate::report;
 
 /// Arguments of the command.
@@ -30,6 +33,13 @@ pub(crate) struct LabArgs {
     /// Only traces whose name contains this.
     #[arg(long)]
     only: Option<String>,
+    /// Replay a run recorded with `ghostmem run --trace`, in place of the lab's own traces; more
+    /// than once for several
+    #[arg(long, value_name = "FILE")]
+    trace: Vec<PathBuf>,
+    /// Resident limits for recorded runs, in place of shares of their pages.
+    #[arg(long, value_name = "SIZE", value_delimiter = ',', requires = "trace")]
+    limits: Vec<Size>,
     /// Everything measured, as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -45,19 +55,22 @@ pub(crate) fn run(args: &LabArgs) -> Result<()> {
     if args.parts.iter().any(|part| !(1..=64).contains(part)) {
         return Err(Error::Failed("--parts: 1 to 64".into()));
     }
+    if !args.trace.is_empty() {
+        return replay(args);
+    }
     let wanted = |name: &str| args.only.as_ref().is_none_or(|only| name.contains(only));
     let traces = trace::all(args.pages);
     let mut rows = Vec::new();
-    for trace in traces.iter().filter(|trace| wanted(trace.name)) {
+    for trace in traces.iter().filter(|trace| wanted(&trace.name)) {
         for &part in &args.parts {
-            rows.push(row(trace, part));
+            rows.push(share(trace, part));
         }
     }
     let bench = [("bench zipf, 1 thread", 1), ("bench zipf, 2 threads", 2)];
     let mut bounds = Vec::new();
     for (name, threads) in bench.into_iter().filter(|(name, _)| wanted(name)) {
         let trace = trace::bench(name, args.bench_pages, threads, BenchPart::ZipfRead);
-        rows.push(row(&trace, 4));
+        rows.push(share(&trace, 4));
         bounds.push((name, informed(&trace, 4)));
     }
     print(&rows);
@@ -88,8 +101,10 @@ pub(crate) fn run(args: &LabArgs) -> Result<()> {
 
 /// One trace under one limit.
 struct Row {
-    trace: &'static str,
-    part: u32,
+    trace: String,
+    /// The limit, as the table shows it, and in pages.
+    resident: String,
+    limit: usize,
     /// In the order of [`Contender::ALL`].
     restores_per_touch: Vec<f64>,
     looks: f64,
@@ -117,18 +132,27 @@ impl Row {
             .iter()
             .map(|&contender| (contender.name().to_owned(), self.of(contender).into()))
             .collect::<serde_json::Map<_, _>>();
-        json!({ "trace": self.trace, "resident": format!("1/{}", self.part),
-                "restores_per_touch": cells, "looks_per_eviction": self.looks })
+        json!({ "trace": self.trace, "resident": self.resident,
+                "limit_pages": self.limit, "restores_per_touch": cells, "looks_per_eviction": self.looks })
     }
 }
 
-fn row(trace: &Trace, part: u32) -> Row {
-    let limit = (trace.pages / part) as usize;
+/// A row for a share of the trace's pages.
+fn share(trace: &Trace, part: u32) -> Row {
+    row(
+        trace,
+        (trace.distinct / part).max(1) as usize,
+        format!("1/{part}"),
+    )
+}
+
+fn row(trace: &Trace, limit: usize, resident: String) -> Row {
     let mut ours = Blind(Hand::new(Credits, trace.pages, limit));
     measure(&mut ours, trace);
     Row {
-        trace: trace.name,
-        part,
+        trace: trace.name.to_string(),
+        resident,
+        limit,
         restores_per_touch: Contender::ALL
             .iter()
             .map(|contender| {
@@ -154,7 +178,7 @@ fn print(rows: &[Row]) {
     header.extend(["ours / best online", "looks per eviction"]);
     let mut table = report::table(&header);
     for row in rows {
-        let mut cells = vec![row.trace.to_owned(), format!("1/{}", row.part)];
+        let mut cells = vec![row.trace.clone(), row.resident.clone()];
         cells.extend(
             row.restores_per_touch
                 .iter()
@@ -165,6 +189,73 @@ fn print(rows: &[Row]) {
         table.add_row(cells);
     }
     println!("{table}");
+}
+
+/// Recorded runs, each under several limits.
+fn replay(args: &LabArgs) -> Result<()> {
+    let mut rows = Vec::new();
+    for path in &args.trace {
+        let bytes = std::fs::read(path).map_err(|err| Error::io(path.display(), &err))?;
+        let (trace, window) = load(path, &bytes)?;
+        println!(
+            "{}: {} touches of {} pages ({} MiB), recorded {window} pages at a time",
+            trace.name,
+            trace.touches.len(),
+            trace.distinct,
+            report::mib(u64::from(trace.distinct) * PAGE as u64),
+        );
+        let limits: Vec<(usize, Option<u32>)> = if args.limits.is_empty() {
+            let shares = args.parts.iter();
+            shares
+                .map(|&part| ((trace.distinct / part) as usize, Some(part)))
+                .collect()
+        } else {
+            let limits = args.limits.iter();
+            limits
+                .map(|limit| (limit.0 as usize / PAGE, None))
+                .collect()
+        };
+        for (limit, part) in limits {
+            let size = format!("{} MiB", report::mib(limit as u64 * PAGE as u64));
+            if (limit as u64) < 2 * window.max(1) {
+                // What stayed open while it was recorded is not in the record.
+                println!("{}: {size} left out, as less than two windows", trace.name);
+                continue;
+            }
+            let resident = match part {
+                Some(part) => format!("1/{part}: {size}"),
+                None => size,
+            };
+            rows.push(row(&trace, limit, resident));
+        }
+    }
+    if rows.is_empty() {
+        return Err(Error::Failed(
+            "no limit is above two windows of its recording: record with a smaller --limit, or \
+             give larger --limits"
+                .into(),
+        ));
+    }
+    print(&rows);
+    match &args.json {
+        Some(path) => report::write_json(
+            path,
+            &json!({
+                "machine": report::machine(),
+                "rows": rows.iter().map(Row::json).collect::<Vec<_>>(),
+            }),
+        ),
+        None => Ok(()),
+    }
+}
+
+/// A recorded run, and the window it was recorded with, in pages.
+fn load(path: &Path, bytes: &[u8]) -> Result<(Trace, u64)> {
+    let name = path.file_stem().unwrap_or(path.as_os_str());
+    let wrong = |err| Error::Failed(format!("--trace {}: {err}", path.display()));
+    let recorded = Recorded::parse(bytes).map_err(wrong)?;
+    let trace = recorded.trace(&name.to_string_lossy()).map_err(wrong)?;
+    Ok((trace, recorded.header.window_pages))
 }
 
 /// Faults per touch that `ghostmem-bench zram` should find.

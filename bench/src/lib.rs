@@ -22,6 +22,7 @@ mod faults;
 mod lab;
 mod lz4;
 mod options;
+pub mod recorder;
 mod report;
 mod small;
 mod store;

@@ -1,14 +1,14 @@
 //! System calls the standard library does not offer, one safe function each.
 //!
 //! Unsafe room: every block holds one call, and nothing here keeps state
-//! except the signal flag.
+//! except which signals arrived.
 
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::buffer::{Buffer, PAGE};
 
@@ -253,4 +253,64 @@ pub(crate) fn catch_signals() -> io::Result<()> {
 /// Whether a signal has asked the bench to stop.
 pub(crate) fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::SeqCst)
+}
+
+/// Signals that arrived and are to go on to a program, one bit each.
+static TO_PASS_ON: AtomicU64 = AtomicU64::new(0);
+
+extern "C" fn on_signal_for_program(
+    signal: libc::c_int,
+    info: *mut libc::siginfo_t,
+    _context: *mut libc::c_void,
+) {
+    // SAFETY: the kernel passes the signal's own description.
+    let code = unsafe { (*info).si_code };
+    // The terminal sends its own to the program as well.
+    if code != libc::SI_KERNEL {
+        TO_PASS_ON.fetch_or(1 << signal, Ordering::SeqCst);
+    }
+}
+
+/// From now on the signals that people send to programs are only noted here,
+/// for [`signals_to_pass_on`]. Programs started later are not affected.
+pub(crate) fn pass_signals_on() -> io::Result<()> {
+    // SAFETY: zero bytes are a valid sigaction (no flags, empty mask).
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    let handler: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void) =
+        on_signal_for_program;
+    action.sa_sigaction = handler as libc::sighandler_t;
+    action.sa_flags = libc::SA_RESTART | libc::SA_SIGINFO;
+    for signal in [
+        libc::SIGHUP,
+        libc::SIGINT,
+        libc::SIGQUIT,
+        libc::SIGTERM,
+        libc::SIGUSR1,
+        libc::SIGUSR2,
+    ] {
+        // SAFETY: the handler reads its argument and changes an atomic, which
+        // is async-signal-safe.
+        check(unsafe { libc::sigaction(signal, &raw const action, std::ptr::null_mut()) })?;
+    }
+    Ok(())
+}
+
+/// What arrived since the last call.
+pub(crate) fn signals_to_pass_on() -> impl Iterator<Item = libc::c_int> {
+    let mut bits = TO_PASS_ON.swap(0, Ordering::SeqCst);
+    std::iter::from_fn(move || {
+        let signal = (bits != 0).then(|| bits.trailing_zeros());
+        bits &= bits.wrapping_sub(1);
+        signal.map(u32::cast_signed)
+    })
+}
+
+/// Sends a signal to a process, kill(2); one that has ended needs none.
+pub(crate) fn send_signal(process: u32, signal: libc::c_int) {
+    let Ok(process) = libc::pid_t::try_from(process) else {
+        return;
+    };
+    // SAFETY: takes two numbers; the process is a child that was not waited
+    // for, so the number is still its own.
+    let _ = unsafe { libc::kill(process, signal) };
 }

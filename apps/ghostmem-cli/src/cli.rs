@@ -101,6 +101,11 @@ pub(crate) struct RunArgs {
     /// for each process
     #[arg(long, value_name = "FILE")]
     pub(crate) stats_json: Option<PathBuf>,
+    /// Record which pages the program touches, for `ghostmem bench lab --trace FILE`; the limit is
+    /// how many pages go unseen at a time [default with this: 256K]. Programs started by the
+    /// program run without GhostMem
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trace: Option<PathBuf>,
     /// Say what is in place when each process starts
     #[arg(long)]
     pub(crate) verbose: bool,

@@ -34,6 +34,11 @@ pub(crate) struct Settings {
     pub(crate) verbose: bool,
     /// Programs started by this one get the library too.
     pub(crate) children: bool,
+    /// The ring that touches are recorded in, a file of the process that keeps
+    /// the record.
+    pub(crate) trace: Option<String>,
+    /// That process: only its own child is recorded.
+    pub(crate) recorder: i32,
 }
 
 impl Settings {
@@ -51,6 +56,8 @@ impl Settings {
             stats_json: None,
             verbose: false,
             children: true,
+            trace: None,
+            recorder: 0,
         };
         for part in text.split(';') {
             let Some((name, value)) = part.split_once('=') else {
@@ -77,6 +84,8 @@ impl Settings {
                 "stats-json" => settings.stats_json = Some(unescape(value)),
                 "verbose" => settings.verbose = number != 0,
                 "children" => settings.children = number != 0,
+                "recorder" => settings.recorder = i32::try_from(number).unwrap_or(0),
+                "trace" => settings.trace = Some(unescape(value)),
                 _ => {}
             }
         }

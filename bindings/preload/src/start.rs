@@ -15,6 +15,7 @@ use core::ffi::{CStr, c_char, c_int};
 use core::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::OnceLock;
 
+use ghostmem::record::Recorder;
 use ghostmem::{Backend, Heap};
 
 use crate::settings::{Settings, VARIABLE, value_in};
@@ -72,7 +73,17 @@ extern "C" fn constructor(
     let Some(text) = (unsafe { value_in(environment, VARIABLE) }) else {
         return;
     };
-    let settings = SETTINGS.get_or_init(|| Settings::parse(&text.to_string_lossy()));
+    let mut parsed = Settings::parse(&text.to_string_lossy());
+    if parsed.trace.is_some() {
+        // The command stayed behind to keep the record of its child, whatever
+        // that executes. What the child starts itself is not recorded.
+        // SAFETY: takes nothing and cannot fail.
+        if unsafe { libc::getppid() } != parsed.recorder {
+            return;
+        }
+        parsed.reporter = i32::try_from(std::process::id()).unwrap_or(0);
+    }
+    let settings = SETTINGS.get_or_init(|| parsed);
     if let Err(why) = start(settings) {
         let line = format!("ghostmem: cannot run this program on ghost memory: {why}\n");
         crate::raw::say(line.as_bytes());
@@ -104,6 +115,9 @@ fn start(settings: &Settings) -> Result<(), String> {
     if failed != 0 {
         return Err("no room for fork handlers".to_owned());
     }
+    if let Some(path) = &settings.trace {
+        record(&heap, path)?;
+    }
     descriptors::find();
     mappings::take_from(settings.mmap_from);
     let patched = patch::install(settings.mmap_from > 0);
@@ -130,6 +144,8 @@ fn start(settings: &Settings) -> Result<(), String> {
 fn build(settings: &Settings) -> Result<Heap, String> {
     let mut builder = Heap::builder()
         .backend(settings.backend)
+        // Recorded is what was touched, not what was expected to be.
+        .readahead(settings.trace.is_none())
         .background_in_children(false);
     if settings.limit > 0 {
         builder = builder.resident_limit(settings.limit);
@@ -147,6 +163,14 @@ fn build(settings: &Settings) -> Result<Heap, String> {
         unsafe { heap.deallocate_block(block.cast()) }.map_err(|error| error.to_string())?;
     }
     Ok(heap)
+}
+
+/// Begins the record of what the program touches.
+fn record(heap: &Heap, path: &str) -> Result<(), String> {
+    let name = std::ffi::CString::new(path).map_err(|error| error.to_string())?;
+    let recorder = Recorder::open(&name).map_err(|error| format!("--trace: {error}"))?;
+    heap.record(recorder);
+    Ok(())
 }
 
 /// The monitor on a userfaultfd that only hears of the program's own touches

@@ -16,6 +16,7 @@ pub mod hand;
 pub mod informed;
 mod list;
 pub mod opt;
+pub mod recorded;
 pub mod rivals;
 pub mod rng;
 pub mod trace;

@@ -1,6 +1,7 @@
 //! Traces: sequences of touches, the same on every machine. Those of the bench
 //! are drawn by the same functions that the bench itself draws from.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use crate::rng::{Rng, Zipf};
@@ -10,6 +11,8 @@ use crate::rng::{Rng, Zipf};
 pub struct Touch(u32);
 
 const PAGE_BITS: u32 = 28;
+/// Pages of a trace are below this.
+pub const PAGES_MAX: u32 = 1 << PAGE_BITS;
 
 impl Touch {
     /// A read. `page` below 2^28, `thread` below 8.
@@ -47,9 +50,11 @@ impl Touch {
 #[derive(Debug, Clone)]
 pub struct Trace {
     /// Name in tables.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// Pages are below this number.
     pub pages: u32,
+    /// How many of them there are: what limits are shares of.
+    pub distinct: u32,
     /// The touches, in order.
     pub touches: Vec<Touch>,
     /// Which of them count; what comes before is history.
@@ -62,8 +67,9 @@ impl Trace {
     pub fn without_history(&self, warm: usize) -> Self {
         let start = self.measured.start.saturating_sub(warm);
         Self {
-            name: self.name,
+            name: self.name.clone(),
             pages: self.pages,
+            distinct: self.distinct,
             touches: self.touches[start..].to_vec(),
             measured: self.measured.start - start..self.measured.end - start,
         }
@@ -72,8 +78,9 @@ impl Trace {
     fn new(name: &'static str, pages: u32, touches: Vec<Touch>) -> Self {
         let measured = touches.len() / 3..touches.len();
         Self {
-            name,
+            name: name.into(),
             pages,
+            distinct: pages,
             touches,
             measured,
         }
@@ -138,8 +145,9 @@ pub fn bench(name: &'static str, pages: u32, threads: u32, part: BenchPart) -> T
         }
     }
     Trace {
-        name,
+        name: name.into(),
         pages,
+        distinct: pages,
         touches,
         measured,
     }

@@ -137,8 +137,9 @@ fn nobody_beats_opt_or_the_limit() {
     for _ in 0..3 {
         let touches = walk(&mut rng);
         traces.push(Trace {
-            name: "walk",
+            name: "walk".into(),
             pages,
+            distinct: pages,
             measured: 0..touches.len(),
             touches,
         });

@@ -25,6 +25,7 @@ pub mod map;
 mod nesting;
 pub mod saved;
 pub mod scratch;
+pub mod shared;
 pub mod signal;
 pub mod thread;
 pub mod touched;

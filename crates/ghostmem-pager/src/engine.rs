@@ -19,6 +19,7 @@ use ghostmem_table::State;
 use crate::admission::Tally;
 use crate::budget::Budget;
 use crate::metrics::Metrics;
+use crate::record::Recorder;
 use crate::region::Region;
 use crate::space::BlockSpace;
 use crate::threads::ThreadTable;
@@ -92,6 +93,7 @@ pub struct Engine {
     /// When it last faulted, nanoseconds.
     pub(crate) stuck_since: AtomicU64,
     pub(crate) worker: WorkerState,
+    pub(crate) recorder: OnceLock<Recorder>,
     /// Bytes handed out as blocks of pages.
     allocated: AtomicUsize,
     /// Pages with at least one pin, of all regions.
@@ -139,6 +141,7 @@ impl Engine {
                 crowded: AtomicBool::new(false),
                 thread: Lock::new(None),
             },
+            recorder: OnceLock::new(),
             allocated: AtomicUsize::new(0),
             pinned_pages: AtomicUsize::new(0),
             lent: Tally::new(),
@@ -381,6 +384,7 @@ impl FaultSink for Engine {
         let verdict = self.resolve(fault, scratch);
         if verdict == Verdict::Resolved {
             self.metrics.record_latency(clock::now_ns() - start);
+            self.note_touch(fault);
         }
         verdict
     }
@@ -425,6 +429,9 @@ impl FaultSink for Engine {
     }
 
     fn after_fork_in_child(&self) {
+        if let Some(recorder) = self.recorder.get() {
+            recorder.stop();
+        }
         for region in self.regions() {
             Self::refuse_strangers(region);
             self.take_over_region(region);

@@ -4,7 +4,8 @@
 //! (a fault, from the touch to the page in place), `evict` (reclaim: from a
 //! cold page to a slot), `worker` (what runs in the background), `tidy`
 //! (keeping the store dense), `advice` and `pins` (what a program may ask
-//! for), `admission` (what the memory limit lets it have). `budget`, `resident`,
+//! for), `admission` (what the memory limit lets it have), `record` (which pages it
+//! touches). `budget`, `resident`,
 //! `threads` and `metrics` are what these stand on; `space` hands out address
 //! space.
 //!
@@ -24,6 +25,7 @@ mod evict;
 mod metrics;
 mod overdraft;
 mod pins;
+mod record;
 mod region;
 mod resident;
 mod resize;
@@ -37,4 +39,5 @@ mod worker;
 pub use engine::{Config, Engine, LIMIT_PAGES_MIN, REGION_ALIGN};
 pub use ghostmem_table::State;
 pub use metrics::{Counts, LatencyHistogram};
+pub use record::{Recorder, Recording, SeenTouch};
 pub use stats::EngineStats;

@@ -358,6 +358,8 @@ impl Engine {
             let past = Past::from_bits(before.heat());
             let heat = match (before.state(), step) {
                 (State::Empty, _) => Heat::FRESH,
+                // Pages that stay because they are hot are not seen.
+                _ if self.is_recorded() => Heat::FRESH,
                 (_, 0) => past.refault(self.clock(), now),
                 _ => past.ahead(),
             };

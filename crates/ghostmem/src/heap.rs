@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use ghostmem_os::lock::Lock;
 use ghostmem_os::map::MapArc;
 use ghostmem_os::{OsError, PAGE_SIZE, thread};
-use ghostmem_pager::{Config, Engine, State};
+use ghostmem_pager::{Config, Engine, Recorder, State};
 use ghostmem_small::{ALIGN_MAX, Arena, SIZE_MAX, SmallHeap, Space, fork};
 
 use crate::{Backend, Error, HeapBuilder, Stats};
@@ -313,6 +313,14 @@ impl Heap {
             }
             ghostmem_fault::BackendKind::Guard => Backend::Guard,
         }
+    }
+
+    /// Records, from now on, each touch that faults: those of absent pages and
+    /// first stores to pages that are open for loads only. Touches of open
+    /// pages are not seen: give the heap a small limit and no readahead. `false`
+    /// when it is recorded already. A forked child is not recorded.
+    pub fn record(&self, recorder: Recorder) -> bool {
+        self.engine().record(recorder)
     }
 
     /// Changes the resident limit (bytes, at least 5 pages). Pages above a

@@ -49,3 +49,8 @@ pub use error::Error;
 pub use heap::{Heap, Pinned};
 pub use slice::GhostSlice;
 pub use stats::{LatencyHistogram, Stats};
+
+/// Recording which pages a program touches, for [`Heap::record`].
+pub mod record {
+    pub use ghostmem_pager::{Recorder, Recording, SeenTouch};
+}

@@ -1,11 +1,13 @@
 //! `ghostmem run`: starts a program with the preload library and a limit.
 //!
 //! It becomes the program (execve(2)), so exit code, signals, terminal and standard streams are
-//! the program's own. What cannot work is refused before that, in one line.
+//! the program's own; under `--trace` it stays behind, to keep the record. What cannot work is
+//! refused before that, in one line.
 
 mod elf;
 mod limit;
 mod program;
+mod trace;
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -37,7 +39,8 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode, Failure> {
     let library = find_library()?;
     let found = program::find(name)?;
     let needs = program::inspect(&found)?;
-    let block = settings(args, needs.raw_system_calls)?;
+    let mut block = settings(args, needs.raw_system_calls)?;
+    let recording = trace::prepare(args, &mut block)?;
     let mut command = Command::new(&found);
     command.arg0(name).args(rest);
     command.env("GHOSTMEM_RUN", block);
@@ -47,11 +50,22 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode, Failure> {
         preload.push(others);
     }
     command.env("LD_PRELOAD", preload);
-    let error = command.exec();
-    Err(Failure::new(format!(
-        "cannot start {}: {error}",
-        found.display()
-    )))
+    if let Some(recording) = recording {
+        return trace::record(args, recording, &mut command);
+    }
+    Err(cannot_start(&found, &command.exec()))
+}
+
+fn cannot_start(program: &Path, error: &std::io::Error) -> Failure {
+    Failure::new(format!("cannot start {}: {error}", program.display()))
+}
+
+/// The limit, bytes.
+fn limit_bytes(args: &RunArgs) -> Result<u64, Failure> {
+    match args.limit {
+        Limit::Auto if args.trace.is_some() => Ok(trace::WINDOW_BYTES),
+        limit => limit.bytes(),
+    }
 }
 
 /// The settings as the library reads them.
@@ -64,9 +78,9 @@ fn settings(args: &RunArgs, raw_system_calls: bool) -> Result<OsString, Failure>
         block.push(b';');
     };
     let mut number = |name: &str, value: u64| put(name, value.to_string().as_bytes());
-    let limit_bytes = args.limit.bytes()?;
-    number("limit", limit_bytes);
-    number("follow", u64::from(matches!(args.limit, Limit::Auto)));
+    number("limit", limit_bytes(args)?);
+    let follow = matches!(args.limit, Limit::Auto) && args.trace.is_none();
+    number("follow", u64::from(follow));
     if let Some(bytes) = args.memory_limit {
         number("memory", bytes);
     }
