@@ -2,7 +2,7 @@
 //!
 //! What decides how often a program faults is here as it is there: the walk in
 //! address order, windows of as many resident pages as are wanted, batches of
-//! at most 64, the watermarks of the background reclaimer, readahead by
+//! at most 256, the watermarks of the background reclaimer, readahead by
 //! `ghostmem-policy`'s streams, and the 16 policy bits of each page. What only
 //! costs time is not: the reclaimer is always fast enough, nothing is
 //! compressed, no eviction is cancelled, and first writes to clean pages, which
@@ -14,7 +14,7 @@ use crate::FaultPolicy;
 use crate::trace::Touch;
 
 /// Most pages evicted in one batch.
-const BATCH_PAGES: usize = 64;
+const BATCH_PAGES: usize = 256;
 /// Looks per page wanted, and the last looks, which take any page when none was
 /// found before.
 const LOOKS_PER_PAGE: usize = 32;
@@ -123,7 +123,7 @@ impl<J: Judge> Hand<J> {
             low: if limit < BACKGROUND_LIMIT_PAGES {
                 0
             } else {
-                (limit / 64).clamp(128, 1024)
+                (limit / 64).clamp(64, 256)
             },
             hand: 0,
             evictions: 0,
@@ -226,7 +226,7 @@ impl<J: Judge> FaultPolicy for Hand<J> {
         let first = touch.page();
         let fresh = !self.stored[first as usize];
         while self.free() == 0 {
-            self.reclaim((self.limit / 16).clamp(1, BATCH_PAGES / 2));
+            self.reclaim((self.limit / 16).clamp(1, BATCH_PAGES));
         }
         let thread = touch.thread() as usize;
         let (plan, stream) = self.streams[thread].fault(u64::from(first));

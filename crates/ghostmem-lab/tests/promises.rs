@@ -33,6 +33,26 @@ fn within(share: f64, trace: &Trace, part: u32) {
     );
 }
 
+/// On every trace and at every size, within 15 % of the best policy that has
+/// what ours has to go by: faults.
+#[test]
+fn no_policy_that_sees_faults_alone_is_much_better() {
+    for trace in trace::all(PAGES) {
+        for part in [8, 4, 2] {
+            let ours = misses(Contender::Ours, &trace, part);
+            for rival in Contender::BLIND {
+                let theirs = misses(rival, &trace, part);
+                assert!(
+                    ours <= 1.15 * theirs,
+                    "{} at 1/{part}: {ours:.4}, {} {theirs:.4}",
+                    trace.name,
+                    rival.name()
+                );
+            }
+        }
+    }
+}
+
 /// A scan displaces nothing that proved itself: the hot set is as safe as with
 /// the scan-resistant rivals that see every access, and LRU is left behind.
 #[test]
