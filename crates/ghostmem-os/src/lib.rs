@@ -11,6 +11,7 @@
 )))]
 compile_error!("GhostMem runs on 64-bit little-endian Linux for now");
 
+pub mod buffer;
 pub mod bytes;
 pub mod clock;
 mod descriptor;

@@ -20,6 +20,9 @@ use crate::map::{Access, PAGE_SIZE, Reservation};
 
 /// Pages one fault or readahead can restore in one call.
 pub const RUN_PAGES: usize = 64;
+/// Pages of buffer for what is read from a file: a run of pages that do not
+/// shrink, what a file adds to each, and both ends rounded to its blocks.
+pub const IO_PAGES: usize = RUN_PAGES + 8;
 /// Leases that can be out at once; a thread that finds none yields and retries.
 pub const POOL_SIZE: usize = 128;
 
@@ -34,7 +37,13 @@ pub struct Scratch {
     pub packed: [u8; PAGE_SIZE],
     /// The codec's own state.
     pub codec: CodecMemory,
+    /// Bytes of a file, as they are there.
+    pub io: PageAligned<[[u8; PAGE_SIZE]; IO_PAGES]>,
 }
+
+/// Starts on a page boundary, as direct I/O wants it.
+#[repr(C, align(4096))]
+pub struct PageAligned<T>(pub T);
 
 /// Bytes of a handler's stack: the program's may be tiny.
 pub const STACK_BYTES: usize = 64 * 1024;
