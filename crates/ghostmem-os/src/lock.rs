@@ -42,6 +42,11 @@ impl<T> Lock<T> {
         Held { lock: self }
     }
 
+    /// Takes the lock, if nobody holds it.
+    pub fn try_lock(&self) -> Option<Held<'_, T>> {
+        self.try_take_for_fork().then_some(Held { lock: self })
+    }
+
     fn take(&self) {
         let me = thread::key() as u64;
         while self
@@ -87,6 +92,14 @@ impl<T> Lock<T> {
         let me = thread::key() as u64;
         assert_eq!(self.holder.load(Ordering::Relaxed), me, "not the holder");
         self.holder.store(0, Ordering::Release);
+    }
+}
+
+impl<T> Held<'_, T> {
+    /// Lets the guard go with the lock taken, over a fork:
+    /// [`Lock::release_after_fork`] gives it back.
+    pub fn keep_for_fork(self) {
+        core::mem::forget(self);
     }
 }
 

@@ -1,0 +1,310 @@
+//! Keeping the file dense: emptied segments are used again or given back, thin ones
+//! are emptied by writing what lives in them elsewhere.
+//!
+//! How full the file is kept is a bargain: every byte less of it costs more bytes
+//! written. Cleaning begins when the file is larger than 1.1 times what lives in it
+//! and a few segments; the thinnest segment goes first, and what it held is written
+//! apart from new records, so that what lives long is seldom moved again.
+//!
+//! A record that is moved is opened, which proves it, and sealed anew. One that
+//! cannot be read stays where it is, and so does its segment: whoever touches the
+//! page is told.
+
+use ghostmem_os::file::{File, Tether};
+use ghostmem_os::lineage;
+
+use crate::seal::KEYS;
+use crate::table::{FileSlot, RECORDS, State, segment_offset};
+use crate::tier::{FileTier, Packed};
+use crate::write::{Stream, Writer};
+
+/// Segments the file may have beyond its share of what lives: those being filled and
+/// those kept for the next ones.
+const SLACK_BYTES: u64 = 5 << 20;
+/// Part of what lives that the file may be larger by.
+const DEAD_SHARE: u64 = 10;
+/// The same when the file is near its limit.
+const DEAD_SHARE_AT_LIMIT: u64 = 32;
+/// Keys in use from which on segments with old ones are cleaned.
+const KEYS_BUSY: usize = KEYS / 2;
+/// Files from which on segments of ancestors' files are cleaned.
+const FILES_BUSY: usize = crate::files::FILES_MAX / 2;
+
+/// What a call of [`FileTier::tidy`] did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TidyReport {
+    /// Packed bytes written again elsewhere.
+    pub moved_bytes: u64,
+    /// Pages that now have another slot.
+    pub moved_pages: u64,
+    /// Segments that were read for it.
+    pub segments: u64,
+    /// There is more to do.
+    pub is_behind: bool,
+}
+
+impl FileTier {
+    /// Makes the file smaller where it is thin, writing about `budget_bytes` at most.
+    /// For one background thread.
+    ///
+    /// `moved(owner, from, to)` is called for every page that has been written again,
+    /// after it was. It makes `to` the page's slot if `from` still is, and returns
+    /// whether it did; `from` is removed then, and `to` otherwise. It must not call
+    /// `write` or `tidy`.
+    pub fn tidy(
+        &self,
+        budget_bytes: u64,
+        moved: &mut dyn FnMut(u64, FileSlot, FileSlot) -> bool,
+    ) -> TidyReport {
+        let mut report = TidyReport::default();
+        if lineage::is_stranger() {
+            return report;
+        }
+        let w = &mut *self.writer.lock();
+        self.collect(w);
+        while let Some(victim) = self.thinnest(w) {
+            if report.moved_bytes >= budget_bytes {
+                report.is_behind = true;
+                break;
+            }
+            report.segments += 1;
+            if !self.empty_segment(w, victim, moved, &mut report) {
+                break;
+            }
+            self.collect(w);
+        }
+        report
+    }
+
+    /// Takes what was emptied since the last time.
+    pub(crate) fn collect(&self, w: &mut Writer) {
+        self.thaw(w);
+        let mut next = self.table.take_emptied();
+        while next != 0 {
+            let segment = next;
+            next = self.table.next(segment);
+            self.forget(w, segment);
+        }
+    }
+
+    /// A segment has lost its last record.
+    fn forget(&self, w: &mut Writer, segment: u32) {
+        let key = crate::seal::Generation::of(self.table.generation(segment)).key();
+        w.key_users[key] -= 1;
+        if w.key_users[key] == 0 && w.key != Some(key) {
+            self.seals.drop_key(key);
+        }
+        let file = self.table.file(segment);
+        w.file_users[file] -= 1;
+        let is_bad = self.table.state(segment) == State::Damaged;
+        if w.own != Some(file) {
+            self.let_go_of_file(w, file);
+            self.table.set_state(segment, State::Free);
+            self.retire_segment(&mut w.cold, segment);
+        } else if self.is_frozen(w, segment) {
+            self.table.set_state(segment, State::Frozen);
+            self.counters.frozen_bytes.add(self.table.blocks(segment));
+            self.push(&mut w.frozen, segment);
+        } else {
+            self.free_segment(w, segment, is_bad);
+        }
+    }
+
+    /// Whether a child may still read a segment of the own file.
+    fn is_frozen(&self, w: &Writer, segment: u32) -> bool {
+        let born = self.table.born(segment);
+        w.watches.iter().flatten().any(|&(fork, _)| fork > born)
+    }
+
+    /// Looks whether children have let go.
+    fn thaw(&self, w: &mut Writer) {
+        let mut changed = false;
+        for watch in &mut w.watches {
+            if let Some((_, end)) = *watch
+                && end != File::from_number(-1)
+                && Tether::is_let_go(end)
+            {
+                end.close();
+                *watch = None;
+                changed = true;
+            }
+        }
+        if !changed {
+            return;
+        }
+        let mut next = Self::take_list(&mut w.frozen);
+        while next != 0 {
+            let segment = next;
+            next = self.table.next(segment);
+            if self.is_frozen(w, segment) {
+                self.push(&mut w.frozen, segment);
+            } else {
+                self.counters.frozen_bytes.sub(self.table.blocks(segment));
+                self.free_segment(w, segment, false);
+            }
+        }
+    }
+
+    /// The segment whose cleaning gains most, if any need be.
+    fn thinnest(&self, w: &Writer) -> Option<u32> {
+        let old_key = self.rarest_key(w);
+        let old_file = self.oldest_file(w);
+        let file_bytes = self.counters.file_bytes.get() - self.counters.frozen_bytes.get();
+        let (records, sealed_bytes) = self.own_live(w);
+        let live_bytes = sealed_bytes - records * self.seals.overhead() as u64;
+        let is_near_limit = self.counters.file_bytes.get() + SLACK_BYTES > self.limit_bytes;
+        let share = if is_near_limit {
+            DEAD_SHARE_AT_LIMIT
+        } else {
+            DEAD_SHARE
+        };
+        // Measured by the packed bytes; but what the records are larger by, in tiny
+        // ones, cannot be cleaned away.
+        let least = sealed_bytes + sealed_bytes / DEAD_SHARE_AT_LIMIT;
+        let dense = (live_bytes + live_bytes / share).max(least) + SLACK_BYTES;
+        if file_bytes <= dense && old_key.is_none() && old_file.is_none() {
+            return None;
+        }
+        let mut best: Option<(usize, u32)> = None;
+        for segment in 1..w.unused {
+            if self.table.state(segment) != State::Sealed {
+                continue;
+            }
+            let (records, bytes) = self.table.live(segment);
+            if records == 0 {
+                continue;
+            }
+            let key = crate::seal::Generation::of(self.table.generation(segment)).key();
+            if old_key == Some(key) || old_file == Some(self.table.file(segment)) {
+                return Some(segment);
+            }
+            let gains = file_bytes > dense
+                && w.own == Some(self.table.file(segment))
+                && !self.is_frozen(w, segment)
+                && bytes + bytes / (DEAD_SHARE_AT_LIMIT as usize) < self.table.blocks(segment);
+            if gains && best.is_none_or(|(least, _)| bytes < least) {
+                best = Some((bytes, segment));
+            }
+        }
+        best.map(|(_, segment)| segment)
+    }
+
+    /// Records in the own file, and their bytes.
+    fn own_live(&self, w: &Writer) -> (u64, u64) {
+        let others =
+            (0..w.file_users.len()).any(|file| w.own != Some(file) && w.file_users[file] > 0);
+        if !others {
+            // Removals count here one after the other.
+            let records = self.counters.slots.get();
+            let bytes = self.counters.live_bytes.get();
+            return (records, bytes + records * self.seals.overhead() as u64);
+        }
+        (1..w.unused)
+            .filter(|&segment| w.own == Some(self.table.file(segment)))
+            .map(|segment| self.table.live(segment))
+            .fold((0, 0), |(records, bytes), (more, longer)| {
+                (records + more as u64, bytes + longer as u64)
+            })
+    }
+
+    /// The old key with the fewest segments, when there are too many keys.
+    fn rarest_key(&self, w: &Writer) -> Option<usize> {
+        let used = |&key: &usize| w.key_users[key] > 0 && w.key != Some(key);
+        if (0..KEYS).filter(used).count() < KEYS_BUSY {
+            return None;
+        }
+        (0..KEYS).filter(used).min_by_key(|&key| w.key_users[key])
+    }
+
+    /// The ancestor's file with the fewest segments, when there are too many.
+    fn oldest_file(&self, w: &Writer) -> Option<usize> {
+        let used = |&file: &usize| w.file_users[file] > 0 && w.own != Some(file);
+        let files = 0..w.file_users.len();
+        if files.clone().filter(used).count() < FILES_BUSY {
+            return None;
+        }
+        files.filter(used).min_by_key(|&file| w.file_users[file])
+    }
+
+    /// Writes what lives in a segment elsewhere. `false` when nothing can be
+    /// written now.
+    fn empty_segment(
+        &self,
+        w: &mut Writer,
+        segment: u32,
+        moved: &mut dyn FnMut(u64, FileSlot, FileSlot) -> bool,
+        report: &mut TidyReport,
+    ) -> bool {
+        let file = self.table.file(segment);
+        let start = segment_offset(segment);
+        let end = (0..RECORDS as u32)
+            .filter_map(|index| self.table.find(FileSlot::new(segment, index)))
+            .map(|record| record.start + record.len + self.seals.overhead())
+            .max();
+        let Some(end) = end else {
+            return true;
+        };
+        let Some(mut victim) = w.victim.take() else {
+            return false;
+        };
+        let bytes = &mut *victim;
+        let wanted = end.next_multiple_of(ghostmem_os::file::BLOCK_BYTES);
+        let got = self.files.read(file, &mut bytes[..wanted], start);
+        let Ok(got) = got else {
+            self.counters.read_errors.add(1);
+            self.table.set_state(segment, State::Damaged);
+            w.victim = Some(victim);
+            return true;
+        };
+        let mut pages = [(0_u64, FileSlot::from_number(0), FileSlot::from_number(0)); RECORDS];
+        let mut count = 0;
+        let mut result = Ok(());
+        for index in 0..RECORDS as u32 {
+            let from = FileSlot::new(segment, index);
+            let Some(record) = self.table.find(from) else {
+                continue;
+            };
+            let Ok((owner, packed)) = self.open_any(&record, start, got, bytes) else {
+                self.counters.read_errors.add(1);
+                self.table.set_state(segment, State::Damaged);
+                continue;
+            };
+            let page = Packed {
+                owner,
+                codec: record.codec,
+                bytes: packed,
+            };
+            match self.append(w, Stream::Moved, &page) {
+                Ok(to) => {
+                    pages[count] = (owner, from, to);
+                    count += 1;
+                }
+                Err(error) => {
+                    result = Err(error);
+                    break;
+                }
+            }
+        }
+        if result.is_ok() {
+            result = self.flush(w, Stream::Moved);
+        }
+        w.victim = Some(victim);
+        for &(owner, from, to) in &pages[..count] {
+            if result.is_ok() && moved(owner, from, to) {
+                let len = self.table.find(to).map_or(0, |record| record.len);
+                report.moved_bytes += len as u64;
+                report.moved_pages += 1;
+                self.counters.pages_moved.add(1);
+                self.remove(from);
+            } else {
+                self.remove(to);
+            }
+        }
+        if result.is_err() {
+            self.counters.write_errors.add(1);
+            self.collect(w);
+        }
+        result.is_ok()
+    }
+}

@@ -1,0 +1,165 @@
+//! The files a tier has open: its own, and those of its ancestors that it still
+//! reads.
+//!
+//! A place in the table is one atomic number, so that readers need no lock; a place
+//! is emptied only when no live record lies in its file, and then nobody reads it.
+
+use core::fmt::Debug;
+use core::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+
+use ghostmem_os::OsError;
+use ghostmem_os::file::{BLOCK_BYTES, File};
+
+/// Files that can be open at once: one's own and 15 generations before.
+pub(crate) const FILES_MAX: usize = 16;
+
+/// No file.
+const NONE: i32 = -1;
+
+/// What a test wants to happen instead of a file operation.
+#[doc(hidden)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Injected {
+    /// What was asked for.
+    Nothing,
+    /// The call fails and does nothing.
+    Errno(i32),
+    /// Only the first bytes are read; or written, and then the call fails.
+    Short(usize, i32),
+    /// A bit is wrong: of byte `.0` modulo the length, what is set in `.1`.
+    Flip(usize, u8),
+    /// A write that reports success and does nothing.
+    Lost,
+}
+
+/// Decides over every file operation, for tests.
+#[doc(hidden)]
+pub trait Faults: Debug + Sync {
+    /// Before `len` bytes are read at `offset`.
+    fn read(&self, offset: u64, len: usize) -> Injected;
+    /// Before `len` bytes are written at `offset`.
+    fn write(&self, offset: u64, len: usize) -> Injected;
+    /// Before blocks are given back.
+    fn punch(&self, offset: u64, len: u64) -> Injected;
+}
+
+#[derive(Debug)]
+pub(crate) struct Files {
+    places: [AtomicI32; FILES_MAX],
+    /// Direct I/O is on for a file.
+    direct: [AtomicBool; FILES_MAX],
+    faults: Option<&'static dyn Faults>,
+}
+
+impl Files {
+    pub(crate) const fn new(faults: Option<&'static dyn Faults>) -> Self {
+        Self {
+            places: [const { AtomicI32::new(NONE) }; FILES_MAX],
+            direct: [const { AtomicBool::new(false) }; FILES_MAX],
+            faults,
+        }
+    }
+
+    /// Puts a file into an empty place; `None` when all are taken.
+    pub(crate) fn add(&self, file: File, direct: bool) -> Option<usize> {
+        let place = (0..FILES_MAX).find(|&place| !self.has(place))?;
+        self.direct[place].store(direct, Ordering::Relaxed);
+        self.places[place].store(file.number(), Ordering::Release);
+        Some(place)
+    }
+
+    pub(crate) fn has(&self, place: usize) -> bool {
+        self.places[place].load(Ordering::Relaxed) != NONE
+    }
+
+    pub(crate) fn get(&self, place: usize) -> File {
+        File::from_number(self.places[place % FILES_MAX].load(Ordering::Acquire))
+    }
+
+    pub(crate) fn is_direct(&self, place: usize) -> bool {
+        self.direct[place % FILES_MAX].load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn close(&self, place: usize) {
+        File::from_number(self.places[place].swap(NONE, Ordering::AcqRel)).close();
+    }
+
+    /// Reads `out.len()` bytes, or up to the end of the file, and keeps none of it in
+    /// the page cache. Async-signal-safe.
+    pub(crate) fn read(&self, place: usize, out: &mut [u8], offset: u64) -> Result<usize, OsError> {
+        let file = self.get(place);
+        let injected = self.faults.map(|faults| faults.read(offset, out.len()));
+        let out = match injected {
+            None | Some(Injected::Nothing | Injected::Lost | Injected::Flip(..)) => out,
+            Some(Injected::Errno(errno)) => return Err(OsError::new("pread", errno)),
+            Some(Injected::Short(len, _)) => {
+                let len = len.min(out.len());
+                &mut out[..len]
+            }
+        };
+        let len = file.read_at(out, offset)?;
+        if !self.is_direct(place) {
+            file.drop_cache(block_start(offset), span(offset, len as u64));
+        }
+        if let Some(Injected::Flip(at, bits)) = injected
+            && len > 0
+        {
+            out[at % len] ^= bits;
+        }
+        Ok(len)
+    }
+
+    /// Writes all of `data`, which is whole blocks, down to the device's cache.
+    pub(crate) fn write(&self, place: usize, data: &[u8], offset: u64) -> Result<(), OsError> {
+        let file = self.get(place);
+        match self.faults.map(|faults| faults.write(offset, data.len())) {
+            None | Some(Injected::Nothing) => {}
+            Some(Injected::Errno(errno)) => return Err(OsError::new("pwrite", errno)),
+            Some(Injected::Short(len, errno)) => {
+                let len = len.min(data.len()) & !(BLOCK_BYTES - 1);
+                file.write_at(&data[..len], offset)?;
+                return Err(OsError::new("pwrite", errno));
+            }
+            Some(Injected::Lost) => return Ok(()),
+            Some(Injected::Flip(at, bits)) => {
+                file.write_at(data, offset)?;
+                let at = offset + (at % data.len()) as u64;
+                let mut block = [0; 1];
+                return file.set_direct(false).and_then(|()| {
+                    file.read_at(&mut block, at)?;
+                    file.write_at(&[block[0] ^ bits], at)?;
+                    self.direct[place].store(false, Ordering::Relaxed);
+                    Ok(())
+                });
+            }
+        }
+        file.write_at(data, offset)?;
+        if !self.is_direct(place) {
+            let len = data.len() as u64;
+            match file.sync_range(offset, len) {
+                Err(error) if error.errno != libc::ENOSYS && error.errno != libc::EOPNOTSUPP => {
+                    return Err(error);
+                }
+                _ => file.drop_cache(offset, len),
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives blocks back.
+    pub(crate) fn punch(&self, place: usize, offset: u64, len: u64) -> Result<(), OsError> {
+        if let Some(Injected::Errno(errno)) = self.faults.map(|faults| faults.punch(offset, len)) {
+            return Err(OsError::new("fallocate(PUNCH_HOLE)", errno));
+        }
+        self.get(place).punch(offset, len)
+    }
+}
+
+const fn block_start(offset: u64) -> u64 {
+    offset & !(BLOCK_BYTES as u64 - 1)
+}
+
+/// Length of the whole blocks that `len` bytes at `offset` lie in.
+pub(crate) const fn span(offset: u64, len: u64) -> u64 {
+    (offset + len).next_multiple_of(BLOCK_BYTES as u64) - block_start(offset)
+}

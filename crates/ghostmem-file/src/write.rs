@@ -1,0 +1,493 @@
+//! Writing batches: the background thread's half.
+//!
+//! ```text
+//!   free ──► open ──► sealed ──► emptied ──► free, its blocks kept ("warm")
+//!             │  append, flush      ▲              or given back
+//!             └─ write failed ──────┘
+//! ```
+//! A record is sealed into the staging buffer and gets its slot; the buffer is
+//! written with one call at the batch's end, or where a segment ends. Nothing is
+//! handed out before it is written. After a failed write the segment is not
+//! written to again, so that no nonce is used twice; the batch is tried once more
+//! in another segment before the error is passed on.
+
+use ghostmem_os::buffer::Buffer;
+use ghostmem_os::file::{BLOCK_BYTES, File};
+use ghostmem_os::{OsError, lineage, random};
+
+use crate::PAYLOAD_BYTES_MAX;
+use crate::error::WriteError;
+use crate::seal::{Generation, KEYS, OWNER_BYTES};
+use crate::table::{FileSlot, RECORDS, Record, SEGMENT_BYTES, State, segment_offset};
+use crate::tier::{FileTier, Packed};
+
+/// Segments without a record whose blocks are kept for the next ones.
+const WARM_MAX: usize = 3;
+/// Of these, kept for cleaning, which must be able to go on when the disk is full.
+const WARM_RESERVE: usize = 1;
+/// Bytes under the limit that only cleaning may use.
+const CLEANING_RESERVE_BYTES: u64 = 2 * SEGMENT_BYTES as u64;
+/// The file's length grows in steps of this: a direct write beyond a file's end
+/// keeps readers waiting in ext4, one into a hole does not.
+const GROWTH_BYTES: u64 = 64 << 20;
+/// The staging buffer and the one that segments are cleaned in.
+pub(crate) const BUFFER_BYTES: usize = 2 * SEGMENT_BYTES;
+/// Forks whose children may still read at once, before newer ones are counted as
+/// one that never ends.
+pub(crate) const WATCHES_MAX: usize = 16;
+
+/// Which records are written together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stream {
+    /// Written for the first time.
+    Fresh,
+    /// Moved by cleaning: they have lived for a while, and probably will.
+    Moved,
+}
+
+/// A segment being filled.
+#[derive(Debug, Clone, Copy)]
+struct Open {
+    segment: u32,
+    /// Bytes on the disk, whole blocks.
+    written: usize,
+    /// Bytes in the staging buffer.
+    staged: usize,
+    /// Records so far.
+    records: usize,
+}
+
+/// A list of segments, linked through their rows.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct List {
+    first: u32,
+    pub(crate) len: usize,
+}
+
+/// What only the background thread needs, behind one lock that nobody waits for.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    staging: Buffer,
+    /// Absent only while a segment is being cleaned.
+    pub(crate) victim: Option<Buffer>,
+    open: [Option<Open>; 2],
+    /// The process's own file; a child has none until it writes.
+    pub(crate) own: Option<usize>,
+    /// The tier's name is this process's to remove.
+    pub(crate) removes_name: bool,
+    /// Length the own file was grown to.
+    grown_bytes: u64,
+    /// Segments without records: with blocks, and without.
+    pub(crate) warm: List,
+    pub(crate) cold: List,
+    /// Segments without records that a child may still read.
+    pub(crate) frozen: List,
+    /// The first segment never used.
+    pub(crate) unused: u32,
+    /// Segments a write failed in: not used again while there are others.
+    bad: List,
+    /// The key that new segments are sealed with.
+    pub(crate) key: Option<usize>,
+    /// The next filling under that key, and where there must be a new one.
+    filling: u64,
+    fillings_max: u64,
+    /// Segments alive by key.
+    pub(crate) key_users: [u32; KEYS],
+    /// Segments alive by file.
+    pub(crate) file_users: [u32; crate::files::FILES_MAX],
+    /// Forks so far.
+    pub(crate) forks: u64,
+    /// Forks whose children may still read this process's file.
+    pub(crate) watches: [Option<(u64, File)>; WATCHES_MAX],
+    /// What tells each ancestor that this process still reads its file, by place.
+    pub(crate) tethers: [Option<File>; crate::files::FILES_MAX],
+    /// The end of the pipe for the fork under way.
+    pub(crate) fork_held: Option<File>,
+}
+
+impl Writer {
+    pub(crate) fn new(nonce_bits: u32) -> Result<Self, OsError> {
+        Ok(Self {
+            staging: Buffer::new(SEGMENT_BYTES)?,
+            victim: Some(Buffer::new(SEGMENT_BYTES)?),
+            open: [None; 2],
+            own: None,
+            removes_name: true,
+            grown_bytes: 0,
+            warm: List::default(),
+            cold: List::default(),
+            frozen: List::default(),
+            unused: 1,
+            bad: List::default(),
+            key: None,
+            filling: 0,
+            fillings_max: 1 << nonce_bits,
+            key_users: [0; KEYS],
+            file_users: [0; crate::files::FILES_MAX],
+            forks: 0,
+            watches: [None; WATCHES_MAX],
+            tethers: [None; crate::files::FILES_MAX],
+            fork_held: None,
+        })
+    }
+
+    /// Has no file of its own any more: a child's beginning.
+    pub(crate) fn become_child(&mut self) {
+        self.own = None;
+        self.removes_name = false;
+        self.grown_bytes = 0;
+    }
+}
+
+impl FileTier {
+    /// Writes pages, in order and near to each other, and fills `slots` with one for
+    /// each. For one background thread.
+    ///
+    /// # Errors
+    /// Why not; then no page was written, and no slot is filled.
+    pub fn write(
+        &self,
+        pages: &[Packed<'_>],
+        slots: &mut [Option<FileSlot>],
+    ) -> Result<(), WriteError> {
+        let fits = |page: &Packed<'_>| (1..=PAYLOAD_BYTES_MAX).contains(&page.bytes.len());
+        if slots.len() < pages.len() || !pages.iter().all(fits) {
+            return Err(WriteError::BadPage);
+        }
+        if lineage::is_stranger() {
+            return Err(WriteError::Stranger);
+        }
+        let w = &mut *self.writer.lock();
+        self.collect(w);
+        let slots = &mut slots[..pages.len()];
+        let mut result = self.write_batch(w, pages, slots);
+        if let Err(WriteError::Io { .. }) = result {
+            self.collect(w);
+            result = self.write_batch(w, pages, slots);
+        }
+        match result {
+            Ok(()) => self.counters.pages_written.add(pages.len()),
+            Err(_) => {
+                self.counters.write_errors.add(1);
+                self.collect(w);
+            }
+        }
+        result
+    }
+
+    fn write_batch(
+        &self,
+        w: &mut Writer,
+        pages: &[Packed<'_>],
+        slots: &mut [Option<FileSlot>],
+    ) -> Result<(), WriteError> {
+        for (page, slot) in pages.iter().zip(slots.iter_mut()) {
+            match self.append(w, Stream::Fresh, page) {
+                Ok(given) => *slot = Some(given),
+                Err(error) => return self.undo(slots, error),
+            }
+        }
+        match self.flush(w, Stream::Fresh) {
+            Ok(()) => Ok(()),
+            Err(error) => self.undo(slots, error),
+        }
+    }
+
+    fn undo(&self, slots: &mut [Option<FileSlot>], error: WriteError) -> Result<(), WriteError> {
+        for slot in slots.iter_mut().filter_map(Option::take) {
+            self.remove(slot);
+        }
+        Err(error)
+    }
+
+    /// Seals a page into the staging buffer. On an error the stream's staged records
+    /// are not written, and the caller removes them.
+    pub(crate) fn append(
+        &self,
+        w: &mut Writer,
+        stream: Stream,
+        page: &Packed<'_>,
+    ) -> Result<FileSlot, WriteError> {
+        let stored = page.bytes.len() + self.seals.overhead();
+        let is_full = |open: &Open| {
+            open.records == RECORDS || open.written + open.staged + stored > SEGMENT_BYTES
+        };
+        if w.open[stream as usize].as_ref().is_some_and(is_full) {
+            self.flush(w, stream)?;
+            self.finish(w, stream);
+        }
+        let mut open = match w.open[stream as usize] {
+            Some(open) => open,
+            None => self.begin(w, stream)?,
+        };
+        let start = open.written + open.staged;
+        let record = Record {
+            slot: FileSlot::new(open.segment, open.records as u32),
+            generation: self.table.generation(open.segment),
+            file: self.table.file(open.segment),
+            start,
+            len: page.bytes.len(),
+            codec: page.codec,
+        };
+        let bytes = &mut w.staging[open.staged..open.staged + stored];
+        bytes[..OWNER_BYTES].copy_from_slice(&page.owner.to_le_bytes()[..OWNER_BYTES]);
+        bytes[OWNER_BYTES..][..page.bytes.len()].copy_from_slice(page.bytes);
+        let sealed = self.seals.seal(&record, bytes);
+        // The number is used up either way.
+        open.records += 1;
+        open.staged += stored;
+        w.open[stream as usize] = Some(open);
+        if !sealed {
+            self.abandon(w, stream, false);
+            return Err(WriteError::NoKey);
+        }
+        self.table
+            .insert(record.slot, start, record.len, record.codec, stored);
+        self.counters.live_bytes.add(record.len);
+        self.counters.slots.add(1);
+        Ok(record.slot)
+    }
+
+    /// Writes what is staged. On an error the segment is given up with the records
+    /// that were staged, which the caller removes.
+    pub(crate) fn flush(&self, w: &mut Writer, stream: Stream) -> Result<(), WriteError> {
+        let Some(mut open) = w.open[stream as usize].filter(|open| open.staged > 0) else {
+            return Ok(());
+        };
+        let len = open.staged.next_multiple_of(BLOCK_BYTES);
+        let padding = &mut w.staging[open.staged..len];
+        if self.seals.is_encrypting() && random::fill(padding).is_ok() {
+        } else {
+            padding.fill(0);
+        }
+        let end = open.written + len;
+        let grows = end.saturating_sub(self.table.blocks(open.segment));
+        let reserve = match stream {
+            Stream::Fresh => CLEANING_RESERVE_BYTES,
+            Stream::Moved => 0,
+        };
+        let most = self.limit_bytes - reserve.min(self.limit_bytes);
+        if grows > 0 && self.counters.file_bytes.get() + grows as u64 > most {
+            self.abandon(w, stream, false);
+            return Err(WriteError::LimitReached);
+        }
+        let file = self.table.file(open.segment);
+        let offset = segment_offset(open.segment) + open.written as u64;
+        let written = self.files.write(file, &w.staging[..len], offset);
+        if let Err(error) = written {
+            // What was allocated before it failed is not known.
+            if grows > 0 && self.files.punch(file, offset, len as u64).is_ok() {
+                self.counters.file_bytes.sub(
+                    self.table.blocks(open.segment)
+                        - open.written.min(self.table.blocks(open.segment)),
+                );
+                self.table.set_blocks(open.segment, open.written);
+            } else if grows > 0 {
+                self.counters.file_bytes.add(grows);
+                self.table.set_blocks(open.segment, end);
+            }
+            let error = match error.errno {
+                libc::ENOSPC | libc::EDQUOT | libc::EFBIG => {
+                    WriteError::NoSpace { errno: error.errno }
+                }
+                errno => WriteError::Io { errno },
+            };
+            self.abandon(w, stream, matches!(error, WriteError::Io { .. }));
+            return Err(error);
+        }
+        self.counters.bytes_written.add(len);
+        if grows > 0 {
+            self.counters.file_bytes.add(grows);
+            self.table.set_blocks(open.segment, end);
+        }
+        open.written = end;
+        open.staged = 0;
+        w.open[stream as usize] = Some(open);
+        if SEGMENT_BYTES - end < BLOCK_BYTES || open.records == RECORDS {
+            self.finish(w, stream);
+        }
+        Ok(())
+    }
+
+    /// Begins a segment.
+    fn begin(&self, w: &mut Writer, stream: Stream) -> Result<Open, WriteError> {
+        let own = self.own_file(w)?;
+        let key = self.key(w)?;
+        let segment = self.take_segment(w, stream).ok_or(WriteError::Full)?;
+        let generation = Generation::new(w.filling, key);
+        w.filling += 1;
+        w.key_users[key] += 1;
+        w.file_users[own] += 1;
+        let end = segment_offset(segment) + SEGMENT_BYTES as u64;
+        if end > w.grown_bytes {
+            let file = self.files.get(own);
+            let steps = [end.next_multiple_of(GROWTH_BYTES), end];
+            // Where the file must not be as long, writing it says so.
+            if let Some(&len) = steps.iter().find(|&&len| file.set_len(len).is_ok()) {
+                w.grown_bytes = len;
+            }
+        }
+        self.table.open(segment, generation.bits(), own, w.forks);
+        let open = Open {
+            segment,
+            written: 0,
+            staged: 0,
+            records: 0,
+        };
+        w.open[stream as usize] = Some(open);
+        Ok(open)
+    }
+
+    /// Ends the filling of a stream's segment.
+    fn finish(&self, w: &mut Writer, stream: Stream) {
+        let Some(open) = w.open[stream as usize].take() else {
+            return;
+        };
+        debug_assert_eq!(open.staged, 0, "what is staged is written first");
+        self.table.set_state(open.segment, State::Sealed);
+        self.table.let_go(open.segment);
+    }
+
+    /// Gives a stream's segment up, with what is staged in it.
+    fn abandon(&self, w: &mut Writer, stream: Stream, is_bad: bool) {
+        let Some(open) = w.open[stream as usize].take() else {
+            return;
+        };
+        let state = if is_bad {
+            State::Damaged
+        } else {
+            State::Sealed
+        };
+        self.table.set_state(open.segment, state);
+        self.table.let_go(open.segment);
+    }
+
+    /// Ends both streams' segments: nothing is staged between calls.
+    pub(crate) fn finish_all(&self, w: &mut Writer) {
+        self.finish(w, Stream::Fresh);
+        self.finish(w, Stream::Moved);
+    }
+
+    /// The process's own file; a child makes one when it first writes.
+    fn own_file(&self, w: &mut Writer) -> Result<usize, WriteError> {
+        if let Some(own) = w.own {
+            return Ok(own);
+        }
+        let failed = |error: OsError| match error.errno {
+            libc::ENOSPC | libc::EDQUOT => WriteError::NoSpace { errno: error.errno },
+            errno => WriteError::Io { errno },
+        };
+        let (file, direct) = self.place.open_unnamed().map_err(failed)?;
+        let Some(own) = self.files.add(file, direct) else {
+            file.close();
+            return Err(WriteError::Full);
+        };
+        self.counters.file_bytes.set(BLOCK_BYTES as u64);
+        w.own = Some(own);
+        Ok(own)
+    }
+
+    /// The place of a key that has a filling left.
+    fn key(&self, w: &mut Writer) -> Result<usize, WriteError> {
+        if !self.seals.is_encrypting() {
+            return Ok(0);
+        }
+        if let Some(key) = w.key.filter(|_| w.filling < w.fillings_max) {
+            return Ok(key);
+        }
+        self.retire_key(w);
+        let place = w.key_users.iter().position(|&users| users == 0);
+        let place = place.ok_or(WriteError::NoKey)?;
+        if !self.seals.renew(place) {
+            return Err(WriteError::NoKey);
+        }
+        self.counters.keys.add(1);
+        w.key = Some(place);
+        w.filling = 0;
+        Ok(place)
+    }
+
+    /// Seals nothing with the present key any more.
+    pub(crate) fn retire_key(&self, w: &mut Writer) {
+        if let Some(key) = w.key.take()
+            && w.key_users[key] == 0
+        {
+            self.seals.drop_key(key);
+        }
+    }
+
+    /// A segment without records.
+    fn take_segment(&self, w: &mut Writer, stream: Stream) -> Option<u32> {
+        let keeps = match stream {
+            Stream::Fresh => WARM_RESERVE,
+            Stream::Moved => 0,
+        };
+        if w.warm.len > keeps
+            && let Some(segment) = self.pop(&mut w.warm)
+        {
+            return Some(segment);
+        }
+        let segment = if let Some(segment) = self.pop(&mut w.cold) {
+            Some(segment)
+        } else if w.unused < self.table.segments() {
+            w.unused += 1;
+            Some(w.unused - 1)
+        } else {
+            self.pop(&mut w.bad)
+        };
+        if segment.is_some() {
+            self.counters.rows.add(1);
+            return segment;
+        }
+        self.pop(&mut w.warm)
+    }
+
+    fn pop(&self, list: &mut List) -> Option<u32> {
+        let segment = list.first;
+        if segment == 0 {
+            return None;
+        }
+        list.first = self.table.next(segment);
+        list.len -= 1;
+        Some(segment)
+    }
+
+    pub(crate) fn push(&self, list: &mut List, segment: u32) {
+        self.table.set_next(segment, list.first);
+        list.first = segment;
+        list.len += 1;
+    }
+
+    /// Takes a list whole: its first segment, 0 for none.
+    pub(crate) fn take_list(list: &mut List) -> u32 {
+        core::mem::take(list).first
+    }
+
+    /// Puts a segment that nobody reads any more where it can be used again.
+    pub(crate) fn free_segment(&self, w: &mut Writer, segment: u32, is_bad: bool) {
+        self.table.set_state(segment, State::Free);
+        let blocks = self.table.blocks(segment);
+        let own = w.own.unwrap_or(0);
+        if !is_bad && blocks > 0 && w.warm.len < WARM_MAX {
+            return self.push(&mut w.warm, segment);
+        }
+        let offset = segment_offset(segment);
+        if blocks > 0 {
+            if self.files.punch(own, offset, SEGMENT_BYTES as u64).is_err() {
+                // A file system that cannot: the blocks serve the next filling.
+                return self.push(&mut w.warm, segment);
+            }
+            self.counters.file_bytes.sub(blocks);
+            self.table.set_blocks(segment, 0);
+        }
+        let list = if is_bad { &mut w.bad } else { &mut w.cold };
+        self.retire_segment(list, segment);
+    }
+
+    /// Puts a segment without blocks into a list, without memory for its entries.
+    pub(crate) fn retire_segment(&self, list: &mut List, segment: u32) {
+        self.table.forget_entries(segment);
+        self.counters.rows.sub(1);
+        self.push(list, segment);
+    }
+}
