@@ -2,7 +2,7 @@
 //! are emptied by writing what lives in them elsewhere.
 //!
 //! How full the file is kept is a bargain: every byte less of it costs more bytes
-//! written. Cleaning begins when the file is larger than 1.1 times what lives in it
+//! written. Cleaning begins when the file is larger than 1.13 times what lives in it
 //! and a few segments; the thinnest segment goes first, and what it held is written
 //! apart from new records, so that what lives long is seldom moved again.
 //!
@@ -21,10 +21,10 @@ use crate::write::{Stream, Writer};
 /// Segments the file may have beyond its share of what lives: those being filled and
 /// those kept for the next ones.
 const SLACK_BYTES: u64 = 5 << 20;
-/// Part of what lives that the file may be larger by.
-const DEAD_SHARE: u64 = 10;
+/// Part of what lives that the file may be larger by: 13 in 100.
+const DEAD_SHARE: u64 = 13;
 /// The same when the file is near its limit.
-const DEAD_SHARE_AT_LIMIT: u64 = 32;
+const DEAD_SHARE_AT_LIMIT: u64 = 3;
 /// Keys in use from which on segments with old ones are cleaned.
 const KEYS_BUSY: usize = KEYS / 2;
 /// Files from which on segments of ancestors' files are cleaned.
@@ -161,8 +161,8 @@ impl FileTier {
         };
         // Measured by the packed bytes; but what the records are larger by, in tiny
         // ones, cannot be cleaned away.
-        let least = sealed_bytes + sealed_bytes / DEAD_SHARE_AT_LIMIT;
-        let dense = (live_bytes + live_bytes / share).max(least) + SLACK_BYTES;
+        let least = sealed_bytes + sealed_bytes * DEAD_SHARE_AT_LIMIT / 100;
+        let dense = (live_bytes + live_bytes * share / 100).max(least) + SLACK_BYTES;
         if file_bytes <= dense && old_key.is_none() && old_file.is_none() {
             return None;
         }
@@ -182,7 +182,7 @@ impl FileTier {
             let gains = file_bytes > dense
                 && w.own == Some(self.table.file(segment))
                 && !self.is_frozen(w, segment)
-                && bytes + bytes / (DEAD_SHARE_AT_LIMIT as usize) < self.table.blocks(segment);
+                && bytes + bytes * DEAD_SHARE_AT_LIMIT as usize / 100 < self.table.blocks(segment);
             if gains && best.is_none_or(|(least, _)| bytes < least) {
                 best = Some((bytes, segment));
             }

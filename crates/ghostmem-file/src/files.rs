@@ -89,22 +89,17 @@ impl Files {
     pub(crate) fn read(&self, place: usize, out: &mut [u8], offset: u64) -> Result<usize, OsError> {
         let file = self.get(place);
         let injected = self.faults.map(|faults| faults.read(offset, out.len()));
-        let out = match injected {
-            None | Some(Injected::Nothing | Injected::Lost | Injected::Flip(..)) => out,
-            Some(Injected::Errno(errno)) => return Err(OsError::new("pread", errno)),
-            Some(Injected::Short(len, _)) => {
-                let len = len.min(out.len());
-                &mut out[..len]
-            }
-        };
+        if let Some(Injected::Errno(errno)) = injected {
+            return Err(OsError::new("pread", errno));
+        }
         let len = file.read_at(out, offset)?;
         if !self.is_direct(place) {
             file.drop_cache(block_start(offset), span(offset, len as u64));
         }
-        if let Some(Injected::Flip(at, bits)) = injected
-            && len > 0
-        {
-            out[at % len] ^= bits;
+        match injected {
+            Some(Injected::Flip(at, bits)) if len > 0 => out[at % len] ^= bits,
+            Some(Injected::Short(short, _)) => return Ok(short.min(len)),
+            _ => {}
         }
         Ok(len)
     }

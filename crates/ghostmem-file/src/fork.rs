@@ -44,12 +44,17 @@ impl FileTier {
             };
             *place = Some((w.forks, watch));
         } else if in_use {
-            // So many children: the newest watch stands for this one too, for ever.
+            // So many children: the newest watch stands for this one too.
             let newest = w.watches.iter_mut().flatten().max_by_key(|(fork, _)| *fork);
             if let Some((fork, watch)) = newest {
                 *fork = w.forks;
-                watch.close();
-                *watch = File::from_number(-1);
+                match Tether::again(*watch) {
+                    Ok(end) => w.fork_held = Some(end),
+                    Err(_) => {
+                        watch.close();
+                        *watch = File::from_number(-1);
+                    }
+                }
             }
         }
         held.keep_for_fork();

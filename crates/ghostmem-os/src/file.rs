@@ -174,6 +174,8 @@ impl File {
                 Err(_) if errno() == libc::EINTR && interruptions < INTERRUPTIONS_MAX => {
                     interruptions += 1;
                 }
+                // Direct I/O behind the end of a file that ends within a block.
+                Err(_) if errno() == libc::EINVAL && done > 0 => break,
                 Err(_) => return Err(OsError::last("pread")),
             }
         }
@@ -349,6 +351,30 @@ impl Tether {
         })
     }
 
+    /// Another end to hold, of a pipe whose own this process has closed: opened by
+    /// the name that proc(5) has for the one it watches.
+    ///
+    /// # Errors
+    /// The kernel's refusal, `ENOENT` without a mounted /proc.
+    pub fn again(watch: File) -> Result<File, OsError> {
+        let mut path = *b"/proc/self/fd/\0\0\0\0\0\0\0\0\0\0\0\0";
+        let mut number = u32::try_from(watch.0).map_err(|_| OsError::new("open", libc::EBADF))?;
+        let mut digits = 1;
+        while number >= 10_u32.pow(digits) && digits < 9 {
+            digits += 1;
+        }
+        for at in (0..digits as usize).rev() {
+            path["/proc/self/fd/".len() + at] = b'0' + (number % 10) as u8;
+            number /= 10;
+        }
+        let path = CStr::from_bytes_until_nul(&path).expect("the path ends with zeros");
+        File::open(
+            path,
+            libc::O_RDONLY | libc::O_NONBLOCK,
+            "open(/proc/self/fd)",
+        )
+    }
+
     /// Whether no process has the held end open any more.
     #[must_use]
     pub fn is_let_go(watch: File) -> bool {
@@ -437,6 +463,10 @@ mod tests {
         let mut status = 0;
         // SAFETY: our own child and a valid place.
         unsafe { libc::waitpid(child, &raw mut status, 0) };
+        assert!(Tether::is_let_go(tether.watch));
+        let again = Tether::again(tether.watch).unwrap();
+        assert!(!Tether::is_let_go(tether.watch));
+        again.close();
         assert!(Tether::is_let_go(tether.watch));
         tether.watch.close();
     }

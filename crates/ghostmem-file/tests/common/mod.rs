@@ -132,6 +132,14 @@ impl Pair {
         Ok(())
     }
 
+    /// Where in the file a page's record is: what an error names, and how long it is.
+    pub(crate) fn place(&self, owner: u64) -> core::ops::Range<usize> {
+        let page = self.pages[&owner];
+        let start = self.tier.undecodable(page.slot).offset as usize;
+        let overhead = if self.tier.is_encrypted() { 21 } else { 13 };
+        start..start + page.len + overhead
+    }
+
     /// Reads pages together; the errors by owner.
     pub(crate) fn read_run(&mut self, owners: &[u64]) -> Vec<(u64, ReadError)> {
         let wanted: Vec<(FileSlot, u64)> = owners
