@@ -4,13 +4,13 @@
 //! `cargo bench -p ghostmem-file --bench file -- [DIR] [MIB]`: the directory's disk is
 //! measured. Every byte read is compared with what was written.
 
-use std::alloc::{Layout, alloc_zeroed};
 use std::fs::File;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Instant;
 
 use ghostmem_file::{FileSlot, FileTier, Options, Packed};
+use ghostmem_os::buffer::Buffer;
 
 /// What LZ4 makes of a page on average.
 const PACKED_BYTES: usize = 1365;
@@ -27,11 +27,7 @@ fn random(state: &mut u64) -> u64 {
 
 /// Blocks for direct I/O, never freed.
 fn blocks(len: usize) -> &'static mut [u8] {
-    let layout = Layout::from_size_align(len, PAGE).expect("a block's layout");
-    // SAFETY: the layout has a size.
-    let at = unsafe { alloc_zeroed(layout) };
-    // SAFETY: `len` zero bytes that nobody else has.
-    unsafe { core::slice::from_raw_parts_mut(at, len) }
+    Box::leak(Box::new(Buffer::new(len).expect("room for a buffer")))
 }
 
 fn report(what: &str, pages: usize, bytes: usize, start: Instant) {
