@@ -27,7 +27,9 @@ fn random(state: &mut u64) -> u64 {
 
 /// Blocks for direct I/O, never freed.
 fn blocks(len: usize) -> &'static mut [u8] {
-    Box::leak(Box::new(Buffer::new(len).expect("room for a buffer")))
+    let buffer: &'static mut Buffer =
+        Box::leak(Box::new(Buffer::new(len).expect("room for a buffer")));
+    buffer
 }
 
 fn report(what: &str, pages: usize, bytes: usize, start: Instant) {

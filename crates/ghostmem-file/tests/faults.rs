@@ -47,7 +47,7 @@ impl Dice {
         let one_in = one_in.load(Relaxed);
         let mut state = self.random.lock().unwrap();
         let mut random = Random(*state);
-        let hit = one_in > 0 && random.next() % one_in == 0;
+        let hit = one_in > 0 && random.next().is_multiple_of(one_in);
         *state = random.next();
         if hit {
             self.cases.fetch_add(1, Relaxed);
