@@ -1,0 +1,302 @@
+//! Forks: each side reads what was there, and neither sees or disturbs what the
+//! other writes.
+
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
+mod common;
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::FromRawFd;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::PathBuf;
+use std::sync::Mutex;
+
+use common::{Pair, Random};
+use ghostmem_file::{FileTier, Options};
+
+/// One test at a time: a fork duplicates what other threads are in the middle of.
+static ALONE: Mutex<()> = Mutex::new(());
+
+struct Child {
+    pid: i32,
+    /// A byte for the child to go on.
+    go: File,
+    /// A byte from the child when it is done.
+    done: File,
+}
+
+fn pipe() -> (File, File) {
+    let mut ends = [0; 2];
+    // SAFETY: a place for two descriptors.
+    assert_eq!(
+        unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) },
+        0
+    );
+    // SAFETY: a new descriptor, owned from now on.
+    let read = unsafe { File::from_raw_fd(ends[0]) };
+    // SAFETY: as above.
+    (read, unsafe { File::from_raw_fd(ends[1]) })
+}
+
+/// Forks as the engine does; `what` runs in the child after a byte has come, and may
+/// say that it is done and wait for another.
+fn fork(pair: &mut Pair, what: impl FnOnce(&mut Pair, &mut File, &mut File)) -> Child {
+    let (go_read, go) = pipe();
+    let (done, done_write) = pipe();
+    assert!(pair.tier.try_before_fork());
+    // SAFETY: the child ends below and uses nothing that another thread may hold.
+    let pid = unsafe { libc::fork() };
+    assert!(pid >= 0);
+    if pid > 0 {
+        pair.tier.after_fork_in_parent();
+        return Child { pid, go, done };
+    }
+    let (mut go_read, mut done_write) = (go_read, done_write);
+    drop((go, done));
+    pair.tier.after_fork_in_child();
+    let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        wait(&mut go_read);
+        what(pair, &mut go_read, &mut done_write);
+    }));
+    // SAFETY: ends the child without the parent's destructors.
+    unsafe { libc::_exit(i32::from(ended.is_err())) };
+}
+
+fn wait(from: &mut File) {
+    let mut byte = [0];
+    from.read_exact(&mut byte).expect("a byte comes");
+}
+
+impl Child {
+    fn go(&mut self) {
+        self.go.write_all(&[1]).unwrap();
+    }
+
+    fn done(&mut self) {
+        wait(&mut self.done);
+    }
+
+    fn end(self) {
+        let mut status = 0;
+        drop(self.go);
+        // SAFETY: our own child and a valid place.
+        unsafe { libc::waitpid(self.pid, &raw mut status, 0) };
+        assert!(
+            libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0,
+            "the child ended with {status}"
+        );
+    }
+}
+
+fn path(name: &str) -> PathBuf {
+    std::env::temp_dir().join(format!("ghostmem-fork-{name}-{}", std::process::id()))
+}
+
+fn fill(pair: &mut Pair, random: &mut Random, first: u64, count: u64) {
+    let batch: Vec<(u64, usize, u8)> = (first..first + count)
+        .map(|owner| (owner, 1 + random.below(3000), 4))
+        .collect();
+    pair.write(&batch).unwrap();
+}
+
+fn churn(pair: &mut Pair, random: &mut Random, rounds: usize) {
+    for _ in 0..rounds {
+        let first = random.next() % 2000;
+        fill(pair, random, first, 600);
+        while pair.tidy(4 << 20).is_behind {}
+    }
+}
+
+#[test]
+fn both_sides_go_on_and_the_parent_gets_its_space_back() {
+    let _alone = ALONE.lock();
+    let path = path("both");
+    let mut random = Random(1);
+    let mut pair = Pair::new(FileTier::open(&Options::named(&path)).unwrap());
+    fill(&mut pair, &mut random, 0, 2600);
+    let mut child = fork(&mut pair, |pair, go, done| {
+        // What was there at the fork, while the parent has rewritten all of it.
+        pair.check_all();
+        let mut random = Random(2);
+        churn(pair, &mut random, 8);
+        pair.check_all();
+        done.write_all(&[1]).unwrap();
+        wait(go);
+        // And once more, after the parent has gone on.
+        pair.check_all();
+        let stats = pair.tier.stats();
+        let live = stats.live_bytes;
+        assert!(stats.file_bytes < live * 115 / 100 + (7 << 20), "{stats:?}");
+    });
+    churn(&mut pair, &mut random, 8);
+    let stats = pair.tier.stats();
+    assert!(stats.frozen_bytes > 0, "the child may still read {stats:?}");
+    child.go();
+    child.done();
+    churn(&mut pair, &mut random, 8);
+    pair.check_all();
+    child.go();
+    child.end();
+    // The child is gone: its segments are the parent's again.
+    while pair.tidy(4 << 20).is_behind {}
+    let stats = pair.tier.stats();
+    assert_eq!(stats.frozen_bytes, 0);
+    let blocks = std::fs::metadata(&path).unwrap().blocks() * 512;
+    assert!(
+        blocks < stats.live_bytes * 115 / 100 + (7 << 20),
+        "{blocks} {stats:?}"
+    );
+    pair.check_all();
+    drop(pair);
+    assert!(!path.exists());
+}
+
+#[test]
+fn a_child_that_needs_the_file_no_more_lets_go_of_it() {
+    let _alone = ALONE.lock();
+    let mut random = Random(3);
+    let mut pair = Pair::new(FileTier::open(&Options::unnamed(std::env::temp_dir())).unwrap());
+    fill(&mut pair, &mut random, 0, 2600);
+    let mut child = fork(&mut pair, |pair, go, done| {
+        let owners: Vec<u64> = pair.pages.keys().copied().collect();
+        owners.into_iter().for_each(|owner| pair.remove(owner));
+        pair.tidy(0);
+        done.write_all(&[1]).unwrap();
+        wait(go);
+        // It lives on, with a file of its own.
+        let mut random = Random(4);
+        fill(pair, &mut random, 0, 100);
+        pair.check_all();
+        done.write_all(&[1]).unwrap();
+        wait(go);
+    });
+    churn(&mut pair, &mut random, 10);
+    assert!(pair.tier.stats().frozen_bytes > 0);
+    child.go();
+    child.done();
+    pair.tidy(0);
+    assert_eq!(pair.tier.stats().frozen_bytes, 0);
+    child.go();
+    child.done();
+    child.go();
+    pair.check_all();
+    child.end();
+}
+
+#[test]
+fn a_child_does_not_remove_its_parents_name() {
+    let _alone = ALONE.lock();
+    let path = path("name");
+    let mut random = Random(5);
+    let mut pair = Pair::new(FileTier::open(&Options::named(&path)).unwrap());
+    fill(&mut pair, &mut random, 0, 100);
+    let mut child = fork(&mut pair, |pair, _, _| {
+        let other = FileTier::open(&Options::unnamed(std::env::temp_dir())).unwrap();
+        drop(core::mem::replace(&mut pair.tier, other));
+    });
+    child.go();
+    child.end();
+    assert!(path.exists());
+    pair.check_all();
+}
+
+#[test]
+fn generations_of_children_read_what_their_ancestors_wrote() {
+    let _alone = ALONE.lock();
+    fn generation(pair: &mut Pair, depth: u64) {
+        let mut random = Random(depth);
+        // Some pages stay in each ancestor's file; those of all but a few are brought
+        // into one's own.
+        while pair.tidy(4 << 20).is_behind {}
+        fill(pair, &mut random, depth * 1000, 300);
+        pair.check_all();
+        if depth == 18 {
+            return;
+        }
+        let mut child = fork(pair, |pair, _, _| generation(pair, depth + 1));
+        fill(pair, &mut random, 0, 900);
+        while pair.tidy(4 << 20).is_behind {}
+        child.go();
+        child.end();
+        pair.check_all();
+    }
+    let mut pair = Pair::new(FileTier::open(&Options::unnamed(std::env::temp_dir())).unwrap());
+    generation(&mut pair, 0);
+}
+
+#[test]
+fn many_children_at_once() {
+    let _alone = ALONE.lock();
+    let mut random = Random(6);
+    let mut pair = Pair::new(FileTier::open(&Options::unnamed(std::env::temp_dir())).unwrap());
+    fill(&mut pair, &mut random, 0, 2600);
+    let mut children = Vec::new();
+    for _ in 0..20 {
+        children.push(fork(&mut pair, |pair, _, _| pair.check_all()));
+        churn(&mut pair, &mut random, 1);
+    }
+    assert!(pair.tier.stats().frozen_bytes > 0);
+    for mut child in children {
+        child.go();
+        child.end();
+    }
+    while pair.tidy(4 << 20).is_behind {}
+    assert_eq!(pair.tier.stats().frozen_bytes, 0);
+    pair.check_all();
+}
+
+/// The same pages written by both sides after a fork, and before: no two blocks of
+/// any file are the same, so no two were made with one key and nonce.
+#[test]
+fn no_block_of_parent_and_child_is_the_same() {
+    let _alone = ALONE.lock();
+    let mut pair = Pair::new(FileTier::open(&Options::unnamed(std::env::temp_dir())).unwrap());
+    let batch: Vec<(u64, usize, u8)> = (0..250).map(|owner| (owner, 4075, 4)).collect();
+    pair.write(&batch).unwrap();
+    let copy = path("image");
+    let to = copy.clone();
+    let version = pair.versions;
+    let batch_of_child = batch.clone();
+    let mut child = fork(&mut pair, move |pair, _, _| {
+        pair.versions = version;
+        pair.write(&batch_of_child).unwrap();
+        std::fs::write(to, image_of_own_file()).unwrap();
+    });
+    pair.versions = version;
+    pair.write(&batch).unwrap();
+    child.go();
+    child.end();
+    let mut blocks = HashSet::new();
+    let mut count = 0;
+    for image in [image_of_own_file(), std::fs::read(&copy).unwrap()] {
+        for block in image[1 << 20..]
+            .chunks(4096)
+            .filter(|block| block.iter().any(|&b| b != 0))
+        {
+            assert!(blocks.insert(block.to_vec()), "a block twice");
+            count += 1;
+        }
+    }
+    assert!(count >= 500 + 250, "{count} blocks");
+    let _removed = std::fs::remove_file(copy);
+}
+
+/// The bytes of every file that this process has open for spilling and has written
+/// itself: the largest number of an unlinked one.
+fn image_of_own_file() -> Vec<u8> {
+    let mut newest = None;
+    for entry in std::fs::read_dir("/proc/self/fd").unwrap() {
+        let entry = entry.unwrap();
+        let number: i32 = entry.file_name().to_str().unwrap().parse().unwrap();
+        let target = std::fs::read_link(entry.path()).unwrap_or_default();
+        if target.to_string_lossy().contains("(deleted)") {
+            newest = newest.max(Some(number));
+        }
+    }
+    let file = File::open(format!("/proc/self/fd/{}", newest.expect("a spill file"))).unwrap();
+    let mut bytes = vec![0; file.metadata().unwrap().len() as usize];
+    file.read_exact_at(&mut bytes, 0).unwrap();
+    bytes
+}
