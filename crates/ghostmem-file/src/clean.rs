@@ -23,8 +23,9 @@ use crate::write::{Stream, Writer};
 const SLACK_BYTES: u64 = 5 << 20;
 /// Part of what lives that the file may be larger by: 13 in 100.
 const DEAD_SHARE: u64 = 13;
-/// The same when the file is near its limit.
+/// The same when the file is near its limit, or the disk full.
 const DEAD_SHARE_AT_LIMIT: u64 = 3;
+const SLACK_BYTES_AT_LIMIT: u64 = 2 << 20;
 /// Keys in use from which on segments with old ones are cleaned.
 const KEYS_BUSY: usize = KEYS / 2;
 /// Files from which on segments of ancestors' files are cleaned.
@@ -154,15 +155,15 @@ impl FileTier {
         let (records, sealed_bytes) = self.own_live(w);
         let live_bytes = sealed_bytes - records * self.seals.overhead() as u64;
         let is_near_limit = self.counters.file_bytes.get() + SLACK_BYTES > self.limit_bytes;
-        let share = if is_near_limit {
-            DEAD_SHARE_AT_LIMIT
+        let (share, slack) = if is_near_limit || w.is_full {
+            (DEAD_SHARE_AT_LIMIT, SLACK_BYTES_AT_LIMIT)
         } else {
-            DEAD_SHARE
+            (DEAD_SHARE, SLACK_BYTES)
         };
         // Measured by the packed bytes; but what the records are larger by, in tiny
         // ones, cannot be cleaned away.
         let least = sealed_bytes + sealed_bytes * DEAD_SHARE_AT_LIMIT / 100;
-        let dense = (live_bytes + live_bytes * share / 100).max(least) + SLACK_BYTES;
+        let dense = (live_bytes + live_bytes * share / 100).max(least) + slack;
         if file_bytes <= dense && old_key.is_none() && old_file.is_none() {
             return None;
         }

@@ -95,6 +95,8 @@ pub(crate) struct Writer {
     pub(crate) key_users: [u32; KEYS],
     /// Segments alive by file.
     pub(crate) file_users: [u32; crate::files::FILES_MAX],
+    /// The last batch found no room: cleaning makes what it can.
+    pub(crate) is_full: bool,
     /// Forks so far.
     pub(crate) forks: u64,
     /// Forks whose children may still read this process's file.
@@ -124,6 +126,7 @@ impl Writer {
             fillings_max: 1 << nonce_bits,
             key_users: [0; KEYS],
             file_users: [0; crate::files::FILES_MAX],
+            is_full: false,
             forks: 0,
             watches: [None; WATCHES_MAX],
             tethers: [None; crate::files::FILES_MAX],
@@ -165,6 +168,10 @@ impl FileTier {
             self.collect(w);
             result = self.write_batch(w, pages, slots);
         }
+        w.is_full = matches!(
+            result,
+            Err(WriteError::NoSpace { .. } | WriteError::LimitReached)
+        );
         match result {
             Ok(()) => self.counters.pages_written.add(pages.len()),
             Err(_) => {
