@@ -1,6 +1,16 @@
 //! The files a tier has open: its own, and those of its ancestors that it still
 //! reads.
 //!
+//! Direct I/O where the file system has it. On a virtual disk (ext4, `cargo bench -p
+//! ghostmem-file --bench file`), against the page cache with every page dropped
+//! after use: writing 1.1 instead of 3.0 us a page, random reads by four threads 22
+//! instead of 126 us a page, and 1 % of reads beside a writer took longer than 0.6
+//! instead of 3.6 ms. A single random read takes what the device takes either way: 80
+//! us, the same for 4 KiB as for 16 KiB. That is also why there is no io_uring here:
+//! a fault waits for one read, readahead's neighbours are one read, and a call costs
+//! 0.1 us of those 80; in a fault handler a ring would need a lock, or one for each
+//! thread.
+//!
 //! A place in the table is one atomic number, so that readers need no lock; a place
 //! is emptied only when no live record lies in its file, and then nobody reads it.
 

@@ -30,10 +30,8 @@ struct Child {
 fn pipe() -> (File, File) {
     let mut ends = [0; 2];
     // SAFETY: a place for two descriptors.
-    assert_eq!(
-        unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) },
-        0
-    );
+    let rc = unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) };
+    assert_eq!(rc, 0);
     // SAFETY: a new descriptor, owned from now on.
     let read = unsafe { File::from_raw_fd(ends[0]) };
     // SAFETY: as above.

@@ -61,12 +61,16 @@ fn mount_small(dir: &Path) -> bool {
             && std::fs::write("/proc/self/uid_map", format!("0 {user} 1")).is_ok()
             && std::fs::write("/proc/self/gid_map", format!("0 {group} 1")).is_ok();
     }
+    if !alone {
+        return false;
+    }
+    let null = core::ptr::null();
     let private = libc::MS_REC | libc::MS_PRIVATE;
-    alone
-        // SAFETY: valid strings, or null where the call allows it.
-        && unsafe { libc::mount(core::ptr::null(), c"/".as_ptr(), core::ptr::null(), private, core::ptr::null()) } == 0
-        // SAFETY: as above.
-        && unsafe { libc::mount(c"tmpfs".as_ptr(), target.as_ptr(), c"tmpfs".as_ptr(), 0, c"size=12m".as_ptr().cast()) } == 0
+    // SAFETY: valid strings, or null where the call allows it.
+    let rc = unsafe { libc::mount(null, c"/".as_ptr(), null, private, null.cast()) };
+    let (tmpfs, size) = (c"tmpfs".as_ptr(), c"size=12m".as_ptr().cast());
+    // SAFETY: as above.
+    rc == 0 && unsafe { libc::mount(tmpfs, target.as_ptr(), tmpfs, 0, size) } == 0
 }
 
 /// Writes until nothing more is taken and on from there: what was written stays
@@ -204,10 +208,8 @@ fn a_limit_on_the_size_of_files() {
         // SAFETY: this process only.
         unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
         // SAFETY: a valid limit.
-        assert_eq!(
-            unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &raw const limit) },
-            0
-        );
+        let rc = unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &raw const limit) };
+        assert_eq!(rc, 0);
         let big = |error| matches!(error, WriteError::NoSpace { errno: libc::EFBIG });
         let refused = fill_and_go_on(&mut pair, big);
         assert!(refused > 10, "{refused} refusals");
@@ -252,15 +254,9 @@ fn filter(read: (u32, u32, i32), write: (u32, u32, i32)) -> bool {
     };
     // SAFETY: affects this thread only.
     let rc = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
+    let mode = libc::SECCOMP_MODE_FILTER;
     // SAFETY: the program is valid and lives through the call.
-    rc == 0
-        && unsafe {
-            libc::prctl(
-                libc::PR_SET_SECCOMP,
-                libc::SECCOMP_MODE_FILTER,
-                &raw const filter,
-            )
-        } == 0
+    rc == 0 && unsafe { libc::prctl(libc::PR_SET_SECCOMP, mode, &raw const filter) } == 0
 }
 
 #[test]
