@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use super::Progress;
+use super::progress::Progress;
 use crate::cgroup::Cgroup;
 use crate::child::{Job, Line};
 use crate::contenders::swapfile::SwapFile;
@@ -156,6 +156,11 @@ impl Rig {
                         return Err(Error::Killed(doing));
                     }
                     let status = status.map_or_else(|err| err.to_string(), |s| s.to_string());
+                    if *kind == Kind::Peer {
+                        // Somebody else's library may end its process; that
+                        // says nothing about the others.
+                        return Err(Error::Skipped(format!("ended with {status}, at {doing}")));
+                    }
                     return Err(Error::Failed(format!("{kind} ended with {status}")));
                 }
             };
