@@ -4,9 +4,9 @@
 //! The library is behind two programs: `ghostmem bench` and `ghostmem-bench`.
 //! See `README.md` beside this crate for the method of each command.
 //!
-//! `unsafe` stands in five files only: `sys` (system calls), `buffer` (the
-//! memory under test), `lz4` (foreign functions), `blocks` (allocate and
-//! deallocate) and `contenders/peer` (a library loaded at run time).
+//! `unsafe` stands in four files only: `sys` (system calls), `buffer` (the
+//! memory under test), `blocks` (allocate and deallocate) and
+//! `contenders/peer` (a library loaded at run time).
 
 mod alloc;
 mod blocks;

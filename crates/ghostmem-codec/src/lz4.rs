@@ -56,22 +56,32 @@ impl Codec for Lz4 {
         page: &[u8; PAGE_BYTES],
         out: &mut [u8; PAGE_BYTES],
     ) -> Option<usize> {
-        // SAFETY: the state is 8-byte aligned and large enough
-        // (`state_fits`), the source is a whole page and the destination has
-        // at least the capacity given; the function initialises the state
-        // itself and touches nothing else.
-        let len = unsafe {
-            LZ4_compress_fast_extState(
-                state.as_mut_ptr().cast(),
-                page.as_ptr().cast(),
-                out.as_mut_ptr().cast(),
-                PAGE_BYTES as c_int,
-                WORTHWHILE_BYTES as c_int,
-                1,
-            )
-        };
-        usize::try_from(len).ok().filter(|&len| len > 0)
+        compress_within(state, page, &mut out[..WORTHWHILE_BYTES])
     }
+}
+
+/// Compresses a page into at most `out`'s bytes; how many it took. `None` when
+/// it does not fit.
+pub fn compress_within(
+    state: &mut [u64; STATE_WORDS],
+    page: &[u8; PAGE_BYTES],
+    out: &mut [u8],
+) -> Option<usize> {
+    let capacity = c_int::try_from(out.len()).ok()?;
+    // SAFETY: the state is 8-byte aligned and large enough (`state_fits`), the
+    // source is a whole page and the destination has the capacity given; the
+    // function initialises the state itself and touches nothing else.
+    let len = unsafe {
+        LZ4_compress_fast_extState(
+            state.as_mut_ptr().cast(),
+            page.as_ptr().cast(),
+            out.as_mut_ptr().cast(),
+            PAGE_BYTES as c_int,
+            capacity,
+            1,
+        )
+    };
+    usize::try_from(len).ok().filter(|&len| len > 0)
 }
 
 /// Decompresses one block that must yield exactly a page.
