@@ -29,6 +29,10 @@
 //!   has protected the page while holding *Evicting*, so two changes of one
 //!   mapping never overlap.
 //!
+//! * Bytes of a *Stored* page can be copied to another tier without keeping it
+//!   claimed meanwhile: a mark in its word ([`Word::is_marked`]) says, when the
+//!   copy is there, that they are the same still.
+//!
 //! This crate knows no system call and no clock. Waiting is the caller's
 //! business: [`PageTable::announce_wait`] marks the word so that the owner
 //! knows that somebody sleeps on it.

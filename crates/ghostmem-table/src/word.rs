@@ -7,6 +7,7 @@
 //! └──────────────────────────────────┴─────────────────────────┴─┴─┴─┴─┴─┴─────┘
 //!   W somebody waits    C resident and clean: payload is its slot
 //!   P pinned            H hot for writing     I last seen incompressible
+//!                       C stored: marked by who moves it to another tier
 //! ```
 //!
 //! All zero is `Empty`: a fresh table needs no initialisation.
@@ -101,6 +102,16 @@ impl Word {
         /// Resident and unchanged since it was restored: write-protected, and
         /// the payload is the slot that still holds its bytes.
         is_clean, with_clean, CLEAN);
+    flag!(
+        /// Of a *stored* page, in the same bit: its bytes are what they were
+        /// when the mark was set. Whoever moves pages to another tier sets it
+        /// when it copies the bytes, and points the page to its new place only
+        /// while the mark is there. Restoring the page takes it off and
+        /// evicting it does not bring it back, so that it proves what the slot
+        /// alone cannot: a slot may be given back and come again with other
+        /// bytes of the same page (ABA). Moving a page from slot to slot keeps
+        /// it. One thread at a time marks pages of a table.
+        is_marked, with_marked, CLEAN);
     flag!(
         /// Must not be evicted.
         is_pinned, with_pinned, PINNED);

@@ -1,15 +1,18 @@
-//! A machine small enough to check whole: one page, its mapping, a store with
-//! a handful of slots, a futex, and the pager's protocols on the real
+//! A machine small enough to check whole: one page, its mapping, two stores with
+//! a handful of slots each, a futex, and the pager's protocols on the real
 //! [`PageTable`](ghostmem_table::PageTable).
+#![allow(dead_code, unused_imports, reason = "two tests share the model")]
 
 mod explore;
 mod futex;
 mod mapping;
 mod protocol;
+mod spill;
 mod store;
 
 pub(crate) use explore::explore;
 pub(crate) use protocol::{Evicted, World};
+pub(crate) use spill::Spilled;
 
 /// What the program does to the page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

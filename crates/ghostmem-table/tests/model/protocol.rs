@@ -11,6 +11,8 @@
 //!  pin       load ─ claim ─ install or unprotect ─ release pinned
 //!              ─ wait for batches under way ─ claim ─ unprotect ─ release
 //! ```
+//! What moves stored pages from one place to another is in `spill`.
+//!
 //! Whoever meets `Claimed` or `Dropping` announces itself and sleeps.
 
 use ghostmem_table::{AtomicU64, Claim, DropClaim, EvictClaim, PageTable, State, Waiters, Word};
@@ -23,7 +25,10 @@ use super::store::Store;
 use super::{Access, SAME_FILLED_END};
 
 /// The one page there is.
-const PAGE: usize = 0;
+pub(super) const PAGE: usize = 0;
+
+/// Payloads of stored pages from here on are places in the file.
+pub(super) const FILE: u64 = 1 << 20;
 
 /// How an attempt to evict ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -43,7 +48,10 @@ pub(crate) enum Evicted {
 pub(crate) struct World {
     words: PageTable<Box<[AtomicU64]>>,
     mapping: Mapping,
-    store: Store,
+    /// Slots in memory.
+    pub(super) store: Store,
+    /// Places in a file: payloads from [`FILE`] on.
+    pub(super) file: Store,
     futex: Futex,
     /// Evict batches under way.
     batches: AtomicUsize,
@@ -58,6 +66,7 @@ impl World {
             words: PageTable::new(Box::new([AtomicU64::new(0)])),
             mapping: Mapping::new(),
             store: Store::new(),
+            file: Store::new(),
             futex: Futex::new(),
             batches: AtomicUsize::new(0),
         }
@@ -146,16 +155,17 @@ impl World {
     /// protection that tells of the first write.
     fn install(&self, claim: &Claim, access: Access) -> Word {
         let before = claim.before();
-        let resident = before.with_state(State::Resident);
+        // The mark of a spiller, which shares the bit, goes.
+        let resident = before.with_state(State::Resident).with_clean(false);
         match before.state() {
             State::Stored => {
-                let content = self.store.get(before.payload());
+                let content = self.get(before.payload());
                 let clean = access == Access::Read;
                 self.mapping.map(claim, content, clean);
                 if clean {
                     resident.with_clean(true)
                 } else {
-                    self.store.free(before.payload());
+                    self.free(before.payload());
                     resident.with_payload(0)
                 }
             }
@@ -178,7 +188,7 @@ impl World {
         assert_eq!(before.state(), State::Resident);
         self.mapping.unprotect(claim);
         if before.is_clean() {
-            self.store.free(before.payload());
+            self.free(before.payload());
         }
         before.with_clean(false).with_payload(0)
     }
@@ -298,7 +308,7 @@ impl World {
             self.mapping.unmap(&claim);
         }
         if before.state() == State::Stored || before.is_clean() {
-            self.store.free(before.payload());
+            self.free(before.payload());
         }
         self.release(claim, Word::EMPTY);
     }
@@ -336,15 +346,31 @@ impl World {
         word.state() == State::Resident && self.table().amend(PAGE, word, change(word)).is_ok()
     }
 
+    // Places of stored pages, of either kind.
+
+    pub(super) fn get(&self, payload: u64) -> u64 {
+        match payload.checked_sub(FILE) {
+            Some(place) => self.file.get(place),
+            None => self.store.get(payload),
+        }
+    }
+
+    pub(super) fn free(&self, payload: u64) {
+        match payload.checked_sub(FILE) {
+            Some(place) => self.file.free(place),
+            None => self.store.free(payload),
+        }
+    }
+
     // Claims, and what the model notes about them.
 
     /// The table, for one operation: a step of its own.
-    fn table(&self) -> &PageTable<Box<[AtomicU64]>> {
+    pub(super) fn table(&self) -> &PageTable<Box<[AtomicU64]>> {
         self.mapping.tick();
         &self.words
     }
 
-    fn claim(&self, seen: Word) -> Option<Claim> {
+    pub(super) fn claim(&self, seen: Word) -> Option<Claim> {
         let claim = self.table().claim(PAGE, seen).ok()?;
         self.mapping.enter();
         Some(claim)
@@ -363,7 +389,7 @@ impl World {
         }
     }
 
-    fn release(&self, claim: Claim, word: Word) {
+    pub(super) fn release(&self, claim: Claim, word: Word) {
         self.mapping.leave();
         self.wake(self.table().release(claim, word));
     }
@@ -408,13 +434,15 @@ impl World {
             state => panic!("left in {state:?} with no owner"),
         };
         assert_eq!(rest.present, resident, "mapping against {word:?}");
-        if word.is_clean() {
+        if resident && word.is_clean() {
             assert!(rest.protected, "a clean page is open: {word:?}");
-            let kept = self.store.get(word.payload());
+            let kept = self.get(word.payload());
             assert_eq!(kept, rest.content, "clean, yet changed: {word:?}");
         }
         let owned = if slot { vec![word.payload()] } else { vec![] };
-        assert_eq!(self.store.in_use(), owned, "slots against {word:?}");
+        let in_file = self.file.in_use().into_iter().map(|place| place + FILE);
+        let in_use: Vec<u64> = self.store.in_use().into_iter().chain(in_file).collect();
+        assert_eq!(in_use, owned, "slots against {word:?}");
         self.read()
     }
 }
