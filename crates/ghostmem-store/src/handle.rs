@@ -21,7 +21,10 @@ const LEN_MASK: u64 = (1 << 13) - 1;
 pub(crate) const SLABS_MAX: usize = 1 << 24;
 
 const _: () = assert!(SLOTS_MAX <= 256, "an index has eight bits");
-const _: () = assert!(CLASSES < 256, "so that no handle is 2^40");
+const _: () = assert!(
+    CLASSES <= Place::CLASS as usize,
+    "the last class is another tier's"
+);
 
 /// Set in every header: memory that was never a header rarely passes for one.
 const PATTERN: u64 = 0b101_0110;
@@ -56,19 +59,18 @@ impl Owner {
 /// ```
 /// The class is the slab's, which cannot change while one of its slots is in
 /// use. Carrying it saves a restore the look at the slab's row, a line that is
-/// seldom in the cache.
+/// seldom in the cache. Class 255 is no slab's: see [`Place`].
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
 pub struct Slot(u64);
 
 impl Slot {
-    /// The slot whose [`Slot::bits`] these are; `None` for 0 and for numbers
-    /// of more than 40 bits.
+    /// The slot whose [`Slot::bits`] these are; `None` for 0, for numbers of
+    /// more than 40 bits and for places in another tier.
     #[must_use]
     pub const fn from_bits(bits: u64) -> Option<Self> {
-        if bits == 0 || bits > ID_MASK {
-            None
-        } else {
-            Some(Self(bits))
+        match Place::from_bits(bits) {
+            Some(Place::Store(slot)) => Some(slot),
+            _ => None,
         }
     }
 
@@ -89,6 +91,60 @@ impl Slot {
             slab: (place >> 16) as u32,
             index: (place & 0xFF) as u32,
             class: (place >> 8) as u8,
+        }
+    }
+}
+
+/// Where a stored page is, in the 40 bits of a page word: in a slot of the
+/// store, or somewhere in another tier, which is 32 bits to us.
+///
+/// ```text
+///  39                16 15    8 7          0
+/// ┌────────────────────┬───────┬────────────┐
+/// │ number, upper bits │  255  │ lower bits │  + 1
+/// └────────────────────┴───────┴────────────┘
+/// ```
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub enum Place {
+    /// In the store.
+    Store(Slot),
+    /// In another tier: its number there, less than [`Place::ELSEWHERE_END`].
+    Elsewhere(u32),
+}
+
+impl Place {
+    /// Numbers of places elsewhere are below this: all ones would be 2^40.
+    pub const ELSEWHERE_END: u32 = u32::MAX;
+    const CLASS: u64 = 0xFF;
+
+    /// The place whose [`Place::bits`] these are; `None` for 0 and for numbers
+    /// of more than 40 bits.
+    #[must_use]
+    pub const fn from_bits(bits: u64) -> Option<Self> {
+        if bits == 0 || bits > ID_MASK {
+            return None;
+        }
+        let place = bits - 1;
+        if place >> 8 & 0xFF == Self::CLASS {
+            let number = place >> 16 << 8 | place & 0xFF;
+            return Some(Self::Elsewhere(number as u32));
+        }
+        Some(Self::Store(Slot(bits)))
+    }
+
+    /// The place as a number in `1..2^40`.
+    ///
+    /// # Panics
+    /// When it is a number elsewhere that is too large.
+    #[must_use]
+    pub const fn bits(self) -> u64 {
+        match self {
+            Self::Store(slot) => slot.bits(),
+            Self::Elsewhere(number) => {
+                assert!(number < Self::ELSEWHERE_END, "one number too many");
+                let number = number as u64;
+                (number >> 8 << 16 | Self::CLASS << 8 | number & 0xFF) + 1
+            }
         }
     }
 }
@@ -188,5 +244,31 @@ mod tests {
         }
         assert_eq!(Slot::from_bits(0), None);
         assert_eq!(Slot::from_bits(1 << 40), None);
+    }
+
+    #[test]
+    fn places_elsewhere_are_told_from_slots() {
+        for number in [
+            0,
+            1,
+            0xFF,
+            0x100,
+            0xFF00,
+            0x1234_5678,
+            Place::ELSEWHERE_END - 1,
+        ] {
+            let place = Place::Elsewhere(number);
+            assert!(place.bits() > 0 && place.bits() <= ID_MASK);
+            assert_eq!(Place::from_bits(place.bits()), Some(place));
+            assert_eq!(Slot::from_bits(place.bits()), None);
+        }
+        let slot = Slot::new(Claim {
+            slab: 0xFF_FFFF,
+            index: 0xFF,
+            class: CLASSES as u8 - 1,
+        });
+        assert_eq!(Place::from_bits(slot.bits()), Some(Place::Store(slot)));
+        assert_eq!(Place::from_bits(0), None);
+        assert_eq!(Place::from_bits(1 << 40), None);
     }
 }

@@ -67,7 +67,7 @@ use crate::memory::Memory;
 use crate::slabs::{Claim, Prefer, Slabs};
 use crate::state::Global;
 
-pub use handle::{Owner, Slot, SlotInfo};
+pub use handle::{Owner, Place, Slot, SlotInfo};
 pub use stats::StoreStats;
 
 /// Most payload bytes of a slot: a whole page, stored as it is.
