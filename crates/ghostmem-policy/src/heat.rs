@@ -37,6 +37,9 @@ const CREDIT_MASK: u16 = 0x7F;
 /// Epochs are counted modulo this plus one.
 pub(crate) const EPOCH_MASK: u16 = (1 << LEVEL_SHIFT) - 1;
 
+/// Steps of coldness for time alone: those of 256 turnovers.
+const STEPS_MAX: u32 = 36;
+
 /// Level of a page that was never evicted.
 const LEVEL_FRESH: u8 = 2;
 /// Levels that a page loses when only readahead asked for it.
@@ -156,6 +159,22 @@ impl Past {
         }
     }
 
+    /// How cold the page is, 0 to [`Past::COLDNESS_MAX`]: four steps more for
+    /// each doubling of the time it has been away, two less for each level.
+    /// What leaves memory altogether leaves in this order.
+    #[must_use]
+    pub const fn coldness(self, clock: EpochClock, now: u16) -> u8 {
+        let distance = (now.wrapping_sub(self.evicted) & EPOCH_MASK) as u64;
+        let eighths = 8 * distance / clock.epochs_per_turnover() + 4;
+        let power = eighths.ilog2();
+        let step = 4 * (power - 2) + (eighths >> (power - 2) & 3) as u32;
+        let step = if step > STEPS_MAX { STEPS_MAX } else { step };
+        step as u8 + 2 * (LEVEL_TOP - self.level)
+    }
+
+    /// The largest [`Past::coldness`].
+    pub const COLDNESS_MAX: u8 = STEPS_MAX as u8 + 2 * LEVEL_TOP;
+
     /// Readahead brings the page back; nobody has asked for it yet.
     #[must_use]
     pub const fn ahead(self) -> Heat {
@@ -234,5 +253,28 @@ mod tests {
         assert_eq!(past.refault(clock, clock.epoch(1001)).level(), 2);
         assert_eq!(past.refault(clock, clock.epoch(1004)).level(), 1);
         assert_eq!(past.refault(clock, clock.epoch(1005)).level(), 0);
+    }
+
+    #[test]
+    fn pages_get_colder_with_time_and_hot_ones_later() {
+        let clock = EpochClock::new(3200);
+        let at = |level, distance| {
+            Past {
+                level,
+                evicted: 100,
+            }
+            .coldness(clock, (100 + distance) & EPOCH_MASK)
+        };
+        for level in 0..=LEVEL_TOP {
+            let all = (0..EPOCH_MASK).map(|distance| at(level, distance));
+            assert!(all.clone().is_sorted() && all.max() <= Some(Past::COLDNESS_MAX));
+        }
+        assert_eq!(at(LEVEL_TOP, 0), 0);
+        assert_eq!(at(0, EPOCH_MASK), Past::COLDNESS_MAX);
+        // Two levels make up for twice the time, about.
+        for distance in [32, 128, 512, 2048] {
+            let (hot, cold) = (at(4, 2 * distance), at(2, distance));
+            assert!(hot.abs_diff(cold) <= 1 && at(2, 2 * distance) > hot);
+        }
     }
 }
