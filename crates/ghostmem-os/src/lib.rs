@@ -24,6 +24,7 @@ pub mod lineage;
 pub mod lock;
 pub mod machine;
 pub mod map;
+pub mod message;
 mod nesting;
 pub mod random;
 pub mod saved;

@@ -58,6 +58,19 @@ impl Touched {
         })
     }
 
+    /// The first page noted so far at or after `from`.
+    #[must_use]
+    pub fn next(&self, from: usize) -> Option<usize> {
+        let words = self.seen.iter().enumerate().skip(from / 64);
+        words
+            .map(|(word, bits)| {
+                let low = if word == from / 64 { from % 64 } else { 0 };
+                (word, bits.load(Ordering::Relaxed) >> low << low)
+            })
+            .find(|&(_, bits)| bits != 0)
+            .map(|(word, bits)| word * 64 + bits.trailing_zeros() as usize)
+    }
+
     /// Bytes of memory behind the array and this tally, at most.
     #[must_use]
     pub fn bytes(&self) -> usize {
@@ -84,6 +97,9 @@ mod tests {
         array[5000].store(1, Ordering::Relaxed);
         let pages: Vec<usize> = touched.pages().collect();
         assert_eq!(pages, [0, 1, 9, 136, 2047]);
+        let next = |from| touched.next(from);
+        assert_eq!([next(0), next(2), next(9)], [Some(0), Some(9), Some(9)]);
+        assert_eq!([next(137), next(2048)], [Some(2047), None]);
         // The bits themselves are the one page more.
         assert_eq!(touched.bytes(), array.backed_bytes() + PAGE_SIZE);
     }
