@@ -136,8 +136,6 @@ fn note_large(heap: &Heap, block: Option<NonNull<u8>>) {
         && !may_be(block.as_ptr() as usize)
     {
         learn_spans(heap);
-        // A region of the guard backend has a memory file.
-        crate::descriptors::find();
     }
     let now = heap.stats().allocated_bytes;
     PEAK.fetch_max(now, Ordering::Relaxed);

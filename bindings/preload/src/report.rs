@@ -160,6 +160,19 @@ impl Figures {
         row("store and metadata", {
             mib((stats.store_held_bytes + stats.metadata_bytes) as u64)
         });
+        if stats.pages_spilled > 0 || stats.spill_write_errors > 0 {
+            row(
+                "pages moved to the file, read back",
+                format!("{}, {}", stats.pages_spilled, stats.spilled_reads),
+            );
+            row("file at the end", mib(stats.file_bytes));
+        }
+        if stats.spill_write_errors > 0 {
+            row(
+                "writes the file refused",
+                stats.spill_write_errors.to_string(),
+            );
+        }
         row(
             "faults, of those on evicted pages",
             format!("{}, {}", stats.faults, stats.refaults),
@@ -188,6 +201,14 @@ impl Figures {
         field("store_data_bytes", stats.store_data_bytes as u64);
         field("store_held_bytes", stats.store_held_bytes as u64);
         field("metadata_bytes", stats.metadata_bytes as u64);
+        field("file_pages", stats.file_pages as u64);
+        field("file_data_bytes", stats.file_data_bytes);
+        field("file_bytes", stats.file_bytes);
+        field("pages_spilled", stats.pages_spilled);
+        field("spilled_reads", stats.spilled_reads);
+        field("spilled_read_errors", stats.spilled_read_errors);
+        field("spill_write_errors", stats.spill_write_errors);
+        field("spill_waits", stats.spill_waits);
         field("same_filled_pages", stats.same_filled_pages);
         field("faults", stats.faults);
         field("refaults", stats.refaults);

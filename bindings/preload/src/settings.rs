@@ -21,6 +21,12 @@ pub(crate) struct Settings {
     pub(crate) follow: bool,
     /// Bound on resident, stored and metadata bytes; 0: none.
     pub(crate) memory_limit: usize,
+    /// The folder of the file for cold pages.
+    pub(crate) spill: Option<String>,
+    /// Most bytes of it.
+    pub(crate) spill_limit: Option<u64>,
+    /// Bytes of compressed pages that stay in memory before it is used.
+    pub(crate) spill_store: Option<usize>,
     pub(crate) backend: Backend,
     /// Blocks below this many bytes are ordinary memory.
     pub(crate) ghost_from: usize,
@@ -48,6 +54,9 @@ impl Settings {
             limit: 0,
             follow: false,
             memory_limit: 0,
+            spill: None,
+            spill_limit: None,
+            spill_store: None,
             backend: Backend::Auto,
             ghost_from: 0,
             mmap_from: 0,
@@ -68,6 +77,9 @@ impl Settings {
                 "limit" => settings.limit = number,
                 "follow" => settings.follow = number != 0,
                 "memory" => settings.memory_limit = number,
+                "spill" => settings.spill = Some(unescape(value)),
+                "spill-limit" => settings.spill_limit = Some(number as u64),
+                "spill-store" => settings.spill_store = Some(number),
                 "backend" => {
                     settings.backend = match value {
                         "inline" => Backend::Inline,

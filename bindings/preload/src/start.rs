@@ -16,13 +16,13 @@ use core::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::OnceLock;
 
 use ghostmem::record::Recorder;
-use ghostmem::{Backend, Heap};
+use ghostmem::{Backend, Heap, Spill};
 
 use crate::settings::{Settings, VARIABLE, value_in};
 use crate::thread::{self, Inside};
 use crate::{
-    bounce, cache, descriptors, follow, ghost, holds, mappings, objects, ordinary, patch, report,
-    signals, threads,
+    bounce, cache, follow, ghost, holds, mappings, objects, ordinary, patch, report, signals,
+    threads,
 };
 
 /// Most bytes of freed blocks kept for reuse, whatever the limit.
@@ -118,7 +118,6 @@ fn start(settings: &Settings) -> Result<(), String> {
     if let Some(path) = &settings.trace {
         record(&heap, path)?;
     }
-    descriptors::find();
     mappings::take_from(settings.mmap_from);
     let patched = patch::install(settings.mmap_from > 0);
     let heap = ghost::set(heap, settings.ghost_from);
@@ -152,6 +151,16 @@ fn build(settings: &Settings) -> Result<Heap, String> {
     }
     if settings.memory_limit > 0 {
         builder = builder.memory_limit(settings.memory_limit);
+    }
+    if let Some(folder) = &settings.spill {
+        let mut spill = Spill::dir(folder);
+        if let Some(bytes) = settings.spill_limit {
+            spill = spill.limit(bytes);
+        }
+        if let Some(bytes) = settings.spill_store {
+            spill = spill.store_limit(bytes);
+        }
+        builder = builder.spill(spill);
     }
     let heap = builder.build().map_err(|error| error.to_string())?;
     for bytes in [1, 64 << 10] {
@@ -212,7 +221,6 @@ extern "C" fn in_child() {
     holds::forget_others();
     mappings::forget_others();
     cache::forget_others();
-    descriptors::find();
     threads::forget_others();
     ghost::fork_ends();
     follow::restart_after_fork();

@@ -3,7 +3,10 @@
 //! A program started with a closed standard stream gives its number to the next
 //! file opened: output meant for the stream would go into a heap's memory file.
 //! And a program may put a file of its own over any low number (dup2(2)), as
-//! every shell does for 3 to 9: ours would be gone without a word.
+//! every shell does for 3 to 9: ours would be gone without a word. Which numbers
+//! are ours is written down, for who looks after what a program closes.
+
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::OsError;
 
@@ -11,6 +14,32 @@ use crate::error::OsError;
 const LOWEST: i32 = 960;
 /// Below the process's limit by this much otherwise.
 const FROM_TOP: u64 = 64;
+
+/// Numbers that are looked after; ours are below 1024 unless the process has
+/// as many files open.
+const NUMBERS: usize = 4096;
+
+/// One bit for each of our numbers.
+static OURS: [AtomicU64; NUMBERS / 64] = [const { AtomicU64::new(0) }; NUMBERS / 64];
+
+/// Whether a descriptor is one of the engine's, which nobody else may close.
+/// Async-signal-safe.
+#[must_use]
+pub fn is_ours(fd: i32) -> bool {
+    place(fd).is_some_and(|(word, bit)| word.load(Ordering::Relaxed) & bit != 0)
+}
+
+fn place(fd: i32) -> Option<(&'static AtomicU64, u64)> {
+    let fd = usize::try_from(fd).ok()?;
+    Some((OURS.get(fd / 64)?, 1 << (fd % 64)))
+}
+
+fn note(fd: i32) -> i32 {
+    if let Some((word, bit)) = place(fd) {
+        word.fetch_or(bit, Ordering::Relaxed);
+    }
+    fd
+}
 
 /// Moves a descriptor to a number that programs do not use; one that the
 /// limits leave no such number stays where it is, if that is not a standard
@@ -29,13 +58,13 @@ pub(crate) fn out_of_the_way(fd: i32) -> Result<i32, OsError> {
     let high = i32::try_from(top).map_or(LOWEST, |top| top.min(LOWEST));
     for lowest in [high, libc::STDERR_FILENO + 1] {
         if fd >= lowest {
-            return Ok(fd);
+            return Ok(note(fd));
         }
         // SAFETY: duplicates a descriptor; no memory is involved.
         let moved = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, lowest) };
         if moved >= 0 {
             close(fd);
-            return Ok(moved);
+            return Ok(note(moved));
         }
     }
     let error = OsError::last("fcntl(F_DUPFD_CLOEXEC)");
@@ -45,6 +74,10 @@ pub(crate) fn out_of_the_way(fd: i32) -> Result<i32, OsError> {
 
 /// Closes a descriptor that the caller owns; -1 is none.
 pub(crate) fn close(fd: i32) {
+    if let Some((word, bit)) = place(fd) {
+        // Before the number can be somebody else's.
+        word.fetch_and(!bit, Ordering::Relaxed);
+    }
     if fd >= 0 {
         // SAFETY: callers give up descriptors they own.
         unsafe { libc::close(fd) };

@@ -14,7 +14,7 @@ compile_error!("GhostMem runs on 64-bit little-endian Linux for now");
 pub mod buffer;
 pub mod bytes;
 pub mod clock;
-mod descriptor;
+pub mod descriptor;
 pub mod error;
 pub mod file;
 pub mod futex;

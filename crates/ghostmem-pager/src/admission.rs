@@ -5,6 +5,8 @@
 //! compression seen so far. It is a forecast: what is handed out already may
 //! later compress worse.
 //!
+//! What a file tier has room for does not count, as long as it takes pages.
+//!
 //! All of it comes from counters, so asking costs some hundred nanoseconds and
 //! no system call. Without a memory limit it costs one comparison.
 
@@ -12,6 +14,7 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 use core::time::Duration;
 
 use ghostmem_fault::RUN_PAGES;
+use ghostmem_file::FileStats;
 use ghostmem_os::thread::{self, SignalsBlocked};
 use ghostmem_os::{OsError, PAGE_SIZE};
 
@@ -22,6 +25,10 @@ const RATIO_EVICTIONS: u64 = 256;
 
 /// Tables for a page: its word, its bits, its share of the buddy's tree.
 const TABLE_BYTES_PER_PAGE: usize = 10;
+
+/// What 4 KiB in the file take of memory, about, if pages are packed to a
+/// quarter.
+const FILE_BYTES_PER_PAGE: usize = 4 * 10;
 
 /// Slots moved to make room before an allocation is refused.
 const TIDY_SLOTS: usize = 4096;
@@ -135,21 +142,41 @@ impl Engine {
     /// space.
     fn needed_bytes(&self) -> usize {
         let store = self.store.stats();
+        let file = self.spill.as_ref().map(|spill| spill.tier.stats());
+        let file = file.unwrap_or_default();
         let resident = self.budget.used().max(0) as usize * PAGE_SIZE;
-        let stored = store.live_slots as usize * PAGE_SIZE;
+        let pages_stored = store.live_slots + file.slots;
+        let stored = pages_stored as usize * PAGE_SIZE;
         let handed_out = self.allocated_bytes().saturating_add(self.lent.sum());
         let untouched = handed_out.saturating_sub(resident + stored);
-        let tables = self.table_bytes() + store.metadata_bytes as usize;
+        let tables = self.table_bytes() + (store.metadata_bytes + file.metadata_bytes) as usize;
         let tables = tables + untouched / PAGE_SIZE * TABLE_BYTES_PER_PAGE;
         let (num, den) = if self.evictions() < RATIO_EVICTIONS || stored == 0 {
             (1, 1)
         } else {
-            (store.data_bytes as usize, stored)
+            ((store.data_bytes + file.live_bytes) as usize, stored)
         };
         let packed = |bytes: usize| (bytes as u128 * num as u128 / den.max(1) as u128) as usize;
         // Resident pages need no slot as long as they fit in the limit.
         let frames_free = self.budget.free().max(0) as usize * PAGE_SIZE;
         let beyond = untouched.saturating_sub(frames_free);
-        store.held_bytes as usize + tables + resident + (untouched - beyond) + packed(beyond)
+        let packed = store.held_bytes as usize + packed(beyond);
+        let room = self.room_in_file(&file);
+        // A place in the file takes memory too.
+        let spilled = packed.min(room);
+        let entries = spilled / PAGE_SIZE * FILE_BYTES_PER_PAGE;
+        (packed - spilled) + entries + tables + resident + (untouched - beyond)
+    }
+
+    /// Packed bytes that the file takes beside what it has.
+    fn room_in_file(&self, file: &FileStats) -> usize {
+        match &self.spill {
+            Some(spill) if !spill.is_failing() => {
+                // Its limit is on the file, which is never quite full.
+                let room = (file.limit_bytes / 8 * 7).saturating_sub(file.live_bytes);
+                usize::try_from(room).unwrap_or(usize::MAX)
+            }
+            _ => 0,
+        }
     }
 }

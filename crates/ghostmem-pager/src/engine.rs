@@ -22,6 +22,8 @@ use crate::metrics::Metrics;
 use crate::record::Recorder;
 use crate::region::Region;
 use crate::space::BlockSpace;
+use crate::spill::{Spill, SpillSettings};
+use crate::spilled::LostHandler;
 use crate::threads::ThreadTable;
 
 /// Most regions of one heap.
@@ -58,6 +60,10 @@ pub struct Config {
     pub backend: Backend,
     /// The page compressor.
     pub codec: Lz4,
+    /// Whether pages are compressed at all.
+    pub compress: bool,
+    /// Asked when a page cannot be brought back.
+    pub on_lost: Option<LostHandler>,
     /// Restore ahead of runs of faults.
     pub readahead: bool,
     /// Keep frames free ahead of demand, on a thread of the engine's own.
@@ -76,6 +82,7 @@ pub struct Engine {
     pub(crate) config: Config,
     pub(crate) backend: Backend,
     pub(crate) store: SlabStore,
+    pub(crate) spill: Option<Spill>,
     pub(crate) budget: Budget,
     pub(crate) metrics: Metrics,
     pub(crate) threads: ThreadTable,
@@ -114,16 +121,18 @@ pub(crate) struct WorkerState {
 }
 
 impl Engine {
-    /// An engine with no region yet.
+    /// An engine with no region yet, whose cold pages go to `spill`'s file when
+    /// the store has its share.
     ///
     /// # Errors
-    /// The kernel's refusal of memory or of the background thread.
-    pub fn new(config: Config) -> Result<MapArc<Self>, OsError> {
+    /// The kernel's refusal of memory or of the background threads.
+    pub fn new(config: Config, spill: Option<SpillSettings>) -> Result<MapArc<Self>, OsError> {
         ghostmem_fault::scratch()?;
         let limit = config.limit_pages.max(LIMIT_PAGES_MIN);
         let engine = MapArc::new(Self {
             backend: config.backend,
             store: SlabStore::new(config.store_capacity_bytes)?,
+            spill: spill.map(Spill::new),
             budget: Budget::new(i64::try_from(limit).unwrap_or(i64::MAX)),
             metrics: Metrics::new(),
             threads: ThreadTable::new(),
@@ -150,9 +159,12 @@ impl Engine {
         })?;
         // Before the worker, so that no fork can lose it unnoticed.
         *engine.enrolment.lock() = Some(enrol(engine.clone())?);
-        if engine.config.background
-            && let Err(error) = Self::start_worker(&engine)
-        {
+        let started = match engine.config.background {
+            true => Self::start_worker(&engine),
+            false => Ok(()),
+        };
+        let started = started.and_then(|()| Self::start_spiller(&engine));
+        if let Err(error) = started {
             engine.shut_down();
             return Err(error);
         }
@@ -164,6 +176,7 @@ impl Engine {
     pub fn shut_down(&self) {
         self.closed.store(true, Ordering::Release);
         self.stop_worker();
+        self.stop_spiller();
         let mut registrations = self.registrations.lock();
         let gone = core::mem::replace(&mut *registrations, [const { None }; REGIONS_MAX]);
         drop(registrations);
@@ -355,6 +368,7 @@ impl Engine {
         let pages = pages.max(LIMIT_PAGES_MIN);
         self.budget
             .set_limit(i64::try_from(pages).unwrap_or(i64::MAX));
+        self.share_store();
         self.wake_worker();
     }
 
@@ -402,6 +416,12 @@ impl FaultSink for Engine {
             self.registrations.release_after_fork();
             return false;
         }
+        if self.spill.as_ref().is_some_and(|s| !s.try_take_for_fork()) {
+            self.enrolment.release_after_fork();
+            self.worker.thread.release_after_fork();
+            self.registrations.release_after_fork();
+            return false;
+        }
         for space in self.block_spaces() {
             space.lock_for_fork();
         }
@@ -409,6 +429,9 @@ impl FaultSink for Engine {
     }
 
     fn cancel_fork(&self) {
+        if let Some(spill) = &self.spill {
+            spill.cancel_fork();
+        }
         self.release_fork_locks();
     }
 
@@ -421,6 +444,9 @@ impl FaultSink for Engine {
     }
 
     fn after_fork_in_parent(&self) {
+        if let Some(spill) = &self.spill {
+            spill.after_fork_in_parent();
+        }
         for region in self.regions() {
             region.mapped.after_fork_in_parent();
             self.reopen_pinned(region);
@@ -431,6 +457,10 @@ impl FaultSink for Engine {
     fn after_fork_in_child(&self) {
         if let Some(recorder) = self.recorder.get() {
             recorder.stop();
+        }
+        // First: putting the tables in order gives places in the file back.
+        if let Some(spill) = &self.spill {
+            spill.after_fork_in_child();
         }
         for region in self.regions() {
             Self::refuse_strangers(region);
@@ -448,6 +478,7 @@ impl FaultSink for Engine {
 
     fn restart_threads_in_child(&self) {
         self.restart_worker_after_fork();
+        self.restart_spiller_after_fork();
     }
 }
 

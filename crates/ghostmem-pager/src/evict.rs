@@ -19,7 +19,7 @@ use ghostmem_fault::{Batch, Scratch};
 use ghostmem_os::scratch::STACK_BYTES;
 use ghostmem_os::{clock, futex};
 use ghostmem_policy::Heat;
-use ghostmem_store::Slot;
+use ghostmem_store::{Place, Slot};
 use ghostmem_table::{DropClaim, EvictClaim, State, Word};
 
 use crate::engine::Engine;
@@ -309,7 +309,8 @@ impl Engine {
         }
         // A page that did not shrink last time is tried again only now and
         // then.
-        let hopeless = before.is_incompressible() && self.nonce.load(Ordering::Relaxed) & 7 != 0;
+        let hopeless = !self.config.compress
+            || (before.is_incompressible() && self.nonce.load(Ordering::Relaxed) & 7 != 0);
         let len = if hopeless {
             None
         } else {
@@ -434,13 +435,14 @@ impl Engine {
             .add(Counter::evictions_dirty, freed as u64 - clean);
         self.metrics.add(Counter::filled_pages_evicted, filled);
         self.metrics.add(Counter::raw_pages_evicted, raw);
+        self.wake_spiller();
         freed as usize
     }
 
     /// Gives up clean copies of up to `wanted` resident pages, to make room
     /// in the store. The pages stay; they have to be compressed again when
     /// they are evicted.
-    fn shed_copies(&self, wanted: usize) {
+    pub(crate) fn shed_copies(&self, wanted: usize) {
         let mut shed = 0;
         let mut looks = wanted * LOOKS_PER_PAGE;
         while shed < wanted && looks > 0 {
@@ -452,7 +454,9 @@ impl Engine {
             while let Some(page) = region.resident.next(from).filter(|&page| page < end) {
                 from = page + 1;
                 let word = region.table.load(page);
-                if word.state() != State::Resident || !word.is_clean() {
+                // A copy in a file takes no room here.
+                let in_store = matches!(Place::from_bits(word.payload()), Some(Place::Store(_)));
+                if word.state() != State::Resident || !word.is_clean() || !in_store {
                     continue;
                 }
                 let Ok(claim) = region.table.claim(page, word) else {

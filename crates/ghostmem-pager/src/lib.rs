@@ -3,7 +3,8 @@
 //! Read in this order: [`engine`](Engine) (what a heap is made of), `resolve`
 //! (a fault, from the touch to the page in place), `evict` (reclaim: from a
 //! cold page to a slot), `worker` (what runs in the background), `tidy`
-//! (keeping the store dense), `advice` and `pins` (what a program may ask
+//! (keeping the store dense), `spill` (from the store to the file), `spilled`
+//! (and back), `advice` and `pins` (what a program may ask
 //! for), `admission` (what the memory limit lets it have), `record` (which pages it
 //! touches). `budget`, `resident`,
 //! `threads` and `metrics` are what these stand on; `space` hands out address
@@ -31,6 +32,8 @@ mod resident;
 mod resize;
 mod resolve;
 pub mod space;
+mod spill;
+mod spilled;
 mod stats;
 mod threads;
 mod tidy;
@@ -40,4 +43,6 @@ pub use engine::{Config, Engine, LIMIT_PAGES_MIN, REGION_ALIGN};
 pub use ghostmem_table::State;
 pub use metrics::{Counts, LatencyHistogram};
 pub use record::{Recorder, Recording, SeenTouch};
+pub use spill::SpillSettings;
+pub use spilled::{LostDecision, LostHandler, LostPage};
 pub use stats::EngineStats;

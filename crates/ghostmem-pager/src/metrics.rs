@@ -52,6 +52,19 @@ counters! {
     raw_pages_evicted,
     /// Clean copies given up to make room in the store.
     copies_shed,
+    /// Pages moved from the store to the file.
+    pages_spilled,
+    /// Pages that were touched while they were written to the file, and stayed
+    /// in the store.
+    spills_in_vain,
+    /// Pages read from the file for a fault or ahead of one.
+    spilled_reads,
+    /// Reads of a page from the file that failed.
+    spilled_read_errors,
+    /// Batches that could not be written to the file.
+    spill_write_errors,
+    /// Times a fault that had to evict waited for the file.
+    spill_waits,
     /// Nanoseconds spent compressing.
     compress_ns,
     /// Pages compressed.

@@ -127,20 +127,22 @@ mod tests {
 
     #[test]
     fn a_privilege_ends_with_its_threads_faults() {
-        let engine = Engine::new(Config {
+        let config = Config {
             limit_pages: 64,
             memory_limit_bytes: None,
             backend: Backend::open(BackendKind::Inline)
                 .or_else(|_| Backend::open(BackendKind::Guard))
                 .unwrap(),
             codec: Lz4,
+            compress: true,
+            on_lost: None,
             readahead: false,
             background: false,
             background_in_children: false,
             keep_copies: true,
             store_capacity_bytes: 1 << 20,
-        })
-        .unwrap();
+        };
+        let engine = Engine::new(config, None).unwrap();
         let address = Engine::allocate(&engine, 8, 1).unwrap();
         // Eight resident pages, none of them pinned any more.
         engine.pin(address, 8 * PAGE_SIZE).unwrap();

@@ -83,7 +83,7 @@ impl Region {
 
     /// The page's number in the store.
     pub(crate) fn owner(&self, page: usize) -> Owner {
-        Owner::new((u64::from(self.index) << PAGE_BITS) | page as u64)
+        owner(self.index, page)
     }
 
     /// Memory this region's tables take now, bytes, at most: from counters, in
@@ -108,6 +108,11 @@ impl Region {
     pub(crate) fn has_pins(&self) -> bool {
         self.pinned_pages.load(Ordering::Relaxed) > 0
     }
+}
+
+/// The number in the store of a page of a region.
+pub(crate) fn owner(region: u32, page: usize) -> Owner {
+    Owner::new((u64::from(region) << PAGE_BITS) | page as u64)
 }
 
 /// Region and page of an [`Owner`].

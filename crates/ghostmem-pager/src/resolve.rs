@@ -6,7 +6,7 @@ use ghostmem_codec as codec;
 use ghostmem_fault::{AccessKind, Fault, Installed, RUN_PAGES, Scratch, Verdict, die};
 use ghostmem_os::{PAGE_SIZE, clock, futex};
 use ghostmem_policy::{Heat, Past, Plan};
-use ghostmem_store::Slot;
+use ghostmem_store::{Place, Slot};
 use ghostmem_table::{Claim, State, Word};
 
 use crate::engine::Engine;
@@ -129,10 +129,12 @@ impl Engine {
         }
     }
 
-    /// Frees the slot a word names.
+    /// Frees the slot, or the place in a file, that a word names.
     pub(crate) fn free_slot(&self, word: Word) {
-        if let Some(slot) = Slot::from_bits(word.payload()) {
-            self.store.remove(slot);
+        match Place::from_bits(word.payload()) {
+            Some(Place::Store(slot)) => self.store.remove(slot),
+            Some(Place::Elsewhere(number)) => self.remove_spilled(number),
+            None => {}
         }
     }
 
@@ -185,6 +187,9 @@ impl Engine {
                 return;
             }
             self.wake_worker();
+            if fault.access != AccessKind::Read {
+                self.wait_for_spill();
+            }
             self.metrics.add(Counter::direct_reclaims, 1);
             let freed = self.reclaim_directly(scratch);
             self.help_tidying();
@@ -333,6 +338,14 @@ impl Engine {
         // Pages are laid out in the buffer in address order, so that
         // neighbours go in with one call.
         let place = |step: usize| if stride < 0 { count - 1 - step } else { step };
+        // A run's pages in the file are read together; those ahead that cannot
+        // be read stay where they are.
+        let mut fetched = 0;
+        if MOST > 1 && !fresh {
+            let failed;
+            (fetched, failed) = self.fetch_run(region, &claims[..count], place, scratch);
+            restored -= self.let_go_of(region, &mut claims[..count], failed);
+        }
         let now = self.clock().epoch(self.evictions());
         let mut words = [Word::EMPTY; MOST];
         for (step, word) in words.iter_mut().enumerate().take(count) {
@@ -340,7 +353,7 @@ impl Engine {
                 continue;
             };
             let before = claim.before();
-            let ok = self.contents(before, place(step), scratch);
+            let ok = fetched >> step & 1 == 1 || self.contents(region, claim, place(step), scratch);
             if !ok {
                 self.lose(region, &mut claims[..count], step);
                 // The faulting page itself, or only one of those ahead of it.
@@ -394,12 +407,23 @@ impl Engine {
 
     /// Brings the bytes of a page into place `place` of the buffer; `false`
     /// when they cannot be had.
-    fn contents(&self, word: Word, place: usize, scratch: &mut Scratch) -> bool {
+    fn contents(
+        &self,
+        region: &Region,
+        claim: &Claim,
+        place: usize,
+        scratch: &mut Scratch,
+    ) -> bool {
+        let word = claim.before();
         let out = &mut scratch.run[place];
         match word.state() {
             State::Stored => {
-                let Some(slot) = Slot::from_bits(word.payload()) else {
-                    return false;
+                let slot = match Place::from_bits(word.payload()) {
+                    Some(Place::Store(slot)) => slot,
+                    Some(Place::Elsewhere(number)) => {
+                        return self.fetch(region, claim.page(), number, place, scratch);
+                    }
+                    None => return false,
                 };
                 let info = self.store.read(slot, &mut scratch.packed);
                 // The clock costs a few per cent of a restore.

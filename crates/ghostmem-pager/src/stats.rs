@@ -1,5 +1,6 @@
 //! What a heap holds and did, read without stopping anybody.
 
+use ghostmem_file::FileStats;
 use ghostmem_os::PAGE_SIZE;
 
 use crate::engine::Engine;
@@ -27,8 +28,10 @@ pub struct EngineStats {
     pub store_held_bytes: usize,
     /// Pages stored uncompressed.
     pub store_raw_slots: usize,
-    /// Page words, resident sets, slab descriptors.
+    /// Page words, resident sets, slab descriptors, the file tier's entries.
     pub metadata_bytes: usize,
+    /// The file tier's figures; all zero without one.
+    pub file: FileStats,
     /// Event counts since the heap was made.
     pub counts: Counts,
     /// Time faults took.
@@ -46,6 +49,8 @@ impl Engine {
     #[must_use]
     pub fn stats(&self) -> EngineStats {
         let store = self.store.stats();
+        let file = self.spill.as_ref().map(|spill| spill.tier.stats());
+        let file = file.unwrap_or_default();
         EngineStats {
             block_bytes: self.allocated_bytes(),
             lent_bytes: self.lent.sum(),
@@ -55,7 +60,9 @@ impl Engine {
             store_slots: store.live_slots as usize,
             store_held_bytes: store.held_bytes as usize,
             store_raw_slots: store.raw_slots as usize,
-            metadata_bytes: self.table_bytes() + store.metadata_bytes as usize,
+            metadata_bytes: self.table_bytes()
+                + (store.metadata_bytes + file.metadata_bytes) as usize,
+            file,
             counts: self.metrics.counts(),
             fault_latency: self.metrics.latency(),
         }

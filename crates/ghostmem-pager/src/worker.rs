@@ -89,6 +89,10 @@ impl Engine {
             let Ok(pool) = ghostmem_fault::scratch() else {
                 return false;
             };
+            if self.is_spill_behind() {
+                // Ahead of demand is too soon; who writes waits for the file.
+                return false;
+            }
             let inside = ghostmem_fault::gate().enter();
             let mut scratch = pool.lease();
             let freed = self.reclaim(BATCH_PAGES, &mut scratch);

@@ -49,17 +49,17 @@ impl Heap {
     /// [`Error::NotAllocated`].
     pub unsafe fn deallocate_block(&self, block: NonNull<u8>) -> Result<usize, Error> {
         let address = block.as_ptr().addr();
-        let wrong = Error::NotAllocated { address };
+        let wrong = || Error::NotAllocated { address };
         if let Some(small) = self.small_if_made()
             && small.contains(address)
         {
-            let bytes = small.usable_size(block).ok_or(wrong)?;
+            let bytes = small.usable_size(block).ok_or_else(wrong)?;
             // SAFETY: the caller's promise: the block is no longer used.
-            unsafe { small.deallocate(block) }.map_err(|_| wrong)?;
+            unsafe { small.deallocate(block) }.map_err(|_| wrong())?;
             self.engine().take_back(bytes);
             return Ok(bytes);
         }
-        self.engine().free(address).map_err(|_| wrong)
+        self.engine().free(address).map_err(|_| wrong())
     }
 
     /// Bytes of the live block that starts at `block`; `None` when none does.

@@ -7,7 +7,7 @@ use ghostmem_fault::{Backend as Opened, BackendKind};
 use ghostmem_os::{OsError, PAGE_SIZE, machine};
 use ghostmem_pager::{Config, LIMIT_PAGES_MIN};
 
-use crate::{Error, Heap};
+use crate::{Error, Heap, LostHandler, Spill};
 
 /// How a heap learns of touches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
@@ -60,7 +60,7 @@ pub enum Codec {
 /// assert_eq!(heap.stats().resident_limit_bytes, 1 << 20);
 /// # Ok::<(), ghostmem::Error>(())
 /// ```
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 #[must_use = "a builder does nothing until `build`"]
 pub struct HeapBuilder {
     resident_limit: Option<usize>,
@@ -71,6 +71,8 @@ pub struct HeapBuilder {
     background: bool,
     background_in_children: bool,
     keep_copies: bool,
+    spill: Option<Spill>,
+    on_lost: Option<LostHandler>,
 }
 
 impl HeapBuilder {
@@ -84,13 +86,15 @@ impl HeapBuilder {
             background: true,
             background_in_children: true,
             keep_copies: true,
+            spill: None,
+            on_lost: None,
         }
     }
 
     /// Most bytes of uncompressed ghost pages mapped at any moment, rounded
     /// down to pages; at least 5 pages (20480). Default: half of the smaller
     /// of the control group's limit and the machine's memory.
-    pub const fn resident_limit(mut self, bytes: usize) -> Self {
+    pub fn resident_limit(mut self, bytes: usize) -> Self {
         self.resident_limit = Some(bytes);
         self
     }
@@ -98,26 +102,26 @@ impl HeapBuilder {
     /// Bound on resident pages, compressed pages and metadata together, bytes.
     /// Allocations that would not fit, going by the compression seen so far,
     /// fail. Default: none.
-    pub const fn memory_limit(mut self, bytes: usize) -> Self {
+    pub fn memory_limit(mut self, bytes: usize) -> Self {
         self.memory_limit = Some(bytes);
         self
     }
 
     /// How touches are noticed. Default: [`Backend::Auto`].
-    pub const fn backend(mut self, backend: Backend) -> Self {
+    pub fn backend(mut self, backend: Backend) -> Self {
         self.backend = backend;
         self
     }
 
     /// How pages are compressed. Default: [`Codec::Auto`].
-    pub const fn codec(mut self, codec: Codec) -> Self {
+    pub fn codec(mut self, codec: Codec) -> Self {
         self.codec = codec;
         self
     }
 
     /// Whether pages ahead of a sequential or strided run are restored before
     /// they are touched. Default: yes.
-    pub const fn readahead(mut self, on: bool) -> Self {
+    pub fn readahead(mut self, on: bool) -> Self {
         self.readahead = on;
         self
     }
@@ -127,7 +131,7 @@ impl HeapBuilder {
     /// `malloc` itself is on the heap, libc reads ghost memory (the locale) as it
     /// starts a thread, with every signal blocked: no engine thread may start
     /// there once pages can be absent.
-    pub const fn background_in_children(mut self, on: bool) -> Self {
+    pub fn background_in_children(mut self, on: bool) -> Self {
         self.background_in_children = on;
         self
     }
@@ -135,15 +139,32 @@ impl HeapBuilder {
     /// Whether a thread of the engine keeps frames free ahead of demand and
     /// the store tidy. Without it, faulting threads evict for themselves and
     /// the store is never compacted. Default: yes.
-    pub const fn background(mut self, on: bool) -> Self {
+    pub fn background(mut self, on: bool) -> Self {
         self.background = on;
         self
     }
 
     /// Whether a page restored for reading keeps its compressed copy, so that
     /// evicting it again is free. Costs the copies' memory. Default: yes.
-    pub const fn keep_copies(mut self, on: bool) -> Self {
+    pub fn keep_copies(mut self, on: bool) -> Self {
         self.keep_copies = on;
+        self
+    }
+
+    /// A file for cold pages that memory has no room for. Default: none.
+    pub fn spill(mut self, spill: Spill) -> Self {
+        self.spill = Some(spill);
+        self
+    }
+
+    /// Who is asked when a page's bytes cannot be brought back from the file:
+    /// whether to read once more, or to stop the access. Default: a line on
+    /// standard error, and the access is stopped.
+    ///
+    /// It runs in the fault handler, signals blocked, and may only do what is
+    /// async-signal-safe; it must not touch ghost memory.
+    pub fn on_lost(mut self, handler: LostHandler) -> Self {
+        self.on_lost = Some(handler);
         self
     }
 
@@ -161,9 +182,15 @@ impl HeapBuilder {
             limit.min(machine::ram_bytes())
         });
         let machine_bytes = usize::try_from(machine_bytes).unwrap_or(usize::MAX);
+        let default_bytes = match (&self.spill, self.memory_limit) {
+            // Some of the limit is for compressed pages: with a file they may
+            // be many times as many.
+            (Some(_), Some(memory)) => (machine_bytes / 2).min(memory / 4 * 3),
+            _ => machine_bytes / 2,
+        };
         let limit_bytes = self
             .resident_limit
-            .unwrap_or((machine_bytes / 2).max(least_bytes));
+            .unwrap_or(default_bytes.max(least_bytes));
         if limit_bytes < least_bytes {
             return Err(Error::LimitTooSmall {
                 limit_bytes,
@@ -195,6 +222,8 @@ impl HeapBuilder {
             memory_limit_bytes: self.memory_limit,
             backend,
             codec: Lz4,
+            compress: self.spill.as_ref().is_none_or(|spill| spill.compress),
+            on_lost: self.on_lost,
             readahead: self.readahead,
             background: self.background,
             background_in_children: self.background_in_children,
@@ -203,18 +232,21 @@ impl HeapBuilder {
             // Nor more than a quarter of the address space there may be.
             store_capacity_bytes: machine_bytes.max(1 << 30).min(address_space_bytes / 4),
         };
+        let spill = || self.spill.as_ref().map(Spill::open).transpose();
         match self.backend {
             Backend::Auto => {
                 let mut cause = OsError::new("userfaultfd", 38);
                 for kind in [BackendKind::Inline, BackendKind::Guard] {
                     match Opened::open(kind) {
-                        Ok(opened) => return Heap::from_config(config(opened)),
+                        Ok(opened) => return Heap::from_config(config(opened), spill()?),
                         Err(error) => cause = error,
                     }
                 }
                 Err(Error::NoBackend { cause })
             }
-            Backend::GuardMprotect => Heap::from_config(config(Opened::guard_by_mprotect())),
+            Backend::GuardMprotect => {
+                Heap::from_config(config(Opened::guard_by_mprotect()), spill()?)
+            }
             backend => {
                 let kind = match backend {
                     Backend::Monitor => BackendKind::Monitor,
@@ -223,7 +255,7 @@ impl HeapBuilder {
                 };
                 let opened = Opened::open(kind)
                     .map_err(|cause| Error::BackendUnavailable { backend, cause })?;
-                Heap::from_config(config(opened))
+                Heap::from_config(config(opened), spill()?)
             }
         }
     }

@@ -2,13 +2,14 @@
 
 use core::fmt;
 
+use ghostmem_file::OpenError;
 use ghostmem_os::OsError;
 use ghostmem_small::SmallError;
 
 use crate::Backend;
 
 /// A refused request. The heap is as it was before.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Error {
     /// The resident limit is below the smallest that can work.
@@ -65,6 +66,8 @@ pub enum Error {
         /// An address in the range.
         address: usize,
     },
+    /// The file for cold pages cannot be had.
+    Spill(OpenError),
     /// The small-object allocator cannot be used.
     Small(SmallError),
     /// A kernel call failed.
@@ -122,6 +125,7 @@ impl fmt::Display for Error {
             Self::PageLost { address } => {
                 write!(f, "the contents of the page at {address:#x} are lost")
             }
+            Self::Spill(error) => write!(f, "{error}"),
             Self::Small(error) => write!(f, "small objects: {error}"),
             Self::Os(error) => write!(f, "{error}"),
             Self::Reentered => f.write_str("the global heap is still being set up"),

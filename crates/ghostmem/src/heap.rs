@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use ghostmem_os::lock::Lock;
 use ghostmem_os::map::MapArc;
 use ghostmem_os::{OsError, PAGE_SIZE, thread};
-use ghostmem_pager::{Config, Engine, Recorder, State};
+use ghostmem_pager::{Config, Engine, Recorder, SpillSettings, State};
 use ghostmem_small::{ALIGN_MAX, Arena, SIZE_MAX, SmallHeap, Space, fork};
 
 use crate::{Backend, Error, HeapBuilder, Stats};
@@ -136,15 +136,16 @@ impl Heap {
         let limit = std::env::var("GHOSTMEM_LIMIT")
             .ok()
             .and_then(|text| text.parse().ok());
-        let builder = Self::builder();
-        limit
-            .map_or(builder, |bytes| builder.resident_limit(bytes))
-            .build()
+        let mut builder = Self::builder();
+        if let Some(bytes) = limit {
+            builder = builder.resident_limit(bytes);
+        }
+        builder.build()
     }
 
-    pub(crate) fn from_config(config: Config) -> Result<Self, Error> {
+    pub(crate) fn from_config(config: Config, spill: Option<SpillSettings>) -> Result<Self, Error> {
         let inner = MapArc::new(Inner {
-            engine: Engine::new(config)?,
+            engine: Engine::new(config, spill)?,
             small: OnceLock::new(),
             small_setup: Lock::new(false),
             arena: Lock::new(None),
@@ -219,13 +220,13 @@ impl Heap {
             let dangling = dangling.unwrap_or(NonNull::dangling());
             return Ok(NonNull::slice_from_raw_parts(dangling, 0));
         }
-        let out_of_memory = Error::OutOfMemory { bytes: size };
+        let out_of_memory = || Error::OutOfMemory { bytes: size };
         if size <= SIZE_MAX
             && align <= ALIGN_MAX
             && let Some(small) = self.small()
         {
             self.or_after_trim(|| self.engine().lend(size))
-                .map_err(|_| out_of_memory)?;
+                .map_err(|_| out_of_memory())?;
             if let Some(block) = small.allocate(size, align, zeroed) {
                 return Ok(NonNull::slice_from_raw_parts(block, size));
             }
@@ -236,9 +237,9 @@ impl Heap {
         // Fresh and recycled pages alike read as zero.
         let address = self
             .or_after_trim(|| Engine::allocate(self.engine(), pages, align_pages))
-            .map_err(|_| out_of_memory)?;
-        let block =
-            NonNull::new(core::ptr::with_exposed_provenance_mut(address)).ok_or(out_of_memory)?;
+            .map_err(|_| out_of_memory())?;
+        let block = NonNull::new(core::ptr::with_exposed_provenance_mut(address))
+            .ok_or_else(out_of_memory)?;
         Ok(NonNull::slice_from_raw_parts(block, size))
     }
 
@@ -435,6 +436,14 @@ impl Heap {
             let end = end.checked_next_multiple_of(PAGE_SIZE).unwrap_or(end);
             small.let_go(start, end - start);
         }
+    }
+
+    /// Whether a file descriptor is one of the engine's own: one that a program
+    /// which closes what it did not open must leave alone. Lock-free,
+    /// async-signal-safe.
+    #[must_use]
+    pub fn owns_descriptor(fd: i32) -> bool {
+        ghostmem_os::descriptor::is_ours(fd)
     }
 
     /// Puts the fault handlers back in place after the program installed its

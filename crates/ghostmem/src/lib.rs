@@ -21,6 +21,7 @@
 //!
 //! * [`Heap::builder`]: limits, backend, codec.
 //! * [`Heap::global`] and [`GhostAlloc`]: one heap for the whole program.
+//! * [`Spill`]: a file for what memory has no room for.
 //! * [`Heap::stats`]: what it holds and what it cost.
 //! * [`Heap::pin`]: memory for raw system calls. With every backend but
 //!   `monitor`, a system call given an absent page fails with `EFAULT`.
@@ -41,13 +42,17 @@ mod error;
 pub mod fork;
 mod heap;
 mod slice;
+mod spill;
 mod stats;
 
 pub use alloc::GhostAlloc;
 pub use builder::{Backend, Codec, HeapBuilder};
 pub use error::Error;
+pub use ghostmem_file::{OpenError, ReadCause, ReadError};
+pub use ghostmem_pager::{LostDecision, LostHandler, LostPage};
 pub use heap::{Heap, Pinned};
 pub use slice::GhostSlice;
+pub use spill::Spill;
 pub use stats::{LatencyHistogram, Stats};
 
 /// Recording which pages a program touches, for [`Heap::record`].

@@ -21,8 +21,28 @@ pub struct Stats {
     pub store_data_bytes: usize,
     /// Memory the store holds from the kernel, bytes.
     pub store_held_bytes: usize,
-    /// Page words, resident sets and slab descriptors, bytes.
+    /// Page words, resident sets, slab descriptors and the tables of the file,
+    /// bytes.
     pub metadata_bytes: usize,
+    /// Pages in the file, copies of resident pages included.
+    pub file_pages: usize,
+    /// Their compressed size, bytes.
+    pub file_data_bytes: u64,
+    /// What the file takes on its disk, bytes.
+    pub file_bytes: u64,
+    /// Pages moved from memory to the file.
+    pub pages_spilled: u64,
+    /// Pages that were touched while they were being moved there, and stayed.
+    pub spills_in_vain: u64,
+    /// Pages read from the file.
+    pub spilled_reads: u64,
+    /// Reads of a page from the file that failed.
+    pub spilled_read_errors: u64,
+    /// Batches of pages that the file did not take: it was full, or failed.
+    pub spill_write_errors: u64,
+    /// Waits, of up to 2 ms each, of a fault that had to evict while the file
+    /// was behind.
+    pub spill_waits: u64,
     /// Pages stored as they are because they do not compress.
     pub raw_pages: usize,
     /// Pages evicted that were one repeated value and took no slot.
@@ -71,6 +91,15 @@ impl Stats {
             store_data_bytes: engine.store_data_bytes,
             store_held_bytes: engine.store_held_bytes,
             metadata_bytes: engine.metadata_bytes,
+            file_pages: engine.file.slots as usize,
+            file_data_bytes: engine.file.live_bytes,
+            file_bytes: engine.file.file_bytes,
+            pages_spilled: counts.pages_spilled,
+            spills_in_vain: counts.spills_in_vain,
+            spilled_reads: counts.spilled_reads,
+            spilled_read_errors: counts.spilled_read_errors,
+            spill_write_errors: counts.spill_write_errors,
+            spill_waits: counts.spill_waits,
             raw_pages: engine.store_raw_slots,
             same_filled_pages: counts.filled_pages_evicted,
             faults: counts.faults,

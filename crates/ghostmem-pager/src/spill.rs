@@ -1,0 +1,646 @@
+//! Moving cold pages from the store in memory to the file tier, in the
+//! background.
+//!
+//! ```text
+//!   rank      how cold the stored pages are; the coldest eighth at least is
+//!             to go
+//!   gather    in address order: claim, copy the packed bytes, release marked
+//!   write     one batch, no claim held, outside the gate
+//!   swing     where the mark is still there: claim, point the word to the file,
+//!             release, free the slot
+//!   tidy      both tiers: memory back to the kernel, thin parts of the file
+//!             written again elsewhere
+//! ```
+//! In address order, so that what readahead asks for lies together in the
+//! file. The mark in the word, not the slot, proves that a page is what was
+//! written (see [`ghostmem_table::Word::is_marked`]); only this thread marks.
+//!
+//! # The share of the store
+//! ```text
+//!   share         what the store may hold
+//!   share + 1/8   faults that write and must evict wait here ("behind")
+//!   share - 1/16  writing begins
+//!   share - 1/8   writing ends
+//! ```
+//! When the file cannot take more (full, or an error), pages stay in memory, no
+//! fault waits, and writing is tried again after a while.
+//!
+//! The thread owns no ghost memory, and allocates nothing.
+
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::time::Duration;
+
+use ghostmem_file::{FileSlot, FileTier, Packed};
+use ghostmem_os::buffer::Buffer;
+use ghostmem_os::lock::Lock;
+use ghostmem_os::map::MapArc;
+use ghostmem_os::thread::EngineThread;
+use ghostmem_os::{OsError, PAGE_SIZE, clock, futex};
+use ghostmem_policy::Past;
+use ghostmem_store::{Place, Slot};
+use ghostmem_table::{State, Word};
+
+use crate::engine::Engine;
+use crate::metrics::Counter;
+use crate::overdraft::WAIT;
+use crate::region::Region;
+
+/// Packed bytes written in one batch: large enough for a disk to be at its best,
+/// small enough that nobody waits long for room.
+const BATCH_BYTES: usize = 1 << 20;
+/// Most pages in one batch.
+const BATCH_PAGES: usize = 1024;
+/// Page words looked at in one go, inside the gate: those of one page of the
+/// table.
+const GROUP_PAGES: usize = PAGE_SIZE / size_of::<u64>();
+/// Pages pointed to the file in one go, inside the gate.
+const SWING_PAGES: usize = 64;
+/// How long the thread sleeps when there is nothing to do.
+const IDLE: Duration = Duration::from_secs(2);
+/// How long it sleeps when there is, but nothing could be done: at first, and
+/// from where on it can be woken. Twice as long each time.
+const NAP: Duration = Duration::from_millis(2);
+const NAP_LIGHT: Duration = Duration::from_millis(20);
+/// How long it leaves the file alone after an error, at first and at most.
+const BACK_OFF_MIN: Duration = Duration::from_millis(50);
+const BACK_OFF_MAX: Duration = Duration::from_secs(5);
+/// Waits of [`WAIT`] each of a fault that must evict while the store is over its
+/// share, before it goes on all the same.
+const WAITS_MAX: u32 = 50;
+/// Slots moved to make the store dense after a batch.
+const TIDY_SLOTS: usize = 1024;
+/// Bytes of the file that cleaning may write again after each batch.
+const CLEAN_BYTES: u64 = 2 << 20;
+/// Part of the stored pages that one ranking finds, at least.
+const RANK_SHARE: u64 = 8;
+
+/// A file tier and how it is used.
+#[derive(Debug)]
+pub struct SpillSettings {
+    /// Where pages go.
+    pub tier: FileTier,
+    /// Bytes the store in memory may hold before its coldest pages go there;
+    /// 0: as soon as they are evicted. `None`: what the memory limit leaves
+    /// beside resident pages and tables, or as much as may be resident where
+    /// there is none.
+    pub store_limit_bytes: Option<usize>,
+}
+
+/// What the engine keeps of its file tier.
+pub(crate) struct Spill {
+    pub(crate) tier: FileTier,
+    store_limit_bytes: Option<u64>,
+    /// What the store may hold; follows the limits and the size of the tables.
+    share_bytes: AtomicU64,
+    thread: Lock<Option<EngineThread>>,
+    /// 1 while the thread sleeps and wants to be woken.
+    asleep: AtomicU64,
+    /// Batches that went through: faults that wait sleep on it.
+    progress: AtomicU64,
+    /// The file takes nothing at the moment.
+    failing: AtomicBool,
+}
+
+impl Spill {
+    pub(crate) fn new(settings: SpillSettings) -> Self {
+        Self {
+            tier: settings.tier,
+            store_limit_bytes: settings.store_limit_bytes.map(|bytes| bytes as u64),
+            share_bytes: AtomicU64::new(0),
+            thread: Lock::new(None),
+            asleep: AtomicU64::new(0),
+            progress: AtomicU64::new(0),
+            failing: AtomicBool::new(false),
+        }
+    }
+
+    fn share(&self) -> u64 {
+        self.share_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Where writing begins.
+    fn begin_bytes(&self) -> u64 {
+        self.share() - self.share() / 16
+    }
+
+    /// Where it ends.
+    fn end_bytes(&self) -> u64 {
+        self.share() - self.share() / 8
+    }
+
+    /// Whether the store is so far over its share that what makes it grow must
+    /// wait.
+    fn is_behind(&self, held_bytes: u64) -> bool {
+        let most = self.share() + (self.share() / 8).max(2 * BATCH_BYTES as u64);
+        held_bytes > most && !self.failing.load(Ordering::Relaxed)
+    }
+
+    /// Whether the file takes nothing at the moment.
+    pub(crate) fn is_failing(&self) -> bool {
+        self.failing.load(Ordering::Relaxed)
+    }
+
+    fn wake(&self) {
+        if self.asleep.load(Ordering::Relaxed) == 1 && self.asleep.swap(0, Ordering::AcqRel) == 1 {
+            futex::wake_all(&self.asleep);
+        }
+    }
+
+    pub(crate) fn try_take_for_fork(&self) -> bool {
+        if !self.thread.try_take_for_fork() {
+            return false;
+        }
+        if !self.tier.try_before_fork() {
+            self.thread.release_after_fork();
+            return false;
+        }
+        true
+    }
+
+    pub(crate) fn cancel_fork(&self) {
+        self.tier.cancel_fork();
+        self.thread.release_after_fork();
+    }
+
+    pub(crate) fn after_fork_in_parent(&self) {
+        self.tier.after_fork_in_parent();
+        self.thread.release_after_fork();
+    }
+
+    pub(crate) fn after_fork_in_child(&self) {
+        self.tier.after_fork_in_child();
+        self.failing.store(false, Ordering::Relaxed);
+        self.thread.release_after_fork();
+    }
+}
+
+/// A page of a batch.
+#[derive(Clone, Copy)]
+struct Entry {
+    region: u32,
+    page: u32,
+    /// Its packed bytes in the buffer.
+    start: u32,
+    len: u16,
+    codec: u8,
+}
+
+impl Entry {
+    const NONE: Self = Self {
+        region: 0,
+        page: 0,
+        start: 0,
+        len: 0,
+        codec: 0,
+    };
+
+    fn bytes(self, buffer: &[u8]) -> &[u8] {
+        let start = self.start as usize;
+        &buffer[start..start + usize::from(self.len)]
+    }
+}
+
+/// The pages of one batch and their bytes.
+struct Gathered<'a> {
+    entries: [Entry; BATCH_PAGES],
+    count: usize,
+    bytes: &'a mut Buffer,
+    used: usize,
+}
+
+impl Gathered<'_> {
+    fn is_full(&self) -> bool {
+        self.count == BATCH_PAGES || self.used + PAGE_SIZE > BATCH_BYTES
+    }
+}
+
+/// The spiller's own state.
+struct Spiller {
+    /// The next page to look at: region and page.
+    hand: (usize, usize),
+    /// Pages at least this cold go.
+    coldness: u8,
+    /// The hand has been everywhere since the last ranking.
+    lap_done: bool,
+    back_off: Duration,
+    /// When the file may be tried again, nanoseconds.
+    retry_ns: u64,
+}
+
+impl Engine {
+    pub(crate) fn start_spiller(this: &MapArc<Self>) -> Result<(), OsError> {
+        if let Some(spill) = &this.spill {
+            this.share_store();
+            let thread = EngineThread::spawn_with(c"ghostmem-spill", this.clone(), run)?;
+            *spill.thread.lock() = Some(thread);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn stop_spiller(&self) {
+        if let Some(spill) = &self.spill
+            && let Some(thread) = spill.thread.lock().take()
+        {
+            spill.asleep.store(0, Ordering::Release);
+            futex::wake_all(&spill.asleep);
+            thread.join();
+        }
+    }
+
+    /// In a forked child the thread does not exist; start a new one, or go on
+    /// without: what is in the file can be read all the same.
+    pub(crate) fn restart_spiller_after_fork(&self) {
+        let Some(spill) = &self.spill else { return };
+        if let Some(lost) = spill.thread.lock().take() {
+            lost.forget_after_fork();
+            let handle = self.handle();
+            if let Some(handle) = handle.filter(|_| self.config.background_in_children) {
+                let _without = Self::start_spiller(&handle);
+            }
+        }
+    }
+
+    /// The store may have grown: once for each batch of evictions.
+    pub(crate) fn wake_spiller(&self) {
+        if let Some(spill) = &self.spill
+            && self.store.held_bytes() > spill.begin_bytes()
+        {
+            spill.wake();
+        }
+    }
+
+    /// Sets the store's share by the limits and tables of now.
+    pub(crate) fn share_store(&self) {
+        let Some(spill) = &self.spill else { return };
+        let resident = self.budget.limit().max(0) as u64 * PAGE_SIZE as u64;
+        let share = match (spill.store_limit_bytes, self.config.memory_limit_bytes) {
+            (Some(bytes), _) => bytes,
+            (None, Some(memory)) => {
+                let tables = self.table_bytes() as u64
+                    + self.store.stats().metadata_bytes
+                    + spill.tier.stats().metadata_bytes;
+                let left = (memory as u64).saturating_sub(resident + tables);
+                // Room for being behind, and some of it in any case.
+                (left - left / 8).max(memory as u64 / 32)
+            }
+            (None, None) => resident,
+        };
+        spill.share_bytes.store(share, Ordering::Relaxed);
+    }
+
+    /// Whether eviction ahead of demand is to wait for the file.
+    pub(crate) fn is_spill_behind(&self) -> bool {
+        self.spill
+            .as_ref()
+            .is_some_and(|spill| spill.is_behind(self.store.held_bytes()))
+    }
+
+    /// A fault that is going to write needs a frame, for which a page may have
+    /// to be compressed: waits, for a tenth of a second at most, while the store
+    /// is too far over its share. The caller owns no page.
+    pub(crate) fn wait_for_spill(&self) {
+        let Some(spill) = &self.spill else { return };
+        for _ in 0..WAITS_MAX {
+            let progress = spill.progress.load(Ordering::Acquire);
+            if !spill.is_behind(self.store.held_bytes()) || self.closed.load(Ordering::Relaxed) {
+                return;
+            }
+            self.metrics.add(Counter::spill_waits, 1);
+            spill.wake();
+            futex::wait(&spill.progress, progress as u32, WAIT);
+        }
+    }
+
+    /// Finds out how cold the pages are that are to go: at least `wanted_bytes`,
+    /// and at least an eighth of what is stored, so that ranking stays cheap
+    /// beside writing.
+    fn rank(&self, spiller: &mut Spiller, wanted_bytes: u64) {
+        const COLDNESSES: usize = Past::COLDNESS_MAX as usize + 1;
+        let mut census = [0_u64; COLDNESSES];
+        let mut stored = 0_u64;
+        let (clock, now) = (self.clock(), self.clock().epoch(self.evictions()));
+        for region in self.regions() {
+            for group in region.resident.touched_words().pages() {
+                let first = group * GROUP_PAGES;
+                for page in first..(first + GROUP_PAGES).min(region.pages()) {
+                    let word = region.table.load(page);
+                    if slot_of_stored(word).is_some() {
+                        let past = Past::from_bits(word.heat());
+                        census[usize::from(past.coldness(clock, now))] += 1;
+                        stored += 1;
+                    }
+                }
+            }
+        }
+        let store = self.store.stats();
+        let mean = store.data_bytes.checked_div(store.live_slots).unwrap_or(1);
+        let wanted = (wanted_bytes / mean.max(1)).max(stored / RANK_SHARE).max(1);
+        let mut found = 0;
+        spiller.coldness = 0;
+        for (coldness, pages) in census.iter().enumerate().rev() {
+            found += pages;
+            if found >= wanted {
+                spiller.coldness = coldness as u8;
+                break;
+            }
+        }
+        spiller.lap_done = false;
+    }
+
+    /// Copies packed bytes of cold pages into `batch` until it is full, has
+    /// `wanted_bytes` or the hand has been everywhere.
+    fn gather(&self, spiller: &mut Spiller, batch: &mut Gathered<'_>, wanted_bytes: u64) {
+        let start = spiller.hand;
+        let mut wrapped = false;
+        loop {
+            let (index, from) = spiller.hand;
+            let Some(region) = self.region(index) else {
+                // Past the last region.
+                if wrapped || self.region_count() == 0 {
+                    spiller.lap_done = true;
+                    return;
+                }
+                wrapped = true;
+                spiller.hand = (0, 0);
+                continue;
+            };
+            // The tables' parts that were never written hold no page.
+            let groups = region.resident.touched_words();
+            let group = groups.next(from / GROUP_PAGES);
+            let Some(group) = group.filter(|group| group * GROUP_PAGES < region.pages()) else {
+                spiller.hand = (index + 1, 0);
+                continue;
+            };
+            let first = from.max(group * GROUP_PAGES);
+            let end = ((group + 1) * GROUP_PAGES).min(region.pages());
+            let next = self.gather_from(region, first, end, spiller.coldness, batch);
+            spiller.hand = (index, next);
+            if batch.is_full() || batch.used as u64 >= wanted_bytes {
+                return;
+            }
+            if wrapped && spiller.hand >= start {
+                spiller.lap_done = true;
+                return;
+            }
+        }
+    }
+
+    /// The same for the pages of one group; where to go on.
+    fn gather_from(
+        &self,
+        region: &Region,
+        first: usize,
+        end: usize,
+        coldness: u8,
+        batch: &mut Gathered<'_>,
+    ) -> usize {
+        let (clock, now) = (self.clock(), self.clock().epoch(self.evictions()));
+        let inside = ghostmem_fault::gate().enter();
+        let mut next = first;
+        while next < end && !batch.is_full() {
+            let page = next;
+            next += 1;
+            let word = region.table.load(page);
+            let Some(slot) = slot_of_stored(word) else {
+                continue;
+            };
+            if Past::from_bits(word.heat()).coldness(clock, now) < coldness {
+                continue;
+            }
+            let Ok(claim) = region.table.claim(page, word) else {
+                continue;
+            };
+            let Ok(out) = (&mut batch.bytes[batch.used..batch.used + PAGE_SIZE]).try_into() else {
+                // As long as a page: never.
+                self.release(region, claim, word);
+                break;
+            };
+            let info = self.store.read(slot, out);
+            self.release(region, claim, word.with_marked(true));
+            batch.entries[batch.count] = Entry {
+                region: region.index,
+                page: page as u32,
+                start: batch.used as u32,
+                len: info.len as u16,
+                codec: info.codec,
+            };
+            batch.count += 1;
+            batch.used += info.len;
+        }
+        drop(inside);
+        next
+    }
+
+    /// Points the pages of a batch to their places in the file; how many it
+    /// was. Places of pages that were touched meanwhile are given back.
+    fn swing(&self, spill: &Spill, batch: &Gathered<'_>, slots: &[Option<FileSlot>]) -> usize {
+        let mut moved = 0;
+        let entries = &batch.entries[..batch.count];
+        for (entries, slots) in entries.chunks(SWING_PAGES).zip(slots.chunks(SWING_PAGES)) {
+            let inside = ghostmem_fault::gate().enter();
+            for (entry, slot) in entries.iter().zip(slots) {
+                let Some(slot) = slot else { continue };
+                if self.swing_one(entry, *slot) {
+                    moved += 1;
+                } else {
+                    spill.tier.remove(*slot);
+                }
+            }
+            drop(inside);
+        }
+        moved
+    }
+
+    fn swing_one(&self, entry: &Entry, to: FileSlot) -> bool {
+        let Some(region) = self.region(entry.region as usize) else {
+            return false;
+        };
+        let page = entry.page as usize;
+        let word = region.table.load(page);
+        let Some(slot) = slot_of_stored(word).filter(|_| word.is_marked()) else {
+            return false;
+        };
+        // Lost to a touch, or to the compactor, which leaves the page where it
+        // is this time.
+        let Ok(claim) = region.table.claim(page, word) else {
+            return false;
+        };
+        let place = Place::Elsewhere(to.number());
+        let moved = word.with_marked(false).with_payload(place.bits());
+        self.release(region, claim, moved);
+        self.store.remove(slot);
+        true
+    }
+
+    /// The file moves a page: points its word to the new place, if it is still
+    /// at the old one.
+    fn move_spilled(&self, owner: u64, from: FileSlot, to: FileSlot) -> bool {
+        let (index, page) = crate::region::place_of(ghostmem_store::Owner::new(owner));
+        let Some(region) = self.region(index).filter(|region| page < region.pages()) else {
+            return false;
+        };
+        let inside = ghostmem_fault::gate().enter();
+        let word = region.table.load(page);
+        let owns =
+            word.state() == State::Stored || (word.state() == State::Resident && word.is_clean());
+        let here = Place::Elsewhere(from.number()).bits();
+        let moved = owns
+            && word.payload() == here
+            && region.table.claim(page, word).is_ok_and(|claim| {
+                let place = Place::Elsewhere(to.number());
+                self.release(region, claim, word.with_payload(place.bits()));
+                true
+            });
+        drop(inside);
+        moved
+    }
+
+    /// One batch, from the store to the file: whether anything moved.
+    fn spill_batch(&self, spill: &Spill, spiller: &mut Spiller, buffer: &mut Buffer) -> bool {
+        let store = self.store.stats();
+        let wanted = store.slot_bytes.saturating_sub(spill.end_bytes());
+        if wanted == 0 {
+            return false;
+        }
+        if spiller.lap_done {
+            self.rank(spiller, wanted);
+        }
+        let mut batch = Gathered {
+            entries: [Entry::NONE; BATCH_PAGES],
+            count: 0,
+            bytes: buffer,
+            used: 0,
+        };
+        self.gather(spiller, &mut batch, wanted);
+        if batch.count == 0 {
+            // Everything is a copy of a resident page, or too warm by a ranking
+            // that is over now.
+            if store.held_bytes > spill.share() {
+                let inside = ghostmem_fault::gate().enter();
+                self.shed_copies(BATCH_PAGES / 4);
+                drop(inside);
+            }
+            return false;
+        }
+        let mut pages = [Packed {
+            owner: 0,
+            codec: 0,
+            bytes: &[],
+        }; BATCH_PAGES];
+        for (page, entry) in pages.iter_mut().zip(&batch.entries[..batch.count]) {
+            *page = Packed {
+                owner: owner_of(entry),
+                codec: entry.codec,
+                bytes: entry.bytes(&*batch.bytes),
+            };
+        }
+        let mut slots = [None; BATCH_PAGES];
+        let written = spill
+            .tier
+            .write(&pages[..batch.count], &mut slots[..batch.count]);
+        if written.is_err() {
+            // The pages are where they were; their marks mean nothing any more.
+            self.metrics.add(Counter::spill_write_errors, 1);
+            spill.failing.store(true, Ordering::Relaxed);
+            spiller.retry_ns = clock::now_ns() + spiller.back_off.as_nanos() as u64;
+            spiller.back_off = (spiller.back_off * 2).min(BACK_OFF_MAX);
+            futex::wake_all(&spill.progress);
+            return false;
+        }
+        spill.failing.store(false, Ordering::Relaxed);
+        spiller.back_off = BACK_OFF_MIN;
+        let moved = self.swing(spill, &batch, &slots[..batch.count]);
+        self.metrics.add(Counter::pages_spilled, moved as u64);
+        let in_vain = (batch.count - moved) as u64;
+        self.metrics.add(Counter::spills_in_vain, in_vain);
+        moved > 0
+    }
+
+    /// Writes batches until the store has come down; `false` when nothing more
+    /// can be done for now.
+    fn spill_down(&self, spill: &Spill, spiller: &mut Spiller) -> bool {
+        // Only while there is work: an idle heap holds no buffer.
+        let Ok(mut buffer) = Buffer::new(BATCH_BYTES) else {
+            return false;
+        };
+        let mut fruitless = 0;
+        while !self.closed.load(Ordering::Acquire) {
+            self.share_store();
+            let worked = self.spill_batch(spill, spiller, &mut buffer);
+            if self.store.held_bytes() > spill.end_bytes() {
+                self.tidy_store(TIDY_SLOTS, 0);
+            }
+            spill.progress.fetch_add(1, Ordering::AcqRel);
+            futex::wake_all(&spill.progress);
+            self.clean_file(spill);
+            if self.store.held_bytes() <= spill.begin_bytes() {
+                return true;
+            }
+            // A lap that found nothing is followed by a ranking, and one more.
+            fruitless = if worked { 0 } else { fruitless + 1 };
+            if fruitless == 2 || spill.is_failing() {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Keeps the file dense, and gives back what nothing lives in any more; whether
+    /// there is more to do.
+    fn clean_file(&self, spill: &Spill) -> bool {
+        let mut moved = |owner, from, to| self.move_spilled(owner, from, to);
+        spill.tier.tidy(CLEAN_BYTES, &mut moved).is_behind
+    }
+}
+
+/// The slot of a stored page whose bytes are in memory.
+fn slot_of_stored(word: Word) -> Option<Slot> {
+    if word.state() != State::Stored {
+        return None;
+    }
+    Slot::from_bits(word.payload())
+}
+
+fn owner_of(entry: &Entry) -> u64 {
+    crate::region::owner(entry.region, entry.page as usize).get()
+}
+
+fn run(engine: &Engine) {
+    let Some(spill) = &engine.spill else { return };
+    let mut spiller = Spiller {
+        hand: (0, 0),
+        coldness: 0,
+        lap_done: true,
+        back_off: BACK_OFF_MIN,
+        retry_ns: 0,
+    };
+    let mut nap = NAP;
+    while !engine.closed.load(Ordering::Acquire) {
+        engine.share_store();
+        let over = engine.store.held_bytes() > spill.begin_bytes();
+        let may = clock::now_ns() >= spiller.retry_ns;
+        let done = !over || (may && engine.spill_down(spill, &mut spiller));
+        if !over && may {
+            // Nothing to try it with: who asks for memory may count on it.
+            spill.failing.store(false, Ordering::Relaxed);
+        }
+        let cleaning = engine.clean_file(spill);
+        // Room comes as the program frees and evicts, or with time.
+        nap = match (done, cleaning) {
+            (true, false) => IDLE,
+            (true, true) => NAP,
+            (false, _) => (nap * 2).clamp(NAP, BACK_OFF_MAX),
+        };
+        // Not to be woken for each batch of evictions that changes nothing.
+        let asleep = u64::from(nap >= NAP_LIGHT);
+        spill.asleep.store(asleep, Ordering::SeqCst);
+        let still = !done || engine.store.held_bytes() <= spill.begin_bytes();
+        if still && !engine.closed.load(Ordering::Acquire) {
+            futex::wait(&spill.asleep, asleep as u32, nap);
+        }
+        spill.asleep.store(0, Ordering::Relaxed);
+        if done {
+            nap = NAP;
+        }
+    }
+}
