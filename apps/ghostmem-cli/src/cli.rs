@@ -43,6 +43,7 @@ Examples:
   ghostmem run --limit 256M -- python3 train.py
   ghostmem run --limit 25% --stats -- sort -S 2G big.txt
   ghostmem run --limit auto --no-children -- make
+  ghostmem run --limit 1G --spill /var/tmp --spill-limit 20G -- ./solver
 
 The limit is for the uncompressed ghost pages of each process; compressed pages, program code,
 stacks and what the program maps itself come on top. Programs started by the program run in the
@@ -60,8 +61,9 @@ Examples:
   ghostmem demo ~/src --limit 10% --json    your own files, result for machines
 
 Exit code:
-  0  everything verified, memory within limit + store + 5 % + 16 MiB, and ghost pages within
-     the limit (a tiny limit may be exceeded by 68 pages for a stuck thread; the report says so)
+  0  everything verified, memory within limit + store + 5 % + 16 MiB (24 MiB with --spill), and
+     ghost pages within the limit (a tiny limit may be exceeded by 68 pages for a stuck thread;
+     the report says so)
   1  a checksum was wrong or memory exceeded that
   2  the demo could not run: bad input, unreadable file, no usable fault backend";
 
@@ -81,6 +83,8 @@ pub(crate) struct RunArgs {
     /// fail [default: none]
     #[arg(long, value_name = "SIZE", value_parser = parse_nonzero_size)]
     pub(crate) memory_limit: Option<u64>,
+    #[command(flatten)]
+    pub(crate) spill: SpillArgs,
     /// How faults are noticed
     #[arg(long, value_enum, default_value_t = BackendName::Auto)]
     pub(crate) backend: BackendName,
@@ -119,6 +123,22 @@ pub(crate) struct RunArgs {
     pub(crate) program: Vec<OsString>,
 }
 
+/// A file for what memory has no room for.
+#[derive(Args, Debug)]
+pub(crate) struct SpillArgs {
+    /// Move cold compressed pages to a nameless, encrypted file in this folder when memory has its
+    /// share of them
+    #[arg(long, value_name = "DIR")]
+    pub(crate) spill: Option<PathBuf>,
+    /// Most bytes of the file of each process [default: what the disk allows]
+    #[arg(long, value_name = "SIZE", requires = "spill", value_parser = parse_nonzero_size)]
+    pub(crate) spill_limit: Option<u64>,
+    /// Compressed pages that stay in memory before the coldest go to the file; 0: none [default:
+    /// what --memory-limit leaves, else as many bytes as may be uncompressed]
+    #[arg(long, value_name = "SIZE", requires = "spill", value_parser = parse_size)]
+    pub(crate) spill_store: Option<u64>,
+}
+
 /// Which small blocks are ghost memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SmallBlocks {
@@ -154,6 +174,8 @@ pub(crate) struct DemoArgs {
     /// Threads that work [default: one per processor, at least 2]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(crate) threads: Option<u16>,
+    #[command(flatten)]
+    pub(crate) spill: SpillArgs,
     /// How faults are noticed
     #[arg(long, value_enum, default_value_t = BackendName::Auto)]
     pub(crate) backend: BackendName,

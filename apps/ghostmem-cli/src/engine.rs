@@ -3,15 +3,17 @@
 //! Everything the commands print comes from the plain structures defined here, so that what
 //! `--json` promises does not change when the library's types do.
 
-use ghostmem::{Backend, Heap};
+use ghostmem::{Backend, Heap, Spill};
 use serde::Serialize;
 
+use crate::cli::SpillArgs;
 use crate::failure::Failure;
 
 /// A heap.
 #[derive(Clone)]
 pub(crate) struct Engine {
     heap: Heap,
+    has_file: bool,
 }
 
 /// The heap's counters at one moment; sizes in bytes, times in nanoseconds.
@@ -23,6 +25,15 @@ pub(crate) struct Snapshot {
     pub(crate) store_data_bytes: u64,
     pub(crate) store_held_bytes: u64,
     pub(crate) metadata_bytes: u64,
+    pub(crate) file_pages: u64,
+    pub(crate) file_data_bytes: u64,
+    pub(crate) file_bytes: u64,
+    pub(crate) pages_spilled: u64,
+    pub(crate) spills_in_vain: u64,
+    pub(crate) spilled_reads: u64,
+    pub(crate) spilled_read_errors: u64,
+    pub(crate) spill_write_errors: u64,
+    pub(crate) spill_waits: u64,
     pub(crate) raw_pages: u64,
     pub(crate) same_filled_pages: u64,
     pub(crate) faults: u64,
@@ -48,12 +59,29 @@ impl Engine {
     ///
     /// # Errors
     /// The limit is too small or the machine offers no way to learn of faults.
-    pub(crate) fn start(limit_bytes: u64, backend: Backend) -> Result<Self, Failure> {
+    pub(crate) fn start(
+        limit_bytes: u64,
+        backend: Backend,
+        spill: &SpillArgs,
+    ) -> Result<Self, Failure> {
         let limit = usize::try_from(limit_bytes).map_err(Failure::new)?;
-        let builder = Heap::builder().resident_limit(limit).backend(backend);
+        let mut builder = Heap::builder().resident_limit(limit).backend(backend);
+        if let Some(folder) = &spill.spill {
+            let mut file = Spill::dir(folder);
+            if let Some(bytes) = spill.spill_limit {
+                file = file.limit(bytes);
+            }
+            if let Some(bytes) = spill.spill_store {
+                file = file.store_limit(usize::try_from(bytes).map_err(Failure::new)?);
+            }
+            builder = builder.spill(file);
+        }
         builder
             .build()
-            .map(|heap| Self { heap })
+            .map(|heap| Self {
+                heap,
+                has_file: spill.spill.is_some(),
+            })
             .map_err(Failure::new)
     }
 
@@ -79,6 +107,7 @@ impl Engine {
             resident_bytes: stats.resident_bytes as u64,
             store_bytes: stats.store_held_bytes as u64,
             overdrafts: stats.overdrafts,
+            has_file: self.has_file,
         }
     }
 
@@ -92,6 +121,15 @@ impl Engine {
             store_data_bytes: stats.store_data_bytes as u64,
             store_held_bytes: stats.store_held_bytes as u64,
             metadata_bytes: stats.metadata_bytes as u64,
+            file_pages: stats.file_pages as u64,
+            file_data_bytes: stats.file_data_bytes,
+            file_bytes: stats.file_bytes,
+            pages_spilled: stats.pages_spilled,
+            spills_in_vain: stats.spills_in_vain,
+            spilled_reads: stats.spilled_reads,
+            spilled_read_errors: stats.spilled_read_errors,
+            spill_write_errors: stats.spill_write_errors,
+            spill_waits: stats.spill_waits,
             raw_pages: stats.raw_pages as u64,
             same_filled_pages: stats.same_filled_pages,
             faults: stats.faults,
@@ -123,6 +161,8 @@ pub(crate) struct HeapBytes {
     pub(crate) store_bytes: u64,
     /// Frames ever taken beyond the limit because a thread could not go on otherwise.
     pub(crate) overdrafts: u64,
+    /// There is a file for cold pages.
+    pub(crate) has_file: bool,
 }
 
 /// What the machine allows.

@@ -1,7 +1,8 @@
 //! What the kernel says about this process's memory, sampled while the work runs.
 //!
 //! The rule of the demo: resident memory of the whole process never exceeds the heap's limit plus
-//! its compressed store, plus 5 % for bookkeeping, plus 16 MiB for the program itself. Because the
+//! its compressed store, plus 5 % for bookkeeping, plus 16 MiB for the program itself, plus 8 MiB
+//! where there is a file. Because the
 //! store grows and shrinks, the rule is checked at every sample with the store of that moment; the
 //! kernel's own high-water mark catches what falls between samples.
 
@@ -18,6 +19,9 @@ use crate::engine::HeapBytes;
 
 /// Allowance for program, stacks and buffers beside the heap.
 const FIXED_BYTES: u64 = 16 << 20;
+/// The same for what a file takes: its tables, what is written together, and what
+/// each thread reads into.
+const FILE_BYTES: u64 = 8 << 20;
 /// Most that a heap may exceed its limit by so that an instruction which needs more pages than a
 /// tiny limit holds can go on: 68 pages, as ARCHITECTURE.md says under "Budget".
 const OVERDRAFT_MAX_BYTES: u64 = 68 * 4096;
@@ -83,8 +87,9 @@ pub(crate) fn available_bytes() -> Option<u64> {
 }
 
 /// Bytes the process may use when the heap has this limit and store.
-fn allowed_bytes(limit_bytes: u64, store_bytes: u64) -> u64 {
-    (limit_bytes + store_bytes) / 20 * 21 + FIXED_BYTES
+fn allowed_bytes(limit_bytes: u64, heap: HeapBytes) -> u64 {
+    let file = if heap.has_file { FILE_BYTES } else { 0 };
+    (limit_bytes + heap.store_bytes) / 20 * 21 + FIXED_BYTES + file
 }
 
 /// What was seen while the work ran.
@@ -144,12 +149,13 @@ impl Memory {
             resident_bytes: before.resident_bytes.max(after.resident_bytes),
             store_bytes: before.store_bytes.max(after.store_bytes),
             overdrafts: after.overdrafts,
+            has_file: after.has_file,
         };
         self.note(limit_bytes, most, resident.now_bytes);
     }
 
     fn note(&mut self, limit_bytes: u64, heap: HeapBytes, resident_bytes: u64) {
-        let allowed = allowed_bytes(limit_bytes, heap.store_bytes);
+        let allowed = allowed_bytes(limit_bytes, heap);
         let headroom = allowed as i64 - resident_bytes as i64;
         if self.samples == 0 || headroom < self.headroom_bytes {
             self.headroom_bytes = headroom;
@@ -247,9 +253,10 @@ mod tests {
             resident_bytes: ghost_mib << 20,
             store_bytes: store_mib << 20,
             overdrafts: 0,
+            has_file: false,
         };
         let mut memory = Memory::default();
-        let allowed = allowed_bytes(100 << 20, 200 << 20);
+        let allowed = allowed_bytes(100 << 20, heap(100, 200));
         assert_eq!(allowed, (315 << 20) + FIXED_BYTES);
         memory.note(100 << 20, heap(100, 200), allowed);
         memory.peak_bytes = allowed;
@@ -281,6 +288,7 @@ mod tests {
                 resident_bytes: pages * 4096,
                 store_bytes: 0,
                 overdrafts,
+                has_file: false,
             };
             memory.note(limit, heap, 1 << 20);
             memory

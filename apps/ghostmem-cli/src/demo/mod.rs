@@ -40,7 +40,7 @@ const LIMIT_MIN_BYTES: u64 = 5 * 4096;
 pub(crate) fn run(args: &DemoArgs) -> Result<ExitCode, Failure> {
     if let Amount::Bytes(limit) = args.limit {
         // A limit that cannot work is refused before anything is read.
-        Engine::start(limit, args.backend.into())?;
+        Engine::start(limit, args.backend.into(), &args.spill)?;
     }
     let threads = args.threads.map_or_else(default_threads, usize::from);
     let mut plan = Plan::collect(&args.paths, args.size)?;
@@ -71,6 +71,7 @@ pub(crate) fn run(args: &DemoArgs) -> Result<ExitCode, Failure> {
         limit_bytes,
         ghost,
         baseline,
+        args.spill.spill.is_some(),
     );
     let text = if args.json {
         report.json()?
@@ -93,7 +94,7 @@ fn default_threads() -> usize {
 /// Does the job on a ghost heap.
 fn with_ghost(job: &Job, limit_bytes: u64, args: &DemoArgs) -> Result<(String, Run), Failure> {
     let before = Meter::open().map_err(Failure::new)?.read().now_bytes;
-    let engine = Engine::start(limit_bytes, args.backend.into())?;
+    let engine = Engine::start(limit_bytes, args.backend.into(), &args.spill)?;
     let watched = engine.clone();
     let heap = move || watched.bytes();
     let sampler = Sampler::start(before, limit_bytes, Some(heap)).map_err(Failure::new)?;

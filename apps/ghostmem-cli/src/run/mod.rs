@@ -84,6 +84,12 @@ fn settings(args: &RunArgs, raw_system_calls: bool) -> Result<OsString, Failure>
     if let Some(bytes) = args.memory_limit {
         number("memory", bytes);
     }
+    if let Some(bytes) = args.spill.spill_limit {
+        number("spill-limit", bytes);
+    }
+    if let Some(bytes) = args.spill.spill_store {
+        number("spill-store", bytes);
+    }
     number(
         "ghost-from",
         match args.small {
@@ -99,6 +105,15 @@ fn settings(args: &RunArgs, raw_system_calls: bool) -> Result<OsString, Failure>
     number("stats", u64::from(args.stats));
     number("verbose", u64::from(args.verbose));
     number("children", u64::from(!args.no_children));
+    if let Some(folder) = &args.spill.spill {
+        if !folder.is_dir() {
+            return Err(Failure::new(format!(
+                "--spill {}: this is no folder",
+                folder.display()
+            )));
+        }
+        put("spill", &escape(&absolute(folder)?));
+    }
     if let Some(path) = &args.stats_json {
         put("stats-json", &escape(&absolute(path)?));
     }
