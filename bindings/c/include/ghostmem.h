@@ -140,6 +140,26 @@ typedef struct ghostmem_config {
   uint32_t keep_copies;
   // 0.
   uint32_t reserved;
+  // A folder: cold compressed pages go to a nameless file there when memory
+  // has its share of them. Null: they stay in memory. The text may be freed
+  // when the heap is made.
+  const char *spill_dir;
+  // The same with a file of that name, which must not exist: it is locked
+  // against others and removed when the heap ends (the default heap's when
+  // the process ends by exit). Null: none. Not together with `spill_dir`.
+  const char *spill_file;
+  // Most bytes of the file. 0: what the disk allows.
+  uint64_t spill_limit_bytes;
+  // Bytes of compressed pages that stay in memory before the coldest go to
+  // the file; 0: none. SIZE_MAX, the default: what the memory limit leaves
+  // beside resident pages, or as much as the resident limit where there is
+  // none.
+  size_t spill_store_bytes;
+  // Not 0: what is in the file is encrypted. A checksum is kept in either
+  // case. Default 1.
+  uint32_t spill_encrypt;
+  // 0: pages are not compressed at all. Only with a file. Default 1.
+  uint32_t spill_compress;
 } ghostmem_config;
 
 // What a heap holds and did. Fields are read one after the other without
@@ -197,6 +217,25 @@ typedef struct ghostmem_stats {
   uint64_t fault_p50_ns;
   // The same, 99th percentile.
   uint64_t fault_p99_ns;
+  // Pages in the file, copies of resident pages included.
+  uint64_t file_pages;
+  // Their compressed size, bytes.
+  uint64_t file_data_bytes;
+  // What the file takes on its disk, bytes.
+  uint64_t file_bytes;
+  // Pages moved from memory to the file.
+  uint64_t pages_spilled;
+  // Pages that were touched while they were being moved there, and stayed.
+  uint64_t spills_in_vain;
+  // Pages read from the file.
+  uint64_t spilled_reads;
+  // Reads of a page from the file that failed.
+  uint64_t spilled_read_errors;
+  // Batches of pages that the file did not take: it was full, or failed.
+  uint64_t spill_write_errors;
+  // Waits, of up to 2 ms each, of a fault that had to evict while the file
+  // was behind.
+  uint64_t spill_waits;
 } ghostmem_stats;
 
 #ifdef __cplusplus

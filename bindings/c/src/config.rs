@@ -4,7 +4,12 @@
 //! starts from `ghostmem_config_init`, so that fields it never heard of keep
 //! theirs.
 
-use ghostmem::{Backend, Codec, Heap, HeapBuilder};
+use core::ffi::{CStr, c_char};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use ghostmem::{Backend, Codec, Heap, HeapBuilder, Spill};
 
 use crate::status::{GhostmemStatus, invalid};
 
@@ -66,6 +71,58 @@ pub struct GhostmemConfig {
     pub keep_copies: u32,
     /// 0.
     pub reserved: u32,
+    /// A folder: cold compressed pages go to a nameless file there when memory
+    /// has its share of them. Null: they stay in memory. The text may be freed
+    /// when the heap is made.
+    pub spill_dir: *const c_char,
+    /// The same with a file of that name: it is locked against others and
+    /// removed when the heap ends (the default heap's when the process ends by
+    /// exit). One that a killed process left is taken over, any other file of
+    /// that name is refused. Null: none. Not together with `spill_dir`.
+    pub spill_file: *const c_char,
+    /// Most bytes of the file. 0: what the disk allows.
+    pub spill_limit_bytes: u64,
+    /// Bytes of compressed pages that stay in memory before the coldest go to
+    /// the file; 0: none. SIZE_MAX, the default: what the memory limit leaves
+    /// beside resident pages, or as much as the resident limit where there is
+    /// none.
+    pub spill_store_bytes: usize,
+    /// Not 0: what is in the file is encrypted. A checksum is kept in either
+    /// case. Default 1.
+    pub spill_encrypt: u32,
+    /// 0: pages are not compressed at all. Only with a file. Default 1.
+    pub spill_compress: u32,
+}
+
+/// A configuration as it was read: no pointer of the caller's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Asked {
+    pub(crate) resident_limit_bytes: usize,
+    pub(crate) memory_limit_bytes: usize,
+    pub(crate) backend: u32,
+    codec: u32,
+    readahead: bool,
+    background: bool,
+    keep_copies: bool,
+    spill_dir: Option<PathBuf>,
+    spill_file: Option<PathBuf>,
+    spill_limit_bytes: u64,
+    spill_store_bytes: usize,
+    spill_encrypt: bool,
+    spill_compress: bool,
+}
+
+/// A path of the caller's, or none for null.
+///
+/// # Safety
+/// `text` is null or a C string.
+unsafe fn path(text: *const c_char) -> Option<PathBuf> {
+    if text.is_null() {
+        return None;
+    }
+    // SAFETY: the caller's promise.
+    let text = unsafe { CStr::from_ptr(text) };
+    Some(PathBuf::from(OsStr::from_bytes(text.to_bytes())))
 }
 
 /// Size of the structure in the first version that had it.
@@ -82,16 +139,22 @@ impl GhostmemConfig {
         background: 1,
         keep_copies: 1,
         reserved: 0,
+        spill_dir: core::ptr::null(),
+        spill_file: core::ptr::null(),
+        spill_limit_bytes: 0,
+        spill_store_bytes: usize::MAX,
+        spill_encrypt: 1,
+        spill_compress: 1,
     };
 
     /// The caller's settings, or the defaults for null.
     ///
     /// # Safety
     /// `config` is null or points to a structure of at least the bytes its
-    /// `struct_bytes` says.
-    pub(crate) unsafe fn read(config: *const Self) -> Result<Self, GhostmemStatus> {
+    /// `struct_bytes` says, and its paths are null or C strings.
+    pub(crate) unsafe fn read(config: *const Self) -> Result<Asked, GhostmemStatus> {
         if config.is_null() {
-            return Ok(Self::DEFAULT);
+            return Ok(Asked::default());
         }
         // SAFETY: the caller's promise; every version has this field first.
         let struct_bytes = unsafe { config.cast::<usize>().read() };
@@ -109,7 +172,76 @@ impl GhostmemConfig {
                 .cast::<u8>()
                 .copy_from_nonoverlapping(config.cast::<u8>(), struct_bytes);
         }
-        Ok(read)
+        // SAFETY: the caller's promise, or null where the structure is shorter.
+        let spill_dir = unsafe { path(read.spill_dir) };
+        // SAFETY: as above.
+        let spill_file = unsafe { path(read.spill_file) };
+        Ok(Asked {
+            spill_dir,
+            spill_file,
+            ..Asked::of(&read)
+        })
+    }
+}
+
+impl Default for Asked {
+    fn default() -> Self {
+        Self::of(&GhostmemConfig::DEFAULT)
+    }
+}
+
+impl Asked {
+    /// All but the paths.
+    const fn of(config: &GhostmemConfig) -> Self {
+        Self {
+            resident_limit_bytes: config.resident_limit_bytes,
+            memory_limit_bytes: config.memory_limit_bytes,
+            backend: config.backend,
+            codec: config.codec,
+            readahead: config.readahead != 0,
+            background: config.background != 0,
+            keep_copies: config.keep_copies != 0,
+            spill_dir: None,
+            spill_file: None,
+            spill_limit_bytes: config.spill_limit_bytes,
+            spill_store_bytes: config.spill_store_bytes,
+            spill_encrypt: config.spill_encrypt != 0,
+            spill_compress: config.spill_compress != 0,
+        }
+    }
+
+    /// The name of the file, if it has one.
+    pub(crate) fn spill_file(&self) -> Option<&Path> {
+        self.spill_file.as_deref()
+    }
+
+    fn spill(&self) -> Result<Option<Spill>, GhostmemStatus> {
+        let spill = match (&self.spill_dir, &self.spill_file) {
+            (None, None) if self.spill_compress => return Ok(None),
+            (None, None) => {
+                return Err(invalid(
+                    "spill_compress is 0 without a file: memory holds compressed pages only, set \
+                     spill_dir or spill_file",
+                ));
+            }
+            (Some(_), Some(_)) => {
+                return Err(invalid(
+                    "both spill_dir and spill_file are set: leave one of them null",
+                ));
+            }
+            (Some(dir), None) => Spill::dir(dir),
+            (None, Some(file)) => Spill::file(file),
+        };
+        let mut spill = spill
+            .encrypt(self.spill_encrypt)
+            .compress(self.spill_compress);
+        if self.spill_limit_bytes != 0 {
+            spill = spill.limit(self.spill_limit_bytes);
+        }
+        if self.spill_store_bytes != usize::MAX {
+            spill = spill.store_limit(self.spill_store_bytes);
+        }
+        Ok(Some(spill))
     }
 
     pub(crate) fn builder(&self) -> Result<HeapBuilder, GhostmemStatus> {
@@ -129,14 +261,17 @@ impl GhostmemConfig {
         let mut builder = Heap::builder()
             .backend(backend)
             .codec(codec)
-            .readahead(self.readahead != 0)
-            .background(self.background != 0)
-            .keep_copies(self.keep_copies != 0);
+            .readahead(self.readahead)
+            .background(self.background)
+            .keep_copies(self.keep_copies);
         if self.resident_limit_bytes != 0 {
             builder = builder.resident_limit(self.resident_limit_bytes);
         }
         if self.memory_limit_bytes != 0 {
             builder = builder.memory_limit(self.memory_limit_bytes);
+        }
+        if let Some(spill) = self.spill()? {
+            builder = builder.spill(spill);
         }
         Ok(builder)
     }
@@ -174,26 +309,29 @@ mod tests {
 
     #[test]
     fn choices_that_do_not_exist_are_refused() {
-        let wrong = GhostmemConfig {
-            backend: 77,
-            ..GhostmemConfig::DEFAULT
+        let refused = |change: fn(&mut Asked)| {
+            let mut asked = Asked::default();
+            change(&mut asked);
+            asked.builder().err() == Some(GhostmemStatus::InvalidArgument)
         };
-        assert_eq!(wrong.builder().err(), Some(GhostmemStatus::InvalidArgument));
-        let wrong = GhostmemConfig {
-            codec: 77,
-            ..GhostmemConfig::DEFAULT
-        };
-        assert_eq!(wrong.builder().err(), Some(GhostmemStatus::InvalidArgument));
+        assert!(refused(|asked| asked.backend = 77));
+        assert!(refused(|asked| asked.codec = 77));
+        assert!(refused(|asked| asked.spill_compress = false));
+        assert!(refused(|asked| {
+            asked.spill_dir = Some("/tmp".into());
+            asked.spill_file = Some("/tmp/name".into());
+        }));
+        assert!(!refused(|asked| asked.spill_dir = Some("/tmp".into())));
     }
 
     #[test]
     fn a_newer_and_longer_structure_is_filled_in_and_read_as_far_as_known() {
         #[repr(C, align(8))]
-        struct Room([u8; 64]);
-        let mut room = Room([0xFF; 64]);
+        struct Room([u8; 128]);
+        let mut room = Room([0xFF; 128]);
         let config = (&raw mut room).cast::<GhostmemConfig>();
-        // SAFETY: 64 bytes of room.
-        unsafe { ghostmem_config_init(config, 64) };
+        // SAFETY: 128 bytes of room.
+        unsafe { ghostmem_config_init(config, 128) };
         assert!(
             room.0[size_of::<GhostmemConfig>()..]
                 .iter()
@@ -201,7 +339,21 @@ mod tests {
         );
         // SAFETY: filled in just now, and aligned.
         let read = unsafe { GhostmemConfig::read((&raw const room).cast()) };
-        assert_eq!(read, Ok(GhostmemConfig::DEFAULT));
+        assert_eq!(read, Ok(Asked::default()));
+    }
+
+    #[test]
+    fn a_program_of_the_first_version_gets_what_it_had() {
+        let old = GhostmemConfig {
+            struct_bytes: FIRST_BYTES,
+            spill_dir: core::ptr::dangling(),
+            spill_compress: 0,
+            ..GhostmemConfig::DEFAULT
+        };
+        // SAFETY: a whole structure; what comes after the first version's fields
+        // is not looked at.
+        let read = unsafe { GhostmemConfig::read(&raw const old) };
+        assert_eq!(read, Ok(Asked::default()));
     }
 
     #[test]

@@ -7,21 +7,22 @@
 //! `GHOSTMEM_BACKEND` chooses the backend where the configuration does not.
 
 use core::fmt;
-use std::env;
 use std::io::{self, Write};
+use std::path::{self, Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
+use std::{env, fs, process};
 
 use ghostmem_small::fork;
 
 use crate::GHOSTMEM_PAGE_SIZE;
-use crate::config::{GhostmemBackend, GhostmemConfig};
+use crate::config::{Asked, GhostmemBackend, GhostmemConfig};
 use crate::heap::GhostmemHeap;
 use crate::status::{GhostmemStatus, refuse, status_of};
 
 struct Default {
     handle: GhostmemHeap,
     /// As asked for, before the environment.
-    asked: GhostmemConfig,
+    asked: Asked,
 }
 
 static DEFAULT: OnceLock<Default> = OnceLock::new();
@@ -75,8 +76,8 @@ fn backend() -> Option<GhostmemBackend> {
 }
 
 /// Fills in from the environment, then the default, what `asked` leaves open.
-fn complete(asked: &GhostmemConfig, default_pages: usize) -> GhostmemConfig {
-    let mut config = *asked;
+fn complete(asked: &Asked, default_pages: usize) -> Asked {
+    let mut config = asked.clone();
     if config.resident_limit_bytes == 0 {
         let pages = |pages: usize| pages.saturating_mul(GHOSTMEM_PAGE_SIZE);
         config.resident_limit_bytes = number("GHOSTMEM_LIMIT", "bytes")
@@ -89,13 +90,44 @@ fn complete(asked: &GhostmemConfig, default_pages: usize) -> GhostmemConfig {
     config
 }
 
-fn make(asked: GhostmemConfig, default_pages: usize) -> Result<&'static Default, GhostmemStatus> {
+fn make(asked: Asked, default_pages: usize) -> Result<&'static Default, GhostmemStatus> {
     let heap = complete(&asked, default_pages)
         .builder()?
         .build()
         .map_err(|error| status_of(Err(error)))?;
     let handle = GhostmemHeap { heap };
+    if let Some(file) = asked.spill_file() {
+        remove_at_exit(file);
+    }
     Ok(DEFAULT.get_or_init(|| Default { handle, asked }))
+}
+
+/// The name of the default heap's file, and the process that made it.
+static NAMED: OnceLock<(PathBuf, u32)> = OnceLock::new();
+
+/// The heap never ends, so its file's name must be taken away otherwise.
+fn remove_at_exit(file: &Path) {
+    // A child that changed its directory still means the same file.
+    let file = path::absolute(file).unwrap_or_else(|_| file.to_owned());
+    if NAMED.set((file, process::id())).is_ok() {
+        // SAFETY: a function that stays loaded as long as the library; one that
+        // is unloaded has its handlers run then.
+        let refused = unsafe { libc::atexit(remove_name) };
+        if refused != 0 {
+            report(format_args!(
+                "no room for an exit handler: the spill file stays when the process ends"
+            ));
+        }
+    }
+}
+
+/// Children that were forked share the name with their parent, who keeps it.
+extern "C" fn remove_name() {
+    if let Some((file, process)) = NAMED.get()
+        && *process == process::id()
+    {
+        let _gone_already = fs::remove_file(file);
+    }
 }
 
 /// The process's default heap, made at the first call. `default_pages` is its
@@ -114,7 +146,7 @@ pub extern "C" fn ghostmem_default_heap(default_pages: usize) -> *mut GhostmemHe
     if let Some(default) = DEFAULT.get() {
         return pointer(default);
     }
-    make(GhostmemConfig::DEFAULT, default_pages).map_or(core::ptr::null_mut(), pointer)
+    make(Asked::default(), default_pages).map_or(core::ptr::null_mut(), pointer)
 }
 
 /// Makes the default heap with settings of the caller's, or, when it exists,
@@ -140,10 +172,8 @@ pub unsafe extern "C" fn ghostmem_default_heap_configure(
     let Some(default) = DEFAULT.get() else {
         return make(asked, default_pages).map_or_else(|status| status, |_| GhostmemStatus::Ok);
     };
-    let but_for_limit = GhostmemConfig {
-        resident_limit_bytes: default.asked.resident_limit_bytes,
-        ..asked
-    };
+    let mut but_for_limit = asked.clone();
+    but_for_limit.resident_limit_bytes = default.asked.resident_limit_bytes;
     if but_for_limit != default.asked {
         return refuse(
             GhostmemStatus::AlreadyInitialized,

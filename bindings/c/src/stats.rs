@@ -62,6 +62,25 @@ pub struct GhostmemStats {
     pub fault_p50_ns: u64,
     /// The same, 99th percentile.
     pub fault_p99_ns: u64,
+    /// Pages in the file, copies of resident pages included.
+    pub file_pages: u64,
+    /// Their compressed size, bytes.
+    pub file_data_bytes: u64,
+    /// What the file takes on its disk, bytes.
+    pub file_bytes: u64,
+    /// Pages moved from memory to the file.
+    pub pages_spilled: u64,
+    /// Pages that were touched while they were being moved there, and stayed.
+    pub spills_in_vain: u64,
+    /// Pages read from the file.
+    pub spilled_reads: u64,
+    /// Reads of a page from the file that failed.
+    pub spilled_read_errors: u64,
+    /// Batches of pages that the file did not take: it was full, or failed.
+    pub spill_write_errors: u64,
+    /// Waits, of up to 2 ms each, of a fault that had to evict while the file
+    /// was behind.
+    pub spill_waits: u64,
 }
 
 impl From<Stats> for GhostmemStats {
@@ -92,6 +111,15 @@ impl From<Stats> for GhostmemStats {
             decompress_samples: stats.decompress_samples,
             fault_p50_ns: stats.fault_latency.percentile(50.0),
             fault_p99_ns: stats.fault_latency.percentile(99.0),
+            file_pages: stats.file_pages as u64,
+            file_data_bytes: stats.file_data_bytes,
+            file_bytes: stats.file_bytes,
+            pages_spilled: stats.pages_spilled,
+            spills_in_vain: stats.spills_in_vain,
+            spilled_reads: stats.spilled_reads,
+            spilled_read_errors: stats.spilled_read_errors,
+            spill_write_errors: stats.spill_write_errors,
+            spill_waits: stats.spill_waits,
         }
     }
 }

@@ -88,21 +88,24 @@ enum class Codec : std::uint32_t {
 
 /// Settings of the default heap, for GhostMemoryManager::Initialize.
 struct GhostConfig {
-    /// Keep cold pages in a file instead of memory. This version cannot:
-    /// Initialize answers false.
+    /// Move cold compressed pages to a file when memory has its share of them.
     bool use_disk_backing = false;
-    /// Where that file is.
+    /// That file's name. It is locked against others and removed when the
+    /// process ends by exit; one that a killed process left is taken over, any
+    /// other file of that name is refused. Empty: a nameless file in
+    /// disk_folder, of which nothing is left however the process ends.
     std::string disk_file_path = "ghostmem.swap";
     /// Pages resident at most; 0: the environment (GHOSTMEM_LIMIT in bytes,
     /// GHOSTMEM_MAX_PHYSICAL_PAGES), else MAX_PHYSICAL_PAGES.
     std::size_t max_memory_pages = 0;
-    /// Compress pages before they go to that file.
+    /// Compress pages before they go to that file. Off, with disk backing:
+    /// evicted pages are not compressed at all.
     bool compress_before_disk = true;
     /// Report what is refused (double frees, foreign pointers, failed
     /// allocations) and what was set up on the standard error stream.
     bool enable_verbose_logging = false;
-    /// Encrypt pages in that file. This version cannot: Initialize answers
-    /// false.
+    /// Encrypt pages in that file, with a key that is in memory only. A
+    /// checksum is kept in either case.
     bool encrypt_disk_pages = false;
 
     /// The resident limit in bytes; 0: max_memory_pages says it.
@@ -121,6 +124,14 @@ struct GhostConfig {
     bool background = true;
     /// Keep the compressed copy of a page that was restored for reading.
     bool keep_copies = true;
+    /// Where the file is when disk_file_path is empty.
+    std::string disk_folder = "/var/tmp";
+    /// Most bytes of the file; 0: what the disk allows.
+    std::uint64_t disk_limit_bytes = 0;
+    /// Bytes of compressed pages that stay in memory before the coldest go to
+    /// the file; 0: none. SIZE_MAX: what memory_limit_bytes leaves beside
+    /// resident pages, or as many as may be resident where there is none.
+    std::size_t disk_store_bytes = SIZE_MAX;
 };
 
 /// The default heap: one for the process, made at the first use, there until
@@ -141,10 +152,9 @@ public:
     /// False, with one line on the standard error stream, when it cannot do
     /// what was asked; the heap is as it was then.
     bool Initialize(const GhostConfig& config) {
-        if (config.use_disk_backing || config.encrypt_disk_pages) {
-            return Refuse("Initialize: this version keeps cold pages in memory only, it has no "
-                          "disk backing and no encryption: leave use_disk_backing and "
-                          "encrypt_disk_pages false");
+        if (config.encrypt_disk_pages && !config.use_disk_backing) {
+            return Refuse("Initialize: encrypt_disk_pages is set without use_disk_backing: there "
+                          "is no file to encrypt, set both or neither");
         }
         if (config.max_memory_pages != 0 && config.resident_limit_bytes != 0) {
             return Refuse("Initialize: both max_memory_pages and resident_limit_bytes are set: "
@@ -164,6 +174,15 @@ public:
         settings.readahead = config.readahead ? 1 : 0;
         settings.background = config.background ? 1 : 0;
         settings.keep_copies = config.keep_copies ? 1 : 0;
+        if (config.use_disk_backing) {
+            const bool named = !config.disk_file_path.empty();
+            settings.spill_file = named ? config.disk_file_path.c_str() : nullptr;
+            settings.spill_dir = named ? nullptr : config.disk_folder.c_str();
+            settings.spill_limit_bytes = config.disk_limit_bytes;
+            settings.spill_store_bytes = config.disk_store_bytes;
+            settings.spill_encrypt = config.encrypt_disk_pages ? 1 : 0;
+            settings.spill_compress = config.compress_before_disk ? 1 : 0;
+        }
         if (ghostmem_default_heap_configure(&settings, MAX_PHYSICAL_PAGES) != GHOSTMEM_STATUS_OK) {
             std::fprintf(stderr, "ghostmem: Initialize: %s\n", ghostmem_last_error());
             return false;

@@ -62,10 +62,11 @@ void what_cannot_be_done_is_refused_with_a_reason() {
     };
     GhostConfig config;
     config.use_disk_backing = true;
-    refused(config, "no disk backing");
+    config.disk_file_path = "/nowhere/at/all/ghostmem.swap";
+    refused(config, "/nowhere/at/all");
     config = GhostConfig();
     config.encrypt_disk_pages = true;
-    refused(config, "no encryption");
+    refused(config, "set both or neither");
     config = GhostConfig();
     config.max_memory_pages = 4;
     refused(config, "20480");
