@@ -44,7 +44,7 @@ impl<T> Lock<T> {
 
     /// Takes the lock, if nobody holds it.
     pub fn try_lock(&self) -> Option<Held<'_, T>> {
-        self.try_take_for_fork().then_some(Held { lock: self })
+        self.try_take_for_fork().then(|| Held { lock: self })
     }
 
     fn take(&self) {
@@ -121,5 +121,23 @@ impl<T> DerefMut for Held<'_, T> {
 impl<T> Drop for Held<'_, T> {
     fn drop(&mut self) {
         self.lock.holder.store(0, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_that_is_held_is_refused_and_stays_held() {
+        let lock = Lock::new(1);
+        let held = lock.lock();
+        std::thread::scope(|scope| {
+            let refused = scope.spawn(|| lock.try_lock().is_none());
+            assert!(refused.join().unwrap());
+        });
+        assert!(lock.is_mine(), "a refusal gave somebody else's lock back");
+        drop(held);
+        assert!(lock.try_lock().is_some());
     }
 }
