@@ -238,9 +238,9 @@ impl Engine {
     }
 
     pub(crate) fn stop_spiller(&self) {
-        if let Some(spill) = &self.spill
-            && let Some(thread) = spill.thread.lock().take()
-        {
+        let Some(spill) = &self.spill else { return };
+        let thread = spill.thread.lock().take();
+        if let Some(thread) = thread {
             spill.asleep.store(0, Ordering::Release);
             futex::wake_all(&spill.asleep);
             thread.join();
@@ -251,7 +251,8 @@ impl Engine {
     /// without: what is in the file can be read all the same.
     pub(crate) fn restart_spiller_after_fork(&self) {
         let Some(spill) = &self.spill else { return };
-        if let Some(lost) = spill.thread.lock().take() {
+        let lost = spill.thread.lock().take();
+        if let Some(lost) = lost {
             lost.forget_after_fork();
             let handle = self.handle();
             if let Some(handle) = handle.filter(|_| self.config.background_in_children) {
