@@ -113,7 +113,7 @@ fn table(machine: &Machine) -> Table {
         (
             "run: raw system calls",
             present(machine.monitor_works),
-            "io_uring and the like under 'ghostmem run', by monitor",
+            "Go, io_uring and the like under 'ghostmem run', by monitor",
         ),
         (
             "guard backend",

@@ -156,6 +156,49 @@ fn forked_children_have_their_memory_before_libc_touches_it() {
     }
 }
 
+/// What libc does not do for it, the kernel has to see: by monitor, which
+/// `auto` takes for a program that is known to need it.
+#[test]
+fn a_go_program_gets_the_monitor_and_others_the_truth() {
+    let folder = scratch("raw");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs/raw.c");
+    let build = |name: &str, define: &str| {
+        let program = folder.join(name);
+        let built = Command::new("cc")
+            .args(["-O1", "-w", define, "-o"])
+            .args([&program, &source])
+            .status()
+            .unwrap();
+        assert!(built.success());
+        program
+    };
+    let (plain, go) = (build("plain", "-DPLAIN"), build("go", "-DGO"));
+    let options = ["--limit", "1M", "--verbose"];
+    let report = doctor::probe();
+    let output = run(&options, &go, &[]);
+    if report.monitor_works {
+        assert_eq!(
+            text(&output.stdout),
+            "read\nas the kernel says\n",
+            "{output:?}"
+        );
+        assert!(
+            text(&output.stderr).contains("backend monitor"),
+            "{output:?}"
+        );
+    } else {
+        println!("no monitor works here: only the warning is tested");
+        assert!(
+            text(&output.stderr).contains("it is a Go program"),
+            "{output:?}"
+        );
+    }
+    if report.inline_works {
+        let output = run(&["--limit", "1M", "--backend", "inline"], &plain, &[]);
+        assert_eq!(text(&output.stdout), "refused\nno ring\n", "{output:?}");
+    }
+}
+
 #[test]
 fn anonymous_mappings_can_be_ghost_memory_too() {
     for backend in backends() {

@@ -22,8 +22,12 @@ static GHOST_FROM: AtomicUsize = AtomicUsize::new(0);
 /// two, see [`crate::patch`].
 static LOW: AtomicUsize = AtomicUsize::new(0);
 static LENGTH: AtomicUsize = AtomicUsize::new(0);
-/// Most bytes of blocks of pages allocated at once so far.
+/// Most bytes allocated at once so far.
 static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+/// A thread tells the heap of its small objects whenever so many bytes of them
+/// came together: counting each would cost as much as allocating it.
+const COUNTED_AT: isize = 64 << 10;
 
 /// Blocks this large are counted for the peak when they are allocated.
 const COUNTED_FROM: usize = 32 << 10;
@@ -119,15 +123,45 @@ pub(crate) fn allocate(
         bytes = class;
     }
     let inside = Inside::new(thread);
-    let block = Layout::from_size_align(bytes, align)
+    let block = Layout::from_size_align(bytes.max(1), align)
         .ok()
-        .and_then(|layout| heap.allocate_block(layout, zeroed).ok())
+        .and_then(|layout| {
+            if let Some(block) = heap.allocate_uncounted(layout, zeroed) {
+                count(thread, heap, block.len().cast_signed());
+                return Some(block);
+            }
+            heap.allocate_block(layout, zeroed).ok()
+        })
         .map(NonNull::cast::<u8>);
     if size >= COUNTED_FROM {
         note_large(heap, block);
     }
     drop(inside);
     block.map_or(core::ptr::null_mut(), |block| block.as_ptr().cast())
+}
+
+/// Counts small objects for this thread.
+fn count(thread: &Thread, heap: &Heap, bytes: isize) {
+    let sum = thread.uncounted.get() + bytes;
+    if (-COUNTED_AT..COUNTED_AT).contains(&sum) {
+        thread.uncounted.set(sum);
+    } else {
+        tell(thread, heap, sum);
+    }
+}
+
+#[cold]
+fn tell(thread: &Thread, heap: &Heap, sum: isize) {
+    thread.uncounted.set(0);
+    heap.count_small(sum);
+    PEAK.fetch_max(heap.stats().allocated_bytes, Ordering::Relaxed);
+}
+
+/// Tells the heap what this thread has not told yet: it ends, or somebody asks.
+pub(crate) fn tell_rest(thread: &Thread) {
+    if let Some(heap) = HEAP.get() {
+        tell(thread, heap, thread.uncounted.get());
+    }
 }
 
 #[cold]
@@ -141,7 +175,8 @@ fn note_large(heap: &Heap, block: Option<NonNull<u8>>) {
     PEAK.fetch_max(now, Ordering::Relaxed);
 }
 
-/// Most bytes allocated at once, as seen whenever a large block was made.
+/// Most bytes allocated at once, as seen whenever a large block was made and
+/// whenever a thread told of its small ones.
 pub(crate) fn peak_bytes() -> usize {
     PEAK.load(Ordering::Relaxed)
 }
@@ -158,7 +193,8 @@ pub(crate) unsafe fn free(thread: &'static Thread, heap: &Heap, block: NonNull<u
         return;
     }
     let address = block.as_ptr() as usize;
-    if let Some((start, bytes)) = heap.pages_around(address)
+    if !heap.is_among_small(address)
+        && let Some((start, bytes)) = heap.pages_around(address)
         && start == address
         && let Some((class, shelf)) = cache::class_of(bytes)
         && class == bytes
@@ -172,7 +208,11 @@ pub(crate) unsafe fn free(thread: &'static Thread, heap: &Heap, block: NonNull<u
     }
     let inside = Inside::new(thread);
     // SAFETY: the caller's promise.
-    let freed = unsafe { heap.deallocate_block(block) };
+    let freed = match unsafe { heap.deallocate_uncounted(block) } {
+        Some(freed) => freed.inspect(|&bytes| count(thread, heap, -bytes.cast_signed())),
+        // SAFETY: as above; no small object, so nothing was done.
+        None => unsafe { heap.deallocate_block(block) },
+    };
     drop(inside);
     if freed.is_err() {
         not_live();

@@ -28,7 +28,10 @@ pub(crate) struct Thread {
     pub(crate) exec: Cell<usize>,
     /// Its length, bytes.
     pub(crate) exec_bytes: Cell<usize>,
-    spare: [Cell<usize>; 2],
+    /// Bytes of small objects this thread allocated, less those it freed, that
+    /// the heap was not told of yet.
+    pub(crate) uncounted: Cell<isize>,
+    spare: Cell<usize>,
 }
 
 core::arch::global_asm!(

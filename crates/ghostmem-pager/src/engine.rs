@@ -303,6 +303,7 @@ impl Engine {
     }
 
     /// The region and page of an address, if it is this engine's.
+    #[inline]
     pub(crate) fn locate(&self, address: usize) -> Option<(&Region, usize)> {
         self.regions().find_map(|region| {
             let offset = address.checked_sub(region.base())?;
@@ -312,6 +313,7 @@ impl Engine {
 
     /// Whether an address lies in one of this engine's regions. Lock-free.
     #[must_use]
+    #[inline]
     pub fn contains(&self, address: usize) -> bool {
         self.locate(address).is_some()
     }

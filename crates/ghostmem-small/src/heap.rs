@@ -159,6 +159,7 @@ impl<S: Space> SmallHeap<S> {
     /// Never; a free list that a write to a freed block destroyed stops the
     /// process.
     #[must_use]
+    #[inline]
     pub fn allocate(&self, size: usize, align: usize, zeroed: bool) -> Option<NonNull<u8>> {
         if size > SIZE_MAX || align > ALIGN_MAX || !align.is_power_of_two() {
             return None;
@@ -197,6 +198,7 @@ impl<S: Space> SmallHeap<S> {
     ///
     /// # Safety
     /// If `block` is live, nobody uses it any more.
+    #[inline]
     pub unsafe fn deallocate(&self, block: NonNull<u8>) -> Result<(), SmallError> {
         let address = block.as_ptr() as usize;
         let (word, bit) = self.place(address)?;
@@ -229,6 +231,7 @@ impl<S: Space> SmallHeap<S> {
     /// How many bytes of a live block may be used, at least what was asked;
     /// `None` if no live block starts there.
     #[must_use]
+    #[inline]
     pub fn usable_size(&self, block: NonNull<u8>) -> Option<usize> {
         if !self.is_live(block) {
             return None;
@@ -240,12 +243,14 @@ impl<S: Space> SmallHeap<S> {
 
     /// Whether the address lies in the ghost range.
     #[must_use]
+    #[inline]
     pub fn contains(&self, address: usize) -> bool {
         (self.core.ghost_start..self.core.ghost_end).contains(&address)
     }
 
     /// Whether a live block starts at this pointer.
     #[must_use]
+    #[inline]
     pub fn is_live(&self, block: NonNull<u8>) -> bool {
         self.core
             .bit_of(block.as_ptr() as usize)
@@ -302,6 +307,7 @@ impl<S: Space> SmallHeap<S> {
         outside && ffi::gm_leaves_first()
     }
 
+    #[inline]
     fn place(&self, address: usize) -> Result<(&AtomicU64, u64), SmallError> {
         if !self.contains(address) {
             return Err(SmallError::Foreign { address });
@@ -314,6 +320,7 @@ impl<S: Space> SmallHeap<S> {
 
 impl<S: Space> Core<S> {
     /// The bitmap word and bit of an address where a block can start.
+    #[inline]
     fn bit_of(&self, address: usize) -> Option<(&AtomicU64, u64)> {
         if !(self.ghost_start..self.ghost_end).contains(&address) || !address.is_multiple_of(GRAIN)
         {

@@ -10,6 +10,7 @@ use core::alloc::Layout;
 use core::ptr::NonNull;
 
 use ghostmem_os::PAGE_SIZE;
+use ghostmem_small::{ALIGN_MAX, SIZE_MAX};
 
 use crate::{Error, Heap};
 
@@ -25,6 +26,9 @@ impl Heap {
         let size = layout.size().max(1);
         let layout = Layout::from_size_align(size, layout.align())
             .map_err(|_| Error::OutOfMemory { bytes: size })?;
+        if let Some(block) = self.allocate_quick(layout, zeroed) {
+            return Ok(block);
+        }
         let block = self.allocate_with(layout, zeroed)?.cast::<u8>();
         let bytes = match self.small_if_made() {
             Some(small) if small.contains(block.as_ptr().addr()) => {
@@ -38,6 +42,83 @@ impl Heap {
         Ok(NonNull::slice_from_raw_parts(block, bytes))
     }
 
+    /// A small object where no limit is to be asked: counted once.
+    #[inline]
+    fn allocate_quick(&self, layout: Layout, zeroed: bool) -> Option<NonNull<[u8]>> {
+        let block = self.allocate_uncounted(layout, zeroed)?;
+        self.engine().note_lent(block.len());
+        Some(block)
+    }
+
+    /// As [`Heap::allocate_block`], for a caller that counts small objects by
+    /// itself, many at a time, and tells by [`Heap::count_small`]. `None` for
+    /// what is no small object, while there are none yet, and in a heap with a
+    /// memory limit, which has to ask for each.
+    #[must_use]
+    #[inline]
+    pub fn allocate_uncounted(&self, layout: Layout, zeroed: bool) -> Option<NonNull<[u8]>> {
+        if layout.size() > SIZE_MAX || layout.align() > ALIGN_MAX {
+            return None;
+        }
+        let small = self
+            .small_if_made()
+            .filter(|_| !self.engine().has_memory_limit())?;
+        let block = small.allocate(layout.size(), layout.align(), zeroed)?;
+        let bytes = small.usable_size(block).unwrap_or(layout.size());
+        Some(NonNull::slice_from_raw_parts(block, bytes))
+    }
+
+    /// As [`Heap::deallocate_block`], for a caller that counts small objects by
+    /// itself: how many bytes it had. `None`, with nothing done, for an address
+    /// where no small objects are, and in a heap with a memory limit.
+    ///
+    /// # Safety
+    /// As [`Heap::deallocate_block`].
+    ///
+    /// # Errors
+    /// [`Error::NotAllocated`].
+    #[inline]
+    pub unsafe fn deallocate_uncounted(&self, block: NonNull<u8>) -> Option<Result<usize, Error>> {
+        if self.engine().has_memory_limit() {
+            return None;
+        }
+        // SAFETY: the caller's promise.
+        unsafe { self.free_small(block) }
+    }
+
+    /// Frees a small object; `None` for an address where there are none.
+    ///
+    /// # Safety
+    /// As [`Heap::deallocate_block`].
+    #[inline]
+    unsafe fn free_small(&self, block: NonNull<u8>) -> Option<Result<usize, Error>> {
+        let address = block.as_ptr().addr();
+        let small = self
+            .small_if_made()
+            .filter(|small| small.contains(address))?;
+        let wrong = Error::NotAllocated { address };
+        let Some(bytes) = small.usable_size(block) else {
+            return Some(Err(wrong));
+        };
+        // SAFETY: the caller's promise: the block is no longer used.
+        let freed = unsafe { small.deallocate(block) };
+        Some(freed.map(|()| bytes).map_err(|_| wrong))
+    }
+
+    /// Counts bytes that [`Heap::allocate_uncounted`] handed out, less those that
+    /// [`Heap::deallocate_uncounted`] took back.
+    pub fn count_small(&self, bytes: isize) {
+        self.engine().note_lent(bytes.cast_unsigned());
+    }
+
+    /// Whether an address lies where this heap's small objects are. Lock-free.
+    #[must_use]
+    #[inline]
+    pub fn is_among_small(&self, address: usize) -> bool {
+        self.small_if_made()
+            .is_some_and(|small| small.contains(address))
+    }
+
     /// Frees a block of [`Heap::allocate_block`]; how many bytes it had. A
     /// block freed twice, the middle of a block, and a pointer from elsewhere
     /// are refused and change nothing.
@@ -49,17 +130,13 @@ impl Heap {
     /// [`Error::NotAllocated`].
     pub unsafe fn deallocate_block(&self, block: NonNull<u8>) -> Result<usize, Error> {
         let address = block.as_ptr().addr();
-        let wrong = || Error::NotAllocated { address };
-        if let Some(small) = self.small_if_made()
-            && small.contains(address)
-        {
-            let bytes = small.usable_size(block).ok_or_else(wrong)?;
-            // SAFETY: the caller's promise: the block is no longer used.
-            unsafe { small.deallocate(block) }.map_err(|_| wrong())?;
-            self.engine().take_back(bytes);
-            return Ok(bytes);
+        // SAFETY: the caller's promise.
+        if let Some(freed) = unsafe { self.free_small(block) } {
+            return freed.inspect(|&bytes| self.engine().take_back(bytes));
         }
-        self.engine().free(address).map_err(|_| wrong())
+        self.engine()
+            .free(address)
+            .map_err(|_| Error::NotAllocated { address })
     }
 
     /// Bytes of the live block that starts at `block`; `None` when none does.

@@ -158,6 +158,7 @@ impl Heap {
     }
 
     /// The small-object allocator, if anybody needed it yet.
+    #[inline]
     pub(crate) fn small_if_made(&self) -> Option<&SmallHeap<Discards>> {
         self.inner.small.get()
     }
@@ -283,6 +284,7 @@ impl Heap {
 
     /// Whether an address lies in this heap's ghost memory. Lock-free.
     #[must_use]
+    #[inline]
     pub fn is_ghost<T: ?Sized>(&self, address: *const T) -> bool {
         self.engine().contains(address.addr())
     }

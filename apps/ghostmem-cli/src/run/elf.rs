@@ -12,8 +12,8 @@ pub(crate) enum Kind {
     Dynamic {
         /// The loader is glibc's.
         glibc: bool,
-        /// It is known to make system calls outside the C library.
-        raw_system_calls: bool,
+        /// Why it is known to make system calls outside the C library.
+        raw_system_calls: Option<&'static str>,
     },
     /// No loader: nothing can be loaded into it.
     Static,
@@ -28,6 +28,7 @@ pub(crate) enum Kind {
 const PT_INTERP: u32 = 3;
 const PT_DYNAMIC: u32 = 2;
 const PT_LOAD: u32 = 1;
+const PT_NOTE: u32 = 4;
 const DT_NEEDED: u64 = 1;
 const DT_STRTAB: u64 = 5;
 const MACHINE_X86_64: u16 = 62;
@@ -79,9 +80,14 @@ pub(crate) fn kind(file: &mut File) -> io::Result<Kind> {
         return Ok(Kind::Static);
     };
     let loader = text_at(file, interpreter.offset)?;
-    let raw_system_calls = needed(file, &headers)?
+    let uring = needed(file, &headers)?
         .iter()
         .any(|name| name.starts_with("liburing"));
+    let raw_system_calls = if is_go(file, &headers)? {
+        Some("it is a Go program")
+    } else {
+        uring.then_some("it uses liburing")
+    };
     Ok(Kind::Dynamic {
         glibc: loader.contains("ld-linux"),
         raw_system_calls,
@@ -109,6 +115,27 @@ fn needed(file: &mut File, headers: &[Header]) -> io::Result<Vec<String>> {
         .filter(|entry| entry.0 == DT_NEEDED)
         .map(|entry| text_at(file, strings.saturating_add(entry.1)))
         .collect()
+}
+
+/// Whether Go's linker made it: a note named "Go", type 4, holds its build id
+/// (cmd/link, `ELF_NOTE_GOBUILDID_TAG`). Go makes its system calls itself, in
+/// programs linked with libc too.
+fn is_go(file: &mut File, headers: &[Header]) -> io::Result<bool> {
+    for header in headers.iter().filter(|header| header.kind == PT_NOTE) {
+        let mut notes = vec![0; usize::try_from(header.bytes.min(1 << 16)).unwrap_or(0)];
+        file.seek(SeekFrom::Start(header.offset))?;
+        let got = read_up_to(file, &mut notes)?;
+        let mut rest = &notes[..got];
+        // Name's and content's length, type, name, content, each padded to four.
+        while rest.len() >= 12 {
+            let padded = |at| (u32_at(rest, at) as usize).next_multiple_of(4);
+            if u32_at(rest, 8) == 4 && rest[12..].starts_with(b"Go\0\0") {
+                return Ok(true);
+            }
+            rest = rest.get(12 + padded(0) + padded(4)..).unwrap_or(&[]);
+        }
+    }
+    Ok(false)
 }
 
 fn file_offset(headers: &[Header], address: u64) -> Option<u64> {

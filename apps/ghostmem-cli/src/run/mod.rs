@@ -69,7 +69,7 @@ fn limit_bytes(args: &RunArgs) -> Result<u64, Failure> {
 }
 
 /// The settings as the library reads them.
-fn settings(args: &RunArgs, raw_system_calls: bool) -> Result<OsString, Failure> {
+fn settings(args: &RunArgs, raw_system_calls: Option<&str>) -> Result<OsString, Failure> {
     let mut block = Vec::new();
     let mut put = |name: &str, value: &[u8]| {
         block.extend_from_slice(name.as_bytes());
@@ -125,15 +125,21 @@ fn settings(args: &RunArgs, raw_system_calls: bool) -> Result<OsString, Failure>
 }
 
 /// The backend's name, after a look whether it can be had.
-fn backend(asked: BackendName, raw_system_calls: bool) -> Result<&'static str, Failure> {
+fn backend(asked: BackendName, raw_system_calls: Option<&str>) -> Result<&'static str, Failure> {
     let report = doctor::probe();
+    if let Some(why) = raw_system_calls.filter(|_| !report.monitor_works) {
+        eprintln!(
+            "ghostmem: this program makes system calls outside the C library ({why}): they fail \
+             on memory that is not there, as no monitor can be had here; see 'ghostmem doctor'"
+        );
+    }
     let refuse = |what: &str| {
         Err(Failure::new(format!(
             "the {what} backend cannot work here; see 'ghostmem doctor', or leave --backend out"
         )))
     };
     match asked {
-        BackendName::Auto if raw_system_calls && report.monitor_works => Ok("monitor"),
+        BackendName::Auto if raw_system_calls.is_some() && report.monitor_works => Ok("monitor"),
         BackendName::Auto if report.chosen.is_none() => Err(Failure::new(format!(
             "no fault backend works here: {}; see 'ghostmem doctor'",
             report.reason

@@ -17,8 +17,8 @@ const SCRIPTS_MAX: usize = 5;
 /// What is known of a program.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Needs {
-    /// It makes system calls where they cannot be redirected.
-    pub(crate) raw_system_calls: bool,
+    /// Why it is known to make system calls where they cannot be redirected.
+    pub(crate) raw_system_calls: Option<&'static str>,
 }
 
 /// Finds a program as a shell would.

@@ -211,6 +211,9 @@ fn handle(call: &Call) -> Done {
         9 => crate::mappings::map(args),
         151 => memory::lock_all(),
         _ if !kernel_is_blind() => memory::sighted(number, args),
+        // What the kernel does on its own cannot be given stand-ins. Programs that
+        // can do without are told what older kernels tell them.
+        table::URING_SETUP => error(libc::ENOSYS),
         0 | 1 | 17 | 18 => data::plain(number, args),
         19 | 20 | 295 | 296 | 327 | 328 => data::vectored(number, args),
         44 | 45 => messages::addressed(number, args),

@@ -153,7 +153,6 @@ pub(crate) const fn plain(number: usize) -> Option<&'static [Pointer]> {
         318 => const { &[Filled(0, Argument(1), 1)] },                 // getrandom
         319 => const { &[Text(0)] },                                   // memfd_create
         332 => const { &[Text(1), Out(4, Bytes(256))] },               // statx
-        425 => const { &[Both(1, Bytes(120))] },                       // io_uring_setup
         437 => const { &[Text(1), In(2, Argument(3))] },               // openat2
         _ => return None,
     })
@@ -176,6 +175,7 @@ pub(crate) const fn always(number: usize) -> bool {
             | 231           // exit_group
             | 270 | 271     // pselect6, ppoll
             | 281 | 441 // epoll_pwait, epoll_pwait2
+            | URING_SETUP
     )
 }
 
@@ -204,6 +204,8 @@ pub(crate) const fn matters(number: usize, maps: bool) -> bool {
 }
 
 const MMAP: usize = 9;
+/// io_uring_setup(2).
+pub(super) const URING_SETUP: usize = 425;
 /// clone(2), which is what fork(3) calls.
 pub(crate) const CLONE: usize = 56;
 
