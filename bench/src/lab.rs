@@ -107,6 +107,8 @@ struct Row {
     limit: usize,
     /// In the order of [`Contender::ALL`].
     restores_per_touch: Vec<f64>,
+    /// Of ours, without the pages that readahead brought in beside them.
+    faults_per_touch: f64,
     looks: f64,
 }
 
@@ -133,7 +135,9 @@ impl Row {
             .map(|&contender| (contender.name().to_owned(), self.of(contender).into()))
             .collect::<serde_json::Map<_, _>>();
         json!({ "trace": self.trace, "resident": self.resident,
-                "limit_pages": self.limit, "restores_per_touch": cells, "looks_per_eviction": self.looks })
+                "limit_pages": self.limit, "restores_per_touch": cells,
+                "faults_per_touch": self.faults_per_touch,
+                "looks_per_eviction": self.looks })
     }
 }
 
@@ -148,7 +152,7 @@ fn share(trace: &Trace, part: u32) -> Row {
 
 fn row(trace: &Trace, limit: usize, resident: String) -> Row {
     let mut ours = Blind(Hand::new(Credits, trace.pages, limit));
-    measure(&mut ours, trace);
+    let score = measure(&mut ours, trace);
     Row {
         trace: trace.name.to_string(),
         resident,
@@ -159,6 +163,7 @@ fn row(trace: &Trace, limit: usize, resident: String) -> Row {
                 measure(&mut *contender.start(trace, limit), trace).restores_per_touch()
             })
             .collect(),
+        faults_per_touch: score.faults_per_touch(),
         looks: ours.0.looks_per_eviction(),
     }
 }
@@ -178,6 +183,7 @@ fn print(rows: &[Row]) {
     header.extend([
         "ours / best by faults",
         "ours / best that sees all",
+        "ours, faults",
         "looks per eviction",
     ]);
     let mut table = report::table(&header);
@@ -190,6 +196,7 @@ fn print(rows: &[Row]) {
         );
         cells.push(format!("{:.2}", row.over_best_of(&Contender::BLIND)));
         cells.push(format!("{:.2}", row.over_best_of(&Contender::SIGHTED)));
+        cells.push(format!("{:.4}", row.faults_per_touch));
         cells.push(format!("{:.1}", row.looks));
         table.add_row(cells);
     }
