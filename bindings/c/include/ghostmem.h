@@ -65,7 +65,7 @@ enum ghostmem_backend
   : uint32_t
 #endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
  {
-  // The best this machine allows: inline, else guard.
+  // The best this machine allows: inline, else guard; on Windows veh.
   GHOSTMEM_BACKEND_AUTO = 0,
   // userfaultfd, faults resolved on the faulting thread. Fastest. A system
   // call given an absent page fails with EFAULT: pin such buffers.
@@ -77,6 +77,10 @@ enum ghostmem_backend
   GHOSTMEM_BACKEND_GUARD = 3,
   // As guard, by mprotect(2) alone.
   GHOSTMEM_BACKEND_GUARD_MPROTECT = 4,
+  // Windows: a vectored exception handler, faults resolved on the faulting
+  // thread. A system call given an absent page fails with
+  // ERROR_NOACCESS: pin such buffers.
+  GHOSTMEM_BACKEND_VEH = 5,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L

@@ -17,7 +17,7 @@ use crate::status::{GhostmemStatus, invalid};
 #[repr(u32)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GhostmemBackend {
-    /// The best this machine allows: inline, else guard.
+    /// The best this machine allows: inline, else guard; on Windows veh.
     Auto = 0,
     /// userfaultfd, faults resolved on the faulting thread. Fastest. A system
     /// call given an absent page fails with EFAULT: pin such buffers.
@@ -29,6 +29,10 @@ pub enum GhostmemBackend {
     Guard = 3,
     /// As guard, by mprotect(2) alone.
     GuardMprotect = 4,
+    /// Windows: a vectored exception handler, faults resolved on the faulting
+    /// thread. A system call given an absent page fails with
+    /// ERROR_NOACCESS: pin such buffers.
+    Veh = 5,
 }
 
 /// How pages are compressed.
@@ -251,6 +255,7 @@ impl Asked {
             2 => Backend::Monitor,
             3 => Backend::Guard,
             4 => Backend::GuardMprotect,
+            5 => Backend::Veh,
             _ => return Err(invalid("backend is none of ghostmem_backend")),
         };
         let codec = match self.codec {

@@ -64,11 +64,12 @@ fn backend() -> Option<GhostmemBackend> {
         Some("monitor") => Some(GhostmemBackend::Monitor),
         Some("guard") => Some(GhostmemBackend::Guard),
         Some("guard-mprotect") => Some(GhostmemBackend::GuardMprotect),
+        Some("veh") => Some(GhostmemBackend::Veh),
         _ => None,
     };
     if backend.is_none() {
         report(format_args!(
-            "GHOSTMEM_BACKEND={} is none of auto, inline, monitor, guard, guard-mprotect: ignored",
+            "GHOSTMEM_BACKEND={} is none of auto, inline, monitor, guard, guard-mprotect, veh: ignored",
             text.display()
         ));
     }

@@ -113,6 +113,7 @@ pub unsafe extern "C" fn ghostmem_heap_backend(heap: *const GhostmemHeap) -> Gho
         Some(Backend::Monitor) => GhostmemBackend::Monitor,
         Some(Backend::Guard) => GhostmemBackend::Guard,
         Some(Backend::GuardMprotect) => GhostmemBackend::GuardMprotect,
+        Some(Backend::Veh) => GhostmemBackend::Veh,
         _ => GhostmemBackend::Auto,
     }
 }

@@ -4,44 +4,24 @@
 use core::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::OnceLock;
 
-use ghostmem_os::ghost::{
-    DROP_RANGES_MAX, DropRange, NO_RANGE, drop_range, drop_ranges, read_page,
-};
+use ghostmem_os::error::ENOSYS;
+use ghostmem_os::ghost::read_page;
 use ghostmem_os::guard::{self, FileMap};
 use ghostmem_os::lock::Lock;
-use ghostmem_os::map::{self, Reservation, Span};
+use ghostmem_os::map::{self, Span};
+use ghostmem_os::ranges::{DROP_RANGES_MAX, DropRange, NO_RANGE, drop_range, drop_ranges};
 use ghostmem_os::uffd::{FEATURE_SIGBUS, FEATURE_THREAD_ID, FEATURE_WP, Installed, Source, Uffd};
 use ghostmem_os::{OsError, PAGE_SIZE, machine};
 
+use crate::kind::{BackendKind, Home};
 use crate::monitor::Monitor;
+use crate::once::get_or_open;
 
-/// Which mechanism brings faults to the engine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum BackendKind {
-    /// userfaultfd, resolved on the faulting thread.
-    Inline,
-    /// userfaultfd, resolved by engine threads: system calls see the memory.
-    Monitor,
-    /// Guard pages and a second mapping: works without userfaultfd.
-    Guard,
-}
-
-impl core::fmt::Display for BackendKind {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.write_str(match self {
-            Self::Inline => "inline",
-            Self::Monitor => "monitor",
-            Self::Guard => "guard",
-        })
-    }
-}
+/// Why *veh* cannot be had.
+const NO_EXCEPTIONS: OsError = OsError::new("a vectored exception handler, on Linux,", ENOSYS);
 
 static INLINE: OnceLock<Uffd> = OnceLock::new();
 static MONITOR: OnceLock<Monitor> = OnceLock::new();
-/// One thread at a time makes something that exists once in the process. Held
-/// over fork(2), so that the child finds each of them made or not begun.
-pub(crate) static OPENING: Lock<()> = Lock::new(());
-
 fn open_inline() -> Result<Uffd, OsError> {
     // Full mode buys nothing here: a kernel access raises no SIGBUS.
     let features = FEATURE_SIGBUS | FEATURE_WP;
@@ -62,21 +42,6 @@ pub(crate) fn open_monitor() -> Result<Uffd, OsError> {
     })
 }
 
-pub(crate) fn get_or_open<T>(
-    cell: &'static OnceLock<T>,
-    open: impl FnOnce() -> Result<T, OsError>,
-) -> Result<&'static T, OsError> {
-    if let Some(value) = cell.get() {
-        return Ok(value);
-    }
-    let _opening = OPENING.lock();
-    if let Some(value) = cell.get() {
-        return Ok(value);
-    }
-    let value = open()?;
-    Ok(cell.get_or_init(|| value))
-}
-
 /// In a forked child: the descriptors inherited from the parent still speak
 /// for the parent. The monitor's regions are the faulting thread's to serve for
 /// now: there are no engine threads, and none can be made yet.
@@ -85,9 +50,7 @@ pub(crate) fn reopen_in_child() {
     for uffd in INLINE.get().into_iter().chain(monitor) {
         match open_inline() {
             Ok(fresh) => uffd.replace(fresh),
-            Err(error) => {
-                crate::monitor::die("a forked child cannot open userfaultfd", error.errno)
-            }
+            Err(error) => crate::die::die("a forked child cannot open userfaultfd", error.errno),
         }
     }
 }
@@ -117,17 +80,20 @@ impl Backend {
             BackendKind::Inline => drop(get_or_open(&INLINE, open_inline)?),
             BackendKind::Monitor => drop(get_or_open(&MONITOR, Monitor::start)?),
             BackendKind::Guard => mprotect = !guard::guard_pages_work(),
+            BackendKind::Veh => return Err(NO_EXCEPTIONS),
         }
         Ok(Self { kind, mprotect })
     }
 
     /// The guard backend without guard markers, as on a kernel before 6.15.
-    #[must_use]
-    pub const fn guard_by_mprotect() -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// Where there is none at all: on Windows.
+    pub const fn guard_by_mprotect() -> Result<Self, OsError> {
+        Ok(Self {
             kind: BackendKind::Guard,
             mprotect: true,
-        }
+        })
     }
 
     /// The mechanism.
@@ -182,23 +148,6 @@ impl Default for Batch {
     }
 }
 
-/// Whose address space a region lies in.
-#[derive(Debug)]
-pub enum Home {
-    /// The region's own, gone with it.
-    Own(Reservation),
-    /// `len` bytes at `offset` of a reservation that lives for ever; ordinary
-    /// zero memory again when the region is gone.
-    Lent {
-        /// The reservation.
-        reservation: &'static Reservation,
-        /// Where the region begins in it, bytes.
-        offset: usize,
-        /// How long it is, bytes.
-        len: usize,
-    },
-}
-
 /// One range of address space under a backend. Page numbers count from its
 /// start.
 ///
@@ -250,6 +199,7 @@ impl Region {
                     copy_for_child: Lock::new(None),
                 }
             }
+            BackendKind::Veh => return Err(NO_EXCEPTIONS),
         };
         let region = Self {
             home,
@@ -281,11 +231,17 @@ impl Region {
         matches!(self.mechanism, Mechanism::Uffd { .. })
     }
 
-    /// Whether [`Region::protect`] keeps out loads too, and each page must be
-    /// named exactly.
+    /// Whether [`Region::protect`] keeps out loads too.
     #[must_use]
     pub const fn protects_from_loads(&self) -> bool {
         matches!(self.mechanism, Mechanism::Guard { .. })
+    }
+
+    /// Whether each page to be protected must be named exactly, as pages in
+    /// between would suffer from it.
+    #[must_use]
+    pub const fn protects_exactly(&self) -> bool {
+        self.protects_from_loads()
     }
 
     fn offset(&self, page: usize, pages: usize) -> (usize, usize) {

@@ -27,8 +27,9 @@ use ghostmem_os::map::MapArc;
 use ghostmem_os::thread::SignalsBlocked;
 use ghostmem_os::{OsError, lineage, thread};
 
-use crate::backend::{self, OPENING};
-use crate::monitor::die;
+use crate::backend;
+use crate::die::die;
+use crate::once::OPENING;
 use crate::registry::{FaultSink, GATE, SCRATCH, SETUP};
 
 /// How far a fork is.

@@ -114,6 +114,7 @@ impl Gate {
 
     /// In a forked child, whose gate is frozen by the calling thread: forgets
     /// threads that were about to find it frozen when the process was copied.
+    #[cfg(not(windows))]
     pub(crate) fn forget_others_after_fork(&self) {
         for counter in self.inside.iter().flatten() {
             counter.0.store(0, Ordering::SeqCst);

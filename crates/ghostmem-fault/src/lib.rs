@@ -11,27 +11,38 @@
 //! | *inline* | SIGBUS on the faulting thread (`UFFD_FEATURE_SIGBUS`) | `UFFDIO_COPY` |
 //! | *monitor* | messages read by engine threads | `UFFDIO_COPY` |
 //! | *guard* | SIGSEGV on guarded or inaccessible pages | writing to the memory file behind the mapping |
+//! | *veh* (Windows) | access violation on the faulting thread | mapping a section of one page, filled before |
 //!
 //! # The closed world
 //! [`FaultSink::on_fault`] runs inside a signal handler with every signal
 //! blocked, on a stack of ours. Code reachable from it allocates nothing,
 //! takes no lock and calls only what POSIX lists as async-signal-safe.
 
+#[cfg_attr(windows, path = "windows/backend.rs")]
 mod backend;
+mod die;
+#[cfg_attr(windows, path = "windows/fork.rs")]
 pub mod fork;
 mod gate;
+mod kind;
+#[cfg(not(windows))]
 mod monitor;
+mod once;
+#[cfg_attr(windows, path = "windows/probe.rs")]
 mod probe;
 mod registry;
 
-pub use backend::{Backend, BackendKind, Batch, Home, Region};
+pub use backend::{Backend, Batch, Region};
+pub use die::die;
 pub use fork::{Enrolment, enrol};
 pub use gate::{Gate, Inside};
+pub use ghostmem_os::ghost::Installed;
 pub use ghostmem_os::scratch::{RUN_PAGES, Scratch};
 pub use ghostmem_os::signal::AccessKind;
-pub use ghostmem_os::uffd::Installed;
-pub use monitor::die;
-pub use probe::{Probe, UserfaultfdProbe};
+pub use kind::{BackendKind, Home};
+pub use probe::Probe;
+#[cfg(not(windows))]
+pub use probe::UserfaultfdProbe;
 pub use registry::{
     Fault, FaultSink, Registration, Verdict, gate, lookup, rearm, register, scratch,
 };

@@ -12,6 +12,7 @@ use ghostmem_os::uffd::Uffd;
 use ghostmem_os::{OsError, PAGE_SIZE, clock, futex, machine};
 
 use crate::backend::open_monitor;
+use crate::die::die;
 use crate::registry::{Verdict, on_message};
 
 /// The process's fault monitor: one descriptor, a few threads.
@@ -206,36 +207,6 @@ fn wait_for_message(fd: i32) {
     };
     // SAFETY: one valid pollfd.
     unsafe { libc::poll(&raw mut poll, 1, -1) };
-}
-
-/// Ends the process with one line: there is no program left that could go on
-/// with right data. Async-signal-safe.
-pub fn die(what: &str, errno: i32) -> ! {
-    let mut line = [0_u8; 160];
-    let mut len = 0;
-    let mut put = |text: &[u8]| {
-        for &byte in text {
-            if len < line.len() {
-                line[len] = byte;
-                len += 1;
-            }
-        }
-    };
-    put(b"ghostmem: ");
-    put(what.as_bytes());
-    put(b" (errno ");
-    let errno = errno.unsigned_abs();
-    for divisor in [100, 10, 1] {
-        if errno >= divisor || divisor == 1 {
-            put(&[b'0' + (errno / divisor % 10) as u8]);
-        }
-    }
-    put(b"); the process is stopped to keep its data from being wrong\n");
-    // SAFETY: `line` holds `len` initialised bytes; write(2) is
-    // async-signal-safe.
-    unsafe { libc::write(2, line.as_ptr().cast(), len) };
-    // SAFETY: no preconditions.
-    unsafe { libc::abort() }
 }
 
 #[cfg(test)]

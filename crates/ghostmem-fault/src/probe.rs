@@ -4,7 +4,7 @@
 use ghostmem_os::uffd::{FEATURE_MOVE, FEATURE_SIGBUS, FEATURE_WP, FEATURE_WP_ASYNC, Source, Uffd};
 use ghostmem_os::{OsError, guard, machine};
 
-use crate::backend::BackendKind;
+use crate::kind::BackendKind;
 
 /// What one way of opening userfaultfd yields.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,14 +89,16 @@ impl Probe {
                 }
                 BackendKind::Monitor => self.device.has(FEATURE_WP) || self.syscall.has(FEATURE_WP),
                 BackendKind::Guard => self.memory_file.is_ok(),
+                BackendKind::Veh => false,
             }
     }
 
     /// The best backend this machine allows for a library's heap.
     #[must_use]
     pub fn choice(&self) -> Option<BackendKind> {
-        [BackendKind::Inline, BackendKind::Guard]
-            .into_iter()
+        BackendKind::PREFERRED
+            .iter()
+            .copied()
             .find(|&kind| self.allows(kind))
     }
 }

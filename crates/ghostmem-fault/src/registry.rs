@@ -13,13 +13,14 @@ use ghostmem_os::scratch::{Scratch, ScratchPool};
 use ghostmem_os::signal::{self, AccessKind, SignalFault};
 use ghostmem_os::{OsError, lineage, thread};
 
-use crate::backend::get_or_open;
 use crate::gate::Gate;
+use crate::once::get_or_open;
 
 /// Regions do not share a granule of this many bytes of address space.
 pub(crate) const GRANULE: usize = 1 << 26;
-/// User address space on x86-64 and AArch64 with 48-bit addresses.
-const ADDRESS_BITS: u32 = 48;
+/// User address space on x86-64 and AArch64 with 48-bit addresses; Windows
+/// keeps one bit more for itself, and counts all of the array as memory in use.
+const ADDRESS_BITS: u32 = if cfg!(windows) { 47 } else { 48 };
 const GRANULES: usize = (1 << ADDRESS_BITS) / GRANULE;
 
 /// A touch that needs the engine.
@@ -262,6 +263,7 @@ fn on_signal(signal: &SignalFault) -> bool {
 }
 
 /// Resolves a fault reported by a message, on an engine thread.
+#[cfg(not(windows))]
 pub(crate) fn on_message(address: usize, write: bool, present: bool, thread: u32) -> Verdict {
     let _inside = GATE.enter();
     let Some(entry) = find(address) else {

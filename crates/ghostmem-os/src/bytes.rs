@@ -9,7 +9,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use crate::error::OsError;
+use crate::error::{ENOMEM, OsError};
 use crate::map::{PAGE_SIZE, ZeroArray};
 
 /// Engine-owned memory for compressed pages, addressed by byte offset.
@@ -33,7 +33,7 @@ impl ByteArena {
         let len = capacity
             .max(1)
             .checked_next_multiple_of(PAGE_SIZE)
-            .ok_or(OsError::new("mmap", libc::ENOMEM))?;
+            .ok_or(OsError::new("an arena of this size", ENOMEM))?;
         Ok(Self {
             words: ZeroArray::new(len / 8)?,
             len,
@@ -130,23 +130,10 @@ impl ByteArena {
     /// # Errors
     /// The kernel's refusal; the ranges then still hold memory, never harm.
     pub fn decommit(&self, ranges: &[(usize, usize)]) -> Result<(), OsError> {
-        let base = self.words.as_ptr() as usize;
         for &(offset, len) in ranges {
             assert!(offset.is_multiple_of(PAGE_SIZE) && len.is_multiple_of(PAGE_SIZE));
             assert!(offset.checked_add(len).is_some_and(|end| end <= self.len));
-            // SAFETY: the range lies in this arena's own private mapping, and
-            // the only references into it are to atomics, for which reading
-            // zero after MADV_DONTNEED is an ordinary new value.
-            let rc = unsafe {
-                libc::madvise(
-                    (base + offset) as *mut libc::c_void,
-                    len,
-                    libc::MADV_DONTNEED,
-                )
-            };
-            if rc != 0 {
-                return Err(OsError::last("madvise"));
-            }
+            self.words.give_back(offset, len)?;
         }
         Ok(())
     }

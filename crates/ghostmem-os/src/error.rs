@@ -2,6 +2,21 @@
 
 use core::fmt;
 
+/// `EPERM` of errno(3).
+pub const EPERM: i32 = 1;
+/// `EIO`
+pub const EIO: i32 = 5;
+/// `ENOMEM`
+pub const ENOMEM: i32 = 12;
+/// `EEXIST`
+pub const EEXIST: i32 = 17;
+/// `EINVAL`
+pub const EINVAL: i32 = 22;
+/// `ENOSPC`
+pub const ENOSPC: i32 = 28;
+/// `ENOSYS`
+pub const ENOSYS: i32 = 38;
+
 /// A failed operating-system call.
 ///
 /// It carries no heap data, so it can be made and dropped anywhere, fault
@@ -10,20 +25,12 @@ use core::fmt;
 pub struct OsError {
     /// The call that failed, as a manual page names it.
     pub call: &'static str,
-    /// The `errno` it left.
+    /// The `errno` it left. On Windows, where calls leave codes of their own,
+    /// such a code is negative; what the engine itself refuses is an `errno`.
     pub errno: i32,
 }
 
 impl OsError {
-    /// The error of `call`, taken from the calling thread's `errno`.
-    #[must_use]
-    pub fn last(call: &'static str) -> Self {
-        Self {
-            call,
-            errno: errno(),
-        }
-    }
-
     /// An error of `call` with a known `errno`.
     #[must_use]
     pub const fn new(call: &'static str, errno: i32) -> Self {
@@ -33,33 +40,16 @@ impl OsError {
 
 impl fmt::Display for OsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // `std::io::Error` knows the text of every errno of the platform.
         write!(
             f,
             "{} failed: {}",
             self.call,
-            std::io::Error::from_raw_os_error(self.errno)
+            crate::errno::text(self.errno)
         )
     }
 }
 
 impl core::error::Error for OsError {}
 
-/// The calling thread's `errno`.
-#[must_use]
-pub fn errno() -> i32 {
-    // SAFETY: `__errno_location` has no preconditions and returns a pointer
-    // to the calling thread's own `errno`.
-    let location = unsafe { libc::__errno_location() };
-    // SAFETY: the pointer is valid and only this thread reads or writes it.
-    unsafe { *location }
-}
-
-/// Sets the calling thread's `errno`: a signal handler must leave it as it
-/// found it.
-pub fn set_errno(value: i32) {
-    // SAFETY: as in `errno`.
-    let location = unsafe { libc::__errno_location() };
-    // SAFETY: as in `errno`.
-    unsafe { *location = value };
-}
+#[cfg(not(windows))]
+pub use crate::errno::{errno, set_errno};

@@ -1,6 +1,15 @@
-//! Touching ghost pages from the engine: copies out, and giving frames back.
+//! Touching ghost pages from the engine: copies in and out.
 
 use crate::map::PAGE_SIZE;
+
+/// What an installing call did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Installed {
+    /// This many bytes, from the start of the range, are now mapped by us.
+    Bytes(usize),
+    /// The first page of the range was mapped already.
+    Exists,
+}
 
 /// Copies the page at `address` into `out`.
 ///
@@ -33,90 +42,6 @@ pub unsafe fn read_page(address: usize, out: &mut [u8; PAGE_SIZE]) {
             // SAFETY: inside the page, aligned.
             let word = unsafe { from.add(index).read_volatile() };
             *chunk = word.to_ne_bytes();
-        }
-    }
-}
-
-/// Most ranges [`drop_ranges`] takes in one call.
-pub const DROP_RANGES_MAX: usize = 256;
-
-/// A range as process_madvise(2) wants it.
-pub type DropRange = libc::iovec;
-
-/// An empty [`DropRange`].
-pub const NO_RANGE: DropRange = libc::iovec {
-    iov_base: core::ptr::null_mut(),
-    iov_len: 0,
-};
-
-/// The [`DropRange`] of `len` bytes at `address`.
-#[must_use]
-pub const fn drop_range(address: usize, len: usize) -> DropRange {
-    libc::iovec {
-        iov_base: address as *mut libc::c_void,
-        iov_len: len,
-    }
-}
-
-/// Gives the frames behind page ranges of the calling process back to the
-/// kernel: one vectored process_madvise(2) with `MADV_DONTNEED` (Linux 6.13
-/// allows it on oneself). One call means one round of inter-processor
-/// interrupts. Where that fails, each page is tried by itself, and `kept` is
-/// called with the address of each whose frame stays: locked memory (mlock(2)),
-/// unless `even_locked`. Async-signal-safe.
-///
-/// # Safety
-/// The ranges must be private anonymous memory whose contents nobody needs:
-/// they are gone afterwards.
-pub unsafe fn drop_ranges(ranges: &[DropRange], even_locked: bool, kept: &mut dyn FnMut(usize)) {
-    /// `PIDFD_SELF_THREAD_GROUP` (Linux 6.14, include/uapi/linux/pidfd.h).
-    const PIDFD_SELF: i32 = -10001;
-    /// `MADV_DONTNEED_LOCKED` (Linux 5.18).
-    const MADV_DONTNEED_LOCKED: i32 = 24;
-    if let [only] = ranges {
-        // SAFETY: the caller's promise.
-        let rc = unsafe { libc::madvise(only.iov_base, only.iov_len, libc::MADV_DONTNEED) };
-        if rc == 0 {
-            return;
-        }
-    } else {
-        let wanted: usize = ranges.iter().map(|r| r.iov_len).sum();
-        // SAFETY: the array is alive for the call; the effect is the caller's
-        // promise.
-        let done = unsafe {
-            libc::syscall(
-                libc::SYS_process_madvise,
-                PIDFD_SELF,
-                ranges.as_ptr(),
-                ranges.len(),
-                libc::MADV_DONTNEED,
-                0,
-            )
-        };
-        if done as usize == wanted {
-            return;
-        }
-    }
-    // Not offered, or stopped half-way: dropping a page twice is harmless, as
-    // its pages are claimed until we are done.
-    for range in ranges {
-        // SAFETY: the caller's promise.
-        let rc = unsafe { libc::madvise(range.iov_base, range.iov_len, libc::MADV_DONTNEED) };
-        if rc == 0 {
-            continue;
-        }
-        let start = range.iov_base as usize;
-        for address in (start..start + range.iov_len).step_by(PAGE_SIZE) {
-            let page = address as *mut libc::c_void;
-            // SAFETY: the caller's promise.
-            let mut rc = unsafe { libc::madvise(page, PAGE_SIZE, libc::MADV_DONTNEED) };
-            if rc != 0 && even_locked {
-                // SAFETY: the caller's promise.
-                rc = unsafe { libc::madvise(page, PAGE_SIZE, MADV_DONTNEED_LOCKED) };
-            }
-            if rc != 0 {
-                kept(address);
-            }
         }
     }
 }

@@ -5,35 +5,69 @@
 //! safe to use in any order, or says exactly what the caller owes.
 
 #[cfg(not(all(
-    target_os = "linux",
+    any(target_os = "linux", windows),
     target_endian = "little",
     target_pointer_width = "64"
 )))]
-compile_error!("GhostMem runs on 64-bit little-endian Linux for now");
+compile_error!("GhostMem runs on 64-bit little-endian Linux and Windows for now");
 
+mod access;
 pub mod buffer;
 pub mod bytes;
+#[cfg_attr(windows, path = "windows/clock.rs")]
 pub mod clock;
+#[cfg(not(windows))]
 pub mod descriptor;
+#[cfg_attr(windows, path = "windows/errno.rs")]
+mod errno;
 pub mod error;
+#[cfg(not(windows))]
 pub mod file;
+#[cfg(windows)]
+#[path = "windows/frame.rs"]
+pub mod frame;
+#[cfg_attr(windows, path = "windows/futex.rs")]
 pub mod futex;
 pub mod ghost;
+#[cfg(not(windows))]
 pub mod guard;
+#[cfg(windows)]
+#[path = "windows/lazy.rs"]
+mod lazy;
+#[cfg_attr(windows, path = "windows/lineage.rs")]
 pub mod lineage;
 pub mod lock;
+#[cfg_attr(windows, path = "windows/machine.rs")]
 pub mod machine;
 pub mod map;
+#[cfg(not(windows))]
 pub mod message;
+#[cfg(not(windows))]
 mod nesting;
+#[cfg(windows)]
+#[path = "windows/placeholder.rs"]
+pub mod placeholder;
+#[cfg(not(windows))]
 pub mod random;
+#[cfg(not(windows))]
+pub mod ranges;
+#[cfg_attr(windows, path = "windows/reservation.rs")]
+mod reservation;
+#[cfg(not(windows))]
 pub mod saved;
 pub mod scratch;
+#[cfg_attr(windows, path = "windows/shared.rs")]
 pub mod shared;
+#[cfg_attr(windows, path = "windows/signal.rs")]
 pub mod signal;
+#[cfg_attr(windows, path = "windows/stop.rs")]
+pub mod stop;
+#[cfg_attr(windows, path = "windows/thread.rs")]
 pub mod thread;
 pub mod touched;
+#[cfg(not(windows))]
 pub mod uffd;
+#[cfg(not(windows))]
 pub mod vault;
 
 pub use error::OsError;

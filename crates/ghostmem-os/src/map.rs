@@ -15,7 +15,11 @@ use core::sync::atomic::{
     AtomicI64, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
 };
 
-use crate::error::OsError;
+use crate::error::{ENOMEM, OsError};
+pub use crate::reservation::Reservation;
+#[cfg(not(windows))]
+pub use crate::reservation::mapped_pages;
+use crate::reservation::release;
 
 /// The only page size the engine works with, bytes. x86-64 has no other base
 /// page; [`crate::machine::page_size_is_supported`] refuses kernels that do.
@@ -41,160 +45,6 @@ pub enum Access {
     ReadWrite,
 }
 
-impl Access {
-    const fn prot(self) -> i32 {
-        match self {
-            Self::None => libc::PROT_NONE,
-            Self::Read => libc::PROT_READ,
-            Self::ReadWrite => libc::PROT_READ | libc::PROT_WRITE,
-        }
-    }
-}
-
-/// A contiguous range of address space this value owns; unmapped on drop.
-#[derive(Debug)]
-pub struct Reservation {
-    base: usize,
-    len: usize,
-}
-
-impl Reservation {
-    /// Reserves `len` bytes (rounded up to pages), aligned to `align` bytes (a
-    /// power of two of at least a page), private, anonymous, without reserving
-    /// commit charge (`MAP_NORESERVE`, mmap(2)).
-    ///
-    /// # Errors
-    /// The kernel's refusal; `EINVAL` for a bad alignment, `ENOMEM` when the
-    /// size overflows.
-    pub fn new(len: usize, align: usize, access: Access) -> Result<Self, OsError> {
-        if !align.is_power_of_two() || align < PAGE_SIZE {
-            return Err(OsError::new("mmap", libc::EINVAL));
-        }
-        let overflow = OsError::new("mmap", libc::ENOMEM);
-        let len = round_up_to_page(len.max(1)).ok_or(overflow)?;
-        // Ask for enough that an aligned run must lie inside, then give back
-        // both ends.
-        let slack = if align > PAGE_SIZE { align } else { 0 };
-        let asked = len.checked_add(slack).ok_or(overflow)?;
-        let raw = map_anonymous(asked, access)?;
-        let base = (raw + align - 1) & !(align - 1);
-        let reservation = Self { base, len };
-        unmap(raw, base - raw);
-        unmap(base + len, raw + asked - (base + len));
-        Ok(reservation)
-    }
-
-    /// First address.
-    #[must_use]
-    pub const fn base(&self) -> usize {
-        self.base
-    }
-
-    /// Length in bytes.
-    #[must_use]
-    pub const fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether the range is empty: never, a reservation has at least one page.
-    #[must_use]
-    pub const fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// A part of the range, for whoever works on it while the reservation
-    /// lives.
-    ///
-    /// # Errors
-    /// `EINVAL` when the part is not made of whole pages of the range.
-    pub fn span(&self, offset: usize, len: usize) -> Result<Span, OsError> {
-        self.check("span", offset, len)?;
-        if !len.is_multiple_of(PAGE_SIZE) || len == 0 {
-            return Err(OsError::new("span", libc::EINVAL));
-        }
-        Ok(Span {
-            base: self.base + offset,
-            len,
-        })
-    }
-
-    /// Changes the access of a part of the range.
-    ///
-    /// # Errors
-    /// `EINVAL` when the part does not lie in the range; the kernel's refusal
-    /// (`ENOMEM` when the process has too many mappings).
-    pub fn protect(&self, offset: usize, len: usize, access: Access) -> Result<(), OsError> {
-        self.check("mprotect", offset, len)?;
-        let at = (self.base + offset) as *mut libc::c_void;
-        // SAFETY: the range lies in memory this reservation owns; no
-        // reference into a reservation is ever handed out, so changing its
-        // protection cannot break one.
-        let rc = unsafe { libc::mprotect(at, len, access.prot()) };
-        if rc == 0 {
-            Ok(())
-        } else {
-            Err(OsError::last("mprotect"))
-        }
-    }
-
-    /// Applies an `madvise` value to a part of the range.
-    ///
-    /// # Errors
-    /// `EINVAL` when the part does not lie in the range; the kernel's refusal.
-    pub fn advise(&self, offset: usize, len: usize, advice: i32) -> Result<(), OsError> {
-        self.check("madvise", offset, len)?;
-        let at = (self.base + offset) as *mut libc::c_void;
-        // SAFETY: the range lies in memory this reservation owns.
-        let rc = unsafe { libc::madvise(at, len, advice) };
-        if rc == 0 {
-            Ok(())
-        } else {
-            Err(OsError::last("madvise"))
-        }
-    }
-
-    /// Replaces a part of the range by fresh, zero, private memory with the
-    /// given access, dropping what was there and any registration it had.
-    ///
-    /// # Errors
-    /// As [`Reservation::protect`].
-    pub fn remap(&self, offset: usize, len: usize, access: Access) -> Result<(), OsError> {
-        self.check("mmap", offset, len)?;
-        let at = (self.base + offset) as *mut libc::c_void;
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
-        // SAFETY: MAP_FIXED replaces only pages inside memory this
-        // reservation owns.
-        let got = unsafe { libc::mmap(at, len, access.prot(), flags, -1, 0) };
-        if got == libc::MAP_FAILED {
-            Err(OsError::last("mmap"))
-        } else {
-            Ok(())
-        }
-    }
-
-    /// Keeps the mapping for the rest of the process and gives up the handle.
-    pub fn leak(self) -> (usize, usize) {
-        let parts = (self.base, self.len);
-        core::mem::forget(self);
-        parts
-    }
-
-    fn check(&self, call: &'static str, offset: usize, len: usize) -> Result<(), OsError> {
-        let end = offset.checked_add(len);
-        if offset.is_multiple_of(PAGE_SIZE) && end.is_some_and(|end| end <= self.len) {
-            Ok(())
-        } else {
-            Err(OsError::new(call, libc::EINVAL))
-        }
-    }
-}
-
-impl Drop for Reservation {
-    fn drop(&mut self) {
-        unmap(self.base, self.len);
-    }
-}
-
 /// Whole pages of somebody's [`Reservation`].
 ///
 /// Proves that the range was reserved address space when the span was made.
@@ -207,6 +57,11 @@ pub struct Span {
 }
 
 impl Span {
+    /// Whole pages of a live reservation, as its owner says.
+    pub(crate) const fn new(base: usize, len: usize) -> Self {
+        Self { base, len }
+    }
+
     /// First address.
     #[must_use]
     pub const fn base(self) -> usize {
@@ -229,26 +84,6 @@ impl Span {
     #[must_use]
     pub const fn pages(self) -> usize {
         self.len / PAGE_SIZE
-    }
-}
-
-fn map_anonymous(len: usize, access: Access) -> Result<usize, OsError> {
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-    // SAFETY: a fresh anonymous mapping at an address of the kernel's choice
-    // touches nothing that exists.
-    let got = unsafe { libc::mmap(core::ptr::null_mut(), len, access.prot(), flags, -1, 0) };
-    if got == libc::MAP_FAILED {
-        Err(OsError::last("mmap"))
-    } else {
-        Ok(got as usize)
-    }
-}
-
-fn unmap(base: usize, len: usize) {
-    if len > 0 {
-        // SAFETY: callers pass ranges they mapped themselves and own.
-        let rc = unsafe { libc::munmap(base as *mut libc::c_void, len) };
-        debug_assert_eq!(rc, 0, "munmap of an owned range cannot fail");
     }
 }
 
@@ -296,11 +131,10 @@ impl<T: ZeroValid> ZeroArray<T> {
     pub fn new(len: usize) -> Result<Self, OsError> {
         let bytes = len
             .checked_mul(size_of::<T>())
-            .ok_or(OsError::new("mmap", libc::ENOMEM))?;
+            .ok_or(OsError::new("an array of this length", ENOMEM))?;
         let map = Reservation::new(bytes, PAGE_SIZE, Access::ReadWrite)?;
-        // A huge page would back what was never written. A kernel without
-        // them has no such advice.
-        let _without = map.advise(0, map.len(), libc::MADV_NOHUGEPAGE);
+        // A huge page would back what was never written.
+        map.keep_pages_small();
         Ok(Self {
             map,
             len,
@@ -308,11 +142,22 @@ impl<T: ZeroValid> ZeroArray<T> {
         })
     }
 
-    /// Bytes of this array that are backed by memory now (mincore(2)).
+    /// Bytes of this array that are backed by memory now.
     /// Takes time linear in the array; meant for reports.
     #[must_use]
     pub fn backed_bytes(&self) -> usize {
-        backed_bytes(self.map.base, self.map.len)
+        self.map.backed_bytes()
+    }
+
+    /// Gives the memory behind `len` bytes at byte `offset` (whole pages) back
+    /// to the system: they are zero afterwards. Async-signal-safe.
+    ///
+    /// # Errors
+    /// The system's refusal; the memory then stays, never harm.
+    pub(crate) fn give_back(&self, offset: usize, len: usize) -> Result<(), OsError> {
+        // The only references into the array are to atomics, for which zero is
+        // an ordinary new value.
+        self.map.give_back(offset, len)
     }
 }
 
@@ -323,49 +168,8 @@ impl<T: ZeroValid> Deref for ZeroArray<T> {
         // SAFETY: the mapping is page aligned, at least `len * size_of::<T>()`
         // bytes long and lives as long as `self`; all-zero bytes are valid
         // values (`ZeroValid`), and every later write goes through `&T`.
-        unsafe { core::slice::from_raw_parts(self.map.base as *const T, self.len) }
+        unsafe { core::slice::from_raw_parts(self.map.base() as *const T, self.len) }
     }
-}
-
-/// Which pages of a mapped range of private memory are there, one byte each
-/// with bit 0 set (mincore(2)). Async-signal-safe.
-///
-/// # Errors
-/// `EINVAL` when `out` has fewer bytes than the range has pages; the kernel's
-/// refusal (`ENOMEM` when part of the range is not mapped).
-pub fn mapped_pages(base: usize, len: usize, out: &mut [u8]) -> Result<(), OsError> {
-    if out.len() < len.div_ceil(PAGE_SIZE) {
-        return Err(OsError::new("mincore", libc::EINVAL));
-    }
-    // SAFETY: `out` has a byte for each page of the range, whose contents are
-    // not looked at.
-    let rc = unsafe { libc::mincore(base as *mut libc::c_void, len, out.as_mut_ptr()) };
-    if rc == 0 {
-        Ok(())
-    } else {
-        Err(OsError::last("mincore"))
-    }
-}
-
-/// How many bytes of a mapped range are backed by memory, by mincore(2).
-fn backed_bytes(base: usize, len: usize) -> usize {
-    let mut seen = [0_u8; 1024];
-    let mut total = 0;
-    let mut at = base;
-    let end = base + len;
-    while at < end {
-        let span = (end - at).min(seen.len() * PAGE_SIZE);
-        if mapped_pages(at, span, &mut seen).is_err() {
-            return total;
-        }
-        total += seen[..span.div_ceil(PAGE_SIZE)]
-            .iter()
-            .filter(|&&b| b & 1 == 1)
-            .count()
-            * PAGE_SIZE;
-        at += span;
-    }
-    total
 }
 
 struct Counted<T> {
@@ -479,7 +283,7 @@ impl<T: Send + Sync> Drop for MapArc<T> {
         // value, and it is dropped exactly once.
         unsafe { core::ptr::drop_in_place(at) };
         let len = size_of::<Counted<T>>().max(1).next_multiple_of(PAGE_SIZE);
-        unmap(at as usize, len);
+        release(at as usize, len);
     }
 }
 
@@ -492,7 +296,7 @@ mod tests {
         let map = Reservation::new(3 * PAGE_SIZE, 1 << 26, Access::None).unwrap();
         assert_eq!(map.base() % (1 << 26), 0);
         assert_eq!(map.len(), 3 * PAGE_SIZE);
-        assert!(map.protect(4 * PAGE_SIZE, PAGE_SIZE, Access::Read).is_err());
+        assert!(map.span(4 * PAGE_SIZE, PAGE_SIZE).is_err());
     }
 
     #[test]
@@ -501,17 +305,17 @@ mod tests {
             Reservation::new(usize::MAX, PAGE_SIZE, Access::None)
                 .unwrap_err()
                 .errno,
-            libc::ENOMEM
+            ENOMEM
         );
         assert_eq!(
             Reservation::new(1 << 60, PAGE_SIZE, Access::None)
                 .unwrap_err()
                 .errno,
-            libc::ENOMEM
+            ENOMEM
         );
         assert_eq!(
             Reservation::new(1, 3, Access::None).unwrap_err().errno,
-            libc::EINVAL
+            crate::error::EINVAL
         );
     }
 

@@ -81,6 +81,7 @@ impl ScratchPool {
     /// The kernel's refusal to map it.
     pub fn new() -> Result<Self, OsError> {
         let memory = Reservation::new(STRIDE * POOL_SIZE, PAGE_SIZE, Access::ReadWrite)?;
+        #[cfg(not(windows))]
         for index in 0..POOL_SIZE {
             memory.protect(index * STRIDE, PAGE_SIZE, Access::None)?;
         }
@@ -153,7 +154,10 @@ impl Lease<'_> {
 
 impl Lease<'_> {
     /// Calls `body` with this scratch on the scratch's own stack, so that a
-    /// fault can be resolved on an alternate stack of a few kilobytes.
+    /// fault can be resolved on an alternate stack of a few kilobytes. On
+    /// Windows it runs on the stack of the thread: an exception, also one inside
+    /// a handler, is dispatched within the stack that the thread's environment
+    /// block names.
     ///
     /// `body` must not unwind; a panic in it ends the process.
     pub fn on_own_stack<C>(&mut self, context: &mut C, body: fn(&mut C, &mut Scratch)) {
@@ -177,7 +181,7 @@ impl Lease<'_> {
             scratch,
             body,
         };
-        #[cfg(target_arch = "x86_64")]
+        #[cfg(all(target_arch = "x86_64", not(windows)))]
         {
             // Page aligned, as the buffers are that begin there.
             let top = scratch as usize;
@@ -200,7 +204,7 @@ impl Lease<'_> {
                 );
             }
         }
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(not(all(target_arch = "x86_64", not(windows))))]
         trampoline::<C>(&raw mut call);
     }
 }
@@ -230,7 +234,7 @@ impl Drop for Lease<'_> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(windows)))]
 mod tests {
     use super::*;
 

@@ -6,39 +6,11 @@
 use core::sync::atomic::{AtomicU8, Ordering};
 use std::sync::OnceLock;
 
+pub use crate::access::{AccessKind, FaultHook, SignalFault};
 use crate::error::{OsError, errno, set_errno};
 use crate::nesting::Nesting;
 use crate::saved::Saved;
 use crate::thread::{full_set, key};
-
-/// What kind of access faulted, as far as the processor tells.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AccessKind {
-    /// A load (or an instruction fetch).
-    Read,
-    /// A store, or a read-modify-write.
-    Write,
-    /// The platform does not say.
-    Unknown,
-}
-
-/// A memory fault taken on the calling thread.
-#[derive(Debug, Clone, Copy)]
-pub struct SignalFault {
-    /// The address touched.
-    pub address: usize,
-    /// Load or store.
-    pub access: AccessKind,
-    /// The page was mapped but did not allow the access.
-    pub present: bool,
-    /// A digest of the program counter and general registers: equal for a
-    /// retry of the same instruction, different (but for chance) otherwise.
-    pub instant: u64,
-}
-
-/// Looks at a fault; `true` when it was ours and the instruction is to be
-/// retried.
-pub type FaultHook = fn(&SignalFault) -> bool;
 
 /// The two signals a touch can raise.
 const SIGNALS: [i32; 2] = [libc::SIGBUS, libc::SIGSEGV];

@@ -121,14 +121,7 @@ pub struct FaultMessage {
     pub thread: u32,
 }
 
-/// What an installing call did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Installed {
-    /// This many bytes, from the start of the range, are now mapped by us.
-    Bytes(usize),
-    /// The first page of the range was mapped already.
-    Exists,
-}
+pub use crate::ghost::Installed;
 
 /// An open userfaultfd descriptor, and possibly more of the same kind as
 /// *lanes*. Closed on drop.

@@ -249,7 +249,7 @@ impl Engine {
 
     /// Write-protects the pages of `claims`; `false` when the kernel refused.
     fn protect(&self, region: &Region, claims: &[Option<EvictClaim>]) -> bool {
-        let exact = region.mapped.protects_from_loads() || region.has_pins();
+        let exact = region.mapped.protects_exactly() || region.has_pins();
         let mut run: Option<(usize, usize)> = None;
         for page in claims.iter().flatten().map(EvictClaim::page) {
             run = match run {

@@ -16,9 +16,10 @@
  *
  * It reads mimalloc's internal headers, so it accepts exactly one version.
  */
-#include <pthread.h>
 #include <stdbool.h>
 #include <stddef.h>
+
+#include "threads.h"
 
 #include "mimalloc.h"
 #include "mimalloc/internal.h"
@@ -31,37 +32,16 @@
 /* Not static in theap.c, but in no header. */
 void _mi_theap_init(mi_theap_t* theap, mi_heap_t* heap, mi_tld_t* tld);
 
-static pthread_key_t   gm_exit_key;
-static pthread_once_t  gm_exit_key_once = PTHREAD_ONCE_INIT;
-static bool            gm_exit_key_made = false;
-static void          (*gm_exit_hook)(void) = NULL;
 static mi_commit_fun_t* gm_commit = NULL;
-static pthread_mutex_t gm_teardown = PTHREAD_MUTEX_INITIALIZER;
-
-static void gm_thread_ends(void* value) {
-  MI_UNUSED(value);
-  if (gm_exit_hook != NULL) { gm_exit_hook(); }
-}
-
-static void gm_create_exit_key_once(void) {
-  gm_exit_key_made = (pthread_key_create(&gm_exit_key, &gm_thread_ends) == 0);
-}
-
-/* Destructors of pthread keys run in the order of the keys (glibc, musl), and
- * mimalloc makes its key in a constructor of priority 101. Ours is made before
- * it, so a thread leaves our heaps before mimalloc tears the thread down. */
-__attribute__((constructor(100))) static void gm_create_exit_key(void) {
-  pthread_once(&gm_exit_key_once, &gm_create_exit_key_once);
-}
+static gm_lock_t        gm_teardown = GM_LOCK_INIT;
 
 /* Says once who we are; returns whether the linked mimalloc has the layout
  * this file was compiled for (its cargo features can change it). */
 bool gm_setup(mi_commit_fun_t* commit, void (*exit_hook)(void)) {
-  gm_create_exit_key();
+  const bool hooked = gm_make_exit_hook(exit_hook);
   gm_commit = commit;
-  gm_exit_hook = exit_hook;
   /* The statistics are the last member, and start with their own size. */
-  return gm_exit_key_made
+  return hooked
       && _mi_theap_empty.stats.size == sizeof(mi_stats_t)
       && _mi_theap_empty.stats.version == MI_STAT_VERSION
       && _mi_theap_empty.memid.memkind == MI_MEM_STATIC
@@ -102,7 +82,7 @@ static mi_theap_t* gm_theap_of(mi_heap_t* heap) {
     }
     _mi_thread_local_set(heap->theap, theap);
     if (theap == NULL) return NULL;
-    pthread_setspecific(gm_exit_key, (void*)1);
+    gm_call_at_thread_end();
   }
   _mi_theap_cached_set(theap);
   return theap;
@@ -148,18 +128,23 @@ void gm_leave_thread(void) {
         if (gm_is_ours(_mi_theap_heap(theap))) { leaving = theap; }
       }
     }
-    if (leaving == NULL) return;
+    if (leaving == NULL) break;
     mi_heap_t* const heap = _mi_theap_heap(leaving);
     _mi_theap_collect_abandon(leaving);
     if (_mi_theap_cached() == leaving) { _mi_theap_cached_set(_mi_theap_empty_get()); }
     _mi_thread_local_set(heap->theap, NULL);
     _mi_theap_free(leaving, true, true);
   }
+#if defined(_WIN32)
+  /* mimalloc hears of a thread's end by a callback of the loader's, which not
+   * every compiler places for it. A second time changes nothing. */
+  mi_thread_done();
+#endif
 }
 
 /* Exclusion of gm_leave_thread, destruction and fork. */
-void gm_teardown_lock(void)   { pthread_mutex_lock(&gm_teardown); }
-void gm_teardown_unlock(void) { pthread_mutex_unlock(&gm_teardown); }
+void gm_teardown_lock(void)   { gm_lock(&gm_teardown); }
+void gm_teardown_unlock(void) { gm_unlock(&gm_teardown); }
 
 /* The theap list of a heap (NULL: of mimalloc's main heap), for fork. */
 void gm_theaps_lock(mi_heap_t* heap) {
@@ -177,5 +162,10 @@ bool gm_theap_is_outside(mi_heap_t* heap, size_t base, size_t len) {
   const size_t at = (size_t)_mi_thread_local_get(heap->theap);
   return at > 1 && (at < base || at >= base + len);
 }
+#if defined(_WIN32)
+/* gm_leave_thread tells mimalloc itself, last; nobody does it before. */
+bool gm_leaves_first(void) { return gm_exit_slot != FLS_OUT_OF_INDEXES; }
+#else
 extern pthread_key_t _mi_heap_default_key;
 bool gm_leaves_first(void) { return gm_exit_key_made && gm_exit_key < _mi_heap_default_key; }
+#endif

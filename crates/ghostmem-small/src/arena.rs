@@ -35,6 +35,7 @@ use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicUsize, Ordering};
 use std::sync::OnceLock;
 use std::thread;
 
+use ghostmem_os::error::ENOMEM;
 use ghostmem_os::machine;
 use ghostmem_os::map::{Access, Reservation, round_up_to_page};
 use ghostmem_os::{OsError, PAGE_SIZE};
@@ -199,7 +200,7 @@ impl Arena {
         let inside = gate::enter();
         gate::note_use(&inside);
         if !gate::is_hooked() {
-            return Err(OsError::new("pthread_atfork", libc::ENOMEM).into());
+            return Err(OsError::new("pthread_atfork", ENOMEM).into());
         }
         if !ffi::gm_setup(commit, gate::thread_ends) {
             return Err(SmallError::UnsupportedMimalloc);
@@ -320,8 +321,8 @@ fn first_try_bytes() -> usize {
 fn make_at(slot: &'static Slot, bytes: usize) -> Result<(), SmallError> {
     let map = Reservation::new(bytes, ARENA_ALIGN, Access::ReadWrite)?;
     // The engine counts 4 KiB pages; a huge page here would be metadata that
-    // nobody asked for. Advice only, so a refusal changes nothing.
-    let _refused = map.advise(0, bytes, libc::MADV_NOHUGEPAGE);
+    // nobody asked for.
+    map.keep_pages_small();
     let mut id = ptr::null_mut();
     slot.info_bytes.store(0, Ordering::Relaxed);
     let argument = ptr::from_ref(slot).cast_mut().cast::<c_void>();

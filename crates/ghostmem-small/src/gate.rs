@@ -160,6 +160,7 @@ extern "C" fn hook_at_load() {
     }
 }
 
+#[cfg(target_os = "linux")]
 #[used]
 #[unsafe(link_section = ".init_array.00060")]
 static HOOK_AT_LOAD: extern "C" fn() = hook_at_load;

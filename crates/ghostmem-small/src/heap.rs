@@ -409,8 +409,6 @@ impl<S: Space> fmt::Debug for SmallHeap<S> {
 fn corrupt() -> ! {
     const MESSAGE: &[u8] = b"ghostmem: a freed small block was written to (use after free); \
         the free list is destroyed, stopping\n";
-    // SAFETY: the buffer is valid for its length; a failed write changes
-    // nothing.
-    unsafe { libc::write(libc::STDERR_FILENO, MESSAGE.as_ptr().cast(), MESSAGE.len()) };
+    ghostmem_os::stop::complain(MESSAGE);
     std::process::abort()
 }

@@ -13,7 +13,7 @@ use crate::{Error, Heap, LostHandler, Spill};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
 #[non_exhaustive]
 pub enum Backend {
-    /// The best this machine allows: inline, else guard.
+    /// The best this machine allows: inline, else guard; on Windows veh.
     #[default]
     Auto,
     /// userfaultfd, faults resolved on the faulting thread. Fastest. A system
@@ -26,6 +26,10 @@ pub enum Backend {
     Guard,
     /// As `Guard`, by mprotect(2) alone, as on kernels before 6.15.
     GuardMprotect,
+    /// Windows: a vectored exception handler, faults resolved on the faulting
+    /// thread. A system call given an absent page fails with
+    /// `ERROR_NOACCESS`: pin such buffers.
+    Veh,
 }
 
 impl fmt::Display for Backend {
@@ -36,6 +40,7 @@ impl fmt::Display for Backend {
             Self::Monitor => "monitor",
             Self::Guard => "guard",
             Self::GuardMprotect => "guard-mprotect",
+            Self::Veh => "veh",
         })
     }
 }
@@ -236,7 +241,7 @@ impl HeapBuilder {
         match self.backend {
             Backend::Auto => {
                 let mut cause = OsError::new("userfaultfd", 38);
-                for kind in [BackendKind::Inline, BackendKind::Guard] {
+                for &kind in BackendKind::PREFERRED {
                     match Opened::open(kind) {
                         Ok(opened) => return Heap::from_config(config(opened), spill()?),
                         Err(error) => cause = error,
@@ -244,17 +249,19 @@ impl HeapBuilder {
                 }
                 Err(Error::NoBackend { cause })
             }
-            Backend::GuardMprotect => {
-                Heap::from_config(config(Opened::guard_by_mprotect()), spill()?)
-            }
             backend => {
                 let kind = match backend {
                     Backend::Monitor => BackendKind::Monitor,
-                    Backend::Guard => BackendKind::Guard,
+                    Backend::Guard | Backend::GuardMprotect => BackendKind::Guard,
+                    Backend::Veh => BackendKind::Veh,
                     _ => BackendKind::Inline,
                 };
-                let opened = Opened::open(kind)
-                    .map_err(|cause| Error::BackendUnavailable { backend, cause })?;
+                let opened = if backend == Backend::GuardMprotect {
+                    Opened::guard_by_mprotect()
+                } else {
+                    Opened::open(kind)
+                }
+                .map_err(|cause| Error::BackendUnavailable { backend, cause })?;
                 Heap::from_config(config(opened), spill()?)
             }
         }

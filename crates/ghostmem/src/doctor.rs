@@ -63,6 +63,7 @@ pub fn probe() -> Report {
         ghostmem_fault::BackendKind::Monitor => Backend::Monitor,
         ghostmem_fault::BackendKind::Guard if found.guard_pages => Backend::Guard,
         ghostmem_fault::BackendKind::Guard => Backend::GuardMprotect,
+        ghostmem_fault::BackendKind::Veh => Backend::Veh,
     });
     let monitor_works = found.allows(ghostmem_fault::BackendKind::Monitor);
     let seccomp_mode = machine::seccomp_mode();

@@ -315,6 +315,7 @@ impl Heap {
                 Backend::GuardMprotect
             }
             ghostmem_fault::BackendKind::Guard => Backend::Guard,
+            ghostmem_fault::BackendKind::Veh => Backend::Veh,
         }
     }
 

@@ -37,8 +37,10 @@
 mod alloc;
 mod block;
 mod builder;
+#[cfg_attr(windows, path = "windows/doctor.rs")]
 pub mod doctor;
 mod error;
+#[cfg(not(windows))]
 pub mod fork;
 mod heap;
 mod slice;

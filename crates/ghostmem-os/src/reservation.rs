@@ -1,0 +1,235 @@
+//! Address space by mmap(2): see [`Reservation`].
+
+use crate::error::OsError;
+use crate::map::{Access, PAGE_SIZE, Span, round_up_to_page};
+
+const fn prot(access: Access) -> i32 {
+    match access {
+        Access::None => libc::PROT_NONE,
+        Access::Read => libc::PROT_READ,
+        Access::ReadWrite => libc::PROT_READ | libc::PROT_WRITE,
+    }
+}
+
+/// A contiguous range of address space this value owns; unmapped on drop.
+#[derive(Debug)]
+pub struct Reservation {
+    base: usize,
+    len: usize,
+}
+
+impl Reservation {
+    /// Reserves `len` bytes (rounded up to pages), aligned to `align` bytes (a
+    /// power of two of at least a page), private, anonymous, without reserving
+    /// commit charge (`MAP_NORESERVE`, mmap(2)).
+    ///
+    /// # Errors
+    /// The kernel's refusal; `EINVAL` for a bad alignment, `ENOMEM` when the
+    /// size overflows.
+    pub fn new(len: usize, align: usize, access: Access) -> Result<Self, OsError> {
+        if !align.is_power_of_two() || align < PAGE_SIZE {
+            return Err(OsError::new("mmap", libc::EINVAL));
+        }
+        let overflow = OsError::new("mmap", libc::ENOMEM);
+        let len = round_up_to_page(len.max(1)).ok_or(overflow)?;
+        // Ask for enough that an aligned run must lie inside, then give back
+        // both ends.
+        let slack = if align > PAGE_SIZE { align } else { 0 };
+        let asked = len.checked_add(slack).ok_or(overflow)?;
+        let raw = map_anonymous(asked, access)?;
+        let base = (raw + align - 1) & !(align - 1);
+        let reservation = Self { base, len };
+        release(raw, base - raw);
+        release(base + len, raw + asked - (base + len));
+        Ok(reservation)
+    }
+
+    /// First address.
+    #[must_use]
+    pub const fn base(&self) -> usize {
+        self.base
+    }
+
+    /// Length in bytes.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether the range is empty: never, a reservation has at least one page.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// A part of the range, for whoever works on it while the reservation
+    /// lives.
+    ///
+    /// # Errors
+    /// `EINVAL` when the part is not made of whole pages of the range.
+    pub fn span(&self, offset: usize, len: usize) -> Result<Span, OsError> {
+        self.check("span", offset, len)?;
+        if !len.is_multiple_of(PAGE_SIZE) || len == 0 {
+            return Err(OsError::new("span", libc::EINVAL));
+        }
+        Ok(Span::new(self.base + offset, len))
+    }
+
+    /// Changes the access of a part of the range.
+    ///
+    /// # Errors
+    /// `EINVAL` when the part does not lie in the range; the kernel's refusal
+    /// (`ENOMEM` when the process has too many mappings).
+    pub fn protect(&self, offset: usize, len: usize, access: Access) -> Result<(), OsError> {
+        self.check("mprotect", offset, len)?;
+        let at = (self.base + offset) as *mut libc::c_void;
+        // SAFETY: the range lies in memory this reservation owns; no
+        // reference into a reservation is ever handed out, so changing its
+        // protection cannot break one.
+        let rc = unsafe { libc::mprotect(at, len, prot(access)) };
+        if rc == 0 {
+            Ok(())
+        } else {
+            Err(OsError::last("mprotect"))
+        }
+    }
+
+    /// Applies an `madvise` value to a part of the range.
+    ///
+    /// # Errors
+    /// `EINVAL` when the part does not lie in the range; the kernel's refusal.
+    pub fn advise(&self, offset: usize, len: usize, advice: i32) -> Result<(), OsError> {
+        self.check("madvise", offset, len)?;
+        let at = (self.base + offset) as *mut libc::c_void;
+        // SAFETY: the range lies in memory this reservation owns.
+        let rc = unsafe { libc::madvise(at, len, advice) };
+        if rc == 0 {
+            Ok(())
+        } else {
+            Err(OsError::last("madvise"))
+        }
+    }
+
+    /// Replaces a part of the range by fresh, zero, private memory with the
+    /// given access, dropping what was there and any registration it had.
+    ///
+    /// # Errors
+    /// As [`Reservation::protect`].
+    pub fn remap(&self, offset: usize, len: usize, access: Access) -> Result<(), OsError> {
+        self.check("mmap", offset, len)?;
+        let at = (self.base + offset) as *mut libc::c_void;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
+        // SAFETY: MAP_FIXED replaces only pages inside memory this
+        // reservation owns.
+        let got = unsafe { libc::mmap(at, len, prot(access), flags, -1, 0) };
+        if got == libc::MAP_FAILED {
+            Err(OsError::last("mmap"))
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Keeps the kernel from putting a huge page here, which would back what
+    /// was never touched. A kernel without them has no such advice.
+    pub fn keep_pages_small(&self) {
+        let _without = self.advise(0, self.len, libc::MADV_NOHUGEPAGE);
+    }
+
+    /// Gives the memory behind whole pages back to the kernel
+    /// (`MADV_DONTNEED`, madvise(2)): they are zero afterwards.
+    ///
+    /// # Errors
+    /// The kernel's refusal; the memory then stays.
+    pub(crate) fn give_back(&self, offset: usize, len: usize) -> Result<(), OsError> {
+        self.advise(offset, len, libc::MADV_DONTNEED)
+    }
+
+    /// How many bytes of it are backed by memory, by mincore(2).
+    pub(crate) fn backed_bytes(&self) -> usize {
+        backed_bytes(self.base, self.len)
+    }
+
+    /// Keeps the mapping for the rest of the process and gives up the handle.
+    pub fn leak(self) -> (usize, usize) {
+        let parts = (self.base, self.len);
+        core::mem::forget(self);
+        parts
+    }
+
+    fn check(&self, call: &'static str, offset: usize, len: usize) -> Result<(), OsError> {
+        let end = offset.checked_add(len);
+        if offset.is_multiple_of(PAGE_SIZE) && end.is_some_and(|end| end <= self.len) {
+            Ok(())
+        } else {
+            Err(OsError::new(call, libc::EINVAL))
+        }
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        release(self.base, self.len);
+    }
+}
+
+fn map_anonymous(len: usize, access: Access) -> Result<usize, OsError> {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: a fresh anonymous mapping at an address of the kernel's choice
+    // touches nothing that exists.
+    let got = unsafe { libc::mmap(core::ptr::null_mut(), len, prot(access), flags, -1, 0) };
+    if got == libc::MAP_FAILED {
+        Err(OsError::last("mmap"))
+    } else {
+        Ok(got as usize)
+    }
+}
+
+/// Unmaps a range that was [leaked](Reservation::leak), or part of one.
+pub(crate) fn release(base: usize, len: usize) {
+    if len > 0 {
+        // SAFETY: callers pass ranges they mapped themselves and own.
+        let rc = unsafe { libc::munmap(base as *mut libc::c_void, len) };
+        debug_assert_eq!(rc, 0, "munmap of an owned range cannot fail");
+    }
+}
+
+/// Which pages of a mapped range of private memory are there, one byte each
+/// with bit 0 set (mincore(2)). Async-signal-safe.
+///
+/// # Errors
+/// `EINVAL` when `out` has fewer bytes than the range has pages; the kernel's
+/// refusal (`ENOMEM` when part of the range is not mapped).
+pub fn mapped_pages(base: usize, len: usize, out: &mut [u8]) -> Result<(), OsError> {
+    if out.len() < len.div_ceil(PAGE_SIZE) {
+        return Err(OsError::new("mincore", libc::EINVAL));
+    }
+    // SAFETY: `out` has a byte for each page of the range, whose contents are
+    // not looked at.
+    let rc = unsafe { libc::mincore(base as *mut libc::c_void, len, out.as_mut_ptr()) };
+    if rc == 0 {
+        Ok(())
+    } else {
+        Err(OsError::last("mincore"))
+    }
+}
+
+/// How many bytes of a mapped range are backed by memory, by mincore(2).
+fn backed_bytes(base: usize, len: usize) -> usize {
+    let mut seen = [0_u8; 1024];
+    let mut total = 0;
+    let mut at = base;
+    let end = base + len;
+    while at < end {
+        let span = (end - at).min(seen.len() * PAGE_SIZE);
+        if mapped_pages(at, span, &mut seen).is_err() {
+            return total;
+        }
+        total += seen[..span.div_ceil(PAGE_SIZE)]
+            .iter()
+            .filter(|&&b| b & 1 == 1)
+            .count()
+            * PAGE_SIZE;
+        at += span;
+    }
+    total
+}

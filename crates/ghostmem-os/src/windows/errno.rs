@@ -1,0 +1,59 @@
+//! The number that a failed call leaves, and its text.
+//!
+//! The engine's own refusals have numbers of errno(3), as on every system. A
+//! Windows call leaves a code of another kind, kept as its negative; those that
+//! say "no memory" become `ENOMEM`, which the engine acts upon.
+
+use core::fmt;
+
+use windows_sys::Win32::Foundation::{
+    ERROR_COMMITMENT_LIMIT, ERROR_NO_SYSTEM_RESOURCES, ERROR_NOT_ENOUGH_MEMORY, ERROR_OUTOFMEMORY,
+    GetLastError,
+};
+
+use crate::error::{EEXIST, EINVAL, EIO, ENOMEM, ENOSPC, ENOSYS, EPERM, OsError};
+
+impl OsError {
+    /// The error of `call`, taken from the calling thread's last error.
+    #[must_use]
+    pub fn last(call: &'static str) -> Self {
+        // SAFETY: no preconditions.
+        let code = unsafe { GetLastError() };
+        Self {
+            call,
+            errno: match code {
+                ERROR_NOT_ENOUGH_MEMORY
+                | ERROR_OUTOFMEMORY
+                | ERROR_COMMITMENT_LIMIT
+                | ERROR_NO_SYSTEM_RESOURCES => ENOMEM,
+                code => -i32::try_from(code).unwrap_or(i32::MAX),
+            },
+        }
+    }
+}
+
+/// What an error's number says.
+pub(crate) fn text(errno: i32) -> impl fmt::Display {
+    Text(errno)
+}
+
+struct Text(i32);
+
+impl fmt::Display for Text {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let known = match self.0 {
+            EPERM => "not permitted",
+            EIO => "input or output error",
+            ENOMEM => "not enough memory or address space",
+            EEXIST => "something is there already",
+            EINVAL => "invalid argument",
+            ENOSPC => "no room left",
+            ENOSYS => "this system does not have it",
+            code if code < 0 => {
+                return write!(f, "{}", std::io::Error::from_raw_os_error(-code));
+            }
+            code => return write!(f, "errno {code}"),
+        };
+        f.write_str(known)
+    }
+}
