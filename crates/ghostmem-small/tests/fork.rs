@@ -1,4 +1,5 @@
 //! fork in the middle of everything: the child's heaps go on working.
+#![cfg(target_os = "linux")] // fork(2)
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! With little address space arenas are smaller, and a full one says so.
+#![cfg(target_os = "linux")] // rlimits
 
 mod common;
 

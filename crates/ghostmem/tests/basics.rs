@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 
 use ghostmem::{Backend, Error, Heap};
 
+#[cfg(windows)]
+const BACKENDS: [Backend; 1] = [Backend::Veh];
+#[cfg(not(windows))]
 const BACKENDS: [Backend; 4] = [
     Backend::Inline,
     Backend::Monitor,

@@ -1,6 +1,7 @@
 //! No allocation while the engine owns a page: a global allocator, and the C
 //! library's malloc, that abort when they are called with signals blocked, as
 //! they are in a fault handler and on the engine's threads.
+#![cfg(target_os = "linux")] // signals and libc's malloc
 #![allow(clippy::unwrap_used, clippy::multiple_unsafe_ops_per_block)] // a test ends at the first failure
 
 use std::alloc::{GlobalAlloc, Layout, System};

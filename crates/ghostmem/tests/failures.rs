@@ -1,5 +1,6 @@
 //! Kernel calls that fail: a clear error or the next backend, never a hang.
 //! Each case in a process of its own.
+#![cfg(target_os = "linux")] // seccomp, rlimits and mlock
 #![allow(clippy::unwrap_used, clippy::multiple_unsafe_ops_per_block)] // a test ends at the first failure
 
 use std::alloc::Layout;

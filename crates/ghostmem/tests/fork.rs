@@ -1,5 +1,6 @@
 //! fork(2) at any moment: parent and child each go on with all the memory,
 //! and neither sees the other's stores. Each case in a process of its own.
+#![cfg(target_os = "linux")] // fork(2)
 #![allow(clippy::unwrap_used, clippy::multiple_unsafe_ops_per_block)] // a test ends at the first failure
 
 use std::os::unix::process::{CommandExt, ExitStatusExt};

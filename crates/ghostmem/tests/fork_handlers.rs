@@ -1,5 +1,6 @@
 //! The program's own fork handlers and ours: theirs may use ghost memory, and
 //! whoever comes too early is stopped, not handed zeros.
+#![cfg(target_os = "linux")] // fork(2)
 #![allow(clippy::unwrap_used, clippy::multiple_unsafe_ops_per_block)] // a test ends at the first failure
 
 use std::os::unix::process::ExitStatusExt;

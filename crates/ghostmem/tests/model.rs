@@ -224,25 +224,35 @@ proptest! {
         ..ProptestConfig::default()
     })]
 
+    #[cfg(not(windows))]
     #[test]
     fn inline_holds_what_the_model_holds(steps in prop::collection::vec(step(), 1..80)) {
         run(Backend::Inline, &steps);
     }
 
+    #[cfg(not(windows))]
     #[test]
     fn monitor_holds_what_the_model_holds(steps in prop::collection::vec(step(), 1..80)) {
         run(Backend::Monitor, &steps);
     }
 
+    #[cfg(not(windows))]
     #[test]
     fn guard_holds_what_the_model_holds(steps in prop::collection::vec(step(), 1..80)) {
         run(Backend::Guard, &steps);
     }
 
+    #[cfg(not(windows))]
     #[test]
     fn guard_mprotect_holds_what_the_model_holds(
         steps in prop::collection::vec(step(), 1..80)
     ) {
         run(Backend::GuardMprotect, &steps);
+    }
+
+    #[cfg(windows)]
+    #[test]
+    fn veh_holds_what_the_model_holds(steps in prop::collection::vec(step(), 1..80)) {
+        run(Backend::Veh, &steps);
     }
 }

@@ -1,6 +1,7 @@
 //! Signals: handlers that touch ghost memory at any moment, the program's own
 //! handlers for SIGSEGV and SIGBUS, and faults that are nobody's. Each case in
 //! a process of its own.
+#![cfg(target_os = "linux")] // signals
 #![allow(clippy::unwrap_used, clippy::multiple_unsafe_ops_per_block)] // a test ends at the first failure
 
 use std::mem::{MaybeUninit, zeroed};

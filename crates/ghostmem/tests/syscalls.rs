@@ -1,5 +1,6 @@
 //! System calls given absent ghost memory: refused with EFAULT by inline and
 //! guard, never wrong bytes; served by monitor; served by all when pinned.
+#![cfg(target_os = "linux")] // what system calls see of absent pages
 #![allow(clippy::unwrap_used, clippy::multiple_unsafe_ops_per_block)] // a test ends at the first failure
 
 use std::io::Error;

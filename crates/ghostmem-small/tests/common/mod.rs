@@ -31,9 +31,17 @@ impl Space for Plain {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.low.fetch_min(address, Ordering::Relaxed);
         self.high.fetch_max(address + bytes, Ordering::Relaxed);
-        // SAFETY: the heap says that nobody needs these pages' contents.
-        let rc = unsafe { libc::madvise(address as *mut _, bytes, libc::MADV_DONTNEED) };
-        assert_eq!(rc, 0);
+        #[cfg(not(windows))]
+        {
+            // SAFETY: the heap says that nobody needs these pages' contents.
+            let rc = unsafe { libc::madvise(address as *mut _, bytes, libc::MADV_DONTNEED) };
+            assert_eq!(rc, 0);
+        }
+        #[cfg(windows)]
+        // SAFETY: as above.
+        unsafe {
+            std::ptr::write_bytes(address as *mut u8, 0, bytes);
+        }
     }
 }
 

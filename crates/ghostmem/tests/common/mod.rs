@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::multiple_unsafe_ops_per_block)] // a test ends at the first failure
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+#[cfg(unix)]
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::mpsc;
@@ -14,7 +15,11 @@ use ghostmem::{Backend, Heap, Stats};
 /// Bytes of a page.
 pub(crate) const PAGE: usize = 4096;
 
+/// Every backend there is on Windows.
+#[cfg(windows)]
+pub(crate) const BACKENDS: [Backend; 1] = [Backend::Veh];
 /// Every backend there is on Linux.
+#[cfg(not(windows))]
 pub(crate) const BACKENDS: [Backend; 4] = [
     Backend::Inline,
     Backend::Monitor,
@@ -167,6 +172,7 @@ pub(crate) fn alone_on_each(name: &str, body: impl FnOnce(Backend)) {
 }
 
 /// Waits for a forked child, killing it after 30 s.
+#[cfg(unix)]
 pub(crate) fn wait_for(pid: libc::pid_t) -> ExitStatus {
     let end = Instant::now() + Duration::from_secs(30);
     let mut status = 0;
@@ -191,6 +197,7 @@ pub(crate) fn wait_for(pid: libc::pid_t) -> ExitStatus {
 }
 
 /// Forks; the child runs `body` and ends, with status 0 unless it panics.
+#[cfg(unix)]
 pub(crate) fn fork(body: impl FnOnce()) -> libc::pid_t {
     // SAFETY: the child runs `body` on its only thread and ends by _exit.
     let pid = unsafe { libc::fork() };
