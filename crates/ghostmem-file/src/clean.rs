@@ -35,8 +35,10 @@ const FILES_BUSY: usize = crate::files::FILES_MAX / 2;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TidyReport {
-    /// Packed bytes written again elsewhere.
+    /// Packed bytes of pages that now lie elsewhere.
     pub moved_bytes: u64,
+    /// Packed bytes written for that, some of them in vain: their pages had moved on.
+    pub written_bytes: u64,
     /// Pages that now have another slot.
     pub moved_pages: u64,
     /// Segments that were read for it.
@@ -65,15 +67,19 @@ impl FileTier {
         let w = &mut *self.writer.lock();
         self.collect(w);
         while let Some(victim) = self.thinnest(w) {
-            if report.moved_bytes >= budget_bytes {
+            if report.written_bytes >= budget_bytes || report.segments >= u64::from(w.unused) {
                 report.is_behind = true;
                 break;
             }
             report.segments += 1;
-            if !self.empty_segment(w, victim, moved, &mut report) {
+            let written = self.empty_segment(w, victim, moved, &mut report);
+            // Pages that are being read stay: another segment is next then.
+            let (left, _) = self.table.live(victim);
+            w.passed_over = if left > 0 { victim } else { 0 };
+            self.collect(w);
+            if !written {
                 break;
             }
-            self.collect(w);
         }
         report
     }
@@ -169,7 +175,7 @@ impl FileTier {
         }
         let mut best: Option<(usize, u32)> = None;
         for segment in 1..w.unused {
-            if self.table.state(segment) != State::Sealed {
+            if self.table.state(segment) != State::Sealed || segment == w.passed_over {
                 continue;
             }
             let (records, bytes) = self.table.live(segment);
@@ -278,6 +284,7 @@ impl FileTier {
             };
             match self.append(w, Stream::Moved, &page) {
                 Ok(to) => {
+                    report.written_bytes += record.len as u64;
                     pages[count] = (owner, from, to);
                     count += 1;
                 }

@@ -9,14 +9,14 @@ use std::sync::{Mutex, OnceLock};
 
 use ghostmem_os::file::{self, BLOCK_BYTES, File};
 use ghostmem_os::lock::Lock;
-use ghostmem_os::{OsError, lineage};
+use ghostmem_os::{OsError, lineage, machine};
 
 use crate::error::OpenError;
 use crate::files::Files;
 use crate::options::Options;
 use crate::seal::Seals;
 use crate::stats::Counters;
-use crate::table::{SEGMENT_BYTES, SEGMENTS_MAX, Table};
+use crate::table::{ENTRY_ROW_BYTES, SEGMENT_BYTES, SEGMENTS_MAX, Table};
 use crate::write::Writer;
 
 /// The smallest limit a tier works with: a few segments filling and some to clean
@@ -80,6 +80,9 @@ impl FileTier {
         lineage::refuse_stranger().map_err(OpenError::Os)?;
         let place = Place::new(options)?;
         let segments = options.limit_bytes / SEGMENT_BYTES_LEAST + 8;
+        // Where address space is scarce, no more than a part of it goes for tables.
+        let room = machine::address_space_limit().map_or(u64::MAX, |bytes| bytes / 32);
+        let segments = segments.min(room / ENTRY_ROW_BYTES as u64).max(64);
         let segments = u32::try_from(segments).map_or(SEGMENTS_MAX, |n| n.min(SEGMENTS_MAX));
         let table = Table::new(segments).map_err(OpenError::Os)?;
         let seals = Seals::new(options.encrypt).map_err(OpenError::Os)?;

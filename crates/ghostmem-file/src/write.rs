@@ -95,6 +95,8 @@ pub(crate) struct Writer {
     pub(crate) key_users: [u32; KEYS],
     /// Segments alive by file.
     pub(crate) file_users: [u32; crate::files::FILES_MAX],
+    /// The segment that cleaning could not empty just now, 0 for none.
+    pub(crate) passed_over: u32,
     /// The last batch found no room: cleaning makes what it can.
     pub(crate) is_full: bool,
     /// Forks so far.
@@ -126,6 +128,7 @@ impl Writer {
             fillings_max: 1 << nonce_bits,
             key_users: [0; KEYS],
             file_users: [0; crate::files::FILES_MAX],
+            passed_over: 0,
             is_full: false,
             forks: 0,
             watches: [None; WATCHES_MAX],

@@ -166,3 +166,41 @@ fn a_limit_too_small_to_work_with_is_refused() {
         "a spill file of at most 1048576 bytes is too small to work with; allow at least 8388608"
     );
 }
+
+/// Cleaning that is always refused ends all the same, and leaves everything right.
+#[test]
+fn cleaning_ends_when_no_page_may_be_moved() {
+    let mut pair = Pair::new(FileTier::open(&Options::unnamed(std::env::temp_dir())).unwrap());
+    for version in 0..4 {
+        for start in (0..8000).step_by(500) {
+            let batch: Vec<(u64, usize, u8)> = (start..start + 500)
+                .filter(|page| version == 0 || page % 3 == 0)
+                .map(|page| (page, 2000, 1))
+                .collect();
+            pair.write(&batch).unwrap();
+        }
+    }
+    let owners: Vec<u64> = pair
+        .pages
+        .keys()
+        .copied()
+        .filter(|page| page % 3 == 1)
+        .collect();
+    owners.into_iter().for_each(|owner| pair.remove(owner));
+    let mut asked = 0;
+    let report = pair.tier.tidy(16 * MIB, &mut |_, _, _| {
+        asked += 1;
+        false
+    });
+    assert!(asked > 100, "{asked} pages, {report:?}");
+    assert_eq!((report.moved_bytes, report.moved_pages), (0, 0));
+    assert!(report.written_bytes < 18 * MIB, "{report:?}");
+    pair.check_all();
+    while pair.tidy(4 * MIB).is_behind {}
+    let stats = pair.tier.stats();
+    assert!(
+        stats.file_bytes < stats.live_bytes * 115 / 100 + SLACK,
+        "{stats:?}"
+    );
+    pair.check_all();
+}
