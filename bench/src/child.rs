@@ -220,7 +220,7 @@ fn measure(job: &Job) -> Result<Line> {
         peak_rss: 0,
         baseline_rss,
         timeline: Vec::new(),
-        proved: job.cgroup.is_some() && matches!(job.kind, Kind::Ghost(_)),
+        proved: job.cgroup.is_some() && job.kind.is_ghost(),
     };
     let over = AtomicBool::new(false);
     let probe = contender.probe();
@@ -269,6 +269,14 @@ fn open(job: &Job) -> Result<Box<dyn Contender>> {
             Some(group) => Ghost::open_in(group, job.bound, backend, job.pages, job.resident)?,
             None => Ghost::open(backend, job.pages, job.resident)?,
         })),
+        Kind::Spill | Kind::SpillIdle => Ok(Box::new(Ghost::open_spilling(
+            group,
+            job.bound,
+            job.pages,
+            job.resident,
+            &job.scratch,
+            job.kind == Kind::SpillIdle,
+        )?)),
         Kind::Peer => Ok(Box::new(Peer::open(&job.peer, job.pages, job.resident)?)),
         Kind::Plain => kernel(Beyond::Nothing, group),
         Kind::Zram(_) => {
@@ -385,6 +393,12 @@ fn latency(histogram: &hdrhistogram::Histogram<u64>) -> Latency {
         max: histogram.max(),
         curve,
     }
+}
+
+/// The same for a heap with a limit on everything: besides, a thirty-second and 16 MiB
+/// for stacks, what is being written and the kernel's page tables.
+pub(crate) const fn bound_of_all(limit: u64) -> u64 {
+    limit + limit / 32 + (16 << 20)
 }
 
 /// Bytes that a heap may be charged for a buffer: what may be resident, every

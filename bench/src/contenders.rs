@@ -24,6 +24,11 @@ pub(crate) enum Kind {
     Plain,
     /// GhostMem, by its fault backend.
     Ghost(&'static str),
+    /// GhostMem with a file beside: resident pages, compressed pages and tables
+    /// together within the limit, the rest on the disk.
+    Spill,
+    /// GhostMem with a file that it never needs.
+    SpillIdle,
     /// Swap on zram, by its compressor.
     Zram(String),
     /// Swap on a file behind the kernel's compressed cache.
@@ -53,7 +58,13 @@ impl Kind {
             compressors.push("lz4".to_owned());
         }
         all.extend(compressors.into_iter().map(Self::Zram));
-        all.extend([Self::Zswap, Self::Disk, Self::File]);
+        all.extend([
+            Self::Zswap,
+            Self::Disk,
+            Self::File,
+            Self::Spill,
+            Self::SpillIdle,
+        ]);
         all.extend(BACKENDS[1..].iter().copied().map(Self::Ghost));
         if peer {
             all.push(Self::Peer);
@@ -61,12 +72,17 @@ impl Kind {
         all
     }
 
+    /// Whether it is GhostMem.
+    pub(crate) const fn is_ghost(&self) -> bool {
+        matches!(self, Self::Ghost(_) | Self::Spill | Self::SpillIdle)
+    }
+
     /// Whether it is so slow that an eighth of the touches is enough.
     pub(crate) fn is_slow(&self) -> bool {
         match self {
             Self::Ghost(backend) => *backend != BACKENDS[0],
-            Self::Disk | Self::File | Self::Peer => true,
-            Self::Plain | Self::Zram(_) | Self::Zswap => false,
+            Self::Disk | Self::File | Self::Spill | Self::Peer => true,
+            Self::Plain | Self::SpillIdle | Self::Zram(_) | Self::Zswap => false,
         }
     }
 }
@@ -76,6 +92,8 @@ impl fmt::Display for Kind {
         match self {
             Self::Plain => f.write_str("plain"),
             Self::Ghost(backend) => f.write_str(backend),
+            Self::Spill => f.write_str("spill"),
+            Self::SpillIdle => f.write_str("spill-idle"),
             Self::Zram(compressor) => write!(f, "zram-{compressor}"),
             Self::Zswap => f.write_str("zswap"),
             Self::Disk => f.write_str("disk"),
@@ -101,11 +119,14 @@ impl FromStr for Kind {
         match text {
             "plain" => Ok(Self::Plain),
             "zswap" => Ok(Self::Zswap),
+            "spill" => Ok(Self::Spill),
+            "spill-idle" => Ok(Self::SpillIdle),
             "disk" => Ok(Self::Disk),
             "file" => Ok(Self::File),
             "peer" => Ok(Self::Peer),
             _ => Err(format!(
-                "no contender named {text}: plain, {}, zram-COMPRESSOR, zswap, disk, file, peer",
+                "no contender named {text}: plain, {}, zram-COMPRESSOR, zswap, disk, file, spill, \
+                 spill-idle, peer",
                 BACKENDS.join(", ")
             )),
         }

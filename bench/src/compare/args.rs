@@ -51,7 +51,7 @@ pub(crate) struct CompareArgs {
     #[arg(long, default_value_t = 3)]
     pub(super) repetitions: u32,
     /// `all`, or some of plain, inline, monitor, guard, guard-mprotect, zram-COMPRESSOR, zswap,
-    /// disk, file, peer
+    /// disk, file, spill, spill-idle, peer
     #[arg(long, value_delimiter = ',', default_value = "all")]
     pub(super) contenders: Vec<String>,
     /// Workloads, always run in the order of this list; default: all

@@ -3,7 +3,7 @@
 use super::progress::Progress;
 use super::rig::Rig;
 use super::{Record, Setup, mix_json, page, records, report_mix, tables};
-use crate::child::{Job, Line, Run, bound};
+use crate::child::{Job, Line, Run, bound, bound_of_all};
 use crate::contenders::Kind;
 use crate::data::DataSet;
 use crate::error::{Error, Result};
@@ -186,7 +186,10 @@ fn measure(
     for _ in 0..ATTEMPTS {
         let rig = Rig::set_up(kind, setup.data.size.0, &setup.common.scratch)?;
         let job = Job {
-            bound: bound(data.pages(), limit, lz4_ratio),
+            bound: match kind {
+                Kind::Spill => bound_of_all(limit),
+                _ => bound(data.pages(), limit, lz4_ratio),
+            },
             ..job(setup, data, kind, limit, &rig)
         };
         match rig.child(call, &job, setup.common.timeout, progress) {
@@ -194,7 +197,7 @@ fn measure(
             Ok(_) => return Err(Error::Failed(format!("{kind}: an answer of another kind"))),
             // GhostMem has to keep within its bound; the kernel at times finds
             // nothing to reclaim although most could be swapped out.
-            Err(Error::Killed(doing)) if !matches!(kind, Kind::Ghost(_)) => {
+            Err(Error::Killed(doing)) if !kind.is_ghost() => {
                 eprintln!("{kind}: killed for lack of memory in its cgroup, at {doing}");
             }
             Err(err) => return Err(err),

@@ -173,6 +173,8 @@ fn legend(html: &mut String, record: &Record) {
 fn shown(kind: &Kind) -> String {
     match kind {
         Kind::Ghost(backend) => format!("GhostMem {backend}"),
+        Kind::Spill => "GhostMem with a file".to_owned(),
+        Kind::SpillIdle => "GhostMem, file idle".to_owned(),
         Kind::Plain => "plain memory, no limit".to_owned(),
         Kind::Disk => "swap on disk".to_owned(),
         Kind::File => "mapped file".to_owned(),

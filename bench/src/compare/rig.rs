@@ -53,7 +53,12 @@ impl Rig {
     pub(super) fn set_up(kind: &Kind, bytes: u64, scratch: &Path) -> Result<Self> {
         let room = bytes / 2 * 3;
         let (area, zswap) = match kind {
-            Kind::Plain | Kind::Ghost(_) | Kind::Peer | Kind::File => (None, None),
+            Kind::Plain
+            | Kind::Ghost(_)
+            | Kind::Spill
+            | Kind::SpillIdle
+            | Kind::Peer
+            | Kind::File => (None, None),
             Kind::Zram(algorithm) => {
                 // zswap would stand between the cgroup and zram.
                 let off = zswap::Switch::set(false)?;
@@ -67,7 +72,7 @@ impl Rig {
         };
         let group = match (kind, Cgroup::create()) {
             (_, Ok(group)) => Some(group),
-            (Kind::Plain | Kind::Ghost(_) | Kind::Peer, Err(_)) => None,
+            (kind, Err(_)) if kind.is_ghost() || matches!(kind, Kind::Plain | Kind::Peer) => None,
             (_, Err(err)) => return Err(err),
         };
         Ok(Self {

@@ -26,7 +26,7 @@ pub(super) fn print(record: &Record, patterns: &[Pattern]) {
     let unproved = record
         .runs
         .iter()
-        .any(|run| matches!(run.contender, Kind::Ghost(_)) && !run.proved);
+        .any(|run| run.contender.is_ghost() && !run.proved);
     if unproved {
         println!("note: no cgroup bounded GhostMem; its peak is the process's growth");
     }

@@ -1,21 +1,37 @@
 //! GhostMem itself, with a chosen fault backend.
 
 use std::alloc::Layout;
+use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use ghostmem::{Backend, Heap};
+use ghostmem::{Backend, Heap, HeapBuilder, Spill};
 use serde_json::{Value, json};
 
-use super::{Contender, Figures, Probe};
+use super::{BACKENDS, Contender, Figures, Probe};
 use crate::blocks::{Block, GhostBlock};
 use crate::buffer::{Buffer, PAGE};
 use crate::cgroup::Cgroup;
 use crate::error::{Error, Result};
 use crate::report::status_bytes;
 
+/// How much of a limit on everything stays uncompressed: an eighth. The more is
+/// compressed, the less is on the disk, and that is what costs.
+const RESIDENT_SHARE: u64 = 8;
+
 /// A heap made for measuring: it lives as long as the process.
 pub(crate) fn heap(backend: &str, resident: u64) -> Result<&'static Heap> {
+    build(backend, builder(backend, resident)?)
+}
+
+fn build(backend: &str, builder: HeapBuilder) -> Result<&'static Heap> {
+    let heap = builder
+        .build()
+        .map_err(|err| Error::Skipped(format!("backend {backend}: {err}")))?;
+    Ok(Box::leak(Box::new(heap)))
+}
+
+fn builder(backend: &str, resident: u64) -> Result<HeapBuilder> {
     let chosen = match backend {
         "auto" => Backend::Auto,
         "inline" => Backend::Inline,
@@ -25,12 +41,23 @@ pub(crate) fn heap(backend: &str, resident: u64) -> Result<&'static Heap> {
         other => return Err(Error::Failed(format!("no backend named {other}"))),
     };
     let resident = usize::try_from(resident).unwrap_or(usize::MAX);
-    let heap = Heap::builder()
-        .resident_limit(resident)
-        .backend(chosen)
-        .build()
-        .map_err(|err| Error::Skipped(format!("backend {backend}: {err}")))?;
-    Ok(Box::leak(Box::new(heap)))
+    Ok(Heap::builder().resident_limit(resident).backend(chosen))
+}
+
+/// A heap with a file in `dir`: everything within `limit` bytes of memory, or, if
+/// the file is to stay idle, `limit` bytes uncompressed and no limit on the rest.
+fn spilling_heap(limit: u64, dir: &Path, idle: bool) -> Result<&'static Heap> {
+    let name = BACKENDS[0];
+    let spill = Spill::dir(dir);
+    let builder = if idle {
+        builder(name, limit)?.spill(spill.store_limit(usize::MAX))
+    } else {
+        let all = usize::try_from(limit).unwrap_or(usize::MAX);
+        builder(name, limit / RESIDENT_SHARE)?
+            .memory_limit(all)
+            .spill(spill)
+    };
+    build(name, builder)
 }
 
 /// Everything but the peak, which only the kernel knows.
@@ -62,7 +89,37 @@ impl Ghost {
     /// uncompressed.
     pub(crate) fn open(backend: &str, pages: u32, resident: u64) -> Result<Self> {
         let before = status_bytes("VmRSS");
-        let heap = heap(backend, resident)?;
+        Self::on(heap(backend, resident)?, before, pages)
+    }
+
+    /// The same on a heap with a file in `dir`, see [`spilling_heap`], within
+    /// `bound` bytes.
+    pub(crate) fn open_spilling(
+        group: Option<Cgroup>,
+        bound: u64,
+        pages: u32,
+        limit: u64,
+        dir: &Path,
+        idle: bool,
+    ) -> Result<Self> {
+        let charged = match &group {
+            Some(group) => {
+                let charged = group.usage()?;
+                group.forbid_swap();
+                group.set_limit(charged + bound)?;
+                charged
+            }
+            None => 0,
+        };
+        let before = status_bytes("VmRSS");
+        let ghost = Self::on(spilling_heap(limit, dir, idle)?, before, pages)?;
+        Ok(Self {
+            group: group.map(|group| (Arc::new(group), charged)),
+            ..ghost
+        })
+    }
+
+    fn on(heap: &'static Heap, before: u64, pages: u32) -> Result<Self> {
         let layout = Layout::from_size_align(pages as usize * PAGE, PAGE)
             .map_err(|err| Error::Failed(err.to_string()))?;
         let block = GhostBlock::new(heap, layout)
@@ -157,6 +214,12 @@ impl Contender for Ghost {
             "readahead_hits": stats.readahead_hits,
             "direct_reclaims": stats.direct_reclaims,
             "overdrafts": stats.overdrafts,
+            "file_bytes": stats.file_bytes,
+            "file_data_bytes": stats.file_data_bytes,
+            "pages_spilled": stats.pages_spilled,
+            "spills_in_vain": stats.spills_in_vain,
+            "spill_waits": stats.spill_waits,
+            "spilled_reads": stats.spilled_reads,
             "fault_ns_p50": stats.fault_latency.percentile(50.0),
             "fault_ns_p99": stats.fault_latency.percentile(99.0),
         })
