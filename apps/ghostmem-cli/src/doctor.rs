@@ -99,6 +99,16 @@ fn table(machine: &Machine) -> Table {
     let user_mode = works(&machine.userfaultfd_user_mode_refusal);
     let syscall = works(&machine.userfaultfd_syscall_refusal);
     let device = works(&machine.userfaultfd_device_refusal);
+    let spill = match (&machine.spill_refusal, machine.spill_direct) {
+        (Some(why), _) => format!("refused: {why}"),
+        (None, true) => "works, around the page cache".to_string(),
+        (None, false) => "works, by way of the page cache".to_string(),
+    };
+    let keys = if machine.spill_key_locked {
+        "locked in memory"
+    } else {
+        "may be swapped out"
+    };
     let rows = [
         (
             "inline backend",
@@ -119,6 +129,16 @@ fn table(machine: &Machine) -> Table {
             "guard backend",
             present(machine.guard_works),
             "slower, works nearly everywhere",
+        ),
+        (
+            "a file in /var/tmp",
+            spill,
+            "--spill: pages that memory has no room for",
+        ),
+        (
+            "keys of such a file",
+            keys.to_string(),
+            "RLIMIT_MEMLOCK allows it",
         ),
         (
             "userfaultfd, user mode",

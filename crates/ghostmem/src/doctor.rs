@@ -2,6 +2,7 @@
 //! more.
 
 use ghostmem_fault::Probe;
+use ghostmem_file::{FileTier, Options};
 use ghostmem_os::machine;
 
 use crate::Backend;
@@ -42,6 +43,9 @@ pub struct Report {
     pub guard_works: bool,
     /// Guard pages work on memory files (no mapping is split).
     pub guard_pages: bool,
+    /// A file for cold pages in [`SPILL_DIR`]: what it is like, or why there can be
+    /// none.
+    pub spill: Result<SpillReport, String>,
     /// `UFFDIO_MOVE` is offered.
     pub uffd_move: bool,
     /// The backend `Backend::Auto` takes; `None` when nothing works.
@@ -50,6 +54,27 @@ pub struct Report {
     pub reason: String,
     /// What would unlock more.
     pub hints: Vec<String>,
+}
+
+/// Where [`probe`] tries a file for cold pages: a folder that is kept on a disk.
+pub const SPILL_DIR: &str = "/var/tmp";
+
+/// What a file for cold pages is like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SpillReport {
+    /// Reads and writes go around the page cache.
+    pub direct: bool,
+    /// Its keys are never swapped out.
+    pub key_locked: bool,
+}
+
+fn probe_spill() -> Result<SpillReport, String> {
+    let tier = FileTier::open(&Options::unnamed(SPILL_DIR)).map_err(|error| error.to_string())?;
+    Ok(SpillReport {
+        direct: tier.is_direct(),
+        key_locked: tier.is_key_locked(),
+    })
 }
 
 /// Tries everything once and reports.
@@ -121,6 +146,7 @@ pub fn probe() -> Report {
         monitor_works,
         guard_works: found.allows(ghostmem_fault::BackendKind::Guard),
         guard_pages: found.guard_pages,
+        spill: probe_spill(),
         uffd_move: found.user_mode_only.has_move() || found.syscall.has_move(),
         chosen,
         reason: reason.to_owned(),

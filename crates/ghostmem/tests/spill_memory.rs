@@ -1,5 +1,6 @@
 //! What a heap with a file takes of memory: within its memory limit, the page
 //! cache of the file counted, with ten times as much data. In a process of its own.
+#![cfg(target_os = "linux")] // /proc
 #![allow(clippy::unwrap_used, clippy::multiple_unsafe_ops_per_block)] // a test ends at the first failure
 
 use std::fs;
