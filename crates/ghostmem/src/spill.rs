@@ -30,7 +30,7 @@ use crate::Error;
 /// }
 /// # let sum = numbers.iter().fold(0_u64, |sum, n| sum.wrapping_add(*n));
 /// # assert_ne!(sum, 0);
-/// while heap.stats().file_bytes == 0 {
+/// while heap.stats().file_pages == 0 {
 ///     std::thread::yield_now();
 /// }
 /// # Ok::<(), ghostmem::Error>(())
