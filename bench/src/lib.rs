@@ -8,6 +8,9 @@
 //! memory under test), `blocks` (allocate and deallocate) and
 //! `contenders/peer` (a library loaded at run time).
 
+#[cfg(not(target_os = "linux"))]
+compile_error!("the bench measures beside zram and zswap: it runs on Linux only");
+
 mod alloc;
 mod blocks;
 mod buffer;

@@ -3,9 +3,13 @@
 //! the name carries it.
 //!
 //! And keeps it loaded after dlclose(3): its signal handlers and threads stay.
+//! On Windows there are no sonames, and the library keeps itself loaded.
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
+    if std::env::var("CARGO_CFG_TARGET_OS").is_ok_and(|os| os == "windows") {
+        return;
+    }
     let (major, minor) = (
         env!("CARGO_PKG_VERSION_MAJOR"),
         env!("CARGO_PKG_VERSION_MINOR"),

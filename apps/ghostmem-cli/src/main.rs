@@ -6,6 +6,9 @@
 //! help.
 #![forbid(unsafe_code)]
 
+#[cfg(not(target_os = "linux"))]
+compile_error!("the ghostmem command runs on Linux only; on Windows build ghostmem or ghostmem-c");
+
 mod cli;
 mod demo;
 mod doctor;

@@ -64,10 +64,20 @@ static bool gm_is_ours(const mi_heap_t* heap) {
       && heap->exclusive_arena->commit_fun == gm_commit;
 }
 
+/* This thread's last theap, if it is one of `heap`, else NULL. On some systems a
+ * thread starts with none instead of an empty one. */
+static inline mi_theap_t* gm_cached_of(const mi_heap_t* heap) {
+  mi_theap_t* const theap = _mi_theap_cached();
+#if MI_THEAP_INITASNULL
+  if (theap == NULL) return NULL;
+#endif
+  return _mi_theap_heap(theap) == heap ? theap : NULL;
+}
+
 /* This thread's theap of `heap`, made if need be; NULL when memory is short. */
 static mi_theap_t* gm_theap_of(mi_heap_t* heap) {
-  mi_theap_t* theap = _mi_theap_cached();
-  if (_mi_theap_heap(theap) == heap) return theap;
+  mi_theap_t* theap = gm_cached_of(heap);
+  if (theap != NULL) return theap;
   theap = (mi_theap_t*)_mi_thread_local_get(heap->theap);
   if (theap == NULL) {
     mi_theap_t* const base = _mi_theap_default_safe();
@@ -91,8 +101,8 @@ static mi_theap_t* gm_theap_of(mi_heap_t* heap) {
 /* The lock-free half of allocation: takes a block only from the free list this
  * thread already holds. NULL says "ask gm_allocate". Size at least 16. */
 void* gm_allocate_quick(mi_heap_t* heap, size_t size, bool zero) {
-  mi_theap_t* const theap = _mi_theap_cached();
-  if (_mi_theap_heap(theap) != heap || size > MI_SMALL_SIZE_MAX) return NULL;
+  mi_theap_t* const theap = gm_cached_of(heap);
+  if (theap == NULL || size > MI_SMALL_SIZE_MAX) return NULL;
   if (_mi_theap_get_free_small_page(theap, size)->free == NULL) return NULL;
   return zero ? mi_theap_zalloc_small(theap, size) : mi_theap_malloc_small(theap, size);
 }

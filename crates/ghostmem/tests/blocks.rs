@@ -19,7 +19,7 @@ fn what_was_allocated_is_freed_to_the_last_byte() {
     let mut random = Random::new(7);
     let mut live: Vec<(NonNull<u8>, usize, u8)> = Vec::new();
     let mut held = 0;
-    for round in 0..20_000_usize {
+    for round in 0..common::steps(20_000) {
         if random.below(2) == 0 || live.is_empty() {
             let size = match random.below(8) {
                 0 => random.below(20 * PAGE),

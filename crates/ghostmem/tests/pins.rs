@@ -73,7 +73,7 @@ fn a_block_freed_while_pinned_stays_until_the_last_pin_is_gone() {
 fn pins_and_frees_of_one_block_may_race() {
     let _watchdog = Watchdog::new("pins against frees", 60);
     let heap = heap(BACKENDS[0], 64);
-    for _ in 0..2000 {
+    for _ in 0..common::steps(2000) {
         let block = allocate(&heap).as_ptr() as usize;
         let start = Barrier::new(3);
         let block_of = |address: usize| NonNull::new(address as *mut u8).unwrap();

@@ -1,4 +1,5 @@
 //! The record of a heap has the touches that were made, in their order.
+#![cfg(target_os = "linux")] // fork(2)
 #![allow(clippy::unwrap_used)]
 
 use core::alloc::Layout;

@@ -85,7 +85,7 @@ fn the_last_pin_and_the_free_may_race() {
     let heap = heap(BACKENDS[0], 64);
     let layout = Layout::from_size_align(20_000, 8).unwrap();
     let mut places = BTreeSet::new();
-    for _ in 0..3000 {
+    for _ in 0..common::steps(3000) {
         let object = allocate(&heap, layout);
         let address = object.as_ptr().addr();
         places.insert(address);

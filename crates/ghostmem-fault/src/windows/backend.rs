@@ -194,7 +194,14 @@ impl Region {
     /// The system's refusal.
     pub fn install(&self, page: usize, data: &[u8], protect: bool) -> Result<Installed, OsError> {
         for (index, bytes) in data.chunks_exact(PAGE_SIZE).enumerate() {
-            match self.place(page + index, Some(bytes), !protect)? {
+            // A fresh section is zero: it need not be opened to be filled.
+            let zero = bytes
+                .as_chunks::<16>()
+                .0
+                .iter()
+                .all(|&part| part == [0; 16]);
+            let bytes = (!zero).then_some(bytes);
+            match self.place(page + index, bytes, !protect)? {
                 Installed::Bytes(_) => {}
                 Installed::Exists if index == 0 => return Ok(Installed::Exists),
                 Installed::Exists => return Ok(Installed::Bytes(index * PAGE_SIZE)),

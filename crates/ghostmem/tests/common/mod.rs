@@ -36,6 +36,12 @@ pub(crate) fn heap(backend: Backend, pages: usize) -> Heap {
         .unwrap()
 }
 
+/// How many steps of a long test to take: a fault under Wine takes a hundred
+/// times what it takes elsewhere.
+pub(crate) fn steps(most: usize) -> usize {
+    if cfg!(windows) { most / 8 } else { most }
+}
+
 /// The heap's figures once it holds no page, or as they are when it holds some
 /// for good: a monitor may be at the end of a fault still, with frames taken
 /// that it gives back.
