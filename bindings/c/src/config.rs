@@ -5,8 +5,6 @@
 //! theirs.
 
 use core::ffi::{CStr, c_char};
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use ghostmem::{Backend, Codec, Heap, HeapBuilder, Spill};
@@ -126,7 +124,12 @@ unsafe fn path(text: *const c_char) -> Option<PathBuf> {
     }
     // SAFETY: the caller's promise.
     let text = unsafe { CStr::from_ptr(text) };
-    Some(PathBuf::from(OsStr::from_bytes(text.to_bytes())))
+    #[cfg(unix)]
+    let path = <std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(text.to_bytes());
+    // Elsewhere paths are no bytes; the interface has them in UTF-8.
+    #[cfg(not(unix))]
+    let path = text.to_string_lossy().into_owned();
+    Some(PathBuf::from(path))
 }
 
 /// Size of the structure in the first version that had it.

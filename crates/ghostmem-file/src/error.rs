@@ -13,6 +13,12 @@ pub(crate) struct Errno(pub(crate) i32);
 
 impl fmt::Display for Errno {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        #[cfg(windows)]
+        let text = match self.0 {
+            ghostmem_os::error::ENOSYS => "Windows has no file tier yet, ENOSYS",
+            other => return write!(f, "errno {other}"),
+        };
+        #[cfg(not(windows))]
         let text = match self.0 {
             libc::EACCES => "permission denied, EACCES",
             libc::EAGAIN => "in use, EAGAIN",

@@ -55,26 +55,42 @@
 //!   (`fork.rs`).
 #![forbid(unsafe_code)]
 
+#[cfg(not(windows))]
 mod clean;
 mod error;
+mod faults;
+#[cfg(not(windows))]
 mod files;
+#[cfg(not(windows))]
 mod fork;
 mod options;
+#[cfg(not(windows))]
 mod read;
+#[cfg(not(windows))]
 mod seal;
+#[cfg(not(windows))]
 mod stats;
+#[cfg(not(windows))]
 mod table;
+#[cfg_attr(windows, path = "windows/tier.rs")]
 mod tier;
+mod traffic;
+#[cfg(not(windows))]
 mod write;
 
+#[cfg(not(windows))]
 pub use clean::TidyReport;
 pub use error::{OpenError, ReadCause, ReadError, WriteError};
-pub use files::{Faults, Injected};
+pub use faults::{Faults, Injected};
 pub use options::Options;
+#[cfg(not(windows))]
 pub use read::{EachRead, WORK_BYTES};
-pub use stats::FileStats;
+#[cfg(not(windows))]
 pub use table::{FileSlot, SEGMENT_BYTES};
+#[cfg(windows)]
+pub use tier::{EachRead, FileSlot, TidyReport};
 pub use tier::{FileTier, Packed};
+pub use traffic::FileStats;
 
 /// Most payload bytes of a record: a whole page, stored as it is.
 pub const PAYLOAD_BYTES_MAX: usize = 4096;

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::files::Faults;
+use crate::faults::Faults;
 
 /// Default of [`Options::nonce_bits`]: a new key after 2^16 segments, at most
 /// 64 GiB, 2^32 blocks of AES. The bound on what GCM may encrypt under one key lies

@@ -1,7 +1,7 @@
 //! A file that somebody else changes: bits flipped, blocks swapped, older blocks put
 //! back, cut short. 6,000 random cases, each of which is noticed for exactly the
 //! pages it touches.
-
+#![cfg(target_os = "linux")] // the file tier
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
 mod common;

@@ -1,7 +1,7 @@
 //! Every file operation may fail, in every way, at any moment: at least 10,000
 //! random cases. No wrong byte is ever returned, no page is lost but to an error that
 //! says so, and once the disk is well again everything works.
-
+#![cfg(target_os = "linux")] // the file tier
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
 mod common;

@@ -1,6 +1,6 @@
 //! Forks: each side reads what was there, and neither sees or disturbs what the
 //! other writes.
-
+#![cfg(target_os = "linux")] // the file tier
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
 mod common;

@@ -2,7 +2,7 @@
 //! files, a filter that refuses system calls, and the end without warning.
 //!
 //! Each runs in a child of its own, for what it sets cannot be taken back.
-
+#![cfg(target_os = "linux")] // the file tier
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
 mod common;

@@ -1,4 +1,5 @@
 //! Random operations on the tier and on a plain map: they must agree.
+#![cfg(target_os = "linux")] // the file tier
 
 mod common;
 

@@ -1,5 +1,5 @@
 //! Many threads read and remove while one writes and cleans.
-
+#![cfg(target_os = "linux")] // the file tier
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
 mod common;

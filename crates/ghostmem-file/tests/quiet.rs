@@ -1,6 +1,6 @@
 //! Reads and removals allocate nothing, and neither do writes and cleaning: the
 //! program's allocator ends the process when asked in a forbidden moment.
-
+#![cfg(target_os = "linux")] // the file tier
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
 use std::alloc::{GlobalAlloc, Layout, System};

@@ -1,5 +1,5 @@
 //! What somebody sees who reads the raw file.
-
+#![cfg(target_os = "linux")] // the file tier
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
 mod common;

@@ -1,6 +1,6 @@
 //! How much of the disk the file takes: never much more than what lives in it, and
 //! nothing once nothing does.
-
+#![cfg(target_os = "linux")] // the file tier
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
 mod common;

@@ -1,6 +1,6 @@
 //! Data many times as large as the memory for it, in a file: every word comes
 //! back, from every backend, on many threads, while it is rewritten.
-#![cfg(target_os = "linux")] // a file on a disk
+#![cfg(target_os = "linux")] // the file tier
 #![allow(clippy::unwrap_used)] // a test ends at the first failure
 
 use std::thread;

@@ -1,6 +1,6 @@
 //! A file tier that fails: what cannot be written stays in memory, what cannot be
 //! read is never replaced by other bytes, and either is said.
-#![cfg(target_os = "linux")] // signals
+#![cfg(target_os = "linux")] // the file tier
 #![allow(clippy::unwrap_used)] // a test ends at the first failure
 
 use std::os::unix::process::ExitStatusExt;

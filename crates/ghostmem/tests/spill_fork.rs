@@ -1,7 +1,7 @@
 //! fork(2) with pages in the file: parent and child each go on with all of them,
 //! write to files of their own, and neither sees the other's stores. Each case in
 //! a process of its own.
-#![cfg(target_os = "linux")] // fork(2)
+#![cfg(target_os = "linux")] // the file tier
 #![allow(clippy::unwrap_used)] // a test ends at the first failure
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
