@@ -3,7 +3,7 @@
 //! Read in this order: [`engine`](Engine) (what a heap is made of), `resolve`
 //! (a fault, from the touch to the page in place), `evict` (reclaim: from a
 //! cold page to a slot), `worker` (what runs in the background), `tidy`
-//! (keeping the store dense), `spill` (from the store to the file), `spilled`
+//! (keeping the store dense), `gather` and `spill` (from the store to the file), `spilled`
 //! (and back), `advice` and `pins` (what a program may ask
 //! for), `admission` (what the memory limit lets it have), `record` (which pages it
 //! touches). `budget`, `resident`,
@@ -23,6 +23,7 @@ mod advice;
 mod budget;
 mod engine;
 mod evict;
+mod gather;
 mod metrics;
 mod overdraft;
 mod pins;

@@ -36,23 +36,14 @@ use ghostmem_os::lock::Lock;
 use ghostmem_os::map::MapArc;
 use ghostmem_os::thread::EngineThread;
 use ghostmem_os::{OsError, PAGE_SIZE, clock, futex};
-use ghostmem_policy::Past;
-use ghostmem_store::{Place, Slot};
-use ghostmem_table::{State, Word};
+use ghostmem_store::Place;
+use ghostmem_table::State;
 
 use crate::engine::Engine;
+use crate::gather::{BATCH_BYTES, BATCH_PAGES, Entry, Gathered, slot_of_stored};
 use crate::metrics::Counter;
 use crate::overdraft::WAIT;
-use crate::region::Region;
 
-/// Packed bytes written in one batch: large enough for a disk to be at its best,
-/// small enough that nobody waits long for room.
-const BATCH_BYTES: usize = 1 << 20;
-/// Most pages in one batch.
-const BATCH_PAGES: usize = 1024;
-/// Page words looked at in one go, inside the gate: those of one page of the
-/// table.
-const GROUP_PAGES: usize = PAGE_SIZE / size_of::<u64>();
 /// Pages pointed to the file in one go, inside the gate.
 const SWING_PAGES: usize = 64;
 /// How long the thread sleeps when there is nothing to do.
@@ -71,9 +62,6 @@ const WAITS_MAX: u32 = 50;
 const TIDY_SLOTS: usize = 1024;
 /// Bytes of the file that cleaning may write again after each batch.
 const CLEAN_BYTES: u64 = 2 << 20;
-/// Part of the stored pages that one ranking finds, at least.
-const RANK_SHARE: u64 = 8;
-
 /// A file tier and how it is used.
 #[derive(Debug)]
 pub struct SpillSettings {
@@ -174,54 +162,14 @@ impl Spill {
     }
 }
 
-/// A page of a batch.
-#[derive(Clone, Copy)]
-struct Entry {
-    region: u32,
-    page: u32,
-    /// Its packed bytes in the buffer.
-    start: u32,
-    len: u16,
-    codec: u8,
-}
-
-impl Entry {
-    const NONE: Self = Self {
-        region: 0,
-        page: 0,
-        start: 0,
-        len: 0,
-        codec: 0,
-    };
-
-    fn bytes(self, buffer: &[u8]) -> &[u8] {
-        let start = self.start as usize;
-        &buffer[start..start + usize::from(self.len)]
-    }
-}
-
-/// The pages of one batch and their bytes.
-struct Gathered<'a> {
-    entries: [Entry; BATCH_PAGES],
-    count: usize,
-    bytes: &'a mut Buffer,
-    used: usize,
-}
-
-impl Gathered<'_> {
-    fn is_full(&self) -> bool {
-        self.count == BATCH_PAGES || self.used + PAGE_SIZE > BATCH_BYTES
-    }
-}
-
 /// The spiller's own state.
-struct Spiller {
+pub(crate) struct Spiller {
     /// The next page to look at: region and page.
-    hand: (usize, usize),
+    pub(crate) hand: (usize, usize),
     /// Pages at least this cold go.
-    coldness: u8,
+    pub(crate) coldness: u8,
     /// The hand has been everywhere since the last ranking.
-    lap_done: bool,
+    pub(crate) lap_done: bool,
     back_off: Duration,
     /// When the file may be tried again, nanoseconds.
     retry_ns: u64,
@@ -310,126 +258,6 @@ impl Engine {
             spill.wake();
             futex::wait(&spill.progress, progress as u32, WAIT);
         }
-    }
-
-    /// Finds out how cold the pages are that are to go: at least `wanted_bytes`,
-    /// and at least an eighth of what is stored, so that ranking stays cheap
-    /// beside writing.
-    fn rank(&self, spiller: &mut Spiller, wanted_bytes: u64) {
-        const COLDNESSES: usize = Past::COLDNESS_MAX as usize + 1;
-        let mut census = [0_u64; COLDNESSES];
-        let mut stored = 0_u64;
-        let (clock, now) = (self.clock(), self.clock().epoch(self.evictions()));
-        for region in self.regions() {
-            for group in region.resident.touched_words().pages() {
-                let first = group * GROUP_PAGES;
-                for page in first..(first + GROUP_PAGES).min(region.pages()) {
-                    let word = region.table.load(page);
-                    if slot_of_stored(word).is_some() {
-                        let past = Past::from_bits(word.heat());
-                        census[usize::from(past.coldness(clock, now))] += 1;
-                        stored += 1;
-                    }
-                }
-            }
-        }
-        let store = self.store.stats();
-        let mean = store.data_bytes.checked_div(store.live_slots).unwrap_or(1);
-        let wanted = (wanted_bytes / mean.max(1)).max(stored / RANK_SHARE).max(1);
-        let mut found = 0;
-        spiller.coldness = 0;
-        for (coldness, pages) in census.iter().enumerate().rev() {
-            found += pages;
-            if found >= wanted {
-                spiller.coldness = coldness as u8;
-                break;
-            }
-        }
-        spiller.lap_done = false;
-    }
-
-    /// Copies packed bytes of cold pages into `batch` until it is full, has
-    /// `wanted_bytes` or the hand has been everywhere.
-    fn gather(&self, spiller: &mut Spiller, batch: &mut Gathered<'_>, wanted_bytes: u64) {
-        let start = spiller.hand;
-        let mut wrapped = false;
-        loop {
-            let (index, from) = spiller.hand;
-            let Some(region) = self.region(index) else {
-                // Past the last region.
-                if wrapped || self.region_count() == 0 {
-                    spiller.lap_done = true;
-                    return;
-                }
-                wrapped = true;
-                spiller.hand = (0, 0);
-                continue;
-            };
-            // The tables' parts that were never written hold no page.
-            let groups = region.resident.touched_words();
-            let group = groups.next(from / GROUP_PAGES);
-            let Some(group) = group.filter(|group| group * GROUP_PAGES < region.pages()) else {
-                spiller.hand = (index + 1, 0);
-                continue;
-            };
-            let first = from.max(group * GROUP_PAGES);
-            let end = ((group + 1) * GROUP_PAGES).min(region.pages());
-            let next = self.gather_from(region, first, end, spiller.coldness, batch);
-            spiller.hand = (index, next);
-            if batch.is_full() || batch.used as u64 >= wanted_bytes {
-                return;
-            }
-            if wrapped && spiller.hand >= start {
-                spiller.lap_done = true;
-                return;
-            }
-        }
-    }
-
-    /// The same for the pages of one group; where to go on.
-    fn gather_from(
-        &self,
-        region: &Region,
-        first: usize,
-        end: usize,
-        coldness: u8,
-        batch: &mut Gathered<'_>,
-    ) -> usize {
-        let (clock, now) = (self.clock(), self.clock().epoch(self.evictions()));
-        let inside = ghostmem_fault::gate().enter();
-        let mut next = first;
-        while next < end && !batch.is_full() {
-            let page = next;
-            next += 1;
-            let word = region.table.load(page);
-            let Some(slot) = slot_of_stored(word) else {
-                continue;
-            };
-            if Past::from_bits(word.heat()).coldness(clock, now) < coldness {
-                continue;
-            }
-            let Ok(claim) = region.table.claim(page, word) else {
-                continue;
-            };
-            let Ok(out) = (&mut batch.bytes[batch.used..batch.used + PAGE_SIZE]).try_into() else {
-                // As long as a page: never.
-                self.release(region, claim, word);
-                break;
-            };
-            let info = self.store.read(slot, out);
-            self.release(region, claim, word.with_marked(true));
-            batch.entries[batch.count] = Entry {
-                region: region.index,
-                page: page as u32,
-                start: batch.used as u32,
-                len: info.len as u16,
-                codec: info.codec,
-            };
-            batch.count += 1;
-            batch.used += info.len;
-        }
-        drop(inside);
-        next
     }
 
     /// Points the pages of a batch to their places in the file; how many it
@@ -592,14 +420,6 @@ impl Engine {
         let mut moved = |owner, from, to| self.move_spilled(owner, from, to);
         spill.tier.tidy(CLEAN_BYTES, &mut moved).is_behind
     }
-}
-
-/// The slot of a stored page whose bytes are in memory.
-fn slot_of_stored(word: Word) -> Option<Slot> {
-    if word.state() != State::Stored {
-        return None;
-    }
-    Slot::from_bits(word.payload())
 }
 
 fn owner_of(entry: &Entry) -> u64 {

@@ -1,0 +1,205 @@
+//! Choosing what goes to the file, and copying it out.
+//!
+//! A *ranking* counts how cold all stored pages are and sets a bound; the hand then
+//! walks the tables in address order and takes what is at least that cold, until it
+//! has been everywhere. In address order, so that what readahead asks for lies
+//! together in the file.
+//!
+//! Only the spiller's thread runs this. It holds a claim for as long as one page's
+//! packed bytes take to copy, and is inside the gate for one group of pages.
+
+use ghostmem_os::PAGE_SIZE;
+use ghostmem_os::buffer::Buffer;
+use ghostmem_policy::Past;
+use ghostmem_store::Slot;
+use ghostmem_table::{State, Word};
+
+use crate::engine::Engine;
+use crate::region::Region;
+use crate::spill::Spiller;
+
+/// Packed bytes written in one batch: large enough for a disk to be at its best,
+/// small enough that nobody waits long for room.
+pub(crate) const BATCH_BYTES: usize = 1 << 20;
+/// Most pages in one batch.
+pub(crate) const BATCH_PAGES: usize = 1024;
+/// Page words looked at in one go, inside the gate: those of one page of the
+/// table.
+const GROUP_PAGES: usize = PAGE_SIZE / size_of::<u64>();
+/// Part of the stored pages that one ranking finds, at least.
+const RANK_SHARE: u64 = 8;
+
+/// A page of a batch.
+#[derive(Clone, Copy)]
+pub(crate) struct Entry {
+    pub(crate) region: u32,
+    pub(crate) page: u32,
+    /// Its packed bytes in the buffer.
+    pub(crate) start: u32,
+    pub(crate) len: u16,
+    pub(crate) codec: u8,
+}
+
+impl Entry {
+    pub(crate) const NONE: Self = Self {
+        region: 0,
+        page: 0,
+        start: 0,
+        len: 0,
+        codec: 0,
+    };
+
+    pub(crate) fn bytes(self, buffer: &[u8]) -> &[u8] {
+        let start = self.start as usize;
+        &buffer[start..start + usize::from(self.len)]
+    }
+}
+
+/// The pages of one batch and their bytes.
+pub(crate) struct Gathered<'a> {
+    pub(crate) entries: [Entry; BATCH_PAGES],
+    pub(crate) count: usize,
+    pub(crate) bytes: &'a mut Buffer,
+    pub(crate) used: usize,
+}
+
+impl Gathered<'_> {
+    fn is_full(&self) -> bool {
+        self.count == BATCH_PAGES || self.used + PAGE_SIZE > BATCH_BYTES
+    }
+}
+
+impl Engine {
+    /// Finds out how cold the pages are that are to go: at least `wanted_bytes`,
+    /// and at least an eighth of what is stored, so that ranking stays cheap
+    /// beside writing.
+    pub(crate) fn rank(&self, spiller: &mut Spiller, wanted_bytes: u64) {
+        const COLDNESSES: usize = Past::COLDNESS_MAX as usize + 1;
+        let mut census = [0_u64; COLDNESSES];
+        let mut stored = 0_u64;
+        let (clock, now) = (self.clock(), self.clock().epoch(self.evictions()));
+        for region in self.regions() {
+            for group in region.resident.touched_words().pages() {
+                let first = group * GROUP_PAGES;
+                for page in first..(first + GROUP_PAGES).min(region.pages()) {
+                    let word = region.table.load(page);
+                    if slot_of_stored(word).is_some() {
+                        let past = Past::from_bits(word.heat());
+                        census[usize::from(past.coldness(clock, now))] += 1;
+                        stored += 1;
+                    }
+                }
+            }
+        }
+        let store = self.store.stats();
+        let mean = store.data_bytes.checked_div(store.live_slots).unwrap_or(1);
+        let wanted = (wanted_bytes / mean.max(1)).max(stored / RANK_SHARE).max(1);
+        let mut found = 0;
+        spiller.coldness = 0;
+        for (coldness, pages) in census.iter().enumerate().rev() {
+            found += pages;
+            if found >= wanted {
+                spiller.coldness = coldness as u8;
+                break;
+            }
+        }
+        spiller.lap_done = false;
+    }
+
+    /// Copies packed bytes of cold pages into `batch` until it is full, has
+    /// `wanted_bytes` or the hand has been everywhere.
+    pub(crate) fn gather(
+        &self,
+        spiller: &mut Spiller,
+        batch: &mut Gathered<'_>,
+        wanted_bytes: u64,
+    ) {
+        let start = spiller.hand;
+        let mut wrapped = false;
+        loop {
+            let (index, from) = spiller.hand;
+            let Some(region) = self.region(index) else {
+                // Past the last region.
+                if wrapped || self.region_count() == 0 {
+                    spiller.lap_done = true;
+                    return;
+                }
+                wrapped = true;
+                spiller.hand = (0, 0);
+                continue;
+            };
+            // The tables' parts that were never written hold no page.
+            let groups = region.resident.touched_words();
+            let group = groups.next(from / GROUP_PAGES);
+            let Some(group) = group.filter(|group| group * GROUP_PAGES < region.pages()) else {
+                spiller.hand = (index + 1, 0);
+                continue;
+            };
+            let first = from.max(group * GROUP_PAGES);
+            let end = ((group + 1) * GROUP_PAGES).min(region.pages());
+            let next = self.gather_from(region, first, end, spiller.coldness, batch);
+            spiller.hand = (index, next);
+            if batch.is_full() || batch.used as u64 >= wanted_bytes {
+                return;
+            }
+            if wrapped && spiller.hand >= start {
+                spiller.lap_done = true;
+                return;
+            }
+        }
+    }
+
+    /// The same for the pages of one group; where to go on.
+    fn gather_from(
+        &self,
+        region: &Region,
+        first: usize,
+        end: usize,
+        coldness: u8,
+        batch: &mut Gathered<'_>,
+    ) -> usize {
+        let (clock, now) = (self.clock(), self.clock().epoch(self.evictions()));
+        let inside = ghostmem_fault::gate().enter();
+        let mut next = first;
+        while next < end && !batch.is_full() {
+            let page = next;
+            next += 1;
+            let word = region.table.load(page);
+            let Some(slot) = slot_of_stored(word) else {
+                continue;
+            };
+            if Past::from_bits(word.heat()).coldness(clock, now) < coldness {
+                continue;
+            }
+            let Ok(claim) = region.table.claim(page, word) else {
+                continue;
+            };
+            let Ok(out) = (&mut batch.bytes[batch.used..batch.used + PAGE_SIZE]).try_into() else {
+                // As long as a page: never.
+                self.release(region, claim, word);
+                break;
+            };
+            let info = self.store.read(slot, out);
+            self.release(region, claim, word.with_marked(true));
+            batch.entries[batch.count] = Entry {
+                region: region.index,
+                page: page as u32,
+                start: batch.used as u32,
+                len: info.len as u16,
+                codec: info.codec,
+            };
+            batch.count += 1;
+            batch.used += info.len;
+        }
+        drop(inside);
+        next
+    }
+}
+
+/// The slot of a stored page whose bytes are in memory.
+pub(crate) fn slot_of_stored(word: Word) -> Option<Slot> {
+    if word.state() != State::Stored {
+        return None;
+    }
+    Slot::from_bits(word.payload())
+}
