@@ -12,6 +12,7 @@ const NONCE_BITS: u32 = 16;
 /// How to open a tier.
 #[derive(Debug, Clone)]
 #[must_use = "does nothing until a tier is opened with it"]
+#[cfg_attr(windows, allow(dead_code, reason = "there is no tier to read them"))]
 pub struct Options {
     pub(crate) path: PathBuf,
     pub(crate) is_named: bool,

@@ -40,7 +40,6 @@ pub mod lock;
 #[cfg_attr(windows, path = "windows/machine.rs")]
 pub mod machine;
 pub mod map;
-#[cfg(not(windows))]
 pub mod message;
 #[cfg(not(windows))]
 mod nesting;

@@ -40,8 +40,7 @@ impl Line {
     pub fn print(mut self) {
         self.bytes[self.len] = b'\n';
         let len = self.len + 1;
-        // SAFETY: `len` initialised bytes of a buffer on this stack.
-        unsafe { libc::write(2, self.bytes.as_ptr().cast(), len) };
+        crate::stop::complain(&self.bytes[..len]);
     }
 }
 

@@ -445,6 +445,7 @@ impl Heap {
     /// which closes what it did not open must leave alone. Lock-free,
     /// async-signal-safe.
     #[must_use]
+    #[cfg(not(windows))]
     pub fn owns_descriptor(fd: i32) -> bool {
         ghostmem_os::descriptor::is_ours(fd)
     }

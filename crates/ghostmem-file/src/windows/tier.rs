@@ -58,9 +58,7 @@ impl FileTier {
     ///
     /// # Errors
     /// Always, with `ENOSYS`.
-    pub const fn open(options: &Options) -> Result<Self, OpenError> {
-        // What was asked for does not matter.
-        let _ = options;
+    pub const fn open(_options: &Options) -> Result<Self, OpenError> {
         Err(OpenError::Os(OsError::new(
             "a file for cold pages (disk backing)",
             ENOSYS,
