@@ -1,6 +1,7 @@
 //! The access patterns of the first GhostMem's own tests, on a heap of five
 //! pages: allocate 4 KiB and fill it; a 16 KiB array written and read in order;
-//! the same array read at random. The peer beside GhostMem.
+//! the same array read at random. The peer beside GhostMem, and the system's
+//! allocator as the floor: what the loop itself costs.
 //!
 //! Each operation is as those tests do it: a fresh block, `i32` elements,
 //! written one by one, the sum of what is read compared. The block is freed
@@ -12,7 +13,7 @@ use std::time::Instant;
 use ghostmem_lab::rng::Rng;
 use serde::{Deserialize, Serialize};
 
-use crate::blocks::{Block, GhostBlock};
+use crate::blocks::{Block, Blocks, GhostBlock, SystemBlocks};
 use crate::buffer::PAGE;
 use crate::contenders::peer::Library;
 use crate::contenders::{Kind, ghost};
@@ -55,6 +56,12 @@ pub(crate) fn run(kind: &Kind, peer: &[std::path::PathBuf], rounds: u32) -> Resu
             let library = Library::load(peer, LIMIT_PAGES * PAGE as u64)?;
             measure(rounds, |bytes| library.take(bytes))
         }
+        Kind::Plain => measure(rounds, |bytes| {
+            let layout = Layout::from_size_align(bytes, PAGE)
+                .map_err(|err| Error::Failed(err.to_string()))?;
+            let block = SystemBlocks::new(layout).take();
+            block.ok_or_else(|| Error::Failed(format!("no {bytes} bytes")))
+        }),
         other => Err(Error::Failed(format!("{other} has no such patterns"))),
     }
 }

@@ -74,7 +74,7 @@ pub(super) fn measure_all(setup: &Setup, call: &[&str]) -> Result<()> {
             }
         }
         if !setup.peer.is_empty() {
-            let mut order = vec![Kind::INLINE, Kind::Peer];
+            let mut order = vec![Kind::Plain, Kind::INLINE, Kind::Peer];
             if repetition % 2 == 1 {
                 order.reverse();
             }

@@ -139,6 +139,7 @@ fn print_small(record: &Record) {
         "limit of 5 pages, ns each",
         "peer",
         "GhostMem inline",
+        "plain memory",
         "times faster",
     ]);
     for (index, name) in small::NAMES.iter().enumerate() {
@@ -150,11 +151,12 @@ fn print_small(record: &Record) {
                 .map(|(_, repetition, outcome)| (*repetition, outcome.ns[index]))
                 .collect()
         };
-        let (peer, ours) = (of(&Kind::Peer), of(&Kind::INLINE));
+        let (peer, ours, plain) = (of(&Kind::Peer), of(&Kind::INLINE), of(&Kind::Plain));
         table.add_row([
             (*name).to_owned(),
             or_dash(spread(&peer), Spread::text),
             or_dash(spread(&ours), Spread::text),
+            or_dash(spread(&plain), Spread::text),
             or_dash(ratios(&peer, &ours), |s| {
                 format!("{:.2} ({:.2}-{:.2})", s.median, s.min, s.max)
             }),
