@@ -144,16 +144,6 @@ impl Cgroup {
         self.version == Version::V1
     }
 
-    /// Makes the kernel add up the group's statistics, which it otherwise does
-    /// every two seconds when little has changed. Reclaim goes by them to tell
-    /// whether it has run out of inactive pages: under a limit of some tens of
-    /// MiB it has, long before, scans nothing sixteen times, and kills (Linux
-    /// 6.18, mm/vmscan.c `inactive_is_low`, mm/memcontrol.c `FLUSH_TIME`).
-    pub(crate) fn refresh_statistics(&self) {
-        // A group that is gone needs no statistics.
-        let _read = fs::read(self.dir.join("memory.stat"));
-    }
-
     /// Memory charged now, bytes.
     pub(crate) fn usage(&self) -> Result<u64> {
         self.number(match self.version {

@@ -161,9 +161,6 @@ impl Contender for Kernel {
         let (charged, beside) = (self.charged, self.beside);
         let outside_peak = Arc::clone(&self.outside_peak);
         Box::new(move || {
-            if let Some(group) = &group {
-                group.refresh_statistics();
-            }
             let usage = || -> Result<u64> {
                 let usage = group.as_ref().map_or(Ok(0), |group| group.usage())?;
                 Ok(usage.saturating_sub(charged))
