@@ -148,9 +148,10 @@ typedef struct ghostmem_config {
   // has its share of them. Null: they stay in memory. The text may be freed
   // when the heap is made.
   const char *spill_dir;
-  // The same with a file of that name, which must not exist: it is locked
-  // against others and removed when the heap ends (the default heap's when
-  // the process ends by exit). Null: none. Not together with `spill_dir`.
+  // The same with a file of that name: it is locked against others and
+  // removed when the heap ends (the default heap's when the process ends by
+  // exit). One that a killed process left is taken over, any other file of
+  // that name is refused. Null: none. Not together with `spill_dir`.
   const char *spill_file;
   // Most bytes of the file. 0: what the disk allows.
   uint64_t spill_limit_bytes;
