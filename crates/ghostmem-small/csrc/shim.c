@@ -32,6 +32,14 @@
 /* Not static in theap.c, but in no header. */
 void _mi_theap_init(mi_theap_t* theap, mi_heap_t* heap, mi_tld_t* tld);
 
+#if defined(_WIN32) && defined(__GNUC__)
+/* mimalloc starts by an entry in a table of the C library's that only other
+ * compilers make for it, and gives no memory back before it has started. */
+__attribute__((constructor(101))) static void gm_start_mimalloc(void) {
+  if (_mi_preloading()) { _mi_auto_process_init(); }
+}
+#endif
+
 static mi_commit_fun_t* gm_commit = NULL;
 static gm_lock_t        gm_teardown = GM_LOCK_INIT;
 
