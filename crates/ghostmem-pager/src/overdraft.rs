@@ -130,8 +130,9 @@ mod tests {
         let config = Config {
             limit_pages: 64,
             memory_limit_bytes: None,
-            backend: Backend::open(BackendKind::Inline)
-                .or_else(|_| Backend::open(BackendKind::Guard))
+            backend: BackendKind::PREFERRED
+                .iter()
+                .find_map(|&kind| Backend::open(kind).ok())
                 .unwrap(),
             codec: Lz4,
             compress: true,
