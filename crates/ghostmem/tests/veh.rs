@@ -6,7 +6,7 @@
 use std::alloc::Layout;
 use std::ffi::c_void;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 
 use common::{PAGE, Watchdog, alone, word};
@@ -63,48 +63,44 @@ fn committed_memory_stays_within_the_limit_over_eight_times_as_much_data() {
         || {
             const LIMIT: usize = 2 << 20;
             const WORDS: usize = 8 * LIMIT / 8;
-            // Frames on their way: one for each thread that fills one.
-            const ON_THE_WAY: usize = 4 * PAGE;
             let (views_before, private_before) = committed();
             let charged_before = charged();
             let heap = Heap::builder().resident_limit(LIMIT).build().unwrap();
             assert_eq!(heap.backend(), Backend::Veh);
-            let (done, looks) = (AtomicBool::new(false), AtomicUsize::new(0));
-            let most = thread::scope(|scope| {
-                let watcher = scope.spawn(|| {
-                    let mut most = (0, 0, 0);
-                    while !done.load(Ordering::Relaxed) {
-                        let (views, private) = committed();
-                        most.0 = most.0.max(views.saturating_sub(views_before));
-                        most.1 = most.1.max(private.saturating_sub(private_before));
-                        most.2 = most.2.max(charged().saturating_sub(charged_before));
-                        looks.fetch_add(1, Ordering::Relaxed);
-                        thread::yield_now();
-                    }
-                    most
-                });
-                let mut data = heap.slice_from_fn(WORDS, |i| word(i, 0)).unwrap();
-                for round in 1..3 {
-                    for (i, value) in data.iter_mut().enumerate() {
-                        assert_eq!(*value, word(i, round - 1), "word {i} round {round}");
-                        *value = word(i, round);
+            let mut looks = 0;
+            let mut most = (0, 0, 0);
+            // By the thread that works: a walk beside it would count pages twice
+            // that come while it goes on.
+            let mut look = || {
+                let (views, private) = committed();
+                most.0 = most.0.max(views.saturating_sub(views_before));
+                most.1 = most.1.max(private.saturating_sub(private_before));
+                most.2 = most.2.max(charged().saturating_sub(charged_before));
+                looks += 1;
+            };
+            let mut data = heap.slice_from_fn(WORDS, |i| word(i, 0)).unwrap();
+            for round in 1..3 {
+                for (i, value) in data.iter_mut().enumerate() {
+                    assert_eq!(*value, word(i, round - 1), "word {i} round {round}");
+                    *value = word(i, round);
+                    if i.is_multiple_of(WORDS / 64) {
+                        look();
                     }
                 }
-                assert!(data.iter().enumerate().all(|(i, v)| *v == word(i, 2)));
-                done.store(true, Ordering::Relaxed);
-                watcher.join().unwrap()
-            });
+            }
+            assert!(data.iter().enumerate().all(|(i, v)| *v == word(i, 2)));
+            look();
             let stats = heap.stats();
             let (views, private, charged) = most;
             println!(
                 "limit {LIMIT}, data {}: views {views}, private {private}, charged {charged}, \
                  {} looks; {stats:?}",
                 WORDS * 8,
-                looks.load(Ordering::Relaxed)
+                looks
             );
-            assert!(looks.load(Ordering::Relaxed) > 10);
+            assert!(looks > 100);
             assert_eq!(stats.overdrafts, 0);
-            assert!(views <= LIMIT + ON_THE_WAY, "{views} bytes of frames");
+            assert!(views <= LIMIT, "{views} bytes of frames");
             // Buffers of handlers, tables that grow, stacks of two threads.
             let beside = stats.store_held_bytes + stats.metadata_bytes + (8 << 20);
             assert!(private <= beside, "{private} bytes beside {beside}");
