@@ -104,6 +104,16 @@ fn fill_and_go_on(pair: &mut Pair, expected: impl Fn(WriteError) -> bool) -> usi
     refused
 }
 
+/// The error of a write that a full disk refused.
+fn is_disk_full(error: WriteError) -> bool {
+    matches!(
+        error,
+        WriteError::NoSpace {
+            errno: libc::ENOSPC
+        }
+    )
+}
+
 #[test]
 fn a_full_file_system() {
     let _alone = ALONE.lock();
@@ -114,15 +124,7 @@ fn a_full_file_system() {
         }
         for options in [Options::unnamed(&dir), Options::named(dir.join("pages"))] {
             let mut pair = Pair::new(FileTier::open(&options).unwrap());
-            let full = |error| {
-                matches!(
-                    error,
-                    WriteError::NoSpace {
-                        errno: libc::ENOSPC
-                    }
-                )
-            };
-            let refused = fill_and_go_on(&mut pair, full);
+            let refused = fill_and_go_on(&mut pair, is_disk_full);
             assert!(refused > 10, "{refused} refusals");
             // Somebody else frees nothing: all at once gone, and all there again.
             let owners: Vec<u64> = pair.pages.keys().copied().collect();
@@ -177,15 +179,7 @@ fn a_full_disk() {
                 .direct(false),
         ] {
             let mut pair = Pair::new(FileTier::open(&options).unwrap());
-            let full = |error| {
-                matches!(
-                    error,
-                    WriteError::NoSpace {
-                        errno: libc::ENOSPC
-                    }
-                )
-            };
-            let refused = fill_and_go_on(&mut pair, full);
+            let refused = fill_and_go_on(&mut pair, is_disk_full);
             assert!(refused > 10, "{refused} refusals");
         }
     });
