@@ -14,8 +14,9 @@ use ghostmem_os::file::{File, Tether};
 use ghostmem_os::lineage;
 
 use crate::seal::KEYS;
-use crate::table::{FileSlot, RECORDS, State, segment_offset};
-use crate::tier::{FileTier, Packed};
+use crate::slot::{FileSlot, Packed};
+use crate::table::{RECORDS, State, segment_offset};
+use crate::tier::FileTier;
 use crate::write::{Stream, Writer};
 
 /// Segments the file may have beyond its share of what lives: those being filled and

@@ -68,6 +68,7 @@ mod options;
 mod read;
 #[cfg(not(windows))]
 mod seal;
+mod slot;
 #[cfg(not(windows))]
 mod stats;
 #[cfg(not(windows))]
@@ -85,11 +86,12 @@ pub use faults::{Faults, Injected};
 pub use options::Options;
 #[cfg(not(windows))]
 pub use read::{EachRead, WORK_BYTES};
+pub use slot::{FileSlot, Packed};
 #[cfg(not(windows))]
-pub use table::{FileSlot, SEGMENT_BYTES};
+pub use table::SEGMENT_BYTES;
+pub use tier::FileTier;
 #[cfg(windows)]
-pub use tier::{EachRead, FileSlot, TidyReport};
-pub use tier::{FileTier, Packed};
+pub use tier::{EachRead, TidyReport};
 pub use traffic::FileStats;
 
 /// Most payload bytes of a record: a whole page, stored as it is.

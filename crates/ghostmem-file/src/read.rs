@@ -9,7 +9,8 @@ use ghostmem_os::file::BLOCK_BYTES;
 use crate::PAYLOAD_BYTES_MAX;
 use crate::error::{ReadCause, ReadError};
 use crate::seal::OVERHEAD_MAX;
-use crate::table::{FileSlot, Record};
+use crate::slot::FileSlot;
+use crate::table::Record;
 use crate::tier::FileTier;
 
 /// Bytes of buffer that reading any record needs: with both ends rounded to blocks,

@@ -22,6 +22,8 @@ use ghostmem_os::OsError;
 use ghostmem_os::bytes::ByteArena;
 use ghostmem_os::map::ZeroArray;
 
+use crate::slot::FileSlot;
+
 /// Bytes of the file that a segment takes at most.
 pub const SEGMENT_BYTES: usize = 1 << 20;
 /// Records in a segment at most.
@@ -41,33 +43,17 @@ const RECORD: u64 = 1 << 32;
 /// record.
 const HELD: u64 = 1 << 63;
 
-/// A page's place in the file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct FileSlot(u32);
-
 impl FileSlot {
-    /// The slot as a number below `u32::MAX`.
-    #[must_use]
-    pub const fn number(self) -> u32 {
-        self.0
-    }
-
-    /// The slot with a number from [`FileSlot::number`].
-    #[must_use]
-    pub const fn from_number(number: u32) -> Self {
-        Self(number)
-    }
-
     pub(crate) const fn new(segment: u32, index: u32) -> Self {
-        Self(segment << RECORD_BITS | index)
+        Self::from_number(segment << RECORD_BITS | index)
     }
 
     pub(crate) const fn segment(self) -> u32 {
-        self.0 >> RECORD_BITS
+        self.number() >> RECORD_BITS
     }
 
     pub(crate) const fn index(self) -> u32 {
-        self.0 & (RECORDS as u32 - 1)
+        self.number() & (RECORDS as u32 - 1)
     }
 }
 

@@ -28,17 +28,6 @@ const SEGMENT_BYTES_LEAST: u64 = 64 << 10;
 /// What every file begins with, so that one left behind is known again.
 const MAGIC: &[u8] = b"GhostMem spill file 1: of no use without the process that wrote it\n";
 
-/// A page to be written.
-#[derive(Debug, Clone, Copy)]
-pub struct Packed<'a> {
-    /// Whose it is: 40 bits.
-    pub owner: u64,
-    /// How it is packed.
-    pub codec: u8,
-    /// The packed bytes, 1 to 4096.
-    pub bytes: &'a [u8],
-}
-
 /// Pages in a file. See the crate's documentation.
 #[derive(Debug)]
 pub struct FileTier {

@@ -18,8 +18,9 @@ use ghostmem_os::{OsError, lineage, random};
 use crate::PAYLOAD_BYTES_MAX;
 use crate::error::WriteError;
 use crate::seal::{Generation, KEYS, OWNER_BYTES};
-use crate::table::{FileSlot, RECORDS, Record, SEGMENT_BYTES, State, segment_offset};
-use crate::tier::{FileTier, Packed};
+use crate::slot::{FileSlot, Packed};
+use crate::table::{RECORDS, Record, SEGMENT_BYTES, State, segment_offset};
+use crate::tier::FileTier;
 
 /// Segments without a record whose blocks are kept for the next ones.
 const WARM_MAX: usize = 3;
