@@ -15,9 +15,9 @@ use crate::cgroup::Cgroup;
 use crate::error::{Error, Result};
 use crate::report::status_bytes;
 
-/// How much of a limit on everything stays uncompressed: an eighth. The more is
+/// How much of a limit on everything stays uncompressed: a sixteenth. The more is
 /// compressed, the less is on the disk, and that is what costs.
-const RESIDENT_SHARE: u64 = 8;
+const RESIDENT_SHARE: u64 = 16;
 
 /// A heap made for measuring: it lives as long as the process.
 pub(crate) fn heap(backend: &str, resident: u64) -> Result<&'static Heap> {

@@ -1,8 +1,9 @@
 //! Choosing what goes to the file, and copying it out.
 //!
-//! A *ranking* counts how cold all stored pages are and sets a bound; the hand then
-//! walks the tables in address order and takes what is at least that cold, until it
-//! has been everywhere. In address order, so that what readahead asks for lies
+//! A *ranking* counts how dispensable all stored pages are, by the time since they
+//! left and the bytes they take, and sets a bound; the hand then walks the tables in
+//! address order and takes what is beyond it, until it has been everywhere. In
+//! address order, so that what readahead asks for lies
 //! together in the file.
 //!
 //! Only the spiller's thread runs this. It holds a claim for as long as one page's
@@ -26,7 +27,7 @@ pub(crate) const BATCH_PAGES: usize = 1024;
 /// Page words looked at in one go, inside the gate: those of one page of the
 /// table.
 const GROUP_PAGES: usize = PAGE_SIZE / size_of::<u64>();
-/// Part of the stored pages that one ranking finds, at least.
+/// Part of the stored bytes that one ranking finds, at least.
 const RANK_SHARE: u64 = 8;
 
 /// A page of a batch.
@@ -70,12 +71,12 @@ impl Gathered<'_> {
 }
 
 impl Engine {
-    /// Finds out how cold the pages are that are to go: at least `wanted_bytes`,
-    /// and at least an eighth of what is stored, so that ranking stays cheap
-    /// beside writing.
+    /// Finds out how dispensable the pages are that are to go: at least
+    /// `wanted_bytes`, and at least an eighth of what is stored, so that ranking
+    /// stays cheap beside writing.
     pub(crate) fn rank(&self, spiller: &mut Spiller, wanted_bytes: u64) {
-        const COLDNESSES: usize = Past::COLDNESS_MAX as usize + 1;
-        let mut census = [0_u64; COLDNESSES];
+        const RANKS: usize = Past::DISPENSABLE_MAX as usize + 1;
+        let mut census = [0_u64; RANKS];
         let mut stored = 0_u64;
         let (clock, now) = (self.clock(), self.clock().epoch(self.evictions()));
         for region in self.regions() {
@@ -83,30 +84,29 @@ impl Engine {
                 let first = group * GROUP_PAGES;
                 for page in first..(first + GROUP_PAGES).min(region.pages()) {
                     let word = region.table.load(page);
-                    if slot_of_stored(word).is_some() {
+                    if let Some(slot) = slot_of_stored(word) {
+                        let bytes = slot.room_bytes();
                         let past = Past::from_bits(word.heat());
-                        census[usize::from(past.coldness(clock, now))] += 1;
-                        stored += 1;
+                        census[usize::from(past.dispensable(bytes, clock, now))] += bytes as u64;
+                        stored += bytes as u64;
                     }
                 }
             }
         }
-        let store = self.store.stats();
-        let mean = store.data_bytes.checked_div(store.live_slots).unwrap_or(1);
-        let wanted = (wanted_bytes / mean.max(1)).max(stored / RANK_SHARE).max(1);
+        let wanted = wanted_bytes.max(stored / RANK_SHARE).max(1);
         let mut found = 0;
-        spiller.coldness = 0;
-        for (coldness, pages) in census.iter().enumerate().rev() {
-            found += pages;
+        spiller.rank = 0;
+        for (rank, bytes) in census.iter().enumerate().rev() {
+            found += bytes;
             if found >= wanted {
-                spiller.coldness = coldness as u8;
+                spiller.rank = rank as u8;
                 break;
             }
         }
         spiller.lap_done = false;
     }
 
-    /// Copies packed bytes of cold pages into `batch` until it is full, has
+    /// Copies packed bytes of dispensable pages into `batch` until it is full, has
     /// `wanted_bytes` or the hand has been everywhere.
     pub(crate) fn gather(
         &self,
@@ -137,7 +137,7 @@ impl Engine {
             };
             let first = from.max(group * GROUP_PAGES);
             let end = ((group + 1) * GROUP_PAGES).min(region.pages());
-            let next = self.gather_from(region, first, end, spiller.coldness, batch);
+            let next = self.gather_from(region, first, end, spiller.rank, batch);
             spiller.hand = (index, next);
             if batch.is_full() || batch.used as u64 >= wanted_bytes {
                 return;
@@ -155,7 +155,7 @@ impl Engine {
         region: &Region,
         first: usize,
         end: usize,
-        coldness: u8,
+        rank: u8,
         batch: &mut Gathered<'_>,
     ) -> usize {
         let (clock, now) = (self.clock(), self.clock().epoch(self.evictions()));
@@ -168,7 +168,8 @@ impl Engine {
             let Some(slot) = slot_of_stored(word) else {
                 continue;
             };
-            if Past::from_bits(word.heat()).coldness(clock, now) < coldness {
+            let past = Past::from_bits(word.heat());
+            if past.dispensable(slot.room_bytes(), clock, now) < rank {
                 continue;
             }
             let Ok(claim) = region.table.claim(page, word) else {

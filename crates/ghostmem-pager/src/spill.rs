@@ -2,8 +2,8 @@
 //! background.
 //!
 //! ```text
-//!   rank      how cold the stored pages are; the coldest eighth at least is
-//!             to go
+//!   rank      how dispensable the stored pages are, by coldness and size; an
+//!             eighth of the bytes at least is to go
 //!   gather    in address order: claim, copy the packed bytes, release marked
 //!   write     one batch, no claim held, outside the gate
 //!   swing     where the mark is still there: claim, point the word to the file,
@@ -18,9 +18,9 @@
 //! # The share of the store
 //! ```text
 //!   share         what the store may hold
-//!   share + 1/8   faults that write and must evict wait here ("behind")
-//!   share - 1/16  writing begins
-//!   share - 1/8   writing ends
+//!   share + 1/16  faults that write and must evict wait here ("behind")
+//!   share - 1/32  writing begins
+//!   share - 1/16  writing ends
 //! ```
 //! When the file cannot take more (full, or an error), pages stay in memory, no
 //! fault waits, and writing is tried again after a while.
@@ -108,18 +108,18 @@ impl Spill {
 
     /// Where writing begins.
     fn begin_bytes(&self) -> u64 {
-        self.share() - self.share() / 16
+        self.share() - self.share() / 32
     }
 
     /// Where it ends.
     fn end_bytes(&self) -> u64 {
-        self.share() - self.share() / 8
+        self.share() - self.share() / 16
     }
 
     /// Whether the store is so far over its share that what makes it grow must
     /// wait.
     fn is_behind(&self, held_bytes: u64) -> bool {
-        let most = self.share() + (self.share() / 8).max(2 * BATCH_BYTES as u64);
+        let most = self.share() + (self.share() / 16).max(2 * BATCH_BYTES as u64);
         held_bytes > most && !self.failing.load(Ordering::Relaxed)
     }
 
@@ -166,8 +166,8 @@ impl Spill {
 pub(crate) struct Spiller {
     /// The next page to look at: region and page.
     pub(crate) hand: (usize, usize),
-    /// Pages at least this cold go.
-    pub(crate) coldness: u8,
+    /// Pages at least this dispensable go.
+    pub(crate) rank: u8,
     /// The hand has been everywhere since the last ranking.
     pub(crate) lap_done: bool,
     back_off: Duration,
@@ -230,7 +230,7 @@ impl Engine {
                     + spill.tier.stats().metadata_bytes;
                 let left = (memory as u64).saturating_sub(resident + tables);
                 // Room for being behind, and some of it in any case.
-                (left - left / 8).max(memory as u64 / 32)
+                (left - left / 16).max(memory as u64 / 32)
             }
             (None, None) => resident,
         };
@@ -430,7 +430,7 @@ fn run(engine: &Engine) {
     let Some(spill) = &engine.spill else { return };
     let mut spiller = Spiller {
         hand: (0, 0),
-        coldness: 0,
+        rank: 0,
         lap_done: true,
         back_off: BACK_OFF_MIN,
         retry_ns: 0,

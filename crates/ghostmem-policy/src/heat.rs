@@ -40,6 +40,12 @@ pub(crate) const EPOCH_MASK: u16 = (1 << LEVEL_SHIFT) - 1;
 /// Steps of coldness for time alone: those of 256 turnovers.
 const STEPS_MAX: u32 = 36;
 
+/// Steps for size alone: those of a whole page.
+const SIZE_STEPS_MAX: u32 = 4 * 7;
+
+/// Sizes are told apart from about four times as many bytes on.
+const BYTES_UNIT: usize = 8;
+
 /// Level of a page that was never evicted.
 const LEVEL_FRESH: u8 = 2;
 /// Levels that a page loses when only readahead asked for it.
@@ -172,6 +178,28 @@ impl Past {
         step as u8 + 2 * (LEVEL_TOP - self.level)
     }
 
+    /// In which order what takes `bytes` leaves memory altogether, 0 to
+    /// [`Past::DISPENSABLE_MAX`], the largest first: by the touches that a byte is
+    /// expected to serve (Young, "On-line file caching", 1998; GreedyDual-Size).
+    /// Twice the bytes weigh as much as twice the time away: a page that shrank
+    /// to a tenth is ten times as cheap to keep, and costs as much to read back.
+    #[must_use]
+    pub const fn dispensable(self, bytes: usize, clock: EpochClock, now: u16) -> u8 {
+        // Quarters of a doubling, as time is counted.
+        let units = bytes / BYTES_UNIT + 4;
+        let power = units.ilog2();
+        let step = 4 * (power - 2) + (units >> (power - 2) & 3) as u32;
+        let step = if step > SIZE_STEPS_MAX {
+            SIZE_STEPS_MAX
+        } else {
+            step
+        };
+        self.coldness(clock, now) + step as u8
+    }
+
+    /// The largest [`Past::dispensable`].
+    pub const DISPENSABLE_MAX: u8 = Self::COLDNESS_MAX + SIZE_STEPS_MAX as u8;
+
     /// The largest [`Past::coldness`].
     pub const COLDNESS_MAX: u8 = STEPS_MAX as u8 + 2 * LEVEL_TOP;
 
@@ -253,6 +281,32 @@ mod tests {
         assert_eq!(past.refault(clock, clock.epoch(1001)).level(), 2);
         assert_eq!(past.refault(clock, clock.epoch(1004)).level(), 1);
         assert_eq!(past.refault(clock, clock.epoch(1005)).level(), 0);
+    }
+
+    #[test]
+    fn twice_the_bytes_weigh_as_much_as_twice_the_time() {
+        let clock = EpochClock::new(3200);
+        let past = Past {
+            level: 3,
+            evicted: 0,
+        };
+        let at = |bytes, distance| past.dispensable(bytes, clock, distance);
+        for distance in [32, 128, 512] {
+            for bytes in [128, 600, 1400, 2048] {
+                let (large, long) = (at(2 * bytes, distance), at(bytes, 2 * distance));
+                assert!(
+                    large.abs_diff(long) <= 1,
+                    "{bytes} bytes, {distance} epochs"
+                );
+                assert!(large > at(bytes, distance));
+            }
+        }
+        let sizes = (0..=4200).map(|bytes| at(bytes, 100));
+        assert!(sizes.is_sorted());
+        assert_eq!(
+            past.dispensable(4096 + 64, clock, 0) - past.coldness(clock, 0),
+            SIZE_STEPS_MAX as u8
+        );
     }
 
     #[test]

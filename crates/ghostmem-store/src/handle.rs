@@ -9,7 +9,7 @@
 //! ```
 
 use crate::MAX_SLOT_BYTES;
-use crate::class::{CLASSES, SLOTS_MAX};
+use crate::class::{self, CLASSES, SLOTS_MAX};
 use crate::slabs::Claim;
 
 /// Bits of an owner and of a slot handle.
@@ -78,6 +78,13 @@ impl Slot {
     #[must_use]
     pub const fn bits(self) -> u64 {
         self.0
+    }
+
+    /// Bytes of memory that the slot takes, header and waste included: at most
+    /// a page and a header. Read off the handle, which may be stale.
+    #[must_use]
+    pub fn room_bytes(self) -> usize {
+        class::geometry(self.claim().class).slot_bytes as usize
     }
 
     pub(crate) const fn new(claim: Claim) -> Self {
