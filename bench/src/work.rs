@@ -108,17 +108,20 @@ impl Plan {
     /// `scale` multiplies the number of touches. The same arguments give the
     /// same plan. `None` for the patterns that are no touches.
     pub(crate) fn new(pattern: Pattern, pages: u32, threads: u32, scale: f64) -> Option<Self> {
-        let draw = |part| -> Vec<_> {
+        let draw_times = |part, times: f64| -> Vec<_> {
             (0..threads)
-                .map(|thread| bench_order(part, pages, threads, thread, scale))
+                .map(|thread| bench_order(part, pages, threads, thread, scale * times))
                 .collect()
         };
+        let draw = |part| draw_times(part, 1.0);
         let mut orders = match pattern {
             Pattern::Fill | Pattern::Chase | Pattern::WordCount => return None,
             Pattern::SeqRead => draw(BenchPart::SeqRead),
             Pattern::RandomRead => draw(BenchPart::RandomRead),
             Pattern::RandomWrite => draw(BenchPart::RandomWrite),
-            Pattern::ZipfRead | Pattern::ZipfMixed => draw(BenchPart::ZipfRead),
+            Pattern::ZipfRead => draw(BenchPart::ZipfRead),
+            // Fewer, as each costs several times as much.
+            Pattern::ZipfMixed => draw_times(BenchPart::ZipfRead, 0.25),
             Pattern::ScanHot => (0..threads)
                 .map(|thread| scan_then_hot(pages, threads, thread, scale))
                 .collect(),
@@ -442,7 +445,7 @@ mod tests {
     use super::*;
 
     /// Proves that parts cover everything once, and that one touch in ten of
-    /// the mixed workload writes while its pages are those of the zipf read.
+    /// the mixed workload writes while its pages are the first of the zipf read.
     #[test]
     fn shares_and_orders() {
         let parts: Vec<_> = (0..3).map(|thread| share(100, 3, thread)).collect();
@@ -455,7 +458,8 @@ mod tests {
         let share = writes as f64 / mixed.orders[1].len() as f64;
         assert!((0.08..0.12).contains(&share), "{share}");
         let pages: Vec<_> = mixed.orders[1].iter().map(|s| s & !WRITE).collect();
-        assert_eq!(pages, read.orders[1]);
+        assert_eq!((pages.len(), read.orders[1].len()), (8192, 32768));
+        assert!(read.orders[1].starts_with(&pages));
     }
 
     /// Proves that of a scan-then-hot order a third of the touches pass over
