@@ -7,7 +7,7 @@
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use core::time::Duration;
 
-use ghostmem_os::thread::EngineThread;
+use ghostmem_os::thread::{self, EngineThread};
 use ghostmem_os::uffd::Uffd;
 use ghostmem_os::{OsError, PAGE_SIZE, clock, futex, machine};
 
@@ -49,8 +49,7 @@ impl Monitor {
 
     fn spawn(&'static self) -> Result<(), OsError> {
         for _ in 0..threads() {
-            let thread =
-                EngineThread::spawn(c"ghost-fault", serve, core::ptr::from_ref(self) as usize)?;
+            let thread = EngineThread::spawn(serve, core::ptr::from_ref(self) as usize)?;
             // It runs for as long as the process.
             core::mem::forget(thread);
         }
@@ -166,6 +165,7 @@ static REFUSALS: Refusals = Refusals::new();
 extern "C" fn serve(monitor: *mut libc::c_void) -> *mut libc::c_void {
     // SAFETY: `spawn` passes a `&'static Monitor`.
     let monitor = unsafe { &*monitor.cast::<Monitor>() };
+    thread::name_this(c"ghost-fault");
     monitor.park();
     loop {
         match monitor.uffd.read_message() {

@@ -112,6 +112,16 @@ fn set_mask(set: &libc::sigset_t) -> libc::sigset_t {
     unsafe { before.assume_init() }
 }
 
+/// Gives the calling thread a name of at most 15 bytes (`PR_SET_NAME`).
+///
+/// One system call. To name another thread, libc opens and writes a file below
+/// /proc/self/task, which the kernel then has to forget when the process ends.
+pub fn name_this(name: &'static core::ffi::CStr) {
+    debug_assert!(name.count_bytes() <= 15, "the kernel takes no longer name");
+    // SAFETY: a NUL-terminated string.
+    unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
+}
+
 /// A running engine thread, to be joined.
 #[derive(Debug)]
 pub struct EngineThread {
@@ -126,17 +136,15 @@ impl EngineThread {
     ///
     /// Not `std::thread`: that allocates from the program's allocator, which
     /// may be a ghost heap, and an engine thread must own no ghost memory.
-    /// `name` has at most 15 bytes (pthread_setname_np(3)).
+    /// It [names itself](name_this).
     ///
     /// # Errors
     /// `ENOMEM` or `EAGAIN` when the stack or the thread cannot be had.
     pub fn spawn(
-        name: &core::ffi::CStr,
         body: extern "C" fn(*mut libc::c_void) -> *mut libc::c_void,
         argument: usize,
     ) -> Result<Self, OsError> {
         const STACK_BYTES: usize = 256 * 1024;
-        debug_assert!(name.count_bytes() <= 15, "the kernel takes no longer name");
         let stack = Reservation::new(STACK_BYTES, PAGE_SIZE, Access::ReadWrite)?;
         // A page that faults below the stack, so that an overflow is loud.
         stack.protect(0, PAGE_SIZE, Access::None)?;
@@ -174,9 +182,6 @@ impl EngineThread {
         // SAFETY: initialised above, used for the last time.
         unsafe { libc::pthread_attr_destroy(attr.as_mut_ptr()) };
         check("pthread_create", rc)?;
-        // SAFETY: the handle is that of a thread not yet joined; the name is
-        // NUL-terminated.
-        unsafe { libc::pthread_setname_np(handle, name.as_ptr()) };
         Ok(Self {
             handle,
             stack: Some(stack),
@@ -184,28 +189,30 @@ impl EngineThread {
     }
 
     /// Starts a thread that calls `body(&shared)`, holding one handle of
-    /// `shared` until it ends.
+    /// `shared` until it ends. `name`: see [`name_this`].
     ///
     /// # Errors
     /// As [`EngineThread::spawn`].
     pub fn spawn_with<T: Send + Sync + 'static>(
-        name: &core::ffi::CStr,
+        name: &'static core::ffi::CStr,
         shared: MapArc<T>,
         body: fn(&T),
     ) -> Result<Self, OsError> {
         struct Start<T: Send + Sync + 'static> {
+            name: &'static core::ffi::CStr,
             shared: MapArc<T>,
             body: fn(&T),
         }
         extern "C" fn run<T: Send + Sync + 'static>(start: *mut libc::c_void) -> *mut libc::c_void {
             // SAFETY: `spawn_with` gave up exactly this handle to us.
             let start: MapArc<Start<T>> = unsafe { MapArc::from_raw(start.cast()) };
+            name_this(start.name);
             (start.body)(&start.shared);
             core::ptr::null_mut()
         }
-        let start = MapArc::new(Start { shared, body })?;
+        let start = MapArc::new(Start { name, shared, body })?;
         let raw = MapArc::into_raw(start);
-        Self::spawn(name, run::<T>, raw as usize).inspect_err(|_| {
+        Self::spawn(run::<T>, raw as usize).inspect_err(|_| {
             // SAFETY: no thread was made that could have taken it.
             drop(unsafe { MapArc::<Start<T>>::from_raw(raw) });
         })
