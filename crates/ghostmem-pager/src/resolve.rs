@@ -6,10 +6,11 @@ use ghostmem_codec as codec;
 use ghostmem_fault::{AccessKind, Fault, Installed, RUN_PAGES, Scratch, Verdict, die};
 use ghostmem_os::{PAGE_SIZE, clock, futex};
 use ghostmem_policy::{Heat, Past, Plan};
-use ghostmem_store::{Place, Slot};
+use ghostmem_store::Place;
 use ghostmem_table::{Claim, State, Word};
 
 use crate::engine::Engine;
+use crate::gather::slot_of_stored;
 use crate::metrics::Counter;
 use crate::overdraft::WAIT;
 use crate::region::Region;
@@ -214,9 +215,7 @@ impl Engine {
     ) -> Verdict {
         let page = fault.page;
         let refault = word.state() != State::Empty;
-        if word.state() == State::Stored
-            && let Some(slot) = Slot::from_bits(word.payload())
-        {
+        if let Some(slot) = slot_of_stored(word) {
             // Cold memory, while there is other work: stale by the time of
             // the claim at worst.
             self.store.prefetch(slot);
@@ -352,6 +351,11 @@ impl Engine {
             let Some(claim) = &claims[step] else {
                 continue;
             };
+            // Cold memory, while this page is decompressed.
+            let ahead = claims.get(step + 1).and_then(Option::as_ref);
+            if let Some(next) = ahead.and_then(|next| slot_of_stored(next.before())) {
+                self.store.prefetch(next);
+            }
             let before = claim.before();
             let ok = fetched >> step & 1 == 1 || self.contents(region, claim, place(step), scratch);
             if !ok {
