@@ -47,17 +47,29 @@ impl Engine {
         Ok((region, first, end))
     }
 
-    /// Runs `body` inside the gate, signals blocked, with buffers.
-    pub(crate) fn quietly<R>(&self, body: impl FnOnce(&mut Scratch) -> R) -> Result<R, OsError> {
+    /// Runs `body` inside the gate, signals blocked, with buffers, and on their
+    /// stack: the caller's may be that of a thread or coroutine of 16 KiB, and a
+    /// batch of evictions takes twice that.
+    ///
+    /// `body` must not panic.
+    pub(crate) fn quietly<F, R>(&self, body: F) -> Result<R, OsError>
+    where
+        F: FnOnce(&mut Scratch) -> R,
+    {
         let pool = ghostmem_fault::scratch()?;
         let blocked = SignalsBlocked::new();
         let inside = ghostmem_fault::gate().enter();
         let mut lease = pool.lease();
-        let result = body(&mut lease);
+        let mut call: (Option<F>, Option<R>) = (Some(body), None);
+        lease.on_own_stack(&mut call, |(body, result), scratch| {
+            *result = body.take().map(|body| body(scratch));
+        });
         drop(lease);
         drop(inside);
         drop(blocked);
-        Ok(result)
+        // It always ran.
+        call.1
+            .ok_or(OsError::new("a call on another stack", INVALID))
     }
 
     /// Evicts the pages of a range now; how many it was.
