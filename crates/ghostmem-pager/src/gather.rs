@@ -17,7 +17,7 @@ use ghostmem_table::{State, Word};
 
 use crate::engine::Engine;
 use crate::region::Region;
-use crate::spill::Spiller;
+use crate::spill::{Spill, Spiller};
 
 /// Packed bytes written in one batch: large enough for a disk to be at its best,
 /// small enough that nobody waits long for room.
@@ -74,7 +74,7 @@ impl Engine {
     /// Finds out how dispensable the pages are that are to go: at least
     /// `wanted_bytes`, and at least an eighth of what is stored, so that ranking
     /// stays cheap beside writing.
-    pub(crate) fn rank(&self, spiller: &mut Spiller, wanted_bytes: u64) {
+    pub(crate) fn rank(&self, spill: &Spill, wanted_bytes: u64) {
         const RANKS: usize = Past::DISPENSABLE_MAX as usize + 1;
         let mut census = [0_u64; RANKS];
         let mut stored = 0_u64;
@@ -95,21 +95,18 @@ impl Engine {
         }
         let wanted = wanted_bytes.max(stored / RANK_SHARE).max(1);
         let mut found = 0;
-        spiller.rank = 0;
-        for (rank, bytes) in census.iter().enumerate().rev() {
+        let reached = census.iter().rposition(|bytes| {
             found += bytes;
-            if found >= wanted {
-                spiller.rank = rank as u8;
-                break;
-            }
-        }
-        spiller.lap_done = false;
+            found >= wanted
+        });
+        spill.set_rank(reached.unwrap_or(0) as u8);
     }
 
     /// Copies packed bytes of dispensable pages into `batch` until it is full, has
     /// `wanted_bytes` or the hand has been everywhere.
     pub(crate) fn gather(
         &self,
+        spill: &Spill,
         spiller: &mut Spiller,
         batch: &mut Gathered<'_>,
         wanted_bytes: u64,
@@ -137,7 +134,7 @@ impl Engine {
             };
             let first = from.max(group * GROUP_PAGES);
             let end = ((group + 1) * GROUP_PAGES).min(region.pages());
-            let next = self.gather_from(region, first, end, spiller.rank, batch);
+            let next = self.gather_from(region, first, end, spill.rank(), batch);
             spiller.hand = (index, next);
             if batch.is_full() || batch.used as u64 >= wanted_bytes {
                 return;

@@ -20,6 +20,14 @@ use crate::threads::PAGES_PER_INSTRUCTION;
 /// restore takes, which is far less than a sleep and a wake.
 const SPINS: u32 = 200;
 
+/// Where a page's bytes came from.
+#[derive(Clone, Copy)]
+enum Source {
+    Memory,
+    /// The file: so many, packed.
+    File(usize),
+}
+
 impl Engine {
     pub(crate) fn resolve(&self, fault: &Fault, scratch: &mut Scratch) -> Verdict {
         let Some(region) = self.region(fault.region as usize) else {
@@ -357,8 +365,13 @@ impl Engine {
                 self.store.prefetch(next);
             }
             let before = claim.before();
-            let ok = fetched >> step & 1 == 1 || self.contents(region, claim, place(step), scratch);
-            if !ok {
+            let source = if fetched >> step & 1 == 1 {
+                // Of a run: it stays where readahead finds it together.
+                Some(Source::Memory)
+            } else {
+                self.contents(region, claim, place(step), scratch)
+            };
+            let Some(source) = source else {
                 self.lose(region, &mut claims[..count], step);
                 // The faulting page itself, or only one of those ahead of it.
                 return Err(if step == 0 {
@@ -366,13 +379,14 @@ impl Engine {
                 } else {
                     Verdict::Retry
                 });
-            }
+            };
+            let past = Past::from_bits(before.heat());
             let clean = before.state() == State::Stored
                 && !write
                 && region.mapped.tracks_writes()
                 && self.config.keep_copies
-                && !before.is_write_hot();
-            let past = Past::from_bits(before.heat());
+                && !before.is_write_hot()
+                && !matches!(source, Source::File(len) if self.belongs_in_memory(past, len, now));
             let heat = match (before.state(), step) {
                 (State::Empty, _) => Heat::FRESH,
                 // Pages that stay because they are hot are not seen.
@@ -409,15 +423,15 @@ impl Engine {
         Ok((restored, count))
     }
 
-    /// Brings the bytes of a page into place `place` of the buffer; `false`
-    /// when they cannot be had.
+    /// Brings the bytes of a page into place `place` of the buffer: where they
+    /// came from. `None` when they cannot be had.
     fn contents(
         &self,
         region: &Region,
         claim: &Claim,
         place: usize,
         scratch: &mut Scratch,
-    ) -> bool {
+    ) -> Option<Source> {
         let word = claim.before();
         let out = &mut scratch.run[place];
         match word.state() {
@@ -425,9 +439,11 @@ impl Engine {
                 let slot = match Place::from_bits(word.payload()) {
                     Some(Place::Store(slot)) => slot,
                     Some(Place::Elsewhere(number)) => {
-                        return self.fetch(region, claim.page(), number, place, scratch);
+                        return self
+                            .fetch(region, claim.page(), number, place, scratch)
+                            .map(Source::File);
                     }
-                    None => return false,
+                    None => return None,
                 };
                 let info = self.store.read(slot, &mut scratch.packed);
                 // The clock costs a few per cent of a restore.
@@ -439,15 +455,15 @@ impl Engine {
                         .add(Counter::decompress_ns, clock::now_ns() - start);
                     self.metrics.add(Counter::decompress_samples, 1);
                 }
-                ok
+                ok.then_some(Source::Memory)
             }
             State::Filled => {
                 codec::fill(word.payload() as u32, out);
-                true
+                Some(Source::Memory)
             }
             _ => {
                 out.fill(0);
-                true
+                Some(Source::Memory)
             }
         }
     }

@@ -27,7 +27,7 @@
 //!
 //! The thread owns no ghost memory, and allocates nothing.
 
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use core::time::Duration;
 
 use ghostmem_file::{FileSlot, FileTier, Packed};
@@ -87,6 +87,8 @@ pub(crate) struct Spill {
     progress: AtomicU64,
     /// The file takes nothing at the moment.
     failing: AtomicBool,
+    /// Pages at least this dispensable go; 0 before there was a ranking.
+    rank: AtomicU8,
 }
 
 impl Spill {
@@ -99,7 +101,17 @@ impl Spill {
             asleep: AtomicU64::new(0),
             progress: AtomicU64::new(0),
             failing: AtomicBool::new(false),
+            rank: AtomicU8::new(0),
         }
+    }
+
+    /// How dispensable what goes is, at least, by the last ranking.
+    pub(crate) fn rank(&self) -> u8 {
+        self.rank.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_rank(&self, rank: u8) {
+        self.rank.store(rank, Ordering::Relaxed);
     }
 
     fn share(&self) -> u64 {
@@ -121,6 +133,11 @@ impl Spill {
     fn is_behind(&self, held_bytes: u64) -> bool {
         let most = self.share() + (self.share() / 16).max(2 * BATCH_BYTES as u64);
         held_bytes > most && !self.failing.load(Ordering::Relaxed)
+    }
+
+    /// Whether the store is within its share, or will soon be.
+    pub(crate) fn has_room(&self, held_bytes: u64) -> bool {
+        held_bytes <= self.share() && !self.is_failing()
     }
 
     /// Whether the file takes nothing at the moment.
@@ -166,8 +183,6 @@ impl Spill {
 pub(crate) struct Spiller {
     /// The next page to look at: region and page.
     pub(crate) hand: (usize, usize),
-    /// Pages at least this dispensable go.
-    pub(crate) rank: u8,
     /// The hand has been everywhere since the last ranking.
     pub(crate) lap_done: bool,
     back_off: Duration,
@@ -332,7 +347,8 @@ impl Engine {
             return false;
         }
         if spiller.lap_done {
-            self.rank(spiller, wanted);
+            self.rank(spill, wanted);
+            spiller.lap_done = false;
         }
         let mut batch = Gathered {
             entries: [Entry::NONE; BATCH_PAGES],
@@ -340,7 +356,7 @@ impl Engine {
             bytes: buffer,
             used: 0,
         };
-        self.gather(spiller, &mut batch, wanted);
+        self.gather(spill, spiller, &mut batch, wanted);
         if batch.count == 0 {
             // Everything is a copy of a resident page, or too warm by a ranking
             // that is over now.
@@ -430,7 +446,6 @@ fn run(engine: &Engine) {
     let Some(spill) = &engine.spill else { return };
     let mut spiller = Spiller {
         hand: (0, 0),
-        rank: 0,
         lap_done: true,
         back_off: BACK_OFF_MIN,
         retry_ns: 0,

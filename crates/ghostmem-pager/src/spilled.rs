@@ -15,6 +15,7 @@ use ghostmem_fault::{RUN_PAGES, Scratch};
 use ghostmem_file::{FileSlot, ReadError};
 use ghostmem_os::PAGE_SIZE;
 use ghostmem_os::message::Line;
+use ghostmem_policy::Past;
 use ghostmem_store::Place;
 use ghostmem_table::{Claim, State};
 
@@ -73,8 +74,9 @@ pub enum LostDecision {
 pub type LostHandler = fn(&LostPage) -> LostDecision;
 
 impl Engine {
-    /// Brings the bytes of a page in the file into place `place` of the buffer;
-    /// `false` when they cannot be had, which has been said then.
+    /// Brings the bytes of a page in the file into place `place` of the buffer:
+    /// how many they are packed. `None` when they cannot be had, which has been
+    /// said then.
     #[inline(never)]
     pub(crate) fn fetch(
         &self,
@@ -83,10 +85,8 @@ impl Engine {
         number: u32,
         place: usize,
         scratch: &mut Scratch,
-    ) -> bool {
-        let Some(spill) = &self.spill else {
-            return false;
-        };
+    ) -> Option<usize> {
+        let spill = self.spill.as_ref()?;
         let owner = region.owner(page).get();
         let slot = FileSlot::from_number(number);
         let io = scratch.io.0.as_flattened_mut();
@@ -98,7 +98,7 @@ impl Engine {
                     let packed = &scratch.packed[..len];
                     if codec::decode(id, packed, &mut scratch.run[place]).is_ok() {
                         self.metrics.add(Counter::spilled_reads, 1);
-                        return true;
+                        return Some(len);
                     }
                     spill.tier.undecodable(slot)
                 }
@@ -118,7 +118,7 @@ impl Engine {
                 // Cut off where it is too long.
                 let _written = write!(line, "{lost}");
                 line.print();
-                return false;
+                return None;
             }
         }
     }
@@ -197,6 +197,17 @@ impl Engine {
             }
         }
         steps.count_ones() as usize
+    }
+
+    /// Whether a page that was read from the file, `bytes` packed, is to have its
+    /// next copy in memory: it came back sooner than what leaves for the file now
+    /// is expected to. Otherwise what was cold once would be read from the disk
+    /// for ever, until it is written. Not while the store has no room to give.
+    pub(crate) fn belongs_in_memory(&self, past: Past, bytes: usize, now: u16) -> bool {
+        self.spill.as_ref().is_some_and(|spill| {
+            past.dispensable(bytes, self.clock(), now) < spill.rank()
+                && spill.has_room(self.store.held_bytes())
+        })
     }
 
     /// Gives up a place in the file.

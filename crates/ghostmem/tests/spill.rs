@@ -167,3 +167,35 @@ fn a_clean_copy_in_the_file_serves_again() {
     let spilled = after.pages_spilled - before.pages_spilled;
     assert!(spilled < 2000, "{spilled} pages were written again");
 }
+
+/// Proves that pages which went to the file while they were cold, and are then read
+/// again and again, get their copies back into memory, although nobody writes them.
+#[test]
+fn what_is_read_again_and_again_leaves_the_file() {
+    const PAGES: usize = 12_000;
+    const HOT: usize = 800;
+    let heap = Heap::builder()
+        .resident_limit(RESIDENT * PAGE)
+        .spill(dir().store_limit(4 << 20))
+        .build()
+        .unwrap();
+    let _watchdog = Watchdog::new("a hot set in the file", 50);
+    let words_per_page = PAGE / 8;
+    let data = heap
+        .slice_from_fn(PAGES * words_per_page, |i| word(i, 1))
+        .unwrap();
+    // Written first: by now they are in the file.
+    let mut random = Random::new(1);
+    let mut reads = Vec::new();
+    for _ in 0..40 {
+        let before = heap.stats().spilled_reads;
+        for _ in 0..HOT {
+            let at = random.below(HOT) * words_per_page;
+            assert_eq!(data[at], word(at, 1));
+        }
+        reads.push(heap.stats().spilled_reads - before);
+    }
+    let (first, last) = (reads[0], reads[35..].iter().sum::<u64>() / 5);
+    assert!(first > 200 && last < first / 10, "{reads:?}");
+    assert!(data.iter().enumerate().all(|(i, &w)| w == word(i, 1)));
+}
