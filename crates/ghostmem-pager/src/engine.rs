@@ -92,6 +92,13 @@ pub struct Engine {
     enrolment: Lock<Option<Enrolment<Engine>>>,
     /// Clock hand: region << 40 | page.
     pub(crate) hand: AtomicU64,
+    /// How often the hand has been everywhere.
+    pub(crate) sweeps: AtomicU64,
+    /// Pages it met in this sweep.
+    pub(crate) seen_dirty: AtomicU64,
+    pub(crate) seen_clean: AtomicU64,
+    /// Most pages it met in the last sweep were dirty.
+    pub(crate) dirty_rules: AtomicBool,
     /// Number of the next eviction batch.
     pub(crate) nonce: AtomicU64,
     evictions: AtomicU64,
@@ -141,6 +148,10 @@ impl Engine {
             registrations: Lock::new([const { None }; REGIONS_MAX]),
             enrolment: Lock::new(None),
             hand: AtomicU64::new(0),
+            sweeps: AtomicU64::new(0),
+            seen_dirty: AtomicU64::new(0),
+            seen_clean: AtomicU64::new(0),
+            dirty_rules: AtomicBool::new(true),
             nonce: AtomicU64::new(0),
             evictions: AtomicU64::new(0),
             stuck: AtomicU64::new(0),

@@ -51,6 +51,11 @@ const DIRECT_DIRTY_PAGES_MAX: usize = 64;
 /// lifting their write protection.
 const DIRTY_CREDIT_MIN: u8 = 16;
 
+/// Dirty pages leave in one sweep of the hand out of so many, unless most pages are
+/// dirty. Each sweep that takes some write-protects all others between them, and
+/// these then fault at their next store, for longer than a restore takes.
+const DIRTY_SWEEPS: u64 = 4;
+
 /// Two dirty victims at most this many pages apart are protected in one call:
 /// walking absent pages is cheaper than another round of interrupts.
 const PROTECT_GAP_PAGES: usize = 1024;
@@ -114,6 +119,7 @@ impl Engine {
         // spared pages must not make the batch small, as each batch costs a
         // round of interrupts.
         let (mut from_region, mut count, mut dirty) = (None, 0, 0);
+        let mut census = [0_u64; 2];
         let mut freed = 0;
         let mut wraps = 0;
         let regions = self.region_count();
@@ -131,6 +137,7 @@ impl Engine {
                 wraps += 1;
                 continue;
             }
+            let with_dirty = self.takes_dirty();
             let mut from = start;
             while let Some(page) = region.resident.next(from).filter(|&page| page < end) {
                 from = page + 1;
@@ -138,7 +145,12 @@ impl Engine {
                 // So many pages in a row with credit: take what comes, or the
                 // caller would wait for all of it to run out.
                 let force = freed + count == 0 && looks < FORCED_LOOKS;
-                if let Some(victim) = self.judge(region, page, force) {
+                let word = region.table.load(page);
+                census[usize::from(word.is_clean())] += 1;
+                if !(word.is_clean() || with_dirty || force) {
+                    continue;
+                }
+                if let Some(victim) = self.judge(region, page, word, force) {
                     victims[count] = victim;
                     count += 1;
                     dirty += usize::from(!victim.word.is_clean());
@@ -148,7 +160,26 @@ impl Engine {
                 }
             }
         }
+        self.seen_dirty.fetch_add(census[0], Ordering::Relaxed);
+        self.seen_clean.fetch_add(census[1], Ordering::Relaxed);
         freed + self.evict_gathered(from_region, &mut victims[..count], scratch)
+    }
+
+    /// Whether dirty pages leave in this sweep of the hand.
+    fn takes_dirty(&self) -> bool {
+        self.dirty_rules.load(Ordering::Relaxed)
+            || self
+                .sweeps
+                .load(Ordering::Relaxed)
+                .is_multiple_of(DIRTY_SWEEPS)
+    }
+
+    /// A sweep begins.
+    fn next_sweep(&self) {
+        let dirty = self.seen_dirty.swap(0, Ordering::Relaxed);
+        let clean = self.seen_clean.swap(0, Ordering::Relaxed);
+        self.dirty_rules.store(dirty > clean, Ordering::Relaxed);
+        self.sweeps.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Evicts the victims gathered from one region.
@@ -198,6 +229,9 @@ impl Engine {
                 .compare_exchange(hand, next, Ordering::AcqRel, Ordering::Relaxed)
                 .is_ok()
             {
+                if next == 0 {
+                    self.next_sweep();
+                }
                 return Some((region, start.unwrap_or(0), end));
             }
         }
@@ -205,8 +239,7 @@ impl Engine {
 
     /// Whether the hand takes a page; one it spares loses a credit. `force`:
     /// whatever its credit.
-    fn judge(&self, region: &Region, page: usize, force: bool) -> Option<Victim> {
-        let word = region.table.load(page);
+    fn judge(&self, region: &Region, page: usize, word: Word, force: bool) -> Option<Victim> {
         if word.state() != State::Resident || word.is_pinned() {
             return None;
         }
