@@ -29,7 +29,6 @@ impl FileTier {
             return false;
         };
         let w = &mut *held;
-        self.finish_all(w);
         self.collect(w);
         w.forks += 1;
         let in_use = w.own.is_some_and(|own| w.file_users[own] > 0);
@@ -80,6 +79,8 @@ impl FileTier {
         self.writer.release_after_fork();
         let w = &mut *self.writer.lock();
         self.seals.after_fork_in_child();
+        // The parent goes on filling its segments; here nobody does.
+        self.finish_all(w);
         w.close_watches();
         let parents = w.own;
         w.become_child();

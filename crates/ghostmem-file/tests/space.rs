@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use common::{Pair, Random};
-use ghostmem_file::{FileTier, Options, WriteError};
+use ghostmem_file::{FileTier, Options, Packed, WriteError};
 
 const MIB: u64 = 1 << 20;
 /// Segments being filled, kept for the next ones, and what is between two calls of
@@ -203,4 +203,22 @@ fn cleaning_ends_when_no_page_may_be_moved() {
         "{stats:?}"
     );
     pair.check_all();
+}
+
+/// Forks do not use a limited file up: what is being filled goes on being filled.
+#[test]
+fn a_page_written_between_forks_takes_no_segment_of_its_own() {
+    let options = Options::unnamed(std::env::temp_dir()).limit_bytes(8 * MIB);
+    let tier = FileTier::open(&options).unwrap();
+    for owner in 0..1000 {
+        let page = Packed {
+            owner,
+            codec: 1,
+            bytes: &[7; 3900],
+        };
+        let written = tier.write(&[page], &mut [None]);
+        assert!(written.is_ok(), "{written:?} of page {owner}");
+        assert!(tier.try_before_fork());
+        tier.after_fork_in_parent();
+    }
 }
