@@ -275,7 +275,8 @@ enum Claim {
 
 fn claim(file: File, path: &CStr) -> Result<Claim, OsError> {
     let status = file.status()?;
-    if !status.is_regular {
+    // Another user could read what is written, or write what is read.
+    if !status.is_regular || !status.is_own {
         return Ok(Claim::Foreign);
     }
     match file.try_lock() {
@@ -290,13 +291,11 @@ fn claim(file: File, path: &CStr) -> Result<Claim, OsError> {
     }
     let mut begins = [0; MAGIC.len()];
     let len = file.read_at(&mut begins, 0)?;
-    Ok(
-        if file.status()?.len_bytes == 0 || (len == MAGIC.len() && begins == *MAGIC) {
-            Claim::Ours
-        } else {
-            Claim::Foreign
-        },
-    )
+    if file.status()?.len_bytes != 0 && (len != MAGIC.len() || begins != *MAGIC) {
+        return Ok(Claim::Foreign);
+    }
+    file.make_private()?;
+    Ok(Claim::Ours)
 }
 
 /// Writes the header, which shows whether the file takes writes, and how.

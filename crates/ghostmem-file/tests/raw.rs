@@ -9,7 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use common::Random;
-use ghostmem_file::{FileTier, Options, Packed};
+use ghostmem_file::{FileTier, OpenError, Options, Packed};
 
 fn path(name: &str) -> PathBuf {
     std::env::temp_dir().join(format!("ghostmem-raw-{name}-{}", std::process::id()))
@@ -131,4 +131,29 @@ fn nobody_else_may_read_the_file() {
     let mode = std::fs::metadata(&path).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     drop(tier);
+}
+
+/// An empty file that somebody put there is not taken over with its rights: as
+/// root, one of another user is refused, and one of our own is closed to others.
+#[test]
+fn an_empty_file_is_taken_over_only_from_ourselves() {
+    let path = path("found");
+    std::fs::write(&path, b"").unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).unwrap();
+    let tier = FileTier::open(&Options::named(&path)).unwrap();
+    let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    drop(tier);
+    std::fs::write(&path, b"").unwrap();
+    // Only root can give a file away.
+    if std::os::unix::fs::chown(&path, Some(1234), None).is_ok() {
+        let refused = FileTier::open(&Options::named(&path));
+        assert!(
+            matches!(refused, Err(OpenError::Foreign { .. })),
+            "{refused:?}"
+        );
+    } else {
+        eprintln!("SKIPPED: a file of another user cannot be made without root");
+    }
+    std::fs::remove_file(&path).unwrap();
 }

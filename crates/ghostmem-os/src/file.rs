@@ -43,6 +43,8 @@ pub struct Status {
     pub block_bytes: u64,
     /// Whether it is a plain file: no directory, device or pipe.
     pub is_regular: bool,
+    /// Whether it belongs to the user the process acts as.
+    pub is_own: bool,
 }
 
 impl File {
@@ -58,6 +60,16 @@ impl File {
             libc::O_TMPFILE | libc::O_EXCL | libc::O_RDWR,
             "open(O_TMPFILE)",
         )
+    }
+
+    /// Lets nobody but its owner read or write it (fchmod(2)).
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn make_private(&self) -> Result<(), OsError> {
+        // SAFETY: a descriptor of ours.
+        let rc = unsafe { libc::fchmod(self.0, 0o600) };
+        done("fchmod", rc)
     }
 
     /// A new file at `path`.
@@ -297,6 +309,8 @@ impl Status {
             // stat(2): always in units of 512 bytes.
             block_bytes: stat.st_blocks.cast_unsigned() * 512,
             is_regular: stat.st_mode & libc::S_IFMT == libc::S_IFREG,
+            // SAFETY: no preconditions.
+            is_own: stat.st_uid == unsafe { libc::geteuid() },
         }
     }
 }
