@@ -1,5 +1,7 @@
 //! Threads of the engine, and who is running.
 
+use core::sync::atomic::{AtomicBool, Ordering};
+
 use crate::error::OsError;
 use crate::map::{Access, MapArc, PAGE_SIZE, Reservation};
 
@@ -128,6 +130,64 @@ pub struct EngineThread {
     handle: libc::pthread_t,
     // Held until after the join: the thread runs on it.
     stack: Option<Reservation>,
+    shared: Option<Held>,
+}
+
+/// What `spawn_with` shares with its thread.
+struct Start<T: Send + Sync + 'static> {
+    name: &'static core::ffi::CStr,
+    shared: MapArc<T>,
+    body: fn(&T),
+    /// The thread is about to let go of its handle, or has.
+    done: AtomicBool,
+}
+
+impl<T: Send + Sync + 'static> Start<T> {
+    extern "C" fn run(start: *mut libc::c_void) -> *mut libc::c_void {
+        // SAFETY: `spawn_with` gave up exactly this handle to us.
+        let start: MapArc<Self> = unsafe { MapArc::from_raw(start.cast()) };
+        name_this(start.name);
+        (start.body)(&start.shared);
+        start.done.store(true, Ordering::Release);
+        core::ptr::null_mut()
+    }
+}
+
+/// The starter's handle of a [`Start`], whatever its type.
+#[derive(Debug)]
+struct Held {
+    raw: *const libc::c_void,
+    let_go: unsafe fn(*const libc::c_void, bool),
+}
+
+// SAFETY: a handle of a `MapArc` of something that is Send and Sync, used once.
+unsafe impl Send for Held {}
+// SAFETY: as above; nothing is done through a reference.
+unsafe impl Sync for Held {}
+
+impl Held {
+    fn new<T: Send + Sync + 'static>(start: MapArc<Start<T>>) -> Self {
+        /// # Safety
+        /// `raw` must be a handle given up by `new`, and not be used again.
+        unsafe fn let_go<T: Send + Sync + 'static>(raw: *const libc::c_void, thread_is_lost: bool) {
+            // SAFETY: the caller's promise.
+            let ours: MapArc<Start<T>> = unsafe { MapArc::from_raw(raw.cast()) };
+            if thread_is_lost && !ours.done.load(Ordering::Acquire) {
+                // SAFETY: the thread's own handle, which it had not let go of
+                // when it ceased to be.
+                drop(unsafe { MapArc::<Start<T>>::from_raw(raw.cast()) });
+            }
+        }
+        Self {
+            raw: MapArc::into_raw(start).cast(),
+            let_go: let_go::<T>,
+        }
+    }
+
+    fn let_go(self, thread_is_lost: bool) {
+        // SAFETY: `new` made it, and self is gone afterwards.
+        unsafe { (self.let_go)(self.raw, thread_is_lost) };
+    }
 }
 
 impl EngineThread {
@@ -185,6 +245,7 @@ impl EngineThread {
         Ok(Self {
             handle,
             stack: Some(stack),
+            shared: None,
         })
     }
 
@@ -198,24 +259,20 @@ impl EngineThread {
         shared: MapArc<T>,
         body: fn(&T),
     ) -> Result<Self, OsError> {
-        struct Start<T: Send + Sync + 'static> {
-            name: &'static core::ffi::CStr,
-            shared: MapArc<T>,
-            body: fn(&T),
-        }
-        extern "C" fn run<T: Send + Sync + 'static>(start: *mut libc::c_void) -> *mut libc::c_void {
-            // SAFETY: `spawn_with` gave up exactly this handle to us.
-            let start: MapArc<Start<T>> = unsafe { MapArc::from_raw(start.cast()) };
-            name_this(start.name);
-            (start.body)(&start.shared);
-            core::ptr::null_mut()
-        }
-        let start = MapArc::new(Start { name, shared, body })?;
+        let start = MapArc::new(Start {
+            name,
+            shared,
+            body,
+            done: AtomicBool::new(false),
+        })?;
+        let ours = start.clone();
         let raw = MapArc::into_raw(start);
-        Self::spawn(run::<T>, raw as usize).inspect_err(|_| {
+        let mut thread = Self::spawn(Start::<T>::run, raw as usize).inspect_err(|_| {
             // SAFETY: no thread was made that could have taken it.
             drop(unsafe { MapArc::<Start<T>>::from_raw(raw) });
-        })
+        })?;
+        thread.shared = Some(Held::new(ours));
+        Ok(thread)
     }
 
     /// Waits for the thread to end. In a child that ran no fork hook, which has
@@ -227,11 +284,19 @@ impl EngineThread {
         // SAFETY: the handle was never joined before: joining consumes self.
         unsafe { libc::pthread_join(self.handle, core::ptr::null_mut()) };
         self.stack = None;
+        if let Some(shared) = self.shared.take() {
+            shared.let_go(false);
+        }
     }
 
     /// Gives up the handle of a thread that does not exist in this process (a
-    /// forked child has only the thread that forked). Its stack is unmapped.
-    pub fn forget_after_fork(self) {}
+    /// forked child has only the thread that forked). Its stack is unmapped, and
+    /// what it held a handle of is let go.
+    pub fn forget_after_fork(mut self) {
+        if let Some(shared) = self.shared.take() {
+            shared.let_go(true);
+        }
+    }
 }
 
 const fn check(call: &'static str, rc: i32) -> Result<(), OsError> {
