@@ -196,7 +196,7 @@ impl Engine {
                 return;
             }
             self.wake_worker();
-            if fault.access != AccessKind::Read {
+            if barren == 0 && fault.access != AccessKind::Read {
                 self.wait_for_spill();
             }
             self.metrics.add(Counter::direct_reclaims, 1);
@@ -532,12 +532,15 @@ impl Engine {
         for (step, claim) in claims.iter_mut().enumerate() {
             if let Some(claim) = claim.take() {
                 let before = claim.before();
-                let word = if step == lost {
-                    before.with_state(State::Lost)
-                } else {
-                    before
-                };
-                self.release(region, claim, word);
+                if step != lost {
+                    self.release(region, claim, before);
+                    continue;
+                }
+                let word = before.with_state(State::Lost).with_clean(false);
+                self.release(region, claim, word.with_payload(0));
+                // Nobody can ask for it again, and a place in the file that is
+                // nobody's would keep cleaning busy for ever.
+                self.free_slot(before);
             }
         }
     }

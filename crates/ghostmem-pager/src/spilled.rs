@@ -151,7 +151,8 @@ impl Engine {
                 count += 1;
             }
         }
-        if count < 2 {
+        // A page that was touched is read alone, for its message.
+        if count == 0 || (count == 1 && steps[0] == 0) {
             return (0, 0);
         }
         let Scratch { run, io, .. } = scratch;

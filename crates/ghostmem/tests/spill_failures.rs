@@ -319,3 +319,63 @@ fn an_access_to_what_cannot_be_read_stops_the_process_with_a_line() {
         assert!(!heard.contains("went on"), "{kind}: {heard}");
     }
 }
+
+/// Pages that readahead wanted are not lost, and nobody is asked about them,
+/// because a read of one of them failed.
+#[test]
+fn only_the_page_that_is_touched_can_be_lost() {
+    static DISK: Disk = Disk::new();
+    static TOUCHED: AtomicU64 = AtomicU64::new(0);
+    static OTHERS: AtomicU64 = AtomicU64::new(0);
+    fn count(lost: &LostPage) -> LostDecision {
+        let touched = TOUCHED.load(Ordering::Relaxed);
+        OTHERS.fetch_add(
+            u64::from(lost.address / PAGE != touched as usize / PAGE),
+            Ordering::Relaxed,
+        );
+        LostDecision::Retry
+    }
+    let _watchdog = Watchdog::new("lost pages ahead", 55);
+    let heap = builder(dir().faults(&DISK)).on_lost(count).build().unwrap();
+    let data = heap.slice_from_fn(2 << 20, |i| word(i, 1)).unwrap();
+    wait_until(&heap, "the store stays full", |stats| {
+        stats.store_held_bytes <= STORE
+    });
+    DISK.read_one_in.store(2, Ordering::Relaxed);
+    DISK.read_errno.store(libc::EIO, Ordering::Relaxed);
+    for i in (0..data.len()).step_by(64) {
+        TOUCHED.store((&raw const data[i]).addr() as u64, Ordering::Relaxed);
+        assert_eq!(data[i], word(i, 1));
+    }
+    assert!(heap.stats().spilled_read_errors > 0);
+    assert_eq!(OTHERS.load(Ordering::Relaxed), 0);
+}
+
+/// A lost page gives its place in the file up, so that the file shrinks and is left
+/// alone once its block is freed.
+#[test]
+fn lost_pages_keep_no_place_in_the_file() {
+    static DISK: Disk = Disk::new();
+    let _watchdog = Watchdog::new("places of lost pages", 55);
+    let heap = builder(dir().faults(&DISK)).build().unwrap();
+    let data = heap.slice_from_fn(2 << 20, |i| word(i, 1)).unwrap();
+    wait_until(&heap, "the store stays full", |stats| {
+        stats.store_held_bytes <= STORE
+    });
+    DISK.read_errno.store(libc::EIO, Ordering::Relaxed);
+    let lost = data
+        .chunks(PAGE / 8 * 100)
+        .filter(|chunk| {
+            matches!(
+                heap.prefetch(&raw const chunk[..]),
+                Err(Error::PageLost { .. })
+            )
+        })
+        .count();
+    assert!(lost > 10, "{lost}");
+    DISK.read_errno.store(0, Ordering::Relaxed);
+    drop(data);
+    wait_until(&heap, "lost pages keep their places", |stats| {
+        stats.file_pages == 0 && stats.file_bytes < 8 << 20
+    });
+}
