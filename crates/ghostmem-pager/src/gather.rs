@@ -111,17 +111,15 @@ impl Engine {
         batch: &mut Gathered<'_>,
         wanted_bytes: u64,
     ) {
-        let start = spiller.hand;
-        let mut wrapped = false;
         loop {
             let (index, from) = spiller.hand;
             let Some(region) = self.region(index) else {
                 // Past the last region.
-                if wrapped || self.region_count() == 0 {
+                if spiller.wrapped || self.region_count() == 0 {
                     spiller.lap_done = true;
                     return;
                 }
-                wrapped = true;
+                spiller.wrapped = true;
                 spiller.hand = (0, 0);
                 continue;
             };
@@ -136,11 +134,11 @@ impl Engine {
             let end = ((group + 1) * GROUP_PAGES).min(region.pages());
             let next = self.gather_from(region, first, end, spill.rank(), batch);
             spiller.hand = (index, next);
-            if batch.is_full() || batch.used as u64 >= wanted_bytes {
+            if spiller.wrapped && spiller.hand >= spiller.start {
+                spiller.lap_done = true;
                 return;
             }
-            if wrapped && spiller.hand >= start {
-                spiller.lap_done = true;
+            if batch.is_full() || batch.used as u64 >= wanted_bytes {
                 return;
             }
         }

@@ -81,6 +81,9 @@ pub(crate) struct Spill {
     /// What the store may hold; follows the limits and the size of the tables.
     share_bytes: AtomicU64,
     thread: Lock<Option<EngineThread>>,
+    /// Held from a write until its pages point to the file: a child must not
+    /// inherit places that only the thread it lost knew of.
+    moving: Lock<()>,
     /// 1 while the thread sleeps and wants to be woken.
     asleep: AtomicU64,
     /// Batches that went through: faults that wait sleep on it.
@@ -98,6 +101,7 @@ impl Spill {
             store_limit_bytes: settings.store_limit_bytes.map(|bytes| bytes as u64),
             share_bytes: AtomicU64::new(0),
             thread: Lock::new(None),
+            moving: Lock::new(()),
             asleep: AtomicU64::new(0),
             progress: AtomicU64::new(0),
             failing: AtomicBool::new(false),
@@ -155,7 +159,12 @@ impl Spill {
         if !self.thread.try_take_for_fork() {
             return false;
         }
+        if !self.moving.try_take_for_fork() {
+            self.thread.release_after_fork();
+            return false;
+        }
         if !self.tier.try_before_fork() {
+            self.moving.release_after_fork();
             self.thread.release_after_fork();
             return false;
         }
@@ -164,16 +173,19 @@ impl Spill {
 
     pub(crate) fn cancel_fork(&self) {
         self.tier.cancel_fork();
+        self.moving.release_after_fork();
         self.thread.release_after_fork();
     }
 
     pub(crate) fn after_fork_in_parent(&self) {
         self.tier.after_fork_in_parent();
+        self.moving.release_after_fork();
         self.thread.release_after_fork();
     }
 
     pub(crate) fn after_fork_in_child(&self) {
         self.tier.after_fork_in_child();
+        self.moving.release_after_fork();
         self.failing.store(false, Ordering::Relaxed);
         self.thread.release_after_fork();
     }
@@ -183,6 +195,9 @@ impl Spill {
 pub(crate) struct Spiller {
     /// The next page to look at: region and page.
     pub(crate) hand: (usize, usize),
+    /// Where it was at the last ranking, and whether it has begun again since.
+    pub(crate) start: (usize, usize),
+    pub(crate) wrapped: bool,
     /// The hand has been everywhere since the last ranking.
     pub(crate) lap_done: bool,
     back_off: Duration,
@@ -215,13 +230,16 @@ impl Engine {
     pub(crate) fn restart_spiller_after_fork(&self) {
         let Some(spill) = &self.spill else { return };
         let lost = spill.thread.lock().take();
+        let mut started = false;
         if let Some(lost) = lost {
             lost.forget_after_fork();
             let handle = self.handle();
             if let Some(handle) = handle.filter(|_| self.config.background_in_children) {
-                let _without = Self::start_spiller(&handle);
+                started = Self::start_spiller(&handle).is_ok();
             }
         }
+        // Nobody writes: nobody waits for it, and its room does not count.
+        spill.failing.store(!started, Ordering::Relaxed);
     }
 
     /// The store may have grown: once for each batch of evictions.
@@ -349,6 +367,7 @@ impl Engine {
         if spiller.lap_done {
             self.rank(spill, wanted);
             spiller.lap_done = false;
+            (spiller.start, spiller.wrapped) = (spiller.hand, false);
         }
         let mut batch = Gathered {
             entries: [Entry::NONE; BATCH_PAGES],
@@ -380,6 +399,7 @@ impl Engine {
             };
         }
         let mut slots = [None; BATCH_PAGES];
+        let moving = spill.moving.lock();
         let written = spill
             .tier
             .write(&pages[..batch.count], &mut slots[..batch.count]);
@@ -395,6 +415,7 @@ impl Engine {
         spill.failing.store(false, Ordering::Relaxed);
         spiller.back_off = BACK_OFF_MIN;
         let moved = self.swing(spill, &batch, &slots[..batch.count]);
+        drop(moving);
         self.metrics.add(Counter::pages_spilled, moved as u64);
         let in_vain = (batch.count - moved) as u64;
         self.metrics.add(Counter::spills_in_vain, in_vain);
@@ -446,6 +467,8 @@ fn run(engine: &Engine) {
     let Some(spill) = &engine.spill else { return };
     let mut spiller = Spiller {
         hand: (0, 0),
+        start: (0, 0),
+        wrapped: false,
         lap_done: true,
         back_off: BACK_OFF_MIN,
         retry_ns: 0,

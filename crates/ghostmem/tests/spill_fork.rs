@@ -8,8 +8,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use common::{PAGE, Watchdog, alone_on_each, fork, stamped, wait_for};
+use common::{PAGE, Random, Watchdog, alone, alone_on_each, fork, stamped, wait_for};
 use ghostmem::{Backend, GhostSlice, Heap, Spill};
+use ghostmem_file::{Faults, Injected};
 
 mod common;
 
@@ -163,5 +164,125 @@ fn a_childs_end_gives_the_parent_its_file_back() {
             thread::sleep(Duration::from_millis(2));
         }
         panic!("{:?}", words.heap().stats());
+    });
+}
+
+/// A child that has no thread to write to a file waits for none.
+#[test]
+fn a_child_without_background_threads_does_not_wait_for_the_file() {
+    let name = "a_child_without_background_threads_does_not_wait_for_the_file";
+    alone(name, || {
+        let _watchdog = Watchdog::new("a child without threads", 55);
+        let heap = Heap::builder()
+            .resident_limit(256 * PAGE)
+            .background_in_children(false)
+            .spill(Spill::dir(std::env::temp_dir()).store_limit(1 << 20))
+            .build()
+            .unwrap();
+        let child = fork(|| {
+            let mut random = Random::new(3);
+            let data = heap.slice_from_fn(8 << 17, |_| random.next()).unwrap();
+            let stats = heap.stats();
+            assert_eq!((stats.spill_waits, stats.pages_spilled), (0, 0));
+            drop(data);
+        });
+        assert!(wait_for(child).success());
+    });
+}
+
+/// A disk on which a write takes its time.
+#[derive(Debug)]
+struct Slow {
+    writes: AtomicU64,
+    is_slow: AtomicBool,
+}
+
+impl Faults for Slow {
+    fn read(&self, _offset: u64, _len: usize) -> Injected {
+        Injected::Nothing
+    }
+
+    fn write(&self, _offset: u64, _len: usize) -> Injected {
+        self.writes.fetch_add(1, Ordering::Relaxed);
+        if self.is_slow.load(Ordering::Relaxed) {
+            thread::sleep(Duration::from_millis(30));
+        }
+        Injected::Nothing
+    }
+
+    fn punch(&self, _offset: u64, _len: u64) -> Injected {
+        Injected::Nothing
+    }
+}
+
+/// A fork while pages are being written leaves no place in the file that only the
+/// thread knew of which the child does not have.
+#[test]
+fn a_child_inherits_no_place_that_is_nobodys() {
+    alone("a_child_inherits_no_place_that_is_nobodys", || {
+        static DISK: Slow = Slow {
+            writes: AtomicU64::new(0),
+            is_slow: AtomicBool::new(true),
+        };
+        let _watchdog = Watchdog::new("forks while writing", 55);
+        let spill = Spill::dir(std::env::temp_dir()).store_limit(1 << 20);
+        let heap = Heap::builder()
+            .resident_limit(256 * PAGE)
+            .spill(spill.faults(&DISK))
+            .build()
+            .unwrap();
+        for turn in 0..10 {
+            let before = DISK.writes.load(Ordering::Relaxed);
+            let mut data = Some(heap.slice_from_fn(1 << 19, |i| mixed(i, turn)).unwrap());
+            while DISK.writes.load(Ordering::Relaxed) == before {
+                thread::yield_now();
+            }
+            let child = fork(|| {
+                drop(data.take());
+                for _ in 0..1000 {
+                    if heap.stats().file_pages == 0 {
+                        return;
+                    }
+                    thread::sleep(Duration::from_millis(2));
+                }
+                panic!("{:?}", heap.stats());
+            });
+            assert!(wait_for(child).success(), "turn {turn}");
+        }
+    });
+}
+
+/// A heap that a child drops is gone there: its file is closed and its memory
+/// unmapped, although the threads it had are the parent's.
+#[test]
+fn a_heap_that_a_child_drops_closes_its_files() {
+    fn files() -> usize {
+        let ours = |path: std::path::PathBuf| {
+            path.starts_with(std::env::temp_dir()) && path.to_string_lossy().contains("(deleted)")
+        };
+        std::fs::read_dir("/proc/self/fd")
+            .unwrap()
+            .filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok())
+            .filter(|path| ours(path.clone()))
+            .count()
+    }
+    alone("a_heap_that_a_child_drops_closes_its_files", || {
+        let _watchdog = Watchdog::new("a heap dropped in a child", 55);
+        let before = files();
+        let heap = Heap::builder()
+            .resident_limit(256 * PAGE)
+            .spill(Spill::dir(std::env::temp_dir()).store_limit(1 << 20))
+            .build()
+            .unwrap();
+        let data = heap.slice_from_fn(1 << 20, |i| mixed(i, 1)).unwrap();
+        let mut all = Some((data, heap));
+        assert!(files() > before);
+        let child = fork(|| {
+            drop(all.take());
+            assert_eq!(files(), before);
+        });
+        assert!(wait_for(child).success());
+        drop(all.take());
+        assert_eq!(files(), before);
     });
 }
