@@ -89,6 +89,7 @@ impl Engine {
 
     /// Whether any page is pinned. One load.
     #[must_use]
+    #[inline]
     pub fn has_pins(&self) -> bool {
         self.pinned_pages.load(Ordering::Acquire) > 0
     }

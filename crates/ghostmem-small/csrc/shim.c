@@ -1,6 +1,6 @@
 /* What mimalloc's public interface cannot do for a heap over ghost memory.
  *
- * Three things, all of them about the *theap*, mimalloc's per-thread part of
+ * Four things, three of them about the *theap*, mimalloc's per-thread part of
  * a heap:
  *
  *  1. For a heap that is bound to an arena mimalloc places the theap inside
@@ -13,6 +13,8 @@
  *     _mi_theap_free cleared theap->heap). gm_leave_thread takes a thread's
  *     theaps off our heaps first, under a lock that destruction takes too.
  *  3. fork must not catch a heap's theap list half changed.
+ *  4. Whether a block's page is the calling thread's decides how its life is
+ *     noted: gm_place says so, with the block's size.
  *
  * It reads mimalloc's internal headers, so it accepts exactly one version.
  */
@@ -29,8 +31,9 @@
 #error "ghostmem-small knows the internals of mimalloc 3.3.2 only"
 #endif
 
-/* Not static in theap.c, but in no header. */
+/* Not static in theap.c and free.c, but in no header. */
 void _mi_theap_init(mi_theap_t* theap, mi_heap_t* heap, mi_tld_t* tld);
+void _mi_free_generic(mi_page_t* page, bool is_local, void* p);
 
 #if defined(_WIN32) && defined(__GNUC__)
 /* mimalloc starts by an entry in a table of the C library's that only other
@@ -106,13 +109,30 @@ static mi_theap_t* gm_theap_of(mi_heap_t* heap) {
   return theap;
 }
 
-/* The lock-free half of allocation: takes a block only from the free list this
- * thread already holds. NULL says "ask gm_allocate". Size at least 16. */
-void* gm_allocate_quick(mi_heap_t* heap, size_t size, bool zero) {
+typedef struct gm_found_s {
+  void*  block; /* NULL for none */
+  size_t bytes; /* of it that may be used */
+} gm_found_t;
+
+/* The lock-free half of allocation: takes a block only from a free list this
+ * thread already holds, of a page that it then still owns. No block says "ask
+ * gm_allocate". Size at least 16. */
+gm_found_t gm_allocate_quick(mi_heap_t* heap, size_t size, bool zero) {
+  const gm_found_t none = { NULL, 0 };
   mi_theap_t* const theap = gm_cached_of(heap);
-  if (theap == NULL || size > MI_SMALL_SIZE_MAX) return NULL;
-  if (_mi_theap_get_free_small_page(theap, size)->free == NULL) return NULL;
-  return zero ? mi_theap_zalloc_small(theap, size) : mi_theap_malloc_small(theap, size);
+  if (theap == NULL) return none;
+  mi_page_t* page;
+  if (size <= MI_SMALL_SIZE_MAX) {
+    page = _mi_theap_get_free_small_page(theap, size);
+  }
+  else {
+    page = mi_page_queue(theap, size)->first;
+    /* The general half has to see a page of large blocks become full. */
+    if (page == NULL || page->used + 1 >= page->reserved) return none;
+  }
+  if (page->free == NULL) return none;
+  const gm_found_t found = { _mi_page_malloc_zero(theap, page, size, zero), mi_page_usable_block_size(page) };
+  return found;
 }
 
 /* The general half: may take mimalloc's locks, search, map and purge. */
@@ -123,6 +143,27 @@ void* gm_allocate(mi_heap_t* heap, size_t size, size_t align, bool zero) {
   /* With the theap in place (and cached) this finds it and makes none. */
   return zero ? mi_heap_zalloc_aligned(heap, size, align) : mi_heap_malloc_aligned(heap, size, align);
 }
+
+typedef struct gm_place_s {
+  mi_page_t* page;  /* NULL when the block has none any more */
+  uint32_t   bytes; /* of the block that may be used */
+  uint32_t   own;   /* whether the calling thread owns the page */
+} gm_place_t;
+
+/* What mimalloc knows of a block in use. Only the owner of a page can give it
+ * up, so `own` stays true or false until this thread calls mimalloc again. */
+gm_place_t gm_place(const void* block) {
+  mi_page_t* const page = _mi_ptr_page(block);
+  gm_place_t place = { page, 0, 0 };
+  if mi_likely(page != NULL) {
+    place.bytes = (uint32_t)mi_page_usable_block_size(page);
+    place.own   = (_mi_prim_thread_id() ^ mi_page_xthread_id(page)) <= MI_PAGE_FLAG_MASK;
+  }
+  return place;
+}
+
+/* mi_free, for a caller that has the page. */
+void gm_free(mi_page_t* page, bool own, void* block) { _mi_free_generic(page, own, block); }
 
 /* Gives free memory back now: this thread's empty pages of `heap`, then
  * everything free in any arena. */

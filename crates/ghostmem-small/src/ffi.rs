@@ -13,6 +13,41 @@ pub(crate) struct MiHeap {
     opaque: [u8; 0],
 }
 
+/// mimalloc's `mi_page_t`, never looked into from here.
+#[repr(C)]
+pub(crate) struct MiPage {
+    opaque: [u8; 0],
+}
+
+/// A block just allocated, null for none, and how many of its bytes may be used.
+#[repr(C)]
+pub(crate) struct Found {
+    pub(crate) block: *mut c_void,
+    pub(crate) bytes: usize,
+}
+
+/// What mimalloc knows of a block: its page, null when it has none any more.
+#[repr(C)]
+pub(crate) struct Place {
+    pub(crate) page: *mut MiPage,
+    bytes: u32,
+    own: u32,
+}
+
+impl Place {
+    /// Bytes of the block that may be used.
+    #[inline]
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes as usize
+    }
+
+    /// Whether the calling thread owns the page. Nobody else can change that.
+    #[inline]
+    pub(crate) fn is_own(&self) -> bool {
+        self.own != 0
+    }
+}
+
 /// mimalloc's `mi_commit_fun_t`: commit, start, size, is_zero, argument.
 pub(crate) type CommitFn =
     unsafe extern "C" fn(bool, *mut c_void, usize, *mut bool, *mut c_void) -> bool;
@@ -40,13 +75,15 @@ unsafe extern "C" {
     pub(crate) safe fn gm_setup(commit: CommitFn, exit_hook: extern "C" fn()) -> bool;
     pub(crate) safe fn gm_arenas_allowed() -> bool;
     pub(crate) fn gm_heap_is_known(heap: *const MiHeap, arena: *const c_void) -> bool;
-    pub(crate) fn gm_allocate_quick(heap: *mut MiHeap, size: usize, zero: bool) -> *mut c_void;
+    pub(crate) fn gm_allocate_quick(heap: *mut MiHeap, size: usize, zero: bool) -> Found;
     pub(crate) fn gm_allocate(
         heap: *mut MiHeap,
         size: usize,
         align: usize,
         zero: bool,
     ) -> *mut c_void;
+    pub(crate) fn gm_place(block: *const c_void) -> Place;
+    pub(crate) fn gm_free(page: *mut MiPage, own: bool, block: *mut c_void);
     pub(crate) fn gm_trim(heap: *mut MiHeap);
     pub(crate) safe fn gm_leave_thread();
     pub(crate) safe fn gm_teardown_lock();

@@ -10,6 +10,7 @@ use crate::arena::{Arena, Slot};
 use crate::error::SmallError;
 use crate::ffi::{self, MiHeap};
 use crate::gate;
+use crate::live::Places;
 
 /// The largest request served, bytes.
 pub const SIZE_MAX: usize = 32 << 10;
@@ -48,15 +49,17 @@ pub trait Space: Send + Sync + 'static {
 /// Small objects on one [`Arena`].
 ///
 /// Any thread may allocate, and any free what another allocated; the fast
-/// paths share nothing between threads but the bitmap words of neighbouring
-/// blocks. A thread may end with blocks alive: others free them and reuse the
-/// room.
+/// paths share nothing between threads. A thread may end with blocks alive:
+/// others free them and reuse the room.
 ///
-/// **The bitmap** has one bit for every 16 bytes of arena, set while a block
-/// that starts there lives: 1/128 (0.8 %) of the memory touched, ordinary
-/// memory, never touched where the arena is not. A pointer whose bit is clear
-/// never reaches mimalloc. A second bitmap says which freed blocks are *retired*:
-/// held by the [`Space`] when they were freed, and still mimalloc's to free.
+/// **Two bitmaps** with one bit each for every 16 bytes of arena say where a
+/// block lives: where they differ (see `live.rs`). Each takes 1/128 (0.8 %) of
+/// the memory it is written for, ordinary memory, never touched where the arena
+/// is not; the second is written only where blocks are freed by threads that did
+/// not allocate them, or after the thread gave their page up. A pointer where
+/// no block lives never reaches mimalloc. A third bitmap says which freed blocks
+/// are *retired*: held by the [`Space`] when they were freed, and still
+/// mimalloc's to free.
 ///
 /// **Freeing writes into the block** (mimalloc's free list runs through free
 /// blocks): freeing a block whose page is evicted brings the page back.
@@ -73,7 +76,10 @@ pub struct SmallHeap<S: Space> {
 /// All of a heap but its arena. Dropping it destroys the mimalloc heap.
 struct Core<S: Space> {
     heap: NonNull<MiHeap>,
-    live: ZeroArray<AtomicU64>,
+    /// Changed by the owner of a block's mimalloc page.
+    own: ZeroArray<AtomicU64>,
+    /// Changed by everybody else.
+    others: ZeroArray<AtomicU64>,
     /// Freed, but held: touched only where such blocks are.
     retired: ZeroArray<AtomicU64>,
     retired_count: AtomicUsize,
@@ -114,7 +120,8 @@ impl<S: Space> SmallHeap<S> {
             return Err(SmallError::NoHeap);
         }
         let (ghost_start, ghost_bytes) = arena.ghost_range();
-        let live = ZeroArray::new(arena.len() / GRAIN / 64)?;
+        let own = ZeroArray::new(arena.len() / GRAIN / 64)?;
+        let others = ZeroArray::new(arena.len() / GRAIN / 64)?;
         let retired = ZeroArray::new(arena.len() / GRAIN / 64)?;
         let space = MapArc::new(space)?;
         let inside = gate::enter();
@@ -135,7 +142,8 @@ impl<S: Space> SmallHeap<S> {
         drop(inside);
         let core = Core {
             heap,
-            live,
+            own,
+            others,
             retired,
             retired_count: AtomicUsize::new(0),
             space,
@@ -161,32 +169,48 @@ impl<S: Space> SmallHeap<S> {
     #[must_use]
     #[inline]
     pub fn allocate(&self, size: usize, align: usize, zeroed: bool) -> Option<NonNull<u8>> {
+        self.allocate_block(size, align, zeroed).map(NonNull::cast)
+    }
+
+    /// As [`SmallHeap::allocate`], with every byte of the block that may be
+    /// used; the first `size` of them are zero if `zeroed`.
+    #[must_use]
+    #[inline]
+    pub fn allocate_block(&self, size: usize, align: usize, zeroed: bool) -> Option<NonNull<[u8]>> {
         if size > SIZE_MAX || align > ALIGN_MAX || !align.is_power_of_two() {
             return None;
         }
         // A block is never smaller than its alignment: mimalloc would take
         // one of `size + align` and point into it.
         let size = size.max(align).max(GRAIN);
-        let heap = self.core.heap.as_ptr();
-        let mut block = ptr::null_mut();
         if align <= GRAIN {
-            // SAFETY: the heap lives; the size is at least 16.
-            block = unsafe { ffi::gm_allocate_quick(heap, size, zeroed) };
+            let heap = self.core.heap.as_ptr();
+            // SAFETY: the heap lives; the size is between 16 and SIZE_MAX.
+            let found = unsafe { ffi::gm_allocate_quick(heap, size, zeroed) };
+            if let Some(block) = NonNull::new(found.block.cast::<u8>()) {
+                // Out of a page of this thread's theap.
+                self.core.begin(block, true);
+                return Some(NonNull::slice_from_raw_parts(block, found.bytes));
+            }
         }
-        if block.is_null() {
-            let _inside = gate::enter();
-            // SAFETY: the heap lives; size and alignment were checked.
-            block = unsafe { ffi::gm_allocate(heap, size, align, zeroed) };
-        }
+        self.allocate_slowly(size, align, zeroed)
+    }
+
+    #[inline(never)]
+    fn allocate_slowly(&self, size: usize, align: usize, zeroed: bool) -> Option<NonNull<[u8]>> {
+        let _inside = gate::enter();
+        // SAFETY: the heap lives; size and alignment were checked.
+        let block = unsafe { ffi::gm_allocate(self.core.heap.as_ptr(), size, align, zeroed) };
         let block = NonNull::new(block.cast::<u8>())?;
-        let (word, bit) = match self.core.bit_of(block.as_ptr() as usize) {
-            Some(place) => place,
-            None => corrupt(),
-        };
-        if word.fetch_or(bit, Ordering::Relaxed) & bit != 0 {
+        if self.core.places_of(block.as_ptr() as usize).is_none() {
             corrupt();
         }
-        Some(block)
+        // SAFETY: a block in use of mimalloc's, which lies in our arena.
+        let place = unsafe { ffi::gm_place(block.as_ptr().cast()) };
+        // Taking the block may have given up its page, which was the last
+        // thing this thread did with it.
+        self.core.begin(block, place.is_own());
+        Some(NonNull::slice_from_raw_parts(block, place.bytes()))
     }
 
     /// Frees a block. One that the [`Space`] holds is freed for the program; its
@@ -197,24 +221,51 @@ impl<S: Space> SmallHeap<S> {
     /// then.
     ///
     /// # Safety
-    /// If `block` is live, nobody uses it any more.
+    /// If `block` is live, nobody uses it any more. A second free of a block is
+    /// refused, unless two threads free it at the same instant, one of which
+    /// allocated it: then both may succeed, and the process may be stopped when
+    /// its room is handed out again.
     #[inline]
     pub unsafe fn deallocate(&self, block: NonNull<u8>) -> Result<(), SmallError> {
+        // SAFETY: the caller's promise.
+        unsafe { self.deallocate_block(block) }.map(drop)
+    }
+
+    /// As [`SmallHeap::deallocate`]: how many bytes of the block could be used.
+    ///
+    /// # Errors
+    /// As there.
+    ///
+    /// # Safety
+    /// As there.
+    #[inline]
+    pub unsafe fn deallocate_block(&self, block: NonNull<u8>) -> Result<usize, SmallError> {
         let address = block.as_ptr() as usize;
-        let (word, bit) = self.place(address)?;
-        // Relaxed is enough: mimalloc's own free and allocate order this
-        // before the next use of the block, and with it the next set.
-        if word.fetch_and(!bit, Ordering::Relaxed) & bit == 0 {
-            return Err(SmallError::NotLive { address });
+        if !self.contains(address) {
+            return Err(SmallError::Foreign { address });
+        }
+        let wrong = SmallError::NotLive { address };
+        let (places, bit) = self.core.places_of(address).ok_or(wrong)?;
+        if !places.is_live(bit) {
+            return Err(wrong);
+        }
+        // SAFETY: a live block of mimalloc's. Should another thread free it
+        // now, its page header, which is all this reads, still exists, or is
+        // not found any more.
+        let place = unsafe { ffi::gm_place(block.as_ptr().cast()) };
+        if place.page.is_null() || !places.end(bit, place.is_own()) {
+            return Err(wrong);
         }
         if self.core.space.holds_any() {
             self.core.retire(address);
-            return Ok(());
+        } else {
+            // SAFETY: the block lived, so mimalloc handed this pointer out and
+            // it was not freed since; ending its life made this call the only
+            // free, by the caller's promise. The page is its page, which cannot
+            // go or change hands to or from this thread meanwhile.
+            unsafe { ffi::gm_free(place.page, place.is_own(), block.as_ptr().cast()) };
         }
-        // SAFETY: the bit was set, so mimalloc handed this pointer out and it
-        // was not freed since; clearing it made this call the only free.
-        unsafe { ffi::mi_free(block.as_ptr().cast()) };
-        Ok(())
+        Ok(place.bytes())
     }
 
     /// The [`Space`] no longer holds these bytes: blocks there that were freed
@@ -253,8 +304,8 @@ impl<S: Space> SmallHeap<S> {
     #[inline]
     pub fn is_live(&self, block: NonNull<u8>) -> bool {
         self.core
-            .bit_of(block.as_ptr() as usize)
-            .is_some_and(|(word, bit)| word.load(Ordering::Relaxed) & bit != 0)
+            .places_of(block.as_ptr() as usize)
+            .is_some_and(|(places, bit)| places.is_live(bit))
     }
 
     /// Gives back now what is free, instead of when mimalloc gets to it: this
@@ -282,7 +333,8 @@ impl<S: Space> SmallHeap<S> {
     /// reports, it walks them).
     #[must_use]
     pub fn bitmap_bytes(&self) -> usize {
-        self.core.live.backed_bytes() + self.core.retired.backed_bytes()
+        let bitmaps = [&self.core.own, &self.core.others, &self.core.retired];
+        bitmaps.map(|bitmap| bitmap.backed_bytes()).iter().sum()
     }
 
     /// Destroys the heap and all its blocks, and keeps the arena: the holder
@@ -306,28 +358,32 @@ impl<S: Space> SmallHeap<S> {
         };
         outside && ffi::gm_leaves_first()
     }
-
-    #[inline]
-    fn place(&self, address: usize) -> Result<(&AtomicU64, u64), SmallError> {
-        if !self.contains(address) {
-            return Err(SmallError::Foreign { address });
-        }
-        self.core
-            .bit_of(address)
-            .ok_or(SmallError::NotLive { address })
-    }
 }
 
 impl<S: Space> Core<S> {
-    /// The bitmap word and bit of an address where a block can start.
+    /// The bitmap words and the bit of an address where a block can start.
     #[inline]
-    fn bit_of(&self, address: usize) -> Option<(&AtomicU64, u64)> {
+    fn places_of(&self, address: usize) -> Option<(Places<'_>, u64)> {
         if !(self.ghost_start..self.ghost_end).contains(&address) || !address.is_multiple_of(GRAIN)
         {
             return None;
         }
         let grain = (address - self.base) / GRAIN;
-        Some((&self.live[grain / 64], 1 << (grain % 64)))
+        let places = Places {
+            own: &self.own[grain / 64],
+            others: &self.others[grain / 64],
+        };
+        Some((places, 1 << (grain % 64)))
+    }
+
+    /// Notes that a block lives that mimalloc just handed out. `owner`: this
+    /// thread owns its page.
+    #[inline]
+    fn begin(&self, block: NonNull<u8>, owner: bool) {
+        match self.places_of(block.as_ptr() as usize) {
+            Some((places, bit)) if places.begin(bit, owner) => {}
+            _ => corrupt(),
+        }
     }
 
     /// Frees a block that is no longer live as soon as nothing holds it.
@@ -404,11 +460,12 @@ impl<S: Space> fmt::Debug for SmallHeap<S> {
 }
 
 /// mimalloc handed out a block that lives, or memory that is not ours: its
-/// free list, which runs through freed blocks, was overwritten.
+/// free list, which runs through freed blocks, was overwritten, or two threads
+/// freed the block at the same instant.
 #[cold]
 fn corrupt() -> ! {
-    const MESSAGE: &[u8] = b"ghostmem: a freed small block was written to (use after free); \
-        the free list is destroyed, stopping\n";
+    const MESSAGE: &[u8] = b"ghostmem: a freed small block was written to (use after free), \
+        or freed twice at once; the free list is destroyed, stopping\n";
     ghostmem_os::stop::complain(MESSAGE);
     std::process::abort()
 }

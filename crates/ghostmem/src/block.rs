@@ -63,9 +63,7 @@ impl Heap {
         let small = self
             .small_if_made()
             .filter(|_| !self.engine().has_memory_limit())?;
-        let block = small.allocate(layout.size(), layout.align(), zeroed)?;
-        let bytes = small.usable_size(block).unwrap_or(layout.size());
-        Some(NonNull::slice_from_raw_parts(block, bytes))
+        small.allocate_block(layout.size(), layout.align(), zeroed)
     }
 
     /// As [`Heap::deallocate_block`], for a caller that counts small objects by
@@ -96,13 +94,9 @@ impl Heap {
         let small = self
             .small_if_made()
             .filter(|small| small.contains(address))?;
-        let wrong = Error::NotAllocated { address };
-        let Some(bytes) = small.usable_size(block) else {
-            return Some(Err(wrong));
-        };
         // SAFETY: the caller's promise: the block is no longer used.
-        let freed = unsafe { small.deallocate(block) };
-        Some(freed.map(|()| bytes).map_err(|_| wrong))
+        let freed = unsafe { small.deallocate_block(block) };
+        Some(freed.map_err(|_| Error::NotAllocated { address }))
     }
 
     /// Counts bytes that [`Heap::allocate_uncounted`] handed out, less those that

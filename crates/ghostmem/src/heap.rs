@@ -57,6 +57,7 @@ impl Space for Discards {
         let _kept = self.0.discard(address, bytes);
     }
 
+    #[inline]
     fn holds_any(&self) -> bool {
         self.0.has_pins()
     }
@@ -153,6 +154,7 @@ impl Heap {
         Ok(Self { inner })
     }
 
+    #[inline]
     pub(crate) fn engine(&self) -> &MapArc<Engine> {
         &self.inner.engine
     }
