@@ -307,6 +307,42 @@ fn a_program_that_closes_and_replaces_descriptors_goes_on() {
 }
 
 #[test]
+fn the_engines_descriptors_are_not_to_be_seen() {
+    let script = "
+import os, fcntl
+def opens(act):
+    numbers = []
+    for number in range(1100):
+        try:
+            act(number)
+        except OSError as error:
+            continue
+        numbers.append(number)
+    return numbers
+print(sorted(map(int, os.listdir('/proc/self/fd'))), sorted(map(int, os.listdir('/proc/self/fdinfo'))))
+print(sorted(map(int, os.listdir('/dev/fd'))), sorted(map(int, os.listdir('/proc/%d/fd' % os.getpid()))))
+print(opens(os.fstat), opens(lambda n: os.stat(n)), opens(lambda n: fcntl.fcntl(n, fcntl.F_GETFD)))
+print(opens(lambda n: os.close(os.dup(n))), opens(lambda n: os.close(fcntl.fcntl(n, fcntl.F_DUPFD, 3))))
+several = [os.open('/dev/null', os.O_RDONLY) for _ in range(200)]
+print(len(os.listdir('/proc/self/fd')))
+";
+    let plain = Command::new("python3").args(["-c", script]).output();
+    let plain = plain.expect("python3 is missing: install it");
+    for backend in backends() {
+        let output = run(
+            &["--limit", "2M", "--backend", backend],
+            Path::new("python3"),
+            &["-c", script],
+        );
+        assert_eq!(
+            text(&output.stdout),
+            text(&plain.stdout),
+            "{backend}: {output:?}"
+        );
+    }
+}
+
+#[test]
 fn python_runs_as_it_does_without() {
     let script = "
 import sys, subprocess, multiprocessing, threading, json, signal, faulthandler, mmap, os

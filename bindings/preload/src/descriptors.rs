@@ -2,17 +2,19 @@
 //!
 //! Daemons close everything they did not open, and so does every careful
 //! child between fork and exec. To the program ours look as if they were not
-//! open: closing one fails with EBADF, closing a range goes around them.
+//! open: closing, asking about or duplicating one fails with EBADF, closing a
+//! range goes around them, and /proc/self/fd does not list them.
 
 use ghostmem::Heap;
 
-use crate::calls::{Done, error};
-use crate::raw::{self, Answer, failed};
+use crate::calls::{Done, error, table, with_copies};
+use crate::raw::{self, Answer, call, failed, load};
 
 /// Numbers looked after; ours are below 1024.
 const NUMBERS: usize = 4096;
 
-fn is_ours(fd: usize) -> bool {
+/// Whether a descriptor is the engine's.
+pub(crate) fn is_ours(fd: usize) -> bool {
     i32::try_from(fd).is_ok_and(Heap::owns_descriptor)
 }
 
@@ -61,4 +63,139 @@ pub(crate) fn close_range(args: [usize; 6]) -> Done {
         start = end + 1;
     }
     Done::With(answer)
+}
+
+/// Longest entry of a directory, bytes: 19 before a name of 255 and its NUL,
+/// rounded up.
+const ENTRY_BYTES: usize = 280;
+
+/// getdents, getdents64: leaves ours out of a list of this process's descriptors.
+pub(crate) fn list(number: usize, args: [usize; 6]) -> Done {
+    loop {
+        let pointers = table::plain(number).unwrap_or(&[]);
+        let answer = match with_copies(number, args, pointers) {
+            Done::Asis => raw::syscall(number, args),
+            Done::With(answer) => answer,
+        };
+        let Some(bytes) = usize::try_from(answer).ok().filter(|&bytes| bytes > 0) else {
+            return Done::With(answer);
+        };
+        // Where the name begins; linux_dirent64 has a type before it.
+        let name_at = if number == 217 { 19 } else { 18 };
+        let entries = Entries {
+            start: args[1],
+            bytes,
+            name_at,
+        };
+        if !entries.any_is_ours() || !lists_descriptors(args[0]) {
+            return Done::With(answer);
+        }
+        let kept = entries.without_ours();
+        // Nothing left is not the end of the list.
+        if kept > 0 {
+            return Done::With(kept as Answer);
+        }
+    }
+}
+
+/// Directory entries as the kernel packs them (getdents(2)).
+struct Entries {
+    start: usize,
+    bytes: usize,
+    name_at: usize,
+}
+
+impl Entries {
+    /// Offset of the entry after the one at `offset`; the end if it is damaged.
+    fn next(&self, offset: usize) -> usize {
+        match usize::from(load::<u16>(self.start + offset + 16)) {
+            length if length > self.name_at && length <= self.bytes - offset => offset + length,
+            _ => self.bytes,
+        }
+    }
+
+    /// Whether the entry's name is the number of one of ours.
+    fn is_ours(&self, offset: usize) -> bool {
+        let name = self.start + offset + self.name_at;
+        let mut number = 0;
+        for digits in 0..=NUMBERS.ilog10() as usize + 1 {
+            match load::<u8>(name + digits) {
+                digit @ b'0'..=b'9' => number = number * 10 + usize::from(digit - b'0'),
+                0 => return digits > 0 && is_ours(number),
+                _ => return false,
+            }
+        }
+        false
+    }
+
+    fn any_is_ours(&self) -> bool {
+        let mut offset = 0;
+        while offset < self.bytes {
+            if self.is_ours(offset) {
+                return true;
+            }
+            offset = self.next(offset);
+        }
+        false
+    }
+
+    /// Closes the gaps; how many bytes are left.
+    fn without_ours(&self) -> usize {
+        let mut moved = [0_u8; ENTRY_BYTES];
+        let moved = moved.as_mut_ptr() as usize;
+        let (mut offset, mut kept) = (0, 0);
+        while offset < self.bytes {
+            let next = self.next(offset);
+            let length = next - offset;
+            if !self.is_ours(offset) {
+                if kept < offset && length <= ENTRY_BYTES {
+                    // By way of our own memory: the two may overlap.
+                    raw::copy(moved, self.start + offset, length);
+                    raw::copy(self.start + kept, moved, length);
+                }
+                kept += length;
+            }
+            offset = next;
+        }
+        kept
+    }
+}
+
+/// Whether a directory is this process's list of descriptors in /proc.
+fn lists_descriptors(directory: usize) -> bool {
+    let mut path = [0_u8; 40];
+    write_number(b"/proc/self/fd/", directory, b"\0", &mut path);
+    let mut target = [0_u8; 64];
+    let answer = call!(
+        libc::SYS_readlink,
+        path.as_ptr(),
+        target.as_mut_ptr(),
+        target.len()
+    );
+    let Some(target) = usize::try_from(answer).ok().and_then(|n| target.get(..n)) else {
+        return false;
+    };
+    let mut own = [0_u8; 40];
+    let process = usize::try_from(call!(libc::SYS_getpid)).unwrap_or(0);
+    let length = write_number(b"/proc/", process, b"/", &mut own);
+    target.starts_with(&own[..length]) && (target.ends_with(b"/fd") || target.ends_with(b"/fdinfo"))
+}
+
+/// Writes a number between two pieces of text; how long all of it is. Nothing,
+/// if it does not fit.
+fn write_number(before: &[u8], number: usize, after: &[u8], out: &mut [u8; 40]) -> usize {
+    let digits = number.checked_ilog10().unwrap_or(0) as usize + 1;
+    let end = before.len() + digits;
+    let length = end + after.len();
+    if length > out.len() {
+        return 0;
+    }
+    out[..before.len()].copy_from_slice(before);
+    let mut rest = number;
+    for place in out[before.len()..end].iter_mut().rev() {
+        *place = b'0' + (rest % 10) as u8;
+        rest /= 10;
+    }
+    out[end..length].copy_from_slice(after);
+    length
 }

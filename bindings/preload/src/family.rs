@@ -26,6 +26,7 @@ fn set_errno(errno: c_int) {
 }
 
 /// A block or null, errno untouched.
+#[inline(always)]
 fn allocate(size: usize, align: usize, zeroed: bool) -> *mut c_void {
     let thread = thread::current();
     if ghost::wants(thread, size) {
@@ -36,6 +37,7 @@ fn allocate(size: usize, align: usize, zeroed: bool) -> *mut c_void {
 }
 
 /// A block, or null and ENOMEM.
+#[inline(always)]
 fn allocate_or_complain(size: usize, align: usize, zeroed: bool) -> *mut c_void {
     let block = allocate(size, align, zeroed);
     if block.is_null() {
@@ -69,6 +71,19 @@ pub(crate) unsafe extern "C" fn free(block: *mut c_void) {
     let Some(block) = NonNull::new(block) else {
         return;
     };
+    // SAFETY: the caller's promise.
+    if !unsafe { ghost::free_small(block.cast()) } {
+        // SAFETY: the caller's promise.
+        unsafe { free_any(block) };
+    }
+}
+
+/// Frees what is no small object.
+///
+/// # Safety
+/// As [`free`].
+#[inline(never)]
+unsafe fn free_any(block: NonNull<c_void>) {
     if let Some(heap) = ghost::owner(block.as_ptr() as usize) {
         // SAFETY: the caller's promise.
         unsafe { ghost::free(thread::current(), heap, block.cast()) };

@@ -101,12 +101,32 @@ pub(crate) fn wants(thread: &Thread, size: usize) -> bool {
 
 /// A ghost block, or null when there is no room (the memory limit, or the
 /// address space). `size` may be 0.
+#[inline(always)]
 pub(crate) fn allocate(
     thread: &'static Thread,
     size: usize,
     align: usize,
     zeroed: bool,
 ) -> *mut c_void {
+    // What programs ask for most.
+    if size < COUNTED_FROM
+        && let Some(heap) = HEAP.get()
+        && let Ok(layout) = Layout::from_size_align(size, align)
+    {
+        let inside = Inside::new(thread);
+        let block = heap.allocate_uncounted(layout, zeroed);
+        drop(inside);
+        if let Some(block) = block {
+            count(thread, heap, block.len().cast_signed());
+            return block.cast::<c_void>().as_ptr();
+        }
+    }
+    allocate_any(thread, size, align, zeroed)
+}
+
+/// As [`allocate`], whatever the size.
+#[inline(never)]
+fn allocate_any(thread: &'static Thread, size: usize, align: usize, zeroed: bool) -> *mut c_void {
     let Some(heap) = HEAP.get() else {
         return core::ptr::null_mut();
     };
@@ -181,6 +201,38 @@ pub(crate) fn peak_bytes() -> usize {
     PEAK.load(Ordering::Relaxed)
 }
 
+/// Frees a small object; `false`, with nothing done, for everything else. One
+/// that is freed twice, or no block at all, ends the process, as in glibc.
+///
+/// # Safety
+/// Nobody uses the block any more, if it is one.
+#[inline(always)]
+pub(crate) unsafe fn free_small(block: NonNull<u8>) -> bool {
+    let address = block.as_ptr() as usize;
+    if !may_be(address) {
+        return false;
+    }
+    let Some(heap) = HEAP.get().filter(|heap| heap.is_among_small(address)) else {
+        return false;
+    };
+    let thread = thread::current();
+    if thread.forking.get() != 0 {
+        // Between fork's handlers the engine's locks are taken: the block is
+        // lost rather than waited for.
+        return true;
+    }
+    let inside = Inside::new(thread);
+    // SAFETY: the caller's promise.
+    let freed = unsafe { heap.deallocate_uncounted(block) };
+    drop(inside);
+    match freed.map(|freed| freed.map_err(drop)) {
+        Some(Ok(bytes)) => count(thread, heap, -bytes.cast_signed()),
+        Some(Err(())) => not_live(),
+        None => return false,
+    }
+    true
+}
+
 /// Frees a ghost block. One that is freed twice, or no block at all, ends the
 /// process, as in glibc.
 ///
@@ -208,11 +260,7 @@ pub(crate) unsafe fn free(thread: &'static Thread, heap: &Heap, block: NonNull<u
     }
     let inside = Inside::new(thread);
     // SAFETY: the caller's promise.
-    let freed = match unsafe { heap.deallocate_uncounted(block) } {
-        Some(freed) => freed.inspect(|&bytes| count(thread, heap, -bytes.cast_signed())),
-        // SAFETY: as above; no small object, so nothing was done.
-        None => unsafe { heap.deallocate_block(block) },
-    };
+    let freed = unsafe { heap.deallocate_block(block) };
     drop(inside);
     if freed.is_err() {
         not_live();

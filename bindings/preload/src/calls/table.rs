@@ -164,6 +164,8 @@ pub(crate) const fn always(number: usize) -> bool {
     matches!(
         number,
         3 | 33 | 292 | 436 // close, dup2, dup3, close_range: see crate::descriptors
+            | 5 | 32 | 72 | 262 | 332 // fstat, dup, fcntl, newfstatat, statx: likewise
+            | 78 | 217     // getdents, getdents64: likewise
             | MMAP         // where it is redirected at all
             | 13 | 14      // rt_sigaction, rt_sigprocmask
             | 19 | 20 | 295 | 296 | 327 | 328   // readv, writev, preadv, pwritev, *2
