@@ -20,6 +20,14 @@ use crate::threads::PAGES_PER_INSTRUCTION;
 /// restore takes, which is far less than a sleep and a wake.
 const SPINS: u32 = 200;
 
+/// Pages that mimalloc takes at once for small objects of one size, and gives
+/// back at once (its arena slice, 64 KiB).
+const GROUP_PAGES: usize = 16;
+
+/// The smallest limit, pages, that can be so far from reached that pages are
+/// put in place before anybody asks.
+const AMPLE_PAGES_MIN: i64 = 1024;
+
 /// Where a page's bytes came from.
 #[derive(Clone, Copy)]
 enum Source {
@@ -239,6 +247,7 @@ impl Engine {
                 proven: 0,
             }
         };
+        let plan = self.ample(region, page, refault || !write, plan);
         // Readahead never fills more than an eighth of the limit.
         let extra = i64::from(plan.count.min(RUN_PAGES as u32)) - 1;
         let extra = extra.min(self.budget.limit() / 8).max(0);
@@ -281,6 +290,30 @@ impl Engine {
             self.wake_worker();
         }
         Verdict::Resolved
+    }
+
+    /// A plan for a page of small objects that is stored to for the first time,
+    /// while there is room for everything: up to the end of its group. Their
+    /// allocator goes through all of a group, but through many of them in turn,
+    /// which looks like no run.
+    fn ample(&self, region: &Region, page: usize, used: bool, plan: Plan) -> Plan {
+        let limit = self.budget.limit();
+        let place = (region.base() / PAGE_SIZE + page) % GROUP_PAGES;
+        let count = (GROUP_PAGES - place) as u32;
+        let wanted = !used
+            && region.blocks.is_none()
+            && self.config.readahead
+            && plan.count < count
+            && limit >= AMPLE_PAGES_MIN
+            && self.budget.free() > limit / 2;
+        if !wanted {
+            return plan;
+        }
+        Plan {
+            stride: 1,
+            count,
+            ..plan
+        }
     }
 
     /// Restores up to `frames` pages among the `steps` that are `stride` apart
