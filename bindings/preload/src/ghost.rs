@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 
 use ghostmem::Heap;
 
-use crate::thread::{self, Inside, Thread};
+use crate::thread::{self, Entered, Inside, Thread};
 use crate::{cache, holds, raw};
 
 static HEAP: OnceLock<Heap> = OnceLock::new();
@@ -69,6 +69,16 @@ pub(crate) fn owner(address: usize) -> Option<&'static Heap> {
         .filter(|heap| heap.is_ghost(address as *const u8))
 }
 
+/// The heap, if the address lies among its small objects; asks less than
+/// [`owner`].
+#[inline]
+pub(crate) fn owner_of_small(address: usize) -> Option<&'static Heap> {
+    if !may_be(address) {
+        return None;
+    }
+    HEAP.get().filter(|heap| heap.is_among_small(address))
+}
+
 /// Whether an address is ghost memory.
 pub(crate) fn is_ghost(address: usize) -> bool {
     owner(address).is_some()
@@ -112,8 +122,8 @@ pub(crate) fn allocate(
     if size < COUNTED_FROM
         && let Some(heap) = HEAP.get()
         && let Ok(layout) = Layout::from_size_align(size, align)
+        && let Some(inside) = Entered::new(thread)
     {
-        let inside = Inside::new(thread);
         let block = heap.allocate_uncounted(layout, zeroed);
         drop(inside);
         if let Some(block) = block {
@@ -201,18 +211,16 @@ pub(crate) fn peak_bytes() -> usize {
     PEAK.load(Ordering::Relaxed)
 }
 
-/// Frees a small object; `false`, with nothing done, for everything else. One
-/// that is freed twice, or no block at all, ends the process, as in glibc.
+/// Frees a small object of the program's; `false`, with nothing done, for
+/// everything else. One that is freed twice, or no block at all, ends the
+/// process, as in glibc.
 ///
 /// # Safety
 /// Nobody uses the block any more, if it is one.
 #[inline(always)]
 pub(crate) unsafe fn free_small(block: NonNull<u8>) -> bool {
     let address = block.as_ptr() as usize;
-    if !may_be(address) {
-        return false;
-    }
-    let Some(heap) = HEAP.get().filter(|heap| heap.is_among_small(address)) else {
+    let Some(heap) = owner_of_small(address) else {
         return false;
     };
     let thread = thread::current();
@@ -221,7 +229,9 @@ pub(crate) unsafe fn free_small(block: NonNull<u8>) -> bool {
         // lost rather than waited for.
         return true;
     }
-    let inside = Inside::new(thread);
+    let Some(inside) = Entered::new(thread) else {
+        return false;
+    };
     // SAFETY: the caller's promise.
     let freed = unsafe { heap.deallocate_uncounted(block) };
     drop(inside);

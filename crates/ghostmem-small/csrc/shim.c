@@ -156,7 +156,9 @@ gm_place_t gm_place(const void* block) {
   mi_page_t* const page = _mi_ptr_page(block);
   gm_place_t place = { page, 0, 0 };
   if mi_likely(page != NULL) {
-    place.bytes = (uint32_t)mi_page_usable_block_size(page);
+    /* A block of odd size and large alignment may begin inside of mimalloc's. */
+    place.bytes = (uint32_t)(mi_page_has_interior_pointers(page) ? mi_usable_size(block)
+                                                                 : mi_page_usable_block_size(page));
     place.own   = (_mi_prim_thread_id() ^ mi_page_xthread_id(page)) <= MI_PAGE_FLAG_MASK;
   }
   return place;

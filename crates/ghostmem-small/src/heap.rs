@@ -288,8 +288,10 @@ impl<S: Space> SmallHeap<S> {
             return None;
         }
         // SAFETY: a live block of mimalloc's. Should another thread free it
-        // now, its page header, which is all this reads, still exists.
-        Some(unsafe { ffi::mi_usable_size(block.as_ptr().cast()) })
+        // now, its page header, which is all this reads, still exists, or is
+        // not found any more.
+        let place = unsafe { ffi::gm_place(block.as_ptr().cast()) };
+        (!place.page.is_null()).then(|| place.bytes())
     }
 
     /// Whether the address lies in the ghost range.

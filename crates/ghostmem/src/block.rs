@@ -135,6 +135,7 @@ impl Heap {
 
     /// Bytes of the live block that starts at `block`; `None` when none does.
     #[must_use]
+    #[inline]
     pub fn block_bytes(&self, block: NonNull<u8>) -> Option<usize> {
         let address = block.as_ptr().addr();
         if let Some(small) = self.small_if_made()
