@@ -1,30 +1,31 @@
 //! The end of a process that cannot go on with right data.
 
-use ghostmem_os::stop;
+use core::fmt::Write;
+
+use ghostmem_os::message::Line;
+use ghostmem_os::{OsError, stop};
 
 /// Ends the process with one line: there is no program left that could go on
 /// with right data. Async-signal-safe.
 pub fn die(what: &str, errno: i32) -> ! {
-    let mut line = [0_u8; 160];
-    let mut len = 0;
-    let mut put = |text: &[u8]| {
-        for &byte in text {
-            if len < line.len() {
-                line[len] = byte;
-                len += 1;
-            }
-        }
-    };
-    put(b"ghostmem: ");
-    put(what.as_bytes());
-    put(b" (errno ");
-    let errno = errno.unsigned_abs();
-    for divisor in [100, 10, 1] {
-        if errno >= divisor || divisor == 1 {
-            put(&[b'0' + (errno / divisor % 10) as u8]);
-        }
-    }
-    put(b"); the process is stopped to keep its data from being wrong\n");
-    stop::complain(&line[..len]);
+    end(what, None, errno)
+}
+
+/// The same, for a system call that failed: the line names it.
+pub fn die_of(what: &str, error: OsError) -> ! {
+    end(what, Some(error.call), error.errno)
+}
+
+fn end(what: &str, call: Option<&str>, errno: i32) -> ! {
+    // Windows has numbers of its own.
+    let kind = if errno < 0 { "Windows error" } else { "errno" };
+    let (by, call) = call.map_or(("", ""), |call| (": ", call));
+    let mut line = Line::new();
+    let _cut_off = write!(
+        line,
+        "{what}{by}{call} ({kind} {}); the process is stopped to keep its data from being wrong",
+        errno.unsigned_abs()
+    );
+    line.print();
     stop::abort()
 }

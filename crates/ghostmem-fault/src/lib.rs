@@ -33,7 +33,7 @@ mod probe;
 mod registry;
 
 pub use backend::{Backend, Batch, Region};
-pub use die::die;
+pub use die::{die, die_of};
 pub use fork::{Enrolment, enrol};
 pub use gate::{Gate, Inside};
 pub use ghostmem_os::ghost::Installed;

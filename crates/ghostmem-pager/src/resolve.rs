@@ -3,7 +3,7 @@
 use core::sync::atomic::Ordering;
 
 use ghostmem_codec as codec;
-use ghostmem_fault::{AccessKind, Fault, Installed, RUN_PAGES, Scratch, Verdict, die};
+use ghostmem_fault::{AccessKind, Fault, Installed, RUN_PAGES, Scratch, Verdict, die, die_of};
 use ghostmem_os::{PAGE_SIZE, clock, futex};
 use ghostmem_policy::{Heat, Past, Plan};
 use ghostmem_store::Place;
@@ -93,7 +93,7 @@ impl Engine {
             return false;
         };
         if let Err(error) = region.mapped.unprotect(page, 1) {
-            die("a page cannot be opened for the program", error.errno);
+            die_of("a page cannot be opened for the program", error);
         }
         let before = claim.before();
         let opened = before.with_clean(false).with_payload(0);
@@ -134,7 +134,7 @@ impl Engine {
                 }
                 Verdict::Resolved
             }
-            Err(error) => die("a page cannot be put in place", error.errno),
+            Err(error) => die_of("a page cannot be put in place", error),
         }
     }
 
@@ -518,7 +518,7 @@ impl Engine {
         if count == 1 && fresh && !write {
             match region.mapped.install_zero(page_of(0)) {
                 Ok(_) => return,
-                Err(error) => die("a page cannot be put in place", error.errno),
+                Err(error) => die_of("a page cannot be put in place", error),
             }
         }
         // Places in address order, whatever the direction of the run.
@@ -552,7 +552,7 @@ impl Engine {
                     Ok(Installed::Exists) => {
                         die("a page is mapped that the page table says is not", 17)
                     }
-                    Err(error) => die("a page cannot be put in place", error.errno),
+                    Err(error) => die_of("a page cannot be put in place", error),
                 }
             }
             place = end;

@@ -411,7 +411,8 @@ impl Heap {
     /// lives: for raw system calls, asynchronous and direct I/O, devices.
     ///
     /// # Errors
-    /// [`Error::NotGhost`]; [`Error::TooManyPinned`].
+    /// [`Error::NotGhost`]; [`Error::TooManyPinned`]; [`Error::PageLost`];
+    /// [`Error::Os`] when the system refuses to open a page.
     pub fn pin<T>(&self, range: *const [T]) -> Result<Pinned, Error> {
         let (address, len) = parts(range);
         if let Err(error) = self.engine().pin(address, len) {
@@ -420,7 +421,8 @@ impl Heap {
             return Err(match error.errno {
                 12 => Error::TooManyPinned,
                 5 => Error::PageLost { address },
-                _ => Error::NotGhost { address },
+                22 => Error::NotGhost { address },
+                _ => Error::Os(error),
             });
         }
         Ok(Pinned {

@@ -1,15 +1,11 @@
 //! The number that a failed call leaves, and its text.
 //!
 //! The engine's own refusals have numbers of errno(3), as on every system. A
-//! Windows call leaves a code of another kind, kept as its negative; those that
-//! say "no memory" become `ENOMEM`, which the engine acts upon.
+//! Windows call leaves a code of another kind, kept as its negative.
 
 use core::fmt;
 
-use windows_sys::Win32::Foundation::{
-    ERROR_COMMITMENT_LIMIT, ERROR_NO_SYSTEM_RESOURCES, ERROR_NOT_ENOUGH_MEMORY, ERROR_OUTOFMEMORY,
-    GetLastError,
-};
+use windows_sys::Win32::Foundation::GetLastError;
 
 use crate::error::{EEXIST, EINVAL, EIO, ENOMEM, ENOSPC, ENOSYS, EPERM, OsError};
 
@@ -21,13 +17,7 @@ impl OsError {
         let code = unsafe { GetLastError() };
         Self {
             call,
-            errno: match code {
-                ERROR_NOT_ENOUGH_MEMORY
-                | ERROR_OUTOFMEMORY
-                | ERROR_COMMITMENT_LIMIT
-                | ERROR_NO_SYSTEM_RESOURCES => ENOMEM,
-                code => -i32::try_from(code).unwrap_or(i32::MAX),
-            },
+            errno: i32::try_from(code).map_or(i32::MIN, |code| -code),
         }
     }
 }

@@ -1,14 +1,22 @@
 //! Frames of ghost pages: sections of one page each, backed by the paging file.
 //!
 //! ```text
-//!   place    section made ─► mapped in a window of ours ─► filled
-//!            ─► unmapped there ─► mapped where the program looks ─► handle closed
+//!   place    section made, nothing committed ─► mapped in a window of ours
+//!            ─► committed ─► filled ─► unmapped there
+//!            ─► mapped where the program looks ─► handle closed
 //!   remove   unmapped: the section, and the memory it was charged for, is gone
 //! ```
 //! The program's page goes from a placeholder, where every touch faults, to a
 //! view of a section whose bytes are complete, in one step: no thread, and no
 //! system call of another thread, ever sees a part of it. Private memory could
 //! not do that: to be filled in place it has to be open, for everybody.
+//!
+//! Sections are made with `SEC_RESERVE` and committed by hand, and not only
+//! because a view that needs no memory cannot be refused for want of it. Wine
+//! opens the placeholder's own, zero memory to the view's protection before it
+//! maps the section over it, if the section's pages count as committed; a load
+//! in between reads zeros and a store is lost. Of a reserved section the
+//! placeholder stays closed until the mapping is there.
 //!
 //! A section of its own for each page, instead of a pool of frames that go from
 //! page to page, costs two more calls a restore. It buys two things: what is
@@ -19,19 +27,21 @@
 //! Safe in an exception handler: no heap, no lock.
 
 use core::ffi::c_void;
+use core::fmt::Write;
 use core::sync::atomic::{AtomicU64, Ordering};
 use std::sync::OnceLock;
 
 use windows_sys::Win32::Foundation::{CloseHandle, HANDLE, INVALID_HANDLE_VALUE};
 use windows_sys::Win32::System::Memory::{
-    CreateFileMappingW, MEM_COMMIT, PAGE_READONLY, PAGE_READWRITE, VirtualProtect,
+    CreateFileMappingW, MEM_COMMIT, PAGE_READWRITE, SEC_RESERVE, VirtualProtect,
 };
 
 use crate::error::OsError;
 use crate::ghost::Installed;
 use crate::lazy::GRANULE;
 use crate::map::PAGE_SIZE;
-use crate::{placeholder, thread};
+use crate::message::Line;
+use crate::{placeholder, stop, thread};
 
 /// Pages that can be filled at once; a thread that finds no window free yields.
 const WINDOWS: usize = 64;
@@ -94,7 +104,7 @@ impl Drop for Window {
     }
 }
 
-/// A section of one zero page.
+/// A section of one page, with no memory until that is committed.
 struct Section(HANDLE);
 
 impl Section {
@@ -104,7 +114,7 @@ impl Section {
             CreateFileMappingW(
                 INVALID_HANDLE_VALUE,
                 core::ptr::null(),
-                PAGE_READWRITE,
+                PAGE_READWRITE | SEC_RESERVE,
                 0,
                 PAGE_SIZE as u32,
                 core::ptr::null(),
@@ -117,7 +127,7 @@ impl Section {
         }
     }
 
-    /// Fills it with the page at `from`.
+    /// Commits it and fills it with the page at `from`.
     ///
     /// # Safety
     /// The page at `from` must be readable and not change meanwhile.
@@ -125,12 +135,38 @@ impl Section {
         let window = Window::take();
         // SAFETY: the window is this thread's, a placeholder of one page.
         unsafe { placeholder::map(self.0, window.address, true) }?;
-        let to = window.address as *mut u8;
-        // SAFETY: `from` is the caller's promise; the view is writable, a page
-        // long, and nobody else's.
-        unsafe { core::ptr::copy_nonoverlapping(from, to, PAGE_SIZE) };
         // SAFETY: the view is this thread's.
-        unsafe { placeholder::unmap(window.address, true) }
+        let committed = unsafe { placeholder::commit(window.address, true) };
+        if committed.is_ok() {
+            let to = window.address as *mut u8;
+            // SAFETY: `from` is the caller's promise; the view is committed,
+            // writable, a page long, and nobody else's.
+            unsafe { core::ptr::copy_nonoverlapping(from, to, PAGE_SIZE) };
+        }
+        // SAFETY: the view is this thread's.
+        unsafe { placeholder::unmap(window.address, true) }?;
+        committed
+    }
+
+    /// Maps it in the place of the page's placeholder; what was not `filled` is
+    /// zero.
+    ///
+    /// # Safety
+    /// The page must be the caller's address space.
+    unsafe fn put(&self, address: usize, writable: bool, filled: bool) -> Result<(), OsError> {
+        // SAFETY: the caller's promise.
+        unsafe { placeholder::map(self.0, address, writable) }?;
+        // Of one that was filled this changes nothing; but Wine keeps account of
+        // what is committed view by view too, and goes by it in system calls.
+        // SAFETY: just mapped.
+        let committed = unsafe { placeholder::commit(address, writable) };
+        if committed.is_ok() || filled {
+            return Ok(());
+        }
+        // Without memory every touch of it faults, so nobody has used it.
+        // SAFETY: just mapped.
+        unsafe { placeholder::unmap(address, true) }?;
+        committed
     }
 }
 
@@ -174,7 +210,7 @@ pub unsafe fn place(
         unsafe { section.fill(data.as_ptr()) }?;
     }
     // SAFETY: the caller's promise.
-    match unsafe { placeholder::map(section.0, address, writable) } {
+    match unsafe { section.put(address, writable, data.is_some()) } {
         Ok(()) => Ok(Installed::Bytes(PAGE_SIZE)),
         Err(_) if is_there(address) => Ok(Installed::Exists),
         Err(error) => Err(error),
@@ -194,11 +230,6 @@ fn is_there(address: usize) -> bool {
 /// # Errors
 /// The system's refusal: there is no frame, or no memory.
 pub unsafe fn set_writable(address: usize, writable: bool) -> Result<(), OsError> {
-    let protection = if writable {
-        PAGE_READWRITE
-    } else {
-        PAGE_READONLY
-    };
     let mut before = 0;
     // SAFETY: the page is the caller's, and the engine holds no reference into
     // it.
@@ -206,7 +237,7 @@ pub unsafe fn set_writable(address: usize, writable: bool) -> Result<(), OsError
         VirtualProtect(
             address as *const c_void,
             PAGE_SIZE,
-            protection,
+            placeholder::protection(writable),
             &raw mut before,
         )
     };
@@ -225,7 +256,20 @@ pub unsafe fn set_writable(address: usize, writable: bool) -> Result<(), OsError
     // SAFETY: the page is the caller's; its bytes are in the new section.
     unsafe { placeholder::unmap(address, true) }?;
     // SAFETY: as above.
-    unsafe { placeholder::map(section.0, address, true) }
+    let placed = unsafe { section.put(address, true, true) };
+    if let Err(error) = placed {
+        // Whoever looks now finds a page that is nowhere.
+        let mut line = Line::new();
+        let _cut_off = write!(
+            line,
+            "a page cannot be opened for the program: {} ({}); the process is stopped to keep \
+             its data from being wrong",
+            error.call, error.errno
+        );
+        line.print();
+        stop::abort();
+    }
+    Ok(())
 }
 
 /// Takes the frame at `address` away; the page is a placeholder again.

@@ -25,7 +25,7 @@ use windows_sys::Win32::System::Memory::{
     MEM_ADDRESS_REQUIREMENTS, MEM_COMMIT, MEM_EXTENDED_PARAMETER, MEM_MAPPED,
     MEM_PRESERVE_PLACEHOLDER, MEM_PRIVATE, MEM_RELEASE, MEM_REPLACE_PLACEHOLDER, MEM_RESERVE,
     MEM_RESERVE_PLACEHOLDER, MEMORY_BASIC_INFORMATION, MemExtendedParameterAddressRequirements,
-    PAGE_NOACCESS, PAGE_READONLY, PAGE_READWRITE, VirtualFree, VirtualQuery,
+    PAGE_NOACCESS, PAGE_READONLY, PAGE_READWRITE, VirtualAlloc, VirtualFree, VirtualQuery,
 };
 use windows_sys::Win32::System::Threading::GetCurrentProcess;
 
@@ -169,6 +169,15 @@ pub(crate) unsafe fn fill_private(address: usize, len: usize) -> Result<(), OsEr
     }
 }
 
+/// The protection of a page that can be read, or written too.
+pub(crate) const fn protection(writable: bool) -> u32 {
+    if writable {
+        PAGE_READWRITE
+    } else {
+        PAGE_READONLY
+    }
+}
+
 /// Maps the first page of `section` in the place of exactly one placeholder of
 /// a page.
 ///
@@ -177,11 +186,6 @@ pub(crate) unsafe fn fill_private(address: usize, len: usize) -> Result<(), OsEr
 pub(crate) unsafe fn map(section: HANDLE, address: usize, writable: bool) -> Result<(), OsError> {
     // SAFETY: no preconditions; the handle it returns needs no closing.
     let process = unsafe { GetCurrentProcess() };
-    let protection = if writable {
-        PAGE_READWRITE
-    } else {
-        PAGE_READONLY
-    };
     // SAFETY: only a placeholder is replaced; the page is the caller's.
     let got = unsafe {
         (api()?.map)(
@@ -191,13 +195,29 @@ pub(crate) unsafe fn map(section: HANDLE, address: usize, writable: bool) -> Res
             0,
             PAGE_SIZE,
             MEM_REPLACE_PLACEHOLDER,
-            protection,
+            protection(writable),
             core::ptr::null_mut(),
             0,
         )
     };
     if got.is_null() {
         Err(OsError::last("MapViewOfFile3"))
+    } else {
+        Ok(())
+    }
+}
+
+/// Gives the page of a view of a reserved section memory, zero if the section
+/// had none yet. `writable` is what the view was mapped with.
+///
+/// # Safety
+/// The page must be the caller's view.
+pub(crate) unsafe fn commit(address: usize, writable: bool) -> Result<(), OsError> {
+    let protection = protection(writable);
+    // SAFETY: a view of the caller's; bytes that are there stay.
+    let got = unsafe { VirtualAlloc(address as *const c_void, PAGE_SIZE, MEM_COMMIT, protection) };
+    if got.is_null() {
+        Err(OsError::last("VirtualAlloc"))
     } else {
         Ok(())
     }
@@ -256,7 +276,7 @@ pub(crate) unsafe fn clear(base: usize, len: usize, keep: bool) {
         let start = found.AllocationBase;
         let next = found.BaseAddress as usize + found.RegionSize;
         match (found.State, found.Type) {
-            (MEM_COMMIT, MEM_MAPPED) => {
+            (_, MEM_MAPPED) => {
                 // SAFETY: the caller's promise.
                 let _gone = unsafe { unmap(start as usize, keep) };
             }
