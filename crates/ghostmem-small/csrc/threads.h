@@ -19,21 +19,23 @@ static DWORD gm_exit_slot = FLS_OUT_OF_INDEXES;
 static INIT_ONCE gm_exit_once = INIT_ONCE_STATIC_INIT;
 static void (*gm_at_thread_end)(void) = NULL;
 
+/* RtlDllShutdownInProgress, looked up beforehand: a callback of FlsAlloc may run
+ * under a lock that the loader takes while it holds its own, and looking up a
+ * function asks for the loader's. */
+typedef BOOLEAN (NTAPI *gm_ask_t)(void);
+static gm_ask_t gm_is_process_ending = NULL;
+
 /* As the process ends, other threads are gone, wherever they were: with them
  * the locks they held. There is nothing left to put in order either. */
-static bool gm_process_ends(void) {
-  typedef BOOLEAN (NTAPI *ask_t)(void);
-  const HMODULE ntdll = GetModuleHandleA("ntdll.dll");
-  const ask_t ask = (ask_t)(void*)GetProcAddress(ntdll, "RtlDllShutdownInProgress");
-  return ask != NULL && ask();
-}
-
 static void NTAPI gm_exit_callback(void* value) {
-  if (value != NULL && gm_at_thread_end != NULL && !gm_process_ends()) { gm_at_thread_end(); }
+  if (value == NULL || gm_at_thread_end == NULL) return;
+  if (gm_is_process_ending == NULL || !gm_is_process_ending()) { gm_at_thread_end(); }
 }
 
 static BOOL CALLBACK gm_make_exit_slot(INIT_ONCE* once, void* parameter, void** context) {
   (void)once; (void)parameter; (void)context;
+  const HMODULE ntdll = GetModuleHandleA("ntdll.dll");
+  gm_is_process_ending = (gm_ask_t)(void*)GetProcAddress(ntdll, "RtlDllShutdownInProgress");
   gm_exit_slot = FlsAlloc(&gm_exit_callback);
   return TRUE;
 }

@@ -69,7 +69,7 @@ fn committed_memory_stays_within_the_limit_over_eight_times_as_much_data() {
             let heap = Heap::builder().resident_limit(LIMIT).build().unwrap();
             assert_eq!(heap.backend(), Backend::Veh);
             // Reserves the region, and with it what the system keeps for that.
-            let first = heap.slice_from_fn(PAGE / 8, |i| word(i, 0)).unwrap();
+            let first = heap.slice_from_fn(64 * PAGE / 8, |i| word(i, 0)).unwrap();
             let charged_before = charged();
             let mut looks = 0;
             let mut most = (0, 0, 0);
@@ -97,7 +97,7 @@ fn committed_memory_stays_within_the_limit_over_eight_times_as_much_data() {
             look();
             let stats = heap.stats();
             let (views, private, charged) = most;
-            println!(
+            eprintln!(
                 "limit {LIMIT}, data {}: views {views}, private {private}, charged {charged}, \
                  {} looks; {stats:?}",
                 WORDS * 8,

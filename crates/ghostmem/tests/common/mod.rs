@@ -98,7 +98,8 @@ impl Random {
 }
 
 /// Ends the process loudly when it is not dropped in time: a hang becomes a
-/// failure.
+/// failure. Seconds in which nothing runs, because the machine sleeps or the
+/// process is stopped, do not count.
 pub(crate) struct Watchdog {
     _alive: mpsc::Sender<()>,
 }
@@ -107,12 +108,14 @@ impl Watchdog {
     pub(crate) fn new(what: &'static str, seconds: u64) -> Self {
         let (alive, gone) = mpsc::channel::<()>();
         thread::spawn(move || {
-            if gone.recv_timeout(Duration::from_secs(seconds))
-                == Err(mpsc::RecvTimeoutError::Timeout)
-            {
-                eprintln!("watchdog: {what} did not end within {seconds} s");
-                std::process::abort();
+            for _ in 0..seconds {
+                if gone.recv_timeout(Duration::from_secs(1)) != Err(mpsc::RecvTimeoutError::Timeout)
+                {
+                    return;
+                }
             }
+            eprintln!("watchdog: {what} did not end within {seconds} s");
+            std::process::abort();
         });
         Self { _alive: alive }
     }
@@ -135,18 +138,16 @@ pub(crate) fn run_alone(name: &str, role: &str, envs: &[(&str, &str)]) -> ExitSt
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
-    let end = Instant::now() + Duration::from_secs(60);
-    loop {
+    // Waits, and not seconds, as in `Watchdog`.
+    for _ in 0..60 * 500 {
         if let Some(status) = child.try_wait().unwrap() {
             return status;
         }
-        if Instant::now() > end {
-            child.kill().unwrap();
-            let status = child.wait().unwrap();
-            panic!("{name} as {role} did not end within 60 s: {status}");
-        }
         thread::sleep(Duration::from_millis(2));
     }
+    child.kill().unwrap();
+    let status = child.wait().unwrap();
+    panic!("{name} as {role} did not end within 60 s: {status}");
 }
 
 /// Runs `body` in a process of its own: the test `name` (this one) is started
