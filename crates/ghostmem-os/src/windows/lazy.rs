@@ -12,18 +12,19 @@
 //!  └───────────────┴───────────────────────────┴───┘
 //!   P  the range is made of placeholders: 64 KiB of it are replaced at a time
 //! ```
-//! A whole entry is one word, so that the handler, which takes no lock, never
-//! sees half of one. Two threads that touch one page both commit it, which does
-//! no harm.
+//! A whole entry is one word, so that the handler never sees half of one. Two
+//! threads that touch one page both commit it, which does no harm; but a
+//! placeholder is replaced by one thread at a time, for the first step towards it
+//! turns what another has just put there, and used, into a placeholder again.
 
 use core::ffi::c_void;
-use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use windows_sys::Win32::System::Memory::{MEM_COMMIT, PAGE_READWRITE, VirtualAlloc};
 
 use crate::error::{ENOSPC, OsError};
 use crate::map::PAGE_SIZE;
-use crate::{placeholder, signal, stop};
+use crate::{placeholder, signal, stop, thread};
 
 /// Reservations start at multiples of this (`dwAllocationGranularity`).
 pub(crate) const GRANULE: usize = 1 << 16;
@@ -124,16 +125,23 @@ fn commit(page: usize) -> bool {
     !got.is_null()
 }
 
+/// Set while a thread replaces a piece whose number leaves this index over.
+/// Nothing that such a thread does can fault.
+static REPLACING: [AtomicBool; 64] = [const { AtomicBool::new(false) }; 64];
+
 fn replace(piece: usize) -> bool {
-    let is_there = || placeholder::query(piece).is_some_and(|found| found.State == MEM_COMMIT);
-    if is_there() {
-        return true;
+    let replacing = &REPLACING[piece / GRANULE % REPLACING.len()];
+    while replacing.swap(true, Ordering::Acquire) {
+        thread::yield_now();
     }
-    // SAFETY: a piece of a range that the engine reserved for its own use;
-    // refused when it is one already.
-    unsafe { placeholder::split(piece, GRANULE) };
-    // SAFETY: as above.
-    let filled = unsafe { placeholder::fill_private(piece, GRANULE) };
-    // Another thread may have been faster.
-    filled.is_ok() || is_there()
+    let is_there = placeholder::query(piece).is_some_and(|found| found.State == MEM_COMMIT);
+    let done = is_there || {
+        // SAFETY: a piece of a range that the engine reserved for its own use,
+        // and no memory yet; refused when it is a placeholder of its own already.
+        unsafe { placeholder::split(piece, GRANULE) };
+        // SAFETY: as above.
+        unsafe { placeholder::fill_private(piece, GRANULE) }.is_ok()
+    };
+    replacing.store(false, Ordering::Release);
+    done
 }
