@@ -1,6 +1,6 @@
 //! The engine of one heap: its regions, its store, its budget.
 
-use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::OnceLock;
 
 use ghostmem_codec::lz4::Lz4;
@@ -94,9 +94,8 @@ pub struct Engine {
     pub(crate) hand: AtomicU64,
     /// How often the hand has been everywhere.
     pub(crate) sweeps: AtomicU64,
-    /// Pages it met in this sweep.
-    pub(crate) seen_dirty: AtomicU64,
-    pub(crate) seen_clean: AtomicU64,
+    /// Dirty pages it met in this sweep, less the clean ones.
+    pub(crate) dirty_lead: AtomicI64,
     /// Most pages it met in the last sweep were dirty.
     pub(crate) dirty_rules: AtomicBool,
     /// Number of the next eviction batch.
@@ -149,8 +148,7 @@ impl Engine {
             enrolment: Lock::new(None),
             hand: AtomicU64::new(0),
             sweeps: AtomicU64::new(0),
-            seen_dirty: AtomicU64::new(0),
-            seen_clean: AtomicU64::new(0),
+            dirty_lead: AtomicI64::new(0),
             dirty_rules: AtomicBool::new(true),
             nonce: AtomicU64::new(0),
             evictions: AtomicU64::new(0),

@@ -119,7 +119,7 @@ impl Engine {
         // spared pages must not make the batch small, as each batch costs a
         // round of interrupts.
         let (mut from_region, mut count, mut dirty) = (None, 0, 0);
-        let mut census = [0_u64; 2];
+        let mut dirty_lead = 0;
         let mut freed = 0;
         let mut wraps = 0;
         let regions = self.region_count();
@@ -146,7 +146,7 @@ impl Engine {
                 // caller would wait for all of it to run out.
                 let force = freed + count == 0 && looks < FORCED_LOOKS;
                 let word = region.table.load(page);
-                census[usize::from(word.is_clean())] += 1;
+                dirty_lead += if word.is_clean() { -1 } else { 1 };
                 if !(word.is_clean() || with_dirty || force) {
                     continue;
                 }
@@ -160,8 +160,7 @@ impl Engine {
                 }
             }
         }
-        self.seen_dirty.fetch_add(census[0], Ordering::Relaxed);
-        self.seen_clean.fetch_add(census[1], Ordering::Relaxed);
+        self.dirty_lead.fetch_add(dirty_lead, Ordering::Relaxed);
         freed + self.evict_gathered(from_region, &mut victims[..count], scratch)
     }
 
@@ -176,9 +175,8 @@ impl Engine {
 
     /// A sweep begins.
     fn next_sweep(&self) {
-        let dirty = self.seen_dirty.swap(0, Ordering::Relaxed);
-        let clean = self.seen_clean.swap(0, Ordering::Relaxed);
-        self.dirty_rules.store(dirty > clean, Ordering::Relaxed);
+        let dirty_lead = self.dirty_lead.swap(0, Ordering::Relaxed);
+        self.dirty_rules.store(dirty_lead > 0, Ordering::Relaxed);
         self.sweeps.fetch_add(1, Ordering::Relaxed);
     }
 
