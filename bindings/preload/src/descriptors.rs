@@ -5,6 +5,8 @@
 //! open: closing, asking about or duplicating one fails with EBADF, closing a
 //! range goes around them, and /proc/self/fd does not list them.
 
+use std::io::Write;
+
 use ghostmem::Heap;
 
 use crate::calls::{Done, error, table, with_copies};
@@ -163,8 +165,9 @@ impl Entries {
 
 /// Whether a directory is this process's list of descriptors in /proc.
 fn lists_descriptors(directory: usize) -> bool {
+    // Room for any number, and zeros after it.
     let mut path = [0_u8; 40];
-    write_number(b"/proc/self/fd/", directory, b"\0", &mut path);
+    let _fits = write!(&mut path[..], "/proc/self/fd/{directory}");
     let mut target = [0_u8; 64];
     let answer = call!(
         libc::SYS_readlink,
@@ -175,27 +178,10 @@ fn lists_descriptors(directory: usize) -> bool {
     let Some(target) = usize::try_from(answer).ok().and_then(|n| target.get(..n)) else {
         return false;
     };
+    let process = call!(libc::SYS_getpid);
     let mut own = [0_u8; 40];
-    let process = usize::try_from(call!(libc::SYS_getpid)).unwrap_or(0);
-    let length = write_number(b"/proc/", process, b"/", &mut own);
+    let mut rest = &mut own[..];
+    let _fits = write!(rest, "/proc/{process}/");
+    let length = 40 - rest.len();
     target.starts_with(&own[..length]) && (target.ends_with(b"/fd") || target.ends_with(b"/fdinfo"))
-}
-
-/// Writes a number between two pieces of text; how long all of it is. Nothing,
-/// if it does not fit.
-fn write_number(before: &[u8], number: usize, after: &[u8], out: &mut [u8; 40]) -> usize {
-    let digits = number.checked_ilog10().unwrap_or(0) as usize + 1;
-    let end = before.len() + digits;
-    let length = end + after.len();
-    if length > out.len() {
-        return 0;
-    }
-    out[..before.len()].copy_from_slice(before);
-    let mut rest = number;
-    for place in out[before.len()..end].iter_mut().rev() {
-        *place = b'0' + (rest % 10) as u8;
-        rest /= 10;
-    }
-    out[end..length].copy_from_slice(after);
-    length
 }

@@ -112,7 +112,7 @@ pub(crate) unsafe extern "C" fn realloc(block: *mut c_void, size: usize) -> *mut
     let Some(old) = NonNull::new(block) else {
         return malloc(size);
     };
-    let owner = ghost::owner_of_small(block as usize).or_else(|| ghost::owner(block as usize));
+    let owner = ghost::owner_of_block(block as usize);
     if size == 0 {
         // SAFETY: the caller's promise.
         unsafe { free(block) };
@@ -235,10 +235,7 @@ pub(crate) unsafe extern "C" fn malloc_usable_size(block: *mut c_void) -> usize 
     let Some(live) = NonNull::new(block) else {
         return 0;
     };
-    if let Some(heap) = ghost::owner_of_small(block as usize) {
-        return heap.block_bytes(live.cast()).unwrap_or(0);
-    }
-    match ghost::owner(block as usize) {
+    match ghost::owner_of_block(block as usize) {
         Some(heap) => heap.block_bytes(live.cast()).unwrap_or(0),
         // SAFETY: the caller's promise; not ghost memory, so libc's.
         None => unsafe { ordinary::usable_size(block) },

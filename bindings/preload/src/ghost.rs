@@ -79,6 +79,12 @@ pub(crate) fn owner_of_small(address: usize) -> Option<&'static Heap> {
     HEAP.get().filter(|heap| heap.is_among_small(address))
 }
 
+/// As [`owner`], for what is most likely a small object.
+#[inline]
+pub(crate) fn owner_of_block(address: usize) -> Option<&'static Heap> {
+    owner_of_small(address).or_else(|| owner(address))
+}
+
 /// Whether an address is ghost memory.
 pub(crate) fn is_ghost(address: usize) -> bool {
     owner(address).is_some()
