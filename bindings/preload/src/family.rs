@@ -26,7 +26,6 @@ fn set_errno(errno: c_int) {
 }
 
 /// A block or null, errno untouched.
-#[inline(always)]
 fn allocate(size: usize, align: usize, zeroed: bool) -> *mut c_void {
     let thread = thread::current();
     if ghost::wants(thread, size) {
@@ -36,8 +35,17 @@ fn allocate(size: usize, align: usize, zeroed: bool) -> *mut c_void {
     }
 }
 
+/// A block aligned as malloc's are, or null and ENOMEM.
+#[inline(never)]
+fn allocate_plain(size: usize, zeroed: bool) -> *mut c_void {
+    match ghost::allocate_small(size, zeroed) {
+        Some(block) => block,
+        None => allocate_or_complain(size, ALIGN, zeroed),
+    }
+}
+
 /// A block, or null and ENOMEM.
-#[inline(always)]
+#[inline(never)]
 fn allocate_or_complain(size: usize, align: usize, zeroed: bool) -> *mut c_void {
     let block = allocate(size, align, zeroed);
     if block.is_null() {
@@ -49,7 +57,10 @@ fn allocate_or_complain(size: usize, align: usize, zeroed: bool) -> *mut c_void 
 /// malloc(3).
 #[unsafe(no_mangle)]
 pub(crate) extern "C" fn malloc(size: usize) -> *mut c_void {
-    allocate_or_complain(size, ALIGN, false)
+    match ghost::allocate_quick(size) {
+        Some(block) => block,
+        None => allocate_plain(size, false),
+    }
 }
 
 /// calloc(3).
@@ -59,7 +70,7 @@ pub(crate) extern "C" fn calloc(count: usize, size: usize) -> *mut c_void {
         set_errno(libc::ENOMEM);
         return ptr::null_mut();
     };
-    allocate_or_complain(bytes, ALIGN, true)
+    allocate_plain(bytes, true)
 }
 
 /// free(3).
@@ -103,6 +114,12 @@ pub(crate) unsafe extern "C" fn cfree(block: *mut c_void) {
     unsafe { free(block) };
 }
 
+/// Whether a block stays where it is: it is large enough and not more than half of
+/// it would be wasted.
+fn fits(size: usize, usable: usize) -> bool {
+    size <= usable && (size >= usable / 2 || usable <= 2 * ALIGN)
+}
+
 /// realloc(3), with glibc's answer to a size of 0: the block is freed.
 ///
 /// # Safety
@@ -112,12 +129,17 @@ pub(crate) unsafe extern "C" fn realloc(block: *mut c_void, size: usize) -> *mut
     let Some(old) = NonNull::new(block) else {
         return malloc(size);
     };
-    let owner = ghost::owner_of_block(block as usize);
     if size == 0 {
         // SAFETY: the caller's promise.
         unsafe { free(block) };
         return ptr::null_mut();
     }
+    if let Some(usable) = ghost::bytes_of_small(old.cast())
+        && fits(size, usable)
+    {
+        return block;
+    }
+    let owner = ghost::owner(block as usize);
     let usable = match owner {
         Some(heap) => {
             let usable = heap.block_bytes(old.cast());
@@ -132,8 +154,7 @@ pub(crate) unsafe extern "C" fn realloc(block: *mut c_void, size: usize) -> *mut
         // SAFETY: libc's live block.
         None => unsafe { ordinary::usable_size(block) },
     };
-    // In place while it fits without wasting more than half of the block.
-    if owner.is_some() && size <= usable && (size >= usable / 2 || usable <= 2 * ALIGN) {
+    if owner.is_some() && fits(size, usable) {
         return block;
     }
     if let Some(heap) = owner
@@ -145,7 +166,7 @@ pub(crate) unsafe extern "C" fn realloc(block: *mut c_void, size: usize) -> *mut
             return block;
         }
     }
-    let new = allocate_or_complain(size, ALIGN, false);
+    let new = allocate_plain(size, false);
     if !new.is_null() {
         crate::raw::copy(new as usize, block as usize, usable.min(size));
         // SAFETY: the caller's promise; its contents were copied.
@@ -235,7 +256,10 @@ pub(crate) unsafe extern "C" fn malloc_usable_size(block: *mut c_void) -> usize 
     let Some(live) = NonNull::new(block) else {
         return 0;
     };
-    match ghost::owner_of_block(block as usize) {
+    if let Some(bytes) = ghost::bytes_of_small(live.cast()) {
+        return bytes;
+    }
+    match ghost::owner(block as usize) {
         Some(heap) => heap.block_bytes(live.cast()).unwrap_or(0),
         // SAFETY: the caller's promise; not ghost memory, so libc's.
         None => unsafe { ordinary::usable_size(block) },

@@ -2,11 +2,12 @@
 
 use core::alloc::Layout;
 use core::ffi::c_void;
+use core::ptr;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 use std::sync::OnceLock;
 
-use ghostmem::Heap;
+use ghostmem::{Heap, SmallObjects};
 
 use crate::thread::{self, Entered, Inside, Thread};
 use crate::{cache, holds, raw};
@@ -14,6 +15,9 @@ use crate::{cache, holds, raw};
 static HEAP: OnceLock<Heap> = OnceLock::new();
 /// Set when everything is in place: from then on blocks are ghost memory.
 static ON: AtomicBool = AtomicBool::new(false);
+/// The heap's small objects, once blocks are ghost memory and if those of every
+/// size are, and no memory limit has to be asked: what malloc and free look at first.
+static SMALL: AtomicPtr<SmallObjects> = AtomicPtr::new(ptr::null_mut());
 /// Blocks below this many bytes are ordinary memory.
 static GHOST_FROM: AtomicUsize = AtomicUsize::new(0);
 
@@ -43,6 +47,18 @@ pub(crate) fn set(heap: Heap, ghost_from: usize) -> &'static Heap {
 /// From now on blocks are ghost memory.
 pub(crate) fn switch_on() {
     ON.store(true, Ordering::Release);
+    if GHOST_FROM.load(Ordering::Relaxed) == 0
+        && let Some(small) = HEAP.get().and_then(Heap::small_objects)
+    {
+        SMALL.store(ptr::from_ref(small).cast_mut(), Ordering::Release);
+    }
+}
+
+/// What [`SMALL`] points to.
+#[inline(always)]
+fn small() -> Option<&'static SmallObjects> {
+    // SAFETY: null, or part of `HEAP`, which lives for ever.
+    unsafe { SMALL.load(Ordering::Acquire).as_ref() }
 }
 
 /// Whether blocks are ghost memory by now.
@@ -67,22 +83,6 @@ pub(crate) fn owner(address: usize) -> Option<&'static Heap> {
     }
     HEAP.get()
         .filter(|heap| heap.is_ghost(address as *const u8))
-}
-
-/// The heap, if the address lies among its small objects; asks less than
-/// [`owner`].
-#[inline]
-pub(crate) fn owner_of_small(address: usize) -> Option<&'static Heap> {
-    if !may_be(address) {
-        return None;
-    }
-    HEAP.get().filter(|heap| heap.is_among_small(address))
-}
-
-/// As [`owner`], for what is most likely a small object.
-#[inline]
-pub(crate) fn owner_of_block(address: usize) -> Option<&'static Heap> {
-    owner_of_small(address).or_else(|| owner(address))
 }
 
 /// Whether an address is ghost memory.
@@ -115,34 +115,47 @@ pub(crate) fn wants(thread: &Thread, size: usize) -> bool {
         && thread.forking.get() == 0
 }
 
+/// A small object of the program's, what programs ask for most; `None`, with
+/// nothing done, where [`allocate_small`] or [`allocate`] has to see to it.
+#[inline(always)]
+pub(crate) fn allocate_quick(size: usize) -> Option<*mut c_void> {
+    let small = small()?;
+    let thread = thread::current();
+    let inside = Entered::new(thread)?;
+    let block = small.allocate_quick(size);
+    drop(inside);
+    let block = block?;
+    count(thread, block.len().cast_signed());
+    Some(block.cast::<c_void>().as_ptr())
+}
+
+/// As [`allocate_quick`], of every size small objects have.
+pub(crate) fn allocate_small(size: usize, zeroed: bool) -> Option<*mut c_void> {
+    let small = small()?;
+    let thread = thread::current();
+    let inside = Entered::new(thread)?;
+    let block = small.allocate(size, zeroed);
+    drop(inside);
+    let block = block?;
+    count(thread, block.len().cast_signed());
+    Some(block.cast::<c_void>().as_ptr())
+}
+
+/// Bytes of a small object of the program's; `None` for whatever else it may be.
+#[inline(always)]
+pub(crate) fn bytes_of_small(block: NonNull<u8>) -> Option<usize> {
+    small()?.bytes_of(block)
+}
+
 /// A ghost block, or null when there is no room (the memory limit, or the
 /// address space). `size` may be 0.
-#[inline(always)]
+#[inline(never)]
 pub(crate) fn allocate(
     thread: &'static Thread,
     size: usize,
     align: usize,
     zeroed: bool,
 ) -> *mut c_void {
-    // What programs ask for most.
-    if size < COUNTED_FROM
-        && let Some(heap) = HEAP.get()
-        && let Ok(layout) = Layout::from_size_align(size, align)
-        && let Some(inside) = Entered::new(thread)
-    {
-        let block = heap.allocate_uncounted(layout, zeroed);
-        drop(inside);
-        if let Some(block) = block {
-            count(thread, heap, block.len().cast_signed());
-            return block.cast::<c_void>().as_ptr();
-        }
-    }
-    allocate_any(thread, size, align, zeroed)
-}
-
-/// As [`allocate`], whatever the size.
-#[inline(never)]
-fn allocate_any(thread: &'static Thread, size: usize, align: usize, zeroed: bool) -> *mut c_void {
     let Some(heap) = HEAP.get() else {
         return core::ptr::null_mut();
     };
@@ -161,13 +174,7 @@ fn allocate_any(thread: &'static Thread, size: usize, align: usize, zeroed: bool
     let inside = Inside::new(thread);
     let block = Layout::from_size_align(bytes.max(1), align)
         .ok()
-        .and_then(|layout| {
-            if let Some(block) = heap.allocate_uncounted(layout, zeroed) {
-                count(thread, heap, block.len().cast_signed());
-                return Some(block);
-            }
-            heap.allocate_block(layout, zeroed).ok()
-        })
+        .and_then(|layout| heap.allocate_block(layout, zeroed).ok())
         .map(NonNull::cast::<u8>);
     if size >= COUNTED_FROM {
         note_large(heap, block);
@@ -177,26 +184,22 @@ fn allocate_any(thread: &'static Thread, size: usize, align: usize, zeroed: bool
 }
 
 /// Counts small objects for this thread.
-fn count(thread: &Thread, heap: &Heap, bytes: isize) {
+#[inline(always)]
+fn count(thread: &Thread, bytes: isize) {
     let sum = thread.uncounted.get() + bytes;
-    if (-COUNTED_AT..COUNTED_AT).contains(&sum) {
-        thread.uncounted.set(sum);
-    } else {
-        tell(thread, heap, sum);
+    thread.uncounted.set(sum);
+    if !(-COUNTED_AT..COUNTED_AT).contains(&sum) {
+        tell(thread);
     }
 }
 
+/// Tells the heap what this thread has not told yet: that is much, or the thread
+/// ends, or somebody asks.
 #[cold]
-fn tell(thread: &Thread, heap: &Heap, sum: isize) {
-    thread.uncounted.set(0);
-    heap.count_small(sum);
-    PEAK.fetch_max(heap.stats().allocated_bytes, Ordering::Relaxed);
-}
-
-/// Tells the heap what this thread has not told yet: it ends, or somebody asks.
-pub(crate) fn tell_rest(thread: &Thread) {
+pub(crate) fn tell(thread: &Thread) {
     if let Some(heap) = HEAP.get() {
-        tell(thread, heap, thread.uncounted.get());
+        heap.count_small(thread.uncounted.replace(0));
+        PEAK.fetch_max(heap.stats().allocated_bytes, Ordering::Relaxed);
     }
 }
 
@@ -218,35 +221,26 @@ pub(crate) fn peak_bytes() -> usize {
 }
 
 /// Frees a small object of the program's; `false`, with nothing done, for
-/// everything else. One that is freed twice, or no block at all, ends the
-/// process, as in glibc.
+/// everything else.
 ///
 /// # Safety
 /// Nobody uses the block any more, if it is one.
 #[inline(always)]
 pub(crate) unsafe fn free_small(block: NonNull<u8>) -> bool {
-    let address = block.as_ptr() as usize;
-    let Some(heap) = owner_of_small(address) else {
+    let Some(small) = small() else {
         return false;
     };
     let thread = thread::current();
-    if thread.forking.get() != 0 {
-        // Between fork's handlers the engine's locks are taken: the block is
-        // lost rather than waited for.
-        return true;
-    }
+    // Not where the thread runs engine code, or forks: see `free`.
     let Some(inside) = Entered::new(thread) else {
         return false;
     };
     // SAFETY: the caller's promise.
-    let freed = unsafe { heap.deallocate_uncounted(block) };
+    let freed = unsafe { small.free(block) };
     drop(inside);
-    match freed.map(|freed| freed.map_err(drop)) {
-        Some(Ok(bytes)) => count(thread, heap, -bytes.cast_signed()),
-        Some(Err(())) => not_live(),
-        None => return false,
-    }
-    true
+    freed
+        .inspect(|bytes| count(thread, -bytes.cast_signed()))
+        .is_some()
 }
 
 /// Frees a ghost block. One that is freed twice, or no block at all, ends the

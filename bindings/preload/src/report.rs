@@ -62,7 +62,7 @@ pub(crate) fn at_exit() {
     }
     let Some(heap) = ghost::heap() else { return };
     let _inside = Inside::new(thread::current());
-    ghost::tell_rest(thread::current());
+    ghost::tell(thread::current());
     let figures = Figures {
         peak_rss: peak_rss_bytes().unwrap_or(0),
         peak_allocated: ghost::peak_bytes(),

@@ -64,7 +64,7 @@ extern "C" fn ends(round: *mut c_void) {
         return;
     }
     signals::take_stack();
-    ghost::tell_rest(thread::current());
+    ghost::tell(thread::current());
     if PROGRAM.fetch_sub(1, Ordering::AcqRel) != 1 {
         return;
     }

@@ -14,12 +14,15 @@
  *     theaps off our heaps first, under a lock that destruction takes too.
  *  3. fork must not catch a heap's theap list half changed.
  *  4. Whether a block's page is the calling thread's decides how its life is
- *     noted: gm_place says so, with the block's size.
+ *     noted: gm_place says so, with the block's size. Where it is, the quick
+ *     paths note it themselves: one call for all of malloc or free.
  *
  * It reads mimalloc's internal headers, so it accepts exactly one version.
  */
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 #include "threads.h"
 
@@ -109,18 +112,115 @@ static mi_theap_t* gm_theap_of(mi_heap_t* heap) {
   return theap;
 }
 
+/* Which blocks live, as `live.rs` has it (read that first), and where they are.
+ * `Table` in heap.rs is the same structure. */
+typedef struct gm_table_s {
+  mi_heap_t*         heap;
+  uintptr_t          base;   /* the words count from here, one for every KiB */
+  uintptr_t          start;  /* blocks are here ... */
+  uintptr_t          bytes;  /* ... and so many bytes further */
+  _Atomic(uint64_t)* own;
+  _Atomic(uint64_t)* others;
+  _Atomic(uint8_t)*  mixed;  /* one for every 64 KiB */
+} gm_table_t;
+
+/* The quick paths do what mimalloc's do where it was built to keep no statistics,
+ * no padding and no secrets in free lists, as libmimalloc-sys builds it. */
+#if MI_STAT || MI_PADDING || MI_ENCODE_FREELIST || MI_GUARDED || MI_DEBUG || MI_SECURE
+#error "ghostmem-small needs mimalloc without statistics, padding and encoding"
+#endif
+
+/* Whether blocks may be in a table at all. */
+static inline bool gm_may_start_at(const gm_table_t* table, uintptr_t at) {
+  return at - table->start < table->bytes && at % 16 == 0;
+}
+
+typedef struct gm_life_s {
+  _Atomic(uint64_t)* own;   /* the word of the owner's bits ... */
+  uint64_t           now;   /* ... what it says ... */
+  uint64_t           live;  /* ... and, with the others', which blocks live */
+  uint64_t           bit;   /* the block's */
+} gm_life_t;
+
+static inline gm_life_t gm_life_of(const gm_table_t* table, uintptr_t at) {
+  const uintptr_t offset = at - table->base;
+  gm_life_t life;
+  life.own  = &table->own[offset >> 10];
+  life.now  = atomic_load_explicit(life.own, memory_order_relaxed);
+  life.live = life.now;
+  life.bit  = (uint64_t)1 << ((offset >> 4) & 63);
+  if mi_unlikely(atomic_load_explicit(&table->mixed[offset >> 16], memory_order_relaxed) != 0) {
+    life.live ^= atomic_load_explicit(&table->others[offset >> 10], memory_order_relaxed);
+  }
+  return life;
+}
+
+/* A block's life begins or ends, in a page of this thread's. */
+static inline void gm_turn(const gm_life_t* life) {
+  atomic_store_explicit(life->own, life->now ^ life->bit, memory_order_relaxed);
+}
+
 typedef struct gm_found_s {
   void*  block; /* NULL for none */
-  size_t bytes; /* of it that may be used */
+  size_t bytes; /* of it that may be used; 0: the block lives already */
 } gm_found_t;
 
-/* The lock-free half of allocation: takes a block only from a free list this
- * thread already holds, of a page that it then still owns. No block says "ask
- * gm_allocate". Size at least 16. */
-gm_found_t gm_allocate_quick(mi_heap_t* heap, size_t size, bool zero) {
-  const gm_found_t none = { NULL, 0 };
-  mi_theap_t* const theap = gm_cached_of(heap);
-  if (theap == NULL) return none;
+/* After how many pages that ran out mimalloc wants its general half to see to
+ * what is due (page.c:_mi_malloc_generic). */
+#define GM_UNTIL_DUE 1000
+
+/* A page's free list, with what its owner freed meanwhile if it is empty: as
+ * page.c:mi_page_free_quick_collect does it. NULL when there is nothing. */
+static inline mi_block_t* gm_first_free(mi_theap_t* theap, mi_page_t* page) {
+  mi_block_t* const block = page->free;
+  if mi_likely(block != NULL) return block;
+  mi_block_t* const freed = page->local_free;
+  if (freed == NULL || theap->generic_count + 1 >= GM_UNTIL_DUE) return NULL;
+  theap->generic_count++;
+  page->free          = freed;
+  page->local_free    = NULL;
+  page->free_is_zero  = false;
+  page->retire_expire = 0;
+  return freed;
+}
+
+/* Takes the first free block of a page of this thread's and notes that it lives. */
+static inline gm_found_t gm_take(const gm_table_t* table, mi_theap_t* theap, mi_page_t* page) {
+  gm_found_t found = { gm_first_free(theap, page), 0 };
+  if mi_unlikely(found.block == NULL) return found;
+  const uintptr_t at = (uintptr_t)found.block;
+  if mi_unlikely(!gm_may_start_at(table, at)) return found;
+  const gm_life_t life = gm_life_of(table, at);
+  if mi_unlikely((life.live & life.bit) != 0) return found;
+  gm_turn(&life);
+  found.bytes = mi_page_usable_block_size(page);
+  /* As mi_page_malloc_zero does it. */
+  mi_block_t* const block = (mi_block_t*)found.block;
+  page->free = mi_block_next(page, block);
+  page->used++;
+  block->next = 0;
+  return found;
+}
+
+_Static_assert(MI_SMALL_SIZE_MAX == 1024, "QUICK_MAX in heap.rs");
+
+/* The lock-free half of allocation: takes a block only from the free lists of a
+ * page that this thread owns, and still does afterwards, and notes that it lives.
+ * No block says "ask gm_allocate". Size at least 16 and at most MI_SMALL_SIZE_MAX. */
+gm_found_t gm_allocate_quick(const gm_table_t* table, size_t size) {
+  mi_theap_t* const theap = gm_cached_of(table->heap);
+  if mi_unlikely(theap == NULL) {
+    const gm_found_t none = { NULL, 0 };
+    return none;
+  }
+  return gm_take(table, theap, _mi_theap_get_free_small_page(theap, size));
+}
+
+/* The same for the sizes above, and for zeros of any size. */
+gm_found_t gm_allocate_other(const gm_table_t* table, size_t size, bool zero) {
+  gm_found_t found = { NULL, 0 };
+  mi_theap_t* const theap = gm_cached_of(table->heap);
+  if mi_unlikely(theap == NULL) return found;
   mi_page_t* page;
   if (size <= MI_SMALL_SIZE_MAX) {
     page = _mi_theap_get_free_small_page(theap, size);
@@ -128,11 +228,48 @@ gm_found_t gm_allocate_quick(mi_heap_t* heap, size_t size, bool zero) {
   else {
     page = mi_page_queue(theap, size)->first;
     /* The general half has to see a page of large blocks become full. */
-    if (page == NULL || page->used + 1 >= page->reserved) return none;
+    if (page == NULL || page->used + 1 >= page->reserved) return found;
   }
-  if (page->free == NULL) return none;
-  const gm_found_t found = { _mi_page_malloc_zero(theap, page, size, zero), mi_page_usable_block_size(page) };
+  found = gm_take(table, theap, page);
+  if (zero && found.bytes != 0 && !page->free_is_zero) {
+    _mi_memzero_aligned(found.block, found.bytes);
+  }
   return found;
+}
+
+/* The lock-free half of a free: a live block of a page that this thread owns,
+ * that is not full, keeps other blocks in use and has none that begins inside
+ * another. Its bytes; 0, and nothing happened, for all else. */
+size_t gm_free_quick(const gm_table_t* table, void* p) {
+  const uintptr_t at = (uintptr_t)p;
+  if mi_unlikely(!gm_may_start_at(table, at)) return 0;
+  const gm_life_t life = gm_life_of(table, at);
+  if mi_unlikely((life.live & life.bit) == 0) return 0;
+  mi_page_t* const page = _mi_ptr_page(p);
+  if mi_unlikely(page == NULL || mi_page_xthread_id(page) != _mi_prim_thread_id()) return 0;
+  /* The last block: the general half retires the page, once. The count by itself:
+   * a wider load would wait for the store of the last malloc or free to land. */
+  const uint16_t used = *(volatile uint16_t*)&page->used;
+  if mi_unlikely(used == 1 && page->retire_expire == 0) return 0;
+  gm_turn(&life);
+  /* As mi_free_block_local does it. */
+  mi_block_t* const block = (mi_block_t*)p;
+  mi_block_set_next(page, block, page->local_free);
+  page->local_free = block;
+  page->used = used - 1;
+  return mi_page_usable_block_size(page);
+}
+
+/* Bytes of a live block that may be used; 0 where none starts, or one begins
+ * inside another. */
+size_t gm_size_quick(const gm_table_t* table, const void* p) {
+  const uintptr_t at = (uintptr_t)p;
+  if mi_unlikely(!gm_may_start_at(table, at)) return 0;
+  const gm_life_t life = gm_life_of(table, at);
+  if mi_unlikely((life.live & life.bit) == 0) return 0;
+  const mi_page_t* const page = _mi_ptr_page(p);
+  if mi_unlikely(page == NULL || mi_page_has_interior_pointers(page)) return 0;
+  return mi_page_usable_block_size(page);
 }
 
 /* The general half: may take mimalloc's locks, search, map and purge. */

@@ -3,6 +3,8 @@
 //! Declared here because `libmimalloc-sys` describes mimalloc v2's heaps.
 
 use core::ffi::{c_int, c_void};
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU8, AtomicU64};
 
 // The library itself: naming the crate links it.
 use libmimalloc_sys as _;
@@ -19,7 +21,22 @@ pub(crate) struct MiPage {
     opaque: [u8; 0],
 }
 
-/// A block just allocated, null for none, and how many of its bytes may be used.
+/// Where a heap's blocks are, and the words that say which of them live.
+#[repr(C)]
+pub(crate) struct Table {
+    pub(crate) heap: NonNull<MiHeap>,
+    /// The words count from here.
+    pub(crate) base: usize,
+    /// Blocks are here, and so many bytes further.
+    pub(crate) start: usize,
+    pub(crate) bytes: usize,
+    pub(crate) own: *const AtomicU64,
+    pub(crate) others: *const AtomicU64,
+    pub(crate) mixed: *const AtomicU8,
+}
+
+/// A block just allocated, null for none, and how many of its bytes may be used;
+/// 0 when it lived already.
 #[repr(C)]
 pub(crate) struct Found {
     pub(crate) block: *mut c_void,
@@ -75,7 +92,10 @@ unsafe extern "C" {
     pub(crate) safe fn gm_setup(commit: CommitFn, exit_hook: extern "C" fn()) -> bool;
     pub(crate) safe fn gm_arenas_allowed() -> bool;
     pub(crate) fn gm_heap_is_known(heap: *const MiHeap, arena: *const c_void) -> bool;
-    pub(crate) fn gm_allocate_quick(heap: *mut MiHeap, size: usize, zero: bool) -> Found;
+    pub(crate) fn gm_allocate_quick(table: *const Table, size: usize) -> Found;
+    pub(crate) fn gm_allocate_other(table: *const Table, size: usize, zero: bool) -> Found;
+    pub(crate) fn gm_free_quick(table: *const Table, block: *mut c_void) -> usize;
+    pub(crate) fn gm_size_quick(table: *const Table, block: *const c_void) -> usize;
     pub(crate) fn gm_allocate(
         heap: *mut MiHeap,
         size: usize,

@@ -2,13 +2,13 @@
 
 use core::fmt;
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
+use core::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering, fence};
 
 use ghostmem_os::map::{MapArc, ZeroArray};
 
 use crate::arena::{Arena, Slot};
 use crate::error::SmallError;
-use crate::ffi::{self, MiHeap};
+use crate::ffi::{self, Table};
 use crate::gate;
 use crate::live::Places;
 
@@ -20,6 +20,12 @@ pub const ALIGN_MAX: usize = 4096;
 
 /// The smallest distance between two blocks, and their least alignment.
 const GRAIN: usize = 16;
+
+/// The largest request the quickest path takes: mimalloc's `MI_SMALL_SIZE_MAX`.
+const QUICK_MAX: usize = 1024;
+
+/// Bytes of blocks that one byte of `mixed` speaks of.
+const MIXED_BYTES: usize = 64 << 10;
 
 /// What a heap needs from whoever made its arena's range ghost memory.
 pub trait Space: Send + Sync + 'static {
@@ -55,8 +61,9 @@ pub trait Space: Send + Sync + 'static {
 /// **Two bitmaps** with one bit each for every 16 bytes of arena say where a
 /// block lives: where they differ (see `live.rs`). Each takes 1/128 (0.8 %) of
 /// the memory it is written for, ordinary memory, never touched where the arena
-/// is not; the second is written only where blocks are freed by threads that did
-/// not allocate them, or after the thread gave their page up. A pointer where
+/// is not; the second is written, and read, only where blocks are freed by threads
+/// that did not allocate them, or after the thread gave their page up, which a byte
+/// for every 64 KiB says. A pointer where
 /// no block lives never reaches mimalloc. A third bitmap says which freed blocks
 /// are *retired*: held by the [`Space`] when they were freed, and still
 /// mimalloc's to free.
@@ -75,11 +82,14 @@ pub struct SmallHeap<S: Space> {
 
 /// All of a heap but its arena. Dropping it destroys the mimalloc heap.
 struct Core<S: Space> {
-    heap: NonNull<MiHeap>,
+    /// Where what follows is, for the quick paths.
+    table: Table,
     /// Changed by the owner of a block's mimalloc page.
     own: ZeroArray<AtomicU64>,
     /// Changed by everybody else.
     others: ZeroArray<AtomicU64>,
+    /// Where `others` was ever changed, a byte for every [`MIXED_BYTES`].
+    mixed: ZeroArray<AtomicU8>,
     /// Freed, but held: touched only where such blocks are.
     retired: ZeroArray<AtomicU64>,
     retired_count: AtomicUsize,
@@ -87,9 +97,6 @@ struct Core<S: Space> {
     slot: &'static Slot,
     /// The process the heap was made in, see [`gate::epoch`].
     epoch: usize,
-    base: usize,
-    ghost_start: usize,
-    ghost_end: usize,
 }
 
 // SAFETY: mimalloc v3 heaps may be used from any thread; every thread gets its
@@ -122,6 +129,7 @@ impl<S: Space> SmallHeap<S> {
         let (ghost_start, ghost_bytes) = arena.ghost_range();
         let own = ZeroArray::new(arena.len() / GRAIN / 64)?;
         let others = ZeroArray::new(arena.len() / GRAIN / 64)?;
+        let mixed = ZeroArray::new(arena.len() / MIXED_BYTES)?;
         let retired = ZeroArray::new(arena.len() / GRAIN / 64)?;
         let space = MapArc::new(space)?;
         let inside = gate::enter();
@@ -140,18 +148,25 @@ impl<S: Space> SmallHeap<S> {
         // keeps until it detached; `S` is Sync.
         unsafe { slot.attach(heap.as_ptr(), context, discard_in::<S>) };
         drop(inside);
-        let core = Core {
+        let table = Table {
             heap,
+            base: arena.base(),
+            start: ghost_start,
+            bytes: ghost_bytes,
+            own: own.as_ptr(),
+            others: others.as_ptr(),
+            mixed: mixed.as_ptr(),
+        };
+        let core = Core {
+            table,
             own,
             others,
+            mixed,
             retired,
             retired_count: AtomicUsize::new(0),
             space,
             slot,
             epoch: gate::epoch(),
-            base: arena.base(),
-            ghost_start,
-            ghost_end: ghost_start + ghost_bytes,
         };
         Ok(Self { core, arena })
     }
@@ -177,6 +192,35 @@ impl<S: Space> SmallHeap<S> {
     #[must_use]
     #[inline]
     pub fn allocate_block(&self, size: usize, align: usize, zeroed: bool) -> Option<NonNull<[u8]>> {
+        if align <= GRAIN
+            && !zeroed
+            && let Some(block) = self.allocate_quick(size)
+        {
+            return Some(block);
+        }
+        self.allocate_slowly(size, align, zeroed)
+    }
+
+    /// As [`SmallHeap::allocate_block`] with an alignment of 16, where that is quickly
+    /// done; `None` says no more than that it is not.
+    #[must_use]
+    #[inline]
+    pub fn allocate_quick(&self, size: usize) -> Option<NonNull<[u8]>> {
+        if size > QUICK_MAX {
+            return None;
+        }
+        // SAFETY: the heap and the table's arrays live; the size is between 16 and
+        // QUICK_MAX.
+        let found = unsafe { ffi::gm_allocate_quick(&self.core.table, size.max(GRAIN)) };
+        if found.bytes == 0 {
+            return None;
+        }
+        let block = NonNull::new(found.block.cast::<u8>())?;
+        Some(NonNull::slice_from_raw_parts(block, found.bytes))
+    }
+
+    #[inline(never)]
+    fn allocate_slowly(&self, size: usize, align: usize, zeroed: bool) -> Option<NonNull<[u8]>> {
         if size > SIZE_MAX || align > ALIGN_MAX || !align.is_power_of_two() {
             return None;
         }
@@ -184,23 +228,19 @@ impl<S: Space> SmallHeap<S> {
         // one of `size + align` and point into it.
         let size = size.max(align).max(GRAIN);
         if align <= GRAIN {
-            let heap = self.core.heap.as_ptr();
-            // SAFETY: the heap lives; the size is between 16 and SIZE_MAX.
-            let found = unsafe { ffi::gm_allocate_quick(heap, size, zeroed) };
+            // SAFETY: the heap and the table's arrays live; the size is between 16
+            // and SIZE_MAX.
+            let found = unsafe { ffi::gm_allocate_other(&self.core.table, size, zeroed) };
             if let Some(block) = NonNull::new(found.block.cast::<u8>()) {
-                // Out of a page of this thread's theap.
-                self.core.begin(block, true);
+                if found.bytes == 0 {
+                    corrupt();
+                }
                 return Some(NonNull::slice_from_raw_parts(block, found.bytes));
             }
         }
-        self.allocate_slowly(size, align, zeroed)
-    }
-
-    #[inline(never)]
-    fn allocate_slowly(&self, size: usize, align: usize, zeroed: bool) -> Option<NonNull<[u8]>> {
         let _inside = gate::enter();
         // SAFETY: the heap lives; size and alignment were checked.
-        let block = unsafe { ffi::gm_allocate(self.core.heap.as_ptr(), size, align, zeroed) };
+        let block = unsafe { ffi::gm_allocate(self.core.table.heap.as_ptr(), size, align, zeroed) };
         let block = NonNull::new(block.cast::<u8>())?;
         if self.core.places_of(block.as_ptr() as usize).is_none() {
             corrupt();
@@ -240,6 +280,27 @@ impl<S: Space> SmallHeap<S> {
     /// As there.
     #[inline]
     pub unsafe fn deallocate_block(&self, block: NonNull<u8>) -> Result<usize, SmallError> {
+        if !self.core.space.holds_any() {
+            let block = block.as_ptr().cast();
+            // SAFETY: the table's arrays live; if a live block starts there, it is
+            // no longer used, by the caller's promise, and its page, if that is
+            // this thread's, cannot go or change hands meanwhile. Should it be
+            // another's, only its header is read, as below.
+            let bytes = unsafe { ffi::gm_free_quick(&self.core.table, block) };
+            if bytes != 0 {
+                return Ok(bytes);
+            }
+        }
+        // SAFETY: the caller's promise.
+        unsafe { self.deallocate_slowly(block) }
+    }
+
+    /// As [`SmallHeap::deallocate_block`], whoever's page it is.
+    ///
+    /// # Safety
+    /// As there.
+    #[inline(never)]
+    unsafe fn deallocate_slowly(&self, block: NonNull<u8>) -> Result<usize, SmallError> {
         let address = block.as_ptr() as usize;
         if !self.contains(address) {
             return Err(SmallError::Foreign { address });
@@ -284,6 +345,18 @@ impl<S: Space> SmallHeap<S> {
     #[must_use]
     #[inline]
     pub fn usable_size(&self, block: NonNull<u8>) -> Option<usize> {
+        // SAFETY: the table's arrays live, and of mimalloc's only the header of a
+        // live block's page is read, as below.
+        let bytes = unsafe { ffi::gm_size_quick(&self.core.table, block.as_ptr().cast()) };
+        if bytes != 0 {
+            return Some(bytes);
+        }
+        self.usable_size_slowly(block)
+    }
+
+    /// As [`SmallHeap::usable_size`], for every block.
+    #[inline(never)]
+    fn usable_size_slowly(&self, block: NonNull<u8>) -> Option<usize> {
         if !self.is_live(block) {
             return None;
         }
@@ -298,7 +371,7 @@ impl<S: Space> SmallHeap<S> {
     #[must_use]
     #[inline]
     pub fn contains(&self, address: usize) -> bool {
-        (self.core.ghost_start..self.core.ghost_end).contains(&address)
+        self.core.contains(address)
     }
 
     /// Whether a live block starts at this pointer.
@@ -316,7 +389,7 @@ impl<S: Space> SmallHeap<S> {
     pub fn trim(&self) {
         let _inside = gate::enter();
         // SAFETY: the heap lives.
-        unsafe { ffi::gm_trim(self.core.heap.as_ptr()) };
+        unsafe { ffi::gm_trim(self.core.table.heap.as_ptr()) };
     }
 
     /// What hears of discarded ranges.
@@ -336,7 +409,8 @@ impl<S: Space> SmallHeap<S> {
     #[must_use]
     pub fn bitmap_bytes(&self) -> usize {
         let bitmaps = [&self.core.own, &self.core.others, &self.core.retired];
-        bitmaps.map(|bitmap| bitmap.backed_bytes()).iter().sum()
+        let bitmaps: usize = bitmaps.map(|bitmap| bitmap.backed_bytes()).iter().sum();
+        bitmaps + self.core.mixed.backed_bytes()
     }
 
     /// Destroys the heap and all its blocks, and keeps the arena: the holder
@@ -356,24 +430,31 @@ impl<S: Space> SmallHeap<S> {
     pub fn assumptions_hold(&self) -> bool {
         // SAFETY: the heap lives.
         let outside = unsafe {
-            ffi::gm_theap_is_outside(self.core.heap.as_ptr(), self.core.base, self.arena.len())
+            let Table { heap, base, .. } = &self.core.table;
+            ffi::gm_theap_is_outside(heap.as_ptr(), *base, self.arena.len())
         };
         outside && ffi::gm_leaves_first()
     }
 }
 
 impl<S: Space> Core<S> {
+    #[inline]
+    fn contains(&self, address: usize) -> bool {
+        address.wrapping_sub(self.table.start) < self.table.bytes
+    }
+
     /// The bitmap words and the bit of an address where a block can start.
     #[inline]
     fn places_of(&self, address: usize) -> Option<(Places<'_>, u64)> {
-        if !(self.ghost_start..self.ghost_end).contains(&address) || !address.is_multiple_of(GRAIN)
-        {
+        if !self.contains(address) || !address.is_multiple_of(GRAIN) {
             return None;
         }
-        let grain = (address - self.base) / GRAIN;
+        let offset = address - self.table.base;
+        let grain = offset / GRAIN;
         let places = Places {
             own: &self.own[grain / 64],
             others: &self.others[grain / 64],
+            mixed: &self.mixed[offset / MIXED_BYTES],
         };
         Some((places, 1 << (grain % 64)))
     }
@@ -391,15 +472,21 @@ impl<S: Space> Core<S> {
     /// Frees a block that is no longer live as soon as nothing holds it.
     fn retire(&self, address: usize) {
         self.retired_count.fetch_add(1, Ordering::SeqCst);
-        let grain = (address - self.base) / GRAIN;
+        let grain = (address - self.table.base) / GRAIN;
         self.retired[grain / 64].fetch_or(1 << (grain % 64), Ordering::SeqCst);
         self.settle(grain);
     }
 
     /// Settles the retired blocks that may reach into a range.
     fn settle_in(&self, start: usize, end: usize) {
-        let start = start.saturating_sub(SIZE_MAX).max(self.ghost_start) - self.base;
-        let end = end.min(self.ghost_end).saturating_sub(self.base);
+        let Table {
+            base,
+            start: first,
+            bytes,
+            ..
+        } = self.table;
+        let start = start.saturating_sub(SIZE_MAX).max(first) - base;
+        let end = end.min(first + bytes).saturating_sub(base);
         for word in start / GRAIN / 64..end.div_ceil(GRAIN * 64) {
             let mut bits = self.retired[word].load(Ordering::SeqCst);
             while bits != 0 {
@@ -413,7 +500,7 @@ impl<S: Space> Core<S> {
     /// bit off is the one that may.
     fn settle(&self, grain: usize) {
         let (word, bit) = (&self.retired[grain / 64], 1_u64 << (grain % 64));
-        let address = self.base + grain * GRAIN;
+        let address = self.table.base + grain * GRAIN;
         let block = ptr::with_exposed_provenance_mut::<core::ffi::c_void>(address);
         while word.fetch_and(!bit, Ordering::SeqCst) & bit != 0 {
             // SAFETY: retired, and ours alone now: mimalloc has it as a block
@@ -447,7 +534,7 @@ impl<S: Space> Drop for Core<S> {
             // follows. Its blocks are dead by the contract of `allocate`'s
             // caller, who owned the heap. Threads that end now wait for the
             // teardown lock.
-            unsafe { ffi::mi_heap_destroy(self.heap.as_ptr()) };
+            unsafe { ffi::mi_heap_destroy(self.table.heap.as_ptr()) };
         }
         self.slot.detach();
     }

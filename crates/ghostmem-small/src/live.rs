@@ -14,7 +14,9 @@
 //! *own* is changed only by the thread that owns the mimalloc page, with a plain
 //! load and store: a word covers 1 KiB and a mimalloc page at least 64, so no
 //! two pages share a word. *others* is changed by everybody else, by
-//! compare-and-swap. Pages change hands through mimalloc's atomics, a release
+//! compare-and-swap, and before it ever is for one of 64 KiB of blocks, their byte
+//! *mixed* becomes 1: while that is 0, nobody has to look at *others*, which would
+//! be a second miss of the processor's caches. Pages change hands through mimalloc's atomics, a release
 //! by the old owner and an acquire by the new, which carry these words along.
 //!
 //! **What it promises.** A block that was freed cannot be freed again, whichever
@@ -25,22 +27,35 @@
 //! threads of which neither is the owner cannot both succeed.
 //!
 //! It must never use a stronger instruction where the page is the thread's own:
-//! that is what it is for.
+//! that is what it is for. `gm_life_of` and `gm_turn` in `csrc/shim.c` are the
+//! owner's part of it once more.
 
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{AtomicU8, AtomicU64, Ordering};
 
 /// The words of both bitmaps for 64 neighbouring places.
 #[derive(Clone, Copy)]
 pub(crate) struct Places<'a> {
     pub(crate) own: &'a AtomicU64,
     pub(crate) others: &'a AtomicU64,
+    /// Not 0 once a bit of `others` was ever set here or nearby.
+    pub(crate) mixed: &'a AtomicU8,
 }
 
 impl Places<'_> {
     /// Whether a block lives at `bit`.
     #[inline]
     pub(crate) fn is_live(&self, bit: u64) -> bool {
-        (self.own.load(Ordering::Relaxed) ^ self.others.load(Ordering::Relaxed)) & bit != 0
+        (self.own.load(Ordering::Relaxed) ^ self.others_bits()) & bit != 0
+    }
+
+    /// What `others` says, without reading it where it never was written. Whoever
+    /// was told of a block by those who wrote for it sees that they did.
+    #[inline]
+    fn others_bits(&self) -> u64 {
+        match self.mixed.load(Ordering::Relaxed) {
+            0 => 0,
+            _ => self.others.load(Ordering::Relaxed),
+        }
     }
 
     /// A block comes to life at `bit`; `false` if one lives there already.
@@ -63,7 +78,7 @@ impl Places<'_> {
             return self.flip_for_others(bit, from_live);
         }
         let own = self.own.load(Ordering::Relaxed);
-        let live = (own ^ self.others.load(Ordering::Relaxed)) & bit != 0;
+        let live = (own ^ self.others_bits()) & bit != 0;
         if live == from_live {
             self.own.store(own ^ bit, Ordering::Relaxed);
         }
@@ -73,6 +88,9 @@ impl Places<'_> {
     fn flip_for_others(&self, bit: u64, from_live: bool) -> bool {
         // Relaxed is enough: whoever may flip next learns of the block through
         // mimalloc, whose atomics order this before that.
+        if self.mixed.load(Ordering::Relaxed) == 0 {
+            self.mixed.store(1, Ordering::Relaxed);
+        }
         let mut others = self.others.load(Ordering::Relaxed);
         loop {
             let live = (self.own.load(Ordering::Relaxed) ^ others) & bit != 0;

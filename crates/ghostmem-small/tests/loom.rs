@@ -13,18 +13,19 @@
 mod live;
 
 mod sync {
-    pub(crate) use loom::sync::atomic::{AtomicU64, Ordering};
+    pub(crate) use loom::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 }
 
 use live::Places;
 use loom::sync::Arc;
-use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use loom::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use loom::thread;
 
 /// One word of each bitmap, and mimalloc's word of mouth.
 struct Memory {
     own: AtomicU64,
     others: AtomicU64,
+    mixed: AtomicU8,
     passed_on: AtomicBool,
 }
 
@@ -34,6 +35,7 @@ impl Memory {
         let memory = Arc::new(Self {
             own: AtomicU64::new(0),
             others: AtomicU64::new(0),
+            mixed: AtomicU8::new(0),
             passed_on: AtomicBool::new(false),
         });
         for bit in (0..64).map(|n| 1 << n).filter(|bit| bits & bit != 0) {
@@ -46,6 +48,7 @@ impl Memory {
         Places {
             own: &self.own,
             others: &self.others,
+            mixed: &self.mixed,
         }
     }
 

@@ -10,9 +10,53 @@ use core::alloc::Layout;
 use core::ptr::NonNull;
 
 use ghostmem_os::PAGE_SIZE;
-use ghostmem_small::{ALIGN_MAX, SIZE_MAX};
+use ghostmem_small::{ALIGN_MAX, SIZE_MAX, SmallHeap};
 
+use crate::heap::Discards;
 use crate::{Error, Heap};
+
+/// A heap's small objects, for a malloc that counts them by itself, many at a time,
+/// and tells by [`Heap::count_small`]. See [`Heap::small_objects`].
+#[derive(Debug)]
+#[repr(transparent)]
+pub struct SmallObjects(pub(crate) SmallHeap<Discards>);
+
+impl SmallObjects {
+    /// A block of at least `size` bytes, aligned to 16; the slice covers every byte
+    /// it has. With `zeroed`, the first `size` bytes are zero. `None` above 32 KiB,
+    /// and where there is no room.
+    #[must_use]
+    #[inline]
+    pub fn allocate(&self, size: usize, zeroed: bool) -> Option<NonNull<[u8]>> {
+        self.0.allocate_block(size, 1, zeroed)
+    }
+
+    /// As [`SmallObjects::allocate`], not zeroed, where that is quickly done; `None`
+    /// says no more than that it is not.
+    #[must_use]
+    #[inline]
+    pub fn allocate_quick(&self, size: usize) -> Option<NonNull<[u8]>> {
+        self.0.allocate_quick(size)
+    }
+
+    /// Frees a block; how many bytes it had. `None`, with nothing done, where none
+    /// of these lives.
+    ///
+    /// # Safety
+    /// If `block` is one, nobody may use it any more.
+    #[inline]
+    pub unsafe fn free(&self, block: NonNull<u8>) -> Option<usize> {
+        // SAFETY: the caller's promise.
+        unsafe { self.0.deallocate_block(block) }.ok()
+    }
+
+    /// Bytes of the block that lives at `block`; `None` where none does.
+    #[must_use]
+    #[inline]
+    pub fn bytes_of(&self, block: NonNull<u8>) -> Option<usize> {
+        self.0.usable_size(block)
+    }
+}
 
 impl Heap {
     /// Allocates memory that [`Heap::deallocate_block`] frees. The slice covers
@@ -45,43 +89,24 @@ impl Heap {
     /// A small object where no limit is to be asked: counted once.
     #[inline]
     fn allocate_quick(&self, layout: Layout, zeroed: bool) -> Option<NonNull<[u8]>> {
-        let block = self.allocate_uncounted(layout, zeroed)?;
-        self.engine().note_lent(block.len());
-        Some(block)
-    }
-
-    /// As [`Heap::allocate_block`], for a caller that counts small objects by
-    /// itself, many at a time, and tells by [`Heap::count_small`]. `None` for
-    /// what is no small object, while there are none yet, and in a heap with a
-    /// memory limit, which has to ask for each.
-    #[must_use]
-    #[inline]
-    pub fn allocate_uncounted(&self, layout: Layout, zeroed: bool) -> Option<NonNull<[u8]>> {
         if layout.size() > SIZE_MAX || layout.align() > ALIGN_MAX {
             return None;
         }
         let small = self
             .small_if_made()
             .filter(|_| !self.engine().has_memory_limit())?;
-        small.allocate_block(layout.size(), layout.align(), zeroed)
+        let block = small.allocate_block(layout.size(), layout.align(), zeroed)?;
+        self.engine().note_lent(block.len());
+        Some(block)
     }
 
-    /// As [`Heap::deallocate_block`], for a caller that counts small objects by
-    /// itself: how many bytes it had. `None`, with nothing done, for an address
-    /// where no small objects are, and in a heap with a memory limit.
-    ///
-    /// # Safety
-    /// As [`Heap::deallocate_block`].
-    ///
-    /// # Errors
-    /// [`Error::NotAllocated`].
-    #[inline]
-    pub unsafe fn deallocate_uncounted(&self, block: NonNull<u8>) -> Option<Result<usize, Error>> {
-        if self.engine().has_memory_limit() {
-            return None;
-        }
-        // SAFETY: the caller's promise.
-        unsafe { self.free_small(block) }
+    /// This heap's small objects, for a caller that counts them by itself. `None`
+    /// while there are none yet, and in a heap with a memory limit, which has to be
+    /// asked for each.
+    #[must_use]
+    pub fn small_objects(&self) -> Option<&SmallObjects> {
+        self.small_objects_if_made()
+            .filter(|_| !self.engine().has_memory_limit())
     }
 
     /// Frees a small object; `None` for an address where there are none.
@@ -99,8 +124,8 @@ impl Heap {
         Some(freed.map_err(|_| Error::NotAllocated { address }))
     }
 
-    /// Counts bytes that [`Heap::allocate_uncounted`] handed out, less those that
-    /// [`Heap::deallocate_uncounted`] took back.
+    /// Counts bytes that [`SmallObjects::allocate`] handed out, less those that
+    /// [`SmallObjects::free`] took back.
     pub fn count_small(&self, bytes: isize) {
         self.engine().note_lent(bytes.cast_unsigned());
     }

@@ -11,7 +11,7 @@ use ghostmem_os::{OsError, PAGE_SIZE, thread};
 use ghostmem_pager::{Config, Engine, Recorder, SpillSettings, State};
 use ghostmem_small::{ALIGN_MAX, Arena, SIZE_MAX, SmallHeap, Space, fork};
 
-use crate::{Backend, Error, HeapBuilder, Stats};
+use crate::{Backend, Error, HeapBuilder, SmallObjects, Stats};
 
 /// Ghost memory with a resident limit of its own.
 ///
@@ -41,7 +41,7 @@ pub struct Heap {
 struct Inner {
     // Dropped before the arena: its regions must be gone first.
     engine: MapArc<Engine>,
-    small: OnceLock<SmallHeap<Discards>>,
+    small: OnceLock<SmallObjects>,
     /// One thread at a time sets up small objects; `true` when that failed
     /// and pages serve them.
     small_setup: Lock<bool>,
@@ -70,7 +70,7 @@ impl Space for Discards {
 impl Drop for Inner {
     fn drop(&mut self) {
         if let Some(small) = self.small.take() {
-            *self.arena.lock() = Some(small.close());
+            *self.arena.lock() = Some(small.0.close());
         }
         self.engine.shut_down();
     }
@@ -162,26 +162,32 @@ impl Heap {
     /// The small-object allocator, if anybody needed it yet.
     #[inline]
     pub(crate) fn small_if_made(&self) -> Option<&SmallHeap<Discards>> {
+        self.small_objects_if_made().map(|small| &small.0)
+    }
+
+    /// The same, as what hands them out uncounted.
+    #[inline]
+    pub(crate) fn small_objects_if_made(&self) -> Option<&SmallObjects> {
         self.inner.small.get()
     }
 
     /// The small-object allocator, set up at the first use; `None` when it
     /// cannot be had (pages then serve small objects too).
     fn small(&self) -> Option<&SmallHeap<Discards>> {
-        if let Some(small) = self.inner.small.get() {
+        if let Some(small) = self.small_if_made() {
             return Some(small);
         }
         // A child must not find this half done, and nobody left to finish it.
         let _no_fork = fork::hold();
         let mut failed = self.inner.small_setup.lock();
-        if let Some(small) = self.inner.small.get() {
+        if let Some(small) = self.small_if_made() {
             return Some(small);
         }
         if *failed {
             return None;
         }
         if let Ok(small) = self.make_small() {
-            return Some(self.inner.small.get_or_init(|| small));
+            return Some(&self.inner.small.get_or_init(|| SmallObjects(small)).0);
         }
         *failed = true;
         None
@@ -250,7 +256,7 @@ impl Heap {
     /// objects, whose memory is otherwise kept for a while, gave theirs back.
     fn or_after_trim<T>(&self, request: impl Fn() -> Result<T, OsError>) -> Result<T, OsError> {
         request().or_else(|refused| {
-            let small = self.inner.small.get().ok_or(refused)?;
+            let small = self.small_if_made().ok_or(refused)?;
             small.trim();
             request()
         })
@@ -270,7 +276,7 @@ impl Heap {
             return Ok(());
         }
         let address = block.as_ptr().addr();
-        if let Some(small) = self.inner.small.get()
+        if let Some(small) = self.small_if_made()
             && small.contains(address)
         {
             // SAFETY: the caller's promise: the block is no longer used.
@@ -434,7 +440,7 @@ impl Heap {
 
     /// Frees small objects that were freed under pins which are gone now.
     fn after_unpin(&self, address: usize, len: usize) {
-        if let Some(small) = self.inner.small.get()
+        if let Some(small) = self.small_if_made()
             && small.contains(address)
         {
             // Pins hold whole pages.

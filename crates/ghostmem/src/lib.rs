@@ -48,6 +48,7 @@ mod spill;
 mod stats;
 
 pub use alloc::GhostAlloc;
+pub use block::SmallObjects;
 pub use builder::{Backend, Codec, HeapBuilder};
 pub use error::Error;
 pub use ghostmem_file::{OpenError, ReadCause, ReadError};
