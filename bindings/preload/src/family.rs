@@ -27,20 +27,14 @@ fn set_errno(errno: c_int) {
 
 /// A block or null, errno untouched.
 fn allocate(size: usize, align: usize, zeroed: bool) -> *mut c_void {
+    if let Some(block) = ghost::allocate_small(size, align, zeroed) {
+        return block;
+    }
     let thread = thread::current();
     if ghost::wants(thread, size) {
         ghost::allocate(thread, size, align, zeroed)
     } else {
         ordinary::allocate(size, align, zeroed)
-    }
-}
-
-/// A block aligned as malloc's are, or null and ENOMEM.
-#[inline(never)]
-fn allocate_plain(size: usize, zeroed: bool) -> *mut c_void {
-    match ghost::allocate_small(size, zeroed) {
-        Some(block) => block,
-        None => allocate_or_complain(size, ALIGN, zeroed),
     }
 }
 
@@ -59,7 +53,7 @@ fn allocate_or_complain(size: usize, align: usize, zeroed: bool) -> *mut c_void 
 pub(crate) extern "C" fn malloc(size: usize) -> *mut c_void {
     match ghost::allocate_quick(size) {
         Some(block) => block,
-        None => allocate_plain(size, false),
+        None => allocate_or_complain(size, ALIGN, false),
     }
 }
 
@@ -70,7 +64,7 @@ pub(crate) extern "C" fn calloc(count: usize, size: usize) -> *mut c_void {
         set_errno(libc::ENOMEM);
         return ptr::null_mut();
     };
-    allocate_plain(bytes, true)
+    allocate_or_complain(bytes, ALIGN, true)
 }
 
 /// free(3).
@@ -166,7 +160,7 @@ pub(crate) unsafe extern "C" fn realloc(block: *mut c_void, size: usize) -> *mut
             return block;
         }
     }
-    let new = allocate_plain(size, false);
+    let new = malloc(size);
     if !new.is_null() {
         crate::raw::copy(new as usize, block as usize, usable.min(size));
         // SAFETY: the caller's promise; its contents were copied.

@@ -129,12 +129,12 @@ pub(crate) fn allocate_quick(size: usize) -> Option<*mut c_void> {
     Some(block.cast::<c_void>().as_ptr())
 }
 
-/// As [`allocate_quick`], of every size small objects have.
-pub(crate) fn allocate_small(size: usize, zeroed: bool) -> Option<*mut c_void> {
+/// As [`allocate_quick`], of every size and alignment small objects have.
+pub(crate) fn allocate_small(size: usize, align: usize, zeroed: bool) -> Option<*mut c_void> {
     let small = small()?;
     let thread = thread::current();
     let inside = Entered::new(thread)?;
-    let block = small.allocate(size, zeroed);
+    let block = small.allocate(size, align, zeroed);
     drop(inside);
     let block = block?;
     count(thread, block.len().cast_signed());
@@ -221,7 +221,8 @@ pub(crate) fn peak_bytes() -> usize {
 }
 
 /// Frees a small object of the program's; `false`, with nothing done, for
-/// everything else.
+/// everything else. One that is freed twice ends the process, as in glibc: to ask
+/// once more whether it lives could find what another thread just got.
 ///
 /// # Safety
 /// Nobody uses the block any more, if it is one.
@@ -238,9 +239,12 @@ pub(crate) unsafe fn free_small(block: NonNull<u8>) -> bool {
     // SAFETY: the caller's promise.
     let freed = unsafe { small.free(block) };
     drop(inside);
-    freed
-        .inspect(|bytes| count(thread, -bytes.cast_signed()))
-        .is_some()
+    match freed.map(|freed| freed.map_err(drop)) {
+        Some(Ok(bytes)) => count(thread, -bytes.cast_signed()),
+        Some(Err(())) => not_live(),
+        None => return false,
+    }
+    true
 }
 
 /// Frees a ghost block. One that is freed twice, or no block at all, ends the

@@ -193,6 +193,7 @@ impl<S: Space> SmallHeap<S> {
     #[inline]
     pub fn allocate_block(&self, size: usize, align: usize, zeroed: bool) -> Option<NonNull<[u8]>> {
         if align <= GRAIN
+            && align.is_power_of_two()
             && !zeroed
             && let Some(block) = self.allocate_quick(size)
         {

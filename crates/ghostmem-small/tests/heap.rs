@@ -20,6 +20,18 @@ fn free(heap: &SmallHeap<Plain>, block: NonNull<u8>) -> Result<(), SmallError> {
 }
 
 #[test]
+fn an_alignment_that_is_none_is_refused_by_a_warm_heap_too() {
+    let heap = heap();
+    for _ in 0..100 {
+        assert!(heap.allocate(48, 1, false).is_some());
+        for align in [0, 3, 24, ALIGN_MAX + 1, 2 * ALIGN_MAX] {
+            assert_eq!(heap.allocate(48, align, false), None, "alignment {align}");
+            assert_eq!(heap.allocate(48, align, true), None, "alignment {align}");
+        }
+    }
+}
+
+#[test]
 fn every_size_and_alignment_is_honoured() {
     let heap = heap();
     let mut blocks = Vec::new();

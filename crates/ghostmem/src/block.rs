@@ -10,7 +10,7 @@ use core::alloc::Layout;
 use core::ptr::NonNull;
 
 use ghostmem_os::PAGE_SIZE;
-use ghostmem_small::{ALIGN_MAX, SIZE_MAX, SmallHeap};
+use ghostmem_small::{ALIGN_MAX, SIZE_MAX, SmallError, SmallHeap};
 
 use crate::heap::Discards;
 use crate::{Error, Heap};
@@ -22,16 +22,16 @@ use crate::{Error, Heap};
 pub struct SmallObjects(pub(crate) SmallHeap<Discards>);
 
 impl SmallObjects {
-    /// A block of at least `size` bytes, aligned to 16; the slice covers every byte
-    /// it has. With `zeroed`, the first `size` bytes are zero. `None` above 32 KiB,
-    /// and where there is no room.
+    /// A block of at least `size` bytes, aligned to `align` and to 16; the slice
+    /// covers every byte it has. With `zeroed`, the first `size` bytes are zero.
+    /// `None` above 32 KiB or an alignment of 4096, and where there is no room.
     #[must_use]
     #[inline]
-    pub fn allocate(&self, size: usize, zeroed: bool) -> Option<NonNull<[u8]>> {
-        self.0.allocate_block(size, 1, zeroed)
+    pub fn allocate(&self, size: usize, align: usize, zeroed: bool) -> Option<NonNull<[u8]>> {
+        self.0.allocate_block(size, align, zeroed)
     }
 
-    /// As [`SmallObjects::allocate`], not zeroed, where that is quickly done; `None`
+    /// As [`SmallObjects::allocate`], aligned to 16 and not zeroed, where that is quickly done; `None`
     /// says no more than that it is not.
     #[must_use]
     #[inline]
@@ -39,15 +39,22 @@ impl SmallObjects {
         self.0.allocate_quick(size)
     }
 
-    /// Frees a block; how many bytes it had. `None`, with nothing done, where none
-    /// of these lives.
+    /// Frees a block; how many bytes it had. `None`, with nothing done, for an
+    /// address where none of these can be.
+    ///
+    /// # Errors
+    /// [`Error::NotAllocated`], with nothing done, where one could be and none lives.
     ///
     /// # Safety
     /// If `block` is one, nobody may use it any more.
     #[inline]
-    pub unsafe fn free(&self, block: NonNull<u8>) -> Option<usize> {
+    pub unsafe fn free(&self, block: NonNull<u8>) -> Option<Result<usize, Error>> {
         // SAFETY: the caller's promise.
-        unsafe { self.0.deallocate_block(block) }.ok()
+        match unsafe { self.0.deallocate_block(block) } {
+            Ok(bytes) => Some(Ok(bytes)),
+            Err(SmallError::NotLive { address }) => Some(Err(Error::NotAllocated { address })),
+            Err(_) => None,
+        }
     }
 
     /// Bytes of the block that lives at `block`; `None` where none does.
