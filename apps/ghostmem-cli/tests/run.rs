@@ -40,6 +40,7 @@ fn program(name: &str) -> PathBuf {
             "lastthread",
             "maps",
             "forks",
+            "deepbind",
         ] {
             let built = Command::new("cc")
                 .args(["-O1", "-g", "-w", "-pthread", "-o"])
@@ -104,6 +105,24 @@ fn backends() -> Vec<&'static str> {
     }
     assert!(!names.is_empty(), "no backend works here");
     names
+}
+
+#[test]
+fn blocks_may_be_freed_by_who_finds_the_c_librarys_own_functions() {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs/plugin.c");
+    let plugin = scratch("plugin").join("plugin.so");
+    let built = Command::new("cc")
+        .args(["-O1", "-w", "-shared", "-fPIC", "-o"])
+        .args([&plugin, &source])
+        .status()
+        .expect("a C compiler named cc");
+    assert!(built.success(), "plugin.c does not compile");
+    let plugin = plugin.to_str().unwrap();
+    for backend in backends() {
+        let options = ["--limit", "2M", "--backend", backend];
+        let output = run(&options, &program("deepbind"), &[plugin, PRESSURE]);
+        assert_ok(&output, backend);
+    }
 }
 
 #[test]

@@ -23,7 +23,7 @@ static GHOST_FROM: AtomicUsize = AtomicUsize::new(0);
 
 /// All ghost addresses are at or above `LOW` and less than `LENGTH` above it.
 /// Not all of those are ghost. The patched system calls have copies of these
-/// two, see [`crate::patch`].
+/// two, see [`crate::stub`].
 static LOW: AtomicUsize = AtomicUsize::new(0);
 static LENGTH: AtomicUsize = AtomicUsize::new(0);
 /// Most bytes allocated at once so far.
@@ -102,7 +102,7 @@ fn learn_spans(heap: &Heap) {
         LENGTH.store(usize::MAX, Ordering::SeqCst);
         LOW.store(low, Ordering::SeqCst);
         LENGTH.store(high - low, Ordering::SeqCst);
-        crate::patch::publish_bounds(low, high - low);
+        crate::stub::publish_bounds(low, high - low);
     }
 }
 

@@ -5,7 +5,8 @@
 //! |---|---|
 //! | `start` | from the environment to a heap in use |
 //! | `family`, `ghost`, `cache`, `ordinary` | malloc and its kin |
-//! | `patch`, `objects` | redirect libc's system call instructions |
+//! | `entries` | libc's own free, for those who find that one |
+//! | `patch`, `stub`, `objects` | redirect libc's system call instructions |
 //! | `calls` | stand-ins for ghost buffers while the kernel works |
 //! | `signals` | SIGBUS and SIGSEGV shared with the program |
 //! | `threads`, `follow`, `report` | threads, a limit that follows, figures |
@@ -25,6 +26,7 @@ mod bounce;
 mod cache;
 mod calls;
 mod descriptors;
+mod entries;
 mod family;
 mod follow;
 mod ghost;
@@ -38,5 +40,6 @@ mod report;
 mod settings;
 mod signals;
 mod start;
+mod stub;
 mod thread;
 mod threads;

@@ -3,9 +3,10 @@
 //!
 //! These need no look-up and work before any constructor has run, so memory
 //! asked for before our start-up simply comes from there, and goes back there.
+//! Functions that [`crate::entries`] redirects are called past that.
 
 use core::alloc::{GlobalAlloc, Layout};
-use core::ffi::c_void;
+use core::ffi::{CStr, c_void};
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 mod libc_names {
@@ -38,26 +39,81 @@ pub(crate) fn allocate(size: usize, align: usize, zeroed: bool) -> *mut c_void {
     block
 }
 
+type Free = unsafe extern "C" fn(*mut c_void);
+type Reallocate = unsafe extern "C" fn(*mut c_void, usize) -> *mut c_void;
+type UsableSize = unsafe extern "C" fn(*mut c_void) -> usize;
+
+/// Where libc's functions are called; 0: by their names.
+static FREE: AtomicUsize = AtomicUsize::new(0);
+static REALLOCATE: AtomicUsize = AtomicUsize::new(0);
+static USABLE_SIZE: AtomicUsize = AtomicUsize::new(0);
+
+/// Where libc's free is.
+pub(crate) fn libc_free() -> usize {
+    __libc_free as *const () as usize
+}
+
+/// Where libc's realloc is.
+pub(crate) fn libc_realloc() -> usize {
+    __libc_realloc as *const () as usize
+}
+
+/// Calls libc's free at this address from now on.
+pub(crate) fn free_by(address: usize) {
+    FREE.store(address, Ordering::Release);
+}
+
+/// Calls libc's realloc at this address from now on.
+pub(crate) fn reallocate_by(address: usize) {
+    REALLOCATE.store(address, Ordering::Release);
+}
+
+/// Calls libc's malloc_usable_size at this address from now on.
+pub(crate) fn usable_size_by(address: usize) {
+    USABLE_SIZE.store(address, Ordering::Release);
+}
+
 /// # Safety
 /// `block` is null or came from this module and is no longer used.
 pub(crate) unsafe fn free(block: *mut c_void) {
+    let free: Free = match FREE.load(Ordering::Acquire) {
+        0 => __libc_free,
+        // SAFETY: the address of a function of exactly this type.
+        by => unsafe { core::mem::transmute::<usize, Free>(by) },
+    };
     // SAFETY: the caller's promise.
-    unsafe { __libc_free(block) };
+    unsafe { free(block) };
 }
 
 /// # Safety
 /// `block` is null or came from this module, and only the result is used
 /// afterwards.
 pub(crate) unsafe fn reallocate(block: *mut c_void, size: usize) -> *mut c_void {
+    let reallocate: Reallocate = match REALLOCATE.load(Ordering::Acquire) {
+        0 => __libc_realloc,
+        // SAFETY: the address of a function of exactly this type.
+        by => unsafe { core::mem::transmute::<usize, Reallocate>(by) },
+    };
     // SAFETY: the caller's promise.
-    unsafe { __libc_realloc(block, size) }
+    unsafe { reallocate(block, size) }
 }
 
-static USABLE_SIZE: AtomicUsize = AtomicUsize::new(0);
-
-/// Finds what has no second name. Called before the heap is in use.
-pub(crate) fn find_names() -> usize {
-    let found = crate::start::next(c"malloc_usable_size");
+/// Finds what has no second name: in libc itself, as another allocator may be
+/// loaded between us and it.
+pub(crate) fn find_usable_size() -> usize {
+    const NAME: &CStr = c"malloc_usable_size";
+    let flags = libc::RTLD_LAZY | libc::RTLD_NOLOAD;
+    // SAFETY: a C string, and an object that is loaded or not opened at all.
+    let object = unsafe { libc::dlopen(c"libc.so.6".as_ptr(), flags) };
+    let found = if object.is_null() {
+        crate::start::next(NAME)
+    } else {
+        // SAFETY: an open object and a C string.
+        let found = unsafe { libc::dlsym(object, NAME.as_ptr()) };
+        // SAFETY: opened above; libc itself stays.
+        unsafe { libc::dlclose(object) };
+        found as usize
+    };
     USABLE_SIZE.store(found, Ordering::Release);
     found
 }
@@ -67,9 +123,8 @@ pub(crate) fn find_names() -> usize {
 /// # Safety
 /// `block` came from this module and is live.
 pub(crate) unsafe fn usable_size(block: *mut c_void) -> usize {
-    type UsableSize = unsafe extern "C" fn(*mut c_void) -> usize;
     let found = match USABLE_SIZE.load(Ordering::Acquire) {
-        0 => find_names(),
+        0 => find_usable_size(),
         found => found,
     };
     if found == 0 {

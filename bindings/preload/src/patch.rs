@@ -23,31 +23,13 @@
 //!   may lead into the middle.
 //! * The test in the stub costs about a nanosecond.
 
-use core::sync::atomic::{AtomicUsize, Ordering};
 use std::collections::HashSet;
 
-use iced_x86::{
-    BlockEncoder, BlockEncoderOptions, Code, Decoder, DecoderOptions, FlowControl, Instruction,
-    InstructionBlock, OpKind, Register,
-};
+use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, OpKind, Register};
 
 use crate::calls::table;
 use crate::objects::{Text, texts};
-use crate::raw::{call, failed};
-
-/// The length of the jump that is written.
-const JUMP: usize = 5;
-/// Room for the stubs of one object, and what comes in front of them: the
-/// bounds and the hook's address.
-const AREA: usize = 256 << 10;
-const DATA: usize = 4096;
-/// Where in the data page things are.
-const LOW_AT: usize = 0;
-const LENGTH_AT: usize = 8;
-const ENTRY_AT: usize = 16;
-
-/// Data pages of the areas made, for new bounds. Few objects are patched.
-static AREAS: [AtomicUsize; 8] = [const { AtomicUsize::new(0) }; 8];
+use crate::stub::{Area, Detour, ENTRY_AT, JUMP, Stub, write_jumps};
 
 /// What was done.
 #[derive(Debug, Default, Clone, Copy)]
@@ -60,26 +42,6 @@ pub(crate) struct Report {
     pub(crate) forks: bool,
     /// mmap is among them.
     maps: bool,
-}
-
-/// Tells the stubs between which addresses ghost memory lies.
-pub(crate) fn publish_bounds(low: usize, length: usize) {
-    for area in &AREAS {
-        let data = area.load(Ordering::Acquire);
-        if data == 0 {
-            return;
-        }
-        // Any address may be ghost memory while the two change.
-        word(data + LENGTH_AT).store(usize::MAX, Ordering::SeqCst);
-        word(data + LOW_AT).store(low, Ordering::SeqCst);
-        word(data + LENGTH_AT).store(length, Ordering::SeqCst);
-    }
-}
-
-fn word(address: usize) -> &'static AtomicUsize {
-    // SAFETY: an aligned word of a data page, mapped for ever and only ever
-    // used as an atomic.
-    unsafe { &*(address as *const AtomicUsize) }
 }
 
 /// Redirects the system calls of glibc's objects; mmap too when `maps`.
@@ -138,55 +100,40 @@ fn patch_object(text: &Text, report: &mut Report) {
     if places.is_empty() {
         return;
     }
-    let Some(area) = near(text) else {
+    let Some(area) = Area::near(text) else {
         report.left += places.len();
         return;
     };
-    word(area + ENTRY_AT).store(crate::calls::entry_address(), Ordering::Relaxed);
-    let mut cursor = area + DATA;
-    let mut jumps = Vec::new();
+    area.set(ENTRY_AT, crate::calls::entry_address());
+    let mut cursor = area.first();
+    let (mut jumps, mut detours) = (Vec::new(), Vec::new());
     for place in &places {
-        match write_stub(place, area, cursor) {
-            Some(end) if end < area + AREA => {
-                jumps.push((place, cursor));
+        match write_stub(place, &area, cursor) {
+            Some(end) if end < area.end() => {
+                jumps.push(place);
+                detours.push(Detour {
+                    window: place.window,
+                    window_bytes: place.window_bytes,
+                    stub: cursor,
+                });
                 cursor = end.next_multiple_of(16);
             }
             _ => report.left += 1,
         }
     }
-    let executable = libc::PROT_READ | libc::PROT_EXEC;
-    let sealed = call!(libc::SYS_mprotect, area + DATA, AREA - DATA, executable);
-    if failed(sealed) {
+    if !area.seal() || !write_jumps(text, &detours) {
         report.left += jumps.len();
         return;
     }
-    if let Some(free) = AREAS.iter().find(|a| a.load(Ordering::Relaxed) == 0) {
-        free.store(area, Ordering::Release);
-    }
-    let page = text.start & !4095;
-    let pages = (text.start + text.bytes).next_multiple_of(4096) - page;
-    let writable = executable | libc::PROT_WRITE;
-    if failed(call!(libc::SYS_mprotect, page, pages, writable)) {
-        report.left += jumps.len();
-        return;
-    }
-    for (place, stub) in &jumps {
-        let distance = (*stub as isize - (place.window + JUMP) as isize) as i32;
-        let mut bytes = vec![0x90; place.window_bytes];
-        bytes[0] = 0xe9;
-        bytes[1..JUMP].copy_from_slice(&distance.to_le_bytes());
-        crate::raw::copy(place.window, bytes.as_ptr() as usize, bytes.len());
-    }
-    let _stays_writable = call!(libc::SYS_mprotect, page, pages, executable);
     report.patched += jumps.len();
     // Since glibc 2.34 the call is in a function of its own.
     let forks = [c"_Fork", c"fork"].map(crate::start::next);
     report.forks |= jumps
         .iter()
-        .any(|(place, _)| place.number == Some(table::CLONE) && forks.contains(&place.function));
+        .any(|place| place.number == Some(table::CLONE) && forks.contains(&place.function));
 }
 
-fn code_of(text: &Text) -> &'static [u8] {
+pub(crate) fn code_of(text: &Text) -> &'static [u8] {
     // SAFETY: a loaded, readable segment of libc, which is never unloaded; it
     // is written only after the last use of this slice.
     unsafe { core::slice::from_raw_parts(text.start as *const u8, text.bytes) }
@@ -239,7 +186,7 @@ fn find_places(code: &[u8], start: usize, places: &mut Vec<Place>, report: &mut 
 }
 
 /// Where a direct branch leads.
-fn target(instruction: &Instruction) -> Option<usize> {
+pub(crate) fn target(instruction: &Instruction) -> Option<usize> {
     (instruction.op0_kind() == OpKind::NearBranch64).then(|| instruction.near_branch64() as usize)
 }
 
@@ -334,12 +281,21 @@ fn moves(instruction: &Instruction) -> bool {
 /// unwinding table. Only long branches reach that far; any bytes that look
 /// like one count.
 fn drop_entered(code: &[u8], base: usize, places: &mut Vec<Place>, report: &mut Report) {
-    let mut inner = HashSet::new();
-    for place in places.iter() {
-        let first = place.window + 1;
+    let inside = |place: &Place| {
         let end = (place.window + place.window_bytes).max(place.call + 1);
-        inner.extend(first..end);
-    }
+        place.window + 1..end
+    };
+    let inner = places.iter().flat_map(inside).collect();
+    let entered = entered(code, base, &inner);
+    places.retain(|place| {
+        let kept = !inside(place).any(|address| entered.contains(&address));
+        report.left += usize::from(!kept);
+        kept
+    });
+}
+
+/// Which of some addresses the long branches in an object's code may lead to.
+pub(crate) fn entered(code: &[u8], base: usize, inner: &HashSet<usize>) -> HashSet<usize> {
     let mut entered = HashSet::new();
     for (at, bytes) in code.windows(6).enumerate() {
         let operand = match bytes[..2] {
@@ -355,42 +311,12 @@ fn drop_entered(code: &[u8], base: usize, places: &mut Vec<Place>, report: &mut 
             entered.insert(target);
         }
     }
-    places.retain(|place| {
-        let end = (place.window + place.window_bytes).max(place.call + 1);
-        let kept = !(place.window + 1..end).any(|address| entered.contains(&address));
-        report.left += usize::from(!kept);
-        kept
-    });
-}
-
-/// Maps an area for stubs within reach of a jump.
-fn near(text: &Text) -> Option<usize> {
-    const STEP: usize = 1 << 20;
-    for step in 1..1500 {
-        let down = (text.start & !(STEP - 1)).checked_sub(step * STEP)?;
-        let up = (text.start + text.bytes).next_multiple_of(STEP) + step * STEP;
-        for hint in [down, up] {
-            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
-            let access = libc::PROT_READ | libc::PROT_WRITE;
-            let area = call!(libc::SYS_mmap, hint, AREA, access, flags, -1_isize, 0);
-            if area as usize == hint {
-                return Some(hint);
-            }
-            if !failed(area) {
-                let _ours = call!(libc::SYS_munmap, area, AREA);
-            }
-        }
-    }
-    None
+    entered
 }
 
 /// Writes the stub of one place at `at`; where it ends.
-fn write_stub(place: &Place, area: usize, at: usize) -> Option<usize> {
-    let mut stub = Stub {
-        area,
-        at,
-        bytes: Vec::with_capacity(128),
-    };
+fn write_stub(place: &Place, area: &Area, at: usize) -> Option<usize> {
+    let mut stub = Stub::new(area, at);
     let (front, behind): (&[Instruction], &[Instruction]) = if place.moves_the_call() {
         (&[], &place.moved[1..])
     } else {
@@ -427,88 +353,6 @@ fn write_stub(place: &Place, area: usize, at: usize) -> Option<usize> {
     // change, so they are ours.
     stub.put(&[0x48, 0xb9]);
     stub.put(&(in_place + 2).to_le_bytes());
-    stub.put(&[0xff, 0x25]);
-    stub.data(ENTRY_AT)?;
-    crate::raw::copy(at, stub.bytes.as_ptr() as usize, stub.bytes.len());
-    Some(at + stub.bytes.len())
-}
-
-struct Stub {
-    area: usize,
-    at: usize,
-    bytes: Vec<u8>,
-}
-
-/// A jump whose target is not known yet: where its distance stands.
-struct Jump(usize);
-
-impl Stub {
-    fn here(&self) -> usize {
-        self.at + self.bytes.len()
-    }
-
-    fn put(&mut self, bytes: &[u8]) {
-        self.bytes.extend_from_slice(bytes);
-    }
-
-    /// A distance to something in the data page, from the instruction's end.
-    fn data(&mut self, offset: usize) -> Option<()> {
-        let distance = (self.area + offset) as isize - (self.here() + 4) as isize;
-        self.put(&i32::try_from(distance).ok()?.to_le_bytes());
-        Some(())
-    }
-
-    fn relocate(&mut self, instructions: &[Instruction]) -> Option<()> {
-        if instructions.is_empty() {
-            return Some(());
-        }
-        let block = InstructionBlock::new(instructions, self.here() as u64);
-        let encoded = BlockEncoder::encode(64, block, BlockEncoderOptions::NONE).ok()?;
-        self.put(&encoded.code_buffer);
-        Some(())
-    }
-
-    /// Compares argument number `argument` with the bounds: below when it may
-    /// be ghost memory. Changes rcx and the flags only.
-    fn test(&mut self, argument: usize) {
-        // mov rcx, rdi | rsi | rdx | r10 | r8 | r9
-        const MOVES: [[u8; 3]; 6] = [
-            [0x48, 0x89, 0xf9],
-            [0x48, 0x89, 0xf1],
-            [0x48, 0x89, 0xd1],
-            [0x4c, 0x89, 0xd1],
-            [0x4c, 0x89, 0xc1],
-            [0x4c, 0x89, 0xc9],
-        ];
-        self.put(&MOVES[argument % 6]);
-        // sub rcx, [rip + LOW]; cmp rcx, [rip + LENGTH]
-        self.put(&[0x48, 0x2b, 0x0d]);
-        let _near = self.data(LOW_AT);
-        self.put(&[0x48, 0x3b, 0x0d]);
-        let _near = self.data(LENGTH_AT);
-    }
-
-    fn jump_below(&mut self) -> Jump {
-        self.put(&[0x0f, 0x82, 0, 0, 0, 0]);
-        Jump(self.bytes.len() - 4)
-    }
-
-    fn jump(&mut self) -> Jump {
-        self.put(&[0xe9, 0, 0, 0, 0]);
-        Jump(self.bytes.len() - 4)
-    }
-
-    fn jump_to(&mut self, address: usize) -> Option<()> {
-        let distance = address as isize - (self.here() + JUMP) as isize;
-        self.put(&[0xe9]);
-        self.put(&i32::try_from(distance).ok()?.to_le_bytes());
-        Some(())
-    }
-
-    /// Makes a jump lead here.
-    fn land(&mut self, jump: Jump) -> Option<()> {
-        let distance = i32::try_from(self.bytes.len() - (jump.0 + 4)).ok()?;
-        self.bytes[jump.0..jump.0 + 4].copy_from_slice(&distance.to_le_bytes());
-        Some(())
-    }
+    stub.jump_by(ENTRY_AT)?;
+    Some(stub.write())
 }

@@ -1,9 +1,10 @@
 //! Start-up: from the environment to a heap in use.
 //!
 //! ```text
-//!   loader ─► our constructor: settings ─► stand behind the program's signal
-//!             handlers ─► heap, regions, small objects ─► fork handlers ─►
-//!             patch libc ─► stand in front ─► switch on
+//!   loader ─► our constructor: settings ─► lead libc's free here ─► stand
+//!             behind the program's signal handlers ─► heap, regions, small
+//!             objects ─► fork handlers ─► patch libc ─► stand in front ─►
+//!             switch on
 //! ```
 //! Until the last step every block is ordinary memory and every system call
 //! happens as it is. Without settings nothing happens at all. A step that is
@@ -21,7 +22,7 @@ use ghostmem::{Backend, Heap, Spill};
 use crate::settings::{Settings, VARIABLE, value_in};
 use crate::thread::{self, Inside};
 use crate::{
-    bounce, cache, follow, ghost, holds, mappings, objects, ordinary, patch, report, signals,
+    bounce, cache, entries, follow, ghost, holds, mappings, objects, patch, report, signals,
     threads,
 };
 
@@ -97,7 +98,7 @@ fn start(settings: &Settings) -> Result<(), String> {
         forget_in_environment();
     }
     claim_process();
-    ordinary::find_names();
+    entries::redirect();
     objects::find_ours();
     bounce::prepare();
     threads::prepare();

@@ -1,0 +1,243 @@
+//! Code of our own near an object's: what a rewritten place jumps to.
+//!
+//! ```text
+//!   object's text          area: data page        stubs
+//!   ... jmp ────────┐      bounds, addresses ◄─── cmp rcx, [rip + ...]
+//!                   └─────────────────────────► ...
+//! ```
+//! An area is writable until it is sealed, and its code never changes after.
+//! The data page stays writable: the bounds of ghost memory move.
+
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+use iced_x86::{BlockEncoder, BlockEncoderOptions, Instruction, InstructionBlock};
+
+use crate::objects::Text;
+use crate::raw::{call, failed};
+
+/// The length of the jump that is written.
+pub(crate) const JUMP: usize = 5;
+/// Room for the stubs of one object, and what comes in front of them: the
+/// bounds and addresses to jump to.
+const AREA: usize = 256 << 10;
+const DATA: usize = 4096;
+/// Where in the data page things are.
+const LOW_AT: usize = 0;
+const LENGTH_AT: usize = 8;
+/// Where in the data page the addresses are that stubs jump to.
+pub(crate) const ENTRY_AT: usize = 16;
+
+/// Data pages of the areas made, for new bounds. Few objects are patched.
+static AREAS: [AtomicUsize; 8] = [const { AtomicUsize::new(0) }; 8];
+
+/// Tells the stubs between which addresses ghost memory lies.
+pub(crate) fn publish_bounds(low: usize, length: usize) {
+    for area in &AREAS {
+        let data = area.load(Ordering::Acquire);
+        if data == 0 {
+            return;
+        }
+        // Any address may be ghost memory while the two change.
+        word(data + LENGTH_AT).store(usize::MAX, Ordering::SeqCst);
+        word(data + LOW_AT).store(low, Ordering::SeqCst);
+        word(data + LENGTH_AT).store(length, Ordering::SeqCst);
+    }
+}
+
+fn word(address: usize) -> &'static AtomicUsize {
+    // SAFETY: an aligned word of a data page, mapped for ever and only ever
+    // used as an atomic.
+    unsafe { &*(address as *const AtomicUsize) }
+}
+
+/// Room for the stubs of one object, within reach of a jump.
+pub(crate) struct Area {
+    data: usize,
+}
+
+impl Area {
+    /// Maps an area near an object's code.
+    pub(crate) fn near(text: &Text) -> Option<Self> {
+        const STEP: usize = 1 << 20;
+        for step in 1..1500 {
+            let down = (text.start & !(STEP - 1)).checked_sub(step * STEP)?;
+            let up = (text.start + text.bytes).next_multiple_of(STEP) + step * STEP;
+            for hint in [down, up] {
+                let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+                let access = libc::PROT_READ | libc::PROT_WRITE;
+                let area = call!(libc::SYS_mmap, hint, AREA, access, flags, -1_isize, 0);
+                if area as usize == hint {
+                    return Some(Self { data: hint });
+                }
+                if !failed(area) {
+                    let _ours = call!(libc::SYS_munmap, area, AREA);
+                }
+            }
+        }
+        None
+    }
+
+    /// Puts an address that stubs jump to into the data page.
+    pub(crate) fn set(&self, offset: usize, address: usize) {
+        word(self.data + offset).store(address, Ordering::Relaxed);
+    }
+
+    /// Where the first stub goes.
+    pub(crate) fn first(&self) -> usize {
+        self.data + DATA
+    }
+
+    /// Where the room ends.
+    pub(crate) fn end(&self) -> usize {
+        self.data + AREA
+    }
+
+    /// Makes the stubs executable, and their bounds follow.
+    pub(crate) fn seal(&self) -> bool {
+        let executable = libc::PROT_READ | libc::PROT_EXEC;
+        let first = self.first();
+        if failed(call!(libc::SYS_mprotect, first, AREA - DATA, executable)) {
+            return false;
+        }
+        let free = AREAS.iter().find(|a| a.load(Ordering::Relaxed) == 0);
+        free.is_some_and(|place| {
+            place.store(self.data, Ordering::Release);
+            true
+        })
+    }
+}
+
+/// A jump to put in place of instructions: where, of how many bytes, and to what.
+pub(crate) struct Detour {
+    pub(crate) window: usize,
+    pub(crate) window_bytes: usize,
+    pub(crate) stub: usize,
+}
+
+/// Writes jumps into an object's code; whether that was possible.
+pub(crate) fn write_jumps(text: &Text, detours: &[Detour]) -> bool {
+    let executable = libc::PROT_READ | libc::PROT_EXEC;
+    let page = text.start & !4095;
+    let pages = (text.start + text.bytes).next_multiple_of(4096) - page;
+    let writable = executable | libc::PROT_WRITE;
+    if failed(call!(libc::SYS_mprotect, page, pages, writable)) {
+        return false;
+    }
+    for detour in detours {
+        let distance = (detour.stub as isize - (detour.window + JUMP) as isize) as i32;
+        let mut bytes = vec![0x90; detour.window_bytes];
+        bytes[0] = 0xe9;
+        bytes[1..JUMP].copy_from_slice(&distance.to_le_bytes());
+        crate::raw::copy(detour.window, bytes.as_ptr() as usize, bytes.len());
+    }
+    let _stays_writable = call!(libc::SYS_mprotect, page, pages, executable);
+    true
+}
+
+/// The code of one stub, as it is put together.
+pub(crate) struct Stub {
+    area: usize,
+    at: usize,
+    bytes: Vec<u8>,
+}
+
+/// A jump whose target is not known yet: where its distance stands.
+pub(crate) struct Jump(usize);
+
+impl Stub {
+    /// A stub at `at`, not written yet.
+    pub(crate) fn new(area: &Area, at: usize) -> Self {
+        Self {
+            area: area.data,
+            at,
+            bytes: Vec::with_capacity(128),
+        }
+    }
+
+    /// Writes it; where it ends.
+    pub(crate) fn write(&self) -> usize {
+        crate::raw::copy(self.at, self.bytes.as_ptr() as usize, self.bytes.len());
+        self.here()
+    }
+
+    /// The address of what comes next.
+    pub(crate) fn here(&self) -> usize {
+        self.at + self.bytes.len()
+    }
+
+    /// Adds code that stands anywhere.
+    pub(crate) fn put(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// A distance to something in the data page, from the instruction's end.
+    fn data(&mut self, offset: usize) -> Option<()> {
+        let distance = (self.area + offset) as isize - (self.here() + 4) as isize;
+        self.put(&i32::try_from(distance).ok()?.to_le_bytes());
+        Some(())
+    }
+
+    /// Adds an object's instructions, so that they mean the same here.
+    pub(crate) fn relocate(&mut self, instructions: &[Instruction]) -> Option<()> {
+        if instructions.is_empty() {
+            return Some(());
+        }
+        let block = InstructionBlock::new(instructions, self.here() as u64);
+        let encoded = BlockEncoder::encode(64, block, BlockEncoderOptions::NONE).ok()?;
+        self.put(&encoded.code_buffer);
+        Some(())
+    }
+
+    /// Compares argument number `argument` with the bounds: below when it may
+    /// be ghost memory. Changes rcx and the flags only.
+    pub(crate) fn test(&mut self, argument: usize) {
+        // mov rcx, rdi | rsi | rdx | r10 | r8 | r9
+        const MOVES: [[u8; 3]; 6] = [
+            [0x48, 0x89, 0xf9],
+            [0x48, 0x89, 0xf1],
+            [0x48, 0x89, 0xd1],
+            [0x4c, 0x89, 0xd1],
+            [0x4c, 0x89, 0xc1],
+            [0x4c, 0x89, 0xc9],
+        ];
+        self.put(&MOVES[argument % 6]);
+        // sub rcx, [rip + LOW]; cmp rcx, [rip + LENGTH]
+        self.put(&[0x48, 0x2b, 0x0d]);
+        let _near = self.data(LOW_AT);
+        self.put(&[0x48, 0x3b, 0x0d]);
+        let _near = self.data(LENGTH_AT);
+    }
+
+    /// A jump taken when the comparison before it said below.
+    pub(crate) fn jump_below(&mut self) -> Jump {
+        self.put(&[0x0f, 0x82, 0, 0, 0, 0]);
+        Jump(self.bytes.len() - 4)
+    }
+
+    /// A jump always taken.
+    pub(crate) fn jump(&mut self) -> Jump {
+        self.put(&[0xe9, 0, 0, 0, 0]);
+        Jump(self.bytes.len() - 4)
+    }
+
+    /// A jump to an address.
+    pub(crate) fn jump_to(&mut self, address: usize) -> Option<()> {
+        let distance = address as isize - (self.here() + JUMP) as isize;
+        self.put(&[0xe9]);
+        self.put(&i32::try_from(distance).ok()?.to_le_bytes());
+        Some(())
+    }
+
+    /// Jumps to the address at a place of the data page.
+    pub(crate) fn jump_by(&mut self, offset: usize) -> Option<()> {
+        self.put(&[0xff, 0x25]);
+        self.data(offset)
+    }
+
+    /// Makes a jump lead here.
+    pub(crate) fn land(&mut self, jump: Jump) -> Option<()> {
+        let distance = i32::try_from(self.bytes.len() - (jump.0 + 4)).ok()?;
+        self.bytes[jump.0..jump.0 + 4].copy_from_slice(&distance.to_le_bytes());
+        Some(())
+    }
+}
