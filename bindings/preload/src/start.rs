@@ -208,15 +208,18 @@ fn forget_in_environment() {
     }
 }
 
-extern "C" fn before_fork() {
+/// The first of the handlers to run before a fork.
+pub(crate) extern "C" fn before_fork() {
     ghost::fork_begins();
 }
 
-extern "C" fn in_parent() {
+/// The last to run after one, in the parent.
+pub(crate) extern "C" fn in_parent() {
     ghost::fork_ends();
 }
 
-extern "C" fn in_child() {
+/// The last to run after one, in the child.
+pub(crate) extern "C" fn in_child() {
     claim_process();
     bounce::forget_others();
     holds::forget_others();

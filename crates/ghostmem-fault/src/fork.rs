@@ -346,3 +346,21 @@ pub fn after_call(in_child: bool) {
         settle_parent();
     }
 }
+
+/// Makes the system call of a fork that runs no handlers of pthread_atfork(3), in
+/// between what ours do. `call` answers as the kernel does, 0 in the child, where
+/// it must return on the same stack; it must not touch ghost memory.
+pub fn around_call(call: impl FnOnce() -> isize) -> isize {
+    before_fork();
+    if STAGE.load(Ordering::Acquire) == PREPARED {
+        freeze();
+    }
+    let answer = call();
+    if answer == 0 {
+        thread::keep_stacks_in_child();
+        after_fork_in_child();
+    } else {
+        after_fork_in_parent();
+    }
+    answer
+}

@@ -290,13 +290,26 @@ impl EngineThread {
     }
 
     /// Gives up the handle of a thread that does not exist in this process (a
-    /// forked child has only the thread that forked). Its stack is unmapped, and
-    /// what it held a handle of is let go.
+    /// forked child has only the thread that forked). Its stack is unmapped,
+    /// unless [`keep_stacks_in_child`] was called, and what it held a handle of is
+    /// let go.
     pub fn forget_after_fork(mut self) {
+        if STACKS_STAY.load(Ordering::Relaxed) {
+            core::mem::forget(self.stack.take());
+        }
         if let Some(shared) = self.shared.take() {
             shared.let_go(true);
         }
     }
+}
+
+static STACKS_STAY: AtomicBool = AtomicBool::new(false);
+
+/// In a child that fork(3) did not make, before its parent's threads are forgotten:
+/// libc goes on listing these, by places on their stacks, until it makes a fork of
+/// its own.
+pub fn keep_stacks_in_child() {
+    STACKS_STAY.store(true, Ordering::Relaxed);
 }
 
 const fn check(call: &'static str, rc: i32) -> Result<(), OsError> {

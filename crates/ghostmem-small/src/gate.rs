@@ -187,6 +187,22 @@ pub(crate) fn epoch() -> usize {
     EPOCH.load(Ordering::Relaxed)
 }
 
+/// What the fork handlers do before a fork, for one that runs none; [`after`]
+/// is to follow on the same thread.
+pub fn before() {
+    prepare();
+}
+
+/// What the fork handlers do after a fork, in parent (whether it worked or not)
+/// and child.
+pub fn after(in_child: bool) {
+    if in_child {
+        child();
+    } else {
+        parent();
+    }
+}
+
 /// Before `fork`: closes the gate, waits
 /// until no thread is inside mimalloc on our behalf and holds what a child
 /// must find free.

@@ -59,5 +59,5 @@ pub use heap::{ALIGN_MAX, SIZE_MAX, SmallHeap, Space};
 /// fork(2) and this crate: its handlers are in place from the start; here is
 /// what keeps a fork out.
 pub mod fork {
-    pub use crate::gate::{Inside, hold};
+    pub use crate::gate::{Inside, after, before, hold};
 }

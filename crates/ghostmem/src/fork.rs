@@ -14,6 +14,18 @@
 //!     ghostmem::fork::after_call(answer == 0);
 //! }
 //! ```
-//! Everything else needs none of this.
+//! A system call that forks without running any handlers is made by
+//! [`around_call`]. Everything else needs none of this.
 
 pub use ghostmem_fault::fork::{after_call, before_call, freeze_at_the_call};
+
+/// Makes a system call that forks where no handlers of pthread_atfork(3) run: the
+/// child gets its memory as after fork(3). `call` answers as the kernel does, 0 in
+/// the child, where it must return on the same stack; it must not touch ghost
+/// memory. The handlers of others do not run.
+pub fn around_call(call: impl FnOnce() -> isize) -> isize {
+    ghostmem_small::fork::before();
+    let answer = ghostmem_fault::fork::around_call(call);
+    ghostmem_small::fork::after(answer == 0);
+    answer
+}

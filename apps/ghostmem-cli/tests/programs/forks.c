@@ -2,16 +2,19 @@
  * allocated (open files, the name service, the loader's lists, the locale);
  * memory that is pushed out all the time, and must be there. */
 #define _GNU_SOURCE
+#include <linux/sched.h>
 #include <locale.h>
 #include <pthread.h>
 #include <pwd.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <signal.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define FORKS 40
+#define FORKS 48
 #define FILES 50
 #define BYTES (6u << 20)
 
@@ -49,6 +52,27 @@ static void *churn(void *unused) {
 
 static void *in_child(void *unused) { (void)unused; return all_there() ? big : NULL; }
 
+/* A child without libc's knowing, in which no handlers run. */
+static pid_t raw_fork(int way) {
+    if (way == 0) return syscall(SYS_clone, SIGCHLD, NULL, NULL, NULL, NULL);
+    if (way == 1) return syscall(SYS_fork);
+    struct clone_args *args = calloc(1, 5000);
+    args->exit_signal = SIGCHLD;
+    pid_t pid = syscall(SYS_clone3, args, sizeof *args);
+    free(args);
+    return pid;
+}
+
+static int raw_child(void) {
+    if (!all_there()) return 6;
+    memset(big, 1, BYTES / 2);
+    pid_t pid = fork();
+    if (pid == 0) _exit(big[0] == 1 && big[BYTES - 512] == at(BYTES - 512) ? 0 : 7);
+    int status = 0;
+    if (pid < 0 || waitpid(pid, &status, 0) != pid) return 8;
+    return WEXITSTATUS(status) | (WIFSIGNALED(status) ? 9 : 0);
+}
+
 static long parent_kib;
 
 static int child(void) {
@@ -85,8 +109,9 @@ int main(void) {
     for (int i = 0; i < FORKS; i++) {
         if (!all_there()) { puts("wrong: in the parent"); return 1; }
         parent_kib = resident_kib();
-        pid_t pid = fork();
-        if (pid == 0) { alarm(60); _exit(child()); }
+        int raw = i % 4 < 3;
+        pid_t pid = raw ? raw_fork(i % 4) : fork();
+        if (pid == 0) { alarm(60); _exit(raw ? raw_child() : child()); }
         int status = 0;
         if (pid < 0 || waitpid(pid, &status, 0) != pid || status != 0) {
             printf("wrong: child %d ended with status %x\n", i, status);

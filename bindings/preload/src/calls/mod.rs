@@ -199,6 +199,7 @@ fn handle(call: &Call) -> Done {
         270 => misc::pselect(args),
         271 => misc::ppoll(args),
         281 | 441 => misc::masked_wait(number, args),
+        table::CLONE | 57 | 435 => spawn::raw_fork(number, args),
         59 => spawn::execve(args, None),
         322 => spawn::execve(args, Some(())),
         231 => {

@@ -1,12 +1,13 @@
-//! New processes: fork's own system call, and execve and execveat with
-//! argument and environment strings in ghost memory.
+//! New processes: fork's own system call, the ones that programs make by
+//! themselves, and execve and execveat with argument and environment strings in
+//! ghost memory.
 //!
 //! execve does not come back when it works, and between vfork and exec the
 //! memory is the parent's. The copies therefore stand in memory that the
 //! thread keeps for its next execve, not in a lease.
 
 use crate::raw::{self, Answer, call, load, store};
-use crate::{bounce, ghost, thread};
+use crate::{bounce, ghost, start, thread};
 
 use super::{Done, error};
 
@@ -77,6 +78,40 @@ pub(super) fn fork(number: usize, args: [usize; 6]) -> Done {
     }
     let answer: Answer = raw::syscall(number, args);
     ghostmem::fork::after_call(answer == 0);
+    Done::With(answer)
+}
+
+/// Longest structure of clone3 that is looked at; the kernel's has 88 bytes.
+const CLONE_ARGS_MAX: usize = 128;
+
+/// clone, clone3 or fork that a program makes by itself (sandboxes do, for a child
+/// in namespaces of its own): no handlers run then. What shares memory, or starts
+/// the child on another stack, is left alone.
+pub(super) fn raw_fork(number: usize, mut args: [usize; 6]) -> Done {
+    let mut copy = [0_u8; CLONE_ARGS_MAX];
+    let (flags, stack) = match number {
+        57 => (0, 0),
+        56 => (args[0], args[1]),
+        _ => {
+            let [address, bytes, ..] = args;
+            if address == 0 || !(64..=CLONE_ARGS_MAX).contains(&bytes) {
+                return Done::Asis;
+            }
+            args[0] = copy.as_mut_ptr() as usize;
+            raw::copy(args[0], address, bytes);
+            (load(address), load(address + 40))
+        }
+    };
+    if stack != 0 || flags & libc::CLONE_VM as usize != 0 {
+        return Done::Asis;
+    }
+    start::before_fork();
+    let answer: Answer = ghostmem::fork::around_call(|| raw::syscall(number, args));
+    if answer == 0 {
+        start::in_child();
+    } else {
+        start::in_parent();
+    }
     Done::With(answer)
 }
 
