@@ -64,6 +64,11 @@ impl SignalsBlocked {
     }
 }
 
+/// Where it ends is where signals come again elsewhere.
+impl Drop for SignalsBlocked {
+    fn drop(&mut self) {}
+}
+
 /// A running engine thread, to be joined.
 #[derive(Debug)]
 pub struct EngineThread {
