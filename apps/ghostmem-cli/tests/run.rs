@@ -430,6 +430,15 @@ fn programs_no_library_can_be_loaded_into_are_refused() {
     );
     assert!(refused(&["--", still.to_str().unwrap()]).contains("statically linked"));
 
+    let checked = folder.join("checked");
+    let built = Command::new("cc")
+        .args(["-fsanitize=address", "-o"])
+        .args([&checked, &source])
+        .status()
+        .unwrap();
+    assert!(built.success(), "a C compiler with AddressSanitizer");
+    assert!(refused(&["--", checked.to_str().unwrap()]).contains("AddressSanitizer"));
+
     let script = folder.join("script");
     fs::write(&script, format!("#!{}\n", still.display())).unwrap();
     make_executable(&script);
@@ -446,6 +455,31 @@ fn programs_no_library_can_be_loaded_into_are_refused() {
     fs::write(&plain, "neither\n").unwrap();
     make_executable(&plain);
     assert!(refused(&["--", plain.to_str().unwrap()]).contains("#!"));
+}
+
+#[test]
+fn a_program_that_valgrind_serves_is_refused_in_one_line() {
+    let folder = scratch("valgrind");
+    let source = folder.join("none.c");
+    fs::write(&source, "int ghostmem_test_none;\n").unwrap();
+    let library = folder.join("vgpreload_none.so");
+    let built = Command::new("cc")
+        .args(["-shared", "-o"])
+        .args([&library, &source])
+        .status()
+        .unwrap();
+    assert!(built.success());
+    let output = ghostmem()
+        .args(["run", "--limit", "8M", "--", "true"])
+        .env("LD_PRELOAD", &library)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(126));
+    let said = text(&output.stderr);
+    assert!(
+        said.contains("valgrind") && said.lines().count() == 1,
+        "{said}"
+    );
 }
 
 fn make_executable(path: &Path) {

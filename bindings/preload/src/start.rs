@@ -93,6 +93,7 @@ extern "C" fn constructor(
 }
 
 fn start(settings: &Settings) -> Result<(), String> {
+    refuse_valgrind()?;
     let inside = Inside::new(thread::current());
     if !settings.children {
         forget_in_environment();
@@ -137,6 +138,20 @@ fn start(settings: &Settings) -> Result<(), String> {
     report::started(settings, heap, patched);
     drop(inside);
     ghost::switch_on();
+    Ok(())
+}
+
+/// valgrind runs a program with a malloc of its own, which takes libc's names, and
+/// does not see code that was rewritten.
+fn refuse_valgrind() -> Result<(), String> {
+    let preloaded = std::env::var("LD_PRELOAD").unwrap_or_default();
+    if preloaded.contains("/vgpreload_") {
+        return Err(
+            "valgrind serves its memory; start it without 'ghostmem run', or with \
+             --no-children"
+                .to_owned(),
+        );
+    }
     Ok(())
 }
 

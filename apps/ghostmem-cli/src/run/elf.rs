@@ -14,6 +14,8 @@ pub(crate) enum Kind {
         glibc: bool,
         /// Why it is known to make system calls outside the C library.
         raw_system_calls: Option<&'static str>,
+        /// The sanitizer it is built with, which has an allocator of its own.
+        sanitizer: Option<&'static str>,
     },
     /// No loader: nothing can be loaded into it.
     Static,
@@ -36,6 +38,14 @@ const MACHINE_X86_64: u16 = 62;
 const HEADERS_MAX: u64 = 512;
 /// Longer names of loaders or libraries are none.
 const NAME_MAX: usize = 256;
+
+/// Libraries that serve malloc with checks, and refuse or fail behind another one.
+const SANITIZERS: [(&str, &str); 4] = [
+    ("libasan.so", "AddressSanitizer"),
+    ("libhwasan.so", "HWAddressSanitizer"),
+    ("liblsan.so", "LeakSanitizer"),
+    ("libtsan.so", "ThreadSanitizer"),
+];
 
 /// One program header.
 struct Header {
@@ -80,9 +90,11 @@ pub(crate) fn kind(file: &mut File) -> io::Result<Kind> {
         return Ok(Kind::Static);
     };
     let loader = text_at(file, interpreter.offset)?;
-    let uring = needed(file, &headers)?
+    let needed = needed(file, &headers)?;
+    let uring = needed.iter().any(|name| name.starts_with("liburing"));
+    let sanitizer = SANITIZERS
         .iter()
-        .any(|name| name.starts_with("liburing"));
+        .find(|(library, _)| needed.iter().any(|name| name.starts_with(library)));
     let raw_system_calls = if is_go(file, &headers)? {
         Some("it is a Go program")
     } else {
@@ -91,6 +103,7 @@ pub(crate) fn kind(file: &mut File) -> io::Result<Kind> {
     Ok(Kind::Dynamic {
         glibc: loader.contains("ld-linux"),
         raw_system_calls,
+        sanitizer: sanitizer.map(|(_, name)| *name),
     })
 }
 

@@ -86,6 +86,13 @@ fn inspect_one(path: &Path) -> Result<Step, Failure> {
              into such programs; run it as the user it changes to"
         ))),
         Kind::Dynamic {
+            sanitizer: Some(name),
+            ..
+        } => Err(Failure::new(format!(
+            "{shown} is built with {name}, whose allocator serves it: \
+             its memory cannot be taken over; use a build without"
+        ))),
+        Kind::Dynamic {
             raw_system_calls, ..
         } => Ok(Step::Program(Needs { raw_system_calls })),
         Kind::Static => Err(Failure::new(format!(
