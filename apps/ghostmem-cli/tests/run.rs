@@ -26,6 +26,19 @@ fn scratch(name: &str) -> PathBuf {
     folder.canonicalize().unwrap()
 }
 
+/// Builds a C program or library; needs a C compiler named cc, with what the flags
+/// ask for (libc's static library, AddressSanitizer).
+fn compile(flags: &[&str], source: &Path, built: &Path) {
+    let status = Command::new("cc")
+        .args(flags)
+        .arg("-o")
+        .args([built, source])
+        .status()
+        .expect("a C compiler named cc");
+    let source = source.display();
+    assert!(status.success(), "cc {flags:?} {source}: {status}");
+}
+
 /// Compiles one of the programs beside this file, once.
 fn program(name: &str) -> PathBuf {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
@@ -42,13 +55,12 @@ fn program(name: &str) -> PathBuf {
             "forks",
             "deepbind",
         ] {
-            let built = Command::new("cc")
-                .args(["-O1", "-g", "-w", "-pthread", "-o"])
-                .arg(folder.join(source))
-                .arg(sources.join(source).with_extension("c"))
-                .status()
-                .expect("a C compiler named cc");
-            assert!(built.success(), "{source}.c does not compile");
+            let from = sources.join(source).with_extension("c");
+            compile(
+                &["-O1", "-g", "-w", "-pthread"],
+                &from,
+                &folder.join(source),
+            );
         }
         folder
     });
@@ -111,12 +123,7 @@ fn backends() -> Vec<&'static str> {
 fn blocks_may_be_freed_by_who_finds_the_c_librarys_own_functions() {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs/plugin.c");
     let plugin = scratch("plugin").join("plugin.so");
-    let built = Command::new("cc")
-        .args(["-O1", "-w", "-shared", "-fPIC", "-o"])
-        .args([&plugin, &source])
-        .status()
-        .expect("a C compiler named cc");
-    assert!(built.success(), "plugin.c does not compile");
+    compile(&["-O1", "-w", "-shared", "-fPIC"], &source, &plugin);
     let plugin = plugin.to_str().unwrap();
     for backend in backends() {
         let options = ["--limit", "2M", "--backend", backend];
@@ -183,12 +190,7 @@ fn a_go_program_gets_the_monitor_and_others_the_truth() {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs/raw.c");
     let build = |name: &str, define: &str| {
         let program = folder.join(name);
-        let built = Command::new("cc")
-            .args(["-O1", "-w", define, "-o"])
-            .args([&program, &source])
-            .status()
-            .unwrap();
-        assert!(built.success());
+        compile(&["-O1", "-w", define], &source, &program);
         program
     };
     let (plain, go) = (build("plain", "-DPLAIN"), build("go", "-DGO"));
@@ -419,24 +421,11 @@ fn programs_no_library_can_be_loaded_into_are_refused() {
     let source = folder.join("main.c");
     fs::write(&source, "int main(void) { return 0; }\n").unwrap();
     let still = folder.join("static");
-    let built = Command::new("cc")
-        .args(["-static", "-o"])
-        .args([&still, &source])
-        .status()
-        .unwrap();
-    assert!(
-        built.success(),
-        "static linking needs libc's static library"
-    );
+    compile(&["-static"], &source, &still);
     assert!(refused(&["--", still.to_str().unwrap()]).contains("statically linked"));
 
     let checked = folder.join("checked");
-    let built = Command::new("cc")
-        .args(["-fsanitize=address", "-o"])
-        .args([&checked, &source])
-        .status()
-        .unwrap();
-    assert!(built.success(), "a C compiler with AddressSanitizer");
+    compile(&["-fsanitize=address"], &source, &checked);
     assert!(refused(&["--", checked.to_str().unwrap()]).contains("AddressSanitizer"));
 
     let script = folder.join("script");
@@ -463,12 +452,7 @@ fn a_program_that_valgrind_serves_is_refused_in_one_line() {
     let source = folder.join("none.c");
     fs::write(&source, "int ghostmem_test_none;\n").unwrap();
     let library = folder.join("vgpreload_none.so");
-    let built = Command::new("cc")
-        .args(["-shared", "-o"])
-        .args([&library, &source])
-        .status()
-        .unwrap();
-    assert!(built.success());
+    compile(&["-shared"], &source, &library);
     let output = ghostmem()
         .args(["run", "--limit", "8M", "--", "true"])
         .env("LD_PRELOAD", &library)
