@@ -119,22 +119,23 @@ pub(crate) fn wants(thread: &Thread, size: usize) -> bool {
 /// nothing done, where [`allocate_small`] or [`allocate`] has to see to it.
 #[inline(always)]
 pub(crate) fn allocate_quick(size: usize) -> Option<*mut c_void> {
-    let small = small()?;
-    let thread = thread::current();
-    let inside = Entered::new(thread)?;
-    let block = small.allocate_quick(size);
-    drop(inside);
-    let block = block?;
-    count(thread, block.len().cast_signed());
-    Some(block.cast::<c_void>().as_ptr())
+    allocate_by(|small| small.allocate_quick(size))
 }
 
 /// As [`allocate_quick`], of every size and alignment small objects have.
 pub(crate) fn allocate_small(size: usize, align: usize, zeroed: bool) -> Option<*mut c_void> {
+    allocate_by(|small| small.allocate(size, align, zeroed))
+}
+
+/// A small object that `allocate` takes, counted for this thread.
+#[inline(always)]
+fn allocate_by(
+    allocate: impl FnOnce(&SmallObjects) -> Option<NonNull<[u8]>>,
+) -> Option<*mut c_void> {
     let small = small()?;
     let thread = thread::current();
     let inside = Entered::new(thread)?;
-    let block = small.allocate(size, align, zeroed);
+    let block = allocate(small);
     drop(inside);
     let block = block?;
     count(thread, block.len().cast_signed());

@@ -10,7 +10,7 @@ use core::alloc::Layout;
 use core::ptr::NonNull;
 
 use ghostmem_os::PAGE_SIZE;
-use ghostmem_small::{ALIGN_MAX, SIZE_MAX, SmallError, SmallHeap};
+use ghostmem_small::{SmallError, SmallHeap};
 
 use crate::heap::Discards;
 use crate::{Error, Heap};
@@ -18,7 +18,6 @@ use crate::{Error, Heap};
 /// A heap's small objects, for a malloc that counts them by itself, many at a time,
 /// and tells by [`Heap::count_small`]. See [`Heap::small_objects`].
 #[derive(Debug)]
-#[repr(transparent)]
 pub struct SmallObjects(pub(crate) SmallHeap<Discards>);
 
 impl SmallObjects {
@@ -31,8 +30,8 @@ impl SmallObjects {
         self.0.allocate_block(size, align, zeroed)
     }
 
-    /// As [`SmallObjects::allocate`], aligned to 16 and not zeroed, where that is quickly done; `None`
-    /// says no more than that it is not.
+    /// As [`SmallObjects::allocate`], aligned to 16 and not zeroed, where that is
+    /// quickly done; `None` says no more than that it is not.
     #[must_use]
     #[inline]
     pub fn allocate_quick(&self, size: usize) -> Option<NonNull<[u8]>> {
@@ -96,13 +95,8 @@ impl Heap {
     /// A small object where no limit is to be asked: counted once.
     #[inline]
     fn allocate_quick(&self, layout: Layout, zeroed: bool) -> Option<NonNull<[u8]>> {
-        if layout.size() > SIZE_MAX || layout.align() > ALIGN_MAX {
-            return None;
-        }
-        let small = self
-            .small_if_made()
-            .filter(|_| !self.engine().has_memory_limit())?;
-        let block = small.allocate_block(layout.size(), layout.align(), zeroed)?;
+        let small = self.small_objects()?;
+        let block = small.allocate(layout.size(), layout.align(), zeroed)?;
         self.engine().note_lent(block.len());
         Some(block)
     }
@@ -111,6 +105,7 @@ impl Heap {
     /// while there are none yet, and in a heap with a memory limit, which has to be
     /// asked for each.
     #[must_use]
+    #[inline]
     pub fn small_objects(&self) -> Option<&SmallObjects> {
         self.small_objects_if_made()
             .filter(|_| !self.engine().has_memory_limit())
@@ -122,13 +117,9 @@ impl Heap {
     /// As [`Heap::deallocate_block`].
     #[inline]
     unsafe fn free_small(&self, block: NonNull<u8>) -> Option<Result<usize, Error>> {
-        let address = block.as_ptr().addr();
-        let small = self
-            .small_if_made()
-            .filter(|small| small.contains(address))?;
-        // SAFETY: the caller's promise: the block is no longer used.
-        let freed = unsafe { small.deallocate_block(block) };
-        Some(freed.map_err(|_| Error::NotAllocated { address }))
+        let small = self.small_objects_if_made()?;
+        // SAFETY: the caller's promise.
+        unsafe { small.free(block) }
     }
 
     /// Counts bytes that [`SmallObjects::allocate`] handed out, less those that
