@@ -15,7 +15,7 @@ use core::time::Duration;
 
 use ghostmem_fault::RUN_PAGES;
 use ghostmem_file::FileStats;
-use ghostmem_os::thread::{self, SignalsBlocked};
+use ghostmem_os::thread;
 use ghostmem_os::{OsError, PAGE_SIZE};
 
 use crate::engine::Engine;
@@ -67,6 +67,18 @@ impl Tally {
         const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
         let spread = (thread::key() as u64).wrapping_mul(SPREAD) >> 32;
         &self.0[spread as usize % SHARES].0
+    }
+
+    pub(crate) fn add(&self, amount: usize) {
+        if amount > 0 {
+            self.mine().fetch_add(amount, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn sub(&self, amount: usize) {
+        if amount > 0 {
+            self.mine().fetch_sub(amount, Ordering::Relaxed);
+        }
     }
 
     /// Never below zero: what one thread lends and another takes back while the
@@ -136,10 +148,12 @@ impl Engine {
         let Some(limit) = self.config.memory_limit_bytes else {
             return Ok(());
         };
-        // Freed slots may still hold memory: give it back before refusing.
+        // Copies of resident pages make room before anybody is refused, and freed
+        // slots may still hold memory.
         let (mut tidied, mut waited) = (0, 0);
         loop {
-            if self.needed_bytes() + spare_bytes <= limit {
+            let needed = self.needed_bytes() + spare_bytes;
+            if needed <= limit {
                 return Ok(());
             }
             if self.store.is_maintained() && waited < TIDY_WAITS {
@@ -151,10 +165,7 @@ impl Engine {
                 return Err(OsError::new("allocate", NO_MEMORY));
             }
             tidied += 1;
-            // A signal handler must not meet a page that this thread moves.
-            let blocked = SignalsBlocked::new();
-            self.tidy_store(TIDY_SLOTS, 0);
-            drop(blocked);
+            self.quietly(|_| self.make_room(needed - limit, TIDY_SLOTS))?;
         }
     }
 
@@ -172,7 +183,10 @@ impl Engine {
         let pages_stored = store.live_slots + file.slots;
         let stored = pages_stored as usize * PAGE_SIZE;
         let handed_out = self.allocated_bytes().saturating_add(self.lent.sum());
-        let untouched = handed_out.saturating_sub(resident + stored);
+        // A page that is resident and keeps a copy was written once.
+        let copies = self.copies.sum() * PAGE_SIZE;
+        let written = (resident + stored).saturating_sub(copies);
+        let untouched = handed_out.saturating_sub(written);
         let tables = self.table_bytes() + (store.metadata_bytes + file.metadata_bytes) as usize;
         let tables = tables + untouched / PAGE_SIZE * TABLE_BYTES_PER_PAGE;
         let (num, den) = if self.evictions() < RATIO_EVICTIONS || stored == 0 {

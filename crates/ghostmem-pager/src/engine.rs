@@ -113,6 +113,10 @@ pub struct Engine {
     pub(crate) pinned_pages: AtomicUsize,
     /// Bytes of adopted regions that their owners handed out.
     pub(crate) lent: Tally,
+    /// Resident pages that keep a copy, in the store or in a file.
+    pub(crate) copies: Tally,
+    /// The memory limit has room for more copies.
+    pub(crate) copies_fit: AtomicBool,
     pub(crate) closed: AtomicBool,
 }
 
@@ -163,6 +167,8 @@ impl Engine {
             allocated: AtomicUsize::new(0),
             pinned_pages: AtomicUsize::new(0),
             lent: Tally::new(),
+            copies: Tally::new(),
+            copies_fit: AtomicBool::new(true),
             closed: AtomicBool::new(false),
             config,
         })?;
@@ -357,8 +363,9 @@ impl Engine {
         self.evictions.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn count_evictions(&self, pages: u64) {
-        self.evictions.fetch_add(pages, Ordering::Relaxed);
+    /// Counts pages as evicted; how many it was before.
+    pub(crate) fn count_evictions(&self, pages: u64) -> u64 {
+        self.evictions.fetch_add(pages, Ordering::Relaxed)
     }
 
     pub(crate) fn allocated_bytes(&self) -> usize {

@@ -19,7 +19,7 @@ use ghostmem_fault::{Batch, Scratch};
 use ghostmem_os::scratch::STACK_BYTES;
 use ghostmem_os::{clock, futex};
 use ghostmem_policy::Heat;
-use ghostmem_store::{Place, Slot};
+use ghostmem_store::Slot;
 use ghostmem_table::{DropClaim, EvictClaim, State, Word};
 
 use crate::engine::Engine;
@@ -37,7 +37,7 @@ const DIRTY_PAGES_MAX: usize = 128;
 
 /// Resident pages the hand looks at for each page it is asked to evict,
 /// before it takes what it has.
-const LOOKS_PER_PAGE: usize = 32;
+pub(crate) const LOOKS_PER_PAGE: usize = 32;
 
 /// The last of those looks ignore credit when no page has been found before.
 const FORCED_LOOKS: usize = 256;
@@ -198,7 +198,7 @@ impl Engine {
     /// Moves the hand past the next few resident pages, which are then this
     /// caller's to judge. An empty window: the hand went on to the next
     /// region. `None`: there are no regions.
-    fn next_window(&self, wanted: usize) -> Option<(&Region, usize, usize)> {
+    pub(crate) fn next_window(&self, wanted: usize) -> Option<(&Region, usize, usize)> {
         loop {
             let hand = self.hand.load(Ordering::Acquire);
             let (index, from) = ((hand >> 40) as usize, (hand & ((1 << 40) - 1)) as usize);
@@ -460,47 +460,17 @@ impl Engine {
             }
         }
         self.budget.give_back(freed);
-        self.count_evictions(freed as u64);
+        // Those pages have one place again, not two.
+        self.copies.sub(clean as usize);
+        let evictions = self.count_evictions(freed as u64);
         self.metrics.add(Counter::evictions_clean, clean);
         self.metrics
             .add(Counter::evictions_dirty, freed as u64 - clean);
         self.metrics.add(Counter::filled_pages_evicted, filled);
         self.metrics.add(Counter::raw_pages_evicted, raw);
         self.wake_spiller();
+        self.fit_copies(evictions, evictions + freed as u64);
         freed as usize
-    }
-
-    /// Gives up clean copies of up to `wanted` resident pages, to make room
-    /// in the store. The pages stay; they have to be compressed again when
-    /// they are evicted.
-    pub(crate) fn shed_copies(&self, wanted: usize) {
-        let mut shed = 0;
-        let mut looks = wanted * LOOKS_PER_PAGE;
-        while shed < wanted && looks > 0 {
-            let Some((region, start, end)) = self.next_window(BATCH_PAGES) else {
-                return;
-            };
-            looks = looks.saturating_sub(BATCH_PAGES);
-            let mut from = start;
-            while let Some(page) = region.resident.next(from).filter(|&page| page < end) {
-                from = page + 1;
-                let word = region.table.load(page);
-                // A copy in a file takes no room here.
-                let in_store = matches!(Place::from_bits(word.payload()), Some(Place::Store(_)));
-                if word.state() != State::Resident || !word.is_clean() || !in_store {
-                    continue;
-                }
-                let Ok(claim) = region.table.claim(page, word) else {
-                    continue;
-                };
-                // Still write-protected: the next store finds a dirty page
-                // and merely opens it.
-                self.release(region, claim, word.with_clean(false).with_payload(0));
-                self.free_slot(word);
-                shed += 1;
-            }
-        }
-        self.metrics.add(Counter::copies_shed, shed as u64);
     }
 
     /// Evicts the resident pages of a range now, whatever their credit; how

@@ -2,7 +2,8 @@
 //!
 //! Read in this order: [`engine`](Engine) (what a heap is made of), `resolve`
 //! (a fault, from the touch to the page in place), `evict` (reclaim: from a
-//! cold page to a slot), `worker` (what runs in the background), `tidy`
+//! cold page to a slot), `copies` (the slots that clean pages
+//! keep), `worker` (what runs in the background), `tidy`
 //! (keeping the store dense), `gather` and `spill` (from the store to the file), `spilled`
 //! (and back), `advice` and `pins` (what a program may ask
 //! for), `admission` (what the memory limit lets it have), `record` (which pages it
@@ -21,6 +22,7 @@
 mod admission;
 mod advice;
 mod budget;
+mod copies;
 mod engine;
 mod evict;
 mod gather;

@@ -148,6 +148,9 @@ impl Engine {
 
     /// Frees the slot, or the place in a file, that a word names.
     pub(crate) fn free_slot(&self, word: Word) {
+        if word.state() == State::Resident && word.is_clean() {
+            self.copies.sub(1);
+        }
         match Place::from_bits(word.payload()) {
             Some(Place::Store(slot)) => self.store.remove(slot),
             Some(Place::Elsewhere(number)) => self.remove_spilled(number),
@@ -417,7 +420,7 @@ impl Engine {
             let clean = before.state() == State::Stored
                 && !write
                 && region.mapped.tracks_writes()
-                && self.config.keep_copies
+                && self.may_keep_copy(before)
                 && !before.is_write_hot()
                 && !matches!(source, Source::File(len) if self.belongs_in_memory(past, len, now));
             let heat = match (before.state(), step) {
@@ -442,6 +445,9 @@ impl Engine {
         self.install(
             region, count, stride, page_of, &words, write, fresh, scratch,
         );
+        // Counted before anybody can give one of them up.
+        let copies = words[..count].iter().filter(|word| word.is_clean()).count();
+        self.copies.add(copies);
         for step in 0..count {
             let Some(claim) = claims[step].take() else {
                 continue;

@@ -24,6 +24,8 @@ pub struct EngineStats {
     pub store_data_bytes: usize,
     /// Compressed pages in the store (copies of resident pages included).
     pub store_slots: usize,
+    /// Resident pages that keep a copy, in the store or in the file tier.
+    pub kept_copies: usize,
     /// Memory the store holds from the kernel.
     pub store_held_bytes: usize,
     /// Pages stored uncompressed.
@@ -58,6 +60,7 @@ impl Engine {
             resident_limit_bytes: self.budget.limit().max(0) as usize * PAGE_SIZE,
             store_data_bytes: store.data_bytes as usize,
             store_slots: store.live_slots as usize,
+            kept_copies: self.copies.sum(),
             store_held_bytes: store.held_bytes as usize,
             store_raw_slots: store.raw_slots as usize,
             metadata_bytes: self.table_bytes()

@@ -211,7 +211,7 @@ impl Engine {
         }
     }
 
-    fn tidy_from_inside(&self, slots: usize, spare_bytes: usize) -> usize {
+    pub(crate) fn tidy_from_inside(&self, slots: usize, spare_bytes: usize) -> usize {
         let moved = self
             .store
             .compact(slots, &mut |owner, slot| self.relocate(owner, slot));

@@ -17,7 +17,10 @@ pub struct Stats {
     pub resident_limit_bytes: usize,
     /// Compressed pages in the store, copies of resident pages included.
     pub stored_pages: usize,
-    /// Their compressed size, bytes.
+    /// Resident pages that keep a compressed copy, in the store or in the file:
+    /// evicting one of them again costs no compression.
+    pub kept_copies: usize,
+    /// Compressed size of the pages in the store, bytes.
     pub store_data_bytes: usize,
     /// Memory the store holds from the kernel, bytes.
     pub store_held_bytes: usize,
@@ -88,6 +91,7 @@ impl Stats {
             resident_bytes: engine.resident_bytes,
             resident_limit_bytes: engine.resident_limit_bytes,
             stored_pages: engine.store_slots,
+            kept_copies: engine.kept_copies,
             store_data_bytes: engine.store_data_bytes,
             store_held_bytes: engine.store_held_bytes,
             metadata_bytes: engine.metadata_bytes,
