@@ -17,18 +17,21 @@ use ghostmem_fault::RUN_PAGES;
 use ghostmem_file::FileStats;
 use ghostmem_os::thread;
 use ghostmem_os::{OsError, PAGE_SIZE};
+use ghostmem_policy::forecast::{Holdings, PageCosts};
 
 use crate::engine::Engine;
 
 /// Evictions after which the store's ratio is taken for the data's.
 const RATIO_EVICTIONS: u64 = 256;
 
-/// Tables for a page: its word, its bits, its share of the buddy's tree.
-const TABLE_BYTES_PER_PAGE: usize = 10;
-
-/// What 4 KiB in the file take of memory, about, if pages are packed to a
-/// quarter.
-const FILE_BYTES_PER_PAGE: usize = 4 * 10;
+/// What a page takes beside its bytes: in tables its word, its bits and its share of
+/// the block tree; in the file's table ten bytes a place, of which four hold a page if
+/// pages are packed to a quarter.
+const COSTS: PageCosts = PageCosts {
+    page_bytes: PAGE_SIZE,
+    table_bytes: 10,
+    file_entry_bytes: 4 * 10,
+};
 
 /// Slots moved to make room before an allocation is refused.
 const TIDY_SLOTS: usize = 4096;
@@ -152,7 +155,7 @@ impl Engine {
         // slots may still hold memory.
         let (mut tidied, mut waited) = (0, 0);
         loop {
-            let needed = self.needed_bytes() + spare_bytes;
+            let needed = self.needed_bytes().saturating_add(spare_bytes);
             if needed <= limit {
                 return Ok(());
             }
@@ -179,31 +182,20 @@ impl Engine {
         let store = self.store.stats();
         let file = self.spill.as_ref().map(|spill| spill.tier.stats());
         let file = file.unwrap_or_default();
-        let resident = self.budget.used().max(0) as usize * PAGE_SIZE;
-        let pages_stored = store.live_slots + file.slots;
-        let stored = pages_stored as usize * PAGE_SIZE;
-        let handed_out = self.allocated_bytes().saturating_add(self.lent.sum());
-        // A page that is resident and keeps a copy was written once.
-        let copies = self.copies.sum() * PAGE_SIZE;
-        let written = (resident + stored).saturating_sub(copies);
-        let untouched = handed_out.saturating_sub(written);
-        let tables = self.table_bytes() + (store.metadata_bytes + file.metadata_bytes) as usize;
-        let tables = tables + untouched / PAGE_SIZE * TABLE_BYTES_PER_PAGE;
-        let (num, den) = if self.evictions() < RATIO_EVICTIONS || stored == 0 {
-            (1, 1)
-        } else {
-            ((store.data_bytes + file.live_bytes) as usize, stored)
-        };
-        let packed = |bytes: usize| (bytes as u128 * num as u128 / den.max(1) as u128) as usize;
-        // Resident pages need no slot as long as they fit in the limit.
-        let frames_free = self.budget.free().max(0) as usize * PAGE_SIZE;
-        let beyond = untouched.saturating_sub(frames_free);
-        let packed = store.held_bytes as usize + packed(beyond);
-        let room = self.room_in_file(&file);
-        // A place in the file takes memory too.
-        let spilled = packed.min(room);
-        let entries = spilled / PAGE_SIZE * FILE_BYTES_PER_PAGE;
-        (packed - spilled) + entries + tables + resident + (untouched - beyond)
+        let bytes = |pages: i64| pages.max(0) as usize * PAGE_SIZE;
+        Holdings {
+            handed_out_bytes: self.allocated_bytes().saturating_add(self.lent.sum()),
+            resident_bytes: bytes(self.budget.used()),
+            frames_free_bytes: bytes(self.budget.free()),
+            stored_bytes: (store.live_slots + file.slots) as usize * PAGE_SIZE,
+            copied_bytes: self.copies.sum() * PAGE_SIZE,
+            packed_bytes: (store.data_bytes + file.live_bytes) as usize,
+            store_held_bytes: store.held_bytes as usize,
+            table_bytes: self.table_bytes() + (store.metadata_bytes + file.metadata_bytes) as usize,
+            file_room_bytes: self.room_in_file(&file),
+            ratio_is_known: self.evictions() >= RATIO_EVICTIONS,
+        }
+        .needed_bytes(COSTS)
     }
 
     /// Packed bytes that the file takes beside what it has.

@@ -12,6 +12,7 @@
 //! within its share, and gives up copies for it.
 
 use ghostmem_os::PAGE_SIZE;
+use ghostmem_policy::balance::{self, Copies};
 use ghostmem_store::{Place, StoreStats};
 use ghostmem_table::{State, Word};
 
@@ -27,26 +28,11 @@ use crate::spill::Spill;
 /// figures' seventy cache lines cost nothing beside it.
 const LOOK_EVICTIONS: u64 = 64;
 
-/// The margin below the memory limit at which copies are given up, as a part of
-/// the limit: room for what is evicted between two looks, and for free slots.
-const MARGIN_SHARE: usize = 32;
-/// The margin at least, bytes: one batch of pages that do not shrink.
-const MARGIN_MIN: usize = BATCH_PAGES * PAGE_SIZE;
-/// And at most, as a part of the limit: small limits need most of it.
-const MARGIN_MOST_SHARE: usize = 8;
-
-/// Free slots that the store has for its live ones when it is tidy, as a part.
-const FREE_SHARE: u64 = 32;
+/// What a batch of pages that do not shrink makes the store grow by, bytes.
+const BATCH_BYTES: usize = BATCH_PAGES * PAGE_SIZE;
 
 /// Slots moved by an eviction that finds the store holding too much.
 const TIDY_SLOTS: usize = 256;
-
-/// Room that has to be left below a memory limit, bytes.
-fn margin(limit: usize) -> usize {
-    (limit / MARGIN_SHARE)
-        .max(MARGIN_MIN)
-        .min(limit / MARGIN_MOST_SHARE)
-}
 
 /// Slots whose bytes add up to `bytes`, about.
 fn slots_of(bytes: usize, store: &StoreStats) -> usize {
@@ -74,20 +60,19 @@ impl Engine {
             return;
         }
         let store = self.store.stats();
-        let margin = margin(limit);
-        let most = limit - margin;
         // The resident limit will be used, whether it is now or not.
         let frames = self.budget.limit().max(self.budget.used()).max(0) as usize * PAGE_SIZE;
         let fixed = frames + self.table_bytes() + store.metadata_bytes as usize;
-        let slots = (store.slot_bytes + store.slot_bytes / FREE_SHARE) as usize;
-        let excess = (fixed + slots).saturating_sub(most);
-        if excess > 0 {
-            self.copies_fit.store(false, Ordering::Relaxed);
-            self.shed_copies(slots_of(excess, &store).min(self.copies.sum()));
-        } else if fixed + slots + margin / 2 <= most {
-            self.copies_fit.store(true, Ordering::Relaxed);
+        match balance::copies(limit, BATCH_BYTES, fixed, store.slot_bytes as usize) {
+            Copies::Keep => self.copies_fit.store(true, Ordering::Relaxed),
+            Copies::Leave => {}
+            Copies::GiveUp(excess) => {
+                self.copies_fit.store(false, Ordering::Relaxed);
+                self.shed_copies(slots_of(excess, &store).min(self.copies.sum()));
+            }
         }
-        if fixed + store.held_bytes as usize > most + margin / 2 {
+        let margin = balance::copies_margin_bytes(limit, BATCH_BYTES);
+        if fixed + store.held_bytes as usize > limit - margin / 2 {
             self.tidy_from_inside(TIDY_SLOTS, 0);
         }
     }

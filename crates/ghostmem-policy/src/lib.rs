@@ -4,9 +4,13 @@
 //! The processor's accessed bits cannot be seen from user space, so the only
 //! sign of a page's heat is a *refault*: it was evicted and came back. How
 //! soon it came back, measured in turnovers of the resident set, says how hot
-//! it is. See [`heat`] for what follows from that, [`stream`] for readahead.
+//! it is. See [`heat`] for what follows from that, [`stream`] for readahead,
+//! [`balance`] for what each kind of memory may take, and [`forecast`] for what an
+//! allocation will.
 #![forbid(unsafe_code)]
 
+pub mod balance;
+pub mod forecast;
 pub mod heat;
 pub mod stream;
 

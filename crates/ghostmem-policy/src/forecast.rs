@@ -1,0 +1,166 @@
+//! What a heap will take of memory once everything handed out has been written.
+//!
+//! Memory that nobody has written yet counts with the compression seen so far, as a
+//! memory limit is on memory and not on address space. Pages that fit in free frames
+//! need no slot. What a file has room for leaves memory but for its table entries.
+
+/// What one page costs beside its bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct PageCosts {
+    /// Bytes of a page.
+    pub page_bytes: usize,
+    /// Tables for a page: its word, its bits, its share of the block tree.
+    pub table_bytes: usize,
+    /// Memory for a page's worth of packed bytes in the file.
+    pub file_entry_bytes: usize,
+}
+
+/// A heap's figures at one moment.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Holdings {
+    /// Bytes handed out, written or not.
+    pub handed_out_bytes: usize,
+    /// Bytes of pages that are mapped.
+    pub resident_bytes: usize,
+    /// Bytes that may be mapped beside them.
+    pub frames_free_bytes: usize,
+    /// Unpacked bytes of the pages in store and file, copies of resident pages
+    /// included.
+    pub stored_bytes: usize,
+    /// Unpacked bytes of those copies.
+    pub copied_bytes: usize,
+    /// Packed bytes of the pages in store and file.
+    pub packed_bytes: usize,
+    /// Memory that the store holds.
+    pub store_held_bytes: usize,
+    /// Memory that the tables hold.
+    pub table_bytes: usize,
+    /// Packed bytes that the file takes beside what it has.
+    pub file_room_bytes: usize,
+    /// Enough pages were packed to take their ratio for the data's.
+    pub ratio_is_known: bool,
+}
+
+impl Holdings {
+    /// Bytes handed out that no page holds yet.
+    #[must_use]
+    pub const fn untouched_bytes(&self) -> usize {
+        // A page that is resident and keeps a copy was written once.
+        let twice = self.resident_bytes.saturating_add(self.stored_bytes);
+        let written = twice.saturating_sub(self.copied_bytes);
+        self.handed_out_bytes.saturating_sub(written)
+    }
+
+    /// Bytes that resident pages, store and tables take once everything handed out
+    /// has been written.
+    #[must_use]
+    pub fn needed_bytes(&self, costs: PageCosts) -> usize {
+        let untouched = self.untouched_bytes();
+        let pages = |bytes: usize| bytes / costs.page_bytes.max(1);
+        let tables = self.table_bytes + pages(untouched) * costs.table_bytes;
+        let beyond = untouched.saturating_sub(self.frames_free_bytes);
+        let packed = self.store_held_bytes.saturating_add(self.packed(beyond));
+        let spilled = packed.min(self.file_room_bytes);
+        let entries = pages(spilled) * costs.file_entry_bytes;
+        [entries, tables, self.resident_bytes, untouched - beyond]
+            .iter()
+            .fold(packed - spilled, |sum, &part| sum.saturating_add(part))
+    }
+
+    /// `bytes` at the ratio seen so far; one to one before any was seen.
+    fn packed(&self, bytes: usize) -> usize {
+        if !self.ratio_is_known || self.stored_bytes == 0 {
+            return bytes;
+        }
+        let packed = bytes as u128 * self.packed_bytes as u128 / self.stored_bytes as u128;
+        usize::try_from(packed).unwrap_or(usize::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const COSTS: PageCosts = PageCosts {
+        page_bytes: 4096,
+        table_bytes: 10,
+        file_entry_bytes: 40,
+    };
+    const MIB: usize = 1 << 20;
+
+    #[test]
+    fn what_fits_in_free_frames_counts_as_it_is() {
+        let heap = Holdings {
+            handed_out_bytes: 8 * MIB,
+            frames_free_bytes: 8 * MIB,
+            ..Holdings::default()
+        };
+        assert_eq!(heap.needed_bytes(COSTS), 8 * MIB + 2048 * 10);
+    }
+
+    #[test]
+    fn beyond_the_frames_the_ratio_seen_counts_and_one_to_one_before() {
+        let heap = Holdings {
+            handed_out_bytes: 40 * MIB,
+            resident_bytes: 8 * MIB,
+            stored_bytes: 16 * MIB,
+            packed_bytes: 4 * MIB,
+            store_held_bytes: 4 * MIB,
+            ..Holdings::default()
+        };
+        assert_eq!(heap.untouched_bytes(), 16 * MIB);
+        let tables = 4096 * 10;
+        assert_eq!(heap.needed_bytes(COSTS), (8 + 4 + 16) * MIB + tables);
+        let known = Holdings {
+            ratio_is_known: true,
+            ..heap
+        };
+        assert_eq!(known.needed_bytes(COSTS), (8 + 4 + 4) * MIB + tables);
+    }
+
+    #[test]
+    fn a_page_and_its_copy_were_written_once() {
+        let heap = Holdings {
+            handed_out_bytes: 20 * MIB,
+            resident_bytes: 8 * MIB,
+            stored_bytes: 12 * MIB,
+            copied_bytes: 6 * MIB,
+            ..Holdings::default()
+        };
+        assert_eq!(heap.untouched_bytes(), 6 * MIB);
+    }
+
+    #[test]
+    fn what_the_file_takes_costs_entries_only() {
+        let heap = Holdings {
+            handed_out_bytes: 40 * MIB,
+            resident_bytes: 8 * MIB,
+            stored_bytes: 32 * MIB,
+            packed_bytes: 16 * MIB,
+            store_held_bytes: 16 * MIB,
+            ratio_is_known: true,
+            file_room_bytes: 12 * MIB,
+            ..Holdings::default()
+        };
+        assert_eq!(heap.needed_bytes(COSTS), (8 + 4) * MIB + 12 * 256 * 40);
+        let endless = Holdings {
+            file_room_bytes: usize::MAX,
+            ..heap
+        };
+        assert_eq!(endless.needed_bytes(COSTS), 8 * MIB + 16 * 256 * 40);
+    }
+
+    #[test]
+    fn nothing_overflows_whatever_is_handed_out() {
+        let heap = Holdings {
+            handed_out_bytes: usize::MAX,
+            resident_bytes: MIB,
+            stored_bytes: MIB,
+            packed_bytes: MIB,
+            store_held_bytes: MIB,
+            ratio_is_known: true,
+            ..Holdings::default()
+        };
+        assert!(heap.needed_bytes(COSTS) >= usize::MAX - MIB);
+    }
+}
