@@ -57,21 +57,47 @@ impl Gate {
     /// Goes inside; waits while another thread keeps the gate frozen.
     /// Async-signal-safe.
     pub fn enter(&self) -> Inside<'_> {
-        let me = thread::key() as u64;
-        let shard = thread::shard(SHARDS);
         loop {
-            let phase = self.phase.load(Ordering::Acquire) & 1;
-            let counter = &self.inside[phase as usize][shard];
-            // SeqCst pairs with the store in `freeze`: either it sees us
-            // counted, or we see it frozen.
-            counter.0.fetch_add(1, Ordering::SeqCst);
-            let frozen_by = self.frozen_by.load(Ordering::SeqCst);
-            if frozen_by == 0 || frozen_by == me {
-                return Inside { counter };
+            if let Some(inside) = self.try_enter() {
+                return inside;
             }
-            counter.0.fetch_sub(1, Ordering::Release);
+            self.wait_while_frozen();
+        }
+    }
+
+    /// Goes inside, unless another thread keeps the gate frozen.
+    /// Async-signal-safe.
+    #[must_use]
+    pub fn try_enter(&self) -> Option<Inside<'_>> {
+        let shard = thread::shard(SHARDS);
+        let phase = self.phase.load(Ordering::Acquire) & 1;
+        let counter = &self.inside[phase as usize][shard];
+        // SeqCst pairs with the store in `freeze`: either it sees us
+        // counted, or we see it frozen.
+        counter.0.fetch_add(1, Ordering::SeqCst);
+        if self.keeps_out() == 0 {
+            return Some(Inside { counter });
+        }
+        counter.0.fetch_sub(1, Ordering::Release);
+        None
+    }
+
+    /// Waits, for a while at least, as long as another thread keeps the gate
+    /// frozen. Not to be called from inside. Async-signal-safe.
+    pub fn wait_while_frozen(&self) {
+        let frozen_by = self.keeps_out();
+        if frozen_by != 0 {
             futex::wait(&self.frozen_by, frozen_by as u32, Duration::from_millis(10));
         }
+    }
+
+    /// Who keeps the calling thread out, or 0.
+    fn keeps_out(&self) -> u64 {
+        let frozen_by = self.frozen_by.load(Ordering::SeqCst);
+        if frozen_by == thread::key() as u64 {
+            return 0;
+        }
+        frozen_by
     }
 
     /// Waits until everyone who was inside has left. Must not be called from
@@ -170,6 +196,8 @@ mod tests {
         drop(gate.enter());
         std::thread::scope(|scope| {
             scope.spawn(|| {
+                let refused = gate.try_enter().is_none();
+                assert!(refused || thawed.load(Ordering::SeqCst));
                 drop(gate.enter());
                 assert!(thawed.load(Ordering::SeqCst), "went in while frozen");
             });

@@ -44,5 +44,5 @@ pub use probe::Probe;
 #[cfg(not(windows))]
 pub use probe::UserfaultfdProbe;
 pub use registry::{
-    Fault, FaultSink, Registration, Verdict, gate, lookup, rearm, register, scratch,
+    Fault, FaultSink, Registration, Verdict, gate, lookup, may_be_ghost, rearm, register, scratch,
 };

@@ -208,6 +208,16 @@ fn find(address: usize) -> Option<&'static Entry> {
     (address.wrapping_sub(entry.base) < entry.len).then_some(entry)
 }
 
+/// Whether an address may lie in a region: all of a granule counts. One load,
+/// outside the gate.
+#[must_use]
+#[inline]
+pub fn may_be_ghost(address: usize) -> bool {
+    TABLE
+        .get(address / GRANULE)
+        .is_some_and(|entry| !entry.load(Ordering::Acquire).is_null())
+}
+
 /// The sink and region number an address belongs to; lock-free. The pointer
 /// is for comparison only.
 #[must_use]

@@ -66,14 +66,16 @@ pub struct SignalsBlocked {
 }
 
 impl SignalsBlocked {
-    /// Blocks every signal on the calling thread.
+    /// Blocks every signal on the calling thread, whose stack must not be ghost
+    /// memory from here on.
     #[must_use]
     pub fn new() -> Self {
-        let before = set_mask(&full_set());
+        let before = swap_mask(&full_set());
         Self { before }
     }
 
-    /// Blocks every signal but those that a touch of ghost memory raises.
+    /// Blocks every signal but those that a touch of ghost memory raises, which
+    /// are let through, on a stack of any kind.
     #[must_use]
     pub fn all_but_faults() -> Self {
         let mut set = full_set();
@@ -81,7 +83,8 @@ impl SignalsBlocked {
             // SAFETY: an initialised set and a valid signal number.
             unsafe { libc::sigdelset(&raw mut set, signal) };
         }
-        let before = set_mask(&set);
+        let before = mask();
+        set_mask(&set);
         Self { before }
     }
 }
@@ -106,12 +109,41 @@ pub(crate) fn full_set() -> libc::sigset_t {
     unsafe { set.assume_init() }
 }
 
-fn set_mask(set: &libc::sigset_t) -> libc::sigset_t {
+/// Changes the mask in one call; what it was before.
+fn swap_mask(set: &libc::sigset_t) -> libc::sigset_t {
     let mut before = core::mem::MaybeUninit::uninit();
     // SAFETY: both sets are valid for the call; SIG_SETMASK cannot fail.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, set, before.as_mut_ptr()) };
     // SAFETY: pthread_sigmask filled it.
     unsafe { before.assume_init() }
+}
+
+/// The mask as it is. As [`set_mask`], for any stack.
+fn mask() -> libc::sigset_t {
+    loop {
+        let mut now = full_set();
+        // SAFETY: a null new set only asks for the current one.
+        let rc =
+            unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, core::ptr::null(), &raw mut now) };
+        if rc == 0 {
+            return now;
+        }
+    }
+}
+
+/// Changes the mask. The kernel answers `EFAULT`, and does nothing, where the set is
+/// on a page of the stack that is absent: each round touches it again.
+fn set_mask(set: &libc::sigset_t) {
+    loop {
+        let set = core::hint::black_box(*set);
+        // SAFETY: the set is valid for the call.
+        let rc = unsafe {
+            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const set, core::ptr::null_mut())
+        };
+        if rc == 0 {
+            return;
+        }
+    }
 }
 
 /// Gives the calling thread a name of at most 15 bytes (`PR_SET_NAME`).

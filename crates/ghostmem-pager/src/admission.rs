@@ -15,8 +15,7 @@ use core::time::Duration;
 
 use ghostmem_fault::RUN_PAGES;
 use ghostmem_file::FileStats;
-use ghostmem_os::thread;
-use ghostmem_os::{OsError, PAGE_SIZE};
+use ghostmem_os::{OsError, PAGE_SIZE, thread};
 use ghostmem_policy::forecast::{Holdings, PageCosts};
 
 use crate::engine::Engine;
@@ -168,7 +167,9 @@ impl Engine {
                 return Err(OsError::new("allocate", NO_MEMORY));
             }
             tidied += 1;
-            self.quietly(|_| self.make_room(needed - limit, TIDY_SLOTS))?;
+            self.quietly(needed - limit, |engine, missing, _| {
+                engine.make_room(missing, TIDY_SLOTS)
+            })?;
         }
     }
 

@@ -1,15 +1,13 @@
 //! What a program may ask of ranges: bring them in, send them out, forget
 //! them. To hold them: `pins`.
 //!
-//! These run on the program's threads, outside fault handlers, so every
-//! signal is blocked while they own a page: a signal handler that touched it
-//! would wait for the thread it interrupted.
+//! These run on the program's threads, outside fault handlers: what owns a page
+//! runs [quietly](Engine::quietly).
 
 use core::sync::atomic::{Ordering, fence};
 
-use ghostmem_fault::{AccessKind, Batch, Fault, FaultSink, Scratch, Verdict};
-use ghostmem_os::thread::{self, SignalsBlocked};
-use ghostmem_os::{OsError, PAGE_SIZE, clock};
+use ghostmem_fault::{AccessKind, Batch, Fault, FaultSink, Verdict};
+use ghostmem_os::{OsError, PAGE_SIZE, clock, thread};
 use ghostmem_policy::Heat;
 use ghostmem_table::{Claim, State, Word};
 
@@ -47,31 +45,6 @@ impl Engine {
         Ok((region, first, end))
     }
 
-    /// Runs `body` inside the gate, signals blocked, with buffers, and on their
-    /// stack: the caller's may be that of a thread or coroutine of 16 KiB, and a
-    /// batch of evictions takes twice that.
-    ///
-    /// `body` must not panic.
-    pub(crate) fn quietly<F, R>(&self, body: F) -> Result<R, OsError>
-    where
-        F: FnOnce(&mut Scratch) -> R,
-    {
-        let pool = ghostmem_fault::scratch()?;
-        let blocked = SignalsBlocked::new();
-        let inside = ghostmem_fault::gate().enter();
-        let mut lease = pool.lease();
-        let mut call: (Option<F>, Option<R>) = (Some(body), None);
-        lease.on_own_stack(&mut call, |(body, result), scratch| {
-            *result = body.take().map(|body| body(scratch));
-        });
-        drop(lease);
-        drop(inside);
-        drop(blocked);
-        // It always ran.
-        call.1
-            .ok_or(OsError::new("a call on another stack", INVALID))
-    }
-
     /// Evicts the pages of a range now; how many it was.
     ///
     /// # Errors
@@ -82,8 +55,13 @@ impl Engine {
         for start in (first..end).step_by(STRETCH) {
             let stop = (start + STRETCH).min(end);
             if region.resident.next(start).is_some_and(|page| page < stop) {
-                evicted +=
-                    self.quietly(|scratch| self.evict_pages(region, start, stop, scratch))?;
+                evicted += self.quietly_in(
+                    region,
+                    (start, stop),
+                    |engine, region, (start, stop), scratch| {
+                        engine.evict_pages(region, start, stop, scratch)
+                    },
+                )?;
             }
         }
         Ok(evicted)
@@ -94,9 +72,9 @@ impl Engine {
     /// # Errors
     /// When no working memory can be had.
     pub fn evict_coldest(&self) -> Result<bool, OsError> {
-        self.quietly(|scratch| {
+        self.quietly((), |engine, (), scratch| {
             // Spared pages lose credit with each look, so this ends.
-            (0..64).any(|_| self.reclaim(1, scratch) > 0)
+            (0..64).any(|_| engine.reclaim(1, scratch) > 0)
         })
     }
 
@@ -146,7 +124,8 @@ impl Engine {
             if state == State::Resident {
                 return Ok(());
             }
-            match self.quietly(|scratch| self.on_fault(&fault, scratch))? {
+            let resolve = |engine: &Self, fault, scratch: &mut _| engine.on_fault(&fault, scratch);
+            match self.quietly(fault, resolve)? {
                 Verdict::Refused => {
                     // Lost, or freed meanwhile and nobody's any more.
                     let lost = region.table.load(page).state() == State::Lost;
@@ -212,21 +191,29 @@ impl Engine {
                 continue;
             }
             let stop = (page + STRETCH).min(end);
-            page = self.quietly(|_| self.discard_stretch(region, page, stop, all, &mut pinned))?;
+            let passed;
+            (page, passed) = self.quietly_in(
+                region,
+                (page, stop, all),
+                |engine, region, (page, stop, all), _| {
+                    engine.discard_stretch(region, page, stop, all)
+                },
+            )?;
+            pinned |= passed;
         }
         Ok(!pinned)
     }
 
     /// Discards pages until `end` or one that another thread is busy with;
-    /// where to go on. `pinned` becomes true when it passed a pinned one.
+    /// where to go on, and whether it passed a pinned one.
     fn discard_stretch(
         &self,
         region: &Region,
         first: usize,
         end: usize,
         all: bool,
-        pinned: &mut bool,
-    ) -> usize {
+    ) -> (usize, bool) {
+        let mut pinned = false;
         let mut claims: [Option<Claim>; STRETCH] = [const { None }; STRETCH];
         let mut batch = Batch::new();
         let (mut held, mut resident) = (0, 0);
@@ -236,7 +223,7 @@ impl Engine {
             match word.state() {
                 _ if word == Word::EMPTY => page += 1,
                 _ if word.is_pinned() => {
-                    *pinned = true;
+                    pinned = true;
                     page += 1;
                 }
                 State::Claimed | State::Dropping if held > 0 => break,
@@ -288,7 +275,7 @@ impl Engine {
             }
         }
         self.budget.give_back(resident);
-        page
+        (page, pinned)
     }
 
     /// Frees the block that starts at `address`; its length in bytes. While

@@ -6,7 +6,7 @@
 //! keep), `worker` (what runs in the background), `tidy`
 //! (keeping the store dense), `gather` and `spill` (from the store to the file), `spilled`
 //! (and back), `advice` and `pins` (what a program may ask
-//! for), `admission` (what the memory limit lets it have), `record` (which pages it
+//! for) on top of `quiet` (how its threads own pages), `admission` (what the memory limit lets it have), `record` (which pages it
 //! touches). `budget`, `resident`,
 //! `threads` and `metrics` are what these stand on; `space` hands out address
 //! space.
@@ -29,6 +29,7 @@ mod gather;
 mod metrics;
 mod overdraft;
 mod pins;
+mod quiet;
 mod record;
 mod region;
 mod resident;

@@ -3,7 +3,7 @@
 //! A page's pins are counted and its word's flag is set under its claim. An
 //! evictor that lost its page to a pin may protect it late, so pinning waits for
 //! those before it opens the pages for good. Like all advice these calls run on
-//! the program's threads, signals blocked while they own a page.
+//! the program's threads, and own pages [quietly](Engine::quietly).
 
 use core::sync::atomic::{Ordering, fence};
 
@@ -51,40 +51,45 @@ impl Engine {
         }
         loop {
             self.touch(region, page, AccessKind::Write)?;
-            let pinned = self.quietly(|_| {
-                let word = region.table.load(page);
-                if word.state() != State::Resident {
-                    return Ok(false);
-                }
-                let Ok(claim) = region.table.claim(page, word) else {
-                    return Ok(false);
-                };
-                let before = claim.before();
-                if !region.is_allocated(page) {
-                    self.release(region, claim, before);
-                    return Err(OsError::new("pin", INVALID));
-                }
-                let open = region.mapped.unprotect(page, 1);
-                if open.is_err() {
-                    self.release(region, claim, before);
-                    return open.map(|()| false);
-                }
-                region.pins_touched.note(page);
-                if region.pins[page].fetch_add(1, Ordering::AcqRel) == 0 {
-                    region.pinned_pages.fetch_add(1, Ordering::AcqRel);
-                    self.pinned_pages.fetch_add(1, Ordering::AcqRel);
-                }
-                let word = before.with_clean(false).with_payload(0).with_pinned(true);
-                self.release(region, claim, word);
-                if before.is_clean() {
-                    self.free_slot(before);
-                }
-                Ok(true)
+            let pinned = self.quietly_in(region, page, |engine, region, page, _| {
+                engine.pin_resident(region, page)
             })??;
             if pinned {
                 return Ok(());
             }
         }
+    }
+
+    /// Pins a page that is resident; `false` when it is not, or is busy.
+    fn pin_resident(&self, region: &Region, page: usize) -> Result<bool, OsError> {
+        let word = region.table.load(page);
+        if word.state() != State::Resident {
+            return Ok(false);
+        }
+        let Ok(claim) = region.table.claim(page, word) else {
+            return Ok(false);
+        };
+        let before = claim.before();
+        if !region.is_allocated(page) {
+            self.release(region, claim, before);
+            return Err(OsError::new("pin", INVALID));
+        }
+        let open = region.mapped.unprotect(page, 1);
+        if open.is_err() {
+            self.release(region, claim, before);
+            return open.map(|()| false);
+        }
+        region.pins_touched.note(page);
+        if region.pins[page].fetch_add(1, Ordering::AcqRel) == 0 {
+            region.pinned_pages.fetch_add(1, Ordering::AcqRel);
+            self.pinned_pages.fetch_add(1, Ordering::AcqRel);
+        }
+        let word = before.with_clean(false).with_payload(0).with_pinned(true);
+        self.release(region, claim, word);
+        if before.is_clean() {
+            self.free_slot(before);
+        }
+        Ok(true)
     }
 
     /// Whether any page is pinned. One load.
@@ -117,7 +122,9 @@ impl Engine {
             // Under the page's claim, as pinning is: the count and the flag
             // change together.
             while !self
-                .quietly(|_| self.unpin_page(region, page))
+                .quietly_in(region, page, |engine, region, page, _| {
+                    engine.unpin_page(region, page)
+                })
                 .unwrap_or(true)
             {
                 thread::yield_now();

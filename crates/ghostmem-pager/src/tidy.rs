@@ -211,6 +211,7 @@ impl Engine {
         }
     }
 
+    /// As [`Engine::tidy_store`], inside the gate.
     pub(crate) fn tidy_from_inside(&self, slots: usize, spare_bytes: usize) -> usize {
         let moved = self
             .store

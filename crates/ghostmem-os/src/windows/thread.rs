@@ -62,6 +62,12 @@ impl SignalsBlocked {
     pub const fn new() -> Self {
         Self
     }
+
+    /// Nothing to block.
+    #[must_use]
+    pub const fn all_but_faults() -> Self {
+        Self
+    }
 }
 
 /// Where it ends is where signals come again elsewhere.
