@@ -9,7 +9,7 @@ use ghostmem_os::ghost::read_page;
 use ghostmem_os::guard::{self, FileMap};
 use ghostmem_os::lock::Lock;
 use ghostmem_os::map::{self, Span};
-use ghostmem_os::ranges::{DROP_RANGES_MAX, DropRange, NO_RANGE, drop_range, drop_ranges};
+use ghostmem_os::ranges::{self, DROP_RANGES_MAX, DropRange, NO_RANGE, drop_range, drop_ranges};
 use ghostmem_os::uffd::{FEATURE_SIGBUS, FEATURE_THREAD_ID, FEATURE_WP, Installed, Source, Uffd};
 use ghostmem_os::{OsError, PAGE_SIZE, machine};
 
@@ -351,6 +351,15 @@ impl Region {
             }
             Mechanism::Guard { map, .. } => map.read(offset, out).is_ok(),
         }
+    }
+
+    /// Takes the program's lock (mlock(2)) off a run of pages whose block is gone.
+    ///
+    /// # Errors
+    /// The kernel's refusal: too many mappings.
+    pub fn unlock(&self, page: usize, pages: usize) -> Result<(), OsError> {
+        let (offset, len) = self.offset(page, pages);
+        ranges::unlock(self.span.base() + offset, len)
     }
 
     /// Adds a run of protected pages to a batch.

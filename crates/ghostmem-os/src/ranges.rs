@@ -1,5 +1,6 @@
 //! Giving the frames of many ghost pages back to the kernel in one call.
 
+use crate::error::OsError;
 use crate::map::PAGE_SIZE;
 
 /// Most ranges [`drop_ranges`] takes in one call.
@@ -23,12 +24,29 @@ pub const fn drop_range(address: usize, len: usize) -> DropRange {
     }
 }
 
+/// Takes the lock of mlock(2) off whole pages (munlock(2)), as munmap(2) does:
+/// whoever locked them has given them back. Async-signal-safe.
+///
+/// # Errors
+/// `ENOMEM` when part of the range is not mapped, or the process has too many
+/// mappings to split one.
+pub fn unlock(address: usize, len: usize) -> Result<(), OsError> {
+    // SAFETY: it changes no contents, and a range that is not mapped is refused.
+    let rc = unsafe { libc::munlock(address as *const libc::c_void, len) };
+    if rc == 0 {
+        Ok(())
+    } else {
+        Err(OsError::last("munlock"))
+    }
+}
+
 /// Gives the frames behind page ranges of the calling process back to the
 /// kernel: one vectored process_madvise(2) with `MADV_DONTNEED` (Linux 6.13
 /// allows it on oneself). One call means one round of inter-processor
 /// interrupts. Where that fails, each page is tried by itself, and `kept` is
 /// called with the address of each whose frame stays: locked memory (mlock(2)),
-/// unless `even_locked`. Async-signal-safe.
+/// unless `even_locked`, for which Linux before 5.18 has no advice ([`unlock`] it
+/// there). Async-signal-safe.
 ///
 /// # Safety
 /// The ranges must be private anonymous memory whose contents nobody needs:

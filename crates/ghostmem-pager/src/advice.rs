@@ -25,6 +25,75 @@ const IO: i32 = 5;
 /// `ENOMEM`
 pub(crate) const NO_MEMORY: i32 = 12;
 
+/// What a discard could not forget.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Left {
+    /// Pages that are pinned.
+    pub(crate) pinned: bool,
+    /// Pages whose frames the kernel did not take.
+    pub(crate) kept: bool,
+}
+
+/// Pages to discard in one go.
+#[derive(Clone, Copy)]
+struct Stretch {
+    first: usize,
+    end: usize,
+    /// First page and end of what is nobody's any more.
+    gone: Option<(usize, usize)>,
+}
+
+/// The pages of a stretch whose frames stay.
+struct Kept {
+    pages: [usize; STRETCH],
+    len: usize,
+}
+
+impl Kept {
+    fn has(&self, page: usize) -> bool {
+        self.pages[..self.len].contains(&page)
+    }
+}
+
+/// Keeps other threads out of a claimed page until its frame is gone; `false` when
+/// the kernel refuses, and they are not.
+fn close(region: &Region, page: usize, gone: Option<(usize, usize)>) -> bool {
+    if !region.mapped.protects_from_loads() || region.mapped.protect(page, 1).is_ok() {
+        return true;
+    }
+    // Locked memory takes no guard markers.
+    gone.is_some_and(|(first, end)| {
+        region.mapped.unlock(first, end - first).is_ok() && region.mapped.protect(page, 1).is_ok()
+    })
+}
+
+/// Gives the frames of a batch back to the kernel; which pages keep theirs.
+fn drop_all(region: &Region, batch: &mut Batch, gone: Option<(usize, usize)>) -> Kept {
+    let none = || Kept {
+        pages: [0; STRETCH],
+        len: 0,
+    };
+    let drop_batch = |batch: &mut Batch, even_locked| {
+        let mut kept = none();
+        region.mapped.drop_batch(batch, even_locked, &mut |page| {
+            kept.pages[kept.len] = page;
+            kept.len += 1;
+        });
+        kept
+    };
+    let kept = drop_batch(batch, false);
+    let Some((first, end)) = gone.filter(|_| kept.len > 0) else {
+        return kept;
+    };
+    // The lock goes for all of it: else it would hold the next owner's pages. Where
+    // that is refused, the advice for locked memory may not be.
+    let _refused = region.mapped.unlock(first, end - first);
+    for &page in &kept.pages[..kept.len] {
+        region.mapped.add_to(batch, page, 1);
+    }
+    drop_batch(batch, true)
+}
+
 impl Engine {
     /// The pages that `len` bytes at `address` touch, in their region.
     pub(crate) fn pages_of(
@@ -173,57 +242,54 @@ impl Engine {
         self.discard_pages(region, first, end, false).map(drop)
     }
 
-    /// `all`: locked pages too, as the block is gone. Pinned ones stay; whether
-    /// there were none.
+    /// `gone`: the range is nobody's any more. Locked pages go too then, and so
+    /// does the lock, as with munmap(2). Pinned ones stay in any case.
     pub(crate) fn discard_pages(
         &self,
         region: &Region,
         first: usize,
         end: usize,
-        all: bool,
-    ) -> Result<bool, OsError> {
+        gone: bool,
+    ) -> Result<Left, OsError> {
         let mut page = first;
-        let mut pinned = false;
+        let mut left = Left::default();
         while page < end {
             // Whole stretches that were never touched cost one look each.
             if region.table.load(page) == Word::EMPTY {
                 page += 1;
                 continue;
             }
-            let stop = (page + STRETCH).min(end);
+            let stretch = Stretch {
+                first: page,
+                end: (page + STRETCH).min(end),
+                gone: gone.then_some((first, end)),
+            };
             let passed;
-            (page, passed) = self.quietly_in(
-                region,
-                (page, stop, all),
-                |engine, region, (page, stop, all), _| {
-                    engine.discard_stretch(region, page, stop, all)
-                },
-            )?;
-            pinned |= passed;
+            (page, passed) = self.quietly_in(region, stretch, |engine, region, stretch, _| {
+                engine.discard_stretch(region, stretch)
+            })?;
+            left.pinned |= passed.pinned;
+            left.kept |= passed.kept;
         }
-        Ok(!pinned)
+        Ok(left)
     }
 
-    /// Discards pages until `end` or one that another thread is busy with;
-    /// where to go on, and whether it passed a pinned one.
-    fn discard_stretch(
-        &self,
-        region: &Region,
-        first: usize,
-        end: usize,
-        all: bool,
-    ) -> (usize, bool) {
-        let mut pinned = false;
+    /// Discards pages until the stretch's end or one that another thread is busy
+    /// with; where to go on, and what it passed.
+    fn discard_stretch(&self, region: &Region, stretch: Stretch) -> (usize, Left) {
         let mut claims: [Option<Claim>; STRETCH] = [const { None }; STRETCH];
         let mut batch = Batch::new();
-        let (mut held, mut resident) = (0, 0);
-        let mut page = first;
-        while page < end {
+        let mut held = 0;
+        let mut left = Left::default();
+        // Claims whose pages could not be closed: one bit each.
+        let mut open = 0_u64;
+        let mut page = stretch.first;
+        while page < stretch.end {
             let word = region.table.load(page);
             match word.state() {
                 _ if word == Word::EMPTY => page += 1,
                 _ if word.is_pinned() => {
-                    pinned = true;
+                    left.pinned = true;
                     page += 1;
                 }
                 State::Claimed | State::Dropping if held > 0 => break,
@@ -233,19 +299,17 @@ impl Engine {
                         continue;
                     };
                     if claim.before().state() == State::Resident {
-                        // Keeps others out until the frame is gone; where
-                        // that is refused (locked memory), the page stays.
-                        if region.mapped.protects_from_loads()
-                            && region.mapped.protect(page, 1).is_err()
-                        {
-                            let before = claim.before();
-                            self.release(region, claim, before);
-                            page += 1;
-                            continue;
+                        if !close(region, page, stretch.gone) {
+                            if stretch.gone.is_none() || !self.backend.splits_mappings() {
+                                let before = claim.before();
+                                self.release(region, claim, before);
+                                left.kept = true;
+                                page += 1;
+                                continue;
+                            }
+                            open |= 1 << held;
                         }
                         region.mapped.add_to(&mut batch, page, 1);
-                        region.resident.remove(page);
-                        resident += 1;
                     }
                     claims[held] = Some(claim);
                     held += 1;
@@ -253,34 +317,41 @@ impl Engine {
                 }
             }
         }
-        let mut kept = [usize::MAX; STRETCH];
-        let mut kept_len = 0;
-        region.mapped.drop_batch(&mut batch, all, &mut |page| {
-            kept[kept_len] = page;
-            kept_len += 1;
-        });
-        for claim in claims.iter_mut().filter_map(Option::take) {
+        let kept = drop_all(region, &mut batch, stretch.gone);
+        let mut dropped = 0;
+        for (at, claim) in claims.iter_mut().enumerate() {
+            let Some(claim) = claim.take() else { continue };
             let before = claim.before();
-            let page = claim.page();
-            if kept[..kept_len].contains(&page) {
-                // Locked memory: the frame stays, and so do its bytes.
-                region.resident.insert(page);
-                resident -= 1;
+            let resident = before.state() == State::Resident;
+            if resident && kept.has(claim.page()) {
+                // The frame stays, and so do its bytes.
+                left.kept = true;
                 self.release(region, claim, before);
                 continue;
+            }
+            if open >> at & 1 == 1 {
+                // Its bytes are gone, and nobody's: whoever gets the page finds it
+                // resident.
+                self.release(region, claim, before);
+                continue;
+            }
+            if resident {
+                region.resident.remove(claim.page());
+                dropped += 1;
             }
             self.release(region, claim, Word::EMPTY);
             if before.state() == State::Stored || before.is_clean() {
                 self.free_slot(before);
             }
         }
-        self.budget.give_back(resident);
-        (page, pinned)
+        self.budget.give_back(dropped);
+        (page, left)
     }
 
     /// Frees the block that starts at `address`; its length in bytes. While
     /// pages of it are pinned their memory stays, and the address space is not
-    /// handed out again.
+    /// handed out again. Nor is it, ever, where the kernel refuses to take the
+    /// memory: who gets the block next would find its bytes.
     ///
     /// # Errors
     /// `EINVAL` when no block starts there: never allocated, freed already,
@@ -318,14 +389,16 @@ impl Engine {
             let discarded = self.discard_pages(region, run.first, end, true);
             // A page that was pinned when we passed it is full still, however
             // soon it was let go.
-            if discarded == Ok(true) && !region.has_pins_in(run.first, end) {
+            if discarded == Ok(Left::default()) && !region.has_pins_in(run.first, end) {
                 blocks.finish_free(run.first);
                 self.note_freed(run.pages * PAGE_SIZE);
                 return Ok(());
             }
             // Pinned by a thread that came before the block was given back.
             blocks.cancel_finish(run.first);
-            discarded?;
+            if discarded?.kept {
+                return Ok(());
+            }
             fence(Ordering::SeqCst);
         }
         Ok(())

@@ -5,14 +5,16 @@ use core::sync::atomic::{Ordering, fence};
 
 use ghostmem_os::PAGE_SIZE;
 
+use crate::advice::Left;
 use crate::engine::Engine;
 
 impl Engine {
     /// Makes the block that starts at `address` `pages` pages long without
-    /// moving it; `false`, and nothing has changed, when it has no room for
-    /// that, the memory limit would not hold it, pages it would lose are
-    /// pinned, or no block starts there. Pages it loses are forgotten, those
-    /// it gains read as zero.
+    /// moving it; `false`, and the block is as long as it was, when it has no room
+    /// for that, the memory limit would not hold it, pages it would lose are
+    /// pinned or stay with the kernel, or no block starts there. Pages it loses
+    /// are forgotten, those it gains read as zero. Some of those it would have
+    /// lost may be forgotten even if it keeps them.
     ///
     /// The caller owns the block: nobody frees or resizes it meanwhile.
     pub fn resize(&self, address: usize, pages: usize) -> bool {
@@ -35,10 +37,15 @@ impl Engine {
             // Pairs with the one in `keep_allocated`: no fault claims a page
             // that the block has lost after we passed it.
             fence(Ordering::SeqCst);
-            // Refused only for ranges that are not ours.
-            let _forgotten = self.discard_pages(region, lost, end, true);
-            self.note_freed((end - lost) * PAGE_SIZE);
-            return true;
+            if self.discard_pages(region, lost, end, true) == Ok(Left::default()) {
+                self.note_freed((end - lost) * PAGE_SIZE);
+                return true;
+            }
+            // Pinned just before, or kept by the kernel: whoever gets these pages
+            // next, this block too, must not find the bytes. There is room: who
+            // resizes owns the block.
+            let _as_before = blocks.resize(first, run.pages);
+            return false;
         }
         let more = pages - run.pages;
         self.note_allocated(more * PAGE_SIZE);

@@ -100,3 +100,43 @@ fn pins_and_frees_of_one_block_may_race() {
         free(&heap, again).unwrap();
     }
 }
+
+#[test]
+fn a_block_made_shorter_beside_pins_keeps_no_bytes_it_lost() {
+    let _watchdog = Watchdog::new("pins against shrinking", 60);
+    for backend in [BACKENDS[0], BACKENDS[BACKENDS.len() - 1]] {
+        let heap = heap(backend, 64);
+        let block = allocate(&heap);
+        let last = PAGES - 1;
+        let mut outcomes = [0; 2];
+        for _ in 0..common::steps(2000) {
+            // SAFETY: inside the block, whose length is PAGES.
+            let tail = unsafe { block.add(last * PAGE) };
+            // SAFETY: as above.
+            unsafe { tail.write_volatile(7) };
+            let start = Barrier::new(2);
+            let address = tail.as_ptr().addr();
+            let shrunk = thread::scope(|scope| {
+                scope.spawn(|| {
+                    start.wait();
+                    // Refused once the page is lost.
+                    let page = core::ptr::slice_from_raw_parts(address as *const u8, PAGE);
+                    drop(heap.pin(page));
+                });
+                start.wait();
+                // SAFETY: nobody uses what it loses: a pin touches no byte.
+                unsafe { heap.resize_in_place(block, PAGE) }
+            });
+            outcomes[usize::from(shrunk)] += 1;
+            if shrunk {
+                // SAFETY: the test's own block.
+                assert!(unsafe { heap.resize_in_place(block, PAGES * PAGE) });
+                // SAFETY: inside the block again.
+                let found = unsafe { tail.read_volatile() };
+                assert_eq!(found, 0, "{backend}: {outcomes:?}");
+            }
+        }
+        free(&heap, block).unwrap();
+        assert_eq!(heap.stats().allocated_bytes, 0, "{backend}");
+    }
+}

@@ -253,6 +253,15 @@ impl Region {
         true
     }
 
+    /// Takes the program's lock off pages, of which Windows has another kind: one
+    /// that a frame loses with its mapping.
+    ///
+    /// # Errors
+    /// Never.
+    pub const fn unlock(&self, _page: usize, _pages: usize) -> Result<(), OsError> {
+        Ok(())
+    }
+
     /// Adds a run of protected pages to a batch.
     ///
     /// # Panics
