@@ -61,14 +61,22 @@ impl Touched {
     /// The first page noted so far at or after `from`.
     #[must_use]
     pub fn next(&self, from: usize) -> Option<usize> {
-        let words = self.seen.iter().enumerate().skip(from / 64);
+        self.next_before(from, usize::MAX)
+    }
+
+    /// The first page noted so far at or after `from` and before `end`.
+    #[must_use]
+    pub fn next_before(&self, from: usize, end: usize) -> Option<usize> {
+        let words = self.seen.iter().enumerate().take(end.div_ceil(64));
         words
+            .skip(from / 64)
             .map(|(word, bits)| {
                 let low = if word == from / 64 { from % 64 } else { 0 };
                 (word, bits.load(Ordering::Relaxed) >> low << low)
             })
             .find(|&(_, bits)| bits != 0)
             .map(|(word, bits)| word * 64 + bits.trailing_zeros() as usize)
+            .filter(|&page| page < end)
     }
 
     /// Bytes of memory behind the array and this tally, at most.
@@ -100,6 +108,9 @@ mod tests {
         let next = |from| touched.next(from);
         assert_eq!([next(0), next(2), next(9)], [Some(0), Some(9), Some(9)]);
         assert_eq!([next(137), next(2048)], [Some(2047), None]);
+        let before = |from, end| touched.next_before(from, end);
+        assert_eq!([before(2, 9), before(2, 10)], [None, Some(9)]);
+        assert_eq!([before(137, 2047), before(137, 2048)], [None, Some(2047)]);
         // The bits themselves are the one page more.
         assert_eq!(touched.bytes(), array.backed_bytes() + PAGE_SIZE);
     }

@@ -21,8 +21,8 @@ use ghostmem_os::{OsError, PAGE_SIZE};
 pub(crate) struct ResidentSet {
     levels: [ZeroArray<AtomicU64>; 3],
     pages: usize,
-    /// Memory behind the page words: a word is first written when its page
-    /// becomes resident.
+    /// Memory behind the page words: a word is first written by who claims its
+    /// page to make it resident.
     words: Touched,
     /// Memory behind level 0.
     bits: Touched,
@@ -44,10 +44,15 @@ impl ResidentSet {
         })
     }
 
-    pub(crate) fn insert(&self, page: usize) {
+    /// A page's word was written.
+    pub(crate) fn note(&self, page: usize) {
         if self.words.note(page) {
             self.bits.note(page / 64);
         }
+    }
+
+    pub(crate) fn insert(&self, page: usize) {
+        self.note(page);
         let mut index = page;
         for level in &self.levels {
             let bit = 1_u64 << (index % 64);
@@ -175,6 +180,16 @@ impl ResidentSet {
         }
     }
 
+    /// The first pages from `from` on and before `end` whose words may have been
+    /// written, and where they end: not beyond the page of the array of words.
+    pub(crate) fn next_written(&self, from: usize, end: usize) -> Option<(usize, usize)> {
+        const WORDS: usize = PAGE_SIZE / size_of::<u64>();
+        let groups = (from / WORDS, end.div_ceil(WORDS));
+        let first = self.words.next_before(groups.0, groups.1)? * WORDS;
+        let start = first.max(from);
+        (start < end).then_some((start, (first + WORDS).min(end)))
+    }
+
     /// Which groups of pages were ever resident, as pages of the array of page
     /// words.
     pub(crate) const fn touched_words(&self) -> &Touched {
@@ -214,6 +229,21 @@ mod tests {
                 prop_assert_eq!(set.next(from), model.range(from..).next().copied());
             }
         }
+    }
+
+    #[test]
+    fn what_was_written_is_found_in_groups_and_within_bounds() {
+        let set = ResidentSet::new(1 << 20).unwrap();
+        for page in [5, 1023, 700_000] {
+            set.note(page);
+        }
+        let next = |from, end| set.next_written(from, end);
+        assert_eq!(next(0, 7), Some((0, 7)));
+        assert_eq!(next(7, 600), Some((7, 512)));
+        assert_eq!(next(512, 600), Some((512, 600)));
+        assert_eq!([next(600, 600), next(1024, 9999)], [None, None]);
+        assert_eq!(next(1024, 1 << 20), Some((699_904, 700_416)));
+        assert_eq!(set.next(0), None, "noted, not resident");
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 use std::alloc::Layout;
 use std::ptr::NonNull;
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
@@ -129,6 +130,41 @@ fn pins_against_frees_leave_no_page_and_no_byte() {
                 );
             }
         });
+    }
+}
+
+/// Proves the same for pages in parts of a region where none was ever touched,
+/// which a free passes over.
+#[test]
+fn first_touches_against_frees_leave_no_page() {
+    /// As many pages as have their words on one page.
+    const GROUP: usize = 512;
+    let _watchdog = Watchdog::new("first touches against frees", 120);
+    let layout = Layout::from_size_align(GROUP * PAGE, GROUP * PAGE).unwrap();
+    let heap = heap(BACKENDS[0], 64);
+    let mut random = Random::new(7);
+    // Each block lies where none was before: its page stays in use.
+    let kept = Layout::from_size_align(GROUP / 2 * PAGE, PAGE).unwrap();
+    for round in 0..common::steps(2000) {
+        let block = heap.allocate(layout).unwrap().cast::<u8>();
+        let address = block.as_ptr().addr();
+        let start = Barrier::new(2);
+        let (heap, start) = (&heap, &start);
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                let page = std::ptr::slice_from_raw_parts(address as *const u8, PAGE);
+                start.wait();
+                // Refused once it is free.
+                drop(heap.pin(page));
+            });
+            start.wait();
+            for _ in 0..random.below(8000) {
+                std::hint::spin_loop();
+            }
+            free(heap, block, layout);
+        });
+        assert_eq!(stats_at_rest(heap).resident_bytes, 0, "round {round}");
+        let _untouched = heap.allocate(kept).unwrap();
     }
 }
 
