@@ -365,8 +365,8 @@ size_t ghostmem_block_bytes(const struct ghostmem_heap *heap,
 
 // Brings the pages of a range in and keeps them resident: for system calls,
 // asynchronous and direct I/O, devices. On success `*out` is what
-// `ghostmem_unpin` takes; otherwise null. Pins count, and all but 5 pages of
-// the limit can be pinned.
+// `ghostmem_unpin` takes; otherwise null. Pins count, up to 2^32 - 1 on one
+// page, and all but 5 pages of the limit can be pinned.
 //
 // What the caller owes:
 // `heap` is null (refused) or lives; `out` is null (refused) or points to a

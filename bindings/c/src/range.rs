@@ -54,8 +54,8 @@ unsafe fn tell(out: *mut usize, result: Result<usize, GhostmemStatus>) -> Ghostm
 
 /// Brings the pages of a range in and keeps them resident: for system calls,
 /// asynchronous and direct I/O, devices. On success `*out` is what
-/// `ghostmem_unpin` takes; otherwise null. Pins count, and all but 5 pages of
-/// the limit can be pinned.
+/// `ghostmem_unpin` takes; otherwise null. Pins count, up to 2^32 - 1 on one
+/// page, and all but 5 pages of the limit can be pinned.
 ///
 /// # Safety
 /// `heap` is null (refused) or lives; `out` is null (refused) or points to a

@@ -1,7 +1,7 @@
 //! A region as the pager sees it: words, resident set and pins beside the
 //! backend's mapping.
 
-use core::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
 use ghostmem_fault::{Backend, Home, Region as Mapped};
 use ghostmem_os::OsError;
@@ -22,7 +22,7 @@ pub(crate) struct Region {
     pub(crate) table: PageTable<ZeroArray<AtomicU64>>,
     pub(crate) resident: ResidentSet,
     /// How often each page is pinned; touched only where pages are.
-    pub(crate) pins: ZeroArray<AtomicU16>,
+    pub(crate) pins: ZeroArray<AtomicU32>,
     /// Memory behind `pins`.
     pub(crate) pins_touched: Touched,
     /// Pages with at least one pin.
@@ -52,7 +52,7 @@ impl Region {
             table: PageTable::new(ZeroArray::new(pages)?),
             resident: ResidentSet::new(pages)?,
             pins: ZeroArray::new(pages)?,
-            pins_touched: Touched::new::<AtomicU16>(pages)?,
+            pins_touched: Touched::new::<AtomicU32>(pages)?,
             pinned_pages: AtomicUsize::new(0),
             blocks: if with_blocks {
                 Some(BlockSpace::new(pages)?)
@@ -96,7 +96,7 @@ impl Region {
 
     /// Whether a page of the range is pinned. Looks only where pages ever were.
     pub(crate) fn has_pins_in(&self, first: usize, end: usize) -> bool {
-        let group = ghostmem_os::PAGE_SIZE / size_of::<AtomicU16>();
+        let group = ghostmem_os::PAGE_SIZE / size_of::<AtomicU32>();
         self.has_pins()
             && self.pins_touched.pages().any(|at| {
                 let start = (at * group).max(first);

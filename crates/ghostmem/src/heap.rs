@@ -414,11 +414,13 @@ impl Heap {
     }
 
     /// Keeps the pages of a range resident, for as long as the returned value
-    /// lives: for raw system calls, asynchronous and direct I/O, devices.
+    /// lives: for raw system calls, asynchronous and direct I/O, devices. Pins
+    /// count: up to 2^32 - 1 on one page.
     ///
     /// # Errors
     /// [`Error::NotGhost`]; [`Error::TooManyPinned`]; [`Error::PageLost`];
-    /// [`Error::Os`] when the system refuses to open a page.
+    /// [`Error::Os`] when the system refuses to open a page, or a page has all the
+    /// pins that can be counted (`EAGAIN`). Nothing is pinned then.
     pub fn pin<T>(&self, range: *const [T]) -> Result<Pinned, Error> {
         let (address, len) = parts(range);
         if let Err(error) = self.engine().pin(address, len) {
