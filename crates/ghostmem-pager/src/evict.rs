@@ -263,6 +263,11 @@ impl Engine {
         let mut packed = [Packed::Not; BATCH_PAGES];
         let nonce = self.nonce.fetch_add(1, Ordering::Relaxed) & ((1 << 40) - 1);
         let mut dirty = 0;
+        // A pin waits until the pages are protected.
+        let protecting = victims
+            .iter()
+            .any(|victim| !victim.word.is_clean())
+            .then(|| region.protecting.enter());
         for (claim, victim) in claims.iter_mut().zip(victims) {
             if !victim.word.is_clean() {
                 *claim = region
@@ -272,13 +277,16 @@ impl Engine {
                 dirty += usize::from(claim.is_some());
             }
         }
-        if dirty > 0 && self.protect(region, &claims[..victims.len()]) {
+        let protected = dirty > 0 && self.protect(region, &claims[..victims.len()]);
+        drop(protecting);
+        if protected {
             self.pack_all(region, &claims[..victims.len()], &mut packed, scratch);
         }
         self.drop_sealed(region, victims, &mut claims, &packed)
     }
 
-    /// Write-protects the pages of `claims`; `false` when the kernel refused.
+    /// Write-protects the pages of `claims`; `false` when the kernel refused. Who
+    /// calls it entered `protecting` before: either we see a pin, or it waits for us.
     fn protect(&self, region: &Region, claims: &[Option<EvictClaim>]) -> bool {
         let exact = region.mapped.protects_exactly() || region.has_pins();
         let mut run: Option<(usize, usize)> = None;

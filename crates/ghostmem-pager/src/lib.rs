@@ -7,7 +7,7 @@
 //! (keeping the store dense), `gather` and `spill` (from the store to the file), `spilled`
 //! (and back), `advice` and `pins` (what a program may ask
 //! for) on top of `quiet` (how its threads own pages), `admission` (what the memory limit lets it have), `record` (which pages it
-//! touches). `budget`, `resident`,
+//! touches). `budget`, `resident`, `protecting`,
 //! `threads` and `metrics` are what these stand on; `space` hands out address
 //! space.
 //!
@@ -29,6 +29,7 @@ mod gather;
 mod metrics;
 mod overdraft;
 mod pins;
+mod protecting;
 mod quiet;
 mod record;
 mod region;

@@ -2,7 +2,7 @@
 //!
 //! A page's pins are counted and its word's flag is set under its claim. An
 //! evictor that lost its page to a pin may protect it late, so pinning waits for
-//! those before it opens the pages for good. Like all advice these calls run on
+//! those (see `protecting`) before it opens the pages for good. Like all advice these calls run on
 //! the program's threads, and own pages [quietly](Engine::quietly).
 
 use core::sync::atomic::{Ordering, fence};
@@ -44,9 +44,9 @@ impl Engine {
                 return Err(error);
             }
         }
-        // An eviction that a pin cancelled may protect its page late: let
+        // An evictor that began before the pin may protect the page late: let
         // those end, then open the whole range once more.
-        ghostmem_fault::gate().synchronize();
+        region.protecting.wait_for_those_inside();
         region
             .mapped
             .unprotect(first, end - first)
@@ -264,6 +264,33 @@ mod tests {
         engine.unpin(address, PAGE_SIZE).unwrap();
         assert!(!engine.has_pins() && !region.has_pins());
         assert_eq!(engine.evict(address, PAGE_SIZE).unwrap(), 1);
+        engine.shut_down();
+    }
+
+    #[test]
+    fn a_pin_waits_for_evictors_of_its_region_and_for_nobody_else() {
+        let engine = engine(64);
+        let address = Engine::allocate(&engine, 8, 1).unwrap();
+        let (region, page) = engine.locate(address).unwrap();
+        // A thread that is busy with pages of some other heap.
+        let busy = ghostmem_fault::gate().enter();
+        engine.pin(address, PAGE_SIZE).unwrap();
+        drop(busy);
+        let left = core::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let evictor = region.protecting.enter();
+            scope.spawn(|| {
+                engine.pin(address + PAGE_SIZE, PAGE_SIZE).unwrap();
+                assert!(left.load(Ordering::SeqCst), "did not wait");
+            });
+            while !region.table.load(page + 1).is_pinned() {
+                thread::yield_now();
+            }
+            // Late: it has not seen the pin.
+            region.mapped.protect(page + 1, 1).unwrap();
+            left.store(true, Ordering::SeqCst);
+            drop(evictor);
+        });
         engine.shut_down();
     }
 

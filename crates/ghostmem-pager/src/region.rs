@@ -10,6 +10,7 @@ use ghostmem_os::touched::Touched;
 use ghostmem_store::Owner;
 use ghostmem_table::{AtomicU64, PageTable};
 
+use crate::protecting::Protecting;
 use crate::resident::ResidentSet;
 use crate::space::BlockSpace;
 
@@ -27,6 +28,8 @@ pub(crate) struct Region {
     pub(crate) pins_touched: Touched,
     /// Pages with at least one pin.
     pub(crate) pinned_pages: AtomicUsize,
+    /// Evictors that protect its pages.
+    pub(crate) protecting: Protecting,
     /// Which pages belong to blocks; `None` when somebody else (the small
     /// object allocator) hands them out.
     pub(crate) blocks: Option<BlockSpace>,
@@ -54,6 +57,7 @@ impl Region {
             pins: ZeroArray::new(pages)?,
             pins_touched: Touched::new::<AtomicU32>(pages)?,
             pinned_pages: AtomicUsize::new(0),
+            protecting: Protecting::new(),
             blocks: if with_blocks {
                 Some(BlockSpace::new(pages)?)
             } else {

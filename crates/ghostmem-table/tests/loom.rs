@@ -394,7 +394,36 @@ fn pin_beside_clean_drop() {
     assert_eq!(seen, BTreeSet::from([Evicted::Skipped, Evicted::Dropped]));
 }
 
-/// Why a pin waits for the batches under way: a late evictor protects the
+/// The same beside an evictor of the pages around it, which would be protected
+/// in one call with this one between them.
+#[test]
+fn pin_beside_evictor_of_neighbours() {
+    let seen = explore(TWO, || {
+        let world = Arc::new(World::dirty(OLD));
+        let evictor = start(&world, World::protect_around);
+        world.pin();
+        world.kernel_write(NEW);
+        evictor.join().unwrap();
+        world.kernel_write(NEW);
+        world.content_at_rest()
+    });
+    assert_eq!(seen, BTreeSet::from([NEW]));
+}
+
+/// Why an evictor says that it protects before it asks for pins.
+#[test]
+#[should_panic(expected = "a pinned page refused the kernel")]
+fn evictor_that_asks_for_pins_first_fails_the_kernel() {
+    explore(TWO, || {
+        let world = Arc::new(World::dirty(OLD));
+        let evictor = start(&world, World::ask_then_protect_around);
+        world.pin();
+        evictor.join().unwrap();
+        world.kernel_write(NEW);
+    });
+}
+
+/// Why a pin waits for evictors that protect: a late one protects the
 /// page under the kernel's hands.
 #[test]
 #[should_panic(expected = "a pinned page refused the kernel")]

@@ -8,15 +8,16 @@
 //!                      └─ None: free what was put
 //!  drop      load ─ begin_drop ─ unmap ─ finish (same slot)
 //!  discard   load ─ claim ─ unmap ─ free slot ─ release Empty
-//!  pin       load ─ claim ─ install or unprotect ─ release pinned
-//!              ─ wait for batches under way ─ claim ─ unprotect ─ release
+//!  pin       load ─ claim ─ install or unprotect ─ count ─ release pinned
+//!              ─ wait for evictors that protect ─ claim ─ unprotect ─ release
+//!  protect   enter ─ begin_evict ─ pins? exactly : neighbours too ─ leave
 //! ```
 //! What moves stored pages from one place to another is in `spill`.
 //!
 //! Whoever meets `Claimed` or `Dropping` announces itself and sleeps.
 
 use ghostmem_table::{AtomicU64, Claim, DropClaim, EvictClaim, PageTable, State, Waiters, Word};
-use loom::sync::atomic::{AtomicUsize, Ordering};
+use loom::sync::atomic::{AtomicUsize, Ordering, fence};
 use loom::thread;
 
 use super::futex::Futex;
@@ -53,8 +54,10 @@ pub(crate) struct World {
     /// Places in a file: payloads from [`FILE`] on.
     pub(super) file: Store,
     futex: Futex,
-    /// Evict batches under way.
-    batches: AtomicUsize,
+    /// Evictors that protect pages just now.
+    protecting: AtomicUsize,
+    /// Pages of the region that are pinned.
+    pins: AtomicUsize,
 }
 
 impl World {
@@ -68,7 +71,8 @@ impl World {
             store: Store::new(),
             file: Store::new(),
             futex: Futex::new(),
-            batches: AtomicUsize::new(0),
+            protecting: AtomicUsize::new(0),
+            pins: AtomicUsize::new(0),
         }
     }
 
@@ -290,12 +294,52 @@ impl World {
         self.wake(self.table().finish(claim, word));
     }
 
-    /// [`World::evict`] as a batch that [`World::pin`] can wait for.
+    /// [`World::evict`] by an evictor that [`World::pin`] can wait for: until the
+    /// page is protected, no longer.
     pub(crate) fn evict_batch(&self, nonce: u64) -> Evicted {
-        self.batches.fetch_add(1, Ordering::AcqRel);
-        let evicted = self.evict(nonce);
-        self.batches.fetch_sub(1, Ordering::AcqRel);
-        evicted
+        let word = self.table().load(PAGE);
+        if word.state() == State::Resident && !word.is_pinned() && word.is_clean() {
+            return self.drop_clean(word);
+        }
+        self.enter_protecting();
+        let claim = self.begin(word, nonce);
+        self.leave_protecting();
+        let Some(claim) = claim else {
+            return Evicted::Skipped;
+        };
+        let Some(content) = self.copy_held(&claim) else {
+            return Evicted::Cancelled;
+        };
+        self.seal(claim, content)
+    }
+
+    /// Protects the pages around this one, which lies between them, unless the
+    /// region has pins.
+    pub(crate) fn protect_around(&self) {
+        self.enter_protecting();
+        if self.pins.load(Ordering::Relaxed) == 0 {
+            self.mapping.protect();
+        }
+        self.leave_protecting();
+    }
+
+    /// The same by an evictor that asks for pins before a pin can see it.
+    pub(crate) fn ask_then_protect_around(&self) {
+        let pins = self.pins.load(Ordering::Relaxed);
+        self.enter_protecting();
+        if pins == 0 {
+            self.mapping.protect();
+        }
+        self.leave_protecting();
+    }
+
+    fn enter_protecting(&self) {
+        self.protecting.fetch_add(1, Ordering::Acquire);
+        fence(Ordering::SeqCst);
+    }
+
+    fn leave_protecting(&self) {
+        self.protecting.fetch_sub(1, Ordering::Release);
     }
 
     // The rest of the API.
@@ -315,11 +359,12 @@ impl World {
 
     /// Makes the page present and writable for code that cannot fault, until
     /// it is unpinned. The order matters: pinned first, so that no further
-    /// eviction begins; opened for good once those under way, which may still
-    /// protect the page, are through.
+    /// eviction begins, and no evictor of others protects it with them; opened for
+    /// good once those that may still protect it are through.
     pub(crate) fn pin(&self) {
         self.pin_without_waiting();
-        while self.batches.load(Ordering::Acquire) != 0 {
+        fence(Ordering::SeqCst);
+        while self.protecting.load(Ordering::Acquire) != 0 {
             thread::yield_now();
         }
         let claim = self.claim_any();
@@ -336,6 +381,7 @@ impl World {
         } else {
             self.install(&claim, Access::Write)
         };
+        self.pins.fetch_add(1, Ordering::AcqRel);
         self.release(claim, word.with_pinned(true));
     }
 
