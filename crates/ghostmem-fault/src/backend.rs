@@ -10,6 +10,7 @@ use ghostmem_os::guard::{self, FileMap};
 use ghostmem_os::lock::Lock;
 use ghostmem_os::map::{self, Span};
 use ghostmem_os::ranges::{self, DROP_RANGES_MAX, DropRange, NO_RANGE, drop_range, drop_ranges};
+use ghostmem_os::signal::Sign;
 use ghostmem_os::uffd::{FEATURE_SIGBUS, FEATURE_THREAD_ID, FEATURE_WP, Installed, Source, Uffd};
 use ghostmem_os::{OsError, PAGE_SIZE, machine};
 
@@ -235,6 +236,16 @@ impl Region {
     #[must_use]
     pub const fn protects_from_loads(&self) -> bool {
         matches!(self.mechanism, Mechanism::Guard { .. })
+    }
+
+    /// How the kernel reports touches that the engine can resolve.
+    #[must_use]
+    pub const fn signs(&self) -> &'static [Sign] {
+        match &self.mechanism {
+            Mechanism::Uffd { .. } => &[Sign::Bus],
+            // A guard marker, or a mapping that is closed.
+            Mechanism::Guard { .. } => &[Sign::Unmapped, Sign::Forbidden],
+        }
     }
 
     /// Whether each page to be protected must be named exactly, as pages in

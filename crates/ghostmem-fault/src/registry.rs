@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 use ghostmem_os::lock::Lock;
 use ghostmem_os::map::{MapArc, PAGE_SIZE, Span};
 use ghostmem_os::scratch::{Scratch, ScratchPool};
-use ghostmem_os::signal::{self, AccessKind, SignalFault};
+use ghostmem_os::signal::{self, AccessKind, Sign, SignalFault};
 use ghostmem_os::{OsError, lineage, thread};
 
 use crate::gate::Gate;
@@ -86,6 +86,7 @@ struct Entry {
     base: usize,
     len: usize,
     region: u32,
+    signs: &'static [Sign],
     sink: *const (),
     on_fault: unsafe fn(*const (), &Fault, &mut Scratch) -> Verdict,
 }
@@ -145,7 +146,8 @@ fn granules(base: usize, len: usize) -> core::ops::RangeInclusive<usize> {
     base / GRANULE..=(base + len - 1) / GRANULE
 }
 
-/// Makes faults in `span` go to `sink`, as region number `region`.
+/// Makes faults in `span` that the system reports by one of `signs` go to
+/// `sink`, as region number `region`. All others stay the program's.
 ///
 /// # Errors
 /// A refused signal handler or fork hook; `ENOSPC` when far too many regions
@@ -156,6 +158,7 @@ fn granules(base: usize, len: usize) -> core::ops::RangeInclusive<usize> {
 pub fn register<S: FaultSink>(
     span: Span,
     region: u32,
+    signs: &'static [Sign],
     sink: MapArc<S>,
 ) -> Result<Registration<S>, OsError> {
     unsafe fn on_fault<S: FaultSink>(
@@ -175,6 +178,7 @@ pub fn register<S: FaultSink>(
         base: span.base(),
         len: span.len(),
         region,
+        signs,
         sink: MapArc::as_ptr(&sink).cast(),
         on_fault: on_fault::<S>,
     })?;
@@ -250,6 +254,9 @@ fn on_signal(signal: &SignalFault) -> bool {
     let Some(entry) = find(signal.address) else {
         return false;
     };
+    if !entry.signs.contains(&signal.sign) {
+        return false;
+    }
     let Some(pool) = SCRATCH.get() else {
         return false;
     };

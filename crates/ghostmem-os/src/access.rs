@@ -12,6 +12,19 @@ pub enum AccessKind {
     Unknown,
 }
 
+/// How the system reported a touch. Each kind of ghost memory is reported in
+/// its own way; any other report is about something that no page could mend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sign {
+    /// SIGBUS, `BUS_ADRERR`: a userfaultfd's page is missing or protected.
+    Bus,
+    /// SIGSEGV, `SEGV_MAPERR`: no mapping, or a guard marker.
+    Unmapped,
+    /// SIGSEGV, `SEGV_ACCERR`, or an access violation on Windows: the mapping
+    /// forbids the load or store.
+    Forbidden,
+}
+
 /// A memory fault taken on the calling thread.
 #[derive(Debug, Clone, Copy)]
 pub struct SignalFault {
@@ -19,6 +32,8 @@ pub struct SignalFault {
     pub address: usize,
     /// Load or store.
     pub access: AccessKind,
+    /// How the system reported the touch.
+    pub sign: Sign,
     /// The page was mapped but did not allow the access.
     pub present: bool,
     /// A digest of the program counter and general registers: equal for a

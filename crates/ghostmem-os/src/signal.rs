@@ -6,7 +6,7 @@
 use core::sync::atomic::{AtomicU8, Ordering};
 use std::sync::OnceLock;
 
-pub use crate::access::{AccessKind, FaultHook, SignalFault};
+pub use crate::access::{AccessKind, FaultHook, Sign, SignalFault};
 use crate::error::{OsError, errno, set_errno};
 use crate::nesting::Nesting;
 use crate::saved::Saved;
@@ -14,6 +14,14 @@ use crate::thread::{full_set, key};
 
 /// The two signals a touch can raise.
 const SIGNALS: [i32; 2] = [libc::SIGBUS, libc::SIGSEGV];
+
+/// Values of `si_code` (siginfo.h): what the kernel found at the address.
+const SEGV_MAPERR: i32 = 1;
+const SEGV_ACCERR: i32 = 2;
+const BUS_ADRERR: i32 = 2;
+/// Bit 4 of a page fault's error code: an instruction fetch.
+#[cfg(target_arch = "x86_64")]
+const FETCH: libc::greg_t = 1 << 4;
 
 /// The handlers found, for each of [`SIGNALS`].
 static PREVIOUS: [Saved; 2] = [const { Saved::new() }; 2];
@@ -96,16 +104,22 @@ extern "C" fn handler(signal: i32, info: *mut libc::siginfo_t, context: *mut lib
     }
 }
 
+/// The touch that a signal reports, if a page put in place could answer it.
+/// Poisoned memory, a protection key, an alignment check and a signal that
+/// somebody sent are no such touch: their instruction would fail for ever.
+///
 /// # Safety
 /// The arguments must be those the kernel gave an `SA_SIGINFO` handler for
 /// SIGBUS or SIGSEGV.
 unsafe fn decode(info: *mut libc::siginfo_t, context: *mut libc::c_void) -> Option<SignalFault> {
     // SAFETY: valid per this function's contract.
     let info = unsafe { &*info };
-    // Sent by kill(2) and friends: no address belongs to it.
-    if info.si_code <= 0 {
-        return None;
-    }
+    let sign = match (info.si_signo, info.si_code) {
+        (libc::SIGBUS, BUS_ADRERR) => Sign::Bus,
+        (libc::SIGSEGV, SEGV_MAPERR) => Sign::Unmapped,
+        (libc::SIGSEGV, SEGV_ACCERR) => Sign::Forbidden,
+        _ => return None,
+    };
     // SAFETY: the kernel fills si_addr for these signals.
     let address = unsafe { info.si_addr() } as usize;
     #[cfg(target_arch = "x86_64")]
@@ -116,6 +130,11 @@ unsafe fn decode(info: *mut libc::siginfo_t, context: *mut libc::c_void) -> Opti
         // Intel SDM vol. 3, "Page-Fault Exceptions": bit 0 protection
         // violation (else not present), bit 1 write.
         let error = registers[libc::REG_ERR as usize];
+        // The kernel looks at the mapping's rights before it looks for the
+        // page: code in this mapping is never run, whatever page is there.
+        if error & FETCH != 0 && sign == Sign::Forbidden {
+            return None;
+        }
         let access = if error & 2 != 0 {
             AccessKind::Write
         } else {
@@ -131,6 +150,7 @@ unsafe fn decode(info: *mut libc::siginfo_t, context: *mut libc::c_void) -> Opti
         Some(SignalFault {
             address,
             access,
+            sign,
             present: error & 1 != 0,
             instant,
         })
@@ -141,6 +161,7 @@ unsafe fn decode(info: *mut libc::siginfo_t, context: *mut libc::c_void) -> Opti
         Some(SignalFault {
             address,
             access: AccessKind::Unknown,
+            sign,
             present: false,
             instant: 0,
         })
@@ -159,19 +180,24 @@ unsafe fn chain(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_v
     // Called by the very handler that we would call: on to the one before it.
     let previous = PREVIOUS[slot].current(passing.level());
     let action = previous.map_or(libc::SIG_DFL, |p| p.sa_sigaction);
+    // SAFETY: valid per this function's contract.
+    let code = unsafe { (*info).si_code };
+    // Sent by somebody, or news of memory that this thread did not touch: no
+    // instruction of this thread raises the signal again.
+    let asynchronous = code <= 0 || signal == libc::SIGBUS && code == libc::BUS_MCEERR_AO;
     match (action, previous) {
+        (libc::SIG_IGN, Some(_)) if asynchronous => {}
         (libc::SIG_DFL | libc::SIG_IGN, _) | (_, None) => {
             // The default action of a synchronous fault is to end the
             // process; ignoring one is not possible either. Put it back and
             // return: the instruction faults again and the kernel acts, with
-            // a core dump that names the right place. A signal that was sent
-            // (si_code <= 0) is raised again instead.
+            // a core dump that names the right place. What no instruction
+            // raises is raised again instead.
             // SAFETY: an all-zero sigaction is SIG_DFL with an empty mask.
             let default: libc::sigaction = unsafe { core::mem::zeroed() };
             // SAFETY: fully initialised.
             unsafe { libc::sigaction(signal, &raw const default, core::ptr::null_mut()) };
-            // SAFETY: valid per this function's contract.
-            if unsafe { (*info).si_code } <= 0 {
+            if asynchronous {
                 // SAFETY: raise is async-signal-safe; the signal is blocked
                 // until we return.
                 unsafe { libc::raise(signal) };

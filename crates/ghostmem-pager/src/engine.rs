@@ -225,7 +225,12 @@ impl Engine {
         let region = cell.get_or_init(|| region);
         // Published only when its faults are taken; one that cannot be
         // registered keeps its number and is never used.
-        let registered = register(region.mapped.span(), number, this.clone());
+        let registered = register(
+            region.mapped.span(),
+            number,
+            region.mapped.signs(),
+            this.clone(),
+        );
         region.alive.store(registered.is_ok(), Ordering::Release);
         this.regions_len.store(index + 1, Ordering::Release);
         registrations[index] = Some(registered?);

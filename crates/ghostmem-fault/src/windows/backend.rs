@@ -11,6 +11,7 @@ use ghostmem_os::error::ENOSYS;
 use ghostmem_os::frame;
 use ghostmem_os::ghost::{Installed, read_page};
 use ghostmem_os::map::{Access, Span, ZeroArray};
+use ghostmem_os::signal::Sign;
 use ghostmem_os::{OsError, PAGE_SIZE};
 
 use crate::kind::{BackendKind, Home};
@@ -142,6 +143,12 @@ impl Region {
     #[must_use]
     pub const fn protects_from_loads(&self) -> bool {
         false
+    }
+
+    /// How the system reports touches that the engine can resolve.
+    #[must_use]
+    pub const fn signs(&self) -> &'static [Sign] {
+        &[Sign::Forbidden]
     }
 
     /// Whether each page to be protected must be named exactly.

@@ -17,7 +17,7 @@ use windows_sys::Win32::System::LibraryLoader::{
     GET_MODULE_HANDLE_EX_FLAG_FROM_ADDRESS, GET_MODULE_HANDLE_EX_FLAG_PIN, GetModuleHandleExW,
 };
 
-pub use crate::access::{AccessKind, FaultHook, SignalFault};
+pub use crate::access::{AccessKind, FaultHook, Sign, SignalFault};
 use crate::error::OsError;
 use crate::lazy;
 
@@ -115,7 +115,11 @@ unsafe extern "system" fn handler(exception: *mut EXCEPTION_POINTERS) -> i32 {
 }
 
 fn on_touch(kind: usize, address: usize, context: &CONTEXT) -> bool {
-    // EXCEPTION_RECORD: 0 a load, 1 a store, 8 an instruction fetch.
+    // EXCEPTION_RECORD: 0 a load, 1 a store, 8 an instruction fetch, which
+    // ghost memory never allows.
+    if kind == 8 {
+        return false;
+    }
     let access = if kind == 1 {
         AccessKind::Write
     } else {
@@ -148,6 +152,7 @@ fn on_touch(kind: usize, address: usize, context: &CONTEXT) -> bool {
     let fault = SignalFault {
         address,
         access,
+        sign: Sign::Forbidden,
         // Not told; but ghost pages that are there can always be read.
         present: access == AccessKind::Write,
         instant,
