@@ -145,7 +145,7 @@ impl Engine {
             spill: spill.map(Spill::new),
             budget: Budget::new(i64::try_from(limit).unwrap_or(i64::MAX)),
             metrics: Metrics::new(),
-            threads: ThreadTable::new(),
+            threads: ThreadTable::new(machine::cpus())?,
             regions: [const { OnceLock::new() }; REGIONS_MAX],
             regions_len: AtomicUsize::new(0),
             registrations: Lock::new([const { None }; REGIONS_MAX]),

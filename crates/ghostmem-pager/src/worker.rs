@@ -17,7 +17,6 @@ use ghostmem_os::{OsError, futex, machine};
 
 use crate::engine::Engine;
 use crate::evict::BATCH_PAGES;
-use crate::threads::Watch;
 use crate::tidy::Pace;
 
 /// Below this limit every eviction is done by the faulting thread: there is no
@@ -109,13 +108,12 @@ impl Engine {
 
 fn run(engine: &Engine) {
     let processors = machine::cpus();
-    let mut watch = Watch::new();
     let mut pace = Pace::new();
     let mut evictions = 0;
     while !engine.closed.load(Ordering::Acquire) {
         let filled = engine.refill(&mut pace);
         engine.tidy_if_needed(&mut pace);
-        let crowded = engine.threads.active_since(&mut watch) >= processors;
+        let crowded = engine.threads.active_since() >= processors;
         engine.worker.crowded.store(crowded, Ordering::Relaxed);
         engine.worker.asleep.store(1, Ordering::SeqCst);
         // When nothing can be evicted, trying again at once would only burn
