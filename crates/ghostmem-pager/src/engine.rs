@@ -222,18 +222,18 @@ impl Engine {
         let cell = this.regions.get(index).ok_or(no_room)?;
         let number = u32::try_from(index).map_err(|_| no_room)?;
         let region = Region::new(this.backend, home, number, blocks)?;
-        let region = cell.get_or_init(|| region);
-        // Published only when its faults are taken; one that cannot be
-        // registered keeps its number and is never used.
+        // Registered first: a region that cannot be goes, with its address
+        // space, and the next one gets its number. Nobody touches it before it
+        // is published.
         let registered = register(
             region.mapped.span(),
             number,
             region.mapped.signs(),
             this.clone(),
-        );
-        region.alive.store(registered.is_ok(), Ordering::Release);
+        )?;
+        cell.get_or_init(|| region);
+        registrations[index] = Some(registered);
         this.regions_len.store(index + 1, Ordering::Release);
-        registrations[index] = Some(registered?);
         Ok(index)
     }
 
@@ -285,7 +285,7 @@ impl Engine {
             for region in this.regions() {
                 // Runs are aligned within their region: its start must be too.
                 let aligned = region.base().is_multiple_of(align_pages * PAGE_SIZE);
-                if !aligned || !region.alive.load(Ordering::Acquire) {
+                if !aligned {
                     continue;
                 }
                 let run = region

@@ -1,7 +1,7 @@
 //! A region as the pager sees it: words, resident set and pins beside the
 //! backend's mapping.
 
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use ghostmem_fault::{Backend, Home, Region as Mapped};
 use ghostmem_os::OsError;
@@ -34,8 +34,6 @@ pub(crate) struct Region {
     /// object allocator) hands them out.
     pub(crate) blocks: Option<BlockSpace>,
     pub(crate) index: u32,
-    /// Its faults are taken.
-    pub(crate) alive: AtomicBool,
 }
 
 impl Region {
@@ -65,7 +63,6 @@ impl Region {
             },
             mapped,
             index,
-            alive: AtomicBool::new(false),
         })
     }
 
