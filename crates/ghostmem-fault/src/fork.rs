@@ -25,7 +25,7 @@ use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, Ordering};
 use ghostmem_os::lock::Lock;
 use ghostmem_os::map::MapArc;
 use ghostmem_os::thread::SignalsBlocked;
-use ghostmem_os::{OsError, lineage, thread};
+use ghostmem_os::{OsError, futex, lineage, thread};
 
 use crate::backend;
 use crate::die::die;
@@ -233,6 +233,7 @@ extern "C" fn before_fork() {
     // A thread that adds a region holds a sink's lock and then wants these
     // two: so nobody waits for a sink while holding them.
     let blocked = SignalsBlocked::all_but_faults();
+    let mut tries = 0;
     loop {
         SETUP.take_for_fork();
         // Nobody who has this one waits for anything.
@@ -242,7 +243,8 @@ extern "C" fn before_fork() {
         }
         OPENING.release_after_fork();
         SETUP.release_after_fork();
-        thread::yield_now();
+        futex::pause(tries);
+        tries += 1;
     }
     *FORK_SIGNALS.lock() = Some(blocked);
     STAGE.store(PREPARED, Ordering::Release);

@@ -113,8 +113,10 @@ impl Gate {
         for _ in 0..2 {
             let old = self.phase.fetch_add(1, Ordering::SeqCst) & 1;
             for counter in &self.inside[old as usize] {
+                let mut tries = 0;
                 while counter.0.load(Ordering::SeqCst) != 0 {
-                    thread::yield_now();
+                    futex::pause(tries);
+                    tries = tries.saturating_add(1);
                 }
             }
         }
@@ -126,12 +128,14 @@ impl Gate {
     /// nobody inside, no waiter half-way.
     pub fn freeze(&self) {
         let me = thread::key() as u64;
+        let mut tries = 0;
         while self
             .frozen_by
             .compare_exchange(0, me, Ordering::SeqCst, Ordering::Relaxed)
             .is_err()
         {
-            thread::yield_now();
+            futex::pause(tries);
+            tries = tries.saturating_add(1);
         }
         // Kept until `thaw`: a fork must not copy somebody else's turn.
         self.waiting.take_for_fork();

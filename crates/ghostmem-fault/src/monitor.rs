@@ -77,8 +77,10 @@ impl Monitor {
         let started = self.spawn().and(fresh).map(|fresh| {
             // What libc reads when a thread starts may be absent, and is served
             // by that thread itself, now.
+            let mut tries = 0;
             while self.parked.load(Ordering::Acquire) < threads() {
-                ghostmem_os::thread::yield_now();
+                futex::pause(tries);
+                tries = tries.saturating_add(1);
             }
             // The last of a descriptor ends all of its registrations
             // (userfaultfd(2)).

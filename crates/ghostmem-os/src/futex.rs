@@ -3,6 +3,8 @@
 use core::sync::atomic::AtomicU64;
 use core::time::Duration;
 
+use crate::thread;
+
 /// Sleeps while the low 32 bits of `word` equal `expected`, at most
 /// `timeout`. May return early for no reason; the caller looks again.
 /// Async-signal-safe.
@@ -35,6 +37,23 @@ pub fn wake_all(word: &AtomicU64) {
             i32::MAX,
         )
     };
+}
+
+/// How often [`pause`] gives up the processor before it sleeps.
+const YIELDS: u32 = 64;
+/// How long it sleeps then: about what a page takes to be restored or evicted.
+const NAP: Duration = Duration::from_micros(50);
+
+/// Lets other threads run while the caller waits for one of them, for the
+/// `tries`-th time. It sleeps after a while: giving up the processor alone never
+/// lets a thread of lower priority run (sched_yield(2), `SCHED_FIFO`), and it may
+/// be that one who is waited for. Async-signal-safe.
+pub fn pause(tries: u32) {
+    if tries < YIELDS {
+        thread::yield_now();
+    } else {
+        wait(&AtomicU64::new(0), 0, NAP);
+    }
 }
 
 #[cfg(not(target_endian = "little"))]

@@ -8,9 +8,9 @@ use core::cell::UnsafeCell;
 use core::ops::{Deref, DerefMut};
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use crate::thread;
+use crate::{futex, thread};
 
-/// A value behind a lock that waits by yielding the processor.
+/// A value behind a lock whose waiters look again and again, ever more seldom.
 #[derive(Debug, Default)]
 pub struct Lock<T> {
     /// [`thread::key`] of the holder, or 0.
@@ -49,6 +49,7 @@ impl<T> Lock<T> {
 
     fn take(&self) {
         let me = thread::key() as u64;
+        let mut tries = 0;
         while self
             .holder
             .compare_exchange_weak(0, me, Ordering::Acquire, Ordering::Relaxed)
@@ -59,7 +60,8 @@ impl<T> Lock<T> {
                 me,
                 "a lock taken twice"
             );
-            thread::yield_now();
+            futex::pause(tries);
+            tries = tries.saturating_add(1);
         }
     }
 

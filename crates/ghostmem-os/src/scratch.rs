@@ -23,7 +23,7 @@ pub const RUN_PAGES: usize = 64;
 /// Pages of buffer for what is read from a file: a run of pages that do not
 /// shrink, what a file adds to each, and both ends rounded to its blocks.
 pub const IO_PAGES: usize = RUN_PAGES + 8;
-/// Leases that can be out at once; a thread that finds none yields and retries.
+/// Leases that can be out at once; a thread that finds none waits and retries.
 pub const POOL_SIZE: usize = 128;
 
 /// One set of buffers. All-zero bytes are its initial value.
@@ -91,8 +91,9 @@ impl ScratchPool {
         })
     }
 
-    /// Lends one set; waits by yielding when all are out. Whoever holds a
-    /// lease never waits for anything another lease holder does, so this
+    /// Lends one set; waits when all are out. A holder waits for nothing that
+    /// takes a lease: at most for a page that another holder is about to finish
+    /// with, and for the file. Waiting for a frame is done without one. So this
     /// ends. Lock-free but for that wait, async-signal-safe.
     ///
     /// A thread gets the set it had before whenever that is free: its lines
@@ -100,6 +101,7 @@ impl ScratchPool {
     pub fn lease(&self) -> Lease<'_> {
         let words = self.lent.len();
         let home = crate::thread::shard(words);
+        let mut tries = 0;
         loop {
             for step in 0..words {
                 let at = (home + step) % words;
@@ -107,7 +109,8 @@ impl ScratchPool {
                     return Lease { pool: self, index };
                 }
             }
-            crate::thread::yield_now();
+            crate::futex::pause(tries);
+            tries = tries.saturating_add(1);
         }
     }
 

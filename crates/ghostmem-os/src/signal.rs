@@ -38,12 +38,14 @@ static STATE: AtomicU8 = AtomicU8::new(0);
 /// A refused sigaction(2); `ENOSPC` when the program has put more different
 /// handlers in front of ours than [`SAVED_MAX`](crate::saved::SAVED_MAX).
 pub fn install(hook: FaultHook) -> Result<(), OsError> {
-    // One thread at a time; the others spin for the few microseconds.
+    // One thread at a time; the others wait for the few microseconds.
+    let mut tries = 0;
     while STATE
         .compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed)
         .is_err()
     {
-        crate::thread::yield_now();
+        crate::futex::pause(tries);
+        tries = tries.saturating_add(1);
     }
     let result = install_locked(hook);
     STATE.store(0, Ordering::Release);

@@ -255,6 +255,7 @@ impl Uffd {
     /// registered, `ENOMEM` when no frame can be had.
     pub fn copy(&self, dst: usize, src: &[u8], protect: bool) -> Result<Installed, OsError> {
         let mode = if protect { COPY_MODE_WP } else { 0 };
+        let mut tries = Tries(0);
         loop {
             let mut arg = CopyArg {
                 dst: dst as u64,
@@ -267,7 +268,7 @@ impl Uffd {
                 Ok(()) => return Ok(Installed::Bytes(src.len())),
                 Err(_) if arg.copied > 0 => return Ok(Installed::Bytes(arg.copied as usize)),
                 Err(e) if e.errno == libc::EEXIST => return Ok(Installed::Exists),
-                Err(e) if e.errno == libc::EAGAIN => crate::thread::yield_now(),
+                Err(e) if e.errno == libc::EAGAIN => tries.once_more(),
                 Err(e) => return Err(e),
             }
         }
@@ -279,6 +280,7 @@ impl Uffd {
     /// # Errors
     /// As [`Uffd::copy`].
     pub fn zero(&self, base: usize, len: usize) -> Result<Installed, OsError> {
+        let mut tries = Tries(0);
         loop {
             let mut arg = ZeroArg {
                 range: range(base, len),
@@ -289,7 +291,7 @@ impl Uffd {
                 Ok(()) => return Ok(Installed::Bytes(len)),
                 Err(_) if arg.zeroed > 0 => return Ok(Installed::Bytes(arg.zeroed as usize)),
                 Err(e) if e.errno == libc::EEXIST => return Ok(Installed::Exists),
-                Err(e) if e.errno == libc::EAGAIN => crate::thread::yield_now(),
+                Err(e) if e.errno == libc::EAGAIN => tries.once_more(),
                 Err(e) => return Err(e),
             }
         }
@@ -302,13 +304,14 @@ impl Uffd {
     /// The kernel's refusal.
     pub fn protect(&self, base: usize, len: usize, on: bool) -> Result<(), OsError> {
         let mode = if on { WRITEPROTECT_MODE_WP } else { 0 };
+        let mut tries = Tries(0);
         loop {
             let mut arg = ProtectArg {
                 range: range(base, len),
                 mode,
             };
             match self.lane_ioctl("UFFDIO_WRITEPROTECT", REQ_WRITEPROTECT, &raw mut arg) {
-                Err(e) if e.errno == libc::EAGAIN => crate::thread::yield_now(),
+                Err(e) if e.errno == libc::EAGAIN => tries.once_more(),
                 other => return other,
             }
         }
@@ -398,6 +401,16 @@ impl Drop for Uffd {
     fn drop(&mut self) {
         self.descriptors()
             .for_each(|fd| close(fd.load(Ordering::Acquire)));
+    }
+}
+
+/// How often a call was refused because another thread changes the address space.
+struct Tries(u32);
+
+impl Tries {
+    fn once_more(&mut self) {
+        crate::futex::pause(self.0);
+        self.0 = self.0.saturating_add(1);
     }
 }
 

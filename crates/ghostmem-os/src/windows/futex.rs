@@ -6,6 +6,8 @@ use core::time::Duration;
 
 use windows_sys::Win32::System::Threading::{WaitOnAddress, WakeByAddressAll};
 
+use crate::thread;
+
 /// Sleeps while the low 32 bits of `word` equal `expected`, at most
 /// `timeout` (in steps of a millisecond, at least one). May return early for no
 /// reason; the caller looks again. Safe in an exception handler: it takes no
@@ -29,4 +31,21 @@ pub fn wait(word: &AtomicU64, expected: u32, timeout: Duration) {
 pub fn wake_all(word: &AtomicU64) {
     // SAFETY: only the address is used; the word is not accessed.
     unsafe { WakeByAddressAll(word.as_ptr().cast()) };
+}
+
+/// How often [`pause`] gives up the processor before it sleeps.
+const YIELDS: u32 = 64;
+/// How long it sleeps then: about what a page takes to be restored or evicted.
+const NAP: Duration = Duration::from_micros(50);
+
+/// Lets other threads run while the caller waits for one of them, for the
+/// `tries`-th time. It sleeps after a while: giving up the processor alone never
+/// lets a thread of lower priority run (sched_yield(2), `SCHED_FIFO`), and it may
+/// be that one who is waited for. Safe in an exception handler.
+pub fn pause(tries: u32) {
+    if tries < YIELDS {
+        thread::yield_now();
+    } else {
+        wait(&AtomicU64::new(0), 0, NAP);
+    }
 }
