@@ -44,5 +44,6 @@ pub use probe::Probe;
 #[cfg(not(windows))]
 pub use probe::UserfaultfdProbe;
 pub use registry::{
-    Fault, FaultSink, Registration, Verdict, gate, lookup, may_be_ghost, rearm, register, scratch,
+    Fault, FaultSink, Registration, Verdict, Waits, gate, lookup, may_be_ghost, rearm, register,
+    scratch, tell_news,
 };

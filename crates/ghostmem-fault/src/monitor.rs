@@ -189,7 +189,7 @@ extern "C" fn serve(monitor: *mut libc::c_void) -> *mut libc::c_void {
                     {
                         die("a ghost page cannot be brought back", libc::EIO)
                     }
-                    Verdict::Retry | Verdict::Refused => {
+                    Verdict::Retry | Verdict::Wait { .. } | Verdict::Refused => {
                         let page = message.address & !(PAGE_SIZE - 1);
                         let _nobody = monitor.uffd.wake(page, PAGE_SIZE);
                     }

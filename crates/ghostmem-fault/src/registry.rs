@@ -4,14 +4,15 @@
 //! bits of an address answers in one load. The array is zero-initialised and
 //! only the pages used of it exist.
 
-use core::sync::atomic::{AtomicPtr, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use core::time::Duration;
 use std::sync::OnceLock;
 
 use ghostmem_os::lock::Lock;
 use ghostmem_os::map::{MapArc, PAGE_SIZE, Span};
-use ghostmem_os::scratch::{Scratch, ScratchPool};
+use ghostmem_os::scratch::{Lease, Scratch, ScratchPool};
 use ghostmem_os::signal::{self, AccessKind, Sign, SignalFault};
-use ghostmem_os::{OsError, lineage, thread};
+use ghostmem_os::{OsError, clock, futex, lineage, thread};
 
 use crate::gate::Gate;
 use crate::once::get_or_open;
@@ -39,6 +40,19 @@ pub struct Fault {
     /// Equal for retries of one instruction, different otherwise; 0 when
     /// unknown.
     pub instant: u64,
+    /// What it waited for already.
+    pub waits: Waits,
+}
+
+/// How often a fault had to wait, and since when.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Waits {
+    /// Waits so far.
+    pub count: u32,
+    /// Of these, the ones after which no page could be evicted.
+    pub barren: u32,
+    /// The first one's beginning, nanoseconds; 0 before it.
+    pub since_ns: u64,
 }
 
 /// What became of a fault.
@@ -48,6 +62,15 @@ pub enum Verdict {
     Resolved,
     /// Nothing was done; the instruction is to be tried again.
     Retry,
+    /// Nothing was done, and the fault is to be handed over again, with one
+    /// wait more, after `most` at the latest. Meanwhile it keeps nothing that
+    /// another thread may need: no buffers, and no place inside the gate.
+    Wait {
+        /// No page could be evicted.
+        barren: bool,
+        /// Zero: as soon as other threads have had a turn.
+        most: Duration,
+    },
     /// The page cannot be brought back, or is not part of any block: the
     /// program gets the signal.
     Refused,
@@ -116,6 +139,39 @@ pub fn gate() -> &'static Gate {
 /// The kernel's refusal to map it, at the first call.
 pub fn scratch() -> Result<&'static ScratchPool, OsError> {
     get_or_open(&SCRATCH, ScratchPool::new)
+}
+
+/// Raised when those who wait may have something to do.
+static NEWS: AtomicU64 = AtomicU64::new(0);
+
+/// Ends the waits of all faults of the process. Async-signal-safe.
+pub fn tell_news() {
+    NEWS.fetch_add(1, Ordering::Release);
+    futex::wake_all(&NEWS);
+}
+
+impl Waits {
+    /// Hands a fault over by `attempt` until the verdict is not to wait.
+    pub fn through(mut attempt: impl FnMut(Self) -> Verdict) -> Verdict {
+        let mut waits = Self::default();
+        loop {
+            let news = NEWS.load(Ordering::Acquire);
+            let verdict = attempt(waits);
+            let Verdict::Wait { barren, most } = verdict else {
+                return verdict;
+            };
+            if waits.count == 0 {
+                waits.since_ns = clock::now_ns();
+            }
+            if most.is_zero() {
+                futex::pause(waits.count);
+            } else {
+                futex::wait(&NEWS, news as u32, most);
+            }
+            waits.count = waits.count.saturating_add(1);
+            waits.barren = waits.barren.saturating_add(u32::from(barren));
+        }
+    }
 }
 
 /// A region known to the fault handlers; unknown again when dropped.
@@ -243,6 +299,35 @@ fn resolve(dispatch: &mut Dispatch, scratch: &mut Scratch) {
         unsafe { (dispatch.entry.on_fault)(dispatch.entry.sink, &dispatch.fault, scratch) };
 }
 
+/// Hands a fault at `address` to its sink, with a loan of buffers, inside the
+/// gate; `None` when it is nobody's. `refine` completes the fault, or disowns it.
+fn attempt(
+    address: usize,
+    refine: impl FnOnce(&Entry, Fault) -> Option<Fault>,
+    run: impl FnOnce(&mut Lease<'_>, &mut Dispatch),
+) -> Option<Verdict> {
+    let _inside = GATE.enter();
+    let entry = find(address)?;
+    let pool = SCRATCH.get()?;
+    let fault = Fault {
+        region: entry.region,
+        page: (address - entry.base) / PAGE_SIZE,
+        access: AccessKind::Unknown,
+        present: false,
+        thread: 0,
+        instant: 0,
+        waits: Waits::default(),
+    };
+    let mut dispatch = Dispatch {
+        fault: refine(entry, fault)?,
+        entry,
+        verdict: Verdict::Retry,
+    };
+    // Given back before the gate is left, and both before any wait.
+    run(&mut pool.lease(), &mut dispatch);
+    Some(dispatch.verdict)
+}
+
 /// The signal handlers' hook: `true` when the fault was ours.
 fn on_signal(signal: &SignalFault) -> bool {
     // In a child that ran no fork hook, the tables lie and the descriptors
@@ -250,62 +335,43 @@ fn on_signal(signal: &SignalFault) -> bool {
     if !lineage::is_ours() {
         return false;
     }
-    let inside = GATE.enter();
-    let Some(entry) = find(signal.address) else {
-        return false;
-    };
-    if !entry.signs.contains(&signal.sign) {
-        return false;
-    }
-    let Some(pool) = SCRATCH.get() else {
-        return false;
-    };
-    let mut dispatch = Dispatch {
-        fault: Fault {
-            region: entry.region,
-            page: (signal.address - entry.base) / PAGE_SIZE,
-            access: signal.access,
-            present: signal.present,
-            thread: thread::key() as u64,
-            instant: signal.instant,
-        },
-        entry,
-        verdict: Verdict::Retry,
-    };
-    let mut lease = pool.lease();
-    lease.on_own_stack(&mut dispatch, resolve);
-    drop(lease);
-    drop(inside);
-    dispatch.verdict != Verdict::Refused
+    let verdict = Waits::through(|waits| {
+        let refine = |entry: &Entry, fault| {
+            entry.signs.contains(&signal.sign).then_some(Fault {
+                access: signal.access,
+                present: signal.present,
+                thread: thread::key() as u64,
+                instant: signal.instant,
+                waits,
+                ..fault
+            })
+        };
+        attempt(signal.address, refine, |lease, dispatch| {
+            lease.on_own_stack(dispatch, resolve);
+        })
+        .unwrap_or(Verdict::Refused)
+    });
+    verdict != Verdict::Refused
 }
 
 /// Resolves a fault reported by a message, on an engine thread.
 #[cfg(not(windows))]
 pub(crate) fn on_message(address: usize, write: bool, present: bool, thread: u32) -> Verdict {
-    let _inside = GATE.enter();
-    let Some(entry) = find(address) else {
-        return Verdict::Retry;
-    };
-    let Some(pool) = SCRATCH.get() else {
-        return Verdict::Retry;
-    };
-    let mut dispatch = Dispatch {
-        fault: Fault {
-            region: entry.region,
-            page: (address - entry.base) / PAGE_SIZE,
-            access: if write {
-                AccessKind::Write
-            } else {
-                AccessKind::Read
-            },
-            present,
-            thread: u64::from(thread),
-            instant: 0,
-        },
-        entry,
-        verdict: Verdict::Retry,
-    };
-    let mut lease = pool.lease();
-    resolve(&mut dispatch, &mut lease);
-    dispatch.verdict
+    Waits::through(|waits| {
+        let refine = |_: &Entry, fault| {
+            Some(Fault {
+                access: if write {
+                    AccessKind::Write
+                } else {
+                    AccessKind::Read
+                },
+                present,
+                thread: u64::from(thread),
+                waits,
+                ..fault
+            })
+        };
+        attempt(address, refine, |lease, dispatch| resolve(dispatch, lease))
+            .unwrap_or(Verdict::Retry)
+    })
 }

@@ -6,7 +6,7 @@
 
 use core::sync::atomic::{Ordering, fence};
 
-use ghostmem_fault::{AccessKind, Batch, Fault, FaultSink, Verdict};
+use ghostmem_fault::{AccessKind, Batch, Fault, FaultSink, Verdict, Waits};
 use ghostmem_os::{OsError, PAGE_SIZE, clock, thread};
 use ghostmem_policy::Heat;
 use ghostmem_table::{Claim, State, Word};
@@ -187,21 +187,31 @@ impl Engine {
             present: true,
             thread: thread::key() as u64,
             instant: clock::now_ns(),
+            waits: Waits::default(),
         };
         loop {
             let state = region.table.load(page).state();
             if state == State::Resident {
                 return Ok(());
             }
-            let resolve = |engine: &Self, fault, scratch: &mut _| engine.on_fault(&fault, scratch);
-            match self.quietly(fault, resolve)? {
+            let mut refused = Ok(());
+            let verdict = Waits::through(|waits| {
+                let fault = Fault { waits, ..fault };
+                self.quietly(fault, |engine, fault, scratch| engine.on_fault(&fault, scratch))
+                    .unwrap_or_else(|error| {
+                        refused = Err(error);
+                        Verdict::Retry
+                    })
+            });
+            refused?;
+            match verdict {
                 Verdict::Refused => {
                     // Lost, or freed meanwhile and nobody's any more.
                     let lost = region.table.load(page).state() == State::Lost;
                     let errno = if lost { IO } else { INVALID };
                     return Err(OsError::new("restore", errno));
                 }
-                Verdict::Resolved | Verdict::Retry => {}
+                Verdict::Resolved | Verdict::Retry | Verdict::Wait { .. } => {}
             }
         }
     }

@@ -417,7 +417,10 @@ impl Engine {
 
 impl FaultSink for Engine {
     fn on_fault(&self, fault: &Fault, scratch: &mut Scratch) -> Verdict {
-        let start = clock::now_ns();
+        let start = match fault.waits.since_ns {
+            0 => clock::now_ns(),
+            since => since,
+        };
         let verdict = self.resolve(fault, scratch);
         if verdict == Verdict::Resolved {
             self.metrics.record_latency(clock::now_ns() - start);

@@ -19,8 +19,8 @@
 use core::sync::atomic::Ordering;
 use core::time::Duration;
 
-use ghostmem_fault::die;
-use ghostmem_os::{clock, futex, thread};
+use ghostmem_fault::{Verdict, die, tell_news};
+use ghostmem_os::clock;
 
 use crate::engine::Engine;
 use crate::metrics::Counter;
@@ -79,7 +79,7 @@ impl Engine {
             .is_ok()
         {
             self.stuck_since.store(0, Ordering::Release);
-            futex::wake_all(&self.stuck);
+            tell_news();
         }
     }
 
@@ -89,16 +89,15 @@ impl Engine {
         self.overdraw(INSTRUCTION_PAGES)
     }
 
-    /// What a thread does after `rounds` rounds of reclaim that freed nothing:
-    /// `true` when it got a frame beyond the limit, `false` when it is to try
-    /// again.
-    pub(crate) fn after_barren(&self, rounds: u32) -> bool {
+    /// What a fault does after `rounds` rounds of reclaim that freed nothing:
+    /// goes on with a frame beyond the limit, or tries again later.
+    pub(crate) fn after_barren(&self, rounds: u32) -> Result<(), Verdict> {
+        let wait = |most| Err(Verdict::Wait { barren: true, most });
         if rounds <= BARREN_ROUNDS {
-            thread::yield_now();
-            return false;
+            return wait(Duration::ZERO);
         }
         if self.overdraw(INSTRUCTION_PAGES.max(self.budget.limit() / 8)) {
-            return true;
+            return Ok(());
         }
         if rounds > BARREN_ROUNDS + BARREN_WAITS {
             die(
@@ -106,8 +105,7 @@ impl Engine {
                 12,
             );
         }
-        futex::wait(&self.stuck, 0, WAIT);
-        false
+        wait(WAIT)
     }
 
     fn overdraw(&self, most: i64) -> bool {

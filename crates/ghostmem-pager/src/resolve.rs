@@ -173,51 +173,58 @@ impl Engine {
         }
     }
 
-    /// Gets one frame, evicting if there is none.
-    fn take_frame(&self, fault: &Fault, refault: bool, scratch: &mut Scratch) {
+    /// Gets one frame, evicting if there is none; `Err`: the fault is to wait
+    /// for one, which it does without buffers.
+    fn take_frame(
+        &self,
+        fault: &Fault,
+        refault: bool,
+        scratch: &mut Scratch,
+    ) -> Result<(), Verdict> {
         // Without the program counter, a thread that merely works on more
         // pages than the limit looks stuck: ask only where it can be.
         let tiny = self.budget.limit() <= 2 * i64::from(PAGES_PER_INSTRUCTION);
         let suspect = fault.instant != 0 || (tiny && refault);
-        // Asked first: `is_stuck` makes this fault the thread's last.
-        let moved_on = self.threads.moved_on(fault.thread, fault.instant);
-        if suspect && self.threads.is_stuck(fault, refault) {
-            self.grant_privilege(fault.thread);
-        } else if moved_on && self.stuck.load(Ordering::Relaxed) == fault.thread {
-            self.end_privilege(fault.thread);
+        // A fault that has waited was counted the first time.
+        if fault.waits.count == 0 {
+            // Asked first: `is_stuck` makes this fault the thread's last.
+            let moved_on = self.threads.moved_on(fault.thread, fault.instant);
+            if suspect && self.threads.is_stuck(fault, refault) {
+                self.grant_privilege(fault.thread);
+            } else if moved_on && self.stuck.load(Ordering::Relaxed) == fault.thread {
+                self.end_privilege(fault.thread);
+            }
         }
-        let mut barren = 0_u32;
         loop {
             let privileged = self.privileged();
             if privileged == fault.thread {
                 // Nobody evicts while this thread collects what its
                 // instruction needs.
                 if self.overdraw_privileged() {
-                    return;
+                    return Ok(());
                 }
                 // No instruction needs so many: it was not stuck.
                 self.end_privilege(fault.thread);
                 continue;
             }
             if privileged != 0 {
-                futex::wait(&self.stuck, privileged as u32, WAIT);
-                continue;
+                return Err(Verdict::Wait {
+                    barren: false,
+                    most: WAIT,
+                });
             }
             if self.budget.take_up_to(1) == 1 {
-                return;
+                return Ok(());
             }
             self.wake_worker();
-            if barren == 0 && fault.access != AccessKind::Read {
+            if fault.waits.barren == 0 && fault.access != AccessKind::Read {
                 self.wait_for_spill();
             }
             self.metrics.add(Counter::direct_reclaims, 1);
             let freed = self.reclaim_directly(scratch);
             self.help_tidying();
             if freed == 0 {
-                barren += 1;
-                if self.after_barren(barren) {
-                    return;
-                }
+                return self.after_barren(fault.waits.barren + 1);
             }
         }
     }
@@ -239,7 +246,9 @@ impl Engine {
             // the claim at worst.
             self.store.prefetch(slot);
         }
-        self.take_frame(fault, refault, scratch);
+        if let Err(wait) = self.take_frame(fault, refault, scratch) {
+            return wait;
+        }
         let number = self.number(region, page);
         let plan = if self.config.readahead {
             self.threads.plan(fault.thread, number)

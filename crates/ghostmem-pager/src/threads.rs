@@ -249,7 +249,7 @@ impl ThreadTable {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ghostmem_fault::AccessKind;
+    use ghostmem_fault::{AccessKind, Waits};
     use std::collections::BTreeSet;
 
     /// Kernel ids of threads started in a row, and addresses of their control
@@ -270,6 +270,7 @@ mod tests {
             present: false,
             thread,
             instant,
+            waits: Waits::default(),
         }
     }
 
