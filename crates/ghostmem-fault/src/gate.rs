@@ -10,7 +10,7 @@
 //! steady stream of newcomers cannot starve a waiter. Counters are sharded by
 //! thread: faults of different threads do not share a cache line.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use core::time::Duration;
 
 use ghostmem_os::lock::Lock;
@@ -27,6 +27,8 @@ pub struct Gate {
     inside: [[Counter; SHARDS]; 2],
     /// [`thread::key`] of the thread that froze the gate, or 0.
     frozen_by: AtomicU64,
+    /// The kernel's id of that thread, or 0.
+    frozen_by_id: AtomicU32,
     waiting: Lock<()>,
 }
 
@@ -50,6 +52,7 @@ impl Gate {
             phase: AtomicU64::new(0),
             inside: [const { [const { Counter(AtomicU64::new(0)) }; SHARDS] }; 2],
             frozen_by: AtomicU64::new(0),
+            frozen_by_id: AtomicU32::new(0),
             waiting: Lock::new(()),
         }
     }
@@ -100,6 +103,30 @@ impl Gate {
         frozen_by
     }
 
+    /// Goes inside for the thread with the kernel's id `id`, which waits until the
+    /// caller is done; `None`, after a moment, while another thread than that
+    /// keeps the gate frozen. Also says whether it is that thread which does.
+    #[cfg(not(windows))]
+    pub(crate) fn enter_for(&self, id: u32) -> Option<(Inside<'_>, bool)> {
+        /// Short: the message of the thread that froze the gate may be the next.
+        const MOMENT: Duration = Duration::from_micros(100);
+        let phase = self.phase.load(Ordering::Acquire) & 1;
+        let counter = &self.inside[phase as usize][thread::shard(SHARDS)];
+        // As in `enter`.
+        counter.0.fetch_add(1, Ordering::SeqCst);
+        let inside = Inside { counter };
+        let frozen_by = self.frozen_by.load(Ordering::SeqCst);
+        if frozen_by == 0 {
+            return Some((inside, false));
+        }
+        if self.frozen_by_id.load(Ordering::SeqCst) == id {
+            return Some((inside, true));
+        }
+        drop(inside);
+        futex::wait(&self.frozen_by, frozen_by as u32, MOMENT);
+        None
+    }
+
     /// Waits until everyone who was inside has left. Must not be called from
     /// inside.
     pub fn synchronize(&self) {
@@ -137,6 +164,7 @@ impl Gate {
             futex::pause(tries);
             tries = tries.saturating_add(1);
         }
+        self.frozen_by_id.store(thread::tid(), Ordering::SeqCst);
         // Kept until `thaw`: a fork must not copy somebody else's turn.
         self.waiting.take_for_fork();
         self.drain();
@@ -154,6 +182,7 @@ impl Gate {
     /// Opens a gate again that the calling thread froze.
     pub fn thaw(&self) {
         self.waiting.release_after_fork();
+        self.frozen_by_id.store(0, Ordering::SeqCst);
         self.frozen_by.store(0, Ordering::SeqCst);
         futex::wake_all(&self.frozen_by);
     }
@@ -190,6 +219,25 @@ mod tests {
             drop(inside);
             waiter.join().unwrap();
         });
+    }
+
+    #[cfg(not(windows))]
+    #[test]
+    fn a_frozen_gate_admits_whoever_works_for_the_thread_that_froze_it() {
+        let gate = Gate::new();
+        let (me, other) = (thread::tid(), thread::tid() + 1);
+        assert!(gate.enter_for(me).is_some_and(|(_, frozen)| !frozen));
+        gate.freeze();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                assert!(gate.enter_for(me).is_some_and(|(_, frozen)| frozen));
+                assert!(gate.enter_for(other).is_none());
+            });
+        });
+        gate.thaw();
+        assert!(gate.enter_for(other).is_some_and(|(_, frozen)| !frozen));
+        // All have left.
+        gate.synchronize();
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! They own no ghost memory (stacks of our own, nothing allocated), so they
 //! can never fault on what they serve. Several of them, since one may have to
-//! wait for a page that another thread is moving.
+//! wait for a page that another thread is moving. While a fork keeps pages still
+//! they serve the thread that forks, and put off all others.
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use core::time::Duration;
@@ -172,12 +173,7 @@ extern "C" fn serve(monitor: *mut libc::c_void) -> *mut libc::c_void {
     loop {
         match monitor.uffd.read_message() {
             Ok(Some(message)) => {
-                let verdict = on_message(
-                    message.address,
-                    message.write,
-                    message.protected,
-                    message.thread,
-                );
+                let verdict = on_message(&monitor.uffd, &message);
                 match verdict {
                     Verdict::Resolved => {}
                     Verdict::Refused

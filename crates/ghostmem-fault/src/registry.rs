@@ -12,6 +12,8 @@ use ghostmem_os::lock::Lock;
 use ghostmem_os::map::{MapArc, PAGE_SIZE, Span};
 use ghostmem_os::scratch::{Lease, Scratch, ScratchPool};
 use ghostmem_os::signal::{self, AccessKind, Sign, SignalFault};
+#[cfg(not(windows))]
+use ghostmem_os::uffd::{FaultMessage, Uffd};
 use ghostmem_os::{OsError, clock, futex, lineage, thread};
 
 use crate::gate::Gate;
@@ -299,14 +301,13 @@ fn resolve(dispatch: &mut Dispatch, scratch: &mut Scratch) {
         unsafe { (dispatch.entry.on_fault)(dispatch.entry.sink, &dispatch.fault, scratch) };
 }
 
-/// Hands a fault at `address` to its sink, with a loan of buffers, inside the
-/// gate; `None` when it is nobody's. `refine` completes the fault, or disowns it.
+/// Hands a fault at `address` to its sink, with a loan of buffers; the caller is
+/// inside the gate. `None` when it is nobody's. `refine` completes the fault, or disowns it.
 fn attempt(
     address: usize,
     refine: impl FnOnce(&Entry, Fault) -> Option<Fault>,
     run: impl FnOnce(&mut Lease<'_>, &mut Dispatch),
 ) -> Option<Verdict> {
-    let _inside = GATE.enter();
     let entry = find(address)?;
     let pool = SCRATCH.get()?;
     let fault = Fault {
@@ -323,7 +324,7 @@ fn attempt(
         entry,
         verdict: Verdict::Retry,
     };
-    // Given back before the gate is left, and both before any wait.
+    // Given back before any wait.
     run(&mut pool.lease(), &mut dispatch);
     Some(dispatch.verdict)
 }
@@ -346,6 +347,7 @@ fn on_signal(signal: &SignalFault) -> bool {
                 ..fault
             })
         };
+        let _inside = GATE.enter();
         attempt(signal.address, refine, |lease, dispatch| {
             lease.on_own_stack(dispatch, resolve);
         })
@@ -354,24 +356,40 @@ fn on_signal(signal: &SignalFault) -> bool {
     verdict != Verdict::Refused
 }
 
-/// Resolves a fault reported by a message, on an engine thread.
+/// Resolves a fault reported by a message of `uffd`, on an engine thread.
 #[cfg(not(windows))]
-pub(crate) fn on_message(address: usize, write: bool, present: bool, thread: u32) -> Verdict {
+pub(crate) fn on_message(uffd: &Uffd, message: &FaultMessage) -> Verdict {
     Waits::through(|waits| {
+        // Never waits long at a frozen gate: behind this message may be one of
+        // the thread that froze it, and there are few threads to read them.
+        let Some((inside, frozen)) = GATE.enter_for(message.thread) else {
+            return Verdict::Retry;
+        };
         let refine = |_: &Entry, fault| {
             Some(Fault {
-                access: if write {
+                access: if message.write {
                     AccessKind::Write
                 } else {
                     AccessKind::Read
                 },
-                present,
-                thread: u64::from(thread),
+                present: message.protected,
+                thread: u64::from(message.thread),
                 waits,
                 ..fault
             })
         };
-        attempt(address, refine, |lease, dispatch| resolve(dispatch, lease))
-            .unwrap_or(Verdict::Retry)
+        // The thread that froze the gate is about to fork: it must not go on
+        // before all is done here, with the page in place and its word not.
+        uffd.hold_wakes(frozen);
+        let verdict = attempt(message.address, refine, |lease, dispatch| {
+            resolve(dispatch, lease);
+        });
+        uffd.hold_wakes(false);
+        drop(inside);
+        match verdict {
+            // Woken once more, by the caller.
+            Some(Verdict::Resolved) if frozen => Verdict::Retry,
+            verdict => verdict.unwrap_or(Verdict::Retry),
+        }
     })
 }

@@ -11,7 +11,7 @@
 //! A descriptor speaks for the process that opened it, so a child that inherits
 //! one would change its parent's memory: such calls are refused (`EPERM`).
 
-use core::sync::atomic::{AtomicI32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 use crate::descriptor::{close, out_of_the_way};
 use crate::error::{OsError, errno};
@@ -39,6 +39,9 @@ const REGISTER_MODE_MISSING: u64 = 1 << 0;
 const REGISTER_MODE_WP: u64 = 1 << 1;
 const COPY_MODE_WP: u64 = 1 << 1;
 const WRITEPROTECT_MODE_WP: u64 = 1 << 0;
+/// Of UFFDIO_COPY and UFFDIO_ZEROPAGE.
+const PLACE_MODE_DONTWAKE: u64 = 1 << 0;
+const WRITEPROTECT_MODE_DONTWAKE: u64 = 1 << 1;
 const PAGEFAULT_FLAG_WRITE: u64 = 1 << 0;
 const PAGEFAULT_FLAG_WP: u64 = 1 << 1;
 const EVENT_PAGEFAULT: u8 = 0x12;
@@ -141,6 +144,8 @@ pub struct Uffd {
     /// -1 where there is none. Never used where faults are messages: only the
     /// descriptor that a range is registered with wakes those who wait there.
     lanes: [AtomicI32; LANES_MAX],
+    /// See [`Uffd::hold_wakes`].
+    wakes_held: AtomicBool,
 }
 
 /// Most lanes beside the first descriptor.
@@ -185,6 +190,7 @@ impl Uffd {
         Self {
             fd: AtomicI32::new(fd),
             lanes: [const { AtomicI32::new(-1) }; LANES_MAX],
+            wakes_held: AtomicBool::new(false),
         }
     }
 
@@ -254,7 +260,7 @@ impl Uffd {
     /// Any other refusal of the kernel, `ENOENT` when the range is no longer
     /// registered, `ENOMEM` when no frame can be had.
     pub fn copy(&self, dst: usize, src: &[u8], protect: bool) -> Result<Installed, OsError> {
-        let mode = if protect { COPY_MODE_WP } else { 0 };
+        let mode = if protect { COPY_MODE_WP } else { 0 } | self.quiet(PLACE_MODE_DONTWAKE);
         let mut tries = Tries(0);
         loop {
             let mut arg = CopyArg {
@@ -284,7 +290,7 @@ impl Uffd {
         loop {
             let mut arg = ZeroArg {
                 range: range(base, len),
-                mode: 0,
+                mode: self.quiet(PLACE_MODE_DONTWAKE),
                 zeroed: 0,
             };
             match self.lane_ioctl("UFFDIO_ZEROPAGE", REQ_ZEROPAGE, &raw mut arg) {
@@ -303,7 +309,11 @@ impl Uffd {
     /// # Errors
     /// The kernel's refusal.
     pub fn protect(&self, base: usize, len: usize, on: bool) -> Result<(), OsError> {
-        let mode = if on { WRITEPROTECT_MODE_WP } else { 0 };
+        let mode = if on {
+            WRITEPROTECT_MODE_WP
+        } else {
+            self.quiet(WRITEPROTECT_MODE_DONTWAKE)
+        };
         let mut tries = Tries(0);
         loop {
             let mut arg = ProtectArg {
@@ -314,6 +324,24 @@ impl Uffd {
                 Err(e) if e.errno == libc::EAGAIN => tries.once_more(),
                 other => return other,
             }
+        }
+    }
+
+    /// Whether pages that are put in place or opened leave the threads that wait
+    /// for them asleep, until [`Uffd::wake`] (message mode).
+    pub fn hold_wakes(&self, hold: bool) {
+        // A look first: almost always nothing is to be changed, and all threads
+        // share the line.
+        if self.wakes_held.load(Ordering::Relaxed) != hold {
+            self.wakes_held.store(hold, Ordering::Relaxed);
+        }
+    }
+
+    fn quiet(&self, mode: u64) -> u64 {
+        if self.wakes_held.load(Ordering::Relaxed) {
+            mode
+        } else {
+            0
         }
     }
 

@@ -87,9 +87,18 @@ extern "C" fn early_in_child() {
     }
 }
 
+/// The handler below uses ghost memory after ours have run before the fork.
+static LOOK_BEFORE: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn early_before_fork() {
+    if LOOK_BEFORE.load(Ordering::Relaxed) {
+        DATA.get().into_iter().for_each(|data| look(data));
+    }
+}
+
 extern "C" fn register_early() {
-    // SAFETY: a function that stays.
-    unsafe { pthread_atfork(None, None, Some(early_in_child)) };
+    // SAFETY: functions that stay.
+    unsafe { pthread_atfork(Some(early_before_fork), None, Some(early_in_child)) };
 }
 
 /// As early as a program can: before ours.
@@ -119,6 +128,42 @@ fn a_handler_that_runs_before_ours_is_stopped_rather_than_read_zeros() {
             assert!(data.iter().enumerate().all(|(i, &w)| w == word(i, 3)));
         }));
         assert!(status.success(), "{backend}: {status}");
+    });
+}
+
+#[test]
+fn a_handler_that_runs_after_ours_before_the_fork_reads_absent_pages() {
+    let name = "a_handler_that_runs_after_ours_before_the_fork_reads_absent_pages";
+    alone_on_each(name, |backend| {
+        if matches!(backend, Backend::Guard | Backend::GuardMprotect) {
+            // The child's copies are made by then (docs/limits.md).
+            return;
+        }
+        let _watchdog = Watchdog::new("late handler before the fork", 40);
+        let data = heap(backend, 64).slice_from_fn(WORDS, |i| word(i, 3));
+        let data = DATA.get_or_init(|| data.unwrap());
+        LOOK_BEFORE.store(true, Ordering::Relaxed);
+        let over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            // More threads than a monitor has, all waiting while pages stand still.
+            for me in 0..8 {
+                let over = &over;
+                scope.spawn(move || {
+                    while !over.load(Ordering::Relaxed) {
+                        let sum = data.iter().skip(me).step_by(509).fold(0, |a, &b| a ^ b);
+                        std::hint::black_box(sum);
+                    }
+                });
+            }
+            for turn in 0..5 {
+                let status = wait_for(fork(|| {
+                    assert!(data.iter().enumerate().all(|(i, &w)| w == word(i, 3)));
+                }));
+                assert!(status.success(), "{backend}, turn {turn}: {status}");
+            }
+            over.store(true, Ordering::Relaxed);
+        });
+        assert_eq!(CALLS.load(Ordering::Relaxed), 5);
     });
 }
 
