@@ -31,9 +31,6 @@ const LOOK_EVICTIONS: u64 = 64;
 /// What a batch of pages that do not shrink makes the store grow by, bytes.
 const BATCH_BYTES: usize = BATCH_PAGES * PAGE_SIZE;
 
-/// Slots moved by an eviction that finds the store holding too much.
-const TIDY_SLOTS: usize = 256;
-
 /// Slots whose bytes add up to `bytes`, about.
 fn slots_of(bytes: usize, store: &StoreStats) -> usize {
     let mean = store.slot_bytes.checked_div(store.live_slots).unwrap_or(0);
@@ -73,7 +70,7 @@ impl Engine {
         }
         let margin = balance::copies_margin_bytes(limit, BATCH_BYTES);
         if fixed + store.held_bytes as usize > limit - margin / 2 {
-            self.tidy_from_inside(TIDY_SLOTS, 0);
+            self.tidy_some();
         }
     }
 

@@ -206,9 +206,17 @@ impl Engine {
         }
         let store = self.store.stats();
         if self.config.background && free_bytes(&store) > store.slot_bytes / URGENT_SHARE {
-            let spare = SPARE_BYTES.min(store.slot_bytes / SPARE_SHARE);
-            self.tidy_from_inside(TURN_SLOTS_MIN as usize, spare as usize);
+            self.tidy_some();
         }
+    }
+
+    /// Moves a few slots, by a bounded look however large the store is: for a
+    /// thread in a fault. The caller is inside the gate.
+    pub(crate) fn tidy_some(&self) {
+        self.store
+            .compact_some(TURN_SLOTS_MIN as usize, &mut |owner, slot| {
+                self.relocate(owner, slot)
+            });
     }
 
     /// As [`Engine::tidy_store`], inside the gate.

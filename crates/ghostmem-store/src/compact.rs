@@ -3,7 +3,9 @@
 
 use core::sync::atomic::Ordering::Relaxed;
 
+use crate::arrays::Arrays;
 use crate::class::CLASSES;
+use crate::maintain::Turn;
 use crate::memory::Memory;
 use crate::slabs::Claim;
 use crate::state::{Global, Phase};
@@ -19,6 +21,10 @@ const TARGET_SHARE: u64 = 200;
 
 /// Free space not worth a compaction, bytes: one slab.
 const TRIGGER_BYTES_MIN: u64 = crate::class::SLAB_BYTES as u64;
+
+/// Slabs that a bounded compaction looks at: 16 MiB of addresses, whose rows are
+/// as much memory as the buffers of a fault.
+const WINDOW: u32 = 256;
 
 impl SlabStore {
     /// Whether a thread is trimming or compacting just now, so that another
@@ -71,35 +77,87 @@ impl SlabStore {
         let trigger = (live / TRIGGER_SHARE).max(TRIGGER_BYTES_MIN);
         let target = live / TARGET_SHARE;
         let mut free_slots = [0_u32; CLASSES];
-        if turn.mark_sparse(trigger, target, max_slots, &mut free_slots) == 0 {
+        if turn.mark_sparse(
+            0..self.slabs.bump(),
+            |_| (trigger, target),
+            max_slots,
+            &mut free_slots,
+        ) == 0
+        {
             return 0;
         }
         // Off the lists with them; and copies go to the fullest slabs first.
         turn.rebuild_lists();
         let mut moved = 0;
         for slab in 0..self.slabs.bump() {
-            let state = self.slabs.state(slab);
-            if !state.is(Phase::Draining) {
-                continue;
-            }
-            turn.for_each_taken(slab, |index| {
-                let claim = Claim {
-                    slab,
-                    index,
-                    class: state.class(),
-                };
-                if moved < max_slots
-                    && let Some(info) = SlotInfo::from_doubtful(self.slabs.mem.header(claim))
-                    && relocate(info.owner, Slot::new(claim))
-                {
-                    moved += 1;
-                }
-                moved < max_slots
-            });
+            moved += self.drain(&turn, slab, max_slots - moved, relocate);
             turn.finish_drain(slab);
         }
         let relocations = self.slabs.mem.global(Global::Relocations);
         relocations.fetch_add(moved as u64, Relaxed);
+        moved
+    }
+    /// Empties sparse slabs among the next [`WINDOW`] ones, as
+    /// [`compact`](Self::compact) does among all, and gives their memory back to
+    /// the kernel at once. Each call looks at the slabs that follow those of the
+    /// one before; how many the store has does not matter.
+    ///
+    /// For a thread that has other work to do: in a fault handler, say.
+    pub fn compact_some(
+        &self,
+        max_slots: usize,
+        relocate: &mut dyn FnMut(Owner, Slot) -> bool,
+    ) -> usize {
+        let Some(turn) = self.slabs.maintenance_turn() else {
+            return 0;
+        };
+        let bump = self.slabs.bump();
+        let windows = u64::from(bump.div_ceil(WINDOW)).max(1);
+        let cursor = self.slabs.mem.global(Global::Cursor);
+        let first = (cursor.fetch_add(1, Relaxed) % windows) as u32 * WINDOW;
+        let window = first..bump.min(first + WINDOW);
+        let aim = |live: u64| (live / TRIGGER_SHARE, live / TARGET_SHARE);
+        let mut free_slots = [0_u32; CLASSES];
+        if turn.mark_sparse(window.clone(), aim, max_slots, &mut free_slots) == 0 {
+            return 0;
+        }
+        let mut moved = 0;
+        for slab in window.clone() {
+            moved += self.drain(&turn, slab, max_slots - moved, relocate);
+        }
+        turn.give_back_drained(window);
+        let relocations = self.slabs.mem.global(Global::Relocations);
+        relocations.fetch_add(moved as u64, Relaxed);
+        moved
+    }
+
+    /// Moves up to `most` slots out of a slab, if it is draining; how many it was.
+    fn drain(
+        &self,
+        turn: &Turn<'_, Arrays>,
+        slab: u32,
+        most: usize,
+        relocate: &mut dyn FnMut(Owner, Slot) -> bool,
+    ) -> usize {
+        let state = self.slabs.state(slab);
+        if !state.is(Phase::Draining) {
+            return 0;
+        }
+        let mut moved = 0;
+        turn.for_each_taken(slab, |index| {
+            let claim = Claim {
+                slab,
+                index,
+                class: state.class(),
+            };
+            if moved < most
+                && let Some(info) = SlotInfo::from_doubtful(self.slabs.mem.header(claim))
+                && relocate(info.owner, Slot::new(claim))
+            {
+                moved += 1;
+            }
+            moved < most
+        });
         moved
     }
 }

@@ -206,6 +206,79 @@ impl SlabStore {
 mod tests {
     use super::*;
 
+    /// A store of about `pages` half-page payloads of which two in three were
+    /// given back; the slots of the others, by owner.
+    fn sparse(pages: usize) -> (SlabStore, Vec<Option<Slot>>) {
+        let store = SlabStore::new(pages * MAX_SLOT_BYTES).unwrap();
+        let data = [1; MAX_SLOT_BYTES];
+        let insert = |owner| store.insert(Owner::new(owner as u64), 0, &data[..2000]);
+        let mut slots: Vec<Option<Slot>> = (0..pages).map(insert).collect();
+        for slot in slots.iter_mut().enumerate().filter(|(i, _)| i % 3 != 0) {
+            store.remove(slot.1.take().unwrap());
+        }
+        (store, slots)
+    }
+
+    /// One bounded compaction: slots moved, and rows looked at meanwhile.
+    fn compact_some(store: &SlabStore, slots: &mut [Option<Slot>]) -> (usize, u64) {
+        let before = slabs::LOOKS.get();
+        let moved = store.compact_some(256, &mut |owner, slot| {
+            let place = &mut slots[owner.get() as usize];
+            assert_eq!(*place, Some(slot));
+            *place = store.copy(slot);
+            store.remove(slot);
+            place.is_some()
+        });
+        (moved, slabs::LOOKS.get() - before)
+    }
+
+    #[test]
+    fn a_bounded_compaction_looks_at_as_many_rows_in_a_large_store_as_in_a_small_one() {
+        for pages in [20_000, 160_000] {
+            let (store, mut slots) = sparse(pages);
+            let (free, live) = (store.held_bytes(), store.stats().slot_bytes);
+            assert!(free > 2 * live, "{free} {live}");
+            for _ in 0..4 {
+                let (moved, rows) = compact_some(&store, &mut slots);
+                assert!(moved >= 200, "{moved} of {pages}");
+                // The census, a pass for each level of fullness, three to drain,
+                // and what each slot takes to be moved.
+                let most = (1 + 16 + 3) * 2 * 256 + 8 * moved as u64;
+                assert!(rows <= most, "{rows} rows of {}", store.slabs.bump());
+            }
+        }
+    }
+
+    #[test]
+    fn bounded_compactions_give_back_what_is_free_and_lose_nothing() {
+        let (store, mut slots) = sparse(20_000);
+        let mut fruitless = 0;
+        while fruitless < 20 {
+            let (moved, _) = compact_some(&store, &mut slots);
+            fruitless = if moved == 0 { fruitless + 1 } else { 0 };
+        }
+        let stats = store.stats();
+        assert_eq!(stats.live_slots, 20_000_u64.div_ceil(3));
+        assert!(
+            stats.held_bytes <= stats.slot_bytes + stats.slot_bytes / 20,
+            "{stats:?}"
+        );
+        let backed = store.slabs.mem.arena_backed_bytes() as u64;
+        assert!(backed <= stats.held_bytes, "{backed} {stats:?}");
+        for (owner, slot) in slots
+            .iter()
+            .enumerate()
+            .filter_map(|(i, s)| Some((i, (*s)?)))
+        {
+            let mut out = [0; MAX_SLOT_BYTES];
+            assert_eq!(store.read(slot, &mut out).owner.get(), owner as u64);
+            assert_eq!(out[..2000], [1; 2000]);
+            store.remove(slot);
+        }
+        store.trim(0);
+        assert_eq!(store.slabs.mem.arena_backed_bytes(), 0);
+    }
+
     #[test]
     fn held_bytes_are_never_less_than_what_the_kernel_backs() {
         let store = SlabStore::new(16 << 20).unwrap();

@@ -2,6 +2,7 @@
 //! slabs. One thread at a time; inserters, readers and removers never wait
 //! for it.
 
+use core::ops::Range;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Release};
 
 use crate::memory::{Memory, Word};
@@ -165,37 +166,45 @@ impl<M: Memory> Turn<'_, M> {
         }
     }
 
-    /// Marks sparse slabs as draining until emptying them brings the free
-    /// space in part-filled slabs down to `target_bytes`, or `max_slots` slots
-    /// would have to move. Returns the number of slots to move.
+    /// Marks sparse slabs of `window` as draining until emptying them brings the
+    /// free space in its part-filled slabs down to what `aim` says, or
+    /// `max_slots` slots would have to move. Returns the number of slots to move.
     ///
+    /// `aim` is told the bytes of the slots in use there, and says which free
+    /// bytes are worth a compaction, and how many are to be left.
     /// `free_slots` is scratch space, one entry for each class.
     pub(crate) fn mark_sparse(
         &self,
-        trigger_bytes: u64,
-        target_bytes: u64,
+        window: Range<u32>,
+        aim: impl FnOnce(u64) -> (u64, u64),
         max_slots: usize,
         free_slots: &mut [u32],
     ) -> usize {
         let slabs = self.0;
         free_slots.fill(0);
-        let mut free_bytes = 0;
+        let (mut free_bytes, mut live_bytes) = (0, 0);
         let mut census = [0_u32; LEVELS];
-        for slab in 0..slabs.bump() {
+        for slab in window.clone() {
+            let state = slabs.state(slab);
+            if !state.is(Phase::Active) {
+                continue;
+            }
+            live_bytes += self.used_bytes(state);
             if let Some((state, backed)) = self.part_filled(slab) {
                 let class = usize::from(state.class());
                 let free = self.free_backed_slots(state, backed);
-                free_bytes += self.free_bytes(state, backed);
+                free_bytes += backed.saturating_sub(self.used_bytes(state));
                 free_slots[class] = free_slots[class].saturating_add(free);
                 census[slabs.level(state)] += 1;
             }
         }
+        let (trigger_bytes, target_bytes) = aim(live_bytes);
         if free_bytes <= trigger_bytes {
             return 0;
         }
         let mut moving = 0;
         for (level, _) in census.iter().enumerate().filter(|&(_, &count)| count > 0) {
-            for slab in 0..slabs.bump() {
+            for slab in window.clone() {
                 if free_bytes <= target_bytes || moving >= max_slots {
                     return moving;
                 }
@@ -237,9 +246,10 @@ impl<M: Memory> Turn<'_, M> {
         (state.used() > 0 && self.0.has_room(state)).then(|| (state, self.0.backed_bytes(slab)))
     }
 
-    fn free_bytes(&self, state: State, backed: u64) -> u64 {
+    /// Bytes of the slots in use.
+    fn used_bytes(&self, state: State) -> u64 {
         let slot_bytes = u64::from(self.0.mem.geometry(state.class()).slot_bytes);
-        backed.saturating_sub(u64::from(state.used()) * slot_bytes)
+        u64::from(state.used()) * slot_bytes
     }
 
     /// Free slots of a slab that need no new memory, about.
@@ -261,6 +271,52 @@ impl<M: Memory> Turn<'_, M> {
                     return;
                 }
             }
+        }
+    }
+
+    /// Ends the draining of the slabs of `window`; those that became empty lose
+    /// their memory first, neighbours in one call, whatever list they are on.
+    pub(crate) fn give_back_drained(&self, window: Range<u32>) {
+        let slabs = self.0;
+        let mut runs = [(0_u32, 0_u32); RUNS_MAX];
+        let mut count = 0_usize;
+        for slab in window {
+            let state = slabs.state(slab);
+            if !state.is(Phase::Draining) {
+                continue;
+            }
+            if state.used() > 0 {
+                self.finish_drain(slab);
+                continue;
+            }
+            if let Some(last) = count.checked_sub(1).map(|last| &mut runs[last])
+                && last.0 + last.1 == slab
+            {
+                last.1 += 1;
+                continue;
+            }
+            if count == RUNS_MAX {
+                self.empty_drained(&runs);
+                count = 0;
+            }
+            runs[count] = (slab, 1);
+            count += 1;
+        }
+        self.empty_drained(&runs[..count]);
+    }
+
+    /// The slabs are draining and empty: nobody takes a slot of theirs or has one,
+    /// and none will before the draining ends.
+    fn empty_drained(&self, runs: &[(u32, u32)]) {
+        let slabs = self.0;
+        let worked = slabs.mem.decommit(runs);
+        for slab in runs.iter().flat_map(|&(first, count)| first..first + count) {
+            if worked {
+                let bytes = slabs.backed_bytes(slab);
+                slabs.mem.slab(slab)[row::BACKED].store(0, Release);
+                slabs.mem.global(Global::Held).fetch_sub(bytes, AcqRel);
+            }
+            self.finish_drain(slab);
         }
     }
 

@@ -25,6 +25,12 @@ use crate::state::{Global, Phase, State, row};
 /// least 1/64 larger, so at most about an eighth of the slot is wasted.
 const LENDERS: usize = 8;
 
+#[cfg(test)]
+std::thread_local! {
+    /// How often this thread looked at the row of a slab.
+    pub(crate) static LOOKS: core::cell::Cell<u64> = const { core::cell::Cell::new(0) };
+}
+
 /// The slab protocol over some memory.
 #[derive(Debug)]
 pub(crate) struct Slabs<M> {
@@ -73,6 +79,8 @@ impl<M: Memory> Slabs<M> {
     }
 
     pub(crate) fn state(&self, slab: u32) -> State {
+        #[cfg(test)]
+        LOOKS.with(|looks| looks.set(looks.get() + 1));
         State(self.mem.slab(slab)[row::STATE].load(Acquire))
     }
 

@@ -145,10 +145,12 @@ pub(crate) enum Global {
     Relocations,
     /// Rows of raw headers given out.
     RawRows,
+    /// Where the next bounded look for sparse slabs begins; grows for ever.
+    Cursor,
 }
 
 /// Number of [`Global`] words.
-pub(crate) const GLOBALS: usize = 9;
+pub(crate) const GLOBALS: usize = 10;
 
 #[cfg(test)]
 mod tests {
