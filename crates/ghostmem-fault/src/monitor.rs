@@ -10,7 +10,7 @@ use core::time::Duration;
 
 use ghostmem_os::thread::{self, EngineThread};
 use ghostmem_os::uffd::Uffd;
-use ghostmem_os::{OsError, PAGE_SIZE, clock, futex, machine};
+use ghostmem_os::{OsError, PAGE_SIZE, calls, clock, futex, machine};
 
 use crate::backend::open_monitor;
 use crate::die::die;
@@ -191,20 +191,12 @@ extern "C" fn serve(monitor: *mut libc::c_void) -> *mut libc::c_void {
                     }
                 }
             }
-            Ok(None) => wait_for_message(monitor.uffd.fd()),
+            Ok(None) => {
+                let _ready = calls::poll(monitor.uffd.fd(), libc::POLLIN, true);
+            }
             Err(error) => die("the fault monitor cannot read its messages", error.errno),
         }
     }
-}
-
-fn wait_for_message(fd: i32) {
-    let mut poll = libc::pollfd {
-        fd,
-        events: libc::POLLIN,
-        revents: 0,
-    };
-    // SAFETY: one valid pollfd.
-    unsafe { libc::poll(&raw mut poll, 1, -1) };
 }
 
 #[cfg(test)]

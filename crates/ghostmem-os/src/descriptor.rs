@@ -8,6 +8,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use crate::calls;
 use crate::error::OsError;
 
 /// Ours are at or above this where the process may have as many.
@@ -79,8 +80,7 @@ pub(crate) fn close(fd: i32) {
         word.fetch_and(!bit, Ordering::Relaxed);
     }
     if fd >= 0 {
-        // SAFETY: callers give up descriptors they own.
-        unsafe { libc::close(fd) };
+        calls::close(fd);
     }
 }
 

@@ -6,20 +6,18 @@
 //! [close](File::close) it. A call on a closed one fails with `EBADF`, and never
 //! touches memory but the buffer it was given.
 //!
-//! Reads and writes are raw system calls, not libc's functions, which are points
-//! of thread cancellation: they are made in fault handlers.
+//! Reads and writes are those of [`calls`], no points of thread cancellation: they
+//! are made in fault handlers.
 
 use core::ffi::CStr;
 
+use crate::calls;
 use crate::descriptor::{close, out_of_the_way};
 use crate::error::{OsError, errno};
 
 /// Direct I/O works in whole blocks of this many bytes, at addresses and offsets
 /// that are multiples of it; file systems that want larger ones are not used so.
 pub const BLOCK_BYTES: usize = 4096;
-
-/// How often a call that a signal interrupts is made again.
-const INTERRUPTIONS_MAX: usize = 1000;
 
 /// An open file, by its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,9 +93,8 @@ impl File {
     }
 
     fn open(path: &CStr, flags: i32, call: &'static str) -> Result<Self, OsError> {
-        const OWNER_ONLY: libc::c_uint = 0o600;
-        // SAFETY: a NUL-terminated path.
-        let fd = unsafe { libc::open(path.as_ptr(), flags | libc::O_CLOEXEC, OWNER_ONLY) };
+        const OWNER_ONLY: u32 = 0o600;
+        let fd = calls::open(path, flags, OWNER_ONLY);
         if fd < 0 {
             return Err(OsError::last(call));
         }
@@ -173,19 +170,12 @@ impl File {
     /// The kernel's refusal.
     pub fn read_at(self, out: &mut [u8], offset: u64) -> Result<usize, OsError> {
         let mut done = 0;
-        let mut interruptions = 0;
         while done < out.len() {
             let rest = &mut out[done..];
-            let (fd, at) = (self.0, offset.wrapping_add(done as u64));
-            // SAFETY: `rest` is writable and the length its own.
-            let got =
-                unsafe { libc::syscall(libc::SYS_pread64, fd, rest.as_mut_ptr(), rest.len(), at) };
+            let got = calls::read_at(self.0, rest, offset.wrapping_add(done as u64));
             match usize::try_from(got) {
                 Ok(0) => break,
                 Ok(got) => done += got,
-                Err(_) if errno() == libc::EINTR && interruptions < INTERRUPTIONS_MAX => {
-                    interruptions += 1;
-                }
                 // Direct I/O behind the end of a file that ends within a block.
                 Err(_) if errno() == libc::EINVAL && done > 0 => break,
                 Err(_) => return Err(OsError::last("pread")),
@@ -201,19 +191,12 @@ impl File {
     /// when the kernel takes no more without saying why.
     pub fn write_at(self, data: &[u8], offset: u64) -> Result<(), OsError> {
         let mut done = 0;
-        let mut interruptions = 0;
         while done < data.len() {
             let rest = &data[done..];
-            let (fd, at) = (self.0, offset.wrapping_add(done as u64));
-            // SAFETY: `rest` is readable and the length its own.
-            let put =
-                unsafe { libc::syscall(libc::SYS_pwrite64, fd, rest.as_ptr(), rest.len(), at) };
+            let put = calls::write_at(self.0, rest, offset.wrapping_add(done as u64));
             match usize::try_from(put) {
                 Ok(0) => return Err(OsError::new("pwrite", libc::ENOSPC)),
                 Ok(put) => done += put,
-                Err(_) if errno() == libc::EINTR && interruptions < INTERRUPTIONS_MAX => {
-                    interruptions += 1;
-                }
                 Err(_) => return Err(OsError::last("pwrite")),
             }
         }
@@ -230,9 +213,10 @@ impl File {
         let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE
             | libc::SYNC_FILE_RANGE_WRITE
             | libc::SYNC_FILE_RANGE_WAIT_AFTER;
-        // SAFETY: no memory is involved.
-        let rc = unsafe { libc::sync_file_range(self.0, offset as i64, len as i64, flags) };
-        done("sync_file_range", rc)
+        done(
+            "sync_file_range",
+            calls::sync_range(self.0, offset, len, flags) as i32,
+        )
     }
 
     /// Drops a range from the page cache, as far as it is written out: a hint
@@ -257,10 +241,10 @@ impl File {
     /// # Errors
     /// `EOPNOTSUPP` where the file system cannot; its other refusals.
     pub fn punch(self, offset: u64, len: u64) -> Result<(), OsError> {
-        let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-        // SAFETY: no memory is involved.
-        let rc = unsafe { libc::fallocate64(self.0, mode, offset as i64, len as i64) };
-        done("fallocate(PUNCH_HOLE)", rc)
+        done(
+            "fallocate(PUNCH_HOLE)",
+            calls::punch(self.0, offset, len) as i32,
+        )
     }
 
     /// Makes the file `len` bytes long; what is new has no blocks and reads as
@@ -392,16 +376,9 @@ impl Tether {
     /// Whether no process has the held end open any more.
     #[must_use]
     pub fn is_let_go(watch: File) -> bool {
-        let mut poll = libc::pollfd {
-            fd: watch.0,
-            events: 0,
-            revents: 0,
-        };
-        // SAFETY: one entry, and no waiting.
-        let rc = unsafe { libc::poll(&raw mut poll, 1, 0) };
         // The end of a pipe that is written to reports an error once nobody can
         // read it (poll(2)).
-        rc == 1 && poll.revents & libc::POLLERR != 0
+        calls::poll(watch.0, 0, false) & libc::POLLERR != 0
     }
 }
 

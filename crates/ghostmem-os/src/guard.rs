@@ -9,6 +9,7 @@ use core::sync::atomic::{AtomicI32, Ordering};
 
 use crate::descriptor::{self, out_of_the_way};
 use crate::error::OsError;
+use crate::file::File;
 use crate::lineage;
 use crate::map::{Access, PAGE_SIZE, Reservation, Span};
 
@@ -96,21 +97,13 @@ impl FileMap {
     /// # Errors
     /// A failing pread(2).
     pub fn read(&self, offset: usize, out: &mut [u8; PAGE_SIZE]) -> Result<(), OsError> {
-        let file = self.file.load(Ordering::Relaxed);
-        // SAFETY: `out` is writable and the length is its own.
-        let got = unsafe {
-            libc::pread(
-                file,
-                out.as_mut_ptr().cast(),
-                PAGE_SIZE,
-                offset as libc::off_t,
-            )
-        };
-        if got == PAGE_SIZE as isize {
-            Ok(())
-        } else {
-            Err(OsError::last("pread"))
-        }
+        File::from_number(self.file.load(Ordering::Relaxed))
+            .read_at(out, offset as u64)
+            .and_then(|got| match got {
+                PAGE_SIZE => Ok(()),
+                // The file is as long as the region: somebody cut it.
+                _ => Err(OsError::new("pread", libc::EIO)),
+            })
     }
 
     /// Makes pages of the front raise SIGSEGV, by guard markers.
@@ -157,22 +150,9 @@ impl FileMap {
     /// The kernel's refusal of fallocate(2); `EPERM` as for [`FileMap::fill`].
     pub fn punch(&self, offset: usize, len: usize) -> Result<(), OsError> {
         lineage::refuse_stranger()?;
-        let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-        // SAFETY: operates on our own memory file; the frames it frees are
-        // ones whose pages the caller has closed.
-        let rc = unsafe {
-            libc::fallocate(
-                self.file.load(Ordering::Relaxed),
-                mode,
-                offset as libc::off_t,
-                len as libc::off_t,
-            )
-        };
-        if rc == 0 {
-            Ok(())
-        } else {
-            Err(OsError::last("fallocate"))
-        }
+        // Our own memory file; the frames it frees are ones whose pages the
+        // caller has closed.
+        File::from_number(self.file.load(Ordering::Relaxed)).punch(offset as u64, len as u64)
     }
 
     /// In a forked child: replaces the file shared with the parent by `copy`,
@@ -222,20 +202,7 @@ impl Drop for FileMap {
 }
 
 fn write_at(file: i32, offset: usize, data: &[u8]) -> Result<(), OsError> {
-    // SAFETY: `data` is readable and the length is its own.
-    let put = unsafe {
-        libc::pwrite(
-            file,
-            data.as_ptr().cast(),
-            data.len(),
-            offset as libc::off_t,
-        )
-    };
-    if put == data.len() as isize {
-        Ok(())
-    } else {
-        Err(OsError::last("pwrite"))
-    }
+    File::from_number(file).write_at(data, offset as u64)
 }
 
 /// A new, empty memory file of `len` bytes (memfd_create(2)).

@@ -14,6 +14,8 @@ compile_error!("GhostMem runs on 64-bit little-endian Linux and Windows for now"
 mod access;
 pub mod buffer;
 pub mod bytes;
+#[cfg(not(windows))]
+pub mod calls;
 #[cfg_attr(windows, path = "windows/clock.rs")]
 pub mod clock;
 #[cfg(not(windows))]

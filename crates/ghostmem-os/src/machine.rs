@@ -1,5 +1,6 @@
 //! What the machine is and allows: sizes and limits, read without a heap.
 
+use crate::calls;
 use crate::map::PAGE_SIZE;
 
 /// A small file read whole into a fixed buffer, without touching the heap.
@@ -14,22 +15,19 @@ impl SmallFile {
             bytes: [0; 4096],
             len: 0,
         };
-        // SAFETY: a NUL-terminated path.
-        let fd = unsafe { libc::open(path.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC) };
+        let fd = calls::open(path, libc::O_RDONLY, 0);
         if fd < 0 {
             return None;
         }
         loop {
             let room = &mut file.bytes[file.len..];
-            // SAFETY: `room` is writable and the length is its own.
-            let got = unsafe { libc::read(fd, room.as_mut_ptr().cast(), room.len()) };
+            let got = calls::read(fd, room);
             if got <= 0 {
                 break;
             }
             file.len += got as usize;
         }
-        // SAFETY: our own descriptor, closed once.
-        unsafe { libc::close(fd) };
+        calls::close(fd);
         Some(file)
     }
 

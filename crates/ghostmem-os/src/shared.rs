@@ -71,8 +71,7 @@ impl SharedWords {
     /// The kernel's refusal to open or map it; `EINVAL` for a file that is not
     /// sealed against a change of its length, or is empty.
     pub fn open(path: &CStr) -> Result<Self, OsError> {
-        // SAFETY: a C string that outlives the call.
-        let file = unsafe { libc::open(path.as_ptr(), libc::O_RDWR | libc::O_CLOEXEC) };
+        let file = crate::calls::open(path, libc::O_RDWR, 0);
         if file < 0 {
             return Err(OsError::last("open"));
         }

@@ -13,6 +13,7 @@
 
 use core::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
+use crate::calls;
 use crate::descriptor::{close, out_of_the_way};
 use crate::error::{OsError, errno};
 use crate::lineage;
@@ -361,18 +362,20 @@ impl Uffd {
     /// # Errors
     /// A failing read(2).
     pub fn read_message(&self) -> Result<Option<FaultMessage>, OsError> {
-        let mut raw = [0_u64; 4];
-        // SAFETY: `raw` is 32 writable bytes, the size of `struct uffd_msg`.
-        let got = unsafe { libc::read(self.fd(), raw.as_mut_ptr().cast(), size_of_val(&raw)) };
+        // The size of `struct uffd_msg`.
+        let mut bytes = [0_u8; 32];
+        let got = calls::read(self.fd(), &mut bytes);
         if got < 0 {
             return match errno() {
                 libc::EAGAIN | libc::EINTR => Ok(None),
                 _ => Err(OsError::last("read of userfaultfd")),
             };
         }
-        if got as usize != size_of_val(&raw) || raw[0].to_ne_bytes()[0] != EVENT_PAGEFAULT {
+        if got as usize != bytes.len() || bytes[0] != EVENT_PAGEFAULT {
             return Ok(None);
         }
+        let (words, _) = bytes.as_chunks::<8>();
+        let raw = [0, 1, 2, 3].map(|index| u64::from_ne_bytes(words[index]));
         Ok(Some(FaultMessage {
             write: raw[1] & PAGEFAULT_FLAG_WRITE != 0,
             protected: raw[1] & PAGEFAULT_FLAG_WP != 0,
@@ -453,9 +456,7 @@ fn open_fd(source: Source) -> Result<i32, OsError> {
     const FLAGS: i32 = libc::O_CLOEXEC | libc::O_NONBLOCK;
     match source {
         Source::Device => {
-            // SAFETY: the path is a NUL-terminated literal.
-            let dev =
-                unsafe { libc::open(c"/dev/userfaultfd".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC) };
+            let dev = calls::open(c"/dev/userfaultfd", libc::O_RDWR, 0);
             if dev < 0 {
                 return Err(OsError::last("open of /dev/userfaultfd"));
             }
