@@ -450,11 +450,15 @@ impl Region {
     }
 
     /// Before fork(2): the region is to be copied. `resident` yields the
-    /// resident pages below [`Region::active_end`]; nobody moves pages.
+    /// resident pages, in order, each time it is asked; nobody moves pages.
     ///
     /// # Errors
     /// No memory for the child's copy of a shared memory file.
-    pub fn before_fork(&self, resident: impl Iterator<Item = usize>) -> Result<(), OsError> {
+    pub fn before_fork<I: Iterator<Item = usize>>(
+        &self,
+        resident: impl Fn() -> I,
+        pinned: impl Fn(usize) -> bool,
+    ) -> Result<(), OsError> {
         self.advise(libc::MADV_DOFORK)?;
         let Mechanism::Guard {
             map,
@@ -464,21 +468,54 @@ impl Region {
         else {
             return Ok(());
         };
-        // Nobody may store to a page while it is copied, nor between then and
+        let file = guard::memory_file(self.span.len())?;
+        // No thread may store to a page while it is copied, nor between then and
         // the fork: a touch waits at the gate, which is frozen. The parent's
         // pages open again one by one, as they are touched.
-        if self.active_end() > 0 {
-            self.protect(0, self.active_end())?;
-        }
-        let file = guard::memory_file(self.span.len())?;
-        for page in resident {
-            if let Err(error) = map.copy_page_to(page * PAGE_SIZE, file) {
-                guard::close(file);
-                return Err(error);
-            }
+        //
+        // Pinned pages stay open, as a pin promises: the kernel would answer
+        // EFAULT to a call that works on one meanwhile, and a page that was
+        // opened only after the fork could be evicted first. They are copied
+        // last. What other threads store to them from there on is not the
+        // child's; natively the last such store is that before clone(2).
+        let closed = || resident().filter(|&page| !pinned(page));
+        self.close_runs(closed(), &pinned);
+        let copied = closed()
+            .chain(resident().filter(|&page| pinned(page)))
+            .try_for_each(|page| map.copy_page_to(page * PAGE_SIZE, file));
+        if let Err(error) = copied {
+            guard::close(file);
+            return Err(error);
         }
         *copy_for_child.lock() = Some(file);
         Ok(())
+    }
+
+    /// Closes pages that are given in order, neighbours in one call. A page that
+    /// the kernel does not close (locked memory) stays open.
+    fn close_runs(&self, pages: impl Iterator<Item = usize>, pinned: impl Fn(usize) -> bool) {
+        /// Closing so many absent pages once more is cheaper than another call.
+        const GAP_PAGES: usize = 64;
+        let close = |(start, end): (usize, usize)| {
+            if self.protect(start, end - start).is_err() {
+                for page in start..end {
+                    let _open = self.protect(page, 1);
+                }
+            }
+        };
+        let mut run: Option<(usize, usize)> = None;
+        for page in pages {
+            run = match run {
+                Some((start, end)) if page - end <= GAP_PAGES && !(end..page).any(&pinned) => {
+                    Some((start, page + 1))
+                }
+                before => {
+                    before.into_iter().for_each(close);
+                    Some((page, page + 1))
+                }
+            };
+        }
+        run.into_iter().for_each(close);
     }
 
     /// After fork(2), in the parent.

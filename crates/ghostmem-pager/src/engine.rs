@@ -463,7 +463,8 @@ impl FaultSink for Engine {
 
     fn copy_for_fork(&self) {
         for region in self.regions() {
-            if let Err(error) = region.mapped.before_fork(region.resident.all()) {
+            let pinned = |page| region.table.load(page).is_pinned();
+            if let Err(error) = region.mapped.before_fork(|| region.resident.all(), pinned) {
                 die("fork cannot copy a heap's memory file", error.errno);
             }
         }
@@ -475,7 +476,6 @@ impl FaultSink for Engine {
         }
         for region in self.regions() {
             region.mapped.after_fork_in_parent();
-            self.reopen_pinned(region);
         }
         self.release_fork_locks();
     }
@@ -516,23 +516,6 @@ impl Engine {
         self.enrolment.release_after_fork();
         self.worker.thread.release_after_fork();
         self.registrations.release_after_fork();
-    }
-
-    /// After a fork some backends leave every page closed; pinned ones must be
-    /// open for the kernel too.
-    fn reopen_pinned(&self, region: &Region) {
-        if !region.has_pins() || !region.mapped.protects_from_loads() {
-            return;
-        }
-        let mut next = region.resident.next(0);
-        while let Some(page) = next {
-            if region.table.load(page).is_pinned()
-                && let Err(error) = region.mapped.unprotect(page, 1)
-            {
-                die("a pinned page cannot be opened after fork", error.errno);
-            }
-            next = region.resident.next(page + 1);
-        }
     }
 
     /// In a forked child, before its memory is registered: absent pages are

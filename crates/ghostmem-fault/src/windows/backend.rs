@@ -306,7 +306,11 @@ impl Region {
     ///
     /// # Errors
     /// Never.
-    pub fn before_fork(&self, _resident: impl Iterator<Item = usize>) -> Result<(), OsError> {
+    pub fn before_fork<I: Iterator<Item = usize>>(
+        &self,
+        _resident: impl Fn() -> I,
+        _pinned: impl Fn(usize) -> bool,
+    ) -> Result<(), OsError> {
         Ok(())
     }
 
