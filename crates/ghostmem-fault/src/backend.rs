@@ -1,7 +1,6 @@
 //! Putting pages in place, protecting them and taking them away: the same
 //! verbs for every backend.
 
-use core::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::OnceLock;
 
 use ghostmem_os::error::ENOSYS;
@@ -14,6 +13,7 @@ use ghostmem_os::signal::Sign;
 use ghostmem_os::uffd::{FEATURE_SIGBUS, FEATURE_THREAD_ID, FEATURE_WP, Installed, Source, Uffd};
 use ghostmem_os::{OsError, PAGE_SIZE, machine};
 
+use crate::groups::Groups;
 use crate::kind::{BackendKind, Home};
 use crate::monitor::Monitor;
 use crate::once::get_or_open;
@@ -118,7 +118,8 @@ enum Mechanism {
     },
     Guard {
         map: FileMap,
-        mprotect: bool,
+        /// Which parts have markers; `None` where pages are closed by mprotect(2).
+        groups: Option<Groups>,
         copy_for_child: Lock<Option<i32>>,
     },
 }
@@ -159,8 +160,6 @@ pub struct Region {
     home: Home,
     span: Span,
     mechanism: Mechanism,
-    /// Pages below this were activated at some time.
-    active_end: AtomicUsize,
 }
 
 impl Region {
@@ -191,12 +190,13 @@ impl Region {
                 // SAFETY: `home` keeps the reservation for as long as the
                 // region, and a reservation never gives out references.
                 let map = unsafe { FileMap::over(span) }?;
-                if backend.mprotect {
-                    map.protect(0, span.len(), false)?;
-                }
+                let groups = match backend.mprotect {
+                    true => None,
+                    false => Some(Groups::new(&map)?),
+                };
                 Mechanism::Guard {
                     map,
-                    mprotect: backend.mprotect,
+                    groups,
                     copy_for_child: Lock::new(None),
                 }
             }
@@ -206,7 +206,6 @@ impl Region {
             home,
             span,
             mechanism,
-            active_end: AtomicUsize::new(0),
         };
         if let Mechanism::Uffd { uffd, .. } = region.mechanism {
             // A huge page would appear where 512 pages have words of their own.
@@ -261,27 +260,17 @@ impl Region {
         (offset, len)
     }
 
-    /// Makes fresh pages ready to fault: they are part of a block now.
-    ///
-    /// # Errors
-    /// The kernel's refusal.
-    pub fn activate(&self, page: usize, pages: usize) -> Result<(), OsError> {
-        let (offset, len) = self.offset(page, pages);
-        self.active_end.fetch_max(page + pages, Ordering::Relaxed);
+    /// Memory that the mechanism takes for itself, bytes, as far as it grows with
+    /// what is used: page tables of markers.
+    #[must_use]
+    pub fn metadata_bytes(&self) -> usize {
         match &self.mechanism {
             Mechanism::Guard {
-                map,
-                mprotect: false,
+                groups: Some(groups),
                 ..
-            } => map.guard(offset, len),
-            Mechanism::Guard { .. } | Mechanism::Uffd { .. } => Ok(()),
+            } => groups.metadata_bytes(),
+            Mechanism::Guard { .. } | Mechanism::Uffd { .. } => 0,
         }
-    }
-
-    /// Pages below this were part of a block at some time.
-    #[must_use]
-    pub fn active_end(&self) -> usize {
-        self.active_end.load(Ordering::Relaxed)
     }
 
     /// Puts `data` (whole pages) in place at `page`, complete before any
@@ -294,9 +283,9 @@ impl Region {
         let (offset, len) = self.offset(page, data.len() / PAGE_SIZE);
         match &self.mechanism {
             Mechanism::Uffd { uffd, .. } => uffd.copy(self.span.base() + offset, data, protect),
-            Mechanism::Guard { map, mprotect, .. } => {
+            Mechanism::Guard { map, groups, .. } => {
                 map.fill(offset, data)?;
-                open(map, *mprotect, offset, len)?;
+                put_in_place(map, groups.as_ref(), offset, len)?;
                 Ok(Installed::Bytes(len))
             }
         }
@@ -310,9 +299,9 @@ impl Region {
         let (offset, len) = self.offset(page, 1);
         match &self.mechanism {
             Mechanism::Uffd { uffd, .. } => uffd.zero(self.span.base() + offset, len),
-            Mechanism::Guard { map, mprotect, .. } => {
+            Mechanism::Guard { map, groups, .. } => {
                 // The hole in the file reads as zero.
-                open(map, *mprotect, offset, len)?;
+                put_in_place(map, groups.as_ref(), offset, len)?;
                 Ok(Installed::Bytes(len))
             }
         }
@@ -328,9 +317,7 @@ impl Region {
         match &self.mechanism {
             Mechanism::Uffd { uffd, .. } => uffd.protect(self.span.base() + offset, len, true),
             Mechanism::Guard {
-                map,
-                mprotect: true,
-                ..
+                map, groups: None, ..
             } => map.protect(offset, len, false),
             Mechanism::Guard { map, .. } => map.guard(offset, len),
         }
@@ -344,7 +331,7 @@ impl Region {
         let (offset, len) = self.offset(page, pages);
         match &self.mechanism {
             Mechanism::Uffd { uffd, .. } => uffd.protect(self.span.base() + offset, len, false),
-            Mechanism::Guard { map, mprotect, .. } => open(map, *mprotect, offset, len),
+            Mechanism::Guard { map, groups, .. } => open(map, groups.as_ref(), offset, len),
         }
     }
 
@@ -560,17 +547,20 @@ impl Region {
     }
 
     /// After fork(2), in the child: puts the region under the child's own
-    /// backend. `resident(page)` says which pages are mapped.
+    /// backend. `resident` yields the pages that are mapped, in order.
     ///
     /// # Errors
     /// The kernel's refusal; the child cannot go on then.
-    pub fn after_fork_in_child(&self, resident: impl Fn(usize) -> bool) -> Result<(), OsError> {
+    pub fn after_fork_in_child(
+        &self,
+        resident: impl Iterator<Item = usize>,
+    ) -> Result<(), OsError> {
         self.advise(libc::MADV_DONTFORK)?;
         match &self.mechanism {
             Mechanism::Uffd { uffd, .. } => uffd.register(self.span.base(), self.span.len()),
             Mechanism::Guard {
                 map,
-                mprotect,
+                groups,
                 copy_for_child,
             } => {
                 let Some(file) = copy_for_child.lock().take() else {
@@ -578,35 +568,46 @@ impl Region {
                 };
                 map.adopt(file)?;
                 self.advise(libc::MADV_DONTFORK)?;
-                if *mprotect {
-                    map.protect(0, self.span.len(), false)?;
+                if let Some(groups) = groups {
+                    groups.begin_again(map)?;
                 }
-                let mut page = 0;
-                let end = self.active_end();
-                while page < end {
-                    let is = resident(page);
-                    let start = page;
-                    while page < end && resident(page) == is {
-                        page += 1;
-                    }
-                    let (offset, len) = self.offset(start, page - start);
-                    match (is, *mprotect) {
-                        (true, true) => map.protect(offset, len, true)?,
-                        (false, false) => map.guard(offset, len)?,
-                        _ => {}
-                    }
+                let open_run = |(start, end): (usize, usize)| {
+                    let (offset, len) = self.offset(start, end - start);
+                    put_in_place(map, groups.as_ref(), offset, len)
+                };
+                let mut run: Option<(usize, usize)> = None;
+                for page in resident {
+                    run = match run {
+                        Some((start, end)) if page == end => Some((start, page + 1)),
+                        before => {
+                            before.into_iter().try_for_each(open_run)?;
+                            Some((page, page + 1))
+                        }
+                    };
                 }
-                Ok(())
+                run.into_iter().try_for_each(open_run)
             }
         }
     }
 }
 
-fn open(map: &FileMap, mprotect: bool, offset: usize, len: usize) -> Result<(), OsError> {
-    if mprotect {
-        map.protect(offset, len, true)
-    } else {
-        map.unguard(offset, len)
+/// Opens pages whose bytes are in the file, for the first time perhaps.
+fn put_in_place(
+    map: &FileMap,
+    groups: Option<&Groups>,
+    offset: usize,
+    len: usize,
+) -> Result<(), OsError> {
+    if let Some(groups) = groups {
+        groups.prepare(map, offset / PAGE_SIZE, len / PAGE_SIZE)?;
+    }
+    open(map, groups, offset, len)
+}
+
+fn open(map: &FileMap, groups: Option<&Groups>, offset: usize, len: usize) -> Result<(), OsError> {
+    match groups {
+        Some(_) => map.unguard(offset, len),
+        None => map.protect(offset, len, true),
     }
 }
 

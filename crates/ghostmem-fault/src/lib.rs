@@ -24,6 +24,8 @@ mod die;
 #[cfg_attr(windows, path = "windows/fork.rs")]
 pub mod fork;
 mod gate;
+#[cfg(not(windows))]
+mod groups;
 mod kind;
 #[cfg(not(windows))]
 mod monitor;

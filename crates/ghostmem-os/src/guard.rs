@@ -3,7 +3,9 @@
 //!
 //! `MADV_GUARD_INSTALL` / `MADV_GUARD_REMOVE` (madvise(2), Linux 6.13;
 //! file mappings since 6.15) mark single pages without splitting the mapping,
-//! so `vm.max_map_count` does not matter.
+//! so `vm.max_map_count` does not matter. Each mark is an entry of a page table,
+//! so a mapping begins inaccessible, and is marked and opened in parts as it is
+//! used.
 
 use core::sync::atomic::{AtomicI32, Ordering};
 
@@ -30,8 +32,8 @@ pub struct FileMap {
 }
 
 impl FileMap {
-    /// Puts a fresh memory file over the range `front`. What the range held
-    /// before is gone.
+    /// Puts a fresh memory file over the range `front`, inaccessible. What the
+    /// range held before is gone.
     ///
     /// # Safety
     /// The reservation `front` was taken from must be alive, and nobody may
@@ -57,7 +59,7 @@ impl FileMap {
             libc::mmap(
                 self.front as *mut libc::c_void,
                 self.len,
-                libc::PROT_READ | libc::PROT_WRITE,
+                libc::PROT_NONE,
                 flags,
                 self.file.load(Ordering::Relaxed),
                 0,
@@ -156,8 +158,8 @@ impl FileMap {
     }
 
     /// In a forked child: replaces the file shared with the parent by `copy`,
-    /// which the parent prepared before the fork. All pages of the front
-    /// become open; the caller closes those that are not resident.
+    /// which the parent prepared before the fork. The front is inaccessible
+    /// again; the caller opens the resident pages.
     ///
     /// # Errors
     /// The kernel's refusal of mmap(2).

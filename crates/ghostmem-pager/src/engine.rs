@@ -293,10 +293,6 @@ impl Engine {
                     .as_ref()
                     .and_then(|b| b.allocate(pages, align_pages));
                 if let Some(run) = run {
-                    if let Err(error) = region.mapped.activate(run.first, pages) {
-                        let _given_back = region.blocks.as_ref().map(|b| b.free(run.first));
-                        return Err(error);
-                    }
                     return Ok(region.base() + run.first * PAGE_SIZE);
                 }
             }
@@ -548,7 +544,8 @@ impl Engine {
     /// own.
     fn take_over_region(&self, region: &Region) {
         self.repair_region(region);
-        let resident = |page| region.table.load(page).state() == State::Resident;
+        let is_resident = |page: &usize| region.table.load(*page).state() == State::Resident;
+        let resident = region.resident.all().filter(is_resident);
         if let Err(error) = region.mapped.after_fork_in_child(resident) {
             die("a forked child cannot take over a heap", error.errno);
         }

@@ -46,9 +46,6 @@ impl Region {
         let mapped = Mapped::new(backend, home)?;
         let pages = mapped.span().pages();
         assert!(pages <= 1 << PAGE_BITS, "a region has at most 2^32 pages");
-        if !with_blocks {
-            mapped.activate(0, pages)?;
-        }
         Ok(Self {
             table: PageTable::new(ZeroArray::new(pages)?),
             resident: ResidentSet::new(pages)?,
@@ -91,6 +88,7 @@ impl Region {
     /// constant time.
     pub(crate) fn metadata_bytes(&self) -> usize {
         self.resident.metadata_bytes()
+            + self.mapped.metadata_bytes()
             + self.pins_touched.bytes()
             + self.blocks.as_ref().map_or(0, BlockSpace::metadata_bytes)
     }

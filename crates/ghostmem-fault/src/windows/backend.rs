@@ -5,7 +5,7 @@
 //! its way out. There is no call for many pages: each of a run is mapped,
 //! protected and taken away by itself.
 
-use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use ghostmem_os::error::ENOSYS;
 use ghostmem_os::frame;
@@ -95,8 +95,6 @@ pub struct Region {
     span: Span,
     /// One bit for each page that is a placeholder, or a view, of its own.
     split: ZeroArray<AtomicU64>,
-    /// Pages below this were activated at some time.
-    active_end: AtomicUsize,
 }
 
 impl Region {
@@ -118,12 +116,7 @@ impl Region {
         let span = reservation.span(offset, len)?;
         let split = ZeroArray::new(span.pages().div_ceil(64))?;
         reservation.become_ghost(offset, len)?;
-        Ok(Self {
-            home,
-            span,
-            split,
-            active_end: AtomicUsize::new(0),
-        })
+        Ok(Self { home, span, split })
     }
 
     /// The range.
@@ -162,19 +155,11 @@ impl Region {
         self.span.base() + page * PAGE_SIZE
     }
 
-    /// Makes fresh pages ready to fault: they are.
-    ///
-    /// # Errors
-    /// Never.
-    pub fn activate(&self, page: usize, pages: usize) -> Result<(), OsError> {
-        self.active_end.fetch_max(page + pages, Ordering::Relaxed);
-        Ok(())
-    }
-
-    /// Pages below this were part of a block at some time.
+    /// Memory that the mechanism takes for itself, bytes: the system's, not
+    /// counted here.
     #[must_use]
-    pub fn active_end(&self) -> usize {
-        self.active_end.load(Ordering::Relaxed)
+    pub const fn metadata_bytes(&self) -> usize {
+        0
     }
 
     fn place(
@@ -335,7 +320,10 @@ impl Region {
     ///
     /// # Errors
     /// Never.
-    pub fn after_fork_in_child(&self, _resident: impl Fn(usize) -> bool) -> Result<(), OsError> {
+    pub fn after_fork_in_child(
+        &self,
+        _resident: impl Iterator<Item = usize>,
+    ) -> Result<(), OsError> {
         Ok(())
     }
 }
