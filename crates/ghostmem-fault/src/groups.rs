@@ -171,7 +171,7 @@ impl Groups {
     fn mark_range(&self, map: &FileMap, first: usize, end: usize) -> Result<(), OsError> {
         let offset = first * GROUP_BYTES;
         let len = (end * GROUP_BYTES).min(map.len()) - offset;
-        map.guard(offset, len)?;
+        map.guard_even_locked(offset, len)?;
         map.protect(offset, len, true)?;
         for group in first..end {
             self.marked[group / 64].fetch_or(1 << (group % 64), Ordering::Release);

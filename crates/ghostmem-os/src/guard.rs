@@ -116,6 +116,33 @@ impl FileMap {
         self.advise(offset, len, MADV_GUARD_INSTALL)
     }
 
+    /// As [`FileMap::guard`], for pages none of which is in place, and some of
+    /// which may be locked (mlock(2)): the kernel refuses markers there. They stay
+    /// locked.
+    ///
+    /// # Errors
+    /// As [`FileMap::guard`].
+    pub fn guard_even_locked(&self, offset: usize, len: usize) -> Result<(), OsError> {
+        match self.guard(offset, len) {
+            Err(error) if error.errno == libc::EINVAL => {}
+            other => return other,
+        }
+        for offset in (offset..offset + len).step_by(PAGE_SIZE) {
+            if self.guard(offset, PAGE_SIZE).is_ok() {
+                continue;
+            }
+            let at = self.front_at(offset, PAGE_SIZE);
+            // SAFETY: the page lies in the front mapping; locks change no contents.
+            unsafe { libc::munlock(at, PAGE_SIZE) };
+            self.guard(offset, PAGE_SIZE)?;
+            // What is locked on fault is not brought in now. Refused only where
+            // the limit was lowered meanwhile.
+            // SAFETY: as above.
+            unsafe { libc::mlock2(at, PAGE_SIZE, libc::MLOCK_ONFAULT as libc::c_uint) };
+        }
+        Ok(())
+    }
+
     /// Takes the guard markers off again.
     ///
     /// # Errors

@@ -17,6 +17,7 @@ use crate::calls;
 use crate::descriptor::{close, out_of_the_way};
 use crate::error::{OsError, errno};
 use crate::lineage;
+use crate::map::PAGE_SIZE;
 
 /// Fault on a write-protected page is reported (`PAGEFAULT_FLAG_WP`).
 pub const FEATURE_WP: u64 = 1 << 0;
@@ -253,7 +254,9 @@ impl Uffd {
     }
 
     /// Maps `src.len()` bytes (whole pages) at `dst`, filled from `src` before
-    /// any thread can see them; write-protected when `protect`.
+    /// any thread can see them; write-protected when `protect`. Fewer where
+    /// something has split the mapping (mlock(2)): the kernel takes ranges of one
+    /// mapping only, and says `ENOENT` of others.
     ///
     /// `EAGAIN` (another thread is changing the address space) is retried.
     ///
@@ -263,16 +266,18 @@ impl Uffd {
     pub fn copy(&self, dst: usize, src: &[u8], protect: bool) -> Result<Installed, OsError> {
         let mode = if protect { COPY_MODE_WP } else { 0 } | self.quiet(PLACE_MODE_DONTWAKE);
         let mut tries = Tries(0);
+        let mut len = src.len();
         loop {
             let mut arg = CopyArg {
                 dst: dst as u64,
                 src: src.as_ptr() as u64,
-                len: src.len() as u64,
+                len: len as u64,
                 mode,
                 copied: 0,
             };
             match self.lane_ioctl("UFFDIO_COPY", REQ_COPY, &raw mut arg) {
-                Ok(()) => return Ok(Installed::Bytes(src.len())),
+                Ok(()) => return Ok(Installed::Bytes(len)),
+                Err(e) if e.errno == libc::ENOENT && len > PAGE_SIZE => len = PAGE_SIZE,
                 Err(_) if arg.copied > 0 => return Ok(Installed::Bytes(arg.copied as usize)),
                 Err(e) if e.errno == libc::EEXIST => return Ok(Installed::Exists),
                 Err(e) if e.errno == libc::EAGAIN => tries.once_more(),
@@ -310,6 +315,16 @@ impl Uffd {
     /// # Errors
     /// The kernel's refusal.
     pub fn protect(&self, base: usize, len: usize, on: bool) -> Result<(), OsError> {
+        match self.protect_range(base, len, on) {
+            // Split by mlock(2), on a kernel that wants ranges of one mapping.
+            Err(e) if e.errno == libc::ENOENT && len > PAGE_SIZE => (base..base + len)
+                .step_by(PAGE_SIZE)
+                .try_for_each(|page| self.protect_range(page, PAGE_SIZE, on)),
+            other => other,
+        }
+    }
+
+    fn protect_range(&self, base: usize, len: usize, on: bool) -> Result<(), OsError> {
         let mode = if on {
             WRITEPROTECT_MODE_WP
         } else {

@@ -277,36 +277,58 @@ impl Engine {
                 dirty += usize::from(claim.is_some());
             }
         }
-        let protected = dirty > 0 && self.protect(region, &claims[..victims.len()]);
+        if dirty > 0 {
+            self.protect(region, &mut claims[..victims.len()]);
+        }
         drop(protecting);
-        if protected {
+        if dirty > 0 {
             self.pack_all(region, &claims[..victims.len()], &mut packed, scratch);
         }
         self.drop_sealed(region, victims, &mut claims, &packed)
     }
 
-    /// Write-protects the pages of `claims`; `false` when the kernel refused. Who
-    /// calls it entered `protecting` before: either we see a pin, or it waits for us.
-    fn protect(&self, region: &Region, claims: &[Option<EvictClaim>]) -> bool {
+    /// Write-protects the pages of `claims`, neighbours in one call, and gives up
+    /// those that the kernel does not protect. Who calls it entered `protecting`
+    /// before: either we see a pin, or it waits for us.
+    fn protect(&self, region: &Region, claims: &mut [Option<EvictClaim>]) {
         let exact = region.mapped.protects_exactly() || region.has_pins();
-        let mut run: Option<(usize, usize)> = None;
-        for page in claims.iter().flatten().map(EvictClaim::page) {
-            run = match run {
-                Some((start, end))
-                    if page == end || (!exact && page - end <= PROTECT_GAP_PAGES) =>
-                {
-                    Some((start, page + 1))
-                }
-                Some((start, end)) => {
-                    if region.mapped.protect(start, end - start).is_err() {
-                        return false;
-                    }
-                    Some((page, page + 1))
-                }
-                None => Some((page, page + 1)),
+        let page_of = |claim: &Option<EvictClaim>| claim.as_ref().map(EvictClaim::page);
+        let mut from = 0;
+        while from < claims.len() {
+            let Some(start) = page_of(&claims[from]) else {
+                from += 1;
+                continue;
             };
+            let (mut to, mut end) = (from + 1, start + 1);
+            for (index, claim) in claims.iter().enumerate().skip(from + 1) {
+                let Some(page) = page_of(claim) else { continue };
+                if page != end && (exact || page - end > PROTECT_GAP_PAGES) {
+                    break;
+                }
+                (to, end) = (index + 1, page + 1);
+            }
+            if region.mapped.protect(start, end - start).is_err() {
+                self.protect_each(region, &mut claims[from..to]);
+            }
+            from = to;
         }
-        run.is_none_or(|(start, end)| region.mapped.protect(start, end - start).is_ok())
+    }
+
+    /// As [`Engine::protect`], for pages some of which the kernel does not protect:
+    /// guard markers are refused on locked memory (mlock). The others still go.
+    fn protect_each(&self, region: &Region, claims: &mut [Option<EvictClaim>]) {
+        for claim in claims {
+            let Some(page) = claim.as_ref().map(EvictClaim::page) else {
+                continue;
+            };
+            if region.mapped.protect(page, 1).is_ok() {
+                continue;
+            }
+            if let Some(claim) = claim.take() {
+                let word = claim.before();
+                region.table.abandon(claim, word);
+            }
+        }
     }
 
     /// Compresses the pages of `claims` into the store.
