@@ -573,7 +573,12 @@ impl Region {
                 }
                 let open_run = |(start, end): (usize, usize)| {
                     let (offset, len) = self.offset(start, end - start);
-                    put_in_place(map, groups.as_ref(), offset, len)
+                    match put_in_place(map, groups.as_ref(), offset, len) {
+                        // No mapping left: closed pages are opened as they are
+                        // touched.
+                        Err(error) if groups.is_none() && error.errno == libc::ENOMEM => Ok(()),
+                        other => other,
+                    }
                 };
                 let mut run: Option<(usize, usize)> = None;
                 for page in resident {

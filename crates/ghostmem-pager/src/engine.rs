@@ -92,6 +92,8 @@ pub struct Engine {
     enrolment: Lock<Option<Enrolment<Engine>>>,
     /// Clock hand: region << 40 | page.
     pub(crate) hand: AtomicU64,
+    /// Where closing pages goes on, as the hand.
+    pub(crate) closing: AtomicU64,
     /// How often the hand has been everywhere.
     pub(crate) sweeps: AtomicU64,
     /// Dirty pages it met in this sweep, less the clean ones.
@@ -151,6 +153,7 @@ impl Engine {
             registrations: Lock::new([const { None }; REGIONS_MAX]),
             enrolment: Lock::new(None),
             hand: AtomicU64::new(0),
+            closing: AtomicU64::new(0),
             sweeps: AtomicU64::new(0),
             dirty_lead: AtomicI64::new(0),
             dirty_rules: AtomicBool::new(true),
@@ -548,6 +551,15 @@ impl Engine {
         let resident = region.resident.all().filter(is_resident);
         if let Err(error) = region.mapped.after_fork_in_child(resident) {
             die("a forked child cannot take over a heap", error.errno);
+        }
+        // Where mappings have run out, not all pages were opened.
+        if self.backend.splits_mappings() && region.has_pins() {
+            let is_pinned = |page: &usize| region.table.load(*page).is_pinned();
+            for page in region.resident.all().filter(is_pinned) {
+                if let Err(error) = self.unprotect(region, page, 1) {
+                    die("a pinned page cannot be opened in a child", error.errno);
+                }
+            }
         }
     }
 

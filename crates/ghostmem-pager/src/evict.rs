@@ -315,13 +315,14 @@ impl Engine {
     }
 
     /// As [`Engine::protect`], for pages some of which the kernel does not protect:
-    /// guard markers are refused on locked memory (mlock). The others still go.
+    /// guard markers are refused on locked memory (mlock), and a mapping may not be
+    /// split when there are too many. The others still go.
     fn protect_each(&self, region: &Region, claims: &mut [Option<EvictClaim>]) {
         for claim in claims {
             let Some(page) = claim.as_ref().map(EvictClaim::page) else {
                 continue;
             };
-            if region.mapped.protect(page, 1).is_ok() {
+            if region.mapped.protect(page, 1).is_ok() || self.close_around(region, page) {
                 continue;
             }
             if let Some(claim) = claim.take() {

@@ -26,6 +26,7 @@ mod copies;
 mod engine;
 mod evict;
 mod gather;
+mod mappings;
 mod metrics;
 mod overdraft;
 mod pins;

@@ -92,7 +92,7 @@ impl Engine {
         let Ok(claim) = region.table.claim(page, word) else {
             return false;
         };
-        if let Err(error) = region.mapped.unprotect(page, 1) {
+        if let Err(error) = self.unprotect(region, page, 1) {
             die_of("a page cannot be opened for the program", error);
         }
         let before = claim.before();
@@ -531,7 +531,7 @@ impl Engine {
         scratch: &Scratch,
     ) {
         if count == 1 && fresh && !write {
-            match region.mapped.install_zero(page_of(0)) {
+            match self.with_mappings(|| region.mapped.install_zero(page_of(0))) {
                 Ok(_) => return,
                 Err(error) => die_of("a page cannot be put in place", error),
             }
@@ -559,10 +559,8 @@ impl Engine {
             let page = page_of(step_at(place));
             let mut done = 0;
             while done < data.len() {
-                match region
-                    .mapped
-                    .install(page + done / PAGE_SIZE, &data[done..], clean)
-                {
+                let first = page + done / PAGE_SIZE;
+                match self.with_mappings(|| region.mapped.install(first, &data[done..], clean)) {
                     Ok(Installed::Bytes(bytes)) => done += bytes,
                     Ok(Installed::Exists) => {
                         die("a page is mapped that the page table says is not", 17)
