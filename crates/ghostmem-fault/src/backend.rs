@@ -3,6 +3,7 @@
 
 use std::sync::OnceLock;
 
+use ghostmem_os::descriptor::Spare;
 use ghostmem_os::error::ENOSYS;
 use ghostmem_os::ghost::read_page;
 use ghostmem_os::guard::{self, FileMap};
@@ -23,6 +24,17 @@ const NO_EXCEPTIONS: OsError = OsError::new("a vectored exception handler, on Li
 
 static INLINE: OnceLock<Uffd> = OnceLock::new();
 static MONITOR: OnceLock<Monitor> = OnceLock::new();
+/// A number for a forked child's userfaultfd, where the process may open no more.
+static SPARE: Spare = Spare::new();
+
+/// Makes what exists once in the process, and the spare for its children.
+fn get_or_open_uffd<T>(
+    cell: &'static OnceLock<T>,
+    open: impl FnOnce() -> Result<T, OsError>,
+) -> Result<&'static T, OsError> {
+    get_or_open(cell, || open().inspect(|_| SPARE.hold()))
+}
+
 fn open_inline() -> Result<Uffd, OsError> {
     // Full mode buys nothing here: a kernel access raises no SIGBUS.
     let features = FEATURE_SIGBUS | FEATURE_WP;
@@ -47,12 +59,23 @@ pub(crate) fn open_monitor() -> Result<Uffd, OsError> {
 /// for the parent. The monitor's regions are the faulting thread's to serve for
 /// now: there are no engine threads, and none can be made yet.
 pub(crate) fn reopen_in_child() {
-    let monitor = MONITOR.get().map(Monitor::uffd_in_child);
-    for uffd in INLINE.get().into_iter().chain(monitor) {
+    let opened = || {
+        let monitor = MONITOR.get().map(Monitor::uffd_in_child);
+        INLINE.get().into_iter().chain(monitor)
+    };
+    // Their numbers may be the only ones that the child can have.
+    opened().for_each(Uffd::close);
+    if opened().next().is_some() {
+        SPARE.let_go();
+    }
+    for uffd in opened() {
         match open_inline() {
             Ok(fresh) => uffd.replace(fresh),
             Err(error) => crate::die::die("a forked child cannot open userfaultfd", error.errno),
         }
+    }
+    if opened().next().is_some() {
+        SPARE.hold();
     }
 }
 
@@ -78,8 +101,8 @@ impl Backend {
         crate::fork::hook_forks()?;
         let mut mprotect = false;
         match kind {
-            BackendKind::Inline => drop(get_or_open(&INLINE, open_inline)?),
-            BackendKind::Monitor => drop(get_or_open(&MONITOR, Monitor::start)?),
+            BackendKind::Inline => drop(get_or_open_uffd(&INLINE, open_inline)?),
+            BackendKind::Monitor => drop(get_or_open_uffd(&MONITOR, Monitor::start)?),
             BackendKind::Guard => mprotect = !guard::guard_pages_work(),
             BackendKind::Veh => return Err(NO_EXCEPTIONS),
         }
@@ -121,6 +144,9 @@ enum Mechanism {
         /// Which parts have markers; `None` where pages are closed by mprotect(2).
         groups: Option<Groups>,
         copy_for_child: Lock<Option<i32>>,
+        /// Numbers for that copy, and for the copy that its child needs when that
+        /// forks, where the process may open no more.
+        spares: [Spare; 2],
     },
 }
 
@@ -179,17 +205,19 @@ impl Region {
         };
         let mechanism = match backend.kind {
             BackendKind::Inline => Mechanism::Uffd {
-                uffd: get_or_open(&INLINE, open_inline)?,
+                uffd: get_or_open_uffd(&INLINE, open_inline)?,
                 monitored: false,
             },
             BackendKind::Monitor => Mechanism::Uffd {
-                uffd: get_or_open(&MONITOR, Monitor::start)?.uffd(),
+                uffd: get_or_open_uffd(&MONITOR, Monitor::start)?.uffd(),
                 monitored: true,
             },
             BackendKind::Guard => {
                 // SAFETY: `home` keeps the reservation for as long as the
                 // region, and a reservation never gives out references.
                 let map = unsafe { FileMap::over(span) }?;
+                let spares = [const { Spare::new() }; 2];
+                spares.iter().for_each(Spare::hold);
                 let groups = match backend.mprotect {
                     true => None,
                     false => Some(Groups::new(&map)?),
@@ -198,6 +226,7 @@ impl Region {
                     map,
                     groups,
                     copy_for_child: Lock::new(None),
+                    spares,
                 }
             }
             BackendKind::Veh => return Err(NO_EXCEPTIONS),
@@ -450,12 +479,18 @@ impl Region {
         let Mechanism::Guard {
             map,
             copy_for_child,
+            spares,
             ..
         } = &self.mechanism
         else {
             return Ok(());
         };
-        let file = guard::memory_file(self.span.len())?;
+        let len = self.span.len();
+        let file =
+            guard::memory_file(len).or_else(|error| match spares.iter().any(Spare::let_go) {
+                true => guard::memory_file(len),
+                false => Err(error),
+            })?;
         // No thread may store to a page while it is copied, nor between then and
         // the fork: a touch waits at the gate, which is frozen. The parent's
         // pages open again one by one, as they are touched.
@@ -509,10 +544,16 @@ impl Region {
     pub fn after_fork_in_parent(&self) {
         // It worked when the region was made.
         let _kept = self.advise(libc::MADV_DONTFORK);
-        if let Mechanism::Guard { copy_for_child, .. } = &self.mechanism
-            && let Some(file) = copy_for_child.lock().take()
+        if let Mechanism::Guard {
+            copy_for_child,
+            spares,
+            ..
+        } = &self.mechanism
         {
-            guard::close(file);
+            if let Some(file) = copy_for_child.lock().take() {
+                guard::close(file);
+            }
+            spares.iter().for_each(Spare::hold);
         }
     }
 
@@ -562,11 +603,13 @@ impl Region {
                 map,
                 groups,
                 copy_for_child,
+                spares,
             } => {
                 let Some(file) = copy_for_child.lock().take() else {
                     return Err(OsError::new("fork", libc::ENOMEM));
                 };
                 map.adopt(file)?;
+                spares.iter().for_each(Spare::hold);
                 self.advise(libc::MADV_DONTFORK)?;
                 if let Some(groups) = groups {
                     groups.begin_again(map)?;

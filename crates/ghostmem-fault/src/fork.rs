@@ -58,7 +58,7 @@ struct ForkSink {
     sink: *const (),
     before: unsafe fn(*const ()) -> bool,
     cancel: unsafe fn(*const ()),
-    copy: unsafe fn(*const ()),
+    copy: unsafe fn(*const ()) -> Result<(), OsError>,
     parent: unsafe fn(*const ()),
     child: unsafe fn(*const ()),
     monitor: unsafe fn(*const ()),
@@ -158,9 +158,9 @@ fn remember_sink<S: FaultSink>(sink: &MapArc<S>) -> Result<(), OsError> {
         // SAFETY: as in `before`.
         unsafe { &*sink.cast::<S>() }.cancel_fork();
     }
-    unsafe fn copy<S: FaultSink>(sink: *const ()) {
+    unsafe fn copy<S: FaultSink>(sink: *const ()) -> Result<(), OsError> {
         // SAFETY: as in `before`.
-        unsafe { &*sink.cast::<S>() }.copy_for_fork();
+        unsafe { &*sink.cast::<S>() }.copy_for_fork()
     }
     unsafe fn parent<S: FaultSink>(sink: *const ()) {
         // SAFETY: as in `before`.
@@ -249,17 +249,29 @@ extern "C" fn before_fork() {
     *FORK_SIGNALS.lock() = Some(blocked);
     STAGE.store(PREPARED, Ordering::Release);
     if !AT_THE_CALL.load(Ordering::Acquire) {
-        freeze();
+        // Handlers cannot refuse a fork. The parent goes on in any case; a child
+        // without its copy ends with a message.
+        let _copied = freeze();
     }
 }
 
-fn freeze() {
+/// From here on nobody moves pages, whatever the answer.
+///
+/// # Errors
+/// A child could not go on: there is no descriptor or no memory for its copy.
+fn freeze() -> Result<(), OsError> {
     SINKS.take_for_fork();
     GATE.freeze();
     SINKS.release_after_fork();
-    for_all(|sink| sink.copy);
+    let sinks = SINKS.lock();
+    let copied = sinks.iter().flatten().try_for_each(|sink| {
+        // SAFETY: as in `try_all`.
+        unsafe { (sink.copy)(sink.sink) }
+    });
+    drop(sinks);
     SINKS.take_for_fork();
     STAGE.store(FROZEN, Ordering::Release);
+    copied
 }
 
 fn settle_parent() {
@@ -326,17 +338,32 @@ pub fn freeze_at_the_call() {
     AT_THE_CALL.store(true, Ordering::Release);
 }
 
+/// What [`before_call`] says of a system call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Call {
+    /// It is no fork of ours: nothing was done.
+    Strange,
+    /// To be made now, and then [`after_call`].
+    Ready,
+    /// Not to be made: the child could not go on. It fails with `EAGAIN`, as
+    /// fork(2) does where the system is short of something.
+    Refused,
+}
+
 /// Right before the system call of a fork whose handlers have run on the
-/// calling thread; `false` when they have not, and nothing was done. From here
-/// to [`after_call`] the caller must not touch ghost memory.
+/// calling thread. From here to [`after_call`] the caller must not touch ghost
+/// memory.
 #[must_use]
-pub fn before_call() -> bool {
+pub fn before_call() -> Call {
     // The stage is the forking thread's own: it holds `SETUP`.
-    let ours = STAGE.load(Ordering::Acquire) == PREPARED && SETUP.is_mine();
-    if ours {
-        freeze();
+    if STAGE.load(Ordering::Acquire) != PREPARED || !SETUP.is_mine() {
+        return Call::Strange;
     }
-    ours
+    if freeze().is_ok() {
+        return Call::Ready;
+    }
+    settle_parent();
+    Call::Refused
 }
 
 /// Right after the system call that [`before_call`] spoke of, in parent
@@ -351,13 +378,15 @@ pub fn after_call(in_child: bool) {
 
 /// Makes the system call of a fork that runs no handlers of pthread_atfork(3), in
 /// between what ours do. `call` answers as the kernel does, 0 in the child, where
-/// it must return on the same stack; it must not touch ghost memory.
+/// it must return on the same stack; it must not touch ghost memory. `-EAGAIN`
+/// without a call where the child could not go on.
 pub fn around_call(call: impl FnOnce() -> isize) -> isize {
     before_fork();
-    if STAGE.load(Ordering::Acquire) == PREPARED {
-        freeze();
-    }
-    let answer = call();
+    let refused = STAGE.load(Ordering::Acquire) == PREPARED && freeze().is_err();
+    let answer = match refused {
+        true => -(libc::EAGAIN as isize),
+        false => call(),
+    };
     if answer == 0 {
         thread::keep_stacks_in_child();
         after_fork_in_child();

@@ -74,8 +74,7 @@ impl Monitor {
     /// Nobody may touch ghost memory until they are registered again and
     /// [`Monitor::open_to_messages`] was called.
     pub(crate) fn listen_in_child(&'static self) {
-        let fresh = open_monitor();
-        let started = self.spawn().and(fresh).map(|fresh| {
+        let started = self.spawn().and_then(|()| {
             // What libc reads when a thread starts may be absent, and is served
             // by that thread itself, now.
             let mut tries = 0;
@@ -84,8 +83,9 @@ impl Monitor {
                 tries = tries.saturating_add(1);
             }
             // The last of a descriptor ends all of its registrations
-            // (userfaultfd(2)).
-            self.uffd.replace(fresh);
+            // (userfaultfd(2)). Its number may be the only one to be had.
+            self.uffd.close();
+            open_monitor().map(|fresh| self.uffd.replace(fresh))
         });
         if let Err(error) = started {
             die(

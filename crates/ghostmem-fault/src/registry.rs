@@ -91,8 +91,12 @@ pub trait FaultSink: Send + Sync + 'static {
     /// not ready, and all will be asked again.
     fn cancel_fork(&self);
     /// Before fork(2), last: nothing is in transition and nobody else can
-    /// begin; copy what parent and child cannot share.
-    fn copy_for_fork(&self);
+    /// begin; copy what parent and child cannot share. Undone by
+    /// [`FaultSink::after_fork_in_parent`], in whatever state it failed.
+    ///
+    /// # Errors
+    /// No memory or descriptor for a copy: a child could not go on.
+    fn copy_for_fork(&self) -> Result<(), OsError>;
     /// After fork(2), in the parent.
     fn after_fork_in_parent(&self);
     /// After fork(2), in the child: only the calling thread exists, and no

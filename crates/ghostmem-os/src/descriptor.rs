@@ -6,7 +6,8 @@
 //! every shell does for 3 to 9: ours would be gone without a word. Which numbers
 //! are ours is written down, for who looks after what a program closes.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::mem::MaybeUninit;
+use core::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
 use crate::calls;
 use crate::error::OsError;
@@ -57,7 +58,8 @@ pub(crate) fn out_of_the_way(fd: i32) -> Result<i32, OsError> {
     unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
     let top = limit.rlim_cur.saturating_sub(FROM_TOP);
     let high = i32::try_from(top).map_or(LOWEST, |top| top.min(LOWEST));
-    for lowest in [high, libc::STDERR_FILENO + 1] {
+    let low = libc::STDERR_FILENO + 1;
+    for lowest in [high.max(low), low] {
         if fd >= lowest {
             return Ok(note(fd));
         }
@@ -71,6 +73,106 @@ pub(crate) fn out_of_the_way(fd: i32) -> Result<i32, OsError> {
     let error = OsError::last("fcntl(F_DUPFD_CLOEXEC)");
     close(fd);
     Err(error)
+}
+
+/// A descriptor held only for its number: one can be had in its place where the
+/// process may open no more, as a fork needs.
+///
+/// A process that lowers its limit keeps the descriptors above, but gets new ones
+/// below only. So the number is low, and not looked after: where the program takes
+/// it for a file of its own, the spare is gone, and that file is left alone.
+#[derive(Debug)]
+pub struct Spare {
+    fd: AtomicI32,
+    /// Which file it is: device and inode.
+    file: [AtomicU64; 2],
+}
+
+/// Spares are at or above this: below is where programs choose numbers.
+const SPARE_LOWEST: i32 = 16;
+
+impl Spare {
+    /// None yet.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            fd: AtomicI32::new(-1),
+            file: [const { AtomicU64::new(0) }; 2],
+        }
+    }
+
+    /// Takes one, if there is none and the process may open another. One thread at
+    /// a time.
+    pub fn hold(&self) {
+        if self.is_held() {
+            return;
+        }
+        // SAFETY: the name is a NUL-terminated literal.
+        let made = unsafe { libc::memfd_create(c"ghostmem-spare".as_ptr(), libc::MFD_CLOEXEC) };
+        if made < 0 {
+            self.fd.store(-1, Ordering::Relaxed);
+            return;
+        }
+        let fd = Self::move_up(made);
+        for (kept, seen) in self.file.iter().zip(file_of(fd).unwrap_or([0; 2])) {
+            kept.store(seen, Ordering::Relaxed);
+        }
+        self.fd.store(fd, Ordering::Relaxed);
+    }
+
+    /// Moves a descriptor to [`SPARE_LOWEST`] or above, if it can be.
+    fn move_up(fd: i32) -> i32 {
+        if fd >= SPARE_LOWEST {
+            return fd;
+        }
+        // SAFETY: duplicates a descriptor; no memory is involved.
+        let moved = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, SPARE_LOWEST) };
+        // A standard stream's number stays free.
+        if moved < 0 && fd > libc::STDERR_FILENO {
+            return fd;
+        }
+        calls::close(fd);
+        moved
+    }
+
+    /// Gives it up, so that its number is free; `false` when there was none.
+    pub fn let_go(&self) -> bool {
+        let held = self.is_held();
+        let fd = self.fd.swap(-1, Ordering::Relaxed);
+        if held {
+            calls::close(fd);
+        }
+        held
+    }
+
+    fn is_held(&self) -> bool {
+        let fd = self.fd.load(Ordering::Relaxed);
+        let [device, inode] = &self.file;
+        let file = [device, inode].map(|kept| kept.load(Ordering::Relaxed));
+        fd >= 0 && file_of(fd) == Some(file)
+    }
+}
+
+impl Default for Spare {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Spare {
+    fn drop(&mut self) {
+        self.let_go();
+    }
+}
+
+/// Device and inode of an empty file without a name; `None` for anything else.
+fn file_of(fd: i32) -> Option<[u64; 2]> {
+    let mut seen = MaybeUninit::<libc::stat64>::zeroed();
+    // SAFETY: `seen` is writable.
+    let rc = unsafe { libc::fstat64(fd, seen.as_mut_ptr()) };
+    // SAFETY: zeroed, and filled by the kernel where it succeeded.
+    let seen = unsafe { seen.assume_init() };
+    (rc == 0 && seen.st_nlink == 0 && seen.st_size == 0).then_some([seen.st_dev, seen.st_ino])
 }
 
 /// Closes a descriptor that the caller owns; -1 is none.

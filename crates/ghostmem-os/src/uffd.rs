@@ -217,8 +217,15 @@ impl Uffd {
         self.fd.load(Ordering::Acquire)
     }
 
-    /// Takes over `fresh`'s descriptors and closes the old ones: what a forked
-    /// child does, whose inherited descriptors still speak for the parent.
+    /// Closes the descriptors. In a forked child, whose inherited ones still speak
+    /// for the parent: before [`Uffd::replace`], as it may have no other numbers.
+    pub fn close(&self) {
+        for fd in self.descriptors() {
+            close(fd.swap(-1, Ordering::AcqRel));
+        }
+    }
+
+    /// Takes over `fresh`'s descriptors and closes the old ones.
     pub fn replace(&self, fresh: Self) {
         for (old, new) in self.descriptors().zip(fresh.descriptors()) {
             let new = new.swap(-1, Ordering::AcqRel);

@@ -460,13 +460,11 @@ impl FaultSink for Engine {
         self.release_fork_locks();
     }
 
-    fn copy_for_fork(&self) {
-        for region in self.regions() {
+    fn copy_for_fork(&self) -> Result<(), OsError> {
+        self.regions().try_for_each(|region| {
             let pinned = |page| region.table.load(page).is_pinned();
-            if let Err(error) = region.mapped.before_fork(|| region.resident.all(), pinned) {
-                die("fork cannot copy a heap's memory file", error.errno);
-            }
-        }
+            region.mapped.before_fork(|| region.resident.all(), pinned)
+        })
     }
 
     fn after_fork_in_parent(&self) {

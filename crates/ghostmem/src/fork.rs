@@ -8,21 +8,28 @@
 //!
 //! ```no_run
 //! # fn system_call() -> isize { 0 }
-//! let ready = ghostmem::fork::before_call();
-//! let answer = system_call();
-//! if ready {
-//!     ghostmem::fork::after_call(answer == 0);
-//! }
+//! use ghostmem::fork::{Call, after_call, before_call};
+//! let answer = match before_call() {
+//!     Call::Strange => system_call(),
+//!     Call::Ready => {
+//!         let answer = system_call();
+//!         after_call(answer == 0);
+//!         answer
+//!     }
+//!     // EAGAIN
+//!     Call::Refused => -11,
+//! };
 //! ```
 //! A system call that forks without running any handlers is made by
 //! [`around_call`]. Everything else needs none of this.
 
-pub use ghostmem_fault::fork::{after_call, before_call, freeze_at_the_call};
+pub use ghostmem_fault::fork::{Call, after_call, before_call, freeze_at_the_call};
 
 /// Makes a system call that forks where no handlers of pthread_atfork(3) run: the
 /// child gets its memory as after fork(3). `call` answers as the kernel does, 0 in
 /// the child, where it must return on the same stack; it must not touch ghost
-/// memory. The handlers of others do not run.
+/// memory. The handlers of others do not run. Without a call `-EAGAIN`, where the
+/// child could not go on.
 pub fn around_call(call: impl FnOnce() -> isize) -> isize {
     ghostmem_small::fork::before();
     let answer = ghostmem_fault::fork::around_call(call);

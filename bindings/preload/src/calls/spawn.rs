@@ -6,6 +6,8 @@
 //! memory is the parent's. The copies therefore stand in memory that the
 //! thread keeps for its next execve, not in a lease.
 
+use ghostmem::fork::Call;
+
 use crate::raw::{self, Answer, call, load, store};
 use crate::{bounce, ghost, start, thread};
 
@@ -73,8 +75,13 @@ impl Strings {
 /// and after the call, on its open files and the like, finds the heap working.
 pub(super) fn fork(number: usize, args: [usize; 6]) -> Done {
     let shares_memory = number == 56 && args[0] & libc::CLONE_VM as usize != 0;
-    if shares_memory || !ghostmem::fork::before_call() {
+    if shares_memory {
         return Done::Asis;
+    }
+    match ghostmem::fork::before_call() {
+        Call::Strange => return Done::Asis,
+        Call::Refused => return Done::With(-(libc::EAGAIN as Answer)),
+        Call::Ready => {}
     }
     let answer: Answer = raw::syscall(number, args);
     ghostmem::fork::after_call(answer == 0);
