@@ -15,6 +15,11 @@
 //! slow each other down. Never entered by a fault handler; faults raised by
 //! threads inside it are resolved as any others.
 //!
+//! A signal handler may interrupt a thread inside mimalloc, and other
+//! libraries' fork handlers may run while the gate is closed. What these call
+//! enters by [`try_enter`], which refuses where mimalloc's structures may be
+//! half changed: an allocation is then refused, a free put off.
+//!
 //! What it cannot cover: threads inside mimalloc on the *program's* behalf,
 //! when the program uses mimalloc itself. Such a program has, for its own
 //! blocks, whatever mimalloc promises about `fork` (nothing).
@@ -50,6 +55,10 @@ thread_local! {
     // Constant and without destructor: plain thread-local memory, usable
     // before main, while a thread ends, and without any allocation.
     static DEPTH: Cell<usize> = const { Cell::new(0) };
+    // How many of those are inside mimalloc.
+    static BUSY: Cell<usize> = const { Cell::new(0) };
+    // This thread closed the gate, for a fork that is not over.
+    static FORKING: Cell<bool> = const { Cell::new(false) };
     static STRIPE: Cell<usize> = const { Cell::new(UNASSIGNED) };
 }
 
@@ -65,12 +74,25 @@ fn stripe() -> &'static AtomicUsize {
 /// Being inside the gate; leaves it when dropped.
 #[must_use]
 pub struct Inside {
+    /// For mimalloc, rather than to keep forks out.
+    busy: bool,
     /// Entering is counted by thread: keep the value on it.
     not_send: core::marker::PhantomData<*const ()>,
 }
 
-/// Enters, waiting while another thread forks.
+/// Enters to call mimalloc's slow paths, waiting while another thread forks.
 pub(crate) fn enter() -> Inside {
+    BUSY.set(BUSY.get() + 1);
+    go_in(true)
+}
+
+/// As [`enter`]; `None` where this thread is in mimalloc already, which then is
+/// code that a signal interrupted, or holds mimalloc's locks for a fork.
+pub(crate) fn try_enter() -> Option<Inside> {
+    (BUSY.get() == 0 && !FORKING.get()).then(enter)
+}
+
+fn go_in(busy: bool) -> Inside {
     let depth = DEPTH.get();
     DEPTH.set(depth + 1);
     if depth == 0 {
@@ -89,6 +111,7 @@ pub(crate) fn enter() -> Inside {
         }
     }
     Inside {
+        busy,
         not_send: core::marker::PhantomData,
     }
 }
@@ -100,6 +123,9 @@ impl Drop for Inside {
         if depth == 0 {
             stripe().fetch_sub(1, Ordering::Release);
         }
+        if self.busy {
+            BUSY.set(BUSY.get() - 1);
+        }
     }
 }
 
@@ -107,7 +133,7 @@ impl Drop for Inside {
 /// for what a child must find done or not begun. Waits while one is under way.
 /// May be nested; not for signal handlers.
 pub fn hold() -> Inside {
-    enter()
+    go_in(false)
 }
 
 /// Exclusion of a thread's farewell from the destruction of a heap.
@@ -215,6 +241,7 @@ fn prepare() {
     while CLOSED.swap(true, Ordering::SeqCst) {
         thread::yield_now();
     }
+    FORKING.set(true);
     let own = usize::from(DEPTH.get() > 0);
     loop {
         let inside: usize = INSIDE.iter().map(|s| s.0.load(Ordering::SeqCst)).sum();
@@ -237,6 +264,7 @@ fn parent() {
         // SAFETY: `prepare` took it on this thread.
         unsafe { ffi::gm_teardown_unlock() };
     }
+    FORKING.set(false);
     CLOSED.store(false, Ordering::SeqCst);
 }
 

@@ -93,6 +93,10 @@ struct Core<S: Space> {
     /// Freed, but held: touched only where such blocks are.
     retired: ZeroArray<AtomicU64>,
     retired_count: AtomicUsize,
+    /// First and last address that retired blocks were put off at, see
+    /// [`Core::put_off`].
+    put_off_from: AtomicUsize,
+    put_off_to: AtomicUsize,
     space: MapArc<S>,
     slot: &'static Slot,
     /// The process the heap was made in, see [`gate::epoch`].
@@ -164,6 +168,8 @@ impl<S: Space> SmallHeap<S> {
             mixed,
             retired,
             retired_count: AtomicUsize::new(0),
+            put_off_from: AtomicUsize::new(usize::MAX),
+            put_off_to: AtomicUsize::new(0),
             space,
             slot,
             epoch: gate::epoch(),
@@ -239,7 +245,8 @@ impl<S: Space> SmallHeap<S> {
                 return Some(NonNull::slice_from_raw_parts(block, found.bytes));
             }
         }
-        let _inside = gate::enter();
+        let inside = gate::try_enter()?;
+        self.core.settle_put_off();
         // SAFETY: the heap lives; size and alignment were checked.
         let block = unsafe { ffi::gm_allocate(self.core.table.heap.as_ptr(), size, align, zeroed) };
         let block = NonNull::new(block.cast::<u8>())?;
@@ -251,6 +258,7 @@ impl<S: Space> SmallHeap<S> {
         // Taking the block may have given up its page, which was the last
         // thing this thread did with it.
         self.core.begin(block, place.is_own());
+        drop(inside);
         Some(NonNull::slice_from_raw_parts(block, place.bytes()))
     }
 
@@ -311,13 +319,23 @@ impl<S: Space> SmallHeap<S> {
         if !places.is_live(bit) {
             return Err(wrong);
         }
+        // A fork must not find the block half freed.
+        let inside = gate::try_enter();
         // SAFETY: a live block of mimalloc's. Should another thread free it
         // now, its page header, which is all this reads, still exists, or is
         // not found any more.
         let place = unsafe { ffi::gm_place(block.as_ptr().cast()) };
-        if place.page.is_null() || !places.end(bit, place.is_own()) {
+        // As the interrupted code, if there is any, may be in the middle of a
+        // change to the owner's word, that word is left alone.
+        let own = inside.is_some() && place.is_own();
+        if place.page.is_null() || !places.end(bit, own) {
             return Err(wrong);
         }
+        if inside.is_none() {
+            self.core.put_off(address);
+            return Ok(place.bytes());
+        }
+        self.core.settle_put_off();
         if self.core.space.holds_any() {
             self.core.retire(address);
         } else {
@@ -337,6 +355,11 @@ impl<S: Space> SmallHeap<S> {
         // are let go, or we see the block.
         fence(Ordering::SeqCst);
         if self.core.retired_count.load(Ordering::SeqCst) > 0 {
+            let Some(_inside) = gate::try_enter() else {
+                self.core
+                    .put_off_range(address, address.saturating_add(bytes));
+                return;
+            };
             self.core.settle_in(address, address.saturating_add(bytes));
         }
     }
@@ -470,15 +493,47 @@ impl<S: Space> Core<S> {
         }
     }
 
-    /// Frees a block that is no longer live as soon as nothing holds it.
+    /// Frees a block that is no longer live as soon as nothing holds it. Call
+    /// inside the gate.
     fn retire(&self, address: usize) {
+        self.settle(self.mark_retired(address));
+    }
+
+    /// Says that a block that is no longer live is mimalloc's to free; its grain.
+    fn mark_retired(&self, address: usize) -> usize {
         self.retired_count.fetch_add(1, Ordering::SeqCst);
         let grain = (address - self.table.base) / GRAIN;
         self.retired[grain / 64].fetch_or(1 << (grain % 64), Ordering::SeqCst);
-        self.settle(grain);
+        grain
     }
 
-    /// Settles the retired blocks that may reach into a range.
+    /// Leaves a block that is no longer live to the next call that may enter the
+    /// gate: this thread may be in the middle of mimalloc.
+    fn put_off(&self, address: usize) {
+        let _grain = self.mark_retired(address);
+        self.put_off_range(address, address + 1);
+    }
+
+    fn put_off_range(&self, start: usize, end: usize) {
+        // The end twice: who settles between the two stores takes the first end
+        // without this start.
+        self.put_off_to.fetch_max(end, Ordering::SeqCst);
+        self.put_off_from.fetch_min(start, Ordering::SeqCst);
+        self.put_off_to.fetch_max(end, Ordering::SeqCst);
+    }
+
+    /// Frees what was put off. Call inside the gate.
+    #[inline]
+    fn settle_put_off(&self) {
+        if self.put_off_to.load(Ordering::Relaxed) != 0 {
+            let end = self.put_off_to.swap(0, Ordering::SeqCst);
+            let start = self.put_off_from.swap(usize::MAX, Ordering::SeqCst);
+            self.settle_in(start, end);
+        }
+    }
+
+    /// Settles the retired blocks that may reach into a range. Call inside the
+    /// gate.
     fn settle_in(&self, start: usize, end: usize) {
         let Table {
             base,
@@ -498,7 +553,7 @@ impl<S: Space> Core<S> {
     }
 
     /// Gives a retired block to mimalloc if nothing holds it. Whoever takes its
-    /// bit off is the one that may.
+    /// bit off is the one that may. Call inside the gate.
     fn settle(&self, grain: usize) {
         let (word, bit) = (&self.retired[grain / 64], 1_u64 << (grain % 64));
         let address = self.table.base + grain * GRAIN;

@@ -41,7 +41,9 @@
 //!
 //! # Limits
 //! Nothing here may be called from a signal handler that interrupted it on the
-//! same thread, as with any malloc. After mimalloc's own exit destructor
+//! same thread, as with any malloc. Where the handler interrupted mimalloc's
+//! general half, an allocation is refused and a free put off; the quick paths
+//! cannot tell that they are interrupted. After mimalloc's own exit destructor
 //! (very late in exit(3)) heaps can be used but not made or dropped.
 
 mod arena;
