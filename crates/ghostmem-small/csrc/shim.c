@@ -340,6 +340,27 @@ void gm_leave_thread(void) {
 #endif
 }
 
+/* A page's thread id that is no thread's: they are addresses. Above those of
+ * abandoned pages, below the flags' bits. */
+#define GM_NOBODY ((mi_threadid_t)8)
+_Static_assert(GM_NOBODY > MI_THREADID_ABANDONED_MAPPED, "GM_NOBODY is an abandoned page");
+_Static_assert((GM_NOBODY & MI_PAGE_FLAG_MASK) == 0, "GM_NOBODY has flags");
+
+/* In a child of fork: no thread owns the pages of the threads that are not here,
+ * whatever their ids come to be used for. Blocks there are freed as another's. */
+void gm_disown(mi_heap_t* heap) {
+  mi_theap_t* const base = _mi_theap_default();
+  const mi_tld_t* const own = mi_theap_is_initialized(base) ? base->tld : NULL;
+  for (mi_theap_t* theap = heap->theaps; theap != NULL; theap = theap->hnext) {
+    if (theap->tld == own) continue;
+    for (size_t bin = 0; bin < MI_BIN_COUNT; bin++) {
+      for (mi_page_t* page = theap->pages[bin].first; page != NULL; page = page->next) {
+        mi_atomic_store_relaxed(&page->xthread_id, GM_NOBODY | mi_page_flags(page));
+      }
+    }
+  }
+}
+
 /* Exclusion of gm_leave_thread, destruction and fork. */
 void gm_teardown_lock(void)   { gm_lock(&gm_teardown); }
 void gm_teardown_unlock(void) { gm_unlock(&gm_teardown); }

@@ -391,6 +391,17 @@ pub(crate) fn forget_callbacks() {
     }
 }
 
+/// In a child of fork: the pages of threads that are not here become nobody's.
+/// A new thread may get the identity of one of those, and would take up pages
+/// that it left in the middle of a change.
+pub(crate) fn disown_pages() {
+    for_each_heap(|heap| {
+        // SAFETY: a heap in a slot is alive, and no other thread exists. Its lists
+        // are whole: threads that change them are inside the gate.
+        unsafe { ffi::gm_disown(heap) };
+    });
+}
+
 fn for_each_heap(mut act: impl FnMut(*mut MiHeap)) {
     for slot in &POOL {
         let heap = slot.heap.load(Ordering::Acquire);

@@ -104,6 +104,7 @@ unsafe extern "C" {
     ) -> *mut c_void;
     pub(crate) fn gm_place(block: *const c_void) -> Place;
     pub(crate) fn gm_free(page: *mut MiPage, own: bool, block: *mut c_void);
+    pub(crate) fn gm_disown(heap: *mut MiHeap);
     pub(crate) fn gm_trim(heap: *mut MiHeap);
     pub(crate) safe fn gm_leave_thread();
     pub(crate) safe fn gm_teardown_lock();

@@ -283,5 +283,8 @@ fn child() {
         stripe().store(1, Ordering::SeqCst);
     }
     arena::forget_callbacks();
+    if USED.load(Ordering::Acquire) {
+        arena::disown_pages();
+    }
     parent();
 }

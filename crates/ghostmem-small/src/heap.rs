@@ -446,6 +446,17 @@ impl<S: Space> SmallHeap<S> {
         arena
     }
 
+    /// Whether the calling thread owns the mimalloc page of a live block. For
+    /// tests.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn is_page_own(&self, block: NonNull<u8>) -> bool {
+        self.is_live(block) && {
+            // SAFETY: a live block of mimalloc's, which its owner keeps.
+            unsafe { ffi::gm_place(block.as_ptr().cast()) }.is_own()
+        }
+    }
+
     /// Whether mimalloc's per-thread state of this heap lies outside the
     /// arena, and threads leave our heaps before they leave mimalloc. For
     /// tests: true, or this crate's assumptions are broken.
