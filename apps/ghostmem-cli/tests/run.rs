@@ -49,6 +49,7 @@ fn program(name: &str) -> PathBuf {
             "family",
             "calls",
             "signals",
+            "handlers",
             "threads",
             "lastthread",
             "maps",
@@ -159,6 +160,15 @@ fn a_program_keeps_its_own_fault_handlers_masks_and_stacks() {
     for backend in backends() {
         let options = ["--limit", "4M", "--backend", backend];
         let output = run(&options, &program("signals"), &[PRESSURE]);
+        assert_ok(&output, backend);
+    }
+}
+
+#[test]
+fn handlers_that_interrupt_malloc_may_free() {
+    for backend in backends() {
+        let options = ["--limit=2M", "--backend", backend];
+        let output = run(&options, &program("handlers"), &[]);
         assert_ok(&output, backend);
     }
 }

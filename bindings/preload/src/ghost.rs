@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 use ghostmem::{Heap, SmallObjects};
 
 use crate::thread::{self, Entered, Inside, Thread};
-use crate::{cache, holds, raw};
+use crate::{cache, holds, put_off, raw};
 
 static HEAP: OnceLock<Heap> = OnceLock::new();
 /// Set when everything is in place: from then on blocks are ghost memory.
@@ -109,10 +109,7 @@ fn learn_spans(heap: &Heap) {
 /// Whether a block of `size` bytes, asked for by this thread now, is to be
 /// ghost memory.
 pub(crate) fn wants(thread: &Thread, size: usize) -> bool {
-    is_on()
-        && size >= GHOST_FROM.load(Ordering::Relaxed)
-        && thread.inside.get() == 0
-        && thread.forking.get() == 0
+    is_on() && size >= GHOST_FROM.load(Ordering::Relaxed) && may_enter(thread)
 }
 
 /// A small object of the program's, what programs ask for most; `None`, with
@@ -124,6 +121,9 @@ pub(crate) fn allocate_quick(size: usize) -> Option<*mut c_void> {
 
 /// As [`allocate_quick`], of every size and alignment small objects have.
 pub(crate) fn allocate_small(size: usize, align: usize, zeroed: bool) -> Option<*mut c_void> {
+    if put_off::any() {
+        free_put_off(thread::current());
+    }
     allocate_by(|small| small.allocate(size, align, zeroed))
 }
 
@@ -186,7 +186,7 @@ pub(crate) fn allocate(
 
 /// Counts small objects for this thread.
 #[inline(always)]
-fn count(thread: &Thread, bytes: isize) {
+fn count(thread: &'static Thread, bytes: isize) {
     let sum = thread.uncounted.get() + bytes;
     thread.uncounted.set(sum);
     if !(-COUNTED_AT..COUNTED_AT).contains(&sum) {
@@ -197,10 +197,13 @@ fn count(thread: &Thread, bytes: isize) {
 /// Tells the heap what this thread has not told yet: that is much, or the thread
 /// ends, or somebody asks.
 #[cold]
-pub(crate) fn tell(thread: &Thread) {
+pub(crate) fn tell(thread: &'static Thread) {
     if let Some(heap) = HEAP.get() {
         heap.count_small(thread.uncounted.replace(0));
         PEAK.fetch_max(heap.stats().allocated_bytes, Ordering::Relaxed);
+    }
+    if put_off::any() {
+        free_put_off(thread);
     }
 }
 
@@ -233,7 +236,8 @@ pub(crate) unsafe fn free_small(block: NonNull<u8>) -> bool {
         return false;
     };
     let thread = thread::current();
-    // Not where the thread runs engine code, or forks: see `free`.
+    // Not where the thread runs engine code, or forks, or where a signal
+    // interrupted it in malloc or here: see `free`.
     let Some(inside) = Entered::new(thread) else {
         return false;
     };
@@ -248,17 +252,50 @@ pub(crate) unsafe fn free_small(block: NonNull<u8>) -> bool {
     true
 }
 
-/// Frees a ghost block. One that is freed twice, or no block at all, ends the
-/// process, as in glibc.
+/// Whether the thread may call the heap: it does not already, as where a signal
+/// handler interrupted it there, and does not fork, when the engine's locks are
+/// taken.
+fn may_enter(thread: &Thread) -> bool {
+    thread.inside.get() == 0 && thread.forking.get() == 0
+}
+
+/// Frees the blocks that could not be freed where they were.
+#[cold]
+fn free_put_off(thread: &'static Thread) {
+    let Some(heap) = HEAP.get().filter(|_| may_enter(thread)) else {
+        return;
+    };
+    put_off::take(|block| {
+        let block = ptr::with_exposed_provenance_mut::<u8>(block);
+        if let Some(block) = NonNull::new(block) {
+            // SAFETY: whoever put it there freed it.
+            unsafe { free_now(thread, heap, block) };
+        }
+    });
+}
+
+/// Frees a ghost block, or sees to it that it is freed once that is possible. One
+/// that is freed twice, or no block at all, ends the process, as in glibc.
 ///
 /// # Safety
 /// Nobody uses the block any more.
 pub(crate) unsafe fn free(thread: &'static Thread, heap: &Heap, block: NonNull<u8>) {
-    if thread.forking.get() != 0 {
-        // Between fork's handlers the engine's locks are taken: the block is
-        // lost rather than waited for.
+    if !may_enter(thread) {
+        put_off::put(block.as_ptr().expose_provenance());
         return;
     }
+    // SAFETY: the caller's promise.
+    unsafe { free_now(thread, heap, block) };
+    if put_off::any() {
+        free_put_off(thread);
+    }
+}
+
+/// As [`free`], where the thread may enter the heap.
+///
+/// # Safety
+/// As there.
+unsafe fn free_now(thread: &'static Thread, heap: &Heap, block: NonNull<u8>) {
     let address = block.as_ptr() as usize;
     if !heap.is_among_small(address)
         && let Some((start, bytes)) = heap.pages_around(address)
@@ -300,7 +337,7 @@ pub(crate) unsafe fn resize(
     block: NonNull<u8>,
     size: usize,
 ) -> bool {
-    if thread.forking.get() != 0 {
+    if !may_enter(thread) {
         return false;
     }
     let _inside = Inside::new(thread);

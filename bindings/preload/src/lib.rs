@@ -35,6 +35,7 @@ mod mappings;
 mod objects;
 mod ordinary;
 mod patch;
+mod put_off;
 mod raw;
 mod report;
 mod settings;
