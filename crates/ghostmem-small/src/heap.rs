@@ -4,6 +4,7 @@ use core::fmt;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering, fence};
 
+use ghostmem_os::OsError;
 use ghostmem_os::map::{MapArc, ZeroArray};
 
 use crate::arena::{Arena, Slot};
@@ -11,6 +12,7 @@ use crate::error::SmallError;
 use crate::ffi::{self, Table};
 use crate::gate;
 use crate::live::Places;
+use crate::seam;
 
 /// The largest request served, bytes.
 pub const SIZE_MAX: usize = 32 << 10;
@@ -131,12 +133,15 @@ impl<S: Space> SmallHeap<S> {
             return Err(SmallError::NoHeap);
         }
         let (ghost_start, ghost_bytes) = arena.ghost_range();
-        let own = ZeroArray::new(arena.len() / GRAIN / 64)?;
-        let others = ZeroArray::new(arena.len() / GRAIN / 64)?;
+        let own = words(&arena)?;
+        let others = words(&arena)?;
+        seam::step()?;
         let mixed = ZeroArray::new(arena.len() / MIXED_BYTES)?;
-        let retired = ZeroArray::new(arena.len() / GRAIN / 64)?;
+        let retired = words(&arena)?;
+        seam::step()?;
         let space = MapArc::new(space)?;
         let inside = gate::enter();
+        seam::step()?;
         // SAFETY: the id is an arena's of ours, which lives for ever.
         let heap = unsafe { ffi::mi_heap_new_in_arena(arena.id()) };
         let heap = NonNull::new(heap).ok_or(SmallError::NoHeap)?;
@@ -613,6 +618,12 @@ impl<S: Space> fmt::Debug for SmallHeap<S> {
             .field("arena", &self.arena)
             .finish_non_exhaustive()
     }
+}
+
+/// A bit for every place where a block can start.
+fn words(arena: &Arena) -> Result<ZeroArray<AtomicU64>, OsError> {
+    seam::step()?;
+    ZeroArray::new(arena.len() / GRAIN / 64)
 }
 
 /// mimalloc handed out a block that lives, or memory that is not ours: its

@@ -52,6 +52,8 @@ mod ffi;
 mod gate;
 mod heap;
 mod live;
+#[doc(hidden)]
+pub mod seam;
 mod sync;
 
 pub use arena::{ARENA_BYTES, ARENA_BYTES_MIN, ARENAS_MAX, Arena};

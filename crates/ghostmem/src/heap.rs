@@ -9,7 +9,7 @@ use ghostmem_os::lock::Lock;
 use ghostmem_os::map::MapArc;
 use ghostmem_os::{OsError, PAGE_SIZE, thread};
 use ghostmem_pager::{Config, Engine, Recorder, SpillSettings, State};
-use ghostmem_small::{ALIGN_MAX, Arena, SIZE_MAX, SmallHeap, Space, fork};
+use ghostmem_small::{ALIGN_MAX, Arena, SIZE_MAX, SmallHeap, Space, fork, seam};
 
 use crate::{Backend, Error, HeapBuilder, SmallObjects, Stats};
 
@@ -39,7 +39,8 @@ pub struct Heap {
 }
 
 struct Inner {
-    // Dropped before the arena: its regions must be gone first.
+    // Dropped before the arena, also one that was of no use: its regions must be
+    // gone first.
     engine: MapArc<Engine>,
     small: OnceLock<SmallObjects>,
     /// One thread at a time sets up small objects; `true` when that failed
@@ -193,11 +194,18 @@ impl Heap {
         None
     }
 
+    /// Sets up small objects. The engine comes last: an arena that it ever had is
+    /// nobody else's while it lives, so that one stays with this heap.
     fn make_small(&self) -> Result<SmallHeap<Discards>, Error> {
         let arena = Arena::acquire().map_err(Error::Small)?;
-        let (reservation, offset, len) = arena.ghost_home();
-        Engine::adopt(self.engine(), reservation, offset, len)?;
-        SmallHeap::new(arena, Discards(self.engine().clone())).map_err(Error::Small)
+        let small = SmallHeap::new(arena, Discards(self.engine().clone())).map_err(Error::Small)?;
+        let (reservation, offset, len) = small.arena().ghost_home();
+        let adopted = Engine::adopt(self.engine(), reservation, offset, len);
+        if let Err(error) = adopted.and_then(|()| seam::step()) {
+            *self.inner.arena.lock() = Some(small.close());
+            return Err(error.into());
+        }
+        Ok(small)
     }
 
     /// Allocates memory for `layout`; its contents are unspecified. A size of
