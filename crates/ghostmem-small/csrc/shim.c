@@ -115,7 +115,7 @@ static mi_theap_t* gm_theap_of(mi_heap_t* heap) {
 /* Which blocks live, as `live.rs` has it (read that first), and where they are.
  * `Table` in heap.rs is the same structure. */
 typedef struct gm_table_s {
-  mi_heap_t*         heap;
+  _Atomic(mi_heap_t*) heap;  /* whose blocks are handed out */
   uintptr_t          base;   /* the words count from here, one for every KiB */
   uintptr_t          start;  /* blocks are here ... */
   uintptr_t          bytes;  /* ... and so many bytes further */
@@ -129,6 +129,11 @@ typedef struct gm_table_s {
 #if MI_STAT || MI_PADDING || MI_ENCODE_FREELIST || MI_GUARDED || MI_DEBUG || MI_SECURE
 #error "ghostmem-small needs mimalloc without statistics, padding and encoding"
 #endif
+
+/* The heap to allocate from: that of the arena's last step, or one with room. */
+static inline mi_heap_t* gm_current(const gm_table_t* table) {
+  return atomic_load_explicit(&table->heap, memory_order_relaxed);
+}
 
 /* Whether blocks may be in a table at all. */
 static inline bool gm_may_start_at(const gm_table_t* table, uintptr_t at) {
@@ -208,7 +213,7 @@ _Static_assert(MI_SMALL_SIZE_MAX == 1024, "QUICK_MAX in heap.rs");
  * page that this thread owns, and still does afterwards, and notes that it lives.
  * No block says "ask gm_allocate". Size at least 16 and at most MI_SMALL_SIZE_MAX. */
 gm_found_t gm_allocate_quick(const gm_table_t* table, size_t size) {
-  mi_theap_t* const theap = gm_cached_of(table->heap);
+  mi_theap_t* const theap = gm_cached_of(gm_current(table));
   if mi_unlikely(theap == NULL) {
     const gm_found_t none = { NULL, 0 };
     return none;
@@ -219,7 +224,7 @@ gm_found_t gm_allocate_quick(const gm_table_t* table, size_t size) {
 /* The same for the sizes above, and for zeros of any size. */
 gm_found_t gm_allocate_other(const gm_table_t* table, size_t size, bool zero) {
   gm_found_t found = { NULL, 0 };
-  mi_theap_t* const theap = gm_cached_of(table->heap);
+  mi_theap_t* const theap = gm_cached_of(gm_current(table));
   if mi_unlikely(theap == NULL) return found;
   mi_page_t* page;
   if (size <= MI_SMALL_SIZE_MAX) {

@@ -1,15 +1,21 @@
 //! Arenas: the address space mimalloc cuts small objects from.
 //!
 //! ```text
-//!   base                      base + info                             base + len
-//!    ├────────── info ──────────┼──────────────── ghost range ─────────────┤
-//!    │ mimalloc's bitmaps and   │ blocks; ghost memory while lent, plain    │
-//!    │ page headers: ordinary   │ zero memory otherwise                     │
-//!    │ memory, for ever         │                                           │
+//!   base                                                            base + len
+//!    ├──────── step 0 ────────┼──────── step 1 ────────┼─ ... reserved, unused ─┤
+//!    ├─ info ─┼─ ghost range ─┼─ info ─┼─ ghost range ─┤
+//!
+//!   info:        mimalloc's bitmaps and page headers: ordinary memory, for ever
+//!   ghost range: blocks; ghost memory while lent, plain zero memory otherwise
 //!
 //!   EMPTY ─► MAKING ─► LENT ⇄ FREE          RETIRED: mapped, never lent again
 //!               └► EMPTY (refused)  └──────────┘
 //! ```
+//! An arena is one range of addresses, of which mimalloc gets a *step* at first
+//! and further ones as they are needed ([`Arena::grow`]): one comparison tells
+//! whether an address is the heap's, however far it grew. To mimalloc each step is
+//! an arena of its own.
+//!
 //! mimalloc can never forget an arena, and knows at most 160 of them, its own
 //! included: they live in a static pool and are lent again and again, at the
 //! same addresses. The slots change state by compare-and-swap; there is no
@@ -43,15 +49,23 @@ use ghostmem_os::{OsError, PAGE_SIZE};
 use crate::error::SmallError;
 use crate::ffi::{self, MiHeap};
 use crate::gate;
+use crate::seam;
 
-/// How many arenas this process can have: mimalloc's 160, less some for its
-/// own and the program's use.
+/// How many arenas this process can have, and steps of all of them together:
+/// mimalloc's 160, less some for its own and the program's use.
 pub const ARENAS_MAX: usize = 128;
 
-/// The size of an arena where address space is plentiful, bytes. mimalloc's
-/// documented limit is twice this, but then the metadata no longer fits the
-/// 512 slices its code allows for it (seen with 3.3.2).
+/// Growth stops at so many steps in the process: the rest is for further heaps.
+const GROWN_MAX: usize = ARENAS_MAX / 4 * 3;
+
+/// The size of an arena's step where address space is plentiful, bytes.
+/// mimalloc's documented limit is twice this, but then the metadata no longer fits
+/// the 512 slices its code allows for it (seen with 3.3.2).
 pub const ARENA_BYTES: usize = 8 << 30;
+
+/// How many steps an arena can have: half of the regions that an engine has. On
+/// Windows, where the tables of reserved memory count, one.
+pub const STEPS_MAX: usize = if cfg!(windows) { 1 } else { 32 };
 
 /// The smallest arena tried before giving up, bytes.
 pub const ARENA_BYTES_MIN: usize = 64 << 20;
@@ -69,13 +83,25 @@ const RETIRED: u8 = 4;
 /// `discard(context, address, length)`, as the slot remembers it.
 pub(crate) type DiscardFn = unsafe fn(*const (), usize, usize);
 
+/// A step of an arena, one of mimalloc's arenas.
+struct Step {
+    info_bytes: AtomicUsize,
+    /// mimalloc's name for it; null while it does not know it.
+    id: AtomicPtr<c_void>,
+    /// The mimalloc heap on it, also for fork; null while there is none.
+    heap: AtomicPtr<MiHeap>,
+}
+
 /// One place of the pool. Lives for ever: mimalloc holds its address.
 pub(crate) struct Slot {
     state: AtomicU8,
-    info_bytes: AtomicUsize,
-    id: AtomicPtr<c_void>,
-    /// The mimalloc heap on it, for fork; null while there is none.
-    heap: AtomicPtr<MiHeap>,
+    step_bytes: AtomicUsize,
+    steps: [Step; STEPS_MAX],
+    /// Steps that the one who lent the arena had.
+    lent_steps: AtomicUsize,
+    /// Where the step is that is being made; 0: none is.
+    making: AtomicUsize,
+    making_info_bytes: AtomicUsize,
     /// Who hears of discarded ranges; null: nobody. `discard` is valid and
     /// constant while `context` is not null.
     context: AtomicPtr<()>,
@@ -89,9 +115,17 @@ impl Slot {
     const fn new() -> Self {
         Self {
             state: AtomicU8::new(EMPTY),
-            info_bytes: AtomicUsize::new(0),
-            id: AtomicPtr::new(ptr::null_mut()),
-            heap: AtomicPtr::new(ptr::null_mut()),
+            step_bytes: AtomicUsize::new(0),
+            steps: [const {
+                Step {
+                    info_bytes: AtomicUsize::new(0),
+                    id: AtomicPtr::new(ptr::null_mut()),
+                    heap: AtomicPtr::new(ptr::null_mut()),
+                }
+            }; STEPS_MAX],
+            lent_steps: AtomicUsize::new(0),
+            making: AtomicUsize::new(0),
+            making_info_bytes: AtomicUsize::new(0),
             context: AtomicPtr::new(ptr::null_mut()),
             discard: AtomicPtr::new(ptr::null_mut()),
             callbacks: AtomicUsize::new(0),
@@ -111,8 +145,7 @@ impl Slot {
     /// `discard(context, ..)` must be callable from any thread, inside
     /// mimalloc, with any range inside the ghost range, until [`Slot::detach`]
     /// returned. `context` must not be null.
-    pub(crate) unsafe fn attach(&self, heap: *mut MiHeap, context: *const (), discard: DiscardFn) {
-        self.heap.store(heap, Ordering::Release);
+    pub(crate) unsafe fn attach(&self, context: *const (), discard: DiscardFn) {
         self.discard.store(discard as *mut (), Ordering::Relaxed);
         self.context.store(context.cast_mut(), Ordering::SeqCst);
     }
@@ -123,7 +156,19 @@ impl Slot {
         while self.callbacks.load(Ordering::SeqCst) != 0 {
             thread::yield_now();
         }
-        self.heap.store(ptr::null_mut(), Ordering::Release);
+        for step in &self.steps {
+            step.heap.store(ptr::null_mut(), Ordering::Release);
+        }
+    }
+
+    /// The mimalloc heap on a step; null while there is none.
+    pub(crate) fn heap(&self, step: usize) -> *mut MiHeap {
+        self.steps[step].heap.load(Ordering::Acquire)
+    }
+
+    /// Says which mimalloc heap is on a step.
+    pub(crate) fn set_heap(&self, step: usize, heap: *mut MiHeap) {
+        self.steps[step].heap.store(heap, Ordering::Release);
     }
 
     /// Passes a purge on to whoever lent the arena.
@@ -147,6 +192,9 @@ impl Slot {
 
 static POOL: [Slot; ARENAS_MAX] = [const { Slot::new() }; ARENAS_MAX];
 
+/// Steps that mimalloc knows.
+static MADE: AtomicUsize = AtomicUsize::new(0);
+
 /// mimalloc's commit callback, for all our arenas.
 ///
 /// # Safety
@@ -162,11 +210,11 @@ unsafe extern "C" fn commit(
     // the address of an element of the static POOL.
     let slot = unsafe { &*slot.cast::<Slot>() };
     if commit {
-        // The first call, while the arena is made, is for its metadata.
-        // Later ones need nothing, and say nothing about zero: the range may
-        // contain slices that were used, freed and not purged.
-        if slot.state.load(Ordering::Relaxed) == MAKING {
-            slot.info_bytes.fetch_max(bytes, Ordering::Relaxed);
+        // The first call, while a step is made, is for its metadata, where the
+        // step starts. Other ones need nothing, and say nothing about zero: the
+        // range may contain slices that were used, freed and not purged.
+        if slot.making.load(Ordering::Relaxed) == start as usize {
+            slot.making_info_bytes.store(bytes, Ordering::Relaxed);
         }
     } else {
         slot.purge(start as usize, bytes);
@@ -177,11 +225,11 @@ unsafe extern "C" fn commit(
 
 /// A lent arena: address space for one heap. Back to the pool when dropped.
 ///
-/// While it is lent, [`Arena::ghost_range`] belongs to the holder, who may map
-/// over it as it likes as long as it can be read and written. Before dropping
-/// it, the holder must have stopped treating the range as its own (for the
-/// pager: unregistered the region): the drop puts ordinary zero memory there,
-/// which also undoes any userfaultfd registration.
+/// While it is lent, the ghost ranges of its steps ([`Arena::ghost_range`] is that
+/// of the first) belong to the holder, who may map over them as it likes as long as
+/// they can be read and written. Before dropping it, the holder must have stopped
+/// treating them as its own (for the pager: unregistered the regions): the drop puts
+/// ordinary zero memory there, which also undoes any userfaultfd registration.
 #[derive(Debug)]
 pub struct Arena {
     slot: usize,
@@ -189,9 +237,9 @@ pub struct Arena {
 }
 
 impl Arena {
-    /// Lends an arena: a free one of the pool, or a new one of
-    /// [`ARENA_BYTES`], or of as much (halving, down to [`ARENA_BYTES_MIN`])
-    /// as there is address space for.
+    /// Lends an arena: a free one of the pool, or a new one with room for
+    /// [`STEPS_MAX`] steps of [`ARENA_BYTES`], or for as much (halving, down to
+    /// one step of [`ARENA_BYTES_MIN`]) as there is address space for.
     ///
     /// # Errors
     /// [`SmallError::TooManyArenas`], the kernel's refusal (of fork hooks
@@ -209,6 +257,7 @@ impl Arena {
             .iter()
             .position(|slot| slot.take(FREE, LENT))
             .map_or_else(Self::make, Ok)?;
+        POOL[found].lent_steps.store(1, Ordering::Relaxed);
         drop(inside);
         Ok(Self {
             slot: found,
@@ -223,12 +272,13 @@ impl Arena {
             .position(|slot| slot.take(EMPTY, MAKING))
             .ok_or(SmallError::TooManyArenas)?;
         let slot = &POOL[index];
-        let mut bytes = first_try_bytes();
+        let (mut step, mut bytes) = first_try_bytes();
         let made = loop {
-            match make_at(slot, bytes) {
+            match make_at(slot, step, bytes) {
                 Err(SmallError::Os(_)) if bytes / 2 >= ARENA_BYTES_MIN => bytes /= 2,
                 other => break other,
             }
+            step = step.min(bytes);
         };
         let state = if made.is_ok() { LENT } else { EMPTY };
         slot.state.store(state, Ordering::Release);
@@ -241,7 +291,7 @@ impl Arena {
         self.map().base()
     }
 
-    /// Length of the arena in bytes, metadata included.
+    /// Length of the arena in bytes, metadata and steps it never got included.
     #[must_use]
     pub fn len(&self) -> usize {
         self.map().len()
@@ -253,21 +303,52 @@ impl Arena {
         false
     }
 
-    /// The part that becomes ghost memory, `(address, bytes)`: what follows
-    /// mimalloc's metadata, which is rounded up to a page (mimalloc itself
-    /// rounds it to 64 KiB).
+    /// Bytes of a step.
     #[must_use]
-    pub fn ghost_range(&self) -> (usize, usize) {
-        let info = self.slot().info_bytes.load(Ordering::Relaxed);
-        (self.base() + info, self.len() - info)
+    pub fn step_len(&self) -> usize {
+        self.slot().step_bytes.load(Ordering::Relaxed)
     }
 
-    /// Where the ghost range lies: the reservation (which lives for ever),
-    /// offset and length in bytes.
+    /// The part of the first step that becomes ghost memory, `(address, bytes)`:
+    /// what follows mimalloc's metadata, which is rounded up to a page (mimalloc
+    /// itself rounds it to 64 KiB).
+    #[must_use]
+    pub fn ghost_range(&self) -> (usize, usize) {
+        let (_, offset, bytes) = self.ghost_home();
+        (self.base() + offset, bytes)
+    }
+
+    /// Where the ghost range of the first step lies: the reservation (which lives
+    /// for ever), offset and length in bytes.
     #[must_use]
     pub fn ghost_home(&self) -> (&'static Reservation, usize, usize) {
-        let (start, bytes) = self.ghost_range();
-        (self.map(), start - self.base(), bytes)
+        self.ghost_home_of(0)
+    }
+
+    /// The same of any step it has.
+    fn ghost_home_of(&self, step: usize) -> (&'static Reservation, usize, usize) {
+        let info = self.slot().steps[step].info_bytes.load(Ordering::Relaxed);
+        let bytes = self.step_len();
+        (self.map(), step * bytes + info, bytes - info)
+    }
+
+    /// Makes mimalloc know a further step, if it does not yet; where its ghost
+    /// range lies. Call inside the gate, one thread at a time.
+    pub(crate) fn grow(
+        &self,
+        step: usize,
+    ) -> Result<(&'static Reservation, usize, usize), SmallError> {
+        let bytes = self.step_len();
+        if step >= STEPS_MAX || (step + 1) * bytes > self.len() {
+            return Err(OsError::new("an arena's next step", ENOMEM).into());
+        }
+        if self.id(step).is_null() {
+            make_step(self.slot(), self.map(), step, bytes)?;
+        }
+        self.slot()
+            .lent_steps
+            .fetch_max(step + 1, Ordering::Relaxed);
+        Ok(self.ghost_home_of(step))
     }
 
     /// Whether this process made it, rather than an ancestor by fork.
@@ -275,8 +356,8 @@ impl Arena {
         self.epoch == gate::epoch()
     }
 
-    pub(crate) fn id(&self) -> *mut c_void {
-        self.slot().id.load(Ordering::Relaxed)
+    pub(crate) fn id(&self, step: usize) -> *mut c_void {
+        self.slot().steps[step].id.load(Ordering::Relaxed)
     }
 
     pub(crate) fn slot(&self) -> &'static Slot {
@@ -294,46 +375,98 @@ impl Arena {
 impl Drop for Arena {
     fn drop(&mut self) {
         let _inside = gate::enter();
-        let (start, bytes) = self.ghost_range();
-        let cleared = self
-            .map()
-            .remap(start - self.base(), bytes, Access::ReadWrite);
+        let lent_steps = self.slot().lent_steps.load(Ordering::Relaxed);
+        let mut cleared = true;
+        for step in 0..lent_steps {
+            let (map, offset, bytes) = self.ghost_home_of(step);
+            cleared &= map.remap(offset, bytes, Access::ReadWrite).is_ok();
+        }
         // An ancestor's arena keeps traces of that process's threads; one
         // that could not be cleared keeps its last holder's mapping.
-        let reusable = cleared.is_ok() && self.is_own();
+        let reusable = cleared && self.is_own();
         let state = if reusable { FREE } else { RETIRED };
         self.slot().state.store(state, Ordering::Release);
     }
 }
 
-/// [`ARENA_BYTES`], or an eighth of the address space the process may have.
-fn first_try_bytes() -> usize {
+/// Bytes of a step and of an arena: [`STEPS_MAX`] times [`ARENA_BYTES`], or an
+/// eighth of the address space the process may have.
+fn first_try_bytes() -> (usize, usize) {
     let eighth = machine::address_space_limit().map_or(usize::MAX, |limit| {
         usize::try_from(limit / 8).unwrap_or(usize::MAX)
     });
-    if eighth >= ARENA_BYTES {
-        return ARENA_BYTES;
-    }
-    1 << eighth.max(ARENA_BYTES_MIN).ilog2()
+    let step = seam::step_bytes().unwrap_or(ARENA_BYTES);
+    let most = step * STEPS_MAX;
+    let bytes = if eighth >= most {
+        most
+    } else {
+        1 << eighth.max(ARENA_BYTES_MIN).ilog2()
+    };
+    (step.min(bytes), bytes)
 }
 
-/// Maps `bytes` and hands them to mimalloc.
-fn make_at(slot: &'static Slot, bytes: usize) -> Result<(), SmallError> {
-    let map = Reservation::new(bytes, ARENA_ALIGN, Access::ReadWrite)?;
+/// Reserves `bytes` and hands the first step of them to mimalloc.
+fn make_at(slot: &'static Slot, step_bytes: usize, bytes: usize) -> Result<(), SmallError> {
+    // What is not used yet can not be accessed, and so does not count where the
+    // kernel counts what could become memory.
+    let access = if bytes == step_bytes {
+        Access::ReadWrite
+    } else {
+        Access::None
+    };
+    let map = Reservation::new(bytes, ARENA_ALIGN, access)?;
     // The engine counts 4 KiB pages; a huge page here would be metadata that
     // nobody asked for.
     map.keep_pages_small();
+    slot.step_bytes.store(step_bytes, Ordering::Relaxed);
+    make_step(slot, &map, 0, step_bytes)?;
+    slot.map
+        .set(map)
+        .expect("only the thread that makes a slot sets its mapping, once");
+    Ok(())
+}
+
+/// Hands a step to mimalloc. Of the first, `map` stays for ever if this succeeds.
+fn make_step(
+    slot: &'static Slot,
+    map: &Reservation,
+    step: usize,
+    bytes: usize,
+) -> Result<(), SmallError> {
+    let most = if step == 0 { ARENAS_MAX } else { GROWN_MAX };
+    if MADE.fetch_add(1, Ordering::Relaxed) >= most {
+        MADE.fetch_sub(1, Ordering::Relaxed);
+        return Err(SmallError::TooManyArenas);
+    }
+    let made = hand_over(slot, map, step, bytes);
+    if made.is_err() {
+        MADE.fetch_sub(1, Ordering::Relaxed);
+    }
+    made
+}
+
+fn hand_over(
+    slot: &'static Slot,
+    map: &Reservation,
+    step: usize,
+    bytes: usize,
+) -> Result<(), SmallError> {
+    #[cfg(not(windows))]
+    if map.len() > bytes {
+        map.protect(step * bytes, bytes, Access::ReadWrite)?;
+    }
+    let start = map.base() + step * bytes;
     let mut id = ptr::null_mut();
-    slot.info_bytes.store(0, Ordering::Relaxed);
+    slot.making_info_bytes.store(0, Ordering::Relaxed);
+    slot.making.store(start, Ordering::Relaxed);
     let argument = ptr::from_ref(slot).cast_mut().cast::<c_void>();
-    let start = map.base() as *mut c_void;
     // SAFETY: the range is mapped, zero, readable and writable, aligned to
     // 64 KiB, and ours to give; it is never unmapped once this succeeded
-    // (stored in a static below). On failure mimalloc keeps no trace of it.
-    // The callback matches its argument.
+    // (stored in a static by the caller). On failure mimalloc keeps no trace of
+    // it. The callback matches its argument.
     let managed = unsafe {
         ffi::mi_manage_memory(
-            start,
+            start as *mut c_void,
             bytes,
             false, // not committed: tells us how long the metadata is
             false, // not pinned: free slices are purged, through the callback
@@ -345,20 +478,19 @@ fn make_at(slot: &'static Slot, bytes: usize) -> Result<(), SmallError> {
             &raw mut id,
         )
     };
+    slot.making.store(0, Ordering::Relaxed);
     if !managed || id.is_null() {
         return Err(SmallError::TooManyArenas);
     }
-    let info = slot.info_bytes.load(Ordering::Relaxed);
+    let info = slot.making_info_bytes.load(Ordering::Relaxed);
     let rounded = round_up_to_page(info).expect("metadata is far smaller than the arena");
     assert!(
         info > 0 && rounded < bytes && rounded.is_multiple_of(PAGE_SIZE),
         "mimalloc tells how long its metadata is"
     );
-    slot.info_bytes.store(rounded, Ordering::Relaxed);
-    slot.id.store(id, Ordering::Relaxed);
-    slot.map
-        .set(map)
-        .expect("only the thread that makes a slot sets its mapping, once");
+    let made = &slot.steps[step];
+    made.info_bytes.store(rounded, Ordering::Relaxed);
+    made.id.store(id, Ordering::Relaxed);
     Ok(())
 }
 
@@ -403,8 +535,8 @@ pub(crate) fn disown_pages() {
 }
 
 fn for_each_heap(mut act: impl FnMut(*mut MiHeap)) {
-    for slot in &POOL {
-        let heap = slot.heap.load(Ordering::Acquire);
+    for step in POOL.iter().flat_map(|slot| &slot.steps) {
+        let heap = step.heap.load(Ordering::Acquire);
         if !heap.is_null() {
             act(heap);
         }

@@ -3,8 +3,7 @@
 //! Declared here because `libmimalloc-sys` describes mimalloc v2's heaps.
 
 use core::ffi::{c_int, c_void};
-use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU8, AtomicU64};
+use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU64};
 
 // The library itself: naming the crate links it.
 use libmimalloc_sys as _;
@@ -24,7 +23,8 @@ pub(crate) struct MiPage {
 /// Where a heap's blocks are, and the words that say which of them live.
 #[repr(C)]
 pub(crate) struct Table {
-    pub(crate) heap: NonNull<MiHeap>,
+    /// The heap whose blocks are handed out, of those of the arena's steps.
+    pub(crate) heap: AtomicPtr<MiHeap>,
     /// The words count from here.
     pub(crate) base: usize,
     /// Blocks are here, and so many bytes further.

@@ -1,11 +1,12 @@
 //! [`SmallHeap`]: a mimalloc heap on one arena, with a bitmap of what lives.
 
 use core::fmt;
-use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering, fence};
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Ordering, fence};
 
 use ghostmem_os::OsError;
-use ghostmem_os::map::{MapArc, ZeroArray};
+use ghostmem_os::lock::Lock;
+use ghostmem_os::map::{MapArc, Reservation, ZeroArray};
 
 use crate::arena::{Arena, Slot};
 use crate::error::SmallError;
@@ -13,6 +14,11 @@ use crate::ffi::{self, Table};
 use crate::gate;
 use crate::live::Places;
 use crate::seam;
+
+mod growth;
+mod retired;
+
+use growth::{open_heap, words_for};
 
 /// The largest request served, bytes.
 pub const SIZE_MAX: usize = 32 << 10;
@@ -40,6 +46,25 @@ pub trait Space: Send + Sync + 'static {
     /// allocate from a mimalloc heap and should not take long.
     fn discard(&self, address: usize, bytes: usize);
 
+    /// A range of the reservation, `offset` and length in bytes, is to be used like
+    /// the arena's first ghost range: what that is, this becomes too. It is zero,
+    /// readable and writable; a refusal keeps the heap from growing.
+    ///
+    /// Called in the middle of an allocation; it must not allocate from a mimalloc
+    /// heap.
+    ///
+    /// # Errors
+    /// As whoever is asked has them.
+    fn adopt(
+        &self,
+        reservation: &'static Reservation,
+        offset: usize,
+        bytes: usize,
+    ) -> Result<(), OsError> {
+        let _ordinary_memory = (reservation, offset, bytes);
+        Ok(())
+    }
+
     /// Whether any memory is held at all; one load, as every free asks.
     fn holds_any(&self) -> bool {
         false
@@ -54,7 +79,7 @@ pub trait Space: Send + Sync + 'static {
     }
 }
 
-/// Small objects on one [`Arena`].
+/// Small objects on one [`Arena`], which grows when it is full.
 ///
 /// Any thread may allocate, and any free what another allocated; the fast
 /// paths share nothing between threads. A thread may end with blocks alive:
@@ -101,6 +126,10 @@ struct Core<S: Space> {
     put_off_to: AtomicUsize,
     space: MapArc<S>,
     slot: &'static Slot,
+    /// Steps of the arena in use, each with a mimalloc heap.
+    steps: AtomicUsize,
+    /// One thread at a time adds one; `true` when there are no more to be had.
+    growth: Lock<bool>,
     /// The process the heap was made in, see [`gate::epoch`].
     epoch: usize,
 }
@@ -132,36 +161,25 @@ impl<S: Space> SmallHeap<S> {
         if !ffi::gm_arenas_allowed() {
             return Err(SmallError::NoHeap);
         }
-        let (ghost_start, ghost_bytes) = arena.ghost_range();
-        let own = words(&arena)?;
-        let others = words(&arena)?;
+        let (own, others, retired, reach) = words_for(&arena)?;
         seam::step()?;
-        let mixed = ZeroArray::new(arena.len() / MIXED_BYTES)?;
-        let retired = words(&arena)?;
-        seam::step()?;
+        let mixed = ZeroArray::new(reach / MIXED_BYTES)?;
         let space = MapArc::new(space)?;
-        let inside = gate::enter();
         seam::step()?;
-        // SAFETY: the id is an arena's of ours, which lives for ever.
-        let heap = unsafe { ffi::mi_heap_new_in_arena(arena.id()) };
-        let heap = NonNull::new(heap).ok_or(SmallError::NoHeap)?;
-        // SAFETY: the heap was just made; only its own memory is read.
-        if !unsafe { ffi::gm_heap_is_known(heap.as_ptr(), arena.id()) } {
-            // SAFETY: fresh, used by nobody, destroyed once.
-            unsafe { ffi::mi_heap_destroy(heap.as_ptr()) };
-            return Err(SmallError::UnsupportedMimalloc);
-        }
+        let inside = gate::enter();
         let slot = arena.slot();
+        let heap = open_heap(&arena, 0)?;
         let context = MapArc::as_ptr(&space).cast::<()>();
         // SAFETY: `discard_in::<S>` takes a pointer to an `S`, which the core
         // keeps until it detached; `S` is Sync.
-        unsafe { slot.attach(heap.as_ptr(), context, discard_in::<S>) };
+        unsafe { slot.attach(context, discard_in::<S>) };
         drop(inside);
+        let (start, _) = arena.ghost_range();
         let table = Table {
-            heap,
+            heap: AtomicPtr::new(heap.as_ptr()),
             base: arena.base(),
-            start: ghost_start,
-            bytes: ghost_bytes,
+            start,
+            bytes: arena.base() + reach - start,
             own: own.as_ptr(),
             others: others.as_ptr(),
             mixed: mixed.as_ptr(),
@@ -177,6 +195,8 @@ impl<S: Space> SmallHeap<S> {
             put_off_to: AtomicUsize::new(0),
             space,
             slot,
+            steps: AtomicUsize::new(1),
+            growth: Lock::new(false),
             epoch: gate::epoch(),
         };
         Ok(Self { core, arena })
@@ -185,7 +205,7 @@ impl<S: Space> SmallHeap<S> {
     /// A block of at least `size` bytes (zero counts as one), aligned to
     /// `align` and to 16 bytes at least; all `size` bytes zero if `zeroed`.
     ///
-    /// `None` when the arena is full, or for what this crate does not serve:
+    /// `None` when the arena is full and can not grow, or for what this crate does not serve:
     /// more than [`SIZE_MAX`] bytes, an alignment above [`ALIGN_MAX`] or not
     /// a power of two.
     ///
@@ -252,9 +272,7 @@ impl<S: Space> SmallHeap<S> {
         }
         let inside = gate::try_enter()?;
         self.core.settle_put_off();
-        // SAFETY: the heap lives; size and alignment were checked.
-        let block = unsafe { ffi::gm_allocate(self.core.table.heap.as_ptr(), size, align, zeroed) };
-        let block = NonNull::new(block.cast::<u8>())?;
+        let block = self.allocate_generally(size, align, zeroed)?;
         if self.core.places_of(block.as_ptr() as usize).is_none() {
             corrupt();
         }
@@ -265,6 +283,19 @@ impl<S: Space> SmallHeap<S> {
         self.core.begin(block, place.is_own());
         drop(inside);
         Some(NonNull::slice_from_raw_parts(block, place.bytes()))
+    }
+
+    /// How many steps of the arena are in use.
+    #[must_use]
+    pub fn steps(&self) -> usize {
+        self.core.steps.load(Ordering::Acquire)
+    }
+
+    /// All addresses that can be this heap's: the first and their number. Where no
+    /// block can be they are nobody else's.
+    #[must_use]
+    pub fn span(&self) -> (usize, usize) {
+        (self.core.table.start, self.core.table.bytes)
     }
 
     /// Frees a block. One that the [`Space`] holds is freed for the program; its
@@ -417,8 +448,10 @@ impl<S: Space> SmallHeap<S> {
     /// in the process. Reaches the [`Space`] through `discard`.
     pub fn trim(&self) {
         let _inside = gate::enter();
-        // SAFETY: the heap lives.
-        unsafe { ffi::gm_trim(self.core.table.heap.as_ptr()) };
+        for step in 0..self.steps() {
+            // SAFETY: the heap lives.
+            unsafe { ffi::gm_trim(self.core.slot.heap(step)) };
+        }
     }
 
     /// What hears of discarded ranges.
@@ -471,7 +504,7 @@ impl<S: Space> SmallHeap<S> {
         // SAFETY: the heap lives.
         let outside = unsafe {
             let Table { heap, base, .. } = &self.core.table;
-            ffi::gm_theap_is_outside(heap.as_ptr(), *base, self.arena.len())
+            ffi::gm_theap_is_outside(heap.load(Ordering::Relaxed), *base, self.arena.len())
         };
         outside && ffi::gm_leaves_first()
     }
@@ -508,91 +541,6 @@ impl<S: Space> Core<S> {
             _ => corrupt(),
         }
     }
-
-    /// Frees a block that is no longer live as soon as nothing holds it. Call
-    /// inside the gate.
-    fn retire(&self, address: usize) {
-        self.settle(self.mark_retired(address));
-    }
-
-    /// Says that a block that is no longer live is mimalloc's to free; its grain.
-    fn mark_retired(&self, address: usize) -> usize {
-        self.retired_count.fetch_add(1, Ordering::SeqCst);
-        let grain = (address - self.table.base) / GRAIN;
-        self.retired[grain / 64].fetch_or(1 << (grain % 64), Ordering::SeqCst);
-        grain
-    }
-
-    /// Leaves a block that is no longer live to the next call that may enter the
-    /// gate: this thread may be in the middle of mimalloc.
-    fn put_off(&self, address: usize) {
-        let _grain = self.mark_retired(address);
-        self.put_off_range(address, address + 1);
-    }
-
-    fn put_off_range(&self, start: usize, end: usize) {
-        // The end twice: who settles between the two stores takes the first end
-        // without this start.
-        self.put_off_to.fetch_max(end, Ordering::SeqCst);
-        self.put_off_from.fetch_min(start, Ordering::SeqCst);
-        self.put_off_to.fetch_max(end, Ordering::SeqCst);
-    }
-
-    /// Frees what was put off. Call inside the gate.
-    #[inline]
-    fn settle_put_off(&self) {
-        if self.put_off_to.load(Ordering::Relaxed) != 0 {
-            let end = self.put_off_to.swap(0, Ordering::SeqCst);
-            let start = self.put_off_from.swap(usize::MAX, Ordering::SeqCst);
-            self.settle_in(start, end);
-        }
-    }
-
-    /// Settles the retired blocks that may reach into a range. Call inside the
-    /// gate.
-    fn settle_in(&self, start: usize, end: usize) {
-        let Table {
-            base,
-            start: first,
-            bytes,
-            ..
-        } = self.table;
-        let start = start.saturating_sub(SIZE_MAX).max(first) - base;
-        let end = end.min(first + bytes).saturating_sub(base);
-        for word in start / GRAIN / 64..end.div_ceil(GRAIN * 64) {
-            let mut bits = self.retired[word].load(Ordering::SeqCst);
-            while bits != 0 {
-                self.settle(word * 64 + bits.trailing_zeros() as usize);
-                bits &= bits - 1;
-            }
-        }
-    }
-
-    /// Gives a retired block to mimalloc if nothing holds it. Whoever takes its
-    /// bit off is the one that may. Call inside the gate.
-    fn settle(&self, grain: usize) {
-        let (word, bit) = (&self.retired[grain / 64], 1_u64 << (grain % 64));
-        let address = self.table.base + grain * GRAIN;
-        let block = ptr::with_exposed_provenance_mut::<core::ffi::c_void>(address);
-        while word.fetch_and(!bit, Ordering::SeqCst) & bit != 0 {
-            // SAFETY: retired, and ours alone now: mimalloc has it as a block
-            // in use, of which this reads the page header.
-            let bytes = unsafe { ffi::mi_usable_size(block) };
-            if !self.space.is_held(address, bytes) {
-                self.retired_count.fetch_sub(1, Ordering::SeqCst);
-                // SAFETY: as above; its owner freed it, and nothing else uses
-                // it.
-                unsafe { ffi::mi_free(block) };
-                return;
-            }
-            word.fetch_or(bit, Ordering::SeqCst);
-            // Pairs with the one in `let_go`.
-            fence(Ordering::SeqCst);
-            if self.space.is_held(address, bytes) {
-                return;
-            }
-        }
-    }
 }
 
 impl<S: Space> Drop for Core<S> {
@@ -602,11 +550,13 @@ impl<S: Space> Drop for Core<S> {
         // exist, and mimalloc would wait for them: leave it (see gate::child).
         if self.epoch == gate::epoch() {
             let _teardown = gate::teardown(&inside);
-            // SAFETY: `&mut self`: no call on this heap is under way, and none
-            // follows. Its blocks are dead by the contract of `allocate`'s
-            // caller, who owned the heap. Threads that end now wait for the
-            // teardown lock.
-            unsafe { ffi::mi_heap_destroy(self.table.heap.as_ptr()) };
+            for step in 0..*self.steps.get_mut() {
+                // SAFETY: `&mut self`: no call on this heap is under way, and none
+                // follows. Its blocks are dead by the contract of `allocate`'s
+                // caller, who owned the heap. Threads that end now wait for the
+                // teardown lock.
+                unsafe { ffi::mi_heap_destroy(self.slot.heap(step)) };
+            }
         }
         self.slot.detach();
     }
@@ -618,12 +568,6 @@ impl<S: Space> fmt::Debug for SmallHeap<S> {
             .field("arena", &self.arena)
             .finish_non_exhaustive()
     }
-}
-
-/// A bit for every place where a block can start.
-fn words(arena: &Arena) -> Result<ZeroArray<AtomicU64>, OsError> {
-    seam::step()?;
-    ZeroArray::new(arena.len() / GRAIN / 64)
 }
 
 /// mimalloc handed out a block that lives, or memory that is not ours: its

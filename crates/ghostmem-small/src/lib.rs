@@ -30,10 +30,10 @@
 //! full.
 //!
 //! # Costs
-//! 8 GiB of address space for an arena and 192 MiB for a heap's three bitmaps,
+//! 256 GiB of address space for an arena and 6 GiB for a heap's three bitmaps,
 //! of which the written parts become memory: 1/128 of the memory in use for
 //! the blocks that live, up to as much again where threads free what others
-//! allocated, and about 1.7 MiB of ordinary memory for each heap
+//! allocated, and about 1.7 MiB of ordinary memory for each 8 GiB of a heap
 //! alive (mimalloc's bitmaps of the arena; measured over 100 heaps). Making a
 //! heap on a pooled arena, using and dropping it takes about 50 us. Thread-local
 //! variables use the initial-exec model: a library that is loaded with
@@ -56,7 +56,7 @@ mod live;
 pub mod seam;
 mod sync;
 
-pub use arena::{ARENA_BYTES, ARENA_BYTES_MIN, ARENAS_MAX, Arena};
+pub use arena::{ARENA_BYTES, ARENA_BYTES_MIN, ARENAS_MAX, Arena, STEPS_MAX};
 pub use error::SmallError;
 pub use heap::{ALIGN_MAX, SIZE_MAX, SmallHeap, Space};
 

@@ -1,5 +1,5 @@
 //! For tests: a step of setting up small objects that fails, as if the kernel had
-//! refused memory.
+//! refused memory, and arenas that are full soon.
 
 use core::sync::atomic::{AtomicUsize, Ordering};
 
@@ -8,6 +8,20 @@ use ghostmem_os::error::ENOMEM;
 
 /// Steps until one fails; `usize::MAX`: none does.
 static STEPS: AtomicUsize = AtomicUsize::new(usize::MAX);
+
+/// Bytes of an arena's step; 0: as many as there are usually.
+static STEP_BYTES: AtomicUsize = AtomicUsize::new(0);
+
+/// Gives arenas made from now on steps of `bytes`, a power of two of at least
+/// [`crate::ARENA_BYTES_MIN`].
+pub fn set_step_bytes(bytes: usize) {
+    assert!(bytes.is_power_of_two() && bytes >= crate::ARENA_BYTES_MIN);
+    STEP_BYTES.store(bytes, Ordering::SeqCst);
+}
+
+pub(crate) fn step_bytes() -> Option<usize> {
+    Some(STEP_BYTES.load(Ordering::Relaxed)).filter(|&bytes| bytes != 0)
+}
 
 /// Lets `steps` steps of this process pass, and the next one fail.
 pub fn fail_after(steps: usize) {

@@ -192,8 +192,10 @@ impl Heap {
     }
 
     /// The ranges of address space this heap's memory lies in: first address
-    /// and length in bytes. Grows when the heap needs another region.
+    /// and length in bytes. Grows when the heap needs another region. That of small
+    /// objects is there at once, with all that they may ever need.
     pub fn spans(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
-        self.engine().spans()
+        let small = self.small_if_made().map(SmallHeap::span);
+        self.engine().spans().chain(small)
     }
 }

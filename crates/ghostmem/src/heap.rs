@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::OnceLock;
 
 use ghostmem_os::lock::Lock;
-use ghostmem_os::map::MapArc;
+use ghostmem_os::map::{MapArc, Reservation};
 use ghostmem_os::{OsError, PAGE_SIZE, thread};
 use ghostmem_pager::{Config, Engine, Recorder, SpillSettings, State};
 use ghostmem_small::{ALIGN_MAX, Arena, SIZE_MAX, SmallHeap, Space, fork, seam};
@@ -56,6 +56,15 @@ impl Space for Discards {
     fn discard(&self, address: usize, bytes: usize) {
         // A range that cannot be discarded keeps its bytes, which is allowed.
         let _kept = self.0.discard(address, bytes);
+    }
+
+    fn adopt(
+        &self,
+        reservation: &'static Reservation,
+        offset: usize,
+        bytes: usize,
+    ) -> Result<(), OsError> {
+        Engine::adopt(&self.0, reservation, offset, bytes)
     }
 
     #[inline]
