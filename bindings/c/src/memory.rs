@@ -12,6 +12,9 @@ use crate::status::{GhostmemStatus, invalid, status_of};
 /// What malloc(3) promises for every size.
 const ALIGN: usize = 16;
 
+/// Larger blocks are made of pages, and may change their length in place.
+const SMALL_MAX: usize = 32 << 10;
+
 /// A block, or null with the reason told.
 fn block(heap: &Heap, size: usize, align: usize, zeroed: bool) -> *mut c_void {
     if !align.is_power_of_two() {
@@ -120,6 +123,11 @@ pub unsafe extern "C" fn ghostmem_reallocate(
     };
     // Giving back less than half is not worth a copy.
     if size <= held && size >= held / 2 {
+        return block;
+    }
+    // What could be a small object becomes one.
+    // SAFETY: the caller's promise: nobody uses what the block loses.
+    if size > SMALL_MAX && unsafe { owner.resize_in_place(old, size) } {
         return block;
     }
     let new = self::block(owner, size, ALIGN, false);

@@ -2,7 +2,7 @@
 //! ([`GhostAlloc`]).
 
 use core::alloc::{GlobalAlloc, Layout};
-use core::ptr::NonNull;
+use core::ptr::{self, NonNull};
 use std::alloc::System;
 
 use allocator_api2::alloc::{AllocError, Allocator};
@@ -24,6 +24,36 @@ unsafe impl Allocator for Heap {
         // SAFETY: the caller's promise is the one asked for.
         let freed = unsafe { Self::deallocate(self, block, layout) };
         debug_assert!(freed.is_ok(), "{freed:?}");
+    }
+
+    unsafe fn grow(
+        &self,
+        block: NonNull<u8>,
+        old: Layout,
+        new: Layout,
+    ) -> Result<NonNull<[u8]>, AllocError> {
+        // SAFETY: the caller's promise is the one asked for.
+        unsafe { self.reallocate(block, old, new) }.map_err(|_| AllocError)
+    }
+
+    unsafe fn grow_zeroed(
+        &self,
+        block: NonNull<u8>,
+        old: Layout,
+        new: Layout,
+    ) -> Result<NonNull<[u8]>, AllocError> {
+        // SAFETY: as above.
+        unsafe { self.reallocate_with(block, old, new, true) }.map_err(|_| AllocError)
+    }
+
+    unsafe fn shrink(
+        &self,
+        block: NonNull<u8>,
+        old: Layout,
+        new: Layout,
+    ) -> Result<NonNull<[u8]>, AllocError> {
+        // SAFETY: as above.
+        unsafe { self.reallocate(block, old, new) }.map_err(|_| AllocError)
     }
 }
 
@@ -110,5 +140,34 @@ unsafe impl GlobalAlloc for GhostAlloc {
             // SAFETY: not the heap's, so the system's.
             unsafe { System.dealloc(block, layout) }
         }
+    }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        let Ok(new) = Layout::from_size_align(size, layout.align()) else {
+            return ptr::null_mut();
+        };
+        match (owner_of(block), NonNull::new(block)) {
+            (Some(heap), Some(live)) if size >= self.ghost_from => {
+                // SAFETY: the caller's promise.
+                if let Ok(moved) = unsafe { heap.reallocate(live, layout, new) } {
+                    return moved.as_ptr().cast();
+                }
+            }
+            (None, _) if self.heap(new).is_none() => {
+                // SAFETY: the system's, the caller's promise.
+                return unsafe { System.realloc(block, layout, size) };
+            }
+            _ => {}
+        }
+        // From one to the other, or what the heap has no room for.
+        // SAFETY: the caller's promise (a size above zero).
+        let moved = unsafe { self.alloc(new) };
+        if !moved.is_null() {
+            // SAFETY: both blocks have that many bytes; they are two.
+            unsafe { moved.copy_from_nonoverlapping(block, size.min(layout.size())) };
+            // SAFETY: the caller's promise.
+            unsafe { self.dealloc(block, layout) };
+        }
+        moved
     }
 }

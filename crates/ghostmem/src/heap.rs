@@ -271,7 +271,10 @@ impl Heap {
 
     /// Makes a request; one that is refused is made once more when freed small
     /// objects, whose memory is otherwise kept for a while, gave theirs back.
-    fn or_after_trim<T>(&self, request: impl Fn() -> Result<T, OsError>) -> Result<T, OsError> {
+    pub(crate) fn or_after_trim<T>(
+        &self,
+        request: impl Fn() -> Result<T, OsError>,
+    ) -> Result<T, OsError> {
         request().or_else(|refused| {
             let small = self.small_if_made().ok_or(refused)?;
             small.trim();

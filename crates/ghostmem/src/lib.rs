@@ -43,6 +43,7 @@ mod error;
 #[cfg(not(windows))]
 pub mod fork;
 mod heap;
+mod resize;
 mod slice;
 mod spill;
 mod stats;

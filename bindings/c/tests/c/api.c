@@ -114,6 +114,13 @@ static void resizing_keeps_the_bytes(void) {
         }
     }
     CHECK(ghostmem_reallocate(heap, block, SIZE_MAX / 4) == NULL);
+    /* A block of pages has room up to the next power of two. */
+    block = ghostmem_reallocate(heap, block, 200000);
+    CHECK(block != NULL);
+    CHECK(ghostmem_reallocate(heap, block, 250000) == block);
+    CHECK(ghostmem_block_bytes(heap, block) >= 250000);
+    CHECK(ghostmem_reallocate(heap, block, 70000) == block);
+    CHECK(ghostmem_block_bytes(heap, block) < 80000);
     CHECK(ghostmem_deallocate(heap, block) == GHOSTMEM_STATUS_OK);
     CHECK(ghostmem_reallocate(heap, block, 10) == NULL);
     CHECK(stats_of(heap).allocated_bytes == 0);
