@@ -66,7 +66,7 @@ int main(void) {
   victim = pthread_self();
   sigaction(SIGUSR1, &action, NULL);
   pthread_create(&disturber, NULL, disturb, NULL);
-  for (int round = 0; round < 2000000 || atomic_load(&freed) < 20000; round++) {
+  for (int round = 0; round < 500000 || atomic_load(&freed) < 5000; round++) {
     const int n = round % RING, s = round % STASH;
     if (ring[n] != NULL) check_and_free(ring[n], 'r');
     ring[n] = marked(round % 512 == 0 ? LARGE : BYTES, 'r');
