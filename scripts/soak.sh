@@ -4,6 +4,12 @@
 # Without names all of them; for the races alone, a third of the time:
 #   scripts/soak.sh 100 concurrency signals fork fork_handlers syscalls
 set -eu
+case "${1-}" in
+-h | --help)
+    sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
+    exit
+    ;;
+esac
 cd "$(dirname "$0")/.."
 rounds=100
 if [ $# -gt 0 ]; then
