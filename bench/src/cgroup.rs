@@ -7,16 +7,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ghostmem_os::report::{Level, Reports, Version};
+
 use crate::error::{Error, Result};
 
 /// Start of the names of our groups, followed by a process number.
 pub(crate) const PREFIX: &str = "ghostmem-bench-";
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Version {
-    V1,
-    V2,
-}
 
 /// A memory cgroup, by its directory.
 #[derive(Debug)]
@@ -28,27 +24,9 @@ pub(crate) struct Cgroup {
 
 /// Where memory cgroups are mounted.
 fn mount() -> Result<(PathBuf, Version)> {
-    let mounts = fs::read_to_string("/proc/self/mounts")
-        .map_err(|err| Error::io("/proc/self/mounts", &err))?;
-    let mut unified = None;
-    for line in mounts.lines() {
-        let mut fields = line.split(' ').skip(1);
-        let (Some(dir), Some(kind), Some(options)) = (fields.next(), fields.next(), fields.next())
-        else {
-            continue;
-        };
-        if kind == "cgroup" && options.split(',').any(|option| option == "memory") {
-            return Ok((dir.into(), Version::V1));
-        }
-        if kind == "cgroup2" {
-            let controllers = fs::read_to_string(Path::new(dir).join("cgroup.controllers"));
-            if controllers.is_ok_and(|list| list.split_whitespace().any(|c| c == "memory")) {
-                unified = Some(PathBuf::from(dir));
-            }
-        }
-    }
-    unified
-        .map(|dir| (dir, Version::V2))
+    Reports::of_this_machine()
+        .memory_mount()
+        .map(|mount| (mount.folder().to_owned(), mount.version()))
         .ok_or_else(|| Error::Skipped("no memory cgroup controller is mounted".into()))
 }
 
@@ -73,7 +51,7 @@ impl Cgroup {
             version,
             owned: true,
         };
-        if !group.dir.join(group.limit_file()).exists() {
+        if !group.dir.join(group.version.limit_file()).exists() {
             return Err(Error::Skipped(
                 "the memory controller is off for cgroups".into(),
             ));
@@ -100,24 +78,18 @@ impl Cgroup {
         &self.dir
     }
 
-    const fn limit_file(&self) -> &'static str {
-        match self.version {
-            Version::V1 => "memory.limit_in_bytes",
-            Version::V2 => "memory.max",
-        }
-    }
-
     fn write(&self, file: &str, value: &str) -> Result<()> {
         let path = self.dir.join(file);
         fs::write(&path, value).map_err(|err| Error::io(path.display(), &err))
     }
 
-    fn number(&self, file: &str) -> Result<u64> {
-        let path = self.dir.join(file);
-        let text = fs::read_to_string(&path).map_err(|err| Error::io(path.display(), &err))?;
-        text.trim()
-            .parse()
-            .map_err(|_| Error::Failed(format!("{}: no number: {text}", path.display())))
+    fn level(&self) -> Level<'_> {
+        Level::at(&self.dir, self.version)
+    }
+
+    fn said(&self, what: &str, bytes: Option<u64>) -> Result<u64> {
+        let dir = self.dir.display();
+        bytes.ok_or_else(|| Error::Failed(format!("{dir}: the kernel does not say {what}")))
     }
 
     /// Moves this process into the group.
@@ -127,7 +99,7 @@ impl Cgroup {
 
     /// Sets the limit on memory (swap not counted), bytes.
     pub(crate) fn set_limit(&self, bytes: u64) -> Result<()> {
-        self.write(self.limit_file(), &bytes.to_string())
+        self.write(self.version.limit_file(), &bytes.to_string())
     }
 
     /// Keeps what is charged out of swap, as far as the version allows.
@@ -146,18 +118,12 @@ impl Cgroup {
 
     /// Memory charged now, bytes.
     pub(crate) fn usage(&self) -> Result<u64> {
-        self.number(match self.version {
-            Version::V1 => "memory.usage_in_bytes",
-            Version::V2 => "memory.current",
-        })
+        self.said("what is charged", self.level().usage_bytes())
     }
 
     /// Most memory ever charged, bytes (version 2: Linux 5.19).
     pub(crate) fn peak(&self) -> Result<u64> {
-        self.number(match self.version {
-            Version::V1 => "memory.max_usage_in_bytes",
-            Version::V2 => "memory.peak",
-        })
+        self.said("the most ever charged", self.level().peak_bytes())
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, Table};
+use ghostmem_os::report::Reports;
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
@@ -65,21 +66,12 @@ pub(crate) fn mib(bytes: u64) -> String {
 /// A field of `/proc/self/status` that is given in kB, as bytes; 0 when the
 /// kernel does not have it.
 pub(crate) fn status_bytes(field: &str) -> u64 {
-    kilobytes("/proc/self/status", field) * 1024
+    Reports::of_this_machine().status_bytes(field).unwrap_or(0)
 }
 
 /// A field of `/proc/meminfo`, bytes.
 pub(crate) fn meminfo_bytes(field: &str) -> u64 {
-    kilobytes("/proc/meminfo", field) * 1024
-}
-
-fn kilobytes(file: &str, field: &str) -> u64 {
-    let text = fs::read_to_string(file).unwrap_or_default();
-    text.lines()
-        .filter_map(|line| line.split_once(':'))
-        .find(|(name, _)| *name == field)
-        .and_then(|(_, value)| value.split_whitespace().next()?.parse().ok())
-        .unwrap_or(0)
+    Reports::of_this_machine().meminfo_bytes(field).unwrap_or(0)
 }
 
 fn line_of(path: &str) -> String {

@@ -5,11 +5,11 @@
 //! three quarters of what this process could have: what it has resident now
 //! and what is free beside it. It owns no ghost memory.
 
-use std::fs;
 use std::thread;
 use std::time::Duration;
 
 use ghostmem::Heap;
+use ghostmem_os::report::Reports;
 
 use crate::thread::{self as own, Inside};
 use crate::{ghost, start};
@@ -60,33 +60,8 @@ fn adjust(heap: &Heap) {
 
 /// The smaller of what the machine and the control group have left, bytes.
 fn free_bytes() -> Option<u64> {
-    let meminfo = fs::read_to_string("/proc/meminfo").ok()?;
-    let line = meminfo
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kib: u64 = line.trim().trim_end_matches(" kB").parse().ok()?;
-    let machine = kib << 10;
-    Some(group_free_bytes().map_or(machine, |group| group.min(machine)))
-}
-
-/// What is left in the control group (version 2), bytes.
-fn group_free_bytes() -> Option<u64> {
-    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
-    let path = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
-    let mut path = path.to_owned();
-    let mut least: Option<u64> = None;
-    loop {
-        let number = |file: &str| {
-            let text = fs::read_to_string(format!("/sys/fs/cgroup{path}/{file}")).ok()?;
-            text.trim().parse::<u64>().ok()
-        };
-        if let (Some(most), Some(current)) = (number("memory.max"), number("memory.current")) {
-            let left = most.saturating_sub(current);
-            least = Some(least.map_or(left, |least| least.min(left)));
-        }
-        match path.rfind('/') {
-            Some(cut) if !path.is_empty() => path.truncate(cut),
-            _ => return least,
-        }
-    }
+    let reports = Reports::of_this_machine();
+    let machine = reports.meminfo_bytes("MemAvailable")?;
+    let group = reports.memory_group().and_then(|group| group.free_bytes());
+    Some(group.map_or(machine, |group| group.min(machine)))
 }

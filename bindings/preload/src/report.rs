@@ -9,6 +9,7 @@ use std::fmt::Write as _;
 use std::fs;
 
 use ghostmem::{Heap, Stats};
+use ghostmem_os::report::Reports;
 
 use crate::patch;
 use crate::raw::{call, failed, say};
@@ -106,12 +107,7 @@ fn keep_stderr() {
 
 /// The kernel's count of the most memory the process had resident.
 fn peak_rss_bytes() -> Option<u64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kib: u64 = line.trim().trim_end_matches(" kB").parse().ok()?;
-    Some(kib << 10)
+    Reports::of_this_machine().status_bytes("VmHWM")
 }
 
 struct Figures {

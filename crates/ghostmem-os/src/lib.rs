@@ -52,6 +52,8 @@ pub mod placeholder;
 pub mod random;
 #[cfg(not(windows))]
 pub mod ranges;
+#[cfg(not(windows))]
+pub mod report;
 #[cfg_attr(windows, path = "windows/reservation.rs")]
 mod reservation;
 #[cfg(not(windows))]

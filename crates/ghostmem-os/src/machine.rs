@@ -1,49 +1,12 @@
 //! What the machine is and allows: sizes and limits, read without a heap.
 
-use crate::calls;
 use crate::map::PAGE_SIZE;
-
-/// A small file read whole into a fixed buffer, without touching the heap.
-struct SmallFile {
-    bytes: [u8; 4096],
-    len: usize,
-}
-
-impl SmallFile {
-    fn read(path: &core::ffi::CStr) -> Option<Self> {
-        let mut file = Self {
-            bytes: [0; 4096],
-            len: 0,
-        };
-        let fd = calls::open(path, libc::O_RDONLY, 0);
-        if fd < 0 {
-            return None;
-        }
-        loop {
-            let room = &mut file.bytes[file.len..];
-            let got = calls::read(fd, room);
-            if got <= 0 {
-                break;
-            }
-            file.len += got as usize;
-        }
-        calls::close(fd);
-        Some(file)
-    }
-
-    fn text(&self) -> &str {
-        core::str::from_utf8(&self.bytes[..self.len]).unwrap_or("")
-    }
-
-    fn number(&self) -> Option<u64> {
-        self.text().trim().parse().ok()
-    }
-}
+use crate::report::Reports;
 
 /// The number in a small file such as a sysctl, or `None`.
 #[must_use]
-pub fn number_in(path: &core::ffi::CStr) -> Option<u64> {
-    SmallFile::read(path)?.number()
+pub fn number_in(path: &str) -> Option<u64> {
+    Reports::of_this_machine().number_in(path)
 }
 
 /// Whether the kernel's base page is the size the engine works with.
@@ -83,52 +46,7 @@ pub fn ram_bytes() -> u64 {
 /// bytes; `None` when there is none. Ancestors count too.
 #[must_use]
 pub fn cgroup_limit_bytes() -> Option<u64> {
-    let groups = SmallFile::read(c"/proc/self/cgroup")?;
-    let mut smallest: Option<u64> = None;
-    for line in groups.text().lines() {
-        let mut parts = line.splitn(3, ':');
-        let (Some(_), Some(controllers), Some(group)) = (parts.next(), parts.next(), parts.next())
-        else {
-            continue;
-        };
-        let (root, file) = if controllers.is_empty() {
-            ("/sys/fs/cgroup", "memory.max")
-        } else if controllers.split(',').any(|c| c == "memory") {
-            ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
-        } else {
-            continue;
-        };
-        // The group and each of its ancestors, up to the root.
-        let mut part = group.trim_end_matches('/');
-        loop {
-            let mut path = [0_u8; 512];
-            if let Some(path) = join(&mut path, &[root, part, "/", file])
-                && let Some(limit) = number_in(path)
-                // v1 says "no limit" with a number near i64::MAX.
-                && limit < 1 << 60
-            {
-                smallest = Some(smallest.map_or(limit, |s| s.min(limit)));
-            }
-            match part.rfind('/') {
-                Some(cut) => part = &part[..cut],
-                None => break,
-            }
-        }
-    }
-    smallest
-}
-
-/// The parts joined and NUL-terminated in `buffer`; `None` when they do not fit.
-fn join<'a>(buffer: &'a mut [u8], parts: &[&str]) -> Option<&'a core::ffi::CStr> {
-    let mut len = 0;
-    for part in parts {
-        buffer
-            .get_mut(len..len + part.len())?
-            .copy_from_slice(part.as_bytes());
-        len += part.len();
-    }
-    *buffer.get_mut(len)? = 0;
-    core::ffi::CStr::from_bytes_with_nul(&buffer[..=len]).ok()
+    Reports::of_this_machine().memory_group()?.limit_bytes()
 }
 
 /// The soft limit on address space (`RLIMIT_AS`), bytes; `None` for none.
@@ -147,12 +65,7 @@ pub fn address_space_limit() -> Option<u64> {
 /// the kernel does not say.
 #[must_use]
 pub fn seccomp_mode() -> Option<u64> {
-    let status = SmallFile::read(c"/proc/self/status")?;
-    let line = status
-        .text()
-        .lines()
-        .find_map(|l| l.strip_prefix("Seccomp:"))?;
-    line.trim().parse().ok()
+    Reports::of_this_machine().status_bytes("Seccomp")
 }
 
 /// The kernel's release, as uname(2) gives it, copied into `buffer`.

@@ -136,9 +136,9 @@ pub fn probe() -> Report {
         address_space_limit_bytes: machine::address_space_limit(),
         seccomp_mode,
         sysctl_unprivileged_userfaultfd: machine::number_in(
-            c"/proc/sys/vm/unprivileged_userfaultfd",
+            "/proc/sys/vm/unprivileged_userfaultfd",
         ),
-        max_map_count: machine::number_in(c"/proc/sys/vm/max_map_count"),
+        max_map_count: machine::number_in("/proc/sys/vm/max_map_count"),
         userfaultfd_device: text(&found.device),
         userfaultfd_syscall: text(&found.syscall),
         userfaultfd_user_mode: text(&found.user_mode_only),

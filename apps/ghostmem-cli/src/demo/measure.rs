@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use ghostmem_os::report::{Reports, field_bytes};
 use serde::{Deserialize, Serialize};
 
 use crate::engine::HeapBytes;
@@ -55,22 +56,10 @@ impl Meter {
         let length = self.0.read_at(&mut buffer, 0).unwrap_or(0);
         let text = &buffer[..length];
         Resident {
-            now_bytes: field_kib(text, b"VmRSS:") * 1024,
-            peak_bytes: field_kib(text, b"VmHWM:") * 1024,
+            now_bytes: field_bytes(text, "VmRSS").unwrap_or(0),
+            peak_bytes: field_bytes(text, "VmHWM").unwrap_or(0),
         }
     }
-}
-
-/// The number after `name` at the start of a line.
-fn field_kib(text: &[u8], name: &[u8]) -> u64 {
-    let line = text
-        .split(|&b| b == b'\n')
-        .find(|line| line.starts_with(name));
-    let digits = line
-        .unwrap_or_default()
-        .iter()
-        .filter(|b| b.is_ascii_digit());
-    digits.fold(0, |value, &b| value * 10 + u64::from(b - b'0'))
 }
 
 /// Sets the high-water mark back to what is resident now (`proc_pid_clear_refs(5)`, value 5).
@@ -79,11 +68,9 @@ pub(crate) fn reset_peak() -> bool {
     std::fs::write("/proc/self/clear_refs", "5").is_ok()
 }
 
-/// Memory that can be used without swapping, in bytes: the machine's, or less if a cgroup says so.
+/// Memory that the machine can give without swapping, bytes.
 pub(crate) fn available_bytes() -> Option<u64> {
-    let text = std::fs::read("/proc/meminfo").ok()?;
-    let bytes = field_kib(&text, b"MemAvailable:") * 1024;
-    (bytes > 0).then_some(bytes)
+    Reports::of_this_machine().meminfo_bytes("MemAvailable")
 }
 
 /// Bytes the process may use when the heap has this limit and store.
@@ -229,14 +216,6 @@ impl Sampler {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn status_lines_are_read() {
-        let text = b"Name:\tx\nVmHWM:\t    2048 kB\nVmRSS:\t    1024 kB\n";
-        assert_eq!(field_kib(text, b"VmHWM:"), 2048);
-        assert_eq!(field_kib(text, b"VmRSS:"), 1024);
-        assert_eq!(field_kib(text, b"VmSwap:"), 0);
-    }
 
     #[test]
     fn the_peak_follows_memory_that_is_touched() {
