@@ -5,14 +5,15 @@
 //! refused before that, in one line.
 
 mod elf;
+mod library;
 mod limit;
 mod program;
 mod trace;
 
-use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use ghostmem::doctor;
@@ -21,11 +22,6 @@ use crate::cli::{BackendName, RunArgs, SmallBlocks};
 use crate::failure::Failure;
 
 pub(crate) use limit::{Limit, parse_limit};
-
-/// The library's file name.
-const LIBRARY: &str = "libghostmem_preload.so";
-/// Names the library when it is nowhere near the command.
-const LIBRARY_VARIABLE: &str = "GHOSTMEM_PRELOAD";
 
 /// Runs the program; returns only when that is not possible.
 ///
@@ -36,7 +32,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode, Failure> {
         .program
         .split_first()
         .ok_or_else(|| Failure::new("no program was given: ghostmem run [OPTIONS] -- PROGRAM"))?;
-    let library = find_library()?;
+    let library = library::find()?;
     let found = program::find(name)?;
     let needs = program::inspect(&found)?;
     let mut block = settings(args, needs.raw_system_calls)?;
@@ -173,50 +169,4 @@ fn escape(value: &[u8]) -> Vec<u8> {
         }
     }
     escaped
-}
-
-/// The preload library: named by a variable, or near this executable.
-fn find_library() -> Result<PathBuf, Failure> {
-    if let Some(path) = std::env::var_os(LIBRARY_VARIABLE) {
-        let path = PathBuf::from(path);
-        return if path.is_file() {
-            checked(path)
-        } else {
-            Err(Failure::new(format!(
-                "{LIBRARY_VARIABLE} names {}, which is no file",
-                path.display()
-            )))
-        };
-    }
-    let command = std::env::current_exe()
-        .map_err(|error| Failure::new(format!("cannot find where this command is: {error}")))?;
-    let folder = command.parent().unwrap_or_else(|| Path::new("/"));
-    ["", "deps", "../lib", "../lib/ghostmem"]
-        .iter()
-        .map(|place| folder.join(place).join(LIBRARY))
-        .find(|path| path.is_file())
-        .map_or_else(
-            || {
-                Err(Failure::new(format!(
-                    "{LIBRARY} is neither beside {} nor in ../lib: build it with 'cargo build \
-                     --release -p ghostmem-preload', or name it in {LIBRARY_VARIABLE}",
-                    command.display()
-                )))
-            },
-            checked,
-        )
-}
-
-/// LD_PRELOAD separates paths by spaces and colons and cannot quote them.
-fn checked(path: PathBuf) -> Result<PathBuf, Failure> {
-    let path = path.canonicalize().unwrap_or(path);
-    let bytes = OsStr::as_bytes(path.as_os_str());
-    if bytes.iter().any(|byte| matches!(byte, b' ' | b':')) {
-        return Err(Failure::new(format!(
-            "{} has a space or a colon in its path, which the loader's LD_PRELOAD cannot hold: \
-             move it, or name a copy in {LIBRARY_VARIABLE}",
-            path.display()
-        )));
-    }
-    Ok(path)
 }

@@ -1,0 +1,219 @@
+//! Which preload library a program gets.
+//!
+//! The library and the command are one build: they speak to each other through
+//! settings that a different build may not know. An optimised command carries its
+//! library, so that the command alone (`cargo install`) works; a library near the
+//! command is used where it lies if it is that very one, byte for byte, and
+//! otherwise the carried one is kept in the user's cache. An unoptimised command
+//! carries none and takes the newest that is near: cargo leaves an older build's
+//! beside the command when only the command is built again.
+
+use std::ffi::OsStr;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use crate::failure::Failure;
+
+/// The library's file name; the library knows itself by it in `LD_PRELOAD`.
+const LIBRARY: &str = "libghostmem_preload.so";
+/// Names the library, whatever is near.
+const VARIABLE: &str = "GHOSTMEM_PRELOAD";
+/// Where it may lie, from the command's folder: cargo's folders and those of an
+/// installed prefix.
+const PLACES: [&str; 5] = ["", "deps", "../lib", "../lib64", "../lib/ghostmem"];
+
+/// The library of this very build; empty in an unoptimised build.
+#[cfg(carries_library)]
+static CARRIED: &[u8] = include_bytes!(env!("GHOSTMEM_BUILT_LIBRARY"));
+#[cfg(not(carries_library))]
+static CARRIED: &[u8] = &[];
+
+/// The preload library: named by a variable, near this executable, or carried in it.
+///
+/// # Errors
+/// One line that says what helps.
+pub(super) fn find() -> Result<PathBuf, Failure> {
+    if let Some(path) = std::env::var_os(VARIABLE) {
+        let path = PathBuf::from(path);
+        return if path.is_file() {
+            checked(path)
+        } else {
+            Err(Failure::new(format!(
+                "{VARIABLE} names {}, which is no file",
+                path.display()
+            )))
+        };
+    }
+    let command = std::env::current_exe()
+        .map_err(|error| Failure::new(format!("cannot find where this command is: {error}")))?;
+    let folder = command.parent().unwrap_or_else(|| Path::new("/"));
+    let near: Vec<PathBuf> = PLACES
+        .iter()
+        .map(|place| folder.join(place).join(LIBRARY))
+        .filter(|path| path.is_file())
+        .collect();
+    if CARRIED.is_empty() {
+        return newest(near).map_or_else(|| Err(nowhere(&command)), checked);
+    }
+    if let Some(path) = near.iter().find(|path| holds(path, CARRIED)) {
+        return checked(path.clone());
+    }
+    if let Some(other) = near.first() {
+        eprintln!(
+            "ghostmem: {} is of another build than this command, which uses its own",
+            other.display()
+        );
+    }
+    checked(keep(CARRIED)?)
+}
+
+/// The one that was written last.
+fn newest(paths: Vec<PathBuf>) -> Option<PathBuf> {
+    let written = |path: &PathBuf| fs::metadata(path).and_then(|file| file.modified()).ok();
+    paths.into_iter().max_by_key(written)
+}
+
+fn nowhere(command: &Path) -> Failure {
+    Failure::new(format!(
+        "{LIBRARY} is neither beside {} nor in ../lib, and only an optimised command carries \
+         its own: install both with 'scripts/install --prefix DIR' and use DIR/bin/ghostmem, or \
+         name the library in {VARIABLE}",
+        command.display()
+    ))
+}
+
+/// Whether a file holds these bytes and no others.
+fn holds(path: &Path, bytes: &[u8]) -> bool {
+    let compare = || -> io::Result<bool> {
+        let mut file = File::open(path)?;
+        if file.metadata()?.len() != bytes.len() as u64 {
+            return Ok(false);
+        }
+        let mut buffer = vec![0; 1 << 18];
+        let mut rest = bytes;
+        loop {
+            let got = file.read(&mut buffer)?;
+            let Some((expected, after)) = rest.split_at_checked(got) else {
+                return Ok(false);
+            };
+            if got == 0 || expected != &buffer[..got] {
+                return Ok(got == 0 && rest.is_empty());
+            }
+            rest = after;
+        }
+    };
+    compare().unwrap_or(false)
+}
+
+/// Puts the library into the user's cache, once for each build.
+fn keep(bytes: &[u8]) -> Result<PathBuf, Failure> {
+    let folder = cache_folder()
+        .ok_or_else(|| {
+            Failure::new(no_cache(
+                "neither XDG_CACHE_HOME nor HOME is an absolute path",
+            ))
+        })?
+        .join(format!("{:016x}", xxhash_rust::xxh3::xxh3_64(bytes)));
+    let path = folder.join(LIBRARY);
+    if holds(&path, bytes) {
+        return Ok(path);
+    }
+    // Whole or not at all: others may start programs with it at this moment.
+    let part = folder.join(format!("{LIBRARY}.{}", std::process::id()));
+    let write = || -> io::Result<()> {
+        fs::create_dir_all(&folder)?;
+        let _left_behind = fs::remove_file(&part);
+        let mut options = OpenOptions::new();
+        let mut file = options
+            .write(true)
+            .create_new(true)
+            .mode(0o755)
+            .open(&part)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&part, &path)
+    };
+    write().map_err(|error| {
+        let _unfinished = fs::remove_file(&part);
+        Failure::new(no_cache(&format!("{}: {error}", folder.display())))
+    })?;
+    Ok(path)
+}
+
+fn no_cache(why: &str) -> String {
+    format!(
+        "this command carries {LIBRARY} and cannot put it into a cache ({why}): install both with \
+         'scripts/install --prefix DIR' and use DIR/bin/ghostmem, or name the library in {VARIABLE}"
+    )
+}
+
+/// `ghostmem` in the user's cache, as the XDG base directory specification has it.
+fn cache_folder() -> Option<PathBuf> {
+    let absolute = |name: &str| {
+        let path = PathBuf::from(std::env::var_os(name)?);
+        path.is_absolute().then_some(path)
+    };
+    absolute("XDG_CACHE_HOME")
+        .or_else(|| Some(absolute("HOME")?.join(".cache")))
+        .map(|folder| folder.join("ghostmem"))
+}
+
+/// LD_PRELOAD separates paths by spaces and colons and cannot quote them.
+fn checked(path: PathBuf) -> Result<PathBuf, Failure> {
+    let path = path.canonicalize().unwrap_or(path);
+    let bytes = OsStr::as_bytes(path.as_os_str());
+    if bytes.iter().any(|byte| matches!(byte, b' ' | b':')) {
+        return Err(Failure::new(format!(
+            "{} has a space or a colon in its path, which the loader's LD_PRELOAD cannot hold: \
+             move it, or name a copy in {VARIABLE}",
+            path.display()
+        )));
+    }
+    Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use super::*;
+
+    #[test]
+    fn a_file_holds_what_it_holds_and_nothing_else() {
+        let path = std::env::temp_dir().join(format!("ghostmem-holds-{}", std::process::id()));
+        let bytes: Vec<u8> = (0..700_000_u32).map(|i| (i / 7) as u8).collect();
+        fs::write(&path, &bytes).expect("a temporary file");
+        assert!(holds(&path, &bytes));
+        assert!(!holds(&path, &bytes[1..]));
+        let mut other = bytes.clone();
+        other[699_999] ^= 1;
+        assert!(!holds(&path, &other));
+        fs::write(&path, b"").expect("a temporary file");
+        assert!(!holds(&path, &bytes));
+        assert!(holds(&path, b""));
+        fs::remove_file(&path).expect("the temporary file");
+        assert!(!holds(&path, b""), "a file that is not there");
+    }
+
+    #[test]
+    fn the_newest_is_the_one_written_last() {
+        let folder = std::env::temp_dir().join(format!("ghostmem-newest-{}", std::process::id()));
+        fs::create_dir_all(&folder).expect("a temporary folder");
+        let at = |name: &str, seconds: u64| {
+            let path = folder.join(name);
+            let file = File::create(&path).expect("a temporary file");
+            let time = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+            file.set_modified(time).expect("a time");
+            path
+        };
+        let (old, new, gone) = (at("old", 100), at("new", 200), folder.join("gone"));
+        assert_eq!(newest(vec![old.clone(), new.clone()]), Some(new.clone()));
+        assert_eq!(newest(vec![new.clone(), old.clone()]), Some(new));
+        assert_eq!(newest(vec![gone, old.clone()]), Some(old));
+        assert_eq!(newest(Vec::new()), None);
+        fs::remove_dir_all(&folder).expect("the temporary folder");
+    }
+}
