@@ -57,13 +57,14 @@ pub(crate) fn install(maps: bool) -> Report {
 }
 
 /// One system call instruction, and how to redirect it.
-struct Place {
+#[derive(Debug)]
+pub(crate) struct Place {
     /// Where the jump goes, and how many bytes of instructions it replaces.
-    window: usize,
-    window_bytes: usize,
-    moved: Vec<Instruction>,
+    pub(crate) window: usize,
+    pub(crate) window_bytes: usize,
+    pub(crate) moved: Vec<Instruction>,
     /// The system call instruction.
-    call: usize,
+    pub(crate) call: usize,
     /// The call's number, when the code says it.
     number: Option<usize>,
     /// Where its function starts.
@@ -78,25 +79,7 @@ impl Place {
 }
 
 fn patch_object(text: &Text, report: &mut Report) {
-    let code = code_of(text);
-    let mut places = Vec::new();
-    let mut seen = HashSet::new();
-    for at in memory_find(code) {
-        let address = text.start + at;
-        let index = text.functions.partition_point(|&start| start <= address);
-        let Some(start) = index.checked_sub(1).map(|index| text.functions[index]) else {
-            continue;
-        };
-        if !seen.insert(start) {
-            continue;
-        }
-        let end = text.functions.get(index).copied().unwrap_or(usize::MAX);
-        let end = end.min(text.start + text.bytes);
-        if let Some(function) = code.get(start.wrapping_sub(text.start)..end - text.start) {
-            find_places(function, start, &mut places, report);
-        }
-    }
-    drop_entered(code, text.start, &mut places, report);
+    let places = find(code_of(text), text.start, &text.functions, report);
     if places.is_empty() {
         return;
     }
@@ -131,6 +114,34 @@ fn patch_object(text: &Text, report: &mut Report) {
     report.forks |= jumps
         .iter()
         .any(|place| place.number == Some(table::CLONE) && forks.contains(&place.function));
+}
+
+/// The places in an object's code, which is at `base`, that can be redirected.
+pub(crate) fn find(
+    code: &[u8],
+    base: usize,
+    functions: &[usize],
+    report: &mut Report,
+) -> Vec<Place> {
+    let mut places = Vec::new();
+    let mut seen = HashSet::new();
+    for at in memory_find(code) {
+        let address = base + at;
+        let index = functions.partition_point(|&start| start <= address);
+        let Some(start) = index.checked_sub(1).map(|index| functions[index]) else {
+            continue;
+        };
+        if !seen.insert(start) {
+            continue;
+        }
+        let end = functions.get(index).copied().unwrap_or(usize::MAX);
+        let end = end.min(base + code.len());
+        if let Some(function) = code.get(start.wrapping_sub(base)..end - base) {
+            find_places(function, start, &mut places, report);
+        }
+    }
+    drop_entered(code, base, &mut places, report);
+    places
 }
 
 pub(crate) fn code_of(text: &Text) -> &'static [u8] {

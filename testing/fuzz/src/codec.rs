@@ -1,0 +1,29 @@
+//! A slot's bytes decode to a page or are an error; a page comes back as it was.
+
+use ghostmem_codec::lz4::Lz4;
+use ghostmem_codec::{Codec, PAGE_BYTES, STATE_WORDS, decode, fill, fill_pattern};
+
+pub(crate) fn run(data: &[u8]) {
+    let [id, bytes @ ..] = data else { return };
+    let mut page = [0x5a; PAGE_BYTES];
+    let _refused = decode(*id, bytes, &mut page);
+
+    // The input as a page, repeated to its end.
+    let mut page = [0; PAGE_BYTES];
+    for (to, &from) in page.iter_mut().zip(bytes.iter().cycle()) {
+        *to = from;
+    }
+    let mut state = Box::new([0; STATE_WORDS]);
+    let mut out = [0; PAGE_BYTES];
+    if let Some(len) = Lz4.compress(&mut state, &page, &mut out) {
+        let mut back = [0; PAGE_BYTES];
+        let decoded = decode(Lz4.encoding() as u8, &out[..len], &mut back);
+        assert_eq!(decoded, Ok(()), "what was compressed decodes");
+        assert!(back == page, "a page comes back as it was");
+    }
+    if let Some(pattern) = fill_pattern(&page) {
+        let mut back = [0; PAGE_BYTES];
+        fill(pattern, &mut back);
+        assert!(back == page, "a pattern is the whole page");
+    }
+}
