@@ -227,7 +227,8 @@ impl<'l> Mounted<'l> {
             b"cgroup" if has(options, b',', b"memory") => Version::V1,
             _ => return None,
         };
-        Some(Self {
+        let absolute = part.starts_with(b"/") && place.starts_with(b"/");
+        absolute.then_some(Self {
             version,
             part,
             place,
@@ -373,6 +374,7 @@ mod tests {
             None
         );
         assert_eq!(parse(b"31 23 0:28 / /x rw shared:1"), None);
+        assert_eq!(parse(b"1 2 0:1 / here rw - cgroup2 cgroup2 rw"), None);
         assert_eq!(parse(b""), None);
     }
 
