@@ -155,8 +155,10 @@ fn file_offset(headers: &[Header], address: u64) -> Option<u64> {
     headers
         .iter()
         .filter(|header| header.kind == PT_LOAD)
-        .find(|header| address.wrapping_sub(header.address) < header.bytes)
-        .map(|header| address - header.address + header.offset)
+        .find_map(|header| {
+            let inside = address.checked_sub(header.address)?;
+            (inside < header.bytes).then(|| inside.checked_add(header.offset))?
+        })
 }
 
 fn text_at(file: &mut File, offset: u64) -> io::Result<String> {
