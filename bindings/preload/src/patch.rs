@@ -56,6 +56,9 @@ pub(crate) fn install(maps: bool) -> Report {
     report
 }
 
+/// Bytes of a system call instruction.
+const CALL: usize = 2;
+
 /// One system call instruction, and how to redirect it.
 #[derive(Debug)]
 pub(crate) struct Place {
@@ -72,6 +75,11 @@ pub(crate) struct Place {
 }
 
 impl Place {
+    /// The first byte behind what the jump replaces.
+    fn end(&self) -> usize {
+        self.window + self.window_bytes
+    }
+
     /// The system call is the first of the moved instructions.
     fn moves_the_call(&self) -> bool {
         self.window == self.call
@@ -183,7 +191,15 @@ fn find_places(code: &[u8], start: usize, places: &mut Vec<Place>, report: &mut 
             continue;
         }
         let call = instruction.ip() as usize;
+        // A prefix means nothing, but the stub counts on two bytes.
+        if instruction.len() != CALL {
+            report.left += 1;
+            continue;
+        }
+        // What moved for the call before cannot move again: its bytes are a jump.
+        let free_from = places.last().map_or(0, Place::end);
         let place = window_before(&instructions[..index], call, &targets)
+            .filter(|place| place.window >= free_from)
             .or_else(|| window_behind(&instructions[index..], &targets));
         match place {
             Some(place) => places.push(Place {
@@ -363,7 +379,7 @@ fn write_stub(place: &Place, area: &Area, at: usize) -> Option<usize> {
     // rcx: the address after the system call; it and r11 are the kernel's to
     // change, so they are ours.
     stub.put(&[0x48, 0xb9]);
-    stub.put(&(in_place + 2).to_le_bytes());
+    stub.put(&(in_place + CALL).to_le_bytes());
     stub.jump_by(ENTRY_AT)?;
     Some(stub.write())
 }
