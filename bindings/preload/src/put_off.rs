@@ -45,25 +45,3 @@ pub(crate) fn take(mut act: impl FnMut(usize)) {
         }
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_put_is_taken_once_and_what_has_no_place_is_dropped() {
-        assert!(!any());
-        for block in 1..=PLACES + 3 {
-            put(block);
-        }
-        assert!(any());
-        let mut taken = Vec::new();
-        take(|block| taken.push(block));
-        assert_eq!(taken, (1..=PLACES).collect::<Vec<_>>());
-        assert!(!any());
-        take(|block| panic!("{block} taken twice"));
-        put(7);
-        take(|block| taken.push(block));
-        assert_eq!(taken.last(), Some(&7));
-    }
-}
