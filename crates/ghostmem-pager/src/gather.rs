@@ -2,12 +2,17 @@
 //!
 //! A *ranking* counts how dispensable all stored pages are, by the time since they
 //! left and the bytes they take, and sets a bound; the hand then walks the tables in
-//! address order and takes what is beyond it, until it has been everywhere. In
-//! address order, so that what readahead asks for lies
+//! address order and takes what is beyond it, until it has been everywhere (`lap.rs`).
+//! In address order, so that what readahead asks for lies
 //! together in the file.
+//!
+//! A page is in a batch once. The mark in a page's word says that the page is as the
+//! *last* look found it: an earlier copy in the same batch would pass for right.
 //!
 //! Only the spiller's thread runs this. It holds a claim for as long as one page's
 //! packed bytes take to copy, and is inside the gate for one group of pages.
+
+use core::ops::Range;
 
 use ghostmem_os::PAGE_SIZE;
 use ghostmem_os::buffer::Buffer;
@@ -68,6 +73,23 @@ impl Gathered<'_> {
     fn is_full(&self) -> bool {
         self.count == BATCH_PAGES || self.used + PAGE_SIZE > BATCH_BYTES
     }
+
+    /// Whether a page comes after all that is here on the way round from the first
+    /// of them. One that does not may be here already.
+    fn admits(&self, region: u32, page: u32) -> bool {
+        let place = |entry: &Entry| (entry.region, entry.page);
+        let entries = &self.entries[..self.count];
+        let (Some(first), Some(last)) = (entries.first().map(place), entries.last().map(place))
+        else {
+            return true;
+        };
+        let (is_behind_last, is_before_first) = ((region, page) > last, (region, page) < first);
+        if last < first {
+            is_behind_last && is_before_first
+        } else {
+            is_behind_last || is_before_first
+        }
+    }
 }
 
 impl Engine {
@@ -111,33 +133,19 @@ impl Engine {
         batch: &mut Gathered<'_>,
         wanted_bytes: u64,
     ) {
-        loop {
-            let (index, from) = spiller.hand;
+        // The tables' parts that were never written hold no page.
+        let group = |index: usize, from: usize| {
+            let region = self.region(index)?;
+            let group = region.resident.touched_words().next(from / GROUP_PAGES)?;
+            let first = group * GROUP_PAGES;
+            Some(first..(first + GROUP_PAGES).min(region.pages()))
+        };
+        while let Some((index, pages)) = spiller.lap.next(self.region_count(), group) {
             let Some(region) = self.region(index) else {
-                // Past the last region.
-                if spiller.wrapped || self.region_count() == 0 {
-                    spiller.lap_done = true;
-                    return;
-                }
-                spiller.wrapped = true;
-                spiller.hand = (0, 0);
-                continue;
-            };
-            // The tables' parts that were never written hold no page.
-            let groups = region.resident.touched_words();
-            let group = groups.next(from / GROUP_PAGES);
-            let Some(group) = group.filter(|group| group * GROUP_PAGES < region.pages()) else {
-                spiller.hand = (index + 1, 0);
-                continue;
-            };
-            let first = from.max(group * GROUP_PAGES);
-            let end = ((group + 1) * GROUP_PAGES).min(region.pages());
-            let next = self.gather_from(region, first, end, spill.rank(), batch);
-            spiller.hand = (index, next);
-            if spiller.wrapped && spiller.hand >= spiller.start {
-                spiller.lap_done = true;
                 return;
-            }
+            };
+            let next = self.gather_from(region, pages, spill.rank(), batch);
+            spiller.lap.advance(next);
             if batch.is_full() || batch.used as u64 >= wanted_bytes {
                 return;
             }
@@ -148,15 +156,14 @@ impl Engine {
     fn gather_from(
         &self,
         region: &Region,
-        first: usize,
-        end: usize,
+        pages: Range<usize>,
         rank: u8,
         batch: &mut Gathered<'_>,
     ) -> usize {
         let (clock, now) = (self.clock(), self.clock().epoch(self.evictions()));
         let inside = ghostmem_fault::gate().enter();
-        let mut next = first;
-        while next < end && !batch.is_full() {
+        let mut next = pages.start;
+        while next < pages.end && !batch.is_full() {
             let page = next;
             next += 1;
             let word = region.table.load(page);
@@ -164,7 +171,9 @@ impl Engine {
                 continue;
             };
             let past = Past::from_bits(word.heat());
-            if past.dispensable(slot.room_bytes(), clock, now) < rank {
+            if past.dispensable(slot.room_bytes(), clock, now) < rank
+                || !batch.admits(region.index, page as u32)
+            {
                 continue;
             }
             let Ok(claim) = region.table.claim(page, word) else {
@@ -198,4 +207,61 @@ pub(crate) fn slot_of_stored(word: Word) -> Option<Slot> {
         return None;
     }
     Slot::from_bits(word.payload())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Whatever the hand does, a batch takes no page twice; and it takes all
+        /// of a hand that goes round once.
+        #[test]
+        fn a_batch_has_no_page_twice(
+            jumps in proptest::collection::vec((0_u32..3, 0_u32..12), 1..60),
+            start in 0_u32..36,
+        ) {
+            let mut buffer = Buffer::new(BATCH_BYTES).unwrap();
+            let mut batch = empty(&mut buffer);
+            for (region, page) in jumps {
+                put(&mut batch, region, page);
+            }
+            let entries = &batch.entries[..batch.count];
+            let places: HashSet<(u32, u32)> = entries.iter().map(|e| (e.region, e.page)).collect();
+            prop_assert_eq!(places.len(), batch.count);
+
+            let mut batch = empty(&mut buffer);
+            for at in 0..36 {
+                let place = (start + at) % 36;
+                prop_assert!(put(&mut batch, place / 12, place % 12));
+            }
+            prop_assert!(!put(&mut batch, start / 12, start % 12), "round again");
+        }
+    }
+
+    fn empty(bytes: &mut Buffer) -> Gathered<'_> {
+        Gathered {
+            entries: [Entry::NONE; BATCH_PAGES],
+            count: 0,
+            bytes,
+            used: 0,
+        }
+    }
+
+    fn put(batch: &mut Gathered<'_>, region: u32, page: u32) -> bool {
+        let admitted = batch.admits(region, page);
+        if admitted {
+            batch.entries[batch.count] = Entry {
+                region,
+                page,
+                ..Entry::NONE
+            };
+            batch.count += 1;
+        }
+        admitted
+    }
 }

@@ -2,11 +2,11 @@
 //!
 //! Read in this order: [`engine`](Engine) (what a heap is made of), `resolve`
 //! (a fault, from the touch to the page in place), `evict` (reclaim: from a
-//! cold page to a slot), `copies` (the slots that clean pages
-//! keep), `worker` (what runs in the background), `tidy`
-//! (keeping the store dense), `gather` and `spill` (from the store to the file), `spilled`
-//! (and back), `advice` and `pins` (what a program may ask
-//! for) on top of `quiet` (how its threads own pages), `admission` (what the memory limit lets it have), `record` (which pages it
+//! cold page to a slot), `copies` (the slots that clean pages keep), `worker` (what
+//! runs in the background), `tidy` (keeping the store dense), `lap`, `gather` and
+//! `spill` (from the store to the file), `spilled` (and back), `advice` and `pins`
+//! (what a program may ask for) on top of `quiet` (how its threads own pages),
+//! `admission` (what the memory limit lets it have), `record` (which pages it
 //! touches). `budget`, `resident`, `protecting`,
 //! `threads` and `metrics` are what these stand on; `space` hands out address
 //! space.
@@ -26,6 +26,7 @@ mod copies;
 mod engine;
 mod evict;
 mod gather;
+mod lap;
 mod mappings;
 mod metrics;
 mod overdraft;

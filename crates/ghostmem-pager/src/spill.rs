@@ -13,7 +13,9 @@
 //! ```
 //! In address order, so that what readahead asks for lies together in the
 //! file. The mark in the word, not the slot, proves that a page is what was
-//! written (see [`ghostmem_table::Word::is_marked`]); only this thread marks.
+//! written (see [`ghostmem_table::Word::is_marked`]); only this thread marks, and
+//! a page is in a batch once. A mark that a failed batch left behind proves nothing
+//! wrong: a page that is gathered again is copied and marked anew.
 //!
 //! # The share of the store
 //! ```text
@@ -41,6 +43,7 @@ use ghostmem_table::State;
 
 use crate::engine::Engine;
 use crate::gather::{BATCH_BYTES, BATCH_PAGES, Entry, Gathered, slot_of_stored};
+use crate::lap::Lap;
 use crate::metrics::Counter;
 use crate::overdraft::WAIT;
 
@@ -193,13 +196,8 @@ impl Spill {
 
 /// The spiller's own state.
 pub(crate) struct Spiller {
-    /// The next page to look at: region and page.
-    pub(crate) hand: (usize, usize),
-    /// Where it was at the last ranking, and whether it has begun again since.
-    pub(crate) start: (usize, usize),
-    pub(crate) wrapped: bool,
-    /// The hand has been everywhere since the last ranking.
-    pub(crate) lap_done: bool,
+    /// Where it is on its way through all pages; a ranking begins a new lap.
+    pub(crate) lap: Lap,
     back_off: Duration,
     /// When the file may be tried again, nanoseconds.
     retry_ns: u64,
@@ -364,10 +362,9 @@ impl Engine {
         if wanted == 0 {
             return false;
         }
-        if spiller.lap_done {
+        if spiller.lap.is_done() {
             self.rank(spill, wanted);
-            spiller.lap_done = false;
-            (spiller.start, spiller.wrapped) = (spiller.hand, false);
+            spiller.lap.begin();
         }
         let mut batch = Gathered {
             entries: [Entry::NONE; BATCH_PAGES],
@@ -466,10 +463,7 @@ fn owner_of(entry: &Entry) -> u64 {
 fn run(engine: &Engine) {
     let Some(spill) = &engine.spill else { return };
     let mut spiller = Spiller {
-        hand: (0, 0),
-        start: (0, 0),
-        wrapped: false,
-        lap_done: true,
+        lap: Lap::NONE,
         back_off: BACK_OFF_MIN,
         retry_ns: 0,
     };

@@ -75,6 +75,22 @@ fn a_slot_that_came_back_loses_a_write() {
     rewrite_beside(World::spill_by_slot);
 }
 
+/// Why a page is in a batch once: the mark that its second copy was given makes
+/// the first one look right, and the old bytes win.
+#[test]
+#[should_panic(expected = "a write was lost")]
+fn a_page_twice_in_a_batch_loses_a_write() {
+    rewrite_beside(World::spill_twice_in_a_batch);
+}
+
+/// The mark of a batch that failed is never taken for that of a later one.
+#[test]
+fn rewrite_beside_a_spiller_whose_first_write_failed() {
+    let seen = rewrite_beside(World::spill_after_a_failed_write);
+    assert!(seen.contains(&(Spilled::Touched, Evicted::Sealed)));
+    assert!(seen.contains(&(Spilled::Moved, Evicted::Sealed)));
+}
+
 /// The same on threads of their own.
 #[test]
 fn writer_and_evictor_beside_spiller() {

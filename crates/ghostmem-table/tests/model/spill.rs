@@ -8,7 +8,8 @@
 //!  relocate  load ─ claim ─ copy to another slot ─ free slot ─ release
 //! ```
 //! A relocation in the middle of a spill changes the slot and not the bytes: it
-//! keeps the mark.
+//! keeps the mark. The mark says that the page is as it was when it was marked
+//! last: a batch must not have an older copy of it.
 
 use ghostmem_table::State;
 
@@ -24,6 +25,14 @@ pub(crate) enum Spilled {
     Touched,
     /// It is in the file.
     Moved,
+}
+
+/// A copy of the page in a batch.
+struct Copied {
+    /// Where in the file it is.
+    place: u64,
+    /// The slot it was read from.
+    slot: u64,
 }
 
 /// What tells a spiller that the page is as it was.
@@ -50,24 +59,59 @@ impl World {
         self.spill_trusting(Proof::Slot)
     }
 
+    /// [`World::spill`] with a batch that has the page twice: the walk came by
+    /// again before the batch was written.
+    pub(crate) fn spill_twice_in_a_batch(&self) -> Spilled {
+        let copies = [self.look(), self.look()];
+        let ends = copies
+            .map(|copy| copy.map_or(Spilled::Skipped, |copy| self.swing(&copy, &Proof::Mark)));
+        ends.into_iter().max().unwrap_or(Spilled::Skipped)
+    }
+
+    /// [`World::spill`] after a batch that could not be written, and whose marks
+    /// nobody took back.
+    pub(crate) fn spill_after_a_failed_write(&self) -> Spilled {
+        if let Some(unwritten) = self.look() {
+            self.file.free(unwritten.place);
+        }
+        self.spill()
+    }
+
     fn spill_trusting(&self, proof: Proof) -> Spilled {
+        match self.look() {
+            Some(copy) => self.swing(&copy, &proof),
+            None => Spilled::Skipped,
+        }
+    }
+
+    /// The walk comes by: the page's bytes on their way to the file, the page
+    /// marked. `None` when it is not a stored page.
+    fn look(&self) -> Option<Copied> {
         let word = self.table().load(PAGE);
         if word.state() != State::Stored || word.payload() >= FILE {
-            return Spilled::Skipped;
+            return None;
         }
-        let Some(claim) = self.claim(word) else {
-            return Spilled::Skipped;
-        };
+        let claim = self.claim(word)?;
         let content = self.store.get(word.payload());
         self.release(claim, word.with_marked(true));
         // The write: anything may happen to the page meanwhile.
         let place = self.file.put(content);
+        Some(Copied {
+            place,
+            slot: word.payload(),
+        })
+    }
+
+    /// Points the page to what was written, if it is as it was.
+    fn swing(&self, copy: &Copied, proof: &Proof) -> Spilled {
+        let place = copy.place;
         loop {
             let now = self.table().load(PAGE);
             let same = now.state() == State::Stored
+                && now.payload() < FILE
                 && match proof {
                     Proof::Mark => now.is_marked(),
-                    Proof::Slot => now.payload() == word.payload(),
+                    Proof::Slot => now.payload() == copy.slot,
                 };
             if !same {
                 self.file.free(place);
