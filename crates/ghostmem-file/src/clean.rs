@@ -10,10 +10,12 @@
 //! cannot be read stays where it is, and so does its segment: whoever touches the
 //! page is told.
 
-use ghostmem_os::file::{File, Tether};
+use ghostmem_os::file::{BLOCK_BYTES, File, Tether};
 use ghostmem_os::lineage;
 
+use crate::error::WriteError;
 use crate::seal::KEYS;
+use crate::segments::TRIM_SHARE;
 use crate::slot::{FileSlot, Packed};
 use crate::table::{RECORDS, State, segment_offset};
 use crate::tier::FileTier;
@@ -31,6 +33,16 @@ const SLACK_BYTES_AT_LIMIT: u64 = 2 << 20;
 const KEYS_BUSY: usize = KEYS / 2;
 /// Files from which on segments of ancestors' files are cleaned.
 const FILES_BUSY: usize = crate::files::FILES_MAX / 2;
+
+/// A segment that is to be emptied.
+#[derive(Debug, Clone, Copy)]
+struct Victim {
+    segment: u32,
+    /// For the place of its file or key, whatever room it takes elsewhere.
+    is_for_its_place: bool,
+    /// Its blocks are room again once it is empty.
+    gives_room: bool,
+}
 
 /// What a call of [`FileTier::tidy`] did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -67,7 +79,12 @@ impl FileTier {
         }
         let w = &mut *self.writer.lock();
         self.collect(w);
-        while let Some(victim) = self.thinnest(w) {
+        // A file that nothing was ever written to needs no room to clean.
+        if w.unused > 1 {
+            self.keep_spare(w);
+        }
+        let mut for_places = true;
+        while let Some(victim) = self.thinnest(w, for_places) {
             if report.written_bytes >= budget_bytes || report.segments >= u64::from(w.unused) {
                 report.is_behind = true;
                 break;
@@ -75,11 +92,19 @@ impl FileTier {
             report.segments += 1;
             let written = self.empty_segment(w, victim, moved, &mut report);
             // Pages that are being read stay: another segment is next then.
-            let (left, _) = self.table.live(victim);
-            w.passed_over = if left > 0 { victim } else { 0 };
+            let (left, _) = self.table.live(victim.segment);
+            w.passed_over = if left > 0 { victim.segment } else { 0 };
             self.collect(w);
-            if !written {
-                break;
+            self.keep_spare(w);
+            match written {
+                Ok(()) => {}
+                // What cannot be had for a place may not be needed for room.
+                Err(_) if victim.is_for_its_place => for_places = false,
+                Err(WriteError::NoSpace { .. } | WriteError::LimitReached) => {
+                    w.is_full = true;
+                    break;
+                }
+                Err(_) => break,
             }
         }
         report
@@ -155,9 +180,9 @@ impl FileTier {
     }
 
     /// The segment whose cleaning gains most, if any need be.
-    fn thinnest(&self, w: &Writer) -> Option<u32> {
-        let old_key = self.rarest_key(w);
-        let old_file = self.oldest_file(w);
+    fn thinnest(&self, w: &Writer, for_places: bool) -> Option<Victim> {
+        let many_keys = for_places && self.has_many_keys(w);
+        let many_files = for_places && self.has_many_files(w);
         let file_bytes = self.counters.file_bytes.get() - self.counters.frozen_bytes.get();
         let (records, sealed_bytes) = self.own_live(w);
         let live_bytes = sealed_bytes - records * self.seals.overhead() as u64;
@@ -171,10 +196,12 @@ impl FileTier {
         // ones, cannot be cleaned away.
         let least = sealed_bytes + sealed_bytes * DEAD_SHARE_AT_LIMIT / 100;
         let dense = (live_bytes + live_bytes * share / 100).max(least) + slack;
-        if file_bytes <= dense && old_key.is_none() && old_file.is_none() {
+        let is_thin = file_bytes > dense;
+        if !is_thin && !many_keys && !many_files {
             return None;
         }
         let mut best: Option<(usize, u32)> = None;
+        let mut rarest: Option<(u32, Victim)> = None;
         for segment in 1..w.unused {
             if self.table.state(segment) != State::Sealed || segment == w.passed_over {
                 continue;
@@ -184,18 +211,41 @@ impl FileTier {
                 continue;
             }
             let key = crate::seal::Generation::of(self.table.generation(segment)).key();
-            if old_key == Some(key) || old_file == Some(self.table.file(segment)) {
-                return Some(segment);
+            let file = self.table.file(segment);
+            let gives_room = w.own == Some(file) && !self.is_frozen(w, segment);
+            let is_old_key = many_keys && w.key != Some(key);
+            let is_old_file = many_files && w.own != Some(file);
+            if is_old_key || is_old_file {
+                let key_users = is_old_key.then_some(w.key_users[key]);
+                let file_users = is_old_file.then_some(w.file_users[file]);
+                // The place that the fewest segments are left of is free first.
+                let users = key_users.into_iter().chain(file_users).min().unwrap_or(0);
+                if rarest.is_none_or(|(least, _)| users < least) {
+                    let victim = Victim {
+                        segment,
+                        is_for_its_place: true,
+                        gives_room,
+                    };
+                    rarest = Some((users, victim));
+                }
             }
-            let gains = file_bytes > dense
-                && w.own == Some(self.table.file(segment))
-                && !self.is_frozen(w, segment)
-                && bytes + bytes * DEAD_SHARE_AT_LIMIT as usize / 100 < self.table.blocks(segment);
+            let more = |amount: usize| amount + amount * TRIM_SHARE / 100;
+            let is_used_up = more(records) >= RECORDS;
+            // Written again, it may lie in two segments, each padded to a block. And
+            // one that cannot be cut short has room that no number is left for.
+            let has_dead = more(bytes) + 2 * BLOCK_BYTES < self.table.blocks(segment)
+                && !(is_used_up && w.has_no_holes);
+            let gains = gives_room && is_thin && has_dead;
             if gains && best.is_none_or(|(least, _)| bytes < least) {
                 best = Some((bytes, segment));
             }
         }
-        best.map(|(_, segment)| segment)
+        let best = best.map(|(_, segment)| Victim {
+            segment,
+            is_for_its_place: false,
+            gives_room: true,
+        });
+        rarest.map(|(_, victim)| victim).or(best)
     }
 
     /// Records in the own file, and their bytes.
@@ -216,54 +266,50 @@ impl FileTier {
             })
     }
 
-    /// The old key with the fewest segments, when there are too many keys.
-    fn rarest_key(&self, w: &Writer) -> Option<usize> {
+    /// Whether there are too many old keys.
+    fn has_many_keys(&self, w: &Writer) -> bool {
         let used = |&key: &usize| w.key_users[key] > 0 && w.key != Some(key);
-        if (0..KEYS).filter(used).count() < KEYS_BUSY {
-            return None;
-        }
-        (0..KEYS).filter(used).min_by_key(|&key| w.key_users[key])
+        (0..KEYS).filter(used).count() >= KEYS_BUSY
     }
 
-    /// The ancestor's file with the fewest segments, when there are too many.
-    fn oldest_file(&self, w: &Writer) -> Option<usize> {
+    /// Whether there are too many ancestors' files.
+    fn has_many_files(&self, w: &Writer) -> bool {
         let used = |&file: &usize| w.file_users[file] > 0 && w.own != Some(file);
-        let files = 0..w.file_users.len();
-        if files.clone().filter(used).count() < FILES_BUSY {
-            return None;
-        }
-        files.filter(used).min_by_key(|&file| w.file_users[file])
+        (0..w.file_users.len()).filter(used).count() >= FILES_BUSY
     }
 
-    /// Writes what lives in a segment elsewhere. `false` when nothing can be
-    /// written now.
+    /// Writes what lives in a segment elsewhere, or says why it cannot be written.
     fn empty_segment(
         &self,
         w: &mut Writer,
-        segment: u32,
+        victim: Victim,
         moved: &mut dyn FnMut(u64, FileSlot, FileSlot) -> bool,
         report: &mut TidyReport,
-    ) -> bool {
+    ) -> Result<(), WriteError> {
+        let segment = victim.segment;
+        // Room that does not come back is not cleaning's to take.
+        let stream = if victim.gives_room {
+            Stream::Moved
+        } else {
+            Stream::Fresh
+        };
         let file = self.table.file(segment);
         let start = segment_offset(segment);
         let end = (0..RECORDS as u32)
             .filter_map(|index| self.table.find(FileSlot::new(segment, index)))
             .map(|record| record.start + record.len + self.seals.overhead())
             .max();
-        let Some(end) = end else {
-            return true;
+        let (Some(end), Some(mut buffer)) = (end, w.victim.take()) else {
+            return Ok(());
         };
-        let Some(mut victim) = w.victim.take() else {
-            return false;
-        };
-        let bytes = &mut *victim;
-        let wanted = end.next_multiple_of(ghostmem_os::file::BLOCK_BYTES);
+        let bytes = &mut *buffer;
+        let wanted = end.next_multiple_of(BLOCK_BYTES);
         let got = self.files.read(file, &mut bytes[..wanted], start);
         let Ok(got) = got else {
             self.counters.read_errors.add(1);
             self.table.set_state(segment, State::Damaged);
-            w.victim = Some(victim);
-            return true;
+            w.victim = Some(buffer);
+            return Ok(());
         };
         let mut pages = [(0_u64, FileSlot::from_number(0), FileSlot::from_number(0)); RECORDS];
         let mut count = 0;
@@ -283,7 +329,7 @@ impl FileTier {
                 codec: record.codec,
                 bytes: packed,
             };
-            match self.append(w, Stream::Moved, &page) {
+            match self.append(w, stream, &page) {
                 Ok(to) => {
                     report.written_bytes += record.len as u64;
                     pages[count] = (owner, from, to);
@@ -296,9 +342,9 @@ impl FileTier {
             }
         }
         if result.is_ok() {
-            result = self.flush(w, Stream::Moved);
+            result = self.flush(w, stream);
         }
-        w.victim = Some(victim);
+        w.victim = Some(buffer);
         for &(owner, from, to) in &pages[..count] {
             if result.is_ok() && moved(owner, from, to) {
                 let len = self.table.find(to).map_or(0, |record| record.len);
@@ -314,6 +360,6 @@ impl FileTier {
             self.counters.write_errors.add(1);
             self.collect(w);
         }
-        result.is_ok()
+        result
     }
 }

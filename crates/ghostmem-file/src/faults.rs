@@ -27,4 +27,8 @@ pub trait Faults: Debug + Sync {
     fn write(&self, offset: u64, len: usize) -> Injected;
     /// Before blocks are given back.
     fn punch(&self, offset: u64, len: u64) -> Injected;
+    /// Before blocks are reserved.
+    fn reserve(&self, _offset: u64, _len: u64) -> Injected {
+        Injected::Nothing
+    }
 }

@@ -133,6 +133,15 @@ impl Files {
         }
         self.get(place).punch(offset, len)
     }
+
+    /// Gets blocks for a range that nothing is written to yet.
+    pub(crate) fn reserve(&self, place: usize, offset: u64, len: u64) -> Result<(), OsError> {
+        let injected = self.faults.map(|faults| faults.reserve(offset, len));
+        if let Some(Injected::Errno(errno)) = injected {
+            return Err(OsError::new("fallocate", errno));
+        }
+        self.get(place).reserve(offset, len)
+    }
 }
 
 const fn block_start(offset: u64) -> u64 {

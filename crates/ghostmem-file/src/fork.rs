@@ -16,9 +16,10 @@
 
 use ghostmem_os::file::{File, Tether};
 
+use crate::segments::List;
 use crate::table::State;
 use crate::tier::FileTier;
-use crate::write::{List, Writer};
+use crate::write::Writer;
 
 impl FileTier {
     /// Before fork(2): keeps the background thread's half still. `false` when it is
@@ -91,6 +92,9 @@ impl FileTier {
         // The parent's blocks are no room of ours.
         for segment in 1..w.unused {
             self.table.set_blocks(segment, 0);
+        }
+        if let Some(spare) = w.spare.take() {
+            self.retire_segment(&mut w.cold, spare);
         }
         let lists: [fn(&mut Writer) -> &mut List; 2] = [|w| &mut w.warm, |w| &mut w.frozen];
         for list in lists {

@@ -68,6 +68,8 @@ mod options;
 mod read;
 #[cfg(not(windows))]
 mod seal;
+#[cfg(not(windows))]
+mod segments;
 mod slot;
 #[cfg(not(windows))]
 mod stats;

@@ -18,19 +18,13 @@ use ghostmem_os::{OsError, lineage, random};
 use crate::PAYLOAD_BYTES_MAX;
 use crate::error::WriteError;
 use crate::seal::{Generation, KEYS, OWNER_BYTES};
+use crate::segments::{List, ROOM_BYTES_MIN};
 use crate::slot::{FileSlot, Packed};
 use crate::table::{RECORDS, Record, SEGMENT_BYTES, State, segment_offset};
 use crate::tier::FileTier;
 
-/// Segments without a record whose blocks are kept for the next ones.
-const WARM_MAX: usize = 3;
-/// Of these, kept for cleaning, which must be able to go on when the disk is full.
-const WARM_RESERVE: usize = 1;
-/// Bytes under the limit that only cleaning may use.
-const CLEANING_RESERVE_BYTES: u64 = 2 * SEGMENT_BYTES as u64;
-/// The file's length grows in steps of this: a direct write beyond a file's end
-/// keeps readers waiting in ext4, one into a hole does not.
-const GROWTH_BYTES: u64 = 64 << 20;
+/// Bytes under the limit that only cleaning may use: for its next spare segment.
+const CLEANING_RESERVE_BYTES: u64 = SEGMENT_BYTES as u64;
 /// The staging buffer and the one that segments are cleaned in.
 pub(crate) const BUFFER_BYTES: usize = 2 * SEGMENT_BYTES;
 /// Forks whose children may still read at once, before newer ones are counted as
@@ -50,6 +44,8 @@ pub(crate) enum Stream {
 #[derive(Debug, Clone, Copy)]
 struct Open {
     segment: u32,
+    /// Bytes it may take, whole blocks.
+    room: usize,
     /// Bytes on the disk, whole blocks.
     written: usize,
     /// Bytes in the staging buffer.
@@ -58,17 +54,10 @@ struct Open {
     records: usize,
 }
 
-/// A list of segments, linked through their rows.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct List {
-    first: u32,
-    pub(crate) len: usize,
-}
-
 /// What only the background thread needs, behind one lock that nobody waits for.
 #[derive(Debug)]
 pub(crate) struct Writer {
-    staging: Buffer,
+    pub(crate) staging: Buffer,
     /// Absent only while a segment is being cleaned.
     pub(crate) victim: Option<Buffer>,
     open: [Option<Open>; 2],
@@ -77,7 +66,9 @@ pub(crate) struct Writer {
     /// The tier's name is this process's to remove.
     pub(crate) removes_name: bool,
     /// Length the own file was grown to.
-    grown_bytes: u64,
+    pub(crate) grown_bytes: u64,
+    /// The segment that only cleaning may fill, its blocks reserved.
+    pub(crate) spare: Option<u32>,
     /// Segments without records: with blocks, and without.
     pub(crate) warm: List,
     pub(crate) cold: List,
@@ -86,7 +77,7 @@ pub(crate) struct Writer {
     /// The first segment never used.
     pub(crate) unused: u32,
     /// Segments a write failed in: not used again while there are others.
-    bad: List,
+    pub(crate) bad: List,
     /// The key that new segments are sealed with.
     pub(crate) key: Option<usize>,
     /// The next filling under that key, and where there must be a new one.
@@ -100,6 +91,8 @@ pub(crate) struct Writer {
     pub(crate) passed_over: u32,
     /// The last batch found no room: cleaning makes what it can.
     pub(crate) is_full: bool,
+    /// Holes cannot be punched: the last try failed.
+    pub(crate) has_no_holes: bool,
     /// Forks so far.
     pub(crate) forks: u64,
     /// Forks whose children may still read this process's file.
@@ -119,6 +112,7 @@ impl Writer {
             own: None,
             removes_name: true,
             grown_bytes: 0,
+            spare: None,
             warm: List::default(),
             cold: List::default(),
             frozen: List::default(),
@@ -131,6 +125,7 @@ impl Writer {
             file_users: [0; crate::files::FILES_MAX],
             passed_over: 0,
             is_full: false,
+            has_no_holes: false,
             forks: 0,
             watches: [None; WATCHES_MAX],
             tethers: [None; crate::files::FILES_MAX],
@@ -221,11 +216,11 @@ impl FileTier {
     ) -> Result<FileSlot, WriteError> {
         let stored = page.bytes.len() + self.seals.overhead();
         let is_full = |open: &Open| {
-            open.records == RECORDS || open.written + open.staged + stored > SEGMENT_BYTES
+            open.records == RECORDS || open.written + open.staged + stored > open.room
         };
         if w.open[stream as usize].as_ref().is_some_and(is_full) {
             self.flush(w, stream)?;
-            self.finish(w, stream);
+            self.finish_and_trim(w, stream);
         }
         let mut open = match w.open[stream as usize] {
             Some(open) => open,
@@ -286,24 +281,17 @@ impl FileTier {
         let offset = segment_offset(open.segment) + open.written as u64;
         let written = self.files.write(file, &w.staging[..len], offset);
         if let Err(error) = written {
-            // What was allocated before it failed is not known.
-            if grows > 0 && self.files.punch(file, offset, len as u64).is_ok() {
-                self.counters.file_bytes.sub(
-                    self.table.blocks(open.segment)
-                        - open.written.min(self.table.blocks(open.segment)),
-                );
-                self.table.set_blocks(open.segment, open.written);
-            } else if grows > 0 {
-                self.counters.file_bytes.add(grows);
-                self.table.set_blocks(open.segment, end);
-            }
             let error = match error.errno {
                 libc::ENOSPC | libc::EDQUOT | libc::EFBIG => {
                     WriteError::NoSpace { errno: error.errno }
                 }
                 errno => WriteError::Io { errno },
             };
-            self.abandon(w, stream, matches!(error, WriteError::Io { .. }));
+            let is_bad = matches!(error, WriteError::Io { .. });
+            if grows > 0 || !is_bad {
+                self.forget_blocks(w, open.segment, open.written, end, is_bad);
+            }
+            self.abandon(w, stream, is_bad);
             return Err(error);
         }
         self.counters.bytes_written.add(len);
@@ -314,8 +302,8 @@ impl FileTier {
         open.written = end;
         open.staged = 0;
         w.open[stream as usize] = Some(open);
-        if SEGMENT_BYTES - end < BLOCK_BYTES || open.records == RECORDS {
-            self.finish(w, stream);
+        if open.room - end < BLOCK_BYTES || open.records == RECORDS {
+            self.finish_and_trim(w, stream);
         }
         Ok(())
     }
@@ -324,23 +312,27 @@ impl FileTier {
     fn begin(&self, w: &mut Writer, stream: Stream) -> Result<Open, WriteError> {
         let own = self.own_file(w)?;
         let key = self.key(w)?;
+        if stream == Stream::Fresh {
+            self.keep_spare(w);
+        }
         let segment = self.take_segment(w, stream).ok_or(WriteError::Full)?;
         let generation = Generation::new(w.filling, key);
         w.filling += 1;
         w.key_users[key] += 1;
         w.file_users[own] += 1;
-        let end = segment_offset(segment) + SEGMENT_BYTES as u64;
-        if end > w.grown_bytes {
-            let file = self.files.get(own);
-            let steps = [end.next_multiple_of(GROWTH_BYTES), end];
-            // Where the file must not be as long, writing it says so.
-            if let Some(&len) = steps.iter().find(|&&len| file.set_len(len).is_ok()) {
-                w.grown_bytes = len;
-            }
-        }
+        // Where the file must not be as long, writing it says so.
+        let _as_long = self.grow(w, own, segment);
         self.table.open(segment, generation.bits(), own, w.forks);
+        let blocks = self.table.blocks(segment);
         let open = Open {
             segment,
+            // What is moved goes where blocks are, and nowhere else: the disk may
+            // have no other. Crumbs are not worth it.
+            room: if stream == Stream::Moved && blocks >= ROOM_BYTES_MIN {
+                blocks
+            } else {
+                SEGMENT_BYTES
+            },
             written: 0,
             staged: 0,
             records: 0,
@@ -357,6 +349,14 @@ impl FileTier {
         debug_assert_eq!(open.staged, 0, "what is staged is written first");
         self.table.set_state(open.segment, State::Sealed);
         self.table.let_go(open.segment);
+    }
+
+    /// The same, and what it takes of the disk beyond what it needs goes back.
+    fn finish_and_trim(&self, w: &mut Writer, stream: Stream) {
+        if let Some(open) = w.open[stream as usize] {
+            self.trim(w, open.segment, open.written);
+        }
+        self.finish(w, stream);
     }
 
     /// Gives a stream's segment up, with what is staged in it.
@@ -425,80 +425,5 @@ impl FileTier {
         {
             self.seals.drop_key(key);
         }
-    }
-
-    /// A segment without records.
-    fn take_segment(&self, w: &mut Writer, stream: Stream) -> Option<u32> {
-        let keeps = match stream {
-            Stream::Fresh => WARM_RESERVE,
-            Stream::Moved => 0,
-        };
-        if w.warm.len > keeps
-            && let Some(segment) = self.pop(&mut w.warm)
-        {
-            return Some(segment);
-        }
-        let segment = if let Some(segment) = self.pop(&mut w.cold) {
-            Some(segment)
-        } else if w.unused < self.table.segments() {
-            w.unused += 1;
-            Some(w.unused - 1)
-        } else {
-            self.pop(&mut w.bad)
-        };
-        if segment.is_some() {
-            self.counters.rows.add(1);
-            return segment;
-        }
-        self.pop(&mut w.warm)
-    }
-
-    fn pop(&self, list: &mut List) -> Option<u32> {
-        let segment = list.first;
-        if segment == 0 {
-            return None;
-        }
-        list.first = self.table.next(segment);
-        list.len -= 1;
-        Some(segment)
-    }
-
-    pub(crate) fn push(&self, list: &mut List, segment: u32) {
-        self.table.set_next(segment, list.first);
-        list.first = segment;
-        list.len += 1;
-    }
-
-    /// Takes a list whole: its first segment, 0 for none.
-    pub(crate) fn take_list(list: &mut List) -> u32 {
-        core::mem::take(list).first
-    }
-
-    /// Puts a segment that nobody reads any more where it can be used again.
-    pub(crate) fn free_segment(&self, w: &mut Writer, segment: u32, is_bad: bool) {
-        self.table.set_state(segment, State::Free);
-        let blocks = self.table.blocks(segment);
-        let own = w.own.unwrap_or(0);
-        if !is_bad && blocks > 0 && w.warm.len < WARM_MAX {
-            return self.push(&mut w.warm, segment);
-        }
-        let offset = segment_offset(segment);
-        if blocks > 0 {
-            if self.files.punch(own, offset, SEGMENT_BYTES as u64).is_err() {
-                // A file system that cannot: the blocks serve the next filling.
-                return self.push(&mut w.warm, segment);
-            }
-            self.counters.file_bytes.sub(blocks);
-            self.table.set_blocks(segment, 0);
-        }
-        let list = if is_bad { &mut w.bad } else { &mut w.cold };
-        self.retire_segment(list, segment);
-    }
-
-    /// Puts a segment without blocks into a list, without memory for its entries.
-    pub(crate) fn retire_segment(&self, list: &mut List, segment: u32) {
-        self.table.forget_entries(segment);
-        self.counters.rows.sub(1);
-        self.push(list, segment);
     }
 }

@@ -104,6 +104,39 @@ fn fill_and_go_on(pair: &mut Pair, expected: impl Fn(WriteError) -> bool) -> usi
     refused
 }
 
+/// With all of the disk taken, by another file to its last block, what is dead in
+/// this one is made room of all the same.
+fn clean_without_a_free_block(pair: &mut Pair, dir: &Path) {
+    let mut next = 0;
+    loop {
+        let batch: Vec<(u64, usize, u8)> = (next..next + 250).map(|at| (at, 3900, 1)).collect();
+        match pair.write(&batch) {
+            Ok(()) => next += 250,
+            Err(error) => {
+                assert!(is_disk_full(error), "{error:?}");
+                break;
+            }
+        }
+    }
+    let rest = dir.join("rest");
+    let mut other = std::fs::File::create(&rest).unwrap();
+    for len in [1 << 20, 1 << 12] {
+        while std::io::Write::write_all(&mut other, &vec![1; len]).is_ok() {}
+        other.sync_all().unwrap();
+    }
+    let gone: Vec<u64> = pair.pages.keys().copied().filter(|at| at % 3 > 0).collect();
+    gone.into_iter().for_each(|owner| pair.remove(owner));
+    let before = pair.tier.stats();
+    let moved = |pair: &Pair| pair.tier.stats().pages_moved - before.pages_moved;
+    while pair.tidy(1 << 20).is_behind {}
+    pair.check_all();
+    let live = before.slots;
+    assert!(2 * moved(pair) > live, "{} of {live} moved", moved(pair));
+    std::fs::remove_file(rest).unwrap();
+    pair.write(&[(0, 4000, 1)]).unwrap();
+    pair.check_all();
+}
+
 /// The error of a write that a full disk refused.
 fn is_disk_full(error: WriteError) -> bool {
     matches!(
@@ -133,6 +166,9 @@ fn a_full_file_system() {
             pair.write(&[(1, 4096, 1); 1]).unwrap();
             pair.check_all();
         }
+        let mut pair = Pair::new(FileTier::open(&Options::unnamed(&dir)).unwrap());
+        clean_without_a_free_block(&mut pair, &dir);
+        drop(pair);
         // Not even the header fits.
         std::fs::write(dir.join("rest"), vec![1; 13 << 20]).unwrap_err();
         let error = FileTier::open(&Options::unnamed(&dir))
@@ -181,6 +217,9 @@ fn a_full_disk() {
             let mut pair = Pair::new(FileTier::open(&options).unwrap());
             let refused = fill_and_go_on(&mut pair, is_disk_full);
             assert!(refused > 10, "{refused} refusals");
+            drop(pair);
+            let mut pair = Pair::new(FileTier::open(&options).unwrap());
+            clean_without_a_free_block(&mut pair, &dir);
         }
     });
     run(&format!(

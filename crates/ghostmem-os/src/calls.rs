@@ -79,7 +79,16 @@ pub(crate) fn write_at(fd: i32, data: &[u8], offset: u64) -> isize {
 
 /// Gives the blocks of a range back, fallocate(2) with `FALLOC_FL_PUNCH_HOLE`.
 pub(crate) fn punch(fd: i32, offset: u64, len: u64) -> isize {
-    let mode = libc::c_long::from(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE);
+    fallocate(fd, libc::FALLOC_FL_PUNCH_HOLE, offset, len)
+}
+
+/// Gets blocks for a range, fallocate(2). The file's length stays.
+pub(crate) fn reserve(fd: i32, offset: u64, len: u64) -> isize {
+    fallocate(fd, 0, offset, len)
+}
+
+fn fallocate(fd: i32, mode: i32, offset: u64, len: u64) -> isize {
+    let mode = libc::c_long::from(mode | libc::FALLOC_FL_KEEP_SIZE);
     let fd = libc::c_long::from(fd);
     // SAFETY: no memory of the process is involved.
     patiently(|| unsafe { libc::syscall(libc::SYS_fallocate, fd, mode, offset, len) })

@@ -247,6 +247,17 @@ impl File {
         )
     }
 
+    /// Gets blocks for a range, so that writing it finds no disk full; what is
+    /// written there stays, and so does the file's length (fallocate(2)). A file
+    /// system that copies what it writes may want new blocks all the same.
+    ///
+    /// # Errors
+    /// `ENOSPC` and its like where there are not as many, and part of the range may
+    /// have got some; `EOPNOTSUPP` where the file system cannot; its other refusals.
+    pub fn reserve(self, offset: u64, len: u64) -> Result<(), OsError> {
+        done("fallocate", calls::reserve(self.0, offset, len) as i32)
+    }
+
     /// Makes the file `len` bytes long; what is new has no blocks and reads as
     /// zeros.
     ///
@@ -416,6 +427,10 @@ mod tests {
         assert_eq!(status.len_bytes, 4 * BLOCK_BYTES as u64);
         file.punch(0, status.len_bytes).unwrap();
         assert_eq!(file.status().unwrap().block_bytes, 0);
+        file.reserve(0, 2 * status.len_bytes).unwrap();
+        let reserved = file.status().unwrap();
+        assert_eq!(reserved.block_bytes, 2 * status.len_bytes);
+        assert_eq!(reserved.len_bytes, status.len_bytes);
         file.close();
         assert_eq!(file.read_at(&mut back, 0).unwrap_err().errno, libc::EBADF);
     }
