@@ -17,7 +17,7 @@ use crate::error::WriteError;
 use crate::seal::KEYS;
 use crate::segments::TRIM_SHARE;
 use crate::slot::{FileSlot, Packed};
-use crate::table::{RECORDS, State, segment_offset};
+use crate::table::{RECORDS, SEGMENT_BYTES, State, segment_offset};
 use crate::tier::FileTier;
 use crate::write::{Stream, Writer};
 
@@ -197,7 +197,7 @@ impl FileTier {
         let least = sealed_bytes + sealed_bytes * DEAD_SHARE_AT_LIMIT / 100;
         let dense = (live_bytes + live_bytes * share / 100).max(least) + slack;
         let is_thin = file_bytes > dense;
-        if !is_thin && !many_keys && !many_files {
+        if !is_thin && !w.is_out_of_numbers && !many_keys && !many_files {
             return None;
         }
         let mut best: Option<(usize, u32)> = None;
@@ -235,7 +235,8 @@ impl FileTier {
             // one that cannot be cut short has room that no number is left for.
             let has_dead = more(bytes) + 2 * BLOCK_BYTES < self.table.blocks(segment)
                 && !(is_used_up && w.has_no_holes);
-            let gains = gives_room && is_thin && has_dead;
+            let has_numbers = !is_used_up && more(bytes) < SEGMENT_BYTES;
+            let gains = gives_room && (is_thin && has_dead || w.is_out_of_numbers && has_numbers);
             if gains && best.is_none_or(|(least, _)| bytes < least) {
                 best = Some((bytes, segment));
             }

@@ -91,6 +91,8 @@ pub(crate) struct Writer {
     pub(crate) passed_over: u32,
     /// The last batch found no room: cleaning makes what it can.
     pub(crate) is_full: bool,
+    /// The last batch found no number for a segment, or no place for a file.
+    pub(crate) is_out_of_numbers: bool,
     /// Holes cannot be punched: the last try failed.
     pub(crate) has_no_holes: bool,
     /// Forks so far.
@@ -125,6 +127,7 @@ impl Writer {
             file_users: [0; crate::files::FILES_MAX],
             passed_over: 0,
             is_full: false,
+            is_out_of_numbers: false,
             has_no_holes: false,
             forks: 0,
             watches: [None; WATCHES_MAX],
@@ -171,6 +174,7 @@ impl FileTier {
             result,
             Err(WriteError::NoSpace { .. } | WriteError::LimitReached)
         );
+        w.is_out_of_numbers = matches!(result, Err(WriteError::Full));
         match result {
             Ok(()) => self.counters.pages_written.add(pages.len()),
             Err(_) => {

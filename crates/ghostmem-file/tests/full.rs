@@ -1,4 +1,5 @@
-//! A disk with not one block left: cleaning goes on all the same, and makes room.
+//! A disk with not one block left, and numbers for segments that run out. Cleaning
+//! goes on all the same, and makes room.
 //!
 //! The disk is a made-up one that counts blocks, so that each of its kinds can be had
 //! anywhere: with holes or without, with reservations or without, and with somebody
@@ -390,5 +391,30 @@ fn a_limit_is_kept_and_cleaned_under_to_the_last_byte() {
             assert!(blocks + BLOCK <= limit, "{blocks} of {limit} on {kind:?}");
             pair.check_all();
         }
+    }
+}
+
+/// Tiny records use numbers up before space: cleaning makes numbers.
+#[test]
+fn numbers_are_made_free_when_they_run_out() {
+    let options = Options::unnamed(std::env::temp_dir()).limit_bytes(8 * MIB);
+    let mut pair = Pair::new(FileTier::open(&options).unwrap());
+    let mut next = 0;
+    for round in 0..3 {
+        let mut batches = 0;
+        loop {
+            let pages: Vec<(u64, usize, u8)> =
+                (next..next + 1000).map(|page| (page, 10, 1)).collect();
+            match pair.write(&pages) {
+                Ok(()) => next += 1000,
+                Err(WriteError::Full) => break,
+                Err(other) => panic!("{other}"),
+            }
+            batches += 1;
+        }
+        assert!(batches > 40, "{batches} batches in round {round}");
+        keep_one_in(&mut pair, 3 + round);
+        clean(&mut pair);
+        pair.check_all();
     }
 }
