@@ -32,7 +32,7 @@ const SLACK_BYTES_AT_LIMIT: u64 = 2 << 20;
 /// Keys in use from which on segments with old ones are cleaned.
 const KEYS_BUSY: usize = KEYS / 2;
 /// Files from which on segments of ancestors' files are cleaned.
-const FILES_BUSY: usize = crate::files::FILES_MAX / 2;
+const FILES_BUSY: usize = 8;
 
 /// A segment that is to be emptied.
 #[derive(Debug, Clone, Copy)]
@@ -90,7 +90,9 @@ impl FileTier {
                 break;
             }
             report.segments += 1;
+            w.is_cleaning = true;
             let written = self.empty_segment(w, victim, moved, &mut report);
+            w.is_cleaning = false;
             // Pages that are being read stay: another segment is next then.
             let (left, _) = self.table.live(victim.segment);
             w.passed_over = if left > 0 { victim.segment } else { 0 };

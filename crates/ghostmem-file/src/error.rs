@@ -147,7 +147,9 @@ pub enum WriteError {
         /// The error.
         errno: i32,
     },
-    /// No slot is free: the file holds as many pages as it can name.
+    /// No slot is free: the file holds as many pages as it can name, or a child of
+    /// many generations still reads as many of its ancestors' files as it can. `tidy`
+    /// makes room for either.
     Full,
     /// A new key, needed now, cannot be had: no random bytes, or all places for keys
     /// hold keys of pages that are still alive. `tidy` frees them.

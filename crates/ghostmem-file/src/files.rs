@@ -22,8 +22,12 @@ use ghostmem_os::file::{BLOCK_BYTES, File};
 
 use crate::faults::{Faults, Injected};
 
-/// Files that can be open at once: one's own and 15 generations before.
-pub(crate) const FILES_MAX: usize = 16;
+/// Files that can be open at once: one's own and those of the generations before.
+pub(crate) const FILES_MAX: usize = 64;
+/// The same for a process that is to write new pages. The other places are for those
+/// that only bring an ancestor's pages into a file of their own, for which they need
+/// one: with every place taken nothing could be moved, nor a place be had, any more.
+pub(crate) const FILES_TO_WRITE: usize = 48;
 
 /// No file.
 const NONE: i32 = -1;
@@ -51,6 +55,11 @@ impl Files {
         self.direct[place].store(direct, Ordering::Relaxed);
         self.places[place].store(file.number(), Ordering::Release);
         Some(place)
+    }
+
+    /// Files open now.
+    pub(crate) fn count(&self) -> usize {
+        (0..FILES_MAX).filter(|&place| self.has(place)).count()
     }
 
     pub(crate) fn has(&self, place: usize) -> bool {

@@ -17,6 +17,7 @@ use ghostmem_os::{OsError, lineage, random};
 
 use crate::PAYLOAD_BYTES_MAX;
 use crate::error::WriteError;
+use crate::files::FILES_TO_WRITE;
 use crate::seal::{Generation, KEYS, OWNER_BYTES};
 use crate::segments::{List, ROOM_BYTES_MIN};
 use crate::slot::{FileSlot, Packed};
@@ -27,6 +28,8 @@ use crate::tier::FileTier;
 const CLEANING_RESERVE_BYTES: u64 = SEGMENT_BYTES as u64;
 /// The staging buffer and the one that segments are cleaned in.
 pub(crate) const BUFFER_BYTES: usize = 2 * SEGMENT_BYTES;
+/// Keys that only cleaning may take.
+const KEYS_TO_CLEAN: usize = KEYS / 4;
 /// Forks whose children may still read at once, before newer ones are counted as
 /// one that never ends.
 pub(crate) const WATCHES_MAX: usize = 16;
@@ -95,6 +98,8 @@ pub(crate) struct Writer {
     pub(crate) is_out_of_numbers: bool,
     /// Holes cannot be punched: the last try failed.
     pub(crate) has_no_holes: bool,
+    /// A segment is being cleaned, for which the last key and file are kept.
+    pub(crate) is_cleaning: bool,
     /// Forks so far.
     pub(crate) forks: u64,
     /// Forks whose children may still read this process's file.
@@ -129,6 +134,7 @@ impl Writer {
             is_full: false,
             is_out_of_numbers: false,
             has_no_holes: false,
+            is_cleaning: false,
             forks: 0,
             watches: [None; WATCHES_MAX],
             tethers: [None; crate::files::FILES_MAX],
@@ -392,6 +398,9 @@ impl FileTier {
             libc::ENOSPC | libc::EDQUOT => WriteError::NoSpace { errno: error.errno },
             errno => WriteError::Io { errno },
         };
+        if !w.is_cleaning && self.files.count() >= FILES_TO_WRITE {
+            return Err(WriteError::Full);
+        }
         let (file, direct) = self.place.open_unnamed().map_err(failed)?;
         let Some(own) = self.files.add(file, direct) else {
             file.close();
@@ -406,6 +415,11 @@ impl FileTier {
     fn key(&self, w: &mut Writer) -> Result<usize, WriteError> {
         if !self.seals.is_encrypting() {
             return Ok(0);
+        }
+        // The last keys are for cleaning, which frees others.
+        let is_free = |&key: &usize| w.key_users[key] == 0 && w.key != Some(key);
+        if !w.is_cleaning && (0..KEYS).filter(is_free).count() < KEYS_TO_CLEAN {
+            return Err(WriteError::NoKey);
         }
         if let Some(key) = w.key.filter(|_| w.filling < w.fillings_max) {
             return Ok(key);

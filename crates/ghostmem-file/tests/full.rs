@@ -1,5 +1,5 @@
-//! A disk with not one block left, and numbers for segments that run out. Cleaning
-//! goes on all the same, and makes room.
+//! A disk with not one block left, and what else runs out: numbers for segments,
+//! places for ancestors' files. Cleaning goes on all the same, and makes room.
 //!
 //! The disk is a made-up one that counts blocks, so that each of its kinds can be had
 //! anywhere: with holes or without, with reservations or without, and with somebody
@@ -417,4 +417,29 @@ fn numbers_are_made_free_when_they_run_out() {
         clean(&mut pair);
         pair.check_all();
     }
+}
+
+/// Each generation writes a page, is forked at once, and never has the time to
+/// tidy. In one process: what a child does after its fork is all there is to it.
+#[test]
+fn generations_without_rest_can_write_and_tidy_again() {
+    let mut pair = Pair::new(FileTier::open(&Options::unnamed(std::env::temp_dir())).unwrap());
+    let mut written = 0;
+    for generation in 0..60 {
+        match pair.write(&[(generation, 4000, 1)]) {
+            Ok(()) => written += 1,
+            Err(WriteError::Full | WriteError::NoKey) => {}
+            Err(other) => panic!("generation {generation}: {other}"),
+        }
+        pair.check_all();
+        assert!(pair.tier.try_before_fork());
+        pair.tier.after_fork_in_child();
+    }
+    assert!(written > 40, "{written} generations could write");
+    // The last one has the time.
+    clean(&mut pair);
+    pair.check_all();
+    pair.write(&[(1000, 4000, 1)]).unwrap();
+    pair.check_all();
+    assert_eq!(pair.pages.len(), written + 1);
 }
