@@ -57,8 +57,11 @@ impl Kept {
 
 /// Keeps other threads out of a claimed page until its frame is gone; `false` when
 /// the kernel refuses, and they are not.
-fn close(region: &Region, page: usize, gone: Option<(usize, usize)>) -> bool {
-    if !region.mapped.protects_from_loads() || region.mapped.protect(page, 1).is_ok() {
+fn close(engine: &Engine, region: &Region, page: usize, gone: Option<(usize, usize)>) -> bool {
+    if !region.mapped.protects_from_loads()
+        || region.mapped.protect(page, 1).is_ok()
+        || engine.close_around(region, page)
+    {
         return true;
     }
     // Locked memory takes no guard markers.
@@ -197,11 +200,13 @@ impl Engine {
             let mut refused = Ok(());
             let verdict = Waits::through(|waits| {
                 let fault = Fault { waits, ..fault };
-                self.quietly(fault, |engine, fault, scratch| engine.on_fault(&fault, scratch))
-                    .unwrap_or_else(|error| {
-                        refused = Err(error);
-                        Verdict::Retry
-                    })
+                self.quietly(fault, |engine, fault, scratch| {
+                    engine.on_fault(&fault, scratch)
+                })
+                .unwrap_or_else(|error| {
+                    refused = Err(error);
+                    Verdict::Retry
+                })
             });
             refused?;
             match verdict {
@@ -313,7 +318,7 @@ impl Engine {
                         continue;
                     };
                     if claim.before().state() == State::Resident {
-                        if !close(region, page, stretch.gone) {
+                        if !close(self, region, page, stretch.gone) {
                             if stretch.gone.is_none() || !self.backend.splits_mappings() {
                                 let before = claim.before();
                                 self.release(region, claim, before);

@@ -322,7 +322,8 @@ impl Engine {
             let Some(page) = claim.as_ref().map(EvictClaim::page) else {
                 continue;
             };
-            if region.mapped.protect(page, 1).is_ok() || self.close_around(region, page) {
+            if region.mapped.protect(page, 1).is_ok() || self.close_around_from_inside(region, page)
+            {
                 continue;
             }
             if let Some(claim) = claim.take() {

@@ -9,8 +9,9 @@
 //!
 //! Closing needs no claim. A page that another thread opens at the same moment is
 //! closed under it at worst, and its thread faults once more. One that is being
-//! pinned is opened again: the pin waits for all who are inside the gate, as those
-//! who close are. Async-signal-safe throughout.
+//! pinned is opened again: a pin waits for all who protect pages of its region, and
+//! who closes some says so before it looks for pins (`protecting`). Async-signal-safe
+//! throughout.
 
 use core::sync::atomic::Ordering;
 
@@ -51,7 +52,10 @@ impl Engine {
     ) -> Result<T, OsError> {
         for _ in 0..ATTEMPTS {
             match call() {
-                Err(error) if is_full(&error) && self.close_some() > 0 => {}
+                Err(error)
+                    if is_full(&error)
+                        && self.backend.splits_mappings()
+                        && self.close_some() > 0 => {}
                 other => return other,
             }
         }
@@ -73,8 +77,16 @@ impl Engine {
     }
 
     /// Closes a page that the kernel does not close by itself, as the run around
-    /// it would be split, with all of that run; `false` when that fails too.
+    /// it would be split, with all of that run; `false` when that fails too. The
+    /// caller is inside the gate.
     pub(crate) fn close_around(&self, region: &Region, page: usize) -> bool {
+        let _protecting = region.protecting.enter();
+        self.close_around_from_inside(region, page)
+    }
+
+    /// As [`Engine::close_around`], for a caller that is inside
+    /// `region.protecting`.
+    pub(crate) fn close_around_from_inside(&self, region: &Region, page: usize) -> bool {
         if !self.backend.splits_mappings() {
             return false;
         }
@@ -138,6 +150,8 @@ impl Engine {
         // Runs that are closed in one call, from the start of the first to the end
         // of the last, and their pages: what lies between is closed already.
         let mut range: Option<(usize, usize, usize)> = None;
+        // Before the first look for a pin, until the last page is closed.
+        let _protecting = region.protecting.enter();
         let mut next = region.resident.next(from);
         while let Some(start) = next {
             let mut end = start;

@@ -50,6 +50,13 @@ impl Engine {
         region
             .mapped
             .unprotect(first, end - first)
+            .or_else(|_| {
+                // Where mappings have run out, others are closed for it.
+                let range = (first, end - first);
+                self.quietly_in(region, range, |engine, region, (first, pages), _| {
+                    engine.unprotect(region, first, pages)
+                })?
+            })
             .inspect_err(|_| self.unpin_pages(region, first, end))
     }
 
@@ -109,7 +116,7 @@ impl Engine {
                 })
                 .map_err(|_| TOO_MANY)?;
         }
-        if let Err(error) = region.mapped.unprotect(page, 1) {
+        if let Err(error) = self.unprotect(region, page, 1) {
             if first {
                 self.pinned_pages.fetch_sub(1, Ordering::AcqRel);
             }
