@@ -6,7 +6,7 @@
 
 use core::sync::atomic::{Ordering, fence};
 
-use ghostmem_fault::{AccessKind, Batch, Fault, FaultSink, Verdict, Waits};
+use ghostmem_fault::{AccessKind, Batch, Fault, Verdict, Waits};
 use ghostmem_os::{OsError, PAGE_SIZE, clock, thread};
 use ghostmem_policy::Heat;
 use ghostmem_table::{Claim, State, Word};
@@ -201,7 +201,7 @@ impl Engine {
             let verdict = Waits::through(|waits| {
                 let fault = Fault { waits, ..fault };
                 self.quietly(fault, |engine, fault, scratch| {
-                    engine.on_fault(&fault, scratch)
+                    engine.serve(&fault, scratch)
                 })
                 .unwrap_or_else(|error| {
                     refused = Err(error);

@@ -11,7 +11,7 @@ use ghostmem_fault::{
 use ghostmem_os::lock::Lock;
 use ghostmem_os::map::{Access, MapArc, Reservation};
 use ghostmem_os::thread::EngineThread;
-use ghostmem_os::{OsError, PAGE_SIZE, clock, machine};
+use ghostmem_os::{OsError, PAGE_SIZE, machine};
 use ghostmem_policy::EpochClock;
 use ghostmem_store::SlabStore;
 use ghostmem_table::State;
@@ -416,16 +416,7 @@ impl Engine {
 
 impl FaultSink for Engine {
     fn on_fault(&self, fault: &Fault, scratch: &mut Scratch) -> Verdict {
-        let start = match fault.waits.since_ns {
-            0 => clock::now_ns(),
-            since => since,
-        };
-        let verdict = self.resolve(fault, scratch);
-        if verdict == Verdict::Resolved {
-            self.metrics.record_latency(clock::now_ns() - start);
-            self.note_touch(fault);
-        }
-        verdict
+        self.serve(fault, scratch)
     }
 
     fn try_before_fork(&self) -> bool {

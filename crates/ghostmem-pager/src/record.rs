@@ -148,7 +148,7 @@ impl Drop for Recording {
     }
 }
 
-/// The writing side, for [`Engine::record`].
+/// The writing side, for [`crate::Engine::record`].
 #[derive(Debug)]
 pub struct Recorder {
     words: MapArc<SharedWords>,

@@ -37,6 +37,20 @@ enum Source {
 }
 
 impl Engine {
+    /// Resolves a fault, and counts the time that takes.
+    pub(crate) fn serve(&self, fault: &Fault, scratch: &mut Scratch) -> Verdict {
+        let start = match fault.waits.since_ns {
+            0 => clock::now_ns(),
+            since => since,
+        };
+        let verdict = self.resolve(fault, scratch);
+        if verdict == Verdict::Resolved {
+            self.metrics.record_latency(clock::now_ns() - start);
+            self.note_touch(fault);
+        }
+        verdict
+    }
+
     pub(crate) fn resolve(&self, fault: &Fault, scratch: &mut Scratch) -> Verdict {
         let Some(region) = self.region(fault.region as usize) else {
             return Verdict::Refused;
