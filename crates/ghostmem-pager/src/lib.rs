@@ -1,15 +1,18 @@
 //! A page's whole story.
 //!
-//! Read in this order: [`engine`](Engine) (what a heap is made of), `resolve`
-//! (a fault, from the touch to the page in place), `evict` (reclaim: from a
-//! cold page to a slot), `copies` (the slots that clean pages keep), `worker` (what
-//! runs in the background), `tidy` (keeping the store dense), `lap`, `gather` and
-//! `spill` (from the store to the file), `spilled` (and back), `advice` and `pins`
-//! (what a program may ask for) on top of `quiet` (how its threads own pages),
-//! `admission` (what the memory limit lets it have), `record` (which pages it
-//! touches). `budget`, `resident`, `protecting`,
-//! `threads` and `metrics` are what these stand on; `space` hands out address
-//! space.
+//! ```text
+//!   calls       what a program may ask for: blocks, advice, pins
+//!   lifecycle   start, end, fork; what backends tell the engine
+//!   watch       figures for those who look on
+//!   fault       from the touch to the page in place
+//!   limits      what a program may have
+//!   evict       reclaim: from a cold page to a slot
+//!   tiers       the store kept dense, the file, copies of clean pages
+//!   parts       what a heap is made of
+//! ```
+//! A folder uses those below it and none above, and no file is part of a circle
+//! (`scripts/check-layers`). Read `parts::engine` first, then `fault::resolve` and
+//! `fault::restore`, then `evict`, then what you came for.
 //!
 //! # Rules kept here
 //! * Whoever changes a page's mapping holds its claim, and is inside the
@@ -19,37 +22,21 @@
 //! * Nothing allocates, nothing locks on the way of a fault.
 #![forbid(unsafe_code)]
 
-mod admission;
-mod advice;
-mod budget;
-mod copies;
-mod engine;
+mod calls;
 mod evict;
-mod gather;
-mod lap;
-mod mappings;
-mod metrics;
-mod overdraft;
-mod pins;
-mod protecting;
-mod quiet;
-mod record;
-mod region;
-mod resident;
-mod resize;
-mod resolve;
-pub mod space;
-mod spill;
-mod spilled;
-mod stats;
-mod threads;
-mod tidy;
-mod worker;
+mod fault;
+mod lifecycle;
+mod limits;
+mod parts;
+mod tiers;
+mod watch;
 
-pub use engine::{Config, Engine, LIMIT_PAGES_MIN, REGION_ALIGN};
 pub use ghostmem_table::State;
-pub use metrics::{Counts, LatencyHistogram};
-pub use record::{Recorder, Recording, SeenTouch};
-pub use spill::SpillSettings;
-pub use spilled::{LostDecision, LostHandler, LostPage};
-pub use stats::EngineStats;
+pub use parts::blocks as space;
+pub use parts::cold::SpillSettings;
+pub use parts::config::{Config, LIMIT_PAGES_MIN};
+pub use parts::engine::{Engine, REGION_ALIGN};
+pub use parts::lost::{LostDecision, LostHandler, LostPage};
+pub use parts::metrics::{Counts, LatencyHistogram};
+pub use parts::ring::{Recorder, Recording, SeenTouch};
+pub use watch::stats::EngineStats;

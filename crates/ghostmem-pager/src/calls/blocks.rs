@@ -1,0 +1,96 @@
+//! Blocks of whole pages, and the regions they come from.
+
+use core::sync::atomic::Ordering;
+
+use ghostmem_fault::Home;
+use ghostmem_os::map::{Access, MapArc, Reservation};
+use ghostmem_os::{OsError, PAGE_SIZE, machine};
+
+use crate::parts::config::LIMIT_PAGES_MIN;
+use crate::parts::engine::{Engine, REGION_ALIGN};
+
+/// Address space asked for when a heap needs its first region of blocks;
+/// halved until the kernel agrees.
+const REGION_BYTES: usize = 1 << 36;
+
+impl Engine {
+    /// Allocates a block of whole pages, all zero; its first address.
+    ///
+    /// # Errors
+    /// `ENOMEM` when there is no address space, or the memory limit would not
+    /// hold it.
+    pub fn allocate(
+        this: &MapArc<Self>,
+        pages: usize,
+        align_pages: usize,
+    ) -> Result<usize, OsError> {
+        let full = OsError::new("allocate", 12);
+        let bytes = pages.checked_mul(PAGE_SIZE).ok_or(full)?;
+        this.allocated.fetch_add(bytes, Ordering::Relaxed);
+        this.admit(0)
+            .and_then(|()| Self::place(this, pages, align_pages))
+            .inspect_err(|_| this.note_freed(bytes))
+    }
+
+    /// Finds room for a block that was admitted, in a new region if need be.
+    fn place(this: &MapArc<Self>, pages: usize, align_pages: usize) -> Result<usize, OsError> {
+        let full = OsError::new("allocate", 12);
+        loop {
+            for region in this.regions() {
+                // Runs are aligned within their region: its start must be too.
+                let aligned = region.base().is_multiple_of(align_pages * PAGE_SIZE);
+                if !aligned {
+                    continue;
+                }
+                let run = region
+                    .blocks
+                    .as_ref()
+                    .and_then(|b| b.allocate(pages, align_pages));
+                if let Some(run) = run {
+                    return Ok(region.base() + run.first * PAGE_SIZE);
+                }
+            }
+            let room = pages
+                .checked_add(align_pages)
+                .and_then(usize::checked_next_power_of_two);
+            let least = room
+                .and_then(|pages| pages.checked_mul(PAGE_SIZE))
+                .ok_or(full)?;
+            let least = least.max(REGION_ALIGN);
+            let mut bytes = region_bytes().max(least);
+            // The block itself may need more alignment than a region has.
+            let align = (align_pages * PAGE_SIZE).max(REGION_ALIGN);
+            loop {
+                let made = Reservation::new(bytes, align, Access::ReadWrite)
+                    .and_then(|reservation| Self::add_region(this, Home::Own(reservation), true));
+                match made {
+                    Ok(_) => break,
+                    Err(_) if bytes / 2 >= least => bytes /= 2,
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+    }
+
+    /// Changes the resident limit; excess pages leave as the heap is used, or
+    /// in the background.
+    pub fn set_limit_pages(&self, pages: usize) {
+        let pages = pages.max(LIMIT_PAGES_MIN);
+        self.budget
+            .set_limit(i64::try_from(pages).unwrap_or(i64::MAX));
+        self.share_store();
+        self.wake_worker();
+    }
+}
+
+/// [`REGION_BYTES`], or a quarter of the address space the process may have:
+/// the program needs some itself.
+fn region_bytes() -> usize {
+    let quarter = machine::address_space_limit().map_or(usize::MAX, |limit| {
+        usize::try_from(limit / 4).unwrap_or(usize::MAX)
+    });
+    if quarter >= REGION_BYTES {
+        return REGION_BYTES;
+    }
+    1 << quarter.max(REGION_ALIGN).ilog2()
+}

@@ -1,0 +1,235 @@
+//! One batch on its way out.
+//!
+//! ```text
+//!   protect    dirty victims are write-protected, neighbours in one call
+//!   compress   each into a slot; a touch meanwhile cancels            (`pack`)
+//!   seal       victims nobody touched (and clean ones, which have a slot)
+//!   drop       one vectored call takes all their mappings away
+//!   finish     words say Stored, frames go back to the budget
+//! ```
+//! Taking mappings away interrupts every processor the program runs on, so it is done for a
+//! whole batch at once.
+
+use core::sync::atomic::Ordering;
+
+use ghostmem_fault::{Batch, Scratch};
+use ghostmem_os::futex;
+use ghostmem_os::scratch::STACK_BYTES;
+use ghostmem_policy::Heat;
+use ghostmem_table::{DropClaim, EvictClaim, State};
+
+use crate::evict::pack::{Packed, Victim};
+use crate::parts::engine::Engine;
+use crate::parts::hand::BATCH_PAGES;
+use crate::parts::metrics::Counter;
+use crate::parts::region::Region;
+
+/// Two dirty victims at most this many pages apart are protected in one call:
+/// walking absent pages is cheaper than another round of interrupts.
+const PROTECT_GAP_PAGES: usize = 1024;
+
+/// What a batch takes of a handler's stack, bytes.
+const BATCH_BYTES: usize = BATCH_PAGES
+    * (size_of::<Victim>()
+        + size_of::<Option<EvictClaim>>()
+        + size_of::<Packed>()
+        + size_of::<Option<DropClaim>>()
+        + size_of::<bool>())
+    + size_of::<Batch>();
+
+// The other half is for the rest of the way from the fault to the kernel, and
+// for the copies that unoptimised builds make.
+const _: () = assert!(BATCH_BYTES <= STACK_BYTES / 2);
+
+impl Engine {
+    /// Evicts pages of one region, given in address order; how many it was.
+    #[inline(never)]
+    pub(crate) fn evict_batch(
+        &self,
+        region: &Region,
+        victims: &[Victim],
+        scratch: &mut Scratch,
+    ) -> usize {
+        let mut claims: [Option<EvictClaim>; BATCH_PAGES] = [const { None }; BATCH_PAGES];
+        let mut packed = [Packed::Not; BATCH_PAGES];
+        let nonce = self.nonce.fetch_add(1, Ordering::Relaxed) & ((1 << 40) - 1);
+        let mut dirty = 0;
+        // A pin waits until the pages are protected.
+        let protecting = victims
+            .iter()
+            .any(|victim| !victim.word.is_clean())
+            .then(|| region.protecting.enter());
+        for (claim, victim) in claims.iter_mut().zip(victims) {
+            if !victim.word.is_clean() {
+                *claim = region
+                    .table
+                    .begin_evict(victim.page, victim.word, nonce)
+                    .ok();
+                dirty += usize::from(claim.is_some());
+            }
+        }
+        if dirty > 0 {
+            self.protect(region, &mut claims[..victims.len()]);
+        }
+        drop(protecting);
+        if dirty > 0 {
+            self.pack_all(region, &claims[..victims.len()], &mut packed, scratch);
+        }
+        self.drop_sealed(region, victims, &mut claims, &packed)
+    }
+
+    /// Write-protects the pages of `claims`, neighbours in one call, and gives up
+    /// those that the kernel does not protect. Who calls it entered `protecting`
+    /// before: either we see a pin, or it waits for us.
+    fn protect(&self, region: &Region, claims: &mut [Option<EvictClaim>]) {
+        let exact = region.mapped.protects_exactly() || region.has_pins();
+        let page_of = |claim: &Option<EvictClaim>| claim.as_ref().map(EvictClaim::page);
+        let mut from = 0;
+        while from < claims.len() {
+            let Some(start) = page_of(&claims[from]) else {
+                from += 1;
+                continue;
+            };
+            let (mut to, mut end) = (from + 1, start + 1);
+            for (index, claim) in claims.iter().enumerate().skip(from + 1) {
+                let Some(page) = page_of(claim) else { continue };
+                if page != end && (exact || page - end > PROTECT_GAP_PAGES) {
+                    break;
+                }
+                (to, end) = (index + 1, page + 1);
+            }
+            if region.mapped.protect(start, end - start).is_err() {
+                self.protect_each(region, &mut claims[from..to]);
+            }
+            from = to;
+        }
+    }
+
+    /// As [`Engine::protect`], for pages some of which the kernel does not protect:
+    /// guard markers are refused on locked memory (mlock), and a mapping may not be
+    /// split when there are too many. The others still go.
+    fn protect_each(&self, region: &Region, claims: &mut [Option<EvictClaim>]) {
+        for claim in claims {
+            let Some(page) = claim.as_ref().map(EvictClaim::page) else {
+                continue;
+            };
+            if region.mapped.protect(page, 1).is_ok() || self.close_around_from_inside(region, page)
+            {
+                continue;
+            }
+            if let Some(claim) = claim.take() {
+                let word = claim.before();
+                region.table.abandon(claim, word);
+            }
+        }
+    }
+
+    /// Seals what was not touched meanwhile, drops all of it at once and
+    /// finishes the words.
+    fn drop_sealed(
+        &self,
+        region: &Region,
+        victims: &[Victim],
+        claims: &mut [Option<EvictClaim>; BATCH_PAGES],
+        packed: &[Packed; BATCH_PAGES],
+    ) -> usize {
+        let mut drops: [Option<DropClaim>; BATCH_PAGES] = [const { None }; BATCH_PAGES];
+        let mut batch = Batch::new();
+        let epoch = self.clock().epoch(self.evictions());
+        for (index, victim) in victims.iter().enumerate() {
+            let sealed = if victim.word.is_clean() {
+                region.table.begin_drop(victim.page, victim.word).ok()
+            } else if let Some(claim) = claims[index].take() {
+                match packed[index] {
+                    Packed::Not => {
+                        // The page may stay protected: the next touch that
+                        // minds opens it.
+                        let word = claim.before();
+                        region.table.abandon(claim, word);
+                        None
+                    }
+                    Packed::Filled(_) => region.table.seal(claim),
+                    Packed::Slot(slot, _) => {
+                        let sealed = region.table.seal(claim);
+                        if sealed.is_none() {
+                            // Touched after it was compressed.
+                            self.store.remove(slot);
+                        }
+                        sealed
+                    }
+                }
+            } else {
+                None
+            };
+            if sealed.is_some() {
+                region.mapped.add_to(&mut batch, victim.page, 1);
+            }
+            drops[index] = sealed;
+        }
+        let mut kept = [false; BATCH_PAGES];
+        region.mapped.drop_batch(&mut batch, false, &mut |page| {
+            // A hand that wrapped may have taken a page twice, and either of
+            // the two may be the one that was sealed.
+            for (kept, victim) in kept.iter_mut().zip(victims) {
+                *kept |= victim.page == page;
+            }
+        });
+        let (mut freed, mut clean, mut filled, mut raw) = (0, 0, 0, 0);
+        for (index, claim) in drops.iter_mut().enumerate() {
+            let Some(claim) = claim.take() else { continue };
+            let before = claim.before();
+            let past = Heat::from_bits(before.heat()).evict(epoch);
+            let stored = before.with_clean(false).with_heat(past.to_bits());
+            let word = match (!kept[index], before.is_clean(), packed[index]) {
+                // The kernel kept the mapping (locked memory): so do we.
+                (false, true, _) => before,
+                (false, false, outcome) => {
+                    if let Packed::Slot(slot, _) = outcome {
+                        self.store.remove(slot);
+                    }
+                    before
+                }
+                (true, true, _) => {
+                    clean += 1;
+                    stored.with_state(State::Stored)
+                }
+                (true, false, Packed::Slot(slot, is_raw)) => {
+                    raw += u64::from(is_raw);
+                    stored
+                        .with_state(State::Stored)
+                        .with_incompressible(is_raw)
+                        .with_payload(slot.bits())
+                }
+                (true, false, Packed::Filled(pattern)) => {
+                    filled += 1;
+                    let payload = u64::from(pattern);
+                    stored
+                        .with_state(State::Filled)
+                        .with_incompressible(false)
+                        .with_payload(payload)
+                }
+                (true, false, Packed::Not) => before,
+            };
+            if word.state() != State::Resident {
+                region.resident.remove(claim.page());
+                freed += 1;
+            }
+            let page = claim.page();
+            if region.table.finish(claim, word).0 {
+                futex::wake_all(region.table.futex(page));
+            }
+        }
+        self.budget.give_back(freed);
+        // Those pages have one place again, not two.
+        self.copies.sub(clean as usize);
+        let evictions = self.count_evictions(freed as u64);
+        self.metrics.add(Counter::evictions_clean, clean);
+        self.metrics
+            .add(Counter::evictions_dirty, freed as u64 - clean);
+        self.metrics.add(Counter::filled_pages_evicted, filled);
+        self.metrics.add(Counter::raw_pages_evicted, raw);
+        self.wake_spiller();
+        self.fit_copies(evictions, evictions + freed as u64);
+        freed as usize
+    }
+}

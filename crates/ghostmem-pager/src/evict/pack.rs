@@ -1,0 +1,97 @@
+//! From a page held in place to a slot.
+
+use core::sync::atomic::Ordering;
+
+use ghostmem_codec::{self as codec, Codec, Encoding};
+use ghostmem_fault::Scratch;
+use ghostmem_os::{clock, futex};
+use ghostmem_store::Slot;
+use ghostmem_table::{EvictClaim, Word};
+
+use crate::parts::engine::Engine;
+use crate::parts::hand::BATCH_PAGES;
+use crate::parts::metrics::Counter;
+use crate::parts::region::Region;
+
+/// A victim: its page and the word that was seen.
+#[derive(Clone, Copy)]
+pub(crate) struct Victim {
+    pub(crate) page: usize,
+    pub(crate) word: Word,
+}
+
+/// What became of a compressed victim.
+#[derive(Clone, Copy)]
+pub(crate) enum Packed {
+    /// It is in this slot now.
+    Slot(Slot, bool),
+    /// One value all over.
+    Filled(u32),
+    /// Not possible (the store is full), or cancelled already.
+    Not,
+}
+
+impl Engine {
+    /// Compresses the pages of `claims` into the store.
+    pub(crate) fn pack_all(
+        &self,
+        region: &Region,
+        claims: &[Option<EvictClaim>],
+        packed: &mut [Packed],
+        scratch: &mut Scratch,
+    ) {
+        let start = clock::now_ns();
+        let mut compressed = 0;
+        for (claim, packed) in claims.iter().zip(packed) {
+            let Some(claim) = claim else { continue };
+            let page = claim.page();
+            // A touch may have cancelled it, and then the mapping may be gone:
+            // copy only what is held in place.
+            if !region.table.hold(claim) {
+                continue;
+            }
+            let read = region.mapped.read(page, &mut scratch.page);
+            if region.table.let_go(claim).0 {
+                futex::wake_all(region.table.futex(page));
+            }
+            if !read {
+                continue;
+            }
+            compressed += 1;
+            *packed = self.pack(region, page, claim.before(), scratch);
+        }
+        self.metrics
+            .add(Counter::compress_ns, clock::now_ns() - start);
+        self.metrics.add(Counter::compressed_pages, compressed);
+    }
+
+    fn pack(&self, region: &Region, page: usize, before: Word, scratch: &mut Scratch) -> Packed {
+        if let Some(pattern) = codec::fill_pattern(&scratch.page) {
+            return Packed::Filled(pattern);
+        }
+        // A page that did not shrink last time is tried again only now and
+        // then.
+        let hopeless = !self.config.compress
+            || (before.is_incompressible() && self.nonce.load(Ordering::Relaxed) & 7 != 0);
+        let len = if hopeless {
+            None
+        } else {
+            self.config
+                .codec
+                .compress(&mut scratch.codec.0, &scratch.page, &mut scratch.packed)
+        };
+        let owner = region.owner(page);
+        let insert = |scratch: &Scratch| match len {
+            Some(len) => self
+                .store
+                .insert(owner, Encoding::Lz4 as u8, &scratch.packed[..len]),
+            None => self.store.insert(owner, Encoding::Raw as u8, &scratch.page),
+        };
+        let slot = insert(scratch).or_else(|| {
+            // No room: copies of resident pages are the first to go.
+            self.shed_copies(BATCH_PAGES);
+            insert(scratch)
+        });
+        slot.map_or(Packed::Not, |slot| Packed::Slot(slot, len.is_none()))
+    }
+}

@@ -1,0 +1,141 @@
+//! The background thread: keeps frames free ahead of demand, and the store
+//! tidy.
+//!
+//! Where faulting threads keep every processor busy it would only take turns
+//! with them: it stands back then, and they evict for themselves, a batch when
+//! there is no frame left.
+//!
+//! It owns no ghost memory (its stack is our own mapping and it allocates
+//! nothing), so it never faults on what it manages.
+
+use core::sync::atomic::Ordering;
+use core::time::Duration;
+
+use ghostmem_os::map::MapArc;
+use ghostmem_os::thread::EngineThread;
+use ghostmem_os::{OsError, futex, machine};
+
+use crate::parts::engine::Engine;
+use crate::parts::hand::BATCH_PAGES;
+use crate::tiers::compact::Pace;
+
+/// Below this limit every eviction is done by the faulting thread: there is no
+/// room to keep frames free.
+const BACKGROUND_LIMIT_PAGES: i64 = 1024;
+
+/// How long the thread sleeps between two looks at a heap in use.
+const TICK: Duration = Duration::from_millis(200);
+
+/// How long it stands back before it looks again whether a processor is free.
+const CROWDED: Duration = Duration::from_millis(20);
+
+/// How long the thread of a heap that nobody uses sleeps.
+const IDLE: Duration = Duration::from_secs(2);
+
+impl Engine {
+    pub(crate) fn start_worker(this: &MapArc<Self>) -> Result<(), OsError> {
+        let thread = EngineThread::spawn_with(c"ghost-reclaim", this.clone(), run)?;
+        *this.worker.thread.lock() = Some(thread);
+        Ok(())
+    }
+
+    pub(crate) fn stop_worker(&self) {
+        let thread = self.worker.thread.lock().take();
+        if let Some(thread) = thread {
+            self.worker.asleep.store(0, Ordering::Release);
+            futex::wake_all(&self.worker.asleep);
+            thread.join();
+        }
+    }
+
+    /// In a forked child the worker does not exist; start a new one, or go on
+    /// without (faulting threads then evict for themselves).
+    pub(crate) fn restart_worker_after_fork(&self) {
+        let lost = self.worker.thread.lock().take();
+        if let Some(lost) = lost {
+            lost.forget_after_fork();
+            let handle = self.handle();
+            if let Some(handle) = handle.filter(|_| self.config.background_in_children) {
+                let _without = Self::start_worker(&handle);
+            }
+        }
+    }
+
+    /// Fewer free frames than this wake the worker: enough for the faults of
+    /// the time it takes to compress one batch, and no more, as every free
+    /// frame is one that holds no page.
+    pub(crate) fn low_watermark(&self) -> i64 {
+        let limit = self.budget.limit();
+        let alone = !self.config.background || limit < BACKGROUND_LIMIT_PAGES;
+        if alone || self.worker.crowded.load(Ordering::Relaxed) {
+            return 0;
+        }
+        (limit / 64).clamp(64, 256)
+    }
+
+    pub(crate) fn wake_worker(&self) {
+        if !self.worker.crowded.load(Ordering::Relaxed)
+            && self.worker.asleep.load(Ordering::Relaxed) == 1
+            && self.worker.asleep.swap(0, Ordering::AcqRel) == 1
+        {
+            futex::wake_all(&self.worker.asleep);
+        }
+    }
+
+    /// Evicts until the high watermark is reached; `false` when nothing more
+    /// goes before that.
+    fn refill(&self, pace: &mut Pace) -> bool {
+        let low = self.low_watermark();
+        let high = low + (BATCH_PAGES as i64).min(low);
+        while self.budget.free() < high && !self.closed.load(Ordering::Acquire) {
+            let Ok(pool) = ghostmem_fault::scratch() else {
+                return false;
+            };
+            if self.is_spill_behind() {
+                // Ahead of demand is too soon; who writes waits for the file.
+                return false;
+            }
+            let inside = ghostmem_fault::gate().enter();
+            let mut scratch = pool.lease();
+            let freed = self.reclaim(BATCH_PAGES, &mut scratch);
+            drop(scratch);
+            drop(inside);
+            if freed == 0 {
+                return false;
+            }
+            self.tidy_if_needed(pace);
+        }
+        true
+    }
+}
+
+fn run(engine: &Engine) {
+    let processors = machine::cpus();
+    let mut pace = Pace::new();
+    let mut evictions = 0;
+    while !engine.closed.load(Ordering::Acquire) {
+        let filled = engine.refill(&mut pace);
+        engine.tidy_if_needed(&mut pace);
+        let crowded = engine.threads.active_since() >= processors;
+        engine.worker.crowded.store(crowded, Ordering::Relaxed);
+        engine.worker.asleep.store(1, Ordering::SeqCst);
+        // When nothing can be evicted, trying again at once would only burn
+        // the processor.
+        let rest = !filled || engine.budget.free() >= engine.low_watermark();
+        if rest && !engine.closed.load(Ordering::Acquire) {
+            // An idle heap needs no looking after.
+            let idle = engine.evictions() == evictions;
+            let nap = match (crowded, idle && filled) {
+                (true, _) => CROWDED,
+                (false, true) => IDLE,
+                (false, false) => TICK,
+            };
+            let nap = pace
+                .nap()
+                .map_or(nap, |nap_for_store| nap.min(nap_for_store));
+            evictions = engine.evictions();
+            futex::wait(&engine.worker.asleep, 1, nap);
+        }
+        engine.worker.asleep.store(0, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,121 @@
+//! What a touch needs: a page brought back, opened, or nothing any more.
+
+use ghostmem_fault::{AccessKind, Fault, Installed, Scratch, Verdict, die_of};
+use ghostmem_os::clock;
+use ghostmem_table::{State, Word};
+
+use crate::parts::engine::Engine;
+use crate::parts::metrics::Counter;
+use crate::parts::region::Region;
+
+impl Engine {
+    /// Resolves a fault, and counts the time that takes.
+    pub(crate) fn serve(&self, fault: &Fault, scratch: &mut Scratch) -> Verdict {
+        let start = match fault.waits.since_ns {
+            0 => clock::now_ns(),
+            since => since,
+        };
+        let verdict = self.resolve(fault, scratch);
+        if verdict == Verdict::Resolved {
+            self.metrics.record_latency(clock::now_ns() - start);
+            self.note_touch(fault);
+        }
+        verdict
+    }
+
+    pub(crate) fn resolve(&self, fault: &Fault, scratch: &mut Scratch) -> Verdict {
+        let Some(region) = self.region(fault.region as usize) else {
+            return Verdict::Refused;
+        };
+        let page = fault.page;
+        // An access of unknown kind may be a store.
+        let write = fault.access != AccessKind::Read;
+        loop {
+            let word = region.table.load(page);
+            match word.state() {
+                State::Empty if !region.is_allocated(page) => return Verdict::Refused,
+                State::Empty | State::Stored | State::Filled => {
+                    return self.restore(region, word, write, fault, scratch);
+                }
+                State::Lost => return Verdict::Refused,
+                State::Resident | State::Evicting
+                    if region.mapped.protects_from_loads()
+                        || (fault.present && (write || word.state() == State::Resident)) =>
+                {
+                    if self.open(region, page, word) {
+                        return Verdict::Resolved;
+                    }
+                }
+                State::Resident
+                    if self
+                        .threads
+                        .is_stale_again(fault.thread, self.number(region, page)) =>
+                {
+                    return self.verify_mapping(region, page, word);
+                }
+                State::Resident | State::Evicting => {
+                    // Another thread was faster, or the page is mapped still.
+                    self.metrics.add(Counter::fault_races, 1);
+                    return Verdict::Retry;
+                }
+                State::Claimed | State::Dropping => {
+                    self.metrics.add(Counter::fault_races, 1);
+                    self.wait_for(region, page, word);
+                    return Verdict::Retry;
+                }
+            }
+        }
+    }
+
+    /// Lets the program store to a resident page: the first store to a clean
+    /// one, or one that cancels an eviction. `false`: the word has changed.
+    fn open(&self, region: &Region, page: usize, word: Word) -> bool {
+        let Ok(claim) = region.table.claim(page, word) else {
+            return false;
+        };
+        if let Err(error) = self.unprotect(region, page, 1) {
+            die_of("a page cannot be opened for the program", error);
+        }
+        let before = claim.before();
+        let opened = before.with_clean(false).with_payload(0);
+        let opened = if before.is_clean() {
+            opened.with_write_hot(true)
+        } else {
+            opened
+        };
+        self.release(region, claim, opened);
+        if before.is_clean() {
+            self.free_slot(before);
+            self.metrics.add(Counter::write_faults, 1);
+        }
+        if word.state() == State::Evicting {
+            self.metrics.add(Counter::evictions_cancelled, 1);
+        }
+        true
+    }
+
+    /// The word says resident, yet the thread faults again and again: the
+    /// program itself took the mapping away (madvise). Zeros are what the
+    /// kernel would give.
+    fn verify_mapping(&self, region: &Region, page: usize, word: Word) -> Verdict {
+        let Ok(claim) = region.table.claim(page, word) else {
+            return Verdict::Retry;
+        };
+        match region.mapped.install_zero(page) {
+            Ok(Installed::Exists) => {
+                let before = claim.before();
+                self.release(region, claim, before);
+                Verdict::Retry
+            }
+            Ok(Installed::Bytes(_)) => {
+                let before = claim.before();
+                self.release(region, claim, before.with_clean(false).with_payload(0));
+                if before.is_clean() {
+                    self.free_slot(before);
+                }
+                Verdict::Resolved
+            }
+            Err(error) => die_of("a page cannot be put in place", error),
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! What an engine is told: of faults, and of each step of a fork.
+
+use core::sync::atomic::Ordering;
+
+use ghostmem_fault::{Fault, FaultSink, Scratch, Verdict};
+use ghostmem_os::OsError;
+
+use crate::parts::engine::Engine;
+
+impl FaultSink for Engine {
+    fn on_fault(&self, fault: &Fault, scratch: &mut Scratch) -> Verdict {
+        self.serve(fault, scratch)
+    }
+
+    fn try_before_fork(&self) -> bool {
+        if !self.registrations.try_take_for_fork() {
+            return false;
+        }
+        if !self.worker.thread.try_take_for_fork() {
+            self.registrations.release_after_fork();
+            return false;
+        }
+        if !self.enrolment.try_take_for_fork() {
+            self.worker.thread.release_after_fork();
+            self.registrations.release_after_fork();
+            return false;
+        }
+        if self.spill.as_ref().is_some_and(|s| !s.try_take_for_fork()) {
+            self.enrolment.release_after_fork();
+            self.worker.thread.release_after_fork();
+            self.registrations.release_after_fork();
+            return false;
+        }
+        for space in self.block_spaces() {
+            space.lock_for_fork();
+        }
+        true
+    }
+
+    fn cancel_fork(&self) {
+        if let Some(spill) = &self.spill {
+            spill.cancel_fork();
+        }
+        self.release_fork_locks();
+    }
+
+    fn copy_for_fork(&self) -> Result<(), OsError> {
+        self.regions().try_for_each(|region| {
+            let pinned = |page| region.table.load(page).is_pinned();
+            region.mapped.before_fork(|| region.resident.all(), pinned)
+        })
+    }
+
+    fn after_fork_in_parent(&self) {
+        if let Some(spill) = &self.spill {
+            spill.after_fork_in_parent();
+        }
+        for region in self.regions() {
+            region.mapped.after_fork_in_parent();
+        }
+        self.release_fork_locks();
+    }
+
+    fn after_fork_in_child(&self) {
+        if let Some(recorder) = self.recorder.get() {
+            recorder.stop();
+        }
+        // First: putting the tables in order gives places in the file back.
+        if let Some(spill) = &self.spill {
+            spill.after_fork_in_child();
+        }
+        for region in self.regions() {
+            Self::refuse_strangers(region);
+            self.take_over_region(region);
+        }
+        self.stuck.store(0, Ordering::Release);
+        self.release_fork_locks();
+    }
+
+    fn give_to_monitor_in_child(&self) {
+        for region in self.regions().filter(|region| region.mapped.is_monitored()) {
+            self.take_over_region(region);
+        }
+    }
+
+    fn restart_threads_in_child(&self) {
+        self.restart_worker_after_fork();
+        self.restart_spiller_after_fork();
+    }
+}

@@ -1,0 +1,167 @@
+//! The memory limit: what may still be handed out.
+//!
+//! An allocation is refused when resident pages, store and tables would exceed the limit
+//! once everything handed out has been written, going by the compression seen so far. It
+//! is a forecast ([`ghostmem_policy::forecast`]): what is handed out already may later
+//! compress worse.
+//!
+//! What a file tier has room for does not count, as long as it takes pages.
+//!
+//! All of it comes from counters, so asking costs some hundred nanoseconds and no system
+//! call. Without a memory limit it costs one comparison.
+
+use core::sync::atomic::Ordering;
+use core::time::Duration;
+
+use ghostmem_fault::RUN_PAGES;
+use ghostmem_file::FileStats;
+use ghostmem_os::{OsError, PAGE_SIZE};
+use ghostmem_policy::forecast::{Holdings, PageCosts};
+
+use crate::parts::engine::Engine;
+
+/// Evictions after which the store's ratio is taken for the data's.
+const RATIO_EVICTIONS: u64 = 256;
+
+/// What a page takes beside its bytes: in tables its word, its bits and its share of
+/// the block tree; in the file's table ten bytes a place, of which four hold a page if
+/// pages are packed to a quarter.
+const COSTS: PageCosts = PageCosts {
+    page_bytes: PAGE_SIZE,
+    table_bytes: 10,
+    file_entry_bytes: 4 * 10,
+};
+
+/// Slots moved to make room before an allocation is refused.
+const TIDY_SLOTS: usize = 4096;
+
+/// Times that the store is tidied before an allocation is refused.
+const TIDY_ROUNDS: u32 = 4;
+
+/// Times that an allocation waits for another thread to end its tidying, and
+/// how long each: it may have been interrupted while it had all the free
+/// memory in hand.
+const TIDY_WAITS: u32 = 200;
+const TIDY_WAIT: Duration = Duration::from_micros(500);
+
+/// `ENOMEM`
+const NO_MEMORY: i32 = 12;
+
+impl Engine {
+    /// Counts `bytes` that the owner of an adopted region hands out.
+    ///
+    /// The limit is looked at once for each page's worth that a thread asks
+    /// for: small objects share pages, and one that fits in a page that exists
+    /// takes nothing.
+    ///
+    /// # Errors
+    /// `ENOMEM` when the memory limit does not hold them; nothing is counted
+    /// then.
+    pub fn lend(&self, bytes: usize) -> Result<(), OsError> {
+        let before = self.lent.mine().fetch_add(bytes, Ordering::Relaxed);
+        if self.config.memory_limit_bytes.is_none()
+            || before / PAGE_SIZE == before.wrapping_add(bytes) / PAGE_SIZE
+        {
+            return Ok(());
+        }
+        // Objects are spread over pages of which nobody else knows how many
+        // will be touched, and the first touch of one may bring in a whole
+        // run: keep room for that, the touched page and the ones ahead of it.
+        let ahead = (self.budget.limit() / 8).clamp(0, RUN_PAGES as i64 - 1);
+        let run = 1 + ahead as usize;
+        self.admit(run * PAGE_SIZE)
+            .inspect_err(|_| self.take_back(bytes))
+    }
+
+    /// Whether there is a memory limit, and [`Engine::lend`] may refuse.
+    #[must_use]
+    #[inline]
+    pub fn has_memory_limit(&self) -> bool {
+        self.config.memory_limit_bytes.is_some()
+    }
+
+    /// Counts `bytes` that the owner of an adopted region handed out, where no
+    /// limit is to be asked; a number below zero, wrapped, takes them back.
+    #[inline]
+    pub fn note_lent(&self, bytes: usize) {
+        self.lent.mine().fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Undoes [`Engine::lend`]: the bytes came back.
+    #[inline]
+    pub fn take_back(&self, bytes: usize) {
+        self.lent.mine().fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Whether the memory limit holds what is counted as handed out, with
+    /// `spare_bytes` left. Callers
+    /// count first and ask then, so that two of them cannot both get the last
+    /// bytes.
+    ///
+    /// # Errors
+    /// `ENOMEM` when not.
+    pub(crate) fn admit(&self, spare_bytes: usize) -> Result<(), OsError> {
+        let Some(limit) = self.config.memory_limit_bytes else {
+            return Ok(());
+        };
+        // Copies of resident pages make room before anybody is refused, and freed
+        // slots may still hold memory.
+        let (mut tidied, mut waited) = (0, 0);
+        loop {
+            let needed = self.needed_bytes().saturating_add(spare_bytes);
+            if needed <= limit {
+                return Ok(());
+            }
+            if self.store.is_maintained() && waited < TIDY_WAITS {
+                waited += 1;
+                std::thread::sleep(TIDY_WAIT);
+                continue;
+            }
+            if tidied == TIDY_ROUNDS {
+                return Err(OsError::new("allocate", NO_MEMORY));
+            }
+            tidied += 1;
+            self.quietly(needed - limit, |engine, missing, _| {
+                engine.make_room(missing, TIDY_SLOTS)
+            })?;
+        }
+    }
+
+    /// Bytes that resident pages, store and tables will take once what is
+    /// handed out has been written.
+    ///
+    /// What is not written yet counts with the compression seen so far (one to
+    /// one before any was seen), as the limit is on memory, not on address
+    /// space.
+    fn needed_bytes(&self) -> usize {
+        let store = self.store.stats();
+        let file = self.spill.as_ref().map(|spill| spill.tier.stats());
+        let file = file.unwrap_or_default();
+        let bytes = |pages: i64| pages.max(0) as usize * PAGE_SIZE;
+        Holdings {
+            handed_out_bytes: self.allocated_bytes().saturating_add(self.lent.sum()),
+            resident_bytes: bytes(self.budget.used()),
+            frames_free_bytes: bytes(self.budget.free()),
+            stored_bytes: (store.live_slots + file.slots) as usize * PAGE_SIZE,
+            copied_bytes: self.copies.sum() * PAGE_SIZE,
+            packed_bytes: (store.data_bytes + file.live_bytes) as usize,
+            store_held_bytes: store.held_bytes as usize,
+            table_bytes: self.table_bytes() + (store.metadata_bytes + file.metadata_bytes) as usize,
+            file_room_bytes: self.room_in_file(&file),
+            ratio_is_known: self.evictions() >= RATIO_EVICTIONS,
+        }
+        .needed_bytes(COSTS)
+    }
+
+    /// Packed bytes that the file takes beside what it has.
+    fn room_in_file(&self, file: &FileStats) -> usize {
+        match &self.spill {
+            Some(spill) if !spill.is_failing() => {
+                // Its limit is on the file, which is never quite full.
+                let room = (file.limit_bytes / 8 * 7).saturating_sub(file.live_bytes);
+                usize::try_from(room).unwrap_or(usize::MAX)
+            }
+            _ => 0,
+        }
+    }
+}

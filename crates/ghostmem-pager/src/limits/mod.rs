@@ -1,0 +1,3 @@
+//! What a program may have: what its allocations are asked against.
+
+pub(crate) mod admission;

@@ -1,0 +1,728 @@
+//! Which pages of a region are handed out: a binary buddy over page numbers.
+//!
+//! A run of pages is rounded up to a power of two and starts at a multiple of
+//! it. The rounding costs address space only: pages nobody touches have no
+//! frame. The lowest fitting address is taken always, so that what is in use
+//! stays together and page tables stay small.
+//!
+//! # Metadata
+//! ```text
+//!   nodes: one byte for each node of a complete binary tree over the pages
+//!                            [1]                       order 3: pages 0..8
+//!                  [2]                  [3]            order 2
+//!             [4]       [5]        [6]       [7]       order 1
+//!           [8] [9]  [10] [11]  [12] [13]  [14] [15]   order 0: single pages
+//!
+//!     0              every page below is free (so nothing needs initialising)
+//!     d in 1..=o+1   the longest free aligned run below has order o - d;
+//!                    d = o + 1: there is none
+//!     TAKEN          one run starts here and fills this node
+//!     FREEING        the same, and its owner gave it back: it is no block any
+//!                    more, but its pages are not free yet
+//!     FINISHING      the same, and one thread is about to make it free
+//!
+//!   lengths: for the first page of each run, how many pages were asked for
+//! ```
+//! Both arrays are demand-zero and are written only on the way from the root
+//! to a run: a region of terabytes costs what is used of it, at most 6 bytes
+//! for a page handed out alone. Below a `TAKEN` or a 0 everything is 0.
+//!
+//! # Concurrency
+//! Changes are made under one small lock, held for some hundred nanoseconds,
+//! never while ghost memory is touched, never in a fault handler. Queries take
+//! no lock: every node above a run that stays alive keeps a value that is
+//! neither 0 nor `TAKEN`, whatever happens to its neighbours. No unsafe code
+//! depends on any of this; all data are atomics.
+
+use core::fmt;
+use core::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
+
+use ghostmem_os::OsError;
+use ghostmem_os::map::ZeroArray;
+use ghostmem_os::touched::Touched;
+
+use crate::parts::spin::SpinLock;
+
+/// Most pages a space can have: lengths are 32 bits wide (8 TiB of pages).
+pub const PAGES_MAX: usize = 1 << 31;
+
+/// A node filled by one run. Above every other value: those end at the
+/// tree's height plus one.
+const TAKEN: u8 = u8::MAX;
+
+/// A node filled by a run that was given back; its pages are still in use.
+const FREEING: u8 = TAKEN - 1;
+
+/// A node filled by a run that one thread is making free.
+const FINISHING: u8 = TAKEN - 2;
+
+/// The root; the children of `n` are `2n` and `2n + 1`.
+const ROOT: usize = 1;
+
+/// `EINVAL` of errno(3); the same number on every Linux.
+const EINVAL: i32 = 22;
+
+/// Consecutive pages, numbered from the start of the region.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PageRun {
+    /// The first page.
+    pub first: usize,
+    /// How many pages were asked for; what they were rounded up to is nobody
+    /// else's either.
+    pub pages: usize,
+}
+
+/// Why a run was not freed. Nothing changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FreeError {
+    /// The page belongs to no run: it was freed before, or never handed out.
+    NotAllocated {
+        /// The page.
+        page: usize,
+    },
+    /// The page lies inside a run that starts before it.
+    Interior {
+        /// The page.
+        page: usize,
+        /// The run it belongs to.
+        run: PageRun,
+    },
+}
+
+impl fmt::Display for FreeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotAllocated { page } => {
+                write!(
+                    f,
+                    "page {page} is not allocated: freed twice, or never handed out"
+                )
+            }
+            Self::Interior { page, run } => write!(
+                f,
+                "page {page} is inside a block; free page {}, its first of {}",
+                run.first, run.pages
+            ),
+        }
+    }
+}
+
+impl core::error::Error for FreeError {}
+
+/// The pages of one region, and who has them.
+#[derive(Debug)]
+pub struct BlockSpace {
+    nodes: ZeroArray<AtomicU8>,
+    lengths: ZeroArray<AtomicU32>,
+    nodes_touched: Touched,
+    lengths_touched: Touched,
+    page_count: usize,
+    /// Order of the root: the tree covers `1 << height` pages, perhaps more
+    /// than there are. A run may round up past the end, not reach past it.
+    height: u32,
+    used: AtomicUsize,
+    lock: SpinLock,
+}
+
+impl BlockSpace {
+    /// A space of `page_count` free pages.
+    ///
+    /// Takes time and memory that do not depend on the count: about 6 bytes
+    /// of address space for each page.
+    ///
+    /// # Errors
+    /// `EINVAL` for no page or more than [`PAGES_MAX`]; the kernel's refusal
+    /// to map the metadata.
+    pub fn new(page_count: usize) -> Result<Self, OsError> {
+        if page_count == 0 || page_count > PAGES_MAX {
+            return Err(OsError::new("BlockSpace::new", EINVAL));
+        }
+        let covered = page_count.next_power_of_two();
+        Ok(Self {
+            nodes: ZeroArray::new(2 * covered)?,
+            lengths: ZeroArray::new(page_count)?,
+            nodes_touched: Touched::new::<AtomicU8>(2 * covered)?,
+            lengths_touched: Touched::new::<AtomicU32>(page_count)?,
+            page_count,
+            height: covered.trailing_zeros(),
+            used: AtomicUsize::new(0),
+            lock: SpinLock::new(),
+        })
+    }
+
+    /// Takes the lowest free run of `pages` pages whose first page is a
+    /// multiple of `align_pages`.
+    ///
+    /// `None` when there is none, for no pages, and for an alignment that is
+    /// not a power of two. The run occupies the larger of both, rounded up to
+    /// a power of two.
+    #[must_use]
+    pub fn allocate(&self, pages: usize, align_pages: usize) -> Option<PageRun> {
+        if pages == 0 || pages > self.page_count || !align_pages.is_power_of_two() {
+            return None;
+        }
+        let length = u32::try_from(pages).ok()?;
+        let order = pages
+            .max(align_pages)
+            .checked_next_power_of_two()?
+            .trailing_zeros();
+        if order > self.height {
+            return None;
+        }
+        let _locked = self.lock.hold();
+        let mut at = Position::root(self);
+        if !self.has_free(at, order) {
+            return None;
+        }
+        while at.order > order {
+            let left = at.left();
+            at = if self.has_free(left, order) {
+                left
+            } else {
+                at.right()
+            };
+        }
+        // The lowest fit; should it reach past the end, all others do.
+        if at.first + pages > self.page_count {
+            return None;
+        }
+        self.lengths_touched.note(at.first);
+        self.nodes_touched.note(at.node);
+        self.lengths[at.first].store(length, Ordering::Relaxed);
+        // Release: a query that sees TAKEN sees the length.
+        self.nodes[at.node].store(TAKEN, Ordering::Release);
+        self.update_above(at);
+        self.used.fetch_add(pages, Ordering::Relaxed);
+        Some(PageRun {
+            first: at.first,
+            pages,
+        })
+    }
+
+    /// Frees the run that starts at page `first`; returns how many pages were
+    /// asked for.
+    ///
+    /// # Errors
+    /// [`FreeError`] when no run starts there.
+    pub fn free(&self, first: usize) -> Result<usize, FreeError> {
+        let run = self.begin_free(first)?;
+        // Somebody else may, who saw it given back.
+        if self.begin_finish(first) {
+            self.finish_free(first);
+        }
+        Ok(run.pages)
+    }
+
+    /// Takes the run that starts at page `first` from its owner: it is no run
+    /// for anybody any more, and not free yet. Of two calls for one run only
+    /// one succeeds, however close they are.
+    ///
+    /// # Errors
+    /// [`FreeError`] when no run starts there.
+    pub fn begin_free(&self, first: usize) -> Result<PageRun, FreeError> {
+        let _locked = self.lock.hold();
+        match self.find(first) {
+            Some((at, run, TAKEN)) if run.first == first => {
+                self.nodes[at.node].store(FREEING, Ordering::Release);
+                Ok(run)
+            }
+            Some((_, run, TAKEN)) => Err(FreeError::Interior { page: first, run }),
+            _ => Err(FreeError::NotAllocated { page: first }),
+        }
+    }
+
+    /// The run around a page that was given back and is not free yet.
+    #[must_use]
+    pub fn freeing(&self, page: usize) -> Option<PageRun> {
+        let (_, run, state) = self.find(page)?;
+        (state != TAKEN).then_some(run)
+    }
+
+    /// Makes the caller the one that makes a given-back run free; `false` when
+    /// another thread is, or when there is none.
+    #[must_use = "whoever begins finishes"]
+    pub fn begin_finish(&self, first: usize) -> bool {
+        self.turn(first, FREEING, FINISHING)
+    }
+
+    /// Undoes [`BlockSpace::begin_finish`]: the run's pages are in use again.
+    pub fn cancel_finish(&self, first: usize) {
+        self.turn(first, FINISHING, FREEING);
+    }
+
+    fn turn(&self, first: usize, from: u8, to: u8) -> bool {
+        let _locked = self.lock.hold();
+        let found = self.find(first).filter(|&(_, run, _)| run.first == first);
+        found.is_some_and(|(at, _, state)| {
+            if state == from {
+                self.nodes[at.node].store(to, Ordering::Release);
+            }
+            state == from
+        })
+    }
+
+    /// Makes the run free that the caller [began to
+    /// finish](BlockSpace::begin_finish).
+    pub fn finish_free(&self, first: usize) {
+        let _locked = self.lock.hold();
+        let Some((at, run, FINISHING)) = self.find(first) else {
+            debug_assert!(false, "finished by whoever began it");
+            return;
+        };
+        self.nodes[at.node].store(0, Ordering::Release);
+        self.lengths[first].store(0, Ordering::Relaxed);
+        self.update_above(at);
+        self.used.fetch_sub(run.pages, Ordering::Relaxed);
+    }
+
+    /// Makes the run that starts at page `first` `pages` pages long, where it
+    /// is; `false` when no run starts there, for no pages, or when it would
+    /// outgrow what its length was rounded up to.
+    #[must_use]
+    pub fn resize(&self, first: usize, pages: usize) -> bool {
+        let Ok(length) = u32::try_from(pages) else {
+            return false;
+        };
+        let _locked = self.lock.hold();
+        let Some((at, run, TAKEN)) = self.find(first) else {
+            return false;
+        };
+        let fits = pages > 0 && pages <= 1 << at.order && first + pages <= self.page_count;
+        if run.first != first || !fits {
+            return false;
+        }
+        self.lengths[first].store(length, Ordering::Relaxed);
+        self.used.fetch_add(pages, Ordering::Relaxed);
+        self.used.fetch_sub(run.pages, Ordering::Relaxed);
+        true
+    }
+
+    /// The run a page belongs to, if any.
+    ///
+    /// Lock-free and async-signal-safe: at most one step for each level of
+    /// the tree. Exact for runs that live throughout the call; a run that is
+    /// being allocated or freed meanwhile may be seen or not.
+    #[must_use]
+    pub fn block_of(&self, page: usize) -> Option<PageRun> {
+        let (_, run, state) = self.find(page)?;
+        (state == TAKEN).then_some(run)
+    }
+
+    /// Pages handed out now, as asked for.
+    #[must_use]
+    pub fn used_pages(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// Pages in the space.
+    #[must_use]
+    pub const fn page_count(&self) -> usize {
+        self.page_count
+    }
+
+    /// Bytes of memory behind the metadata now, at most: from counters, in
+    /// constant time.
+    #[must_use]
+    pub fn metadata_bytes(&self) -> usize {
+        self.nodes_touched.bytes() + self.lengths_touched.bytes()
+    }
+
+    /// Takes the lock, for the handler before fork(2), so that the child does
+    /// not inherit a change half made. Neither changes nor forks may follow on
+    /// this thread before [`BlockSpace::unlock_after_fork`].
+    ///
+    /// A pair of calls and no guard, because the handlers of pthread_atfork(3)
+    /// have nothing to keep a guard in.
+    pub fn lock_for_fork(&self) {
+        self.lock.acquire();
+    }
+
+    /// Lets go of what [`BlockSpace::lock_for_fork`] took: once in the parent
+    /// and once in the child.
+    pub fn unlock_after_fork(&self) {
+        self.lock.release();
+    }
+
+    /// The node and the run a page belongs to, and the node's value: `TAKEN` or
+    /// one of those that follow it.
+    fn find(&self, page: usize) -> Option<(Position, PageRun, u8)> {
+        if page >= self.page_count {
+            return None;
+        }
+        let mut at = Position::root(self);
+        let state = loop {
+            match self.nodes[at.node].load(Ordering::Acquire) {
+                0 => return None,
+                state @ FINISHING..=TAKEN => break state,
+                // Only while somebody changes this very run: a single page is
+                // free or taken.
+                _ if at.order == 0 => return None,
+                _ => at = at.child_with(page),
+            }
+        };
+        let run = PageRun {
+            first: at.first,
+            pages: self.lengths.get(at.first)?.load(Ordering::Relaxed) as usize,
+        };
+        // Past the pages asked for, or freed while we looked (length 0).
+        (page - run.first < run.pages).then_some((at, run, state))
+    }
+
+    /// Whether a free run of the order lies in the node.
+    fn has_free(&self, at: Position, order: u32) -> bool {
+        free_order(self.nodes[at.node].load(Ordering::Relaxed), at.order)
+            .is_some_and(|longest| longest >= order)
+    }
+
+    /// Brings the nodes above a changed one up to date.
+    fn update_above(&self, changed: Position) {
+        let mut node = changed.node;
+        let mut order = changed.order;
+        while node > ROOT {
+            let [left, right] = [node & !1, node | 1]
+                .map(|child| free_order(self.nodes[child].load(Ordering::Relaxed), order));
+            node /= 2;
+            order += 1;
+            let value = node_value(left, right, order);
+            self.nodes_touched.note(node);
+            if self.nodes[node].swap(value, Ordering::Release) == value {
+                return;
+            }
+        }
+    }
+}
+
+/// The order of the longest free run below a node of order `order`.
+fn free_order(value: u8, order: u32) -> Option<u32> {
+    // TAKEN and what follows it, and `order + 1`, all are more than the order:
+    // none.
+    order.checked_sub(u32::from(value))
+}
+
+/// The value of a node of order `order` whose halves have these runs.
+fn node_value(left: Option<u32>, right: Option<u32>, order: u32) -> u8 {
+    let half = Some(order - 1);
+    let deficit = if left == half && right == half {
+        0
+    } else {
+        // None is less than every Some.
+        left.max(right).map_or(order + 1, |longest| order - longest)
+    };
+    // At most 32: the root's order is at most 31.
+    deficit as u8
+}
+
+/// A node and the pages it stands for.
+#[derive(Clone, Copy)]
+struct Position {
+    node: usize,
+    order: u32,
+    first: usize,
+}
+
+impl Position {
+    const fn root(space: &BlockSpace) -> Self {
+        Self {
+            node: ROOT,
+            order: space.height,
+            first: 0,
+        }
+    }
+
+    /// The lower half. Only for orders above 0.
+    const fn left(self) -> Self {
+        Self {
+            node: 2 * self.node,
+            order: self.order - 1,
+            first: self.first,
+        }
+    }
+
+    /// The upper half. Only for orders above 0.
+    const fn right(self) -> Self {
+        Self {
+            node: 2 * self.node + 1,
+            order: self.order - 1,
+            first: self.first + (1 << (self.order - 1)),
+        }
+    }
+
+    /// The half that has the page. Only for orders above 0.
+    const fn child_with(self, page: usize) -> Self {
+        if page < self.right().first {
+            self.left()
+        } else {
+            self.right()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+    use std::time::Duration;
+
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    /// The same rules, naively: runs by first page with (asked, occupied).
+    #[derive(Default)]
+    struct Model(BTreeMap<usize, (usize, usize)>);
+
+    impl Model {
+        fn allocate(&mut self, pages: usize, align: usize, count: usize) -> Option<PageRun> {
+            if pages == 0 || pages > count {
+                return None;
+            }
+            let size = pages.max(align).next_power_of_two();
+            let covered = count.next_power_of_two();
+            (0..covered)
+                .step_by(size)
+                .take_while(|first| first + pages <= count && size <= covered)
+                .find(|&first| {
+                    self.0.iter().all(|(&other, &(_, taken))| {
+                        first + size <= other || other + taken <= first
+                    })
+                })
+                .map(|first| {
+                    self.0.insert(first, (pages, size));
+                    PageRun { first, pages }
+                })
+        }
+
+        fn block_of(&self, page: usize) -> Option<PageRun> {
+            let (&first, &(pages, _)) = self.0.range(..=page).next_back()?;
+            (page < first + pages).then_some(PageRun { first, pages })
+        }
+
+        fn free(&mut self, first: usize) -> Result<usize, FreeError> {
+            match self.block_of(first) {
+                None => Err(FreeError::NotAllocated { page: first }),
+                Some(run) if run.first != first => Err(FreeError::Interior { page: first, run }),
+                Some(run) => {
+                    self.0.remove(&first);
+                    Ok(run.pages)
+                }
+            }
+        }
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Allocate(usize, u32),
+        /// Frees the n-th run there is.
+        FreeRun(prop::sample::Index),
+        /// Frees some page, most often wrongly.
+        FreePage(usize),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            4 => (0_usize..20, 0_u32..5).prop_map(|(p, a)| Step::Allocate(p, a)),
+            1 => (0_usize..400, 0_u32..10).prop_map(|(p, a)| Step::Allocate(p, a)),
+            4 => any::<prop::sample::Index>().prop_map(Step::FreeRun),
+            1 => (0_usize..400).prop_map(Step::FreePage),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn it_does_what_the_naive_model_does(
+            count in 1_usize..300,
+            steps in prop::collection::vec(step(), 1..120),
+        ) {
+            let space = BlockSpace::new(count).unwrap();
+            let mut model = Model::default();
+            for step in steps {
+                match step {
+                    Step::Allocate(pages, align) => prop_assert_eq!(
+                        space.allocate(pages, 1 << align),
+                        model.allocate(pages, 1 << align, count)
+                    ),
+                    Step::FreeRun(index) => {
+                        if !model.0.is_empty() {
+                            let nth = index.index(model.0.len());
+                            let first = *model.0.keys().nth(nth).unwrap();
+                            prop_assert_eq!(space.free(first), model.free(first));
+                        }
+                    }
+                    Step::FreePage(page) => {
+                        prop_assert_eq!(space.free(page), model.free(page));
+                    }
+                }
+                let used: usize = model.0.values().map(|&(pages, _)| pages).sum();
+                prop_assert_eq!(space.used_pages(), used);
+                for page in 0..count + 3 {
+                    prop_assert_eq!(space.block_of(page), model.block_of(page));
+                }
+            }
+            // Freed again, it is one piece: nothing leaked, halves rejoined.
+            let firsts: Vec<_> = model.0.keys().copied().collect();
+            for first in firsts {
+                space.free(first).unwrap();
+            }
+            prop_assert!(space.nodes.iter().all(|n| n.load(Ordering::Relaxed) == 0));
+            prop_assert_eq!(
+                space.allocate(count, 1),
+                Some(PageRun { first: 0, pages: count })
+            );
+        }
+    }
+
+    #[test]
+    fn impossible_requests_are_refused() {
+        assert!(BlockSpace::new(0).is_err());
+        assert!(BlockSpace::new(PAGES_MAX + 1).is_err());
+        let space = BlockSpace::new(100).unwrap();
+        assert_eq!(space.allocate(0, 1), None);
+        assert_eq!(space.allocate(101, 1), None);
+        assert_eq!(space.allocate(usize::MAX, 1), None);
+        assert_eq!(space.allocate(1, 3), None);
+        assert_eq!(space.allocate(1, 0), None);
+        assert_eq!(space.allocate(1, 1 << 63), None);
+        assert_eq!(
+            space.free(usize::MAX),
+            Err(FreeError::NotAllocated { page: usize::MAX })
+        );
+        assert_eq!(space.block_of(usize::MAX), None);
+    }
+
+    #[test]
+    fn a_huge_space_costs_what_is_used_of_it() {
+        // 4 TiB of pages.
+        let space = BlockSpace::new(1 << 30).unwrap();
+        let whole = space.allocate(1 << 30, 1).unwrap();
+        assert_eq!(space.block_of((1 << 30) - 1), Some(whole));
+        space.free(0).unwrap();
+        // 1 GiB in single pages.
+        for page in 0..1 << 18 {
+            assert_eq!(space.allocate(1, 1).unwrap().first, page);
+        }
+        // 6 bytes a page, and a few dozen pages for the paths.
+        let bytes = touched_bytes(&space.nodes) + (4 << 18);
+        assert!(bytes <= (6 << 18) + (40 << 12), "{bytes} bytes");
+    }
+
+    /// Memory behind the nodes, by their contents: mincore over the whole
+    /// array would take a while. Looks at what 2^19 pages can have touched.
+    fn touched_bytes(nodes: &[AtomicU8]) -> usize {
+        let mut touched = std::collections::BTreeSet::new();
+        let mut level = ROOT;
+        while level < nodes.len() {
+            let end = (level + (1 << 19)).min(2 * level);
+            for (at, node) in nodes[level..end].iter().enumerate() {
+                if node.load(Ordering::Relaxed) != 0 {
+                    touched.insert((level + at) / 4096);
+                }
+            }
+            level *= 2;
+        }
+        touched.len() * 4096
+    }
+
+    /// Changes the owner of a run's pages, which must be `from` so far.
+    fn claim(owner: &[AtomicU32], run: PageRun, from: u32, to: u32) {
+        for page in &owner[run.first..run.first + run.pages] {
+            assert_eq!(page.swap(to, Ordering::Relaxed), from);
+        }
+    }
+
+    #[test]
+    fn threads_never_get_the_same_page_and_queries_see_their_own_runs() {
+        const PAGES: usize = 1 << 12;
+        let space = BlockSpace::new(PAGES).unwrap();
+        let owner: Vec<AtomicU32> = (0..PAGES).map(|_| AtomicU32::new(0)).collect();
+        thread::scope(|scope| {
+            for me in 1..=4_u32 {
+                let (space, owner) = (&space, &owner);
+                scope.spawn(move || {
+                    let mut seed = u64::from(me) * 0x9E37_79B9;
+                    let mut held = Vec::new();
+                    for _ in 0..20_000 {
+                        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                        let pick = (seed >> 33) as usize;
+                        if held.len() > 20 || (pick.is_multiple_of(2) && !held.is_empty()) {
+                            let run: PageRun = held.swap_remove(pick % held.len());
+                            assert_eq!(space.block_of(run.first + run.pages - 1), Some(run));
+                            claim(owner, run, me, 0);
+                            assert_eq!(space.free(run.first), Ok(run.pages));
+                        } else if let Some(run) = space.allocate(1 + pick % 60, 1 << (pick % 4)) {
+                            claim(owner, run, 0, me);
+                            for page in run.first..run.first + run.pages {
+                                assert_eq!(space.block_of(page), Some(run));
+                            }
+                            held.push(run);
+                        }
+                    }
+                    for run in held {
+                        claim(owner, run, me, 0);
+                        space.free(run.first).unwrap();
+                    }
+                });
+            }
+        });
+        assert_eq!(space.used_pages(), 0);
+        assert_eq!(space.nodes[ROOT].load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn a_run_is_given_back_once_and_is_nobodys_until_it_is_free() {
+        let space = BlockSpace::new(64).unwrap();
+        let run = space.allocate(5, 1).unwrap();
+        assert_eq!(space.begin_free(0), Ok(run));
+        for again in [space.begin_free(0).map(drop), space.free(0).map(drop)] {
+            assert_eq!(again, Err(FreeError::NotAllocated { page: 0 }));
+        }
+        assert_eq!(space.block_of(2), None);
+        assert_eq!(space.freeing(2), Some(run));
+        assert_eq!(space.allocate(5, 1).unwrap().first, 8, "not free yet");
+        assert!(space.begin_finish(0) && !space.begin_finish(0));
+        space.cancel_finish(0);
+        assert!(space.begin_finish(0));
+        space.finish_free(0);
+        assert_eq!(space.freeing(2), None);
+        assert_eq!(space.allocate(5, 1), Some(run));
+        assert!(!space.begin_finish(0), "taken, not given back");
+    }
+
+    #[test]
+    fn a_run_grows_and_shrinks_within_what_it_was_rounded_up_to() {
+        let space = BlockSpace::new(100).unwrap();
+        let run = space.allocate(5, 1).unwrap();
+        let next = space.allocate(1, 1).unwrap();
+        assert_eq!((run.first, next.first), (0, 8));
+        assert!(space.resize(0, 8));
+        assert_eq!(space.block_of(7), Some(PageRun { first: 0, pages: 8 }));
+        assert_eq!(space.used_pages(), 9);
+        assert!(!space.resize(0, 9));
+        assert!(!space.resize(0, 0));
+        assert!(!space.resize(1, 3));
+        assert!(!space.resize(50, 1));
+        assert!(space.resize(0, 2));
+        assert_eq!(space.block_of(2), None);
+        assert_eq!(space.free(0), Ok(2));
+        assert_eq!(space.used_pages(), 1);
+        // The last run is rounded up past the end of the space.
+        let end = space.allocate(33, 1).unwrap();
+        assert_eq!(end.first, 64);
+        assert!(space.resize(64, 36));
+        assert!(!space.resize(64, 37));
+    }
+
+    #[test]
+    fn the_fork_lock_keeps_changes_out_and_queries_in() {
+        let space = BlockSpace::new(64).unwrap();
+        let run = space.allocate(5, 1).unwrap();
+        space.lock_for_fork();
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| space.allocate(1, 1));
+            thread::sleep(Duration::from_millis(30));
+            assert!(!waiting.is_finished());
+            assert_eq!(space.block_of(4), Some(run));
+            space.unlock_after_fork();
+            assert_eq!(waiting.join().unwrap().map(|r| r.first), Some(8));
+        });
+    }
+}

@@ -1,0 +1,37 @@
+//! How an engine is set up.
+
+use ghostmem_codec::lz4::Lz4;
+use ghostmem_fault::Backend;
+
+use crate::parts::lost::LostHandler;
+
+/// Smallest resident limit, pages: what the seed's API has by default.
+pub const LIMIT_PAGES_MIN: usize = 5;
+
+/// How an engine is set up.
+#[derive(Debug, Clone, Copy)]
+pub struct Config {
+    /// Most pages mapped at once; at least [`LIMIT_PAGES_MIN`].
+    pub limit_pages: usize,
+    /// Bound on resident, compressed and metadata bytes together.
+    pub memory_limit_bytes: Option<usize>,
+    /// Where faults come from.
+    pub backend: Backend,
+    /// The page compressor.
+    pub codec: Lz4,
+    /// Whether pages are compressed at all.
+    pub compress: bool,
+    /// Asked when a page cannot be brought back.
+    pub on_lost: Option<LostHandler>,
+    /// Restore ahead of runs of faults.
+    pub readahead: bool,
+    /// Keep frames free ahead of demand, on a thread of the engine's own.
+    pub background: bool,
+    /// The same in forked children, where libc may read the program's heap as
+    /// it starts a thread.
+    pub background_in_children: bool,
+    /// Keep the compressed copy of pages restored for reading.
+    pub keep_copies: bool,
+    /// Address space for the store, bytes.
+    pub store_capacity_bytes: usize,
+}

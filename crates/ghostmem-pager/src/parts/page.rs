@@ -1,0 +1,89 @@
+//! What every verb does with one page: end a claim, wait for one, give a slot back.
+
+use ghostmem_file::FileSlot;
+use ghostmem_os::{OsError, PAGE_SIZE, futex};
+use ghostmem_store::Place;
+use ghostmem_table::{Claim, State, Word};
+
+use crate::parts::engine::Engine;
+use crate::parts::region::Region;
+use crate::parts::token::WAIT;
+
+/// `EINVAL`
+pub(crate) const INVALID: i32 = 22;
+
+/// `ENOMEM`
+pub(crate) const NO_MEMORY: i32 = 12;
+
+/// Looks at a claimed word before going to sleep on it: about the time a
+/// restore takes, which is far less than a sleep and a wake.
+const SPINS: u32 = 200;
+
+impl Engine {
+    /// The pages that `len` bytes at `address` touch, in their region.
+    pub(crate) fn pages_of(
+        &self,
+        call: &'static str,
+        address: usize,
+        len: usize,
+    ) -> Result<(&Region, usize, usize), OsError> {
+        let (region, first) = self.locate(address).ok_or(OsError::new(call, INVALID))?;
+        let offset = address - region.base();
+        let end = offset
+            .checked_add(len)
+            .ok_or(OsError::new(call, INVALID))?
+            .div_ceil(PAGE_SIZE);
+        if end > region.pages() {
+            return Err(OsError::new(call, INVALID));
+        }
+        Ok((region, first, end))
+    }
+
+    /// A page's number, unique in the heap.
+    pub(crate) fn number(&self, region: &Region, page: usize) -> u64 {
+        region.owner(page).get()
+    }
+
+    /// Ends a claim and wakes whoever slept on it.
+    pub(crate) fn release(&self, region: &Region, claim: Claim, word: Word) {
+        let page = claim.page();
+        if region.table.release(claim, word).0 {
+            futex::wake_all(region.table.futex(page));
+        }
+    }
+
+    /// Frees the slot, or the place in a file, that a word names.
+    pub(crate) fn free_slot(&self, word: Word) {
+        if word.state() == State::Resident && word.is_clean() {
+            self.copies.sub(1);
+        }
+        match Place::from_bits(word.payload()) {
+            Some(Place::Store(slot)) => self.store.remove(slot),
+            Some(Place::Elsewhere(number)) => self.remove_spilled(number),
+            None => {}
+        }
+    }
+
+    /// Waits, for a while, until a claimed or dropping page moves on.
+    pub(crate) fn wait_for(&self, region: &Region, page: usize, seen: Word) {
+        let mut seen = seen;
+        for _ in 0..SPINS {
+            core::hint::spin_loop();
+            seen = region.table.load(page);
+            if !matches!(seen.state(), State::Claimed | State::Dropping) {
+                return;
+            }
+        }
+        if let Some(marked) = region.table.announce_wait(page, seen) {
+            futex::wait(region.table.futex(page), marked.low_half(), WAIT);
+        }
+    }
+
+    /// Gives up a place in the file.
+    #[inline(never)]
+    pub(crate) fn remove_spilled(&self, number: u32) {
+        if let Some(spill) = &self.spill {
+            spill.tier.remove(FileSlot::from_number(number));
+        }
+    }
+}

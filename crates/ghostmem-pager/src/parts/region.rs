@@ -1,0 +1,123 @@
+//! A region as the pager sees it: words, resident set and pins beside the
+//! backend's mapping.
+
+use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+
+use ghostmem_fault::{Backend, Home, Region as Mapped};
+use ghostmem_os::OsError;
+use ghostmem_os::map::ZeroArray;
+use ghostmem_os::touched::Touched;
+use ghostmem_store::Owner;
+use ghostmem_table::{AtomicU64, PageTable};
+
+use crate::parts::blocks::BlockSpace;
+use crate::parts::protecting::Protecting;
+use crate::parts::resident::ResidentSet;
+
+/// Pages in a region are numbered with this many bits, so that a region and a
+/// page fit in the 40 bits of an [`Owner`].
+const PAGE_BITS: u32 = 32;
+
+pub(crate) struct Region {
+    pub(crate) mapped: Mapped,
+    pub(crate) table: PageTable<ZeroArray<AtomicU64>>,
+    pub(crate) resident: ResidentSet,
+    /// How often each page is pinned; touched only where pages are.
+    pub(crate) pins: ZeroArray<AtomicU32>,
+    /// Memory behind `pins`.
+    pub(crate) pins_touched: Touched,
+    /// Pages with at least one pin.
+    pub(crate) pinned_pages: AtomicUsize,
+    /// Evictors that protect its pages.
+    pub(crate) protecting: Protecting,
+    /// Which pages belong to blocks; `None` when somebody else (the small
+    /// object allocator) hands them out.
+    pub(crate) blocks: Option<BlockSpace>,
+    pub(crate) index: u32,
+}
+
+impl Region {
+    pub(crate) fn new(
+        backend: Backend,
+        home: Home,
+        index: u32,
+        with_blocks: bool,
+    ) -> Result<Self, OsError> {
+        let mapped = Mapped::new(backend, home)?;
+        let pages = mapped.span().pages();
+        assert!(pages <= 1 << PAGE_BITS, "a region has at most 2^32 pages");
+        Ok(Self {
+            table: PageTable::new(ZeroArray::new(pages)?),
+            resident: ResidentSet::new(pages)?,
+            pins: ZeroArray::new(pages)?,
+            pins_touched: Touched::new::<AtomicU32>(pages)?,
+            pinned_pages: AtomicUsize::new(0),
+            protecting: Protecting::new(),
+            blocks: if with_blocks {
+                Some(BlockSpace::new(pages)?)
+            } else {
+                None
+            },
+            mapped,
+            index,
+        })
+    }
+
+    pub(crate) fn pages(&self) -> usize {
+        self.table.pages()
+    }
+
+    pub(crate) fn base(&self) -> usize {
+        self.mapped.span().base()
+    }
+
+    /// Whether a page may be touched: it is part of a block, or of memory
+    /// handed out by somebody else.
+    pub(crate) fn is_allocated(&self, page: usize) -> bool {
+        self.blocks
+            .as_ref()
+            .is_none_or(|blocks| blocks.block_of(page).is_some())
+    }
+
+    /// The page's number in the store.
+    pub(crate) fn owner(&self, page: usize) -> Owner {
+        owner(self.index, page)
+    }
+
+    /// Memory this region's tables take now, bytes, at most: from counters, in
+    /// constant time.
+    pub(crate) fn metadata_bytes(&self) -> usize {
+        self.resident.metadata_bytes()
+            + self.mapped.metadata_bytes()
+            + self.pins_touched.bytes()
+            + self.blocks.as_ref().map_or(0, BlockSpace::metadata_bytes)
+    }
+
+    /// Whether a page of the range is pinned. Looks only where pages ever were.
+    pub(crate) fn has_pins_in(&self, first: usize, end: usize) -> bool {
+        let group = ghostmem_os::PAGE_SIZE / size_of::<AtomicU32>();
+        self.has_pins()
+            && self.pins_touched.pages().any(|at| {
+                let start = (at * group).max(first);
+                (start..((at + 1) * group).min(end))
+                    .any(|page| self.pins[page].load(Ordering::SeqCst) > 0)
+            })
+    }
+
+    pub(crate) fn has_pins(&self) -> bool {
+        self.pinned_pages.load(Ordering::Relaxed) > 0
+    }
+}
+
+/// The number in the store of a page of a region.
+pub(crate) fn owner(region: u32, page: usize) -> Owner {
+    Owner::new((u64::from(region) << PAGE_BITS) | page as u64)
+}
+
+/// Region and page of an [`Owner`].
+pub(crate) fn place_of(owner: Owner) -> (usize, usize) {
+    (
+        (owner.get() >> PAGE_BITS) as usize,
+        (owner.get() & ((1 << PAGE_BITS) - 1)) as usize,
+    )
+}

@@ -1,0 +1,14 @@
+//! What the reclaimer's thread and those who wake it share.
+
+use core::sync::atomic::{AtomicBool, AtomicU64};
+
+use ghostmem_os::lock::Lock;
+use ghostmem_os::thread::EngineThread;
+
+pub(crate) struct WorkerState {
+    /// 1 while the worker sleeps and wants to be woken.
+    pub(crate) asleep: AtomicU64,
+    /// Faulting threads keep every processor busy: they evict for themselves.
+    pub(crate) crowded: AtomicBool,
+    pub(crate) thread: Lock<Option<EngineThread>>,
+}

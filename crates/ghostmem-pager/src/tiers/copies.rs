@@ -1,0 +1,118 @@
+//! Copies: the slots that clean resident pages keep, so that evicting them again
+//! costs no compression. What they may take of memory, and how they are given up.
+//!
+//! A memory limit has to hold a copy *beside* its page. Reading alone makes copies:
+//! each batch of evictions therefore looks at what is held, once in
+//! [`LOOK_EVICTIONS`] pages. Above the limit less a margin no further copy is kept,
+//! and as many are given up as it takes; they come back when half of the margin is
+//! free again. A page that did not shrink never keeps a copy in memory: its slot is
+//! as large as its frame.
+//!
+//! With a file that takes pages none of this is asked: the spiller keeps the store
+//! within its share, and gives up copies for it.
+
+use core::sync::atomic::Ordering;
+
+use ghostmem_os::PAGE_SIZE;
+use ghostmem_policy::balance::{self, Copies};
+use ghostmem_store::{Place, StoreStats};
+use ghostmem_table::{State, Word};
+
+use crate::parts::cold::Spill;
+use crate::parts::engine::Engine;
+use crate::parts::hand::{BATCH_PAGES, LOOKS_PER_PAGE};
+use crate::parts::metrics::Counter;
+use crate::parts::place::slot_of_stored;
+
+/// Evictions between two looks at what is held: a quarter of a batch, so that the
+/// figures' seventy cache lines cost nothing beside it.
+const LOOK_EVICTIONS: u64 = 64;
+
+/// What a batch of pages that do not shrink makes the store grow by, bytes.
+const BATCH_BYTES: usize = BATCH_PAGES * PAGE_SIZE;
+
+/// Slots whose bytes add up to `bytes`, about.
+fn slots_of(bytes: usize, store: &StoreStats) -> usize {
+    let mean = store.slot_bytes.checked_div(store.live_slots).unwrap_or(0);
+    bytes / mean.max(1) as usize + 1
+}
+
+impl Engine {
+    /// Whether a stored page that is restored for reading may keep its slot.
+    pub(crate) fn may_keep_copy(&self, stored: Word) -> bool {
+        self.config.keep_copies
+            && self.copies_fit.load(Ordering::Relaxed)
+            && !(stored.is_incompressible() && slot_of_stored(stored).is_some())
+    }
+
+    /// Compares what is held with the memory limit, now and then: called with the
+    /// number of pages evicted so far before and after a batch, from inside the
+    /// gate, with no claim held.
+    pub(crate) fn fit_copies(&self, before: u64, after: u64) {
+        let Some(limit) = self.config.memory_limit_bytes else {
+            return;
+        };
+        let due = before / LOOK_EVICTIONS != after / LOOK_EVICTIONS;
+        if !due || !self.spill.as_ref().is_none_or(Spill::is_failing) {
+            return;
+        }
+        let store = self.store.stats();
+        // The resident limit will be used, whether it is now or not.
+        let frames = self.budget.limit().max(self.budget.used()).max(0) as usize * PAGE_SIZE;
+        let fixed = frames + self.table_bytes() + store.metadata_bytes as usize;
+        match balance::copies(limit, BATCH_BYTES, fixed, store.slot_bytes as usize) {
+            Copies::Keep => self.copies_fit.store(true, Ordering::Relaxed),
+            Copies::Leave => {}
+            Copies::GiveUp(excess) => {
+                self.copies_fit.store(false, Ordering::Relaxed);
+                self.shed_copies(slots_of(excess, &store).min(self.copies.sum()));
+            }
+        }
+        let margin = balance::copies_margin_bytes(limit, BATCH_BYTES);
+        if fixed + store.held_bytes as usize > limit - margin / 2 {
+            self.tidy_some();
+        }
+    }
+
+    /// Gives copies up and tidies the store, for an allocation that `missing` bytes
+    /// are missing for. The caller is inside the gate and holds no claim.
+    pub(crate) fn make_room(&self, missing: usize, tidy_slots: usize) {
+        let copies = self.copies.sum();
+        if copies > 0 {
+            self.shed_copies(slots_of(missing, &self.store.stats()).min(copies));
+        }
+        self.tidy_from_inside(tidy_slots, 0);
+    }
+
+    /// Gives up copies of up to `wanted` resident pages, to make room in the store.
+    /// The pages stay; they have to be compressed again when they are evicted.
+    pub(crate) fn shed_copies(&self, wanted: usize) {
+        let mut shed = 0;
+        let mut looks = wanted * LOOKS_PER_PAGE;
+        while shed < wanted && looks > 0 {
+            let Some((region, start, end)) = self.next_window(BATCH_PAGES) else {
+                break;
+            };
+            looks = looks.saturating_sub(BATCH_PAGES);
+            let mut from = start;
+            while let Some(page) = region.resident.next(from).filter(|&page| page < end) {
+                from = page + 1;
+                let word = region.table.load(page);
+                // A copy in a file takes no room here.
+                let in_store = matches!(Place::from_bits(word.payload()), Some(Place::Store(_)));
+                if word.state() != State::Resident || !word.is_clean() || !in_store {
+                    continue;
+                }
+                let Ok(claim) = region.table.claim(page, word) else {
+                    continue;
+                };
+                // Still write-protected: the next store finds a dirty page
+                // and merely opens it.
+                self.release(region, claim, word.with_clean(false).with_payload(0));
+                self.free_slot(word);
+                shed += 1;
+            }
+        }
+        self.metrics.add(Counter::copies_shed, shed as u64);
+    }
+}

@@ -1,0 +1,313 @@
+//! Moving cold pages from the store in memory to the file tier, in the
+//! background.
+//!
+//! ```text
+//!   rank      how dispensable the stored pages are, by coldness and size; an
+//!             eighth of the bytes at least is to go
+//!   gather    in address order: claim, copy the packed bytes, release marked
+//!   write     one batch, no claim held, outside the gate
+//!   swing     where the mark is still there: claim, point the word to the file,
+//!             release, free the slot
+//!   tidy      both tiers: memory back to the kernel, thin parts of the file
+//!             written again elsewhere
+//! ```
+//! In address order, so that what readahead asks for lies together in the
+//! file. The mark in the word, not the slot, proves that a page is what was
+//! written (see [`ghostmem_table::Word::is_marked`]); only this thread marks, and
+//! a page is in a batch once. A mark that a failed batch left behind proves nothing
+//! wrong: a page that is gathered again is copied and marked anew.
+//!
+//! # The share of the store
+//! ```text
+//!   share         what the store may hold
+//!   share + 1/16  faults that write and must evict wait here ("behind")
+//!   share - 1/32  writing begins
+//!   share - 1/16  writing ends
+//! ```
+//! When the file cannot take more (full, or an error), pages stay in memory, no
+//! fault waits, and writing is tried again after a while.
+//!
+//! The thread owns no ghost memory, and allocates nothing.
+
+use core::sync::atomic::Ordering;
+use core::time::Duration;
+
+use ghostmem_file::{FileSlot, Packed};
+use ghostmem_os::buffer::Buffer;
+use ghostmem_os::map::MapArc;
+use ghostmem_os::thread::EngineThread;
+use ghostmem_os::{OsError, clock, futex};
+use ghostmem_store::Place;
+use ghostmem_table::State;
+
+use crate::parts::cold::Spill;
+use crate::parts::engine::Engine;
+use crate::parts::metrics::Counter;
+use crate::parts::place::{BATCH_BYTES, BATCH_PAGES, Entry, Gathered, slot_of_stored};
+use crate::tiers::choose::Spiller;
+use crate::tiers::lap::Lap;
+
+/// Pages pointed to the file in one go, inside the gate.
+const SWING_PAGES: usize = 64;
+
+/// How long the thread sleeps when there is nothing to do.
+const IDLE: Duration = Duration::from_secs(2);
+
+/// How long it sleeps when there is, but nothing could be done: at first, and
+/// from where on it can be woken. Twice as long each time.
+const NAP: Duration = Duration::from_millis(2);
+const NAP_LIGHT: Duration = Duration::from_millis(20);
+
+/// How long it leaves the file alone after an error, at first and at most.
+const BACK_OFF_MIN: Duration = Duration::from_millis(50);
+const BACK_OFF_MAX: Duration = Duration::from_secs(5);
+
+/// Slots moved to make the store dense after a batch.
+const TIDY_SLOTS: usize = 1024;
+
+/// Bytes of the file that cleaning may write again after each batch.
+const CLEAN_BYTES: u64 = 2 << 20;
+
+impl Engine {
+    pub(crate) fn start_spiller(this: &MapArc<Self>) -> Result<(), OsError> {
+        if let Some(spill) = &this.spill {
+            this.share_store();
+            let thread = EngineThread::spawn_with(c"ghostmem-spill", this.clone(), run)?;
+            *spill.thread.lock() = Some(thread);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn stop_spiller(&self) {
+        let Some(spill) = &self.spill else { return };
+        let thread = spill.thread.lock().take();
+        if let Some(thread) = thread {
+            spill.asleep.store(0, Ordering::Release);
+            futex::wake_all(&spill.asleep);
+            thread.join();
+        }
+    }
+
+    /// In a forked child the thread does not exist; start a new one, or go on
+    /// without: what is in the file can be read all the same.
+    pub(crate) fn restart_spiller_after_fork(&self) {
+        let Some(spill) = &self.spill else { return };
+        let lost = spill.thread.lock().take();
+        let mut started = false;
+        if let Some(lost) = lost {
+            lost.forget_after_fork();
+            let handle = self.handle();
+            if let Some(handle) = handle.filter(|_| self.config.background_in_children) {
+                started = Self::start_spiller(&handle).is_ok();
+            }
+        }
+        // Nobody writes: nobody waits for it, and its room does not count.
+        spill.failing.store(!started, Ordering::Relaxed);
+    }
+
+    /// Points the pages of a batch to their places in the file; how many it
+    /// was. Places of pages that were touched meanwhile are given back.
+    fn swing(&self, spill: &Spill, batch: &Gathered<'_>, slots: &[Option<FileSlot>]) -> usize {
+        let mut moved = 0;
+        let entries = &batch.entries[..batch.count];
+        for (entries, slots) in entries.chunks(SWING_PAGES).zip(slots.chunks(SWING_PAGES)) {
+            let inside = ghostmem_fault::gate().enter();
+            for (entry, slot) in entries.iter().zip(slots) {
+                let Some(slot) = slot else { continue };
+                if self.swing_one(entry, *slot) {
+                    moved += 1;
+                } else {
+                    spill.tier.remove(*slot);
+                }
+            }
+            drop(inside);
+        }
+        moved
+    }
+
+    fn swing_one(&self, entry: &Entry, to: FileSlot) -> bool {
+        let Some(region) = self.region(entry.region as usize) else {
+            return false;
+        };
+        let page = entry.page as usize;
+        let word = region.table.load(page);
+        let Some(slot) = slot_of_stored(word).filter(|_| word.is_marked()) else {
+            return false;
+        };
+        // Lost to a touch, or to the compactor, which leaves the page where it
+        // is this time.
+        let Ok(claim) = region.table.claim(page, word) else {
+            return false;
+        };
+        let place = Place::Elsewhere(to.number());
+        let moved = word.with_marked(false).with_payload(place.bits());
+        self.release(region, claim, moved);
+        self.store.remove(slot);
+        true
+    }
+
+    /// The file moves a page: points its word to the new place, if it is still
+    /// at the old one.
+    fn move_spilled(&self, owner: u64, from: FileSlot, to: FileSlot) -> bool {
+        let (index, page) = crate::parts::region::place_of(ghostmem_store::Owner::new(owner));
+        let Some(region) = self.region(index).filter(|region| page < region.pages()) else {
+            return false;
+        };
+        let inside = ghostmem_fault::gate().enter();
+        let word = region.table.load(page);
+        let owns =
+            word.state() == State::Stored || (word.state() == State::Resident && word.is_clean());
+        let here = Place::Elsewhere(from.number()).bits();
+        let moved = owns
+            && word.payload() == here
+            && region.table.claim(page, word).is_ok_and(|claim| {
+                let place = Place::Elsewhere(to.number());
+                self.release(region, claim, word.with_payload(place.bits()));
+                true
+            });
+        drop(inside);
+        moved
+    }
+
+    /// One batch, from the store to the file: whether anything moved.
+    fn spill_batch(&self, spill: &Spill, spiller: &mut Spiller, buffer: &mut Buffer) -> bool {
+        let store = self.store.stats();
+        let wanted = store.slot_bytes.saturating_sub(spill.end_bytes());
+        if wanted == 0 {
+            return false;
+        }
+        if spiller.lap.is_done() {
+            self.rank(spill, wanted);
+            spiller.lap.begin();
+        }
+        let mut batch = Gathered {
+            entries: [Entry::NONE; BATCH_PAGES],
+            count: 0,
+            bytes: buffer,
+            used: 0,
+        };
+        self.gather(spill, spiller, &mut batch, wanted);
+        if batch.count == 0 {
+            // Everything is a copy of a resident page, or too warm by a ranking
+            // that is over now.
+            if store.held_bytes > spill.share() {
+                let inside = ghostmem_fault::gate().enter();
+                self.shed_copies(BATCH_PAGES / 4);
+                drop(inside);
+            }
+            return false;
+        }
+        let mut pages = [Packed {
+            owner: 0,
+            codec: 0,
+            bytes: &[],
+        }; BATCH_PAGES];
+        for (page, entry) in pages.iter_mut().zip(&batch.entries[..batch.count]) {
+            *page = Packed {
+                owner: owner_of(entry),
+                codec: entry.codec,
+                bytes: entry.bytes(&*batch.bytes),
+            };
+        }
+        let mut slots = [None; BATCH_PAGES];
+        let moving = spill.moving.lock();
+        let written = spill
+            .tier
+            .write(&pages[..batch.count], &mut slots[..batch.count]);
+        if written.is_err() {
+            // The pages are where they were; their marks mean nothing any more.
+            self.metrics.add(Counter::spill_write_errors, 1);
+            spill.failing.store(true, Ordering::Relaxed);
+            spiller.retry_ns = clock::now_ns() + spiller.back_off.as_nanos() as u64;
+            spiller.back_off = (spiller.back_off * 2).min(BACK_OFF_MAX);
+            futex::wake_all(&spill.progress);
+            return false;
+        }
+        spill.failing.store(false, Ordering::Relaxed);
+        spiller.back_off = BACK_OFF_MIN;
+        let moved = self.swing(spill, &batch, &slots[..batch.count]);
+        drop(moving);
+        self.metrics.add(Counter::pages_spilled, moved as u64);
+        let in_vain = (batch.count - moved) as u64;
+        self.metrics.add(Counter::spills_in_vain, in_vain);
+        moved > 0
+    }
+
+    /// Writes batches until the store has come down; `false` when nothing more
+    /// can be done for now.
+    fn spill_down(&self, spill: &Spill, spiller: &mut Spiller) -> bool {
+        // Only while there is work: an idle heap holds no buffer.
+        let Ok(mut buffer) = Buffer::new(BATCH_BYTES) else {
+            return false;
+        };
+        let mut fruitless = 0;
+        while !self.closed.load(Ordering::Acquire) {
+            self.share_store();
+            let worked = self.spill_batch(spill, spiller, &mut buffer);
+            if self.store.held_bytes() > spill.end_bytes() {
+                self.tidy_store(TIDY_SLOTS, 0);
+            }
+            spill.progress.fetch_add(1, Ordering::AcqRel);
+            futex::wake_all(&spill.progress);
+            self.clean_file(spill);
+            if self.store.held_bytes() <= spill.begin_bytes() {
+                return true;
+            }
+            // A lap that found nothing is followed by a ranking, and one more.
+            fruitless = if worked { 0 } else { fruitless + 1 };
+            if fruitless == 2 || spill.is_failing() {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Keeps the file dense, and gives back what nothing lives in any more; whether
+    /// there is more to do.
+    fn clean_file(&self, spill: &Spill) -> bool {
+        let mut moved = |owner, from, to| self.move_spilled(owner, from, to);
+        spill.tier.tidy(CLEAN_BYTES, &mut moved).is_behind
+    }
+}
+
+fn owner_of(entry: &Entry) -> u64 {
+    crate::parts::region::owner(entry.region, entry.page as usize).get()
+}
+
+fn run(engine: &Engine) {
+    let Some(spill) = &engine.spill else { return };
+    let mut spiller = Spiller {
+        lap: Lap::NONE,
+        back_off: BACK_OFF_MIN,
+        retry_ns: 0,
+    };
+    let mut nap = NAP;
+    while !engine.closed.load(Ordering::Acquire) {
+        engine.share_store();
+        let over = engine.store.held_bytes() > spill.begin_bytes();
+        let may = clock::now_ns() >= spiller.retry_ns;
+        let done = !over || (may && engine.spill_down(spill, &mut spiller));
+        if !over && may {
+            // Nothing to try it with: who asks for memory may count on it.
+            spill.failing.store(false, Ordering::Relaxed);
+        }
+        let cleaning = engine.clean_file(spill);
+        // Room comes as the program frees and evicts, or with time.
+        nap = match (done, cleaning) {
+            (true, false) => IDLE,
+            (true, true) => NAP,
+            (false, _) => (nap * 2).clamp(NAP, BACK_OFF_MAX),
+        };
+        // Not to be woken for each batch of evictions that changes nothing.
+        let asleep = u64::from(nap >= NAP_LIGHT);
+        spill.asleep.store(asleep, Ordering::SeqCst);
+        let still = !done || engine.store.held_bytes() <= spill.begin_bytes();
+        if still && !engine.closed.load(Ordering::Acquire) {
+            futex::wait(&spill.asleep, asleep as u32, nap);
+        }
+        spill.asleep.store(0, Ordering::Relaxed);
+        if done {
+            nap = NAP;
+        }
+    }
+}

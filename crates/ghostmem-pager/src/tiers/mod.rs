@@ -1,0 +1,10 @@
+//! Where stored pages are and go: the store kept dense, the way to the file and back, and
+//! the copies that clean pages keep.
+
+pub(crate) mod choose;
+pub(crate) mod compact;
+pub(crate) mod copies;
+pub(crate) mod demote;
+pub(crate) mod fetch;
+pub(crate) mod lap;
+pub(crate) mod share;

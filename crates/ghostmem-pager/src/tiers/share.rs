@@ -1,0 +1,66 @@
+//! The store's share, and who waits while the store is over it.
+
+use core::sync::atomic::Ordering;
+
+use ghostmem_os::{PAGE_SIZE, futex};
+
+use crate::parts::engine::Engine;
+use crate::parts::metrics::Counter;
+use crate::parts::token::WAIT;
+
+/// Waits of [`WAIT`] each of a fault that must evict while the store is over its
+/// share, before it goes on all the same.
+const WAITS_MAX: u32 = 50;
+
+impl Engine {
+    /// The store may have grown: once for each batch of evictions.
+    pub(crate) fn wake_spiller(&self) {
+        if let Some(spill) = &self.spill
+            && self.store.held_bytes() > spill.begin_bytes()
+        {
+            spill.wake();
+        }
+    }
+
+    /// Sets the store's share by the limits and tables of now.
+    pub(crate) fn share_store(&self) {
+        let Some(spill) = &self.spill else { return };
+        let resident = self.budget.limit().max(0) as u64 * PAGE_SIZE as u64;
+        let share = match (spill.store_limit_bytes, self.config.memory_limit_bytes) {
+            (Some(bytes), _) => bytes,
+            (None, Some(memory)) => {
+                let tables = self.table_bytes() as u64
+                    + self.store.stats().metadata_bytes
+                    + spill.tier.stats().metadata_bytes;
+                let left = (memory as u64).saturating_sub(resident + tables);
+                // Room for being behind, and some of it in any case.
+                (left - left / 16).max(memory as u64 / 32)
+            }
+            (None, None) => resident,
+        };
+        spill.share_bytes.store(share, Ordering::Relaxed);
+    }
+
+    /// Whether eviction ahead of demand is to wait for the file.
+    pub(crate) fn is_spill_behind(&self) -> bool {
+        self.spill
+            .as_ref()
+            .is_some_and(|spill| spill.is_behind(self.store.held_bytes()))
+    }
+
+    /// A fault that is going to write needs a frame, for which a page may have
+    /// to be compressed: waits, for a tenth of a second at most, while the store
+    /// is too far over its share. The caller owns no page.
+    pub(crate) fn wait_for_spill(&self) {
+        let Some(spill) = &self.spill else { return };
+        for _ in 0..WAITS_MAX {
+            let progress = spill.progress.load(Ordering::Acquire);
+            if !spill.is_behind(self.store.held_bytes()) || self.closed.load(Ordering::Relaxed) {
+                return;
+            }
+            self.metrics.add(Counter::spill_waits, 1);
+            spill.wake();
+            futex::wait(&spill.progress, progress as u32, WAIT);
+        }
+    }
+}
