@@ -3,7 +3,9 @@
 #![cfg(not(windows))]
 #![allow(clippy::unwrap_used)]
 
+use std::mem::MaybeUninit;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use ghostmem_os::report::{Level, Reports, Stall, Version};
 
@@ -118,4 +120,34 @@ fn this_machine_reports_itself() {
     if let Some(limit) = here.memory_group().and_then(|group| group.limit_bytes()) {
         assert!(limit >= MIB);
     }
+}
+
+/// A thread with a cancellation pending goes on behind a reading: none of the calls is a
+/// point where libc would end it, with whatever its caller holds.
+#[test]
+fn no_reading_ends_a_cancelled_thread() {
+    static READ: AtomicBool = AtomicBool::new(false);
+
+    extern "C" fn reader(_: *mut libc::c_void) -> *mut libc::c_void {
+        // SAFETY: no preconditions.
+        let this = unsafe { libc::pthread_self() };
+        // SAFETY: a live thread; by default it ends at the next cancellation point only.
+        unsafe { libc::pthread_cancel(this) };
+        let here = Reports::of_this_machine();
+        let available = here.meminfo_bytes("MemAvailable");
+        let _any = here.memory_group().and_then(|group| group.limit_bytes());
+        READ.store(available.is_some(), Ordering::Release);
+        core::ptr::null_mut()
+    }
+
+    let mut thread = MaybeUninit::uninit();
+    let (none, nothing) = (core::ptr::null(), core::ptr::null_mut());
+    // SAFETY: a place for the thread, default attributes, and no argument.
+    let made = unsafe { libc::pthread_create(thread.as_mut_ptr(), none, reader, nothing) };
+    assert_eq!(made, 0);
+    // SAFETY: filled by pthread_create.
+    let thread = unsafe { thread.assume_init() };
+    // SAFETY: a thread that is joined once, and no wish for its result.
+    unsafe { libc::pthread_join(thread, core::ptr::null_mut()) };
+    assert!(READ.load(Ordering::Acquire), "the thread ended on its way");
 }
