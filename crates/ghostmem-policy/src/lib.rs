@@ -6,12 +6,13 @@
 //! soon it came back, measured in turnovers of the resident set, says how hot
 //! it is. See [`heat`] for what follows from that, [`stream`] for readahead,
 //! [`balance`] for what each kind of memory may take, and [`forecast`] for what an
-//! allocation will.
+//! allocation will, [`pace`] for when the store is compacted.
 #![forbid(unsafe_code)]
 
 pub mod balance;
 pub mod forecast;
 pub mod heat;
+pub mod pace;
 pub mod stream;
 
 pub use heat::{Heat, Past};

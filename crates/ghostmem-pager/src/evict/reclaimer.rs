@@ -13,11 +13,11 @@ use core::time::Duration;
 
 use ghostmem_os::map::MapArc;
 use ghostmem_os::thread::EngineThread;
-use ghostmem_os::{OsError, futex, machine};
+use ghostmem_os::{OsError, clock, futex, machine};
+use ghostmem_policy::pace::Pace;
 
 use crate::parts::engine::Engine;
 use crate::parts::hand::BATCH_PAGES;
-use crate::tiers::compact::Pace;
 
 /// Below this limit every eviction is done by the faulting thread: there is no
 /// room to keep frames free.
@@ -111,7 +111,7 @@ impl Engine {
 
 fn run(engine: &Engine) {
     let processors = machine::cpus();
-    let mut pace = Pace::new();
+    let mut pace = Pace::new(clock::now_ns());
     let mut evictions = 0;
     while !engine.closed.load(Ordering::Acquire) {
         let filled = engine.refill(&mut pace);

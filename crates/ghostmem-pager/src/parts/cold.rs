@@ -9,6 +9,7 @@ use ghostmem_file::FileTier;
 use ghostmem_os::futex;
 use ghostmem_os::lock::Lock;
 use ghostmem_os::thread::EngineThread;
+use ghostmem_policy::balance::StoreShare;
 
 use crate::parts::place::BATCH_BYTES;
 
@@ -68,30 +69,20 @@ impl Spill {
         self.rank.store(rank, Ordering::Relaxed);
     }
 
-    pub(crate) fn share(&self) -> u64 {
-        self.share_bytes.load(Ordering::Relaxed)
-    }
-
-    /// Where writing begins.
-    pub(crate) fn begin_bytes(&self) -> u64 {
-        self.share() - self.share() / 32
-    }
-
-    /// Where it ends.
-    pub(crate) fn end_bytes(&self) -> u64 {
-        self.share() - self.share() / 16
+    /// The store's share of memory, as it is now.
+    pub(crate) fn share(&self) -> StoreShare {
+        StoreShare::from_bytes(self.share_bytes.load(Ordering::Relaxed))
     }
 
     /// Whether the store is so far over its share that what makes it grow must
     /// wait.
     pub(crate) fn is_behind(&self, held_bytes: u64) -> bool {
-        let most = self.share() + (self.share() / 16).max(2 * BATCH_BYTES as u64);
-        held_bytes > most && !self.failing.load(Ordering::Relaxed)
+        held_bytes > self.share().behind_bytes(BATCH_BYTES as u64) && !self.is_failing()
     }
 
     /// Whether the store is within its share, or will soon be.
     pub(crate) fn has_room(&self, held_bytes: u64) -> bool {
-        held_bytes <= self.share() && !self.is_failing()
+        held_bytes <= self.share().bytes() && !self.is_failing()
     }
 
     /// Whether the file takes nothing at the moment.

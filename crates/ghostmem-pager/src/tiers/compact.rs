@@ -1,171 +1,54 @@
 //! Keeping the store dense: how much the background thread compacts, and when.
 //!
-//! Rewriting leaves holes in slabs. What a turn moves follows from how far the
-//! free space is above its target; how soon the next turn may come follows
-//! from how long this one took, so that tidying has a bounded share of the
-//! background thread's time however fast the program writes:
-//!
-//! ```text
-//!   free space of the store       rest after a turn      share of the time
-//!   up to 1 % of live bytes       200 ms                 next to none
-//!   above                         3 times the turn       a quarter at most
-//!   above 2 %                     as long as the turn    a half at most
-//!   above 3 %                     a third of the turn    three quarters
-//!   the turn won nothing          19 times the turn      a twentieth at most
-//!   and nothing happened since    until something does   none
-//! ```
-//! A turn has won something when the free space fell by a fair part of what it
-//! moved. Moving alone proves nothing: the part-filled slabs of a small store
-//! can be moved round for ever.
-//! It is asked between two batches of reclaim too: a program that writes
-//! without pause never lets the background thread come to rest.
+//! How much a turn moves and when the next one comes is [`ghostmem_policy::pace`]'s to
+//! say. It is asked between two batches of reclaim too: a program that writes without
+//! pause never lets the background thread come to rest.
 
 use core::time::Duration;
 
 use ghostmem_os::clock;
+use ghostmem_policy::pace::{Pace, StoreFigures, TURN_SLOTS_MIN};
 use ghostmem_store::{Owner, Slot, StoreStats};
 use ghostmem_table::State;
 
 use crate::parts::engine::Engine;
 use crate::parts::region::place_of;
 
-/// Between two turns when there is no need for them: they sort the slabs and
-/// return empty ones.
-const REST: Duration = Duration::from_millis(200);
-
-/// Between two looks at the store's counters.
-const LOOK: Duration = Duration::from_millis(1);
-
-/// Rest after a turn that won nothing, at least.
-const FRUITLESS: Duration = Duration::from_millis(20);
-
-/// Empty slabs kept ready for the next pages, at most: bytes, and as a part of
-/// the live slots.
-const SPARE_BYTES: u64 = 1 << 20;
-const SPARE_SHARE: u64 = 256;
-
-/// Free space that is worth a turn, as a part of the live slots: what the
-/// store's own trigger is.
-const NEED_SHARE: u64 = 100;
-
-/// Free space that is pressing, likewise: rewriting outruns the turns.
-const PRESSING_SHARE: u64 = 50;
-
-/// Free space that is urgent, likewise: with headers, rounding and page words
-/// more than this breaks the promise of 6 %.
-const URGENT_SHARE: u64 = 33;
-
 /// Stores smaller than this are left to the background thread: their classes'
 /// part-filled slabs alone are more than that share, whoever tidies.
 const HELP_BYTES_MIN: u64 = 16 << 20;
 
-/// What a turn aims for, likewise.
-const TARGET_SHARE: u64 = 200;
-
-/// Slots moved in one turn: few enough that the slabs they go to, and the ones
-/// they leave until these are returned, are no overhead to speak of; enough to
-/// be worth the look at every slab that each turn begins with.
-const TURN_SLOTS_MIN: u64 = 256;
-const TURN_SLOTS_MAX: u64 = 1024;
-
-/// In a large store, as a part of the slots.
-const TURN_SHARE: u64 = 256;
-
-/// A turn was worth it if it won one byte in this many that it moved: half of
-/// what the store asks of each slab it empties.
-const WIN_SHARE: u64 = 16;
-
-/// Slots that the program must have filled or given back since a turn that won
-/// nothing before the next one can do better.
-const TRAFFIC_MIN: u64 = 64;
-
-/// What the last turn was like; the background thread's own.
-pub(crate) struct Pace {
-    /// When it ended.
-    turned_ns: u64,
-    /// Processor time it took: a thread that was interrupted must not rest for
-    /// that.
-    took: Duration,
-    /// It won something: there may be more.
-    behind: bool,
-    /// The program's own traffic with the store by then.
-    traffic: u64,
-    /// The last look at the counters.
-    looked_ns: u64,
-}
-
-impl Pace {
-    pub(crate) fn new() -> Self {
-        let now = clock::now_ns();
-        Self {
-            turned_ns: now,
-            took: Duration::ZERO,
-            behind: false,
-            traffic: 0,
-            looked_ns: now,
-        }
-    }
-
-    /// How long the background thread may sleep as far as the store minds;
-    /// `None`: for as long as nothing happens.
-    pub(crate) fn nap(&self) -> Option<Duration> {
-        self.behind.then(|| (self.took * 3).max(LOOK))
-    }
-
-    /// How long after the last turn the next one may begin; `None`: not before
-    /// the program has used the store.
-    fn rest(&self, store: &StoreStats) -> Option<Duration> {
-        if !self.behind && traffic(store).saturating_sub(self.traffic) < TRAFFIC_MIN {
-            return None;
-        }
-        let (free, live) = (free_bytes(store), store.slot_bytes);
-        let rest = if free <= live / NEED_SHARE {
-            REST
-        } else if !self.behind {
-            (self.took * 19).max(FRUITLESS)
-        } else if free <= live / PRESSING_SHARE {
-            self.took * 3
-        } else if free <= live / URGENT_SHARE {
-            self.took
-        } else {
-            self.took / 3
-        };
-        Some(rest)
+/// What the pace goes by.
+fn figures(store: &StoreStats) -> StoreFigures {
+    StoreFigures {
+        held_bytes: store.held_bytes,
+        spare_bytes: store.spare_bytes,
+        slot_bytes: store.slot_bytes,
+        live_slots: store.live_slots,
+        changes: store.inserts.saturating_add(store.removes),
+        relocations: store.relocations,
     }
 }
 
 impl Engine {
     /// Tidies the store if it is time and there is need; cheap to ask.
     pub(crate) fn tidy_if_needed(&self, pace: &mut Pace) {
-        let since = |then: u64, now: u64| Duration::from_nanos(now.saturating_sub(then));
         let now = clock::now_ns();
-        if since(pace.looked_ns, now) < LOOK {
+        if !pace.may_look(now) {
             return;
         }
-        pace.looked_ns = now;
-        let store = self.store.stats();
-        let due = pace
-            .rest(&store)
-            .is_some_and(|rest| since(pace.turned_ns, now) >= rest);
-        if !due {
+        let before = figures(&self.store.stats());
+        if !pace.is_due(now, &before) {
             return;
         }
-        let spare = SPARE_BYTES.min(store.slot_bytes / SPARE_SHARE);
         let start = clock::thread_ns();
-        let moved = self.tidy_store(slots_to_move(&store) as usize, spare as usize);
-        let took = since(start, clock::thread_ns());
-        let after = self.store.stats();
-        let won = free_bytes(&store).saturating_sub(free_bytes(&after));
-        // What the program did meanwhile may hide what the turn won.
-        let hidden = traffic(&after).saturating_sub(traffic(&store)) >= TRAFFIC_MIN;
-        let fair = won.saturating_mul(WIN_SHARE) >= moved as u64 * mean_bytes(&store);
-        *pace = Pace {
-            turned_ns: clock::now_ns(),
-            took,
-            behind: moved > 0 && (fair || hidden),
-            traffic: traffic(&after),
-            looked_ns: now,
-        };
+        let moved = self.tidy_store(
+            before.slots_to_move() as usize,
+            before.spare_target_bytes() as usize,
+        );
+        let took = Duration::from_nanos(clock::thread_ns().saturating_sub(start));
+        let after = figures(&self.store.stats());
+        pace.turned(clock::now_ns(), took, moved as u64, (&before, &after));
     }
 
     /// Moves up to about `slots` slots out of sparse slabs and returns empty
@@ -185,8 +68,7 @@ impl Engine {
         if self.store.held_bytes() < HELP_BYTES_MIN {
             return;
         }
-        let store = self.store.stats();
-        if self.config.background && free_bytes(&store) > store.slot_bytes / URGENT_SHARE {
+        if self.config.background && figures(&self.store.stats()).is_urgent() {
             self.tidy_some();
         }
     }
@@ -236,35 +118,4 @@ impl Engine {
         self.release(region, claim, word.with_payload(moved.bits()));
         true
     }
-}
-
-/// Slots filled and given back so far, those that compaction moved aside.
-fn traffic(store: &StoreStats) -> u64 {
-    let moves = store.relocations.saturating_mul(2);
-    store
-        .inserts
-        .saturating_add(store.removes)
-        .saturating_sub(moves)
-}
-
-/// Bytes of the slots in use, on average.
-fn mean_bytes(store: &StoreStats) -> u64 {
-    store.slot_bytes.checked_div(store.live_slots).unwrap_or(0)
-}
-
-/// Bytes in slabs that serve a class and hold nothing.
-fn free_bytes(store: &StoreStats) -> u64 {
-    store
-        .held_bytes
-        .saturating_sub(store.slot_bytes)
-        .saturating_sub(store.spare_bytes)
-}
-
-/// Slots to move so that the free space comes down to its target.
-fn slots_to_move(store: &StoreStats) -> u64 {
-    let excess = free_bytes(store).saturating_sub(store.slot_bytes / TARGET_SHARE);
-    // Winning a page's worth of memory means moving about as much out of it.
-    let wanted = excess.checked_div(mean_bytes(store)).unwrap_or(0);
-    let most = TURN_SLOTS_MAX.max(store.live_slots / TURN_SHARE);
-    wanted.clamp(TURN_SLOTS_MIN, most)
 }

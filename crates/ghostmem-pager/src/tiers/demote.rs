@@ -172,7 +172,7 @@ impl Engine {
     /// One batch, from the store to the file: whether anything moved.
     fn spill_batch(&self, spill: &Spill, spiller: &mut Spiller, buffer: &mut Buffer) -> bool {
         let store = self.store.stats();
-        let wanted = store.slot_bytes.saturating_sub(spill.end_bytes());
+        let wanted = store.slot_bytes.saturating_sub(spill.share().end_bytes());
         if wanted == 0 {
             return false;
         }
@@ -190,7 +190,7 @@ impl Engine {
         if batch.count == 0 {
             // Everything is a copy of a resident page, or too warm by a ranking
             // that is over now.
-            if store.held_bytes > spill.share() {
+            if store.held_bytes > spill.share().bytes() {
                 let inside = ghostmem_fault::gate().enter();
                 self.shed_copies(BATCH_PAGES / 4);
                 drop(inside);
@@ -244,13 +244,13 @@ impl Engine {
         while !self.closed.load(Ordering::Acquire) {
             self.share_store();
             let worked = self.spill_batch(spill, spiller, &mut buffer);
-            if self.store.held_bytes() > spill.end_bytes() {
+            if self.store.held_bytes() > spill.share().end_bytes() {
                 self.tidy_store(TIDY_SLOTS, 0);
             }
             spill.progress.fetch_add(1, Ordering::AcqRel);
             futex::wake_all(&spill.progress);
             self.clean_file(spill);
-            if self.store.held_bytes() <= spill.begin_bytes() {
+            if self.store.held_bytes() <= spill.share().begin_bytes() {
                 return true;
             }
             // A lap that found nothing is followed by a ranking, and one more.
@@ -284,7 +284,7 @@ fn run(engine: &Engine) {
     let mut nap = NAP;
     while !engine.closed.load(Ordering::Acquire) {
         engine.share_store();
-        let over = engine.store.held_bytes() > spill.begin_bytes();
+        let over = engine.store.held_bytes() > spill.share().begin_bytes();
         let may = clock::now_ns() >= spiller.retry_ns;
         let done = !over || (may && engine.spill_down(spill, &mut spiller));
         if !over && may {
@@ -301,7 +301,7 @@ fn run(engine: &Engine) {
         // Not to be woken for each batch of evictions that changes nothing.
         let asleep = u64::from(nap >= NAP_LIGHT);
         spill.asleep.store(asleep, Ordering::SeqCst);
-        let still = !done || engine.store.held_bytes() <= spill.begin_bytes();
+        let still = !done || engine.store.held_bytes() <= spill.share().begin_bytes();
         if still && !engine.closed.load(Ordering::Acquire) {
             futex::wait(&spill.asleep, asleep as u32, nap);
         }

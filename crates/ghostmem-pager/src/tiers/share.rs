@@ -3,6 +3,7 @@
 use core::sync::atomic::Ordering;
 
 use ghostmem_os::{PAGE_SIZE, futex};
+use ghostmem_policy::balance::StoreShare;
 
 use crate::parts::engine::Engine;
 use crate::parts::metrics::Counter;
@@ -16,7 +17,7 @@ impl Engine {
     /// The store may have grown: once for each batch of evictions.
     pub(crate) fn wake_spiller(&self) {
         if let Some(spill) = &self.spill
-            && self.store.held_bytes() > spill.begin_bytes()
+            && self.store.held_bytes() > spill.share().begin_bytes()
         {
             spill.wake();
         }
@@ -25,20 +26,15 @@ impl Engine {
     /// Sets the store's share by the limits and tables of now.
     pub(crate) fn share_store(&self) {
         let Some(spill) = &self.spill else { return };
-        let resident = self.budget.limit().max(0) as u64 * PAGE_SIZE as u64;
-        let share = match (spill.store_limit_bytes, self.config.memory_limit_bytes) {
-            (Some(bytes), _) => bytes,
-            (None, Some(memory)) => {
-                let tables = self.table_bytes() as u64
-                    + self.store.stats().metadata_bytes
-                    + spill.tier.stats().metadata_bytes;
-                let left = (memory as u64).saturating_sub(resident + tables);
-                // Room for being behind, and some of it in any case.
-                (left - left / 16).max(memory as u64 / 32)
-            }
-            (None, None) => resident,
-        };
-        spill.share_bytes.store(share, Ordering::Relaxed);
+        let share = StoreShare::new(
+            spill.store_limit_bytes,
+            self.config.memory_limit_bytes.map(|bytes| bytes as u64),
+            self.budget.limit().max(0) as u64 * PAGE_SIZE as u64,
+            self.table_bytes() as u64
+                + self.store.stats().metadata_bytes
+                + spill.tier.stats().metadata_bytes,
+        );
+        spill.share_bytes.store(share.bytes(), Ordering::Relaxed);
     }
 
     /// Whether eviction ahead of demand is to wait for the file.
