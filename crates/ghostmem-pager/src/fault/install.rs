@@ -2,65 +2,57 @@
 
 use ghostmem_fault::{Installed, Scratch, die, die_of};
 use ghostmem_os::PAGE_SIZE;
-use ghostmem_table::{Claim, State, Word};
+use ghostmem_table::{Claim, State};
 
+use crate::fault::run::Run;
 use crate::parts::engine::Engine;
 use crate::parts::region::Region;
 
 impl Engine {
-    /// Maps the restored pages: as few calls as runs of neighbours with equal
+    /// Maps the pages of a run: as few calls as runs of neighbours with equal
     /// protection.
-    #[allow(clippy::too_many_arguments)]
-    pub(crate) fn install(
-        &self,
-        region: &Region,
-        count: usize,
-        stride: i32,
-        page_of: impl Fn(usize) -> usize,
-        words: &[Word],
-        write: bool,
-        fresh: bool,
-        scratch: &Scratch,
-    ) {
-        if count == 1 && fresh && !write {
-            match self.with_mappings(|| region.mapped.install_zero(page_of(0))) {
+    pub(crate) fn install<const MOST: usize>(&self, run: &Run<'_, MOST>, scratch: &Scratch) {
+        if run.count == 1 && run.fresh && !run.write {
+            match self.with_mappings(|| run.region.mapped.install_zero(run.page(0))) {
                 Ok(_) => return,
                 Err(error) => die_of("a page cannot be put in place", error),
             }
         }
-        // Places in address order, whatever the direction of the run.
-        let step_at = |place: usize| if stride < 0 { count - 1 - place } else { place };
         let mut place = 0;
-        // Steps that were passed over have the word of no page.
-        let goes_in = |place: usize| words[step_at(place)].state() == State::Resident;
-        while place < count {
-            if !goes_in(place) {
+        while place < run.count {
+            let word = run.words[run.place(place)];
+            // Steps that were passed over have the word of no page.
+            if word.state() != State::Resident {
                 place += 1;
                 continue;
             }
-            let clean = words[step_at(place)].is_clean();
+            let goes_along = |place: usize| {
+                let next = run.words[run.place(place)];
+                next.state() == State::Resident && next.is_clean() == word.is_clean()
+            };
             let mut end = place + 1;
-            while stride.unsigned_abs() == 1
-                && end < count
-                && goes_in(end)
-                && words[step_at(end)].is_clean() == clean
-            {
+            while run.stride.unsigned_abs() == 1 && end < run.count && goes_along(end) {
                 end += 1;
             }
+            let page = run.page(run.place(place));
             let data = scratch.run[place..end].as_flattened();
-            let page = page_of(step_at(place));
-            let mut done = 0;
-            while done < data.len() {
-                let first = page + done / PAGE_SIZE;
-                match self.with_mappings(|| region.mapped.install(first, &data[done..], clean)) {
-                    Ok(Installed::Bytes(bytes)) => done += bytes,
-                    Ok(Installed::Exists) => {
-                        die("a page is mapped that the page table says is not", 17)
-                    }
-                    Err(error) => die_of("a page cannot be put in place", error),
-                }
-            }
+            self.install_at(run.region, page, data, word.is_clean());
             place = end;
+        }
+    }
+
+    /// Maps whole pages from `page` on, protected from stores or not.
+    fn install_at(&self, region: &Region, page: usize, data: &[u8], protect: bool) {
+        let mut done = 0;
+        while done < data.len() {
+            let first = page + done / PAGE_SIZE;
+            match self.with_mappings(|| region.mapped.install(first, &data[done..], protect)) {
+                Ok(Installed::Bytes(bytes)) => done += bytes,
+                Ok(Installed::Exists) => {
+                    die("a page is mapped that the page table says is not", 17)
+                }
+                Err(error) => die_of("a page cannot be put in place", error),
+            }
         }
     }
 

@@ -5,4 +5,5 @@ pub(crate) mod install;
 pub(crate) mod record;
 pub(crate) mod resolve;
 pub(crate) mod restore;
+pub(crate) mod run;
 pub(crate) mod touch;

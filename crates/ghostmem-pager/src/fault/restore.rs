@@ -1,5 +1,12 @@
 //! Putting an absent page in place, and with it what readahead asks for.
 //!
+//! ```text
+//!   frames    for all of the run, evicting if there are none
+//!   claim     the page that faulted, then those ahead as far as frames reach
+//!   read      those in the file together, each slot by itself; decide the words
+//!   install   as few calls as neighbours with equal protection       (`install`)
+//!   publish   words say Resident, waiters wake, slots nobody keeps are free
+//! ```
 //! Frames are taken before claims; a thread that holds claims waits for nobody.
 
 use core::sync::atomic::{Ordering, fence};
@@ -11,6 +18,7 @@ use ghostmem_policy::{Heat, Past, Plan};
 use ghostmem_store::Place;
 use ghostmem_table::{Claim, State, Word};
 
+use crate::fault::run::{Run, place_of_step};
 use crate::parts::engine::Engine;
 use crate::parts::metrics::Counter;
 use crate::parts::place::slot_of_stored;
@@ -23,6 +31,18 @@ const GROUP_PAGES: usize = 16;
 /// The smallest limit, pages, that can be so far from reached that pages are
 /// put in place before anybody asks.
 const AMPLE_PAGES_MIN: i64 = 1024;
+
+/// What a fault asks for: its page as it was seen, and what readahead wants with it.
+#[derive(Clone, Copy)]
+struct Ask {
+    page: usize,
+    word: Word,
+    stride: i32,
+    write: bool,
+    /// Steps to look at, the page itself among them, and frames for the pages.
+    steps: usize,
+    frames: usize,
+}
 
 /// Where a page's bytes came from.
 #[derive(Clone, Copy)]
@@ -106,12 +126,18 @@ impl Engine {
                 frames += self.budget.take_up_to(extra + 1 - frames);
             }
         }
-        let (stride, most) = (plan.stride, frames as usize);
-        let steps = plan.count as usize;
-        let restored = if most == 1 {
-            self.restore_run::<1>(region, page, word, stride, (1, 1), write, scratch)
+        let ask = Ask {
+            page,
+            word,
+            stride: plan.stride,
+            write,
+            steps: plan.count as usize,
+            frames: frames as usize,
+        };
+        let restored = if frames == 1 {
+            self.restore_run::<1>(region, ask, scratch)
         } else {
-            self.restore_run::<RUN_PAGES>(region, page, word, stride, (steps, most), write, scratch)
+            self.restore_run::<RUN_PAGES>(region, ask, scratch)
         };
         let (restored, covered) = match restored {
             Ok(counts) => counts,
@@ -161,47 +187,49 @@ impl Engine {
         }
     }
 
-    /// Restores up to `frames` pages among the `steps` that are `stride` apart
-    /// from `first` on; the frames are taken already. Pages that are resident
-    /// are passed over. How many it was, the first always among them, and how
-    /// many steps that covered. `MOST` bounds the run, and the stack it takes.
-    #[allow(clippy::too_many_arguments)]
+    /// Restores a run; the frames are taken already. How many pages it was, the
+    /// first always among them, and how many steps that covered. `MOST` bounds the
+    /// run, and the stack it takes.
     fn restore_run<const MOST: usize>(
         &self,
         region: &Region,
-        first: usize,
-        word: Word,
-        stride: i32,
-        (steps, frames): (usize, usize),
-        write: bool,
+        ask: Ask,
         scratch: &mut Scratch,
     ) -> Result<(usize, usize), Verdict> {
-        let mut claims: [Option<Claim>; MOST] = [const { None }; MOST];
-        claims[0] = Some(
-            region
-                .table
-                .claim(first, word)
-                .map_err(|_| Verdict::Retry)?,
-        );
-        let fresh = word.state() == State::Empty;
-        // Steps up to the last one claimed, and how many those were.
-        let (mut count, mut restored) = (1, 1);
-        for (step, slot) in claims.iter_mut().enumerate().take(steps).skip(1) {
-            if restored == frames {
+        let first = region.table.claim(ask.page, ask.word);
+        let first = first.map_err(|_| Verdict::Retry)?;
+        let mut run = Run::<MOST>::new(region, ask.page, ask.stride, ask.write, first);
+        self.claim_ahead(&mut run, ask.steps, ask.frames);
+        if run.fresh {
+            (run.count, run.restored) = self.keep_allocated(region, run.claims_mut());
+            if run.count == 0 {
+                return Err(Verdict::Refused);
+            }
+        }
+        self.read(&mut run, scratch)?;
+        self.install(&run, scratch);
+        self.publish(&mut run);
+        Ok((run.restored, run.count))
+    }
+
+    /// Claims the pages that are to come in with the first one: of `steps` steps, as
+    /// far as `frames` reach. Pages that are resident are passed over.
+    #[inline]
+    fn claim_ahead<const MOST: usize>(&self, run: &mut Run<'_, MOST>, steps: usize, frames: usize) {
+        let region = run.region;
+        for step in 1..steps.min(MOST) {
+            if run.restored == frames {
                 break;
             }
-            let Some(page) = first
-                .checked_add_signed(step as isize * stride as isize)
-                .filter(|&page| page < region.pages())
-            else {
+            let Some(page) = run.page_ahead(step) else {
                 break;
             };
             let word = region.table.load(page);
             let wanted = match word.state() {
-                State::Stored | State::Filled => !fresh,
+                State::Stored | State::Filled => !run.fresh,
                 // Fresh pages follow only a fresh page: a program that fills
                 // its memory, not one that reads what is there.
-                State::Empty => fresh && write && region.is_allocated(page),
+                State::Empty => run.fresh && run.write && region.is_allocated(page),
                 State::Resident | State::Evicting => continue,
                 _ => false,
             };
@@ -211,34 +239,37 @@ impl Engine {
             let Ok(claim) = region.table.claim(page, word) else {
                 break;
             };
-            *slot = Some(claim);
-            (count, restored) = (step + 1, restored + 1);
+            run.claims[step] = Some(claim);
+            (run.count, run.restored) = (step + 1, run.restored + 1);
         }
-        if fresh {
-            (count, restored) = self.keep_allocated(region, &mut claims[..count]);
-            if count == 0 {
-                return Err(Verdict::Refused);
-            }
-        }
-        // Pages are laid out in the buffer in address order, so that
-        // neighbours go in with one call.
-        let place = |step: usize| if stride < 0 { count - 1 - step } else { step };
+    }
+
+    /// Brings the bytes of a run's pages into the buffers, and decides what their
+    /// words will be. Where bytes are gone, the run's claims are given up.
+    #[inline]
+    fn read<const MOST: usize>(
+        &self,
+        run: &mut Run<'_, MOST>,
+        scratch: &mut Scratch,
+    ) -> Result<(), Verdict> {
+        let region = run.region;
         // A run's pages in the file are read together; those ahead that cannot
         // be read stay where they are.
         let mut fetched = 0;
-        if MOST > 1 && !fresh {
+        if MOST > 1 && !run.fresh {
+            let (stride, count) = (run.stride, run.count);
+            let place = |step| place_of_step(stride, count, step);
             let failed;
-            (fetched, failed) = self.fetch_run(region, &claims[..count], place, scratch);
-            restored -= self.let_go_of(region, &mut claims[..count], failed);
+            (fetched, failed) = self.fetch_run(region, &run.claims[..count], place, scratch);
+            run.restored -= self.let_go_of(region, run.claims_mut(), failed);
         }
         let now = self.clock().epoch(self.evictions());
-        let mut words = [Word::EMPTY; MOST];
-        for (step, word) in words.iter_mut().enumerate().take(count) {
-            let Some(claim) = &claims[step] else {
+        for step in 0..run.count {
+            let Some(claim) = &run.claims[step] else {
                 continue;
             };
             // Cold memory, while this page is decompressed.
-            let ahead = claims.get(step + 1).and_then(Option::as_ref);
+            let ahead = run.claims.get(step + 1).and_then(Option::as_ref);
             if let Some(next) = ahead.and_then(|next| slot_of_stored(next.before())) {
                 self.store.prefetch(next);
             }
@@ -247,10 +278,10 @@ impl Engine {
                 // Of a run: it stays where readahead finds it together.
                 Some(Source::Memory)
             } else {
-                self.contents(region, claim, place(step), scratch)
+                self.contents(region, claim, run.place(step), scratch)
             };
             let Some(source) = source else {
-                self.lose(region, &mut claims[..count], step);
+                self.lose(region, run.claims_mut(), step);
                 // The faulting page itself, or only one of those ahead of it.
                 return Err(if step == 0 {
                     Verdict::Refused
@@ -258,50 +289,66 @@ impl Engine {
                     Verdict::Retry
                 });
             };
-            let past = Past::from_bits(before.heat());
-            let clean = before.state() == State::Stored
-                && !write
-                && region.mapped.tracks_writes()
-                && self.may_keep_copy(before)
-                && !before.is_write_hot()
-                && !matches!(source, Source::File(len) if self.belongs_in_memory(past, len, now));
-            let heat = match (before.state(), step) {
-                (State::Empty, _) => Heat::FRESH,
-                // Pages that stay because they are hot are not seen.
-                _ if self.is_recorded() => Heat::FRESH,
-                (_, 0) => past.refault(self.clock(), now),
-                _ => past.ahead(),
-            };
-            // Being hot for writing wears off with reads: half of them find the
-            // page's copy kept again, and cost one more fault should a store
-            // follow after all.
-            let forget = !write && now & 1 == 0;
-            *word = before
-                .with_state(State::Resident)
-                .with_clean(clean)
-                .with_payload(if clean { before.payload() } else { 0 })
-                .with_write_hot(before.is_write_hot() && !forget)
-                .with_heat(heat.to_bits());
+            run.words[step] = self.word_of(run, before, source, (step, now));
         }
-        let page_of = |step: usize| first.wrapping_add_signed(step as isize * stride as isize);
-        self.install(
-            region, count, stride, page_of, &words, write, fresh, scratch,
-        );
+        Ok(())
+    }
+
+    /// The word of a page that comes in as step `step` in the epoch `now`.
+    #[inline]
+    fn word_of<const MOST: usize>(
+        &self,
+        run: &Run<'_, MOST>,
+        before: Word,
+        source: Source,
+        (step, now): (usize, u16),
+    ) -> Word {
+        let past = Past::from_bits(before.heat());
+        let clean = before.state() == State::Stored
+            && !run.write
+            && run.region.mapped.tracks_writes()
+            && self.may_keep_copy(before)
+            && !before.is_write_hot()
+            && !matches!(source, Source::File(len) if self.belongs_in_memory(past, len, now));
+        let heat = match (before.state(), step) {
+            (State::Empty, _) => Heat::FRESH,
+            // Pages that stay because they are hot are not seen.
+            _ if self.is_recorded() => Heat::FRESH,
+            (_, 0) => past.refault(self.clock(), now),
+            _ => past.ahead(),
+        };
+        // Being hot for writing wears off with reads: half of them find the
+        // page's copy kept again, and cost one more fault should a store
+        // follow after all.
+        let forget = !run.write && now & 1 == 0;
+        before
+            .with_state(State::Resident)
+            .with_clean(clean)
+            .with_payload(if clean { before.payload() } else { 0 })
+            .with_write_hot(before.is_write_hot() && !forget)
+            .with_heat(heat.to_bits())
+    }
+
+    /// Ends the claims of a run whose pages are mapped, and gives back the slots
+    /// that no page keeps.
+    #[inline]
+    fn publish<const MOST: usize>(&self, run: &mut Run<'_, MOST>) {
+        let region = run.region;
         // Counted before anybody can give one of them up.
-        let copies = words[..count].iter().filter(|word| word.is_clean()).count();
+        let words = &run.words[..run.count];
+        let copies = words.iter().filter(|word| word.is_clean()).count();
         self.copies.add(copies);
-        for step in 0..count {
-            let Some(claim) = claims[step].take() else {
+        for step in 0..run.count {
+            let Some(claim) = run.claims[step].take() else {
                 continue;
             };
             let before = claim.before();
             region.resident.insert(claim.page());
-            self.release(region, claim, words[step]);
-            if before.state() == State::Stored && !words[step].is_clean() {
+            self.release(region, claim, run.words[step]);
+            if before.state() == State::Stored && !run.words[step].is_clean() {
                 self.free_slot(before);
             }
         }
-        Ok((restored, count))
     }
 
     /// Brings the bytes of a page into place `place` of the buffer: where they
