@@ -16,7 +16,7 @@ use ghostmem_fault::{Batch, Scratch};
 use ghostmem_os::futex;
 use ghostmem_os::scratch::STACK_BYTES;
 use ghostmem_policy::Heat;
-use ghostmem_table::{DropClaim, EvictClaim, State};
+use ghostmem_table::{DropClaim, EvictClaim, State, Word};
 
 use crate::evict::pack::{Packed, Victim};
 use crate::parts::engine::Engine;
@@ -125,7 +125,7 @@ impl Engine {
     }
 
     /// Seals what was not touched meanwhile, drops all of it at once and
-    /// finishes the words.
+    /// finishes the words; how many pages left.
     fn drop_sealed(
         &self,
         region: &Region,
@@ -137,34 +137,10 @@ impl Engine {
         let mut batch = Batch::new();
         let epoch = self.clock().epoch(self.evictions());
         for (index, victim) in victims.iter().enumerate() {
-            let sealed = if victim.word.is_clean() {
-                region.table.begin_drop(victim.page, victim.word).ok()
-            } else if let Some(claim) = claims[index].take() {
-                match packed[index] {
-                    Packed::Not => {
-                        // The page may stay protected: the next touch that
-                        // minds opens it.
-                        let word = claim.before();
-                        region.table.abandon(claim, word);
-                        None
-                    }
-                    Packed::Filled(_) => region.table.seal(claim),
-                    Packed::Slot(slot, _) => {
-                        let sealed = region.table.seal(claim);
-                        if sealed.is_none() {
-                            // Touched after it was compressed.
-                            self.store.remove(slot);
-                        }
-                        sealed
-                    }
-                }
-            } else {
-                None
-            };
-            if sealed.is_some() {
+            drops[index] = self.seal(region, victim, claims[index].take(), packed[index]);
+            if drops[index].is_some() {
                 region.mapped.add_to(&mut batch, victim.page, 1);
             }
-            drops[index] = sealed;
         }
         let mut kept = [false; BATCH_PAGES];
         region.mapped.drop_batch(&mut batch, false, &mut |page| {
@@ -174,62 +150,118 @@ impl Engine {
                 *kept |= victim.page == page;
             }
         });
-        let (mut freed, mut clean, mut filled, mut raw) = (0, 0, 0, 0);
+        let mut gone = Gone::default();
         for (index, claim) in drops.iter_mut().enumerate() {
             let Some(claim) = claim.take() else { continue };
             let before = claim.before();
-            let past = Heat::from_bits(before.heat()).evict(epoch);
-            let stored = before.with_clean(false).with_heat(past.to_bits());
-            let word = match (!kept[index], before.is_clean(), packed[index]) {
+            let word = if kept[index] {
                 // The kernel kept the mapping (locked memory): so do we.
-                (false, true, _) => before,
-                (false, false, outcome) => {
-                    if let Packed::Slot(slot, _) = outcome {
-                        self.store.remove(slot);
-                    }
-                    before
+                if let (false, Packed::Slot(slot, _)) = (before.is_clean(), packed[index]) {
+                    self.store.remove(slot);
                 }
-                (true, true, _) => {
-                    clean += 1;
-                    stored.with_state(State::Stored)
-                }
-                (true, false, Packed::Slot(slot, is_raw)) => {
-                    raw += u64::from(is_raw);
-                    stored
-                        .with_state(State::Stored)
-                        .with_incompressible(is_raw)
-                        .with_payload(slot.bits())
-                }
-                (true, false, Packed::Filled(pattern)) => {
-                    filled += 1;
-                    let payload = u64::from(pattern);
-                    stored
-                        .with_state(State::Filled)
-                        .with_incompressible(false)
-                        .with_payload(payload)
-                }
-                (true, false, Packed::Not) => before,
+                before
+            } else {
+                let past = Heat::from_bits(before.heat()).evict(epoch);
+                gone.word(before.with_heat(past.to_bits()), packed[index])
             };
-            if word.state() != State::Resident {
-                region.resident.remove(claim.page());
-                freed += 1;
-            }
             let page = claim.page();
+            if word.state() != State::Resident {
+                region.resident.remove(page);
+                gone.pages += 1;
+            }
             if region.table.finish(claim, word).0 {
                 futex::wake_all(region.table.futex(page));
             }
         }
-        self.budget.give_back(freed);
-        // Those pages have one place again, not two.
-        self.copies.sub(clean as usize);
-        let evictions = self.count_evictions(freed as u64);
-        self.metrics.add(Counter::evictions_clean, clean);
+        self.count_gone(&gone);
+        gone.pages as usize
+    }
+
+    /// Takes a victim from those who could touch it still; `None` where one of them
+    /// was faster, or it could not be packed.
+    fn seal(
+        &self,
+        region: &Region,
+        victim: &Victim,
+        claim: Option<EvictClaim>,
+        packed: Packed,
+    ) -> Option<DropClaim> {
+        if victim.word.is_clean() {
+            return region.table.begin_drop(victim.page, victim.word).ok();
+        }
+        let claim = claim?;
+        match packed {
+            Packed::Not => {
+                // The page may stay protected: the next touch that minds opens it.
+                let word = claim.before();
+                region.table.abandon(claim, word);
+                None
+            }
+            Packed::Filled(_) => region.table.seal(claim),
+            Packed::Slot(slot, _) => {
+                let sealed = region.table.seal(claim);
+                if sealed.is_none() {
+                    // Touched after it was compressed.
+                    self.store.remove(slot);
+                }
+                sealed
+            }
+        }
+    }
+
+    /// Gives the frames of a batch back, and counts what left.
+    fn count_gone(&self, gone: &Gone) {
+        self.budget.give_back(gone.pages as i64);
+        // Clean pages have one place again, not two.
+        self.copies.sub(gone.clean as usize);
+        let evictions = self.count_evictions(gone.pages);
+        self.metrics.add(Counter::evictions_clean, gone.clean);
         self.metrics
-            .add(Counter::evictions_dirty, freed as u64 - clean);
-        self.metrics.add(Counter::filled_pages_evicted, filled);
-        self.metrics.add(Counter::raw_pages_evicted, raw);
+            .add(Counter::evictions_dirty, gone.pages - gone.clean);
+        self.metrics.add(Counter::filled_pages_evicted, gone.filled);
+        self.metrics.add(Counter::raw_pages_evicted, gone.raw);
         self.wake_spiller();
-        self.fit_copies(evictions, evictions + freed as u64);
-        freed as usize
+        self.fit_copies(evictions, evictions + gone.pages);
+    }
+}
+
+/// What left with a batch.
+#[derive(Default)]
+struct Gone {
+    pages: u64,
+    /// Pages that had their slot already.
+    clean: u64,
+    /// Pages of one value, which took none.
+    filled: u64,
+    /// Pages that did not shrink.
+    raw: u64,
+}
+
+impl Gone {
+    /// The word of a page whose frame is gone; `before` has its heat already.
+    fn word(&mut self, before: Word, packed: Packed) -> Word {
+        let stored = before.with_clean(false);
+        match packed {
+            _ if before.is_clean() => {
+                self.clean += 1;
+                stored.with_state(State::Stored)
+            }
+            Packed::Slot(slot, is_raw) => {
+                self.raw += u64::from(is_raw);
+                stored
+                    .with_state(State::Stored)
+                    .with_incompressible(is_raw)
+                    .with_payload(slot.bits())
+            }
+            Packed::Filled(pattern) => {
+                self.filled += 1;
+                stored
+                    .with_state(State::Filled)
+                    .with_incompressible(false)
+                    .with_payload(u64::from(pattern))
+            }
+            // Not sealed, so not here.
+            Packed::Not => before,
+        }
     }
 }
