@@ -11,6 +11,9 @@
 //! from a mapping made for the call when those are all out or too short. A
 //! thread may sit in a call for hours with its piece, and a signal handler may
 //! jump out of it: the piece is then lost, nothing else.
+//!
+//! One call is given up to a quarter of what the process may use, 8 MiB at the
+//! least ([`most_bytes`]): what is longer moves in part, if it is a stream's.
 
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -18,10 +21,25 @@ use crate::raw::{call, failed};
 
 const SMALL_BYTES: usize = 16 << 10;
 const SMALL_COUNT: usize = 1024;
-/// The most that [`Lease::new`] serves without a mapping of its own, less a
-/// page for alignment.
-pub(crate) const LARGE_BYTES: usize = (1 << 20) + 4096;
+/// The most that [`Lease::new`] serves without a mapping of its own: a mebibyte,
+/// and a page for alignment.
+const LARGE_BYTES: usize = (1 << 20) + 4096;
 const LARGE_COUNT: usize = 64;
+
+/// Every call may have so much.
+const LEAST_MOST: usize = 8 << 20;
+
+static MOST: AtomicUsize = AtomicUsize::new(LEAST_MOST);
+
+/// The most bytes that one call gets a stand-in for.
+pub(crate) fn most_bytes() -> usize {
+    MOST.load(Ordering::Relaxed)
+}
+
+/// Says how much memory the process may use.
+pub(crate) fn process_may_use(bytes: usize) {
+    MOST.store((bytes / 4).max(LEAST_MOST) & !4095, Ordering::Relaxed);
+}
 
 static BASE: AtomicUsize = AtomicUsize::new(0);
 static SMALL: [AtomicU64; SMALL_COUNT / 64] = [const { AtomicU64::new(0) }; SMALL_COUNT / 64];
@@ -105,8 +123,19 @@ impl Lease {
             let address = base + SMALL_BYTES * SMALL_COUNT + index * LARGE_BYTES;
             return lease(address, LARGE_BYTES, Kind::Large(index));
         }
-        let bytes = bytes.checked_next_multiple_of(4096)?;
-        lease(map(bytes)?, bytes, Kind::Mapped)
+        Self::fresh(bytes)
+    }
+
+    /// Memory that nobody uses again: pages that the kernel keeps beyond the
+    /// call keep what is in them.
+    pub(crate) fn fresh(bytes: usize) -> Option<Self> {
+        let bytes = bytes.max(1).checked_next_multiple_of(4096)?;
+        Some(Self {
+            address: map(bytes)?,
+            bytes,
+            used: 0,
+            kind: Kind::Mapped,
+        })
     }
 
     /// The first address.

@@ -12,7 +12,7 @@ use ghostmem::Heap;
 use ghostmem_os::report::Reports;
 
 use crate::thread::{self as own, Inside};
-use crate::{ghost, start};
+use crate::{bounce, ghost, start};
 
 const LOOK: Duration = Duration::from_secs(1);
 /// The least limit this sets, bytes.
@@ -55,6 +55,7 @@ fn adjust(heap: &Heap) {
         && let Ok(bytes) = usize::try_from(target)
     {
         let _at_least_a_few_pages = heap.set_resident_limit(bytes);
+        bounce::process_may_use(bytes);
     }
 }
 

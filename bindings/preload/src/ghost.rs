@@ -300,14 +300,19 @@ unsafe fn free_now(thread: &'static Thread, heap: &Heap, block: NonNull<u8>) {
     if !heap.is_among_small(address)
         && let Some((start, bytes)) = heap.pages_around(address)
         && start == address
-        && let Some((class, shelf)) = cache::class_of(bytes)
-        && class == bytes
-        && !holds::any(start, bytes)
     {
-        match cache::put(shelf, class, address) {
-            cache::Put::Kept => return,
-            cache::Put::Twice => not_live(),
-            cache::Put::Full => {}
+        if holds::any(start, bytes) {
+            // As a large block that is unmapped is unlocked by that.
+            holds::forget(heap, start, bytes);
+        }
+        if let Some((class, shelf)) = cache::class_of(bytes)
+            && class == bytes
+        {
+            match cache::put(shelf, class, address) {
+                cache::Put::Kept => return,
+                cache::Put::Twice => not_live(),
+                cache::Put::Full => {}
+            }
         }
     }
     let inside = Inside::new(thread);

@@ -1,162 +1,408 @@
-//! Ranges that stay resident because the program locked or protected them.
+//! Ranges that stay resident, each for a reason, until the reason ends.
 //!
-//! A short list; programs that protect heap memory at all do so for a few
-//! ranges. Holding one twice is one hold, as mlock(2) does not nest.
+//! | reason | ends with |
+//! |---|---|
+//! | locked (mlock) | munlock, munmap, free |
+//! | protected (mprotect) | mprotect to read-write, munmap, free |
+//! | stack of a thread | the thread's end, free |
+//! | alternate signal stack | another one, none, the thread's end, free |
+//! | known to the kernel for good (rseq, robust lists) | free |
+//!
+//! One list for each reason, sorted by address and without overlaps: holding a
+//! range twice is one hold, as mlock(2) does not nest, and the engine counts
+//! the pins of different reasons. As many ranges fit as a process may have
+//! mappings, and more than that cannot be protected anyway.
+//!
+//! Lists change under one lock, every signal but ours blocked. Fault handlers
+//! and free(3) read them without: again, when a list changed meanwhile.
 
-use core::cell::UnsafeCell;
-use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use core::cell::Cell;
+use core::mem::ManuallyDrop;
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering, fence};
 
 use ghostmem::{Heap, Pinned};
 
+use crate::bounce;
+use crate::raw::{self, call};
+use crate::signals::Blocked;
 use crate::thread::{self, Inside};
 
-const HOLDS_MAX: usize = 512;
+/// Ranges in a list: four times the kernel's own default bound on mappings
+/// (`vm.max_map_count`). The memory of unused places is never touched.
+const HOLDS_MAX: usize = 1 << 18;
 
+/// Why a range is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reason {
+    Locked,
+    Protected,
+    Stack,
+    SignalStack,
+    Kernel,
+}
+
+/// All of them.
+pub(crate) const EVERY: [Reason; 5] = [
+    Reason::Locked,
+    Reason::Protected,
+    Reason::Stack,
+    Reason::SignalStack,
+    Reason::Kernel,
+];
+
+/// One held range. Its first two words are read without the lock.
+#[repr(C)]
 struct Hold {
     start: usize,
     end: usize,
-    pinned: Pinned,
-    /// The program may not read and write it.
-    protected: bool,
+    /// What protection it has, or which thread's stack it is; 0: not known yet.
+    tag: Cell<usize>,
+    /// Made by the call that runs now.
+    fresh: Cell<bool>,
+    pinned: ManuallyDrop<Pinned>,
 }
 
-struct List(UnsafeCell<[Option<Hold>; HOLDS_MAX]>);
-// SAFETY: used only by `with`, one thread at a time.
-unsafe impl Sync for List {}
-
-static LIST: List = List(UnsafeCell::new([const { None }; HOLDS_MAX]));
-static BUSY: AtomicBool = AtomicBool::new(false);
-static COUNT: AtomicUsize = AtomicUsize::new(0);
-
-/// The ranges held because of mprotect(2), for signal handlers: as many first
-/// and last addresses, both 0 where there is none.
-static PROTECTED: [[AtomicUsize; 2]; HOLDS_MAX] =
-    [const { [const { AtomicUsize::new(0) }; 2] }; HOLDS_MAX];
-static PROTECTED_COUNT: AtomicUsize = AtomicUsize::new(0);
-
-/// Whether the program has taken access to an address away. One load when it
-/// never did; async-signal-safe.
-pub(crate) fn is_protected(address: usize) -> bool {
-    PROTECTED_COUNT.load(Ordering::Acquire) > 0
-        && PROTECTED.iter().any(|[start, end]| {
-            (start.load(Ordering::Acquire)..end.load(Ordering::Acquire)).contains(&address)
-        })
+struct List {
+    /// Where the holds are: [`HOLDS_MAX`] places; 0: not mapped yet.
+    holds: AtomicUsize,
+    count: AtomicUsize,
+    /// Odd while the list changes.
+    version: AtomicU32,
 }
 
-/// Remembers for [`is_protected`] what the list says.
-fn publish(list: &[Option<Hold>; HOLDS_MAX]) {
-    let mut count = 0;
-    for (hold, [start, end]) in list.iter().zip(&PROTECTED) {
-        let (from, to) = match hold {
-            Some(hold) if hold.protected => (hold.start, hold.end),
-            _ => (0, 0),
-        };
-        count += usize::from(to > 0);
-        // Empty while it changes.
-        end.store(0, Ordering::Release);
-        start.store(from, Ordering::Release);
-        end.store(to, Ordering::Release);
+static LISTS: [List; EVERY.len()] = [const {
+    List {
+        holds: AtomicUsize::new(0),
+        count: AtomicUsize::new(0),
+        version: AtomicU32::new(0),
     }
-    PROTECTED_COUNT.store(count, Ordering::Release);
+}; EVERY.len()];
+static BUSY: AtomicBool = AtomicBool::new(false);
+/// Holds of all lists.
+static TOTAL: AtomicUsize = AtomicUsize::new(0);
+
+impl List {
+    fn of(reason: Reason) -> &'static Self {
+        &LISTS[reason as usize]
+    }
+
+    fn place(&self, index: usize) -> *mut Hold {
+        let first = self.holds.load(Ordering::Acquire) as *mut Hold;
+        first.wrapping_add(index)
+    }
+
+    /// First and last address of a hold, as it is at this moment.
+    fn bounds(&self, index: usize) -> (usize, usize) {
+        let bounds = self.place(index).cast::<[usize; 2]>();
+        // SAFETY: the first words of a place below `count`, in memory that stays
+        // mapped; a torn value is thrown away by `any`.
+        let [start, end] = unsafe { bounds.read_volatile() };
+        (start, end)
+    }
+
+    /// The first hold that ends above an address.
+    fn first_above(&self, address: usize) -> usize {
+        let (mut low, mut high) = (0, self.count.load(Ordering::Acquire));
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if self.bounds(middle).1 <= address {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        low
+    }
+
+    /// Whether a hold touches a range. Takes no lock; async-signal-safe.
+    fn any(&self, start: usize, end: usize) -> bool {
+        if self.count.load(Ordering::Acquire) == 0 {
+            return false;
+        }
+        loop {
+            let before = self.version.load(Ordering::Acquire);
+            let index = self.first_above(start);
+            let found = index < self.count.load(Ordering::Acquire) && self.bounds(index).0 < end;
+            fence(Ordering::Acquire);
+            if before.is_multiple_of(2) && self.version.load(Ordering::Relaxed) == before {
+                return found;
+            }
+            core::hint::spin_loop();
+        }
+    }
+
+    fn changes<R>(&self, body: impl FnOnce() -> R) -> R {
+        self.version.fetch_add(1, Ordering::AcqRel);
+        fence(Ordering::Release);
+        let result = body();
+        self.version.fetch_add(1, Ordering::Release);
+        result
+    }
+
+    /// Puts a hold in its place; gives it back when there is none.
+    fn insert(&self, hold: Hold) -> Result<(), Pinned> {
+        let count = self.count.load(Ordering::Relaxed);
+        if count == HOLDS_MAX || !self.is_mapped() {
+            return Err(ManuallyDrop::into_inner(hold.pinned));
+        }
+        let index = self.first_above(hold.start);
+        let place = self.place(index);
+        self.changes(|| {
+            // SAFETY: the holds from `index` on move up into a free place.
+            unsafe { place.copy_to(place.wrapping_add(1), count - index) };
+            // SAFETY: a place whose content was moved away.
+            unsafe { place.write(hold) };
+            self.count.store(count + 1, Ordering::Release);
+        });
+        TOTAL.fetch_add(1, Ordering::Release);
+        Ok(())
+    }
+
+    fn is_mapped(&self) -> bool {
+        if self.holds.load(Ordering::Acquire) == 0 {
+            let room = bounce::map(HOLDS_MAX * size_of::<Hold>()).unwrap_or(0);
+            self.holds.store(room, Ordering::Release);
+        }
+        self.holds.load(Ordering::Acquire) != 0
+    }
+
+    fn remove(&self, index: usize) -> Hold {
+        let count = self.count.load(Ordering::Relaxed);
+        let place = self.place(index);
+        // SAFETY: a hold of the list, which forgets it below.
+        let hold = unsafe { place.read() };
+        self.changes(|| {
+            let above = place.wrapping_add(1);
+            // SAFETY: the holds above move down by one.
+            unsafe { above.copy_to(place, count - index - 1) };
+            self.count.store(count - 1, Ordering::Release);
+        });
+        TOTAL.fetch_sub(1, Ordering::Release);
+        hold
+    }
+
+    /// A hold of the list.
+    fn get(&self, index: usize) -> &Hold {
+        // SAFETY: below `count`; only the thread with the lock changes holds, and
+        // it does so between two uses of this.
+        unsafe { &*self.place(index) }
+    }
+
+    /// Takes a range out of the holds; what they have beyond it stays held.
+    fn release(&self, heap: &Heap, start: usize, end: usize) {
+        loop {
+            let index = self.first_above(start);
+            if index >= self.count.load(Ordering::Relaxed) || self.bounds(index).0 >= end {
+                return;
+            }
+            let hold = self.remove(index);
+            for (from, to) in [(hold.start, start), (end, hold.end)] {
+                if from < to {
+                    // Pinned already, so there is room; a full list lets go.
+                    let _kept = self.add(heap, from, to, hold.tag.get(), hold.fresh.get());
+                }
+            }
+            drop(ManuallyDrop::into_inner(hold.pinned));
+        }
+    }
+
+    fn add(&self, heap: &Heap, start: usize, end: usize, tag: usize, fresh: bool) -> bool {
+        let range = core::ptr::slice_from_raw_parts(start as *const u8, end - start);
+        let Ok(pinned) = heap.pin(range) else {
+            return false;
+        };
+        self.insert(Hold {
+            start,
+            end,
+            tag: Cell::new(tag),
+            fresh: Cell::new(fresh),
+            pinned: ManuallyDrop::new(pinned),
+        })
+        .is_ok()
+    }
+
+    /// Holds what of a range is not held yet: all or nothing.
+    fn hold(&self, heap: &Heap, start: usize, end: usize, tag: usize) -> bool {
+        let mut from = start;
+        let mut all = true;
+        while from < end && all {
+            let index = self.first_above(from);
+            let (mut next, mut held_until) = (end, end);
+            if index < self.count.load(Ordering::Relaxed) {
+                let (held_from, held_to) = self.bounds(index);
+                if held_from < end {
+                    (next, held_until) = (held_from, held_to);
+                }
+            }
+            if from < next {
+                all = self.add(heap, from, next, tag, true);
+            }
+            from = held_until;
+        }
+        let mut index = self.first_above(start);
+        while index < self.count.load(Ordering::Relaxed) && self.bounds(index).0 < end {
+            let hold = self.get(index);
+            if hold.fresh.get() && !all {
+                let hold = self.remove(index);
+                drop(ManuallyDrop::into_inner(hold.pinned));
+                continue;
+            }
+            hold.fresh.set(false);
+            index += 1;
+        }
+        all
+    }
 }
 
-fn with<R>(body: impl FnOnce(&mut [Option<Hold>; HOLDS_MAX]) -> R) -> R {
+/// Runs `body` as the only thread that changes lists.
+fn with<R>(body: impl FnOnce() -> R) -> R {
     let _inside = Inside::new(thread::current());
+    let _blocked = Blocked::new();
     while BUSY.swap(true, Ordering::Acquire) {
         std::thread::yield_now();
     }
-    // SAFETY: BUSY was clear, so this is the only thread here; `body` does not
-    // come back to this function.
-    let result = body(unsafe { &mut *LIST.0.get() });
+    let result = body();
     BUSY.store(false, Ordering::Release);
     result
 }
 
 /// In a forked child: whoever was here in the parent is not.
 pub(crate) fn forget_others() {
+    for list in &LISTS {
+        let version = list.version.load(Ordering::Relaxed);
+        list.version.store(version & !1, Ordering::Release);
+    }
     BUSY.store(false, Ordering::Release);
 }
 
-/// Whether anything in a range is held. One load when nothing is.
-pub(crate) fn any(start: usize, bytes: usize) -> bool {
-    COUNT.load(Ordering::Acquire) > 0
-        && with(|list| {
-            list.iter()
-                .flatten()
-                .any(|hold| hold.start < start + bytes && start < hold.end)
-        })
+/// Whether the program has taken access to an address away. One load when it
+/// never did; async-signal-safe.
+pub(crate) fn is_protected(address: usize) -> bool {
+    List::of(Reason::Protected).any(address, address.saturating_add(1))
 }
 
-/// Makes whole pages resident and keeps them; `false` when the limit has no
-/// room for them or the list is full. `protected`: the program is about to
-/// lose access to them.
-pub(crate) fn hold(heap: &Heap, start: usize, bytes: usize, protected: bool) -> bool {
-    with(|list| {
-        let end = start + bytes;
-        let covered = list
-            .iter()
-            .flatten()
-            .any(|hold| hold.start <= start && end <= hold.end && hold.protected >= protected);
-        if covered {
+/// Whether anything in a range is held. One load when nothing is;
+/// async-signal-safe.
+pub(crate) fn any(start: usize, bytes: usize) -> bool {
+    let end = start.saturating_add(bytes);
+    TOTAL.load(Ordering::Acquire) > 0 && LISTS.iter().any(|list| list.any(start, end))
+}
+
+/// Whether anything in a range is held for a reason.
+pub(crate) fn any_for(reason: Reason, start: usize, bytes: usize) -> bool {
+    List::of(reason).any(start, start.saturating_add(bytes))
+}
+
+/// Makes whole pages resident and keeps them; `false`, and nothing has
+/// changed, when the limit has no room for them. `tag`: the protection, or the
+/// thread whose stack it is.
+pub(crate) fn hold(heap: &Heap, reason: Reason, start: usize, bytes: usize, tag: usize) -> bool {
+    let end = start + bytes;
+    let list = List::of(reason);
+    with(|| {
+        if list.hold(heap, start, end, tag) {
             return true;
         }
-        let Some(slot) = list.iter_mut().find(|slot| slot.is_none()) else {
-            return false;
-        };
-        let range = core::ptr::slice_from_raw_parts(start as *const u8, bytes);
-        match heap.pin(range) {
-            Ok(pinned) => {
-                *slot = Some(Hold {
-                    start,
-                    end,
-                    pinned,
-                    protected,
-                });
-                COUNT.fetch_add(1, Ordering::Release);
-                publish(list);
-                true
-            }
-            Err(_) => false,
-        }
+        // Stacks of threads that have ended by now are in nobody's way.
+        sweep();
+        list.hold(heap, start, end, tag)
     })
 }
 
-/// Lets the pages of a range go; what a hold has beyond it stays held.
-pub(crate) fn release(heap: &Heap, start: usize, bytes: usize) {
-    if COUNT.load(Ordering::Acquire) == 0 {
-        return;
+/// Lets the pages of a range go, as far as they are held for a reason.
+pub(crate) fn release(heap: &Heap, reason: Reason, start: usize, bytes: usize) {
+    if any_for(reason, start, bytes) {
+        with(|| List::of(reason).release(heap, start, start + bytes));
     }
-    let end = start + bytes;
-    with(|list| {
-        for index in 0..HOLDS_MAX {
-            let cut = |hold: &Hold| hold.start < end && start < hold.end;
-            if !list[index].as_ref().is_some_and(cut) {
-                continue;
-            }
-            let Some(hold) = list[index].take() else {
-                continue;
-            };
-            COUNT.fetch_sub(1, Ordering::Release);
-            for (from, to) in [(hold.start, start), (end, hold.end)] {
-                if from >= to {
-                    continue;
-                }
-                let range = core::ptr::slice_from_raw_parts(from as *const u8, to - from);
-                // Held already, so there is room; a list that is full lets go.
-                if let Ok(pinned) = heap.pin(range)
-                    && let Some(slot) = list.iter_mut().find(|slot| slot.is_none())
-                {
-                    *slot = Some(Hold {
-                        start: from,
-                        end: to,
-                        pinned,
-                        protected: hold.protected,
-                    });
-                    COUNT.fetch_add(1, Ordering::Release);
-                }
-            }
-            drop(hold.pinned);
+}
+
+/// The range is gone, as far as the program is concerned: lets it go whatever
+/// it was held for, open for loads and stores.
+pub(crate) fn forget(heap: &Heap, start: usize, bytes: usize) {
+    if any_for(Reason::Protected, start, bytes) {
+        let open = libc::PROT_READ | libc::PROT_WRITE;
+        let _stays_as_it_is = call!(libc::SYS_mprotect, start, bytes, open);
+    }
+    for reason in EVERY {
+        release(heap, reason, start, bytes);
+    }
+}
+
+/// Gives what is held of a range, all of it, another tag.
+pub(crate) fn change(heap: &Heap, reason: Reason, start: usize, bytes: usize, tag: usize) {
+    let list = List::of(reason);
+    let range = core::ptr::slice_from_raw_parts(start as *const u8, bytes);
+    with(|| {
+        // Nothing leaves in between.
+        let pinned = heap.pin(range);
+        list.release(heap, start, start + bytes);
+        let _has_room = list.hold(heap, start, start + bytes, tag);
+        drop(pinned);
+    });
+}
+
+/// Says for which thread a stack is held.
+pub(crate) fn belongs_to(start: usize, thread: usize) {
+    let list = List::of(Reason::Stack);
+    with(|| {
+        let index = list.first_above(start);
+        if index < list.count.load(Ordering::Relaxed) && list.bounds(index).0 <= start {
+            list.get(index).tag.set(thread);
         }
-        publish(list);
+    });
+}
+
+/// How many stacks were held after the last sweep.
+static SWEPT: AtomicUsize = AtomicUsize::new(0);
+/// Fewer stacks than this are not worth a sweep.
+const SWEEP_FROM: usize = 32;
+
+/// Lets the stacks of threads go that have ended, now and then.
+pub(crate) fn sweep_if_many() {
+    let count = List::of(Reason::Stack).count.load(Ordering::Relaxed);
+    if count >= SWEEP_FROM.max(2 * SWEPT.load(Ordering::Relaxed)) {
+        with(sweep);
+    }
+}
+
+fn sweep() {
+    let list = List::of(Reason::Stack);
+    let mut index = 0;
+    while index < list.count.load(Ordering::Relaxed) {
+        let tag = list.get(index).tag.get();
+        let gone = tag != 0 && call!(libc::SYS_tkill, tag, 0) == -(libc::ESRCH as raw::Answer);
+        if gone {
+            let hold = list.remove(index);
+            drop(ManuallyDrop::into_inner(hold.pinned));
+        } else {
+            index += 1;
+        }
+    }
+    SWEPT.store(list.count.load(Ordering::Relaxed), Ordering::Relaxed);
+}
+
+/// Makes the held pages of a range zero, protected ones included: what the
+/// program takes for fresh pages. (The engine leaves held pages alone.)
+pub(crate) fn clear(start: usize, bytes: usize) {
+    let end = start + bytes;
+    with(|| {
+        for reason in EVERY {
+            let list = List::of(reason);
+            let mut index = list.first_above(start);
+            while index < list.count.load(Ordering::Relaxed) && list.bounds(index).0 < end {
+                let (from, to) = list.bounds(index);
+                let (from, to) = (from.max(start), to.min(end));
+                if reason == Reason::Protected {
+                    let open = libc::PROT_READ | libc::PROT_WRITE;
+                    let _opens = call!(libc::SYS_mprotect, from, to - from, open);
+                }
+                raw::clear(from, to - from);
+                if reason == Reason::Protected {
+                    let access = list.get(index).tag.get();
+                    let _as_before = call!(libc::SYS_mprotect, from, to - from, access);
+                }
+                index += 1;
+            }
+        }
     });
 }

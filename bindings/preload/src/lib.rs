@@ -7,7 +7,7 @@
 //! | `family`, `ghost`, `cache`, `ordinary` | malloc and its kin |
 //! | `entries` | libc's own free, for those who find that one |
 //! | `patch`, `stub`, `objects` | redirect libc's system call instructions |
-//! | `calls` | stand-ins for ghost buffers while the kernel works |
+//! | `calls`, `guarded` | stand-ins for ghost buffers while the kernel works |
 //! | `signals` | SIGBUS and SIGSEGV shared with the program |
 //! | `threads`, `follow`, `report` | threads, a limit that follows, figures |
 //!
@@ -30,6 +30,7 @@ mod entries;
 mod family;
 mod follow;
 mod ghost;
+mod guarded;
 mod holds;
 mod mappings;
 mod objects;

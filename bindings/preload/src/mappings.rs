@@ -154,7 +154,7 @@ fn map_over(args: [usize; 6]) -> Done {
     let Some(bytes) = bytes.checked_next_multiple_of(PAGE) else {
         return error(libc::ENOMEM);
     };
-    holds::release(heap, address, bytes);
+    holds::forget(heap, address, bytes);
     let _inside = Inside::new(thread::current());
     let range = slice_from_raw_parts_mut(address as *mut u8, bytes);
     // SAFETY: the program replaced what was there.
@@ -169,7 +169,7 @@ pub(crate) fn unmap(heap: &Heap, address: usize, bytes: usize) -> Done {
     if !address.is_multiple_of(PAGE) || bytes == 0 {
         return error(libc::EINVAL);
     }
-    holds::release(heap, address, bytes);
+    holds::forget(heap, address, bytes);
     let end = address + bytes;
     // One block at a time, until none of the range is mapped.
     while let Some((from, to, rest)) = with(|list| cut(list, address, end)) {

@@ -52,15 +52,12 @@ macro_rules! call {
 }
 pub(crate) use call;
 
-/// Copies `bytes` from one address to another. Either may be ghost memory:
-/// an absent page comes back first, as for any load or store.
-///
-/// A wrong address given by the program ends in its SIGSEGV here, where the
-/// kernel would have said EFAULT.
+/// Copies `bytes` between memory that is known to be there: blocks of the
+/// program's, and our own. Either may be ghost memory: an absent page comes
+/// back first, as for any load or store.
 pub(crate) fn copy(to: usize, from: usize, bytes: usize) {
-    // SAFETY: one side is a buffer of ours of that size, the other is what
-    // the program told the kernel to read or write; they do not overlap, as
-    // ours is a mapping of its own.
+    // SAFETY: both are live memory of that size, by the caller's word; they do
+    // not overlap, as one was made for this.
     unsafe {
         core::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, bytes);
     }
@@ -72,29 +69,11 @@ pub(crate) fn clear(at: usize, bytes: usize) {
     unsafe { core::ptr::write_bytes(at as *mut u8, 0, bytes) };
 }
 
-/// Reads a plain value at an address the program passed.
+/// Reads a plain value that the loader put there.
 pub(crate) fn load<T: Copy>(from: usize) -> T {
-    // SAFETY: the program told the kernel to read a `T` there; `T` is a plain
-    // structure of integers, valid for any bytes.
+    // SAFETY: part of a loaded object's tables; `T` is a plain structure of
+    // integers, valid for any bytes.
     unsafe { (from as *const T).read_unaligned() }
-}
-
-/// Writes a plain value at an address the program passed.
-pub(crate) fn store<T: Copy>(to: usize, value: T) {
-    // SAFETY: the program told the kernel to write a `T` there.
-    unsafe { (to as *mut T).write_unaligned(value) };
-}
-
-/// Length of the string at an address, its NUL included, at most `most`.
-pub(crate) fn string_bytes(from: usize, most: usize) -> usize {
-    let mut length = 0;
-    while length < most {
-        length += 1;
-        if load::<u8>(from + length - 1) == 0 {
-            break;
-        }
-    }
-    length
 }
 
 /// Writes one line of bytes to standard error.

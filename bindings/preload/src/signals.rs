@@ -9,6 +9,10 @@
 //! `front` marks the thread as being inside the engine, so that the engine's
 //! system calls are not taken for the program's; `passed_on` takes the mark
 //! off again for the program's handler, which may jump out of it.
+//!
+//! What the program blocks is kept for each thread and acted on as the kernel
+//! does it: a blocked fault ends the process, a blocked signal that was sent
+//! waits until it is unblocked, and a handler runs with its signal blocked.
 
 use core::cell::UnsafeCell;
 use core::ffi::c_void;
@@ -16,9 +20,10 @@ use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use crate::bounce;
 use crate::calls::{Done, error, load_if, store_if};
-use crate::raw::{Answer, call, failed, store};
-use crate::thread::{self, Inside};
-use crate::{ghost, holds};
+use crate::guarded::{self, Touch};
+use crate::raw::{Answer, call, failed};
+use crate::thread::{self, INFO_WORDS, Inside, Thread};
+use crate::{ghost, holds, start};
 
 /// The signals that a touch of ghost memory can raise.
 pub(crate) const OURS: [i32; 2] = [libc::SIGBUS, libc::SIGSEGV];
@@ -105,10 +110,10 @@ impl Slot {
 
 /// Every signal but ours blocked, while this lives. (Nothing here touches
 /// ghost memory meanwhile.)
-struct Blocked(u64);
+pub(crate) struct Blocked(u64);
 
 impl Blocked {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let (all, mut before) = (!OUR_BITS, 0_u64);
         let _fits = call!(
             libc::SYS_rt_sigprocmask,
@@ -197,6 +202,32 @@ fn kernel_action(signal: i32, new: Option<&Action>, old: Option<&mut Action>) ->
 
 type Handler = extern "C-unwind" fn(i32, *mut libc::siginfo_t, *mut c_void);
 
+/// `SEGV_PKUERR`, `BUS_MCEERR_AR` and `BUS_MCEERR_AO` (sigaction(2)).
+const PROTECTION_KEY: i32 = 4;
+const POISONED: [i32; 2] = [4, 5];
+/// The bit of a page fault's error code for an instruction fetch (Intel SDM,
+/// vol. 3, "Page-Fault Exceptions").
+const FETCH: i64 = 16;
+
+/// Whether a fault has nothing to do with where pages are: no page brought in
+/// would make it go away.
+fn is_never_ours(signal: i32, code: i32, address: usize, context: *mut c_void) -> bool {
+    if signal == libc::SIGBUS {
+        return POISONED.contains(&code);
+    }
+    code == PROTECTION_KEY
+        || registers(context)[libc::REG_ERR as usize] & FETCH != 0
+        || holds::is_protected(address)
+}
+
+/// The registers that a handler's context has.
+fn registers<'a>(context: *mut c_void) -> &'a mut [i64; 23] {
+    let context = context.cast::<libc::ucontext_t>();
+    // SAFETY: the kernel's own structure on this stack, used by this thread
+    // alone until the handler returns.
+    unsafe { &mut (*context).uc_mcontext.gregs }
+}
+
 /// The kernel's way in.
 extern "C-unwind" fn front(signal: i32, info: *mut libc::siginfo_t, context: *mut c_void) {
     let Some(place) = place_of(signal as usize) else {
@@ -206,8 +237,8 @@ extern "C-unwind" fn front(signal: i32, info: *mut libc::siginfo_t, context: *mu
     let told = unsafe { &*info };
     // SAFETY: a fault has an address; what is read otherwise is not used.
     let address = unsafe { told.si_addr() } as usize;
-    if told.si_code > 0 && signal == libc::SIGSEGV && holds::is_protected(address) {
-        // The engine would open the page.
+    if told.si_code > 0 && is_never_ours(signal, told.si_code, address, context) {
+        // The engine would open the page, over and over.
         passed_on(signal, info, context);
         return;
     }
@@ -226,26 +257,38 @@ extern "C-unwind" fn passed_on(signal: i32, info: *mut libc::siginfo_t, context:
     };
     // SAFETY: the kernel's own structure, handed through.
     let sent = unsafe { (*info).si_code } <= 0;
+    let instruction = &mut registers(context)[libc::REG_RIP as usize];
+    if !sent && let Some(land) = guarded::landing(*instruction as usize) {
+        // A copy of ours at an address that the program gave.
+        *instruction = land as i64;
+        return;
+    }
+    let thread = thread::current();
     let action = THEIRS[place].get();
+    let is_blocked = thread.blocked.get() & 1 << place != 0;
+    if sent && is_blocked {
+        keep(thread, place, info);
+        return;
+    }
     match action.handler {
         libc::SIG_IGN if sent => return,
-        // A fault cannot be ignored. Put the default back: the instruction
-        // faults again, and the core dump names the program's own fault.
-        libc::SIG_DFL | libc::SIG_IGN => {
-            let _cannot_fail = kernel_action(signal, Some(&DEFAULT), None);
-            if sent {
-                let (pid, tid) = (call!(libc::SYS_getpid), call!(libc::SYS_gettid));
-                let _pending = call!(libc::SYS_tgkill, pid, tid, signal);
-            }
-            return;
-        }
+        // A fault cannot be ignored, and not be blocked either. Put the default
+        // back: the instruction faults again, and the core dump names the
+        // program's own fault.
+        libc::SIG_DFL | libc::SIG_IGN => return end_by(signal, sent),
+        _ if is_blocked => return end_by(signal, sent),
         _ => {}
     }
     if action.flags & libc::SA_RESETHAND as u64 != 0 {
         THEIRS[place].set(DEFAULT);
     }
-    let thread = thread::current();
     let (inside, blocked) = (thread.inside.replace(0), thread.blocked.get());
+    let own = if action.flags & libc::SA_NODEFER as u64 == 0 {
+        1 << place
+    } else {
+        0
+    };
+    thread.blocked.set(blocked | own | ours_of(action.mask));
     let mask = without_ours(action.mask);
     let _cannot_fail = call!(
         libc::SYS_rt_sigprocmask,
@@ -259,7 +302,84 @@ extern "C-unwind" fn passed_on(signal: i32, info: *mut libc::siginfo_t, context:
     let handler = unsafe { core::mem::transmute::<usize, Handler>(action.handler) };
     handler(signal, info, context);
     thread.inside.set(inside);
-    thread.blocked.set(blocked);
+    set_blocked(thread, blocked);
+}
+
+/// The default action, by the kernel.
+fn end_by(signal: i32, sent: bool) {
+    let _cannot_fail = kernel_action(signal, Some(&DEFAULT), None);
+    if sent {
+        let (pid, tid) = (call!(libc::SYS_getpid), call!(libc::SYS_gettid));
+        let _pending = call!(libc::SYS_tgkill, pid, tid, signal);
+    }
+}
+
+/// Keeps a signal that was sent while the program has it blocked; one of a
+/// kind, as the kernel does.
+fn keep(thread: &Thread, place: usize, info: *const libc::siginfo_t) {
+    if thread.pending.get() & 1 << place != 0 {
+        return;
+    }
+    for (index, word) in thread.pending_info[place].iter().enumerate() {
+        // SAFETY: the kernel's structure has that many words.
+        let from = unsafe { info.cast::<u64>().add(index) };
+        // SAFETY: one of its words, plain bytes.
+        word.set(unsafe { from.read() });
+    }
+    thread.pending.set(thread.pending.get() | 1 << place);
+}
+
+/// Which of our signals the program believes to be blocked, from now on; those
+/// that waited for it come now.
+fn set_blocked(thread: &Thread, bits: u32) {
+    thread.blocked.set(bits);
+    let due = thread.pending.get() & !bits;
+    if due == 0 {
+        return;
+    }
+    for (place, signal) in OURS.iter().enumerate() {
+        if due & 1 << place == 0 {
+            continue;
+        }
+        thread.pending.set(thread.pending.get() & !(1 << place));
+        let mut info = [0_u64; INFO_WORDS];
+        for (word, kept) in info.iter_mut().zip(&thread.pending_info[place]) {
+            *word = kept.get();
+        }
+        let (pid, tid) = (call!(libc::SYS_getpid), call!(libc::SYS_gettid));
+        let sent = call!(
+            libc::SYS_rt_tgsigqueueinfo,
+            pid,
+            tid,
+            *signal,
+            info.as_ptr()
+        );
+        if failed(sent) {
+            let _sent = call!(libc::SYS_tgkill, pid, tid, *signal);
+        }
+    }
+}
+
+/// Which of our signals a mask has, one bit for each.
+fn ours_of(mask: u64) -> u32 {
+    let signals = OURS.iter().enumerate();
+    signals
+        .filter(|&(_, &signal)| mask & bit(signal) != 0)
+        .fold(0, |bits, (place, _)| bits | 1 << place)
+}
+
+/// The same as a mask of the kernel's.
+fn as_mask(bits: u32) -> u64 {
+    let signals = OURS.iter().enumerate();
+    signals
+        .filter(|&(place, _)| bits & 1 << place != 0)
+        .fold(0, |mask, (_, &signal)| mask | bit(signal))
+}
+
+/// A child of vfork(2) has its parent's memory but handlers of its own, until
+/// it executes a program or ends.
+fn in_vfork_child() -> bool {
+    call!(libc::SYS_getpid) != start::process() as Answer
 }
 
 /// A mask without our signals.
@@ -268,19 +388,22 @@ pub(crate) fn without_ours(mask: u64) -> u64 {
 }
 
 /// rt_sigaction.
-pub(crate) fn action(args: [usize; 6]) -> Done {
+pub(crate) fn action(args: [usize; 6]) -> Touch<Done> {
     let [signal, new, old, bytes, ..] = args;
     if bytes != 8 || FRONT.load(Ordering::Acquire) == 0 {
-        return Done::Asis;
+        return Ok(Done::Asis);
     }
-    let given: Option<Action> = load_if(new);
+    let given: Option<Action> = load_if(new)?;
     if let Some(place) = place_of(signal) {
         let before = THEIRS[place].get();
-        if let Some(given) = given {
+        // What a child of vfork sets is not its parent's, and goes with exec.
+        if let Some(given) = given
+            && !in_vfork_child()
+        {
             THEIRS[place].set(given);
         }
-        store_if(old, before);
-        return Done::With(0);
+        store_if(old, before)?;
+        return Ok(Done::With(0));
     }
     let given = given.map(|action| Action {
         mask: without_ours(action.mask),
@@ -289,9 +412,9 @@ pub(crate) fn action(args: [usize; 6]) -> Done {
     let mut before = DEFAULT;
     let answer = kernel_action(signal as i32, given.as_ref(), Some(&mut before));
     if !failed(answer) {
-        store_if(old, before);
+        store_if(old, before)?;
     }
-    Done::With(answer)
+    Ok(Done::With(answer))
 }
 
 /// The engine's calls about these signals must find the engine's handlers.
@@ -302,32 +425,27 @@ pub(crate) fn engine_action(args: [usize; 6]) -> Option<Answer> {
         return None;
     }
     let before = ENGINE[place].get();
-    if let Some(given) = load_if::<Action>(new) {
+    if let Some(given) = load_if::<Action>(new).ok()? {
         // The default action is put in place for good, see `chain`.
         if given.handler == libc::SIG_DFL {
             return None;
         }
         ENGINE[place].set(given);
     }
-    store_if(old, before);
+    store_if(old, before).ok()?;
     Some(0)
 }
 
 /// rt_sigprocmask: our signals are never blocked, and reported as the program
 /// set them.
-pub(crate) fn mask(args: [usize; 6]) -> Done {
+pub(crate) fn mask(args: [usize; 6]) -> Touch<Done> {
     let [how, new, old, bytes, ..] = args;
     if bytes != 8 {
-        return Done::Asis;
+        return Ok(Done::Asis);
     }
     let thread = thread::current();
-    let theirs = u64::from(thread.blocked.get());
-    let reported = OURS
-        .iter()
-        .enumerate()
-        .filter(|(index, _)| theirs & (1 << index) != 0)
-        .fold(0, |bits, (_, &signal)| bits | bit(signal));
-    let given: Option<u64> = load_if(new);
+    let theirs = thread.blocked.get();
+    let given: Option<u64> = load_if(new)?;
     let asked = given.map(without_ours);
     let asked_place = asked
         .as_ref()
@@ -341,22 +459,38 @@ pub(crate) fn mask(args: [usize; 6]) -> Done {
         8
     );
     if failed(answer) {
-        return Done::With(answer);
+        return Ok(Done::With(answer));
     }
+    // As the kernel does it: the mask is set even where `old` cannot be.
+    let stored = store_if(old, before | as_mask(theirs));
     if let Some(given) = given {
-        let bits = OURS
-            .iter()
-            .enumerate()
-            .filter(|&(_, &signal)| given & bit(signal) != 0)
-            .fold(0, |bits, (index, _)| bits | 1 << index);
-        thread.blocked.set(match how as i32 {
-            libc::SIG_BLOCK => thread.blocked.get() | bits,
-            libc::SIG_UNBLOCK => thread.blocked.get() & !bits,
+        let bits = ours_of(given);
+        let bits = match how as i32 {
+            libc::SIG_BLOCK => theirs | bits,
+            libc::SIG_UNBLOCK => theirs & !bits,
             _ => bits,
-        });
+        };
+        if bits != theirs && !in_vfork_child() {
+            set_blocked(thread, bits);
+        }
     }
-    store_if(old, before | reported);
-    Done::With(answer)
+    stored?;
+    Ok(Done::With(answer))
+}
+
+/// rt_sigpending: what waits here, too.
+pub(crate) fn pending(args: [usize; 6]) -> Touch<Done> {
+    let [place, bytes, ..] = args;
+    let waiting = as_mask(thread::current().pending.get());
+    if bytes != 8 || (waiting == 0 && !ghost::is_ghost(place)) {
+        return Ok(Done::Asis);
+    }
+    let mut mask = 0_u64;
+    let answer = call!(libc::SYS_rt_sigpending, &raw mut mask, 8);
+    if !failed(answer) {
+        guarded::store(place, mask | waiting)?;
+    }
+    Ok(Done::With(answer))
 }
 
 /// rt_sigprocmask in engine code. What it blocks passes to the threads it
@@ -364,7 +498,8 @@ pub(crate) fn mask(args: [usize; 6]) -> Done {
 /// what libc reads then (the locale) may be absent. `None`: as it is.
 pub(crate) fn engine_mask(args: [usize; 6]) -> Option<Answer> {
     let [how, new, old, bytes, ..] = args;
-    let given = load_if::<u64>(new).filter(|_| bytes == 8 && how as i32 != libc::SIG_UNBLOCK)?;
+    let given = load_if::<u64>(new).ok()?;
+    let given = given.filter(|_| bytes == 8 && how as i32 != libc::SIG_UNBLOCK)?;
     let asked = without_ours(given);
     let place = core::ptr::from_ref(&asked);
     Some(call!(libc::SYS_rt_sigprocmask, how, place, old, bytes))
@@ -387,12 +522,7 @@ struct Stack {
 /// Gives the calling thread an alternate signal stack, unless it has one.
 pub(crate) fn give_stack() {
     let thread = thread::current();
-    let mut now = Stack {
-        base: 0,
-        flags: 0,
-        gap: 0,
-        bytes: 0,
-    };
+    let mut now = NO_STACK;
     let asked = call!(libc::SYS_sigaltstack, 0, &raw mut now);
     if failed(asked) || now.flags & libc::SS_DISABLE == 0 {
         return;
@@ -414,84 +544,107 @@ pub(crate) fn give_stack() {
     let _refused_on_it = call!(libc::SYS_sigaltstack, &raw const ours, 0);
 }
 
-/// Takes the stack back at the thread's end.
+const NO_STACK: Stack = Stack {
+    base: 0,
+    flags: libc::SS_DISABLE,
+    gap: 0,
+    bytes: 0,
+};
+
+/// Takes the stack back at the thread's end, and lets the program's own go.
 pub(crate) fn take_stack() {
     let thread = thread::current();
     let base = thread.stack.replace(0);
-    if base == 0 {
+    let own = thread.own_stack.get() != 0;
+    if base == 0 && !own {
         return;
     }
-    if thread.own_stack.get() == 0 {
-        let none = Stack {
-            base: 0,
-            flags: libc::SS_DISABLE,
-            gap: 0,
-            bytes: 0,
-        };
-        if failed(call!(libc::SYS_sigaltstack, &raw const none, 0)) {
-            // In use at this moment: it stays.
-            thread.stack.set(base);
-            return;
-        }
+    let (none, mut before) = (NO_STACK, NO_STACK);
+    if failed(call!(
+        libc::SYS_sigaltstack,
+        &raw const none,
+        &raw mut before
+    )) {
+        // In use at this moment: it stays.
+        thread.stack.set(base);
+        return;
     }
-    let _gone = call!(libc::SYS_munmap, base, STACK_BYTES);
+    if own {
+        thread.own_stack.set(0);
+        let_go(before);
+    }
+    if base != 0 {
+        let _gone = call!(libc::SYS_munmap, base, STACK_BYTES);
+    }
+}
+
+/// The whole pages of an alternate stack: where they start, and how many bytes.
+fn pages_of(stack: Stack) -> Option<(usize, usize)> {
+    let start = stack.base & !4095;
+    let end = stack
+        .base
+        .checked_add(stack.bytes)?
+        .checked_next_multiple_of(4096)?;
+    (start < end).then(|| (start, end - start))
+}
+
+/// An alternate stack of the program's is no longer one.
+fn let_go(stack: Stack) {
+    if let Some(heap) = ghost::owner(stack.base)
+        && let Some((start, bytes)) = pages_of(stack)
+    {
+        holds::release(heap, holds::Reason::SignalStack, start, bytes);
+    }
 }
 
 /// sigaltstack: the program's own goes in place of ours, and is held resident
-/// if it is ghost memory.
-pub(crate) fn stack(args: [usize; 6]) -> Done {
+/// if it is ghost memory, until another one or none is set.
+pub(crate) fn stack(args: [usize; 6]) -> Touch<Done> {
     let [new, old, ..] = args;
     let thread = thread::current();
-    let given: Option<Stack> = load_if(new);
+    let given: Option<Stack> = load_if(new)?;
     let had_own = thread.own_stack.get() != 0;
-    let mut before = Stack {
-        base: 0,
-        flags: 0,
-        gap: 0,
-        bytes: 0,
-    };
+    let mut before = NO_STACK;
     let asked = call!(libc::SYS_sigaltstack, 0, &raw mut before);
     if failed(asked) {
-        return Done::With(asked);
+        return Ok(Done::With(asked));
     }
     if let Some(given) = given {
-        if given.flags & libc::SS_DISABLE != 0 {
-            if had_own {
-                let none = given;
-                let answer = call!(libc::SYS_sigaltstack, &raw const none, 0);
-                if failed(answer) {
-                    return Done::With(answer);
-                }
-                thread.own_stack.set(0);
-                give_stack();
-            }
-        } else {
-            if let Some(heap) = ghost::owner(given.base)
-                && given.bytes < usize::MAX / 2
-            {
-                let start = given.base & !4095;
-                let end = (given.base + given.bytes).next_multiple_of(4096);
-                if !holds::hold(heap, start, end - start, false) {
-                    return error(libc::ENOMEM);
-                }
-            }
+        let none = given.flags & libc::SS_DISABLE != 0;
+        let same = had_own && !none && given.base == before.base;
+        if !none
+            && let Some(heap) = ghost::owner(given.base)
+            && let Some((start, bytes)) = pages_of(given)
+            && !holds::hold(heap, holds::Reason::SignalStack, start, bytes, 0)
+        {
+            return Ok(error(libc::ENOMEM));
+        }
+        // Without one of its own, the program has none to give up.
+        if !none || had_own {
             let answer = call!(libc::SYS_sigaltstack, &raw const given, 0);
             if failed(answer) {
-                return Done::With(answer);
+                if !none && !same {
+                    let_go(given);
+                }
+                return Ok(Done::With(answer));
             }
-            thread.own_stack.set(1);
+        }
+        if had_own && !same {
+            let_go(before);
+        }
+        thread.own_stack.set(u32::from(!none));
+        if none && had_own {
+            give_stack();
         }
     }
     if old != 0 {
         if !had_own {
             before = Stack {
-                base: 0,
                 flags: libc::SS_DISABLE | (before.flags & libc::SS_ONSTACK),
-                gap: 0,
-                bytes: 0,
+                ..NO_STACK
             };
         }
-        store(old, before);
+        guarded::store(old, before)?;
     }
-    Done::With(0)
+    Ok(Done::With(0))
 }

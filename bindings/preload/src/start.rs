@@ -123,6 +123,8 @@ fn start(settings: &Settings) -> Result<(), String> {
     mappings::take_from(settings.mmap_from);
     let patched = patch::install(settings.mmap_from > 0);
     let heap = ghost::set(heap, settings.ghost_from);
+    let most = settings.memory_limit.max(heap.stats().resident_limit_bytes);
+    bounce::process_may_use(most);
     cache::set_room((heap.stats().resident_limit_bytes / 16).min(CACHE_MOST));
     if patched.patched == 0 {
         return Err("no system call of its C library could be redirected; is it glibc?".to_owned());

@@ -31,22 +31,28 @@ pub(crate) struct Thread {
     /// Bytes of small objects this thread allocated, less those it freed, that
     /// the heap was not told of yet.
     pub(crate) uncounted: Cell<isize>,
-    spare: Cell<usize>,
+    /// Which of [`crate::signals::OURS`] were sent while they were blocked, one
+    /// bit each, and what came with them.
+    pub(crate) pending: Cell<u32>,
+    pub(crate) pending_info: [[Cell<u64>; INFO_WORDS]; 2],
 }
+
+/// Words of a `siginfo_t`.
+pub(crate) const INFO_WORDS: usize = 128 / 8;
 
 core::arch::global_asm!(
     ".section .tbss.gm_thread,\"awT\",@nobits",
     ".globl gm_thread",
     ".hidden gm_thread",
     ".type gm_thread,@object",
-    ".size gm_thread,64",
+    ".size gm_thread,384",
     ".align 64",
     "gm_thread:",
-    ".zero 64",
+    ".zero 384",
     ".previous",
 );
 
-const _: () = assert!(size_of::<Thread>() <= 64);
+const _: () = assert!(size_of::<Thread>() <= 384);
 
 /// The calling thread's state.
 pub(crate) fn current() -> &'static Thread {
@@ -61,7 +67,7 @@ pub(crate) fn current() -> &'static Thread {
             options(nostack, pure, readonly),
         );
     }
-    // SAFETY: the thread's own block of 64 zero-initialised bytes, used by no
+    // SAFETY: the thread's own block of 384 zero-initialised bytes, used by no
     // other thread; the reference does not leave it (`Cell` is not Sync).
     unsafe { &*address }
 }

@@ -34,6 +34,8 @@ struct Start {
     body: Body,
     argument: *mut c_void,
     engine: bool,
+    /// Its stack in ghost memory, held until it ends; 0: none.
+    stack: usize,
 }
 
 /// Makes the key. Called once, at start, on the program's first thread.
@@ -102,6 +104,8 @@ fn running() -> usize {
 pub(crate) fn forget_others() {
     PROGRAM.store(1, Ordering::Release);
     set_key(1);
+    // What was sent to the parent is not the child's.
+    thread::current().pending.set(0);
 }
 
 /// Counts one more thread, before it is made.
@@ -154,9 +158,14 @@ pub(crate) unsafe extern "C" fn pthread_create(
         // SAFETY: the caller's promise.
         return unsafe { create(handle, attributes, body, argument) };
     }
-    if !attributes.is_null() && !hold_stack(attributes) {
-        return libc::EAGAIN;
-    }
+    let stack = if attributes.is_null() {
+        0
+    } else {
+        match hold_stack(attributes) {
+            Some(stack) => stack,
+            None => return libc::EAGAIN,
+        }
+    };
     // The engine starts its threads in a forked child outside of any call into
     // the heap. What libc allocates for them (the table of thread-local
     // storage) must not be ghost memory: they never take a fault.
@@ -172,6 +181,7 @@ pub(crate) unsafe extern "C" fn pthread_create(
         body,
         argument,
         engine,
+        stack,
     };
     count(engine);
     // SAFETY: fresh memory of that size.
@@ -187,21 +197,23 @@ pub(crate) unsafe extern "C" fn pthread_create(
 }
 
 /// A stack in ghost memory holds the thread's control block too, which the
-/// kernel writes when the thread ends.
-fn hold_stack(attributes: *const libc::pthread_attr_t) -> bool {
+/// kernel writes when the thread ends. Where such a stack begins, 0 for one in
+/// other memory; `None`: no room to hold it.
+fn hold_stack(attributes: *const libc::pthread_attr_t) -> Option<usize> {
     let (mut base, mut bytes) = (core::ptr::null_mut(), 0);
     // SAFETY: the program's initialised attributes, and places of ours.
     let failed = unsafe { libc::pthread_attr_getstack(attributes, &raw mut base, &raw mut bytes) };
     let base = base as usize;
     if failed != 0 || base == 0 {
-        return true;
+        return Some(0);
     }
     let Some(heap) = ghost::owner(base) else {
-        return true;
+        return Some(0);
     };
+    holds::sweep_if_many();
     let start = base & !4095;
     let end = (base + bytes).next_multiple_of(4096);
-    holds::hold(heap, start, end - start, false)
+    holds::hold(heap, holds::Reason::Stack, start, end - start, 0).then_some(start)
 }
 
 extern "C-unwind" fn begin(place: *mut c_void) -> *mut c_void {
@@ -215,6 +227,9 @@ extern "C-unwind" fn begin(place: *mut c_void) -> *mut c_void {
     } else {
         signals::give_stack();
         set_key(1);
+        if start.stack != 0 {
+            holds::belongs_to(start.stack, call!(libc::SYS_gettid) as usize);
+        }
     }
     (start.body)(start.argument)
 }

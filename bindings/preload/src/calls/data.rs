@@ -1,23 +1,30 @@
 //! Reading and writing files, pipes and sockets: buffers of any length.
 //!
-//! Long transfers go through one stand-in of a mebibyte, piece by piece. A
-//! write goes on until the kernel takes less than it was given, which is what
-//! the kernel does itself. A read goes on only on regular files and block
-//! devices: from anything else less than asked for is a normal answer, and
-//! asking again could wait for ever.
+//! One call stays one call, up to [`most_bytes`]: devices, records, messages
+//! and appends depend on it. What is longer is handled by what it is:
+//!
+//! | | longer reads | longer writes |
+//! |---|---|---|
+//! | files, block devices | go on, piece by piece | the same; appends end early |
+//! | pipes, stream sockets | end early | go on, as the reader cannot tell |
+//! | sockets with messages | `ENOBUFS`, and the message stays, if it is longer | `ENOBUFS` |
+//! | everything else | end early | end early |
+//!
+//! Ending early is a normal answer of read(2) and write(2): fewer bytes than
+//! were asked for. Going on ends where the kernel takes or gives less than it
+//! was asked for, which is what the kernel does itself.
 //!
 //! Stand-ins lie at the same offset in their page as the buffer, so that what
 //! O_DIRECT asks for holds for both or for neither.
 
-use crate::bounce::{LARGE_BYTES, Lease};
+use crate::bounce::{Lease, most_bytes};
 use crate::ghost;
-use crate::raw::{self, Answer, call, failed, load};
+use crate::guarded::{self, Touch, load};
+use crate::raw::{self, Answer, call, failed};
 
 use super::{Done, error};
 
 const PAGE: usize = 4096;
-/// The most that goes through at a time.
-const PIECE: usize = LARGE_BYTES - PAGE;
 /// What the kernel takes at most in one call (read(2)).
 const LONGEST: usize = 0x7fff_f000;
 /// The most buffers in one call (`IOV_MAX`).
@@ -43,53 +50,60 @@ impl Vectors {
         Self { list, count }
     }
 
-    pub(crate) fn get(self, index: usize) -> Vector {
-        load(self.list + index * size_of::<Vector>())
+    pub(crate) fn get(self, index: usize) -> Touch<Vector> {
+        load(self.list.wrapping_add(index * size_of::<Vector>()))
     }
 
-    fn each(self) -> impl Iterator<Item = Vector> {
-        (0..self.count).map(move |index| self.get(index))
-    }
-
-    pub(crate) fn total(self) -> usize {
-        self.each()
-            .fold(0, |sum, vector| vector.bytes.saturating_add(sum))
+    pub(crate) fn total(self) -> Touch<usize> {
+        let mut sum = 0_usize;
+        for index in 0..self.count {
+            sum = sum.saturating_add(self.get(index)?.bytes);
+        }
+        Ok(sum)
     }
 
     /// Whether the list or one of its buffers is ghost memory.
-    pub(crate) fn any_ghost(self) -> bool {
-        ghost::is_ghost(self.list)
-            || self
-                .each()
-                .any(|vector| vector.bytes > 0 && touches_ghost(vector.base, vector.bytes))
+    pub(crate) fn any_ghost(self) -> Touch<bool> {
+        if ghost::is_ghost(self.list) {
+            return Ok(true);
+        }
+        for index in 0..self.count {
+            let vector = self.get(index)?;
+            if vector.bytes > 0 && touches_ghost(vector.base, vector.bytes) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Copies `bytes` from `skip` on between the buffers and one place.
-    pub(crate) fn copy(self, skip: usize, place: usize, bytes: usize, out: bool) {
+    pub(crate) fn copy(self, skip: usize, place: usize, bytes: usize, out: bool) -> Touch<()> {
         let (mut skip, mut done) = (skip, 0);
-        for vector in self.each() {
+        for index in 0..self.count {
             if done == bytes {
-                return;
+                break;
             }
+            let vector = self.get(index)?;
             if skip >= vector.bytes {
                 skip -= vector.bytes;
                 continue;
             }
             let part = (vector.bytes - skip).min(bytes - done);
-            let at = vector.base + skip;
+            let at = vector.base.wrapping_add(skip);
             if out {
-                raw::copy(place + done, at, part);
+                guarded::copy(place + done, at, part)?;
             } else {
-                raw::copy(at, place + done, part);
+                guarded::copy(at, place + done, part)?;
             }
             done += part;
             skip = 0;
         }
+        Ok(())
     }
 }
 
 fn touches_ghost(base: usize, bytes: usize) -> bool {
-    ghost::is_ghost(base) || ghost::is_ghost(base + (bytes - 1))
+    ghost::is_ghost(base) || ghost::is_ghost(base.wrapping_add(bytes - 1))
 }
 
 /// Which way the bytes go, by call number.
@@ -97,20 +111,78 @@ fn reads(number: usize) -> bool {
     matches!(number, 0 | 17 | 19 | 295 | 327)
 }
 
-/// Whether a read may be asked for in pieces.
-fn goes_on(fd: usize) -> bool {
+/// What becomes of a transfer that is longer than a stand-in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Long {
+    /// One piece after the other.
+    GoesOn,
+    /// One piece, and a short count.
+    EndsEarly,
+    /// One message, in one piece or not at all.
+    OneMessage,
+}
+
+fn long(fd: usize, reading: bool) -> Long {
     // SAFETY: all zero is a valid stat structure.
     let mut stat: libc::stat = unsafe { core::mem::zeroed() };
-    let answer = call!(libc::SYS_fstat, fd, &raw mut stat);
-    !failed(answer) && matches!(stat.st_mode & libc::S_IFMT, libc::S_IFREG | libc::S_IFBLK)
+    if failed(call!(libc::SYS_fstat, fd, &raw mut stat)) {
+        return Long::EndsEarly;
+    }
+    let goes_on = match stat.st_mode & libc::S_IFMT {
+        libc::S_IFREG if reading => true,
+        libc::S_IFREG => {
+            let flags = call!(libc::SYS_fcntl, fd, libc::F_GETFL);
+            !failed(flags) && flags & libc::O_APPEND as Answer == 0
+        }
+        libc::S_IFBLK => true,
+        libc::S_IFIFO => !reading,
+        libc::S_IFSOCK if !is_stream(fd) => return Long::OneMessage,
+        libc::S_IFSOCK => !reading,
+        _ => false,
+    };
+    if goes_on {
+        Long::GoesOn
+    } else {
+        Long::EndsEarly
+    }
+}
+
+/// Whether a socket has no messages.
+pub(super) fn is_stream(fd: usize) -> bool {
+    let (mut kind, mut bytes) = (0_i32, 4_u32);
+    let answer = call!(
+        libc::SYS_getsockopt,
+        fd,
+        libc::SOL_SOCKET,
+        libc::SO_TYPE,
+        &raw mut kind,
+        &raw mut bytes
+    );
+    !failed(answer) && kind == libc::SOCK_STREAM
+}
+
+/// Whether the next message of a socket has a stand-in; waits for one, as the
+/// call itself would. An error is the answer.
+pub(super) fn next_message_fits(fd: usize, flags: usize) -> Result<(), Answer> {
+    let kept = (libc::MSG_DONTWAIT | libc::MSG_ERRQUEUE) as usize;
+    let look = flags & kept | (libc::MSG_PEEK | libc::MSG_TRUNC) as usize;
+    let mut byte = 0_u8;
+    let answer = call!(libc::SYS_recvfrom, fd, &raw mut byte, 1, look, 0, 0);
+    if failed(answer) {
+        Err(answer)
+    } else if answer as usize > most_bytes() {
+        Err(-(libc::ENOBUFS as Answer))
+    } else {
+        Ok(())
+    }
 }
 
 /// read, write, pread64, pwrite64.
-pub(super) fn plain(number: usize, args: [usize; 6]) -> Done {
+pub(super) fn plain(number: usize, args: [usize; 6]) -> Touch<Done> {
     let [fd, base, bytes, offset, ..] = args;
     let bytes = bytes.min(LONGEST);
     if bytes == 0 || !touches_ghost(base, bytes) {
-        return Done::Asis;
+        return Ok(Done::Asis);
     }
     let positioned = number == 17 || number == 18;
     in_pieces(
@@ -124,40 +196,34 @@ pub(super) fn plain(number: usize, args: [usize; 6]) -> Done {
         },
         |skip, place, part, out| {
             if out {
-                raw::copy(place, base + skip, part);
+                guarded::copy(place, base.wrapping_add(skip), part)
             } else {
-                raw::copy(base + skip, place, part);
+                guarded::copy(base.wrapping_add(skip), place, part)
             }
         },
     )
 }
 
 /// readv, writev, preadv, pwritev, preadv2, pwritev2.
-pub(super) fn vectored(number: usize, args: [usize; 6]) -> Done {
-    let [fd, list, count, low, high, flags] = args;
+pub(super) fn vectored(number: usize, args: [usize; 6]) -> Touch<Done> {
+    // The offset is one word here; what comes after it is not looked at.
+    let [fd, list, count, offset, high, flags] = args;
     if count == 0 || count > VECTORS_MAX {
-        return Done::Asis;
+        return Ok(Done::Asis);
     }
     let vectors = Vectors::new(list, count);
-    if !vectors.any_ghost() {
-        return Done::Asis;
+    if !vectors.any_ghost()? {
+        return Ok(Done::Asis);
     }
-    let bytes = vectors.total();
+    let bytes = vectors.total()?;
     if bytes > isize::MAX as usize {
-        return error(libc::EINVAL);
+        return Ok(error(libc::EINVAL));
     }
-    let offset = (high << 32) | (low & 0xffff_ffff);
     // An offset of -1 in the second version means the file's own position.
-    let positioned = number >= 295 && !(number >= 327 && low as isize == -1);
-    let bytes = bytes.min(LONGEST);
-    let offset = if number >= 295 && high == 0 {
-        low
-    } else {
-        offset
-    };
+    let positioned = number >= 295 && !(number >= 327 && offset as isize == -1);
     in_pieces(
         fd,
-        bytes,
+        bytes.min(LONGEST),
         0,
         reads(number),
         |place, part, done| {
@@ -165,8 +231,11 @@ pub(super) fn vectored(number: usize, args: [usize; 6]) -> Done {
                 base: place,
                 bytes: part,
             };
-            let at = if positioned { offset + done } else { low };
-            raw::syscall(number, [fd, (&raw const vector) as usize, 1, at, 0, flags])
+            let at = if positioned { offset + done } else { offset };
+            raw::syscall(
+                number,
+                [fd, (&raw const vector) as usize, 1, at, high, flags],
+            )
         },
         |skip, place, part, out| vectors.copy(skip, place, part, out),
     )
@@ -180,30 +249,87 @@ fn in_pieces(
     shift: usize,
     reading: bool,
     make: impl Fn(usize, usize, usize) -> Answer,
-    copy: impl Fn(usize, usize, usize, bool),
-) -> Done {
-    let Some(lease) = Lease::new(bytes.min(PIECE) + shift) else {
-        return error(libc::ENOMEM);
+    copy: impl Fn(usize, usize, usize, bool) -> Touch<()>,
+) -> Touch<Done> {
+    let most = most_bytes();
+    let kind = if bytes > most {
+        long(fd, reading)
+    } else {
+        Long::EndsEarly
+    };
+    if kind == Long::OneMessage {
+        if !reading {
+            return Ok(error(libc::ENOBUFS));
+        }
+        if let Err(answer) = next_message_fits(fd, 0) {
+            return Ok(Done::With(answer));
+        }
+    }
+    let Some(lease) = Lease::new(bytes.min(most) + shift) else {
+        return Ok(error(libc::ENOMEM));
     };
     let place = lease.address() + shift;
-    let whole = !reading || bytes <= PIECE || goes_on(fd);
     let mut done = 0;
     loop {
-        let part = (bytes - done).min(PIECE);
+        let part = (bytes - done).min(most);
         if !reading {
-            copy(done, place, part, true);
+            match copy(done, place, part, true) {
+                Err(_) if done > 0 => return Ok(Done::With(done as Answer)),
+                copied => copied?,
+            }
         }
         let answer = make(place, part, done);
         if failed(answer) {
-            return Done::With(if done > 0 { done as Answer } else { answer });
+            return Ok(Done::With(if done > 0 { done as Answer } else { answer }));
         }
         let moved = (answer as usize).min(part);
         if reading {
-            copy(done, place, moved, false);
+            copy(done, place, moved, false)?;
         }
         done += moved;
-        if moved < part || done == bytes || !whole {
-            return Done::With(done as Answer);
+        if moved < part || done == bytes || kind != Long::GoesOn {
+            return Ok(Done::With(done as Answer));
         }
     }
+}
+
+/// vmsplice: into a pipe, the kernel keeps the pages until they are read, so
+/// they are pages that nobody uses again; out of one, it copies.
+pub(super) fn spliced(args: [usize; 6]) -> Touch<Done> {
+    let [fd, list, count, flags, ..] = args;
+    if count == 0 || count > VECTORS_MAX {
+        return Ok(Done::Asis);
+    }
+    let vectors = Vectors::new(list, count);
+    if !vectors.any_ghost()? {
+        return Ok(Done::Asis);
+    }
+    let access = call!(libc::SYS_fcntl, fd, libc::F_GETFL);
+    if failed(access) {
+        return Ok(Done::With(access));
+    }
+    let into_pipe = access & libc::O_ACCMODE as Answer != libc::O_RDONLY as Answer;
+    let bytes = vectors.total()?.min(most_bytes());
+    let lease = if into_pipe {
+        Lease::fresh(bytes)
+    } else {
+        Lease::new(bytes)
+    };
+    let Some(lease) = lease else {
+        return Ok(error(libc::ENOMEM));
+    };
+    let vector = Vector {
+        base: lease.address(),
+        bytes,
+    };
+    if into_pipe {
+        vectors.copy(0, vector.base, bytes, true)?;
+    }
+    let place = &raw const vector;
+    let flags = flags & !(libc::SPLICE_F_GIFT as usize);
+    let answer = call!(libc::SYS_vmsplice, fd, place, 1, flags);
+    if !into_pipe && !failed(answer) {
+        vectors.copy(0, vector.base, (answer as usize).min(bytes), false)?;
+    }
+    Ok(Done::With(answer))
 }

@@ -7,18 +7,22 @@ use core::ptr::slice_from_raw_parts_mut;
 
 use ghostmem::Heap;
 
+use crate::ghost;
+use crate::holds::{self, Reason};
 use crate::raw::{Answer, failed};
 use crate::thread::{self, Inside};
-use crate::{ghost, holds};
 
 use super::{Done, error};
 
 const PAGE: usize = 4096;
 
-/// mprotect, munmap, mremap, msync, madvise, mlock, munlock, mlock2,
-/// pkey_mprotect, when the kernel is blind.
+/// mprotect, munmap, mremap, msync, madvise, shmat, mlock, munlock, mbind, mlock2,
+/// pkey_mprotect, set_mempolicy_home_node, whatever the kernel sees.
 pub(super) fn advised(number: usize, args: [usize; 6]) -> Done {
     let [address, bytes, third, ..] = args;
+    if number == 30 {
+        return attach(bytes, third);
+    }
     let Some(heap) = ghost::owner(address) else {
         return Done::Asis;
     };
@@ -30,21 +34,19 @@ pub(super) fn advised(number: usize, args: [usize; 6]) -> Done {
         10 | 329 => protect(heap, number, args, bytes),
         11 => crate::mappings::unmap(heap, address, bytes),
         25 => crate::mappings::remap(heap, args),
-        // There is no file behind it.
-        26 => Done::With(0),
-        149 | 325 => lock(heap, address, bytes),
-        _ => {
-            holds::release(heap, address, bytes);
-            Done::With(0)
-        }
+        // There is no file behind it; and where pages lie is the engine's business.
+        26 | 237 | 450 => Done::With(0),
+        149 | 325 => lock(heap, address, args[1]),
+        _ => unlock(heap, address, args[1]),
     }
 }
 
-/// The same where the kernel sees absent pages: data calls need no help.
-pub(super) fn sighted(number: usize, args: [usize; 6]) -> Done {
-    match number {
-        10 | 11 | 25 | 26 | 28 | 149 | 150 | 325 | 329 => advised(number, args),
-        _ => Done::Asis,
+/// shmat: nothing is put over ghost memory.
+fn attach(address: usize, flags: usize) -> Done {
+    if flags & libc::SHM_REMAP as usize != 0 && ghost::is_ghost(address) {
+        error(libc::EINVAL)
+    } else {
+        Done::Asis
     }
 }
 
@@ -62,10 +64,20 @@ fn advise(heap: &Heap, address: usize, bytes: usize, advice: i32) -> Done {
     if !address.is_multiple_of(PAGE) {
         return error(libc::EINVAL);
     }
+    let drops = matches!(
+        advice,
+        libc::MADV_DONTNEED | libc::MADV_FREE | libc::MADV_REMOVE
+    );
+    if drops && holds::any_for(Reason::Locked, address, bytes) {
+        return error(libc::EINVAL);
+    }
     let _inside = Inside::new(thread::current());
     let range = range(address, bytes);
     match advice {
-        libc::MADV_DONTNEED | libc::MADV_FREE | libc::MADV_REMOVE => {
+        _ if drops => {
+            if holds::any(address, bytes) {
+                holds::clear(address, bytes);
+            }
             // SAFETY: the program gave the contents up, and says so to what
             // it takes for the kernel.
             match unsafe { heap.discard(range) } {
@@ -73,7 +85,7 @@ fn advise(heap: &Heap, address: usize, bytes: usize, advice: i32) -> Done {
                 Err(_) => error(libc::ENOMEM),
             }
         }
-        libc::MADV_WILLNEED => {
+        libc::MADV_WILLNEED | libc::MADV_POPULATE_READ | libc::MADV_POPULATE_WRITE => {
             let _as_far_as_it_goes = heap.prefetch(range.cast_const());
             Done::With(0)
         }
@@ -110,32 +122,54 @@ fn protect(heap: &Heap, number: usize, args: [usize; 6], bytes: usize) -> Done {
     }
     let open = (libc::PROT_READ | libc::PROT_WRITE) as usize;
     if access & open == open && access & libc::PROT_EXEC as usize == 0 {
-        if !holds::any(address, bytes) {
+        if !holds::any_for(Reason::Protected, address, bytes) {
             return Done::With(0);
         }
         let answer = crate::raw::syscall(number, args);
         if !failed(answer) {
-            holds::release(heap, address, bytes);
+            holds::release(heap, Reason::Protected, address, bytes);
         }
         return Done::With(answer);
     }
-    if !holds::hold(heap, address, bytes, true) {
+    // Another protection than before is another hold.
+    let before = holds::any_for(Reason::Protected, address, bytes);
+    if !holds::hold(heap, Reason::Protected, address, bytes, access) {
         return error(libc::ENOMEM);
     }
+    if before {
+        holds::change(heap, Reason::Protected, address, bytes, access);
+    }
     let answer: Answer = crate::raw::syscall(number, args);
-    if failed(answer) {
-        holds::release(heap, address, bytes);
+    if failed(answer) && !before {
+        holds::release(heap, Reason::Protected, address, bytes);
     }
     Done::With(answer)
 }
 
+/// Whole pages around a range.
+fn pages(address: usize, bytes: usize) -> Option<(usize, usize)> {
+    let start = address & !(PAGE - 1);
+    let end = address.checked_add(bytes)?.checked_next_multiple_of(PAGE)?;
+    Some((start, end - start))
+}
+
 /// mlock: held resident while the limit has room.
 fn lock(heap: &Heap, address: usize, bytes: usize) -> Done {
-    let start = address & !(PAGE - 1);
-    let bytes = bytes + (address - start);
-    if holds::hold(heap, start, bytes, false) {
+    let Some((start, bytes)) = pages(address, bytes) else {
+        return error(libc::EINVAL);
+    };
+    if bytes == 0 || holds::hold(heap, Reason::Locked, start, bytes, 0) {
         Done::With(0)
     } else {
         error(libc::EPERM)
     }
+}
+
+/// munlock.
+fn unlock(heap: &Heap, address: usize, bytes: usize) -> Done {
+    let Some((start, bytes)) = pages(address, bytes) else {
+        return error(libc::EINVAL);
+    };
+    holds::release(heap, Reason::Locked, start, bytes);
+    Done::With(0)
 }

@@ -1,17 +1,21 @@
 //! Sockets: calls with addresses, control data and lists of buffers.
 //!
-//! A datagram is one piece however long, so the whole of it gets a stand-in.
+//! A message is one piece however long, so the whole of it gets a stand-in, or
+//! the call is refused before anything was taken from the queue.
 
-use crate::bounce::Lease;
+use crate::bounce::{Lease, most_bytes};
 use crate::ghost;
-use crate::raw::{self, Answer, failed, load, store};
+use crate::guarded::{self, BadAddress, Touch, load, store};
+use crate::raw::{self, Answer, call, failed};
 
-use super::data::{VECTORS_MAX, Vector, Vectors};
+use super::data::{VECTORS_MAX, Vector, Vectors, is_stream, next_message_fits};
 use super::{Done, error};
 
-/// The most bytes of one message that get a stand-in. No datagram is as long,
-/// and streams may end early.
-const MESSAGE_MAX: usize = 64 << 20;
+/// Addresses are shorter (`sockaddr_storage` has 128 bytes); the kernel refuses
+/// longer ones by their length.
+const NAME_MAX: usize = 128;
+/// More control data than the kernel takes (`optmem_max`), and gives.
+const CONTROL_MAX: usize = 1 << 20;
 
 /// `struct msghdr`.
 #[repr(C)]
@@ -28,58 +32,119 @@ struct Header {
     gap_too: u32,
 }
 
+const NAME_BYTES_AT: usize = core::mem::offset_of!(Header, name_bytes);
+const CONTROL_BYTES_AT: usize = core::mem::offset_of!(Header, control_bytes);
+const FLAGS_AT: usize = core::mem::offset_of!(Header, flags);
+
+/// Memory for what a call carries: under `MSG_ZEROCOPY` the kernel keeps the
+/// pages beyond the call, so nobody uses them again.
+fn lease_for(bytes: usize, flags: usize) -> Option<Lease> {
+    if flags & libc::MSG_ZEROCOPY as usize != 0 {
+        Lease::fresh(bytes)
+    } else {
+        Lease::new(bytes)
+    }
+}
+
+/// How many of `bytes` get a stand-in: all of a message, or the call's answer.
+fn fitting(fd: usize, bytes: usize, receives: bool, flags: usize) -> Result<usize, Answer> {
+    let most = most_bytes();
+    if bytes > most && !is_stream(fd) {
+        if !receives {
+            return Err(-(libc::ENOBUFS as Answer));
+        }
+        next_message_fits(fd, flags)?;
+    }
+    Ok(bytes.min(most))
+}
+
 /// sendto, recvfrom.
-pub(super) fn addressed(number: usize, args: [usize; 6]) -> Done {
+pub(super) fn addressed(number: usize, args: [usize; 6]) -> Touch<Done> {
     let receives = number == 45;
     let [fd, base, bytes, flags, name, name_bytes] = args;
-    let bytes = bytes.min(MESSAGE_MAX);
     let lengths_too = receives && ghost::is_ghost(name_bytes);
     if !(ghost::is_ghost(base) || ghost::is_ghost(name) || lengths_too) {
-        return Done::Asis;
+        return Ok(Done::Asis);
     }
+    let whole = bytes;
+    let bytes = match fitting(fd, bytes, receives, flags) {
+        Ok(bytes) => bytes,
+        Err(answer) => return Ok(Done::With(answer)),
+    };
     let room = if !receives {
         name_bytes
     } else if name_bytes != 0 {
-        load::<u32>(name_bytes) as usize
+        load::<u32>(name_bytes)? as usize
     } else {
         0
     };
-    let room = room.min(4096);
-    let Some(mut lease) = Lease::new(bytes + room + 256) else {
-        return error(libc::ENOMEM);
+    let room = room.min(NAME_MAX);
+    let Some(mut lease) = lease_for(bytes + room + 256, flags) else {
+        return Ok(error(libc::ENOMEM));
     };
     let (Some(place), Some(name_place), Some(length_place)) =
         (lease.carve(bytes), lease.carve(room), lease.carve(4))
     else {
-        return error(libc::ENOMEM);
+        return Ok(error(libc::ENOMEM));
     };
     let mut passed = [fd, place, bytes, flags, 0, 0];
     if base == 0 {
         passed[1] = 0;
     }
     if name != 0 {
-        raw::copy(name_place, name, room);
+        guarded::copy(name_place, name, room)?;
         passed[4] = name_place;
     }
     if !receives {
-        raw::copy(place, base, bytes);
+        guarded::copy(place, base, bytes)?;
         passed[5] = name_bytes;
-        return Done::With(raw::syscall(number, passed));
+        return Ok(Done::With(raw::syscall(number, passed)));
     }
     if name_bytes != 0 {
-        store(length_place, load::<u32>(name_bytes));
+        store(length_place, load::<u32>(name_bytes)?)?;
         passed[5] = length_place;
     }
     let answer = raw::syscall(number, passed);
-    if !failed(answer) {
-        raw::copy(base, place, (answer as usize).min(bytes));
-        if name != 0 && name_bytes != 0 {
-            let length: u32 = load(length_place);
-            raw::copy(name, name_place, (length as usize).min(room));
-            store(name_bytes, length);
+    if failed(answer) {
+        return Ok(Done::With(answer));
+    }
+    let got = (answer as usize).min(bytes);
+    guarded::copy(base, place, got)?;
+    if name != 0 && name_bytes != 0 {
+        let length: u32 = load(length_place)?;
+        guarded::copy(name, name_place, (length as usize).min(room))?;
+        store(name_bytes, length)?;
+    }
+    if got == bytes && bytes < whole && flags & libc::MSG_WAITALL as usize != 0 {
+        return wait_for_all(fd, base, got, whole, flags, place, bytes);
+    }
+    Ok(Done::With(answer))
+}
+
+/// What is left of a receive that is to wait for all it asked for.
+fn wait_for_all(
+    fd: usize,
+    base: usize,
+    mut done: usize,
+    whole: usize,
+    flags: usize,
+    place: usize,
+    most: usize,
+) -> Touch<Done> {
+    while done < whole {
+        let part = (whole - done).min(most);
+        let answer = call!(libc::SYS_recvfrom, fd, place, part, flags, 0, 0);
+        if failed(answer) {
+            break;
+        }
+        let got = (answer as usize).min(part);
+        guarded::copy(base + done, place, got)?;
+        done += got;
+        if got < part {
+            break;
         }
     }
-    Done::With(answer)
+    Ok(Done::With(done as Answer))
 }
 
 /// One message with everything in ordinary memory.
@@ -93,44 +158,63 @@ struct Copied {
     data_bytes: usize,
 }
 
+/// Why there is no copy of a message: the call's answer.
+struct Refused(Answer);
+
+impl From<BadAddress> for Refused {
+    fn from(_: BadAddress) -> Self {
+        Self(-(libc::EFAULT as Answer))
+    }
+}
+
 /// Whether a message has ghost memory anywhere.
-fn has_ghost(at: usize) -> bool {
-    let header: Header = load(at);
-    ghost::is_ghost(at)
-        || (header.name != 0 && ghost::is_ghost(header.name))
-        || (header.control != 0 && ghost::is_ghost(header.control))
-        || (header.count <= VECTORS_MAX && Vectors::new(header.vectors, header.count).any_ghost())
+fn has_ghost(at: usize) -> Touch<bool> {
+    if ghost::is_ghost(at) {
+        return Ok(true);
+    }
+    let header: Header = load(at)?;
+    if ghost::is_ghost(header.name) || ghost::is_ghost(header.control) {
+        return Ok(true);
+    }
+    if header.count > VECTORS_MAX {
+        return Ok(false);
+    }
+    Vectors::new(header.vectors, header.count).any_ghost()
 }
 
 impl Copied {
-    /// `None`: no memory.
-    fn new(theirs: usize, receives: bool) -> Option<Self> {
-        let header: Header = load(theirs);
+    fn new(fd: usize, theirs: usize, receives: bool, flags: usize) -> Result<Self, Refused> {
+        let no_memory = || Refused(-(libc::ENOMEM as Answer));
+        let header: Header = load(theirs)?;
+        if header.count > VECTORS_MAX {
+            return Err(Refused(-(libc::EMSGSIZE as Answer)));
+        }
         let vectors = Vectors::new(header.vectors, header.count);
-        let data_bytes = vectors.total().min(MESSAGE_MAX);
-        let name_bytes = (header.name_bytes as usize).min(4096);
-        let control_bytes = header.control_bytes.min(1 << 20);
+        let data_bytes = fitting(fd, vectors.total()?, receives, flags).map_err(Refused)?;
+        let name_bytes = (header.name_bytes as usize).min(NAME_MAX);
+        let control_bytes = header.control_bytes.min(CONTROL_MAX);
         let room = data_bytes + name_bytes + control_bytes + 512;
-        let mut lease = Lease::new(room)?;
-        let ours = lease.carve(size_of::<Header>())?;
-        let vector = lease.carve(size_of::<Vector>())?;
-        let name = lease.carve(name_bytes)?;
-        let control = lease.carve(control_bytes)?;
-        let data = lease.carve(data_bytes)?;
+        let mut lease = lease_for(room, flags).ok_or_else(no_memory)?;
+        let mut carve = |bytes| lease.carve(bytes).ok_or_else(no_memory);
+        let ours = carve(size_of::<Header>())?;
+        let vector = carve(size_of::<Vector>())?;
+        let name = carve(name_bytes)?;
+        let control = carve(control_bytes)?;
+        let data = carve(data_bytes)?;
         if header.name != 0 {
-            raw::copy(name, header.name, name_bytes);
+            guarded::copy(name, header.name, name_bytes)?;
         }
         if header.control != 0 {
-            raw::copy(control, header.control, control_bytes);
+            guarded::copy(control, header.control, control_bytes)?;
         }
         if !receives {
-            vectors.copy(0, data, data_bytes, true);
+            vectors.copy(0, data, data_bytes, true)?;
         }
         let one = Vector {
             base: data,
             bytes: data_bytes,
         };
-        store(vector, one);
+        store(vector, one)?;
         let copy = Header {
             name: if header.name == 0 { 0 } else { name },
             control: if header.control == 0 { 0 } else { control },
@@ -139,8 +223,8 @@ impl Copied {
             count: usize::from(header.count > 0),
             ..header
         };
-        store(ours, copy);
-        Some(Self {
+        store(ours, copy)?;
+        Ok(Self {
             theirs,
             header,
             lease,
@@ -150,115 +234,132 @@ impl Copied {
         })
     }
 
-    /// Gives the program what was received.
-    fn give(&self, bytes: usize) {
-        let got: Header = load(self.ours);
+    /// Gives the program what was received: what the kernel writes, no more.
+    fn give(&self, bytes: usize) -> Touch<()> {
+        let got: Header = load(self.ours)?;
         let vectors = Vectors::new(self.header.vectors, self.header.count);
-        vectors.copy(0, self.data, bytes.min(self.data_bytes), false);
+        vectors.copy(0, self.data, bytes.min(self.data_bytes), false)?;
         if self.header.name != 0 {
             let most = self.header.name_bytes.min(got.name_bytes) as usize;
-            raw::copy(self.header.name, got.name, most.min(4096));
+            guarded::copy(self.header.name, got.name, most.min(NAME_MAX))?;
+            store(self.theirs + NAME_BYTES_AT, got.name_bytes)?;
         }
         if self.header.control != 0 {
             let most = self.header.control_bytes.min(got.control_bytes);
-            raw::copy(self.header.control, got.control, most);
+            guarded::copy(self.header.control, got.control, most.min(CONTROL_MAX))?;
         }
-        let header = Header {
-            name_bytes: got.name_bytes,
-            control_bytes: got.control_bytes,
-            flags: got.flags,
-            ..self.header
-        };
-        store(self.theirs, header);
+        store(self.theirs + CONTROL_BYTES_AT, got.control_bytes)?;
+        store(self.theirs + FLAGS_AT, got.flags)
     }
 }
 
 /// sendmsg, recvmsg.
-pub(super) fn message(number: usize, args: [usize; 6]) -> Done {
+pub(super) fn message(number: usize, args: [usize; 6]) -> Touch<Done> {
     let [fd, at, flags, ..] = args;
-    if at == 0 || !has_ghost(at) {
-        return Done::Asis;
+    if at == 0 || !has_ghost(at)? {
+        return Ok(Done::Asis);
     }
-    let receives = number == 47;
-    let Some(copied) = Copied::new(at, receives) else {
-        return error(libc::ENOMEM);
+    one(fd, at, flags, number == 47).map(Done::With)
+}
+
+/// Sends or receives one message, by way of a copy.
+fn one(fd: usize, at: usize, flags: usize, receives: bool) -> Touch<Answer> {
+    let copied = match Copied::new(fd, at, receives, flags) {
+        Ok(copied) => copied,
+        Err(Refused(answer)) => return Ok(answer),
     };
+    let number = if receives { 47 } else { 46 };
     let answer = raw::syscall(number, [fd, copied.ours, flags, 0, 0, 0]);
     if receives && !failed(answer) {
-        copied.give(answer as usize);
+        copied.give(answer as usize)?;
     }
     drop(copied.lease);
-    Done::With(answer)
+    Ok(answer)
 }
 
 /// The distance between messages in a list, and where a message's length is.
 const MANY_STRIDE: usize = 64;
 const MANY_LENGTH: usize = 56;
+/// recvmmsg(2): only the first message may be waited for.
+const MSG_WAITFORONE: usize = 0x10000;
 
-/// recvmmsg, sendmmsg: one message at a time, as the kernel does, but only the
-/// first may wait.
-pub(super) fn many(number: usize, args: [usize; 6]) -> Done {
+/// recvmmsg, sendmmsg: one message at a time, as the kernel does it. The time
+/// limit is looked at after each, which is all the kernel does.
+pub(super) fn many(number: usize, args: [usize; 6]) -> Touch<Done> {
     let [fd, list, count, flags, timeout, _] = args;
     let count = count.min(VECTORS_MAX);
     let receives = number == 299;
-    let ghost_timeout = receives && ghost::is_ghost(timeout);
-    let any = (0..count).any(|index| has_ghost(list + index * MANY_STRIDE));
-    if count == 0 || !(any || ghost_timeout) {
-        return Done::Asis;
+    let timeout = if receives { timeout } else { 0 };
+    let mut any = ghost::is_ghost(timeout);
+    for index in 0..count {
+        any = any || has_ghost(list.wrapping_add(index * MANY_STRIDE))?;
     }
-    if receives && timeout != 0 {
-        // Keeps the time limit: one message in one call with the time given.
-        return one_of_many(number, fd, list, flags, timeout);
+    if count == 0 || !any {
+        return Ok(Done::Asis);
     }
-    const MSG_WAITFORONE: usize = 0x10000;
+    let limit = TimeLimit::new(timeout)?;
     let mut done = 0;
+    let mut flags = flags;
     while done < count {
         let at = list + done * MANY_STRIDE;
-        let Some(copied) = Copied::new(at, receives) else {
-            return partly(done, -(libc::ENOMEM as Answer));
-        };
-        let nowait = if done > 0 && receives && flags & MSG_WAITFORONE != 0 {
-            libc::MSG_DONTWAIT as usize
-        } else {
-            0
-        };
-        let single = if receives { 47 } else { 46 };
-        let flags = (flags & !MSG_WAITFORONE) | nowait;
-        let answer = raw::syscall(single, [fd, copied.ours, flags, 0, 0, 0]);
+        let answer = one(fd, at, flags & !MSG_WAITFORONE, receives)?;
         if failed(answer) {
-            return partly(done, answer);
+            limit.store_rest()?;
+            return Ok(Done::With(if done > 0 { done as Answer } else { answer }));
         }
-        if receives {
-            copied.give(answer as usize);
-        }
-        store(at + MANY_LENGTH, answer as u32);
+        store(at + MANY_LENGTH, answer as u32)?;
         done += 1;
-    }
-    Done::With(done as Answer)
-}
-
-fn one_of_many(number: usize, fd: usize, list: usize, flags: usize, timeout: usize) -> Done {
-    let Some(copied) = Copied::new(list, true) else {
-        return error(libc::ENOMEM);
-    };
-    let mut single = [0_u8; MANY_STRIDE];
-    let place = (&raw mut single) as usize;
-    raw::copy(place, copied.ours, size_of::<Header>());
-    let mut time: [u64; 2] = load(timeout);
-    let time_place = (&raw mut time) as usize;
-    let answer = raw::syscall(number, [fd, place, 1, flags, time_place, 0]);
-    if !failed(answer) {
-        store(timeout, time);
-        raw::copy(copied.ours, place, size_of::<Header>());
-        if answer > 0 {
-            let length: u32 = load(place + MANY_LENGTH);
-            copied.give(length as usize);
-            store(list + MANY_LENGTH, length);
+        if receives && flags & MSG_WAITFORONE != 0 {
+            flags |= libc::MSG_DONTWAIT as usize;
+        }
+        if limit.is_over() {
+            break;
+        }
+        // Data out of band ends the list.
+        if receives && load::<i32>(at + FLAGS_AT)? & libc::MSG_OOB != 0 {
+            break;
         }
     }
-    Done::With(answer)
+    limit.store_rest()?;
+    Ok(Done::With(done as Answer))
 }
 
-fn partly(done: usize, answer: Answer) -> Done {
-    Done::With(if done > 0 { done as Answer } else { answer })
+/// recvmmsg's time limit: where it is, and when it is over.
+struct TimeLimit {
+    place: usize,
+    end_ns: i128,
+}
+
+fn now_ns() -> i128 {
+    let mut now = [0_i64; 2];
+    let _cannot_fail = call!(
+        libc::SYS_clock_gettime,
+        libc::CLOCK_MONOTONIC,
+        now.as_mut_ptr()
+    );
+    i128::from(now[0]) * 1_000_000_000 + i128::from(now[1])
+}
+
+impl TimeLimit {
+    fn new(place: usize) -> Touch<Self> {
+        let mut end_ns = i128::MAX;
+        if place != 0 {
+            let time: [i64; 2] = load(place)?;
+            end_ns = now_ns() + i128::from(time[0]) * 1_000_000_000 + i128::from(time[1]);
+        }
+        Ok(Self { place, end_ns })
+    }
+
+    fn is_over(&self) -> bool {
+        self.place != 0 && now_ns() >= self.end_ns
+    }
+
+    fn store_rest(&self) -> Touch<()> {
+        if self.place == 0 {
+            return Ok(());
+        }
+        let rest = (self.end_ns - now_ns()).max(0);
+        let time = [rest / 1_000_000_000, rest % 1_000_000_000];
+        store(self.place, time.map(|part| part as i64))
+    }
 }

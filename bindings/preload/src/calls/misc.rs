@@ -1,22 +1,25 @@
 //! Calls with signal masks, and calls whose pointers depend on a request.
 
-use crate::raw::{self, call, load};
-use crate::{ghost, signals, thread};
+use crate::bounce::Lease;
+use crate::guarded::{self, BadAddress, Touch, load};
+use crate::raw::{self, Answer, call, failed};
+use crate::{ghost, signals};
 
 use super::table::{Length, Pointer};
-use super::{Done, error, load_if, with_copies};
+use super::{Done, error, held, load_if, with_copies};
 
 /// rt_sigsuspend: our signals stay deliverable while it waits.
-pub(super) fn suspend(args: [usize; 6]) -> Done {
-    if args[0] == 0 {
-        return Done::Asis;
+pub(super) fn suspend(args: [usize; 6]) -> Touch<Done> {
+    let [mask, bytes, ..] = args;
+    if mask == 0 || bytes != size_of::<u64>() {
+        return Ok(Done::Asis);
     }
-    let mask = signals::without_ours(load(args[0]));
-    Done::With(call!(
+    let mask = signals::without_ours(load(mask)?);
+    Ok(Done::With(call!(
         libc::SYS_rt_sigsuspend,
         &raw const mask,
-        size_of::<u64>()
-    ))
+        bytes
+    )))
 }
 
 /// A mask argument with our signals taken out, in a place of ours.
@@ -26,9 +29,9 @@ struct Mask {
 }
 
 impl Mask {
-    fn of(address: usize) -> Self {
-        let value = load_if::<u64>(address).map_or(0, signals::without_ours);
-        Self { value, address }
+    fn of(address: usize) -> Touch<Self> {
+        let value = load_if::<u64>(address)?.map_or(0, signals::without_ours);
+        Ok(Self { value, address })
     }
 
     fn place(&self) -> usize {
@@ -42,37 +45,37 @@ impl Mask {
 
 /// pselect6: three sets, a time that the kernel changes, and a structure with
 /// a mask.
-pub(super) fn pselect(args: [usize; 6]) -> Done {
+pub(super) fn pselect(args: [usize; 6]) -> Touch<Done> {
     let [count, read, write, except, time, packed] = args;
-    let given: Option<[usize; 2]> = load_if(packed);
-    let mask = Mask::of(given.map_or(0, |pair| pair[0]));
+    let given: Option<[usize; 2]> = load_if(packed)?;
+    let mask = Mask::of(given.map_or(0, |pair| pair[0]))?;
     let pair = [mask.place(), given.map_or(0, |pair| pair[1])];
     let packed = given.map_or(0, |_| (&raw const pair) as usize);
     let pointers = [
         Pointer::Both(1, Length::Set(0)),
         Pointer::Both(2, Length::Set(0)),
         Pointer::Both(3, Length::Set(0)),
-        Pointer::Both(4, Length::Bytes(16)),
+        Pointer::Always(4, Length::Bytes(16)),
     ];
     let args = [count, read, write, except, time, packed];
-    made(270, args, with_copies(270, args, &pointers))
+    made(270, args, &pointers)
 }
 
 /// ppoll.
-pub(super) fn ppoll(args: [usize; 6]) -> Done {
-    let mask = Mask::of(args[3]);
+pub(super) fn ppoll(args: [usize; 6]) -> Touch<Done> {
+    let mask = Mask::of(args[3])?;
     let mut args = args;
     args[3] = mask.place();
     let pointers = [
-        Pointer::Both(0, Length::Times(1, 8)),
-        Pointer::Both(2, Length::Bytes(16)),
+        Pointer::Polled(0, Length::Times(1, 8)),
+        Pointer::Always(2, Length::Bytes(16)),
     ];
-    made(271, args, with_copies(271, args, &pointers))
+    made(271, args, &pointers)
 }
 
 /// epoll_pwait, epoll_pwait2.
-pub(super) fn masked_wait(number: usize, args: [usize; 6]) -> Done {
-    let mask = Mask::of(args[4]);
+pub(super) fn masked_wait(number: usize, args: [usize; 6]) -> Touch<Done> {
+    let mask = Mask::of(args[4])?;
     let mut args = args;
     args[4] = mask.place();
     let pointers = [
@@ -84,26 +87,54 @@ pub(super) fn masked_wait(number: usize, args: [usize; 6]) -> Done {
     } else {
         &pointers[..1]
     };
-    made(number, args, with_copies(number, args, pointers))
+    made(number, args, pointers)
 }
 
-/// Makes a call whose arguments were replaced, if it was not made yet.
-fn made(number: usize, args: [usize; 6], done: Done) -> Done {
-    match done {
+/// Makes a call whose mask was replaced, with copies where the kernel wants
+/// them.
+fn made(number: usize, args: [usize; 6], pointers: &[Pointer]) -> Touch<Done> {
+    let done = if super::kernel_is_blind() {
+        with_copies(number, args, pointers)?
+    } else {
+        Done::Asis
+    };
+    Ok(match done {
         Done::Asis => Done::With(raw::syscall(number, args)),
         done => done,
+    })
+}
+
+/// Makes a call on words that the kernel looks at itself, so that no stand-in
+/// will do. It fails with EFAULT before anything has happened: `open` brings
+/// the words in, and the call is made again.
+fn with_words(call: impl Fn() -> Answer, open: impl Fn() -> Touch<()>) -> Touch<Done> {
+    for _ in 0..10_000 {
+        let answer = call();
+        if answer != -(libc::EFAULT as isize) {
+            return Ok(Done::With(answer));
+        }
+        open()?;
+    }
+    Err(BadAddress)
+}
+
+/// Opens a word, if it is ours to open.
+fn open_word(word: usize) -> Touch<()> {
+    if ghost::is_ghost(word) {
+        guarded::open(word)
+    } else {
+        Ok(())
     }
 }
 
-/// futex: the kernel looks at the word itself, so no stand-in will do. It
-/// fails with EFAULT before anything has happened; touch and try again.
-pub(super) fn futex(args: [usize; 6]) -> Done {
+/// futex.
+pub(super) fn futex(args: [usize; 6]) -> Touch<Done> {
     let [word, operation, value, fourth, second, third_value] = args;
     let operation_only = operation & 0x7f;
     // WAIT, LOCK_PI, WAIT_BITSET, WAIT_REQUEUE_PI, LOCK_PI2 take a time.
     let has_time = matches!(operation_only, 0 | 6 | 9 | 11 | 13);
     let time: Option<[u64; 2]> = if has_time && ghost::is_ghost(fourth) {
-        load_if(fourth)
+        load_if(fourth)?
     } else {
         None
     };
@@ -112,72 +143,145 @@ pub(super) fn futex(args: [usize; 6]) -> Done {
         .map_or(fourth, |time| core::ptr::from_ref(time) as usize);
     // WAKE needs no look at the word, WAKE_OP and the requeues use two.
     let two = matches!(operation_only, 3 | 4 | 5 | 11 | 12);
-    for _ in 0..10_000 {
-        let answer = raw::syscall(202, [word, operation, value, fourth, second, third_value]);
-        if answer != -(libc::EFAULT as isize) {
-            return Done::With(answer);
-        }
-        if ghost::is_ghost(word) {
-            touch(word);
-        }
-        if two && ghost::is_ghost(second) {
-            touch(second);
-        }
+    let any = ghost::is_ghost(word) || (two && ghost::is_ghost(second));
+    if !any && time.is_none() {
+        return Ok(Done::Asis);
     }
-    error(libc::EFAULT)
+    with_words(
+        || raw::syscall(202, [word, operation, value, fourth, second, third_value]),
+        || {
+            if !any {
+                return Err(BadAddress);
+            }
+            open_word(word)?;
+            if two { open_word(second) } else { Ok(()) }
+        },
+    )
 }
 
-/// Brings a page in, open for the kernel's stores too. Written by hand, as the
-/// compiler makes a load of an atomic that changes nothing.
-fn touch(address: usize) {
-    // SAFETY: a ghost address that the program uses as a futex word; the value
-    // stays what it is, whoever changes it meanwhile.
-    unsafe {
-        core::arch::asm!(
-            "lock or dword ptr [{0}], 0",
-            in(reg) address & !3,
-            options(nostack),
-        );
+/// `struct futex_waitv`: the address stands behind the value.
+const WAITER_BYTES: usize = 24;
+const WAITER_ADDRESS_AT: usize = 8;
+/// The most that one call waits for (`FUTEX_WAITV_MAX`).
+const WAITERS_MAX: usize = 128;
+
+/// Opens the words of a list of waiters.
+fn open_waiters(list: usize, count: usize) -> Touch<()> {
+    let mut any = false;
+    for index in 0..count {
+        let word = load(list + index * WAITER_BYTES + WAITER_ADDRESS_AT)?;
+        any |= ghost::is_ghost(word);
+        open_word(word)?;
     }
+    if any { Ok(()) } else { Err(BadAddress) }
 }
 
-/// ioctl: most requests say how long their structure is (ioctl(2),
-/// asm-generic/ioctl.h); the old ones are in a list.
-pub(super) fn ioctl(args: [usize; 6]) -> Done {
-    let request = args[1] & 0xffff_ffff;
-    let encoded = (request >> 16) & 0x3fff;
-    let bytes = match request {
-        0x5401..=0x5404 => 36, // TCGETS, TCSETS*
-        0x5405..=0x5408 => 18, // TCGETA, TCSETA*
-        0x5413 | 0x5414 => 8,  // TIOC[GS]WINSZ
-        0x540f | 0x5410 | 0x5411 | 0x541b | 0x5421 | 0x5429 | 0x5420 | 0x5452 | 0x541a => 4,
-        0x8901..=0x8905 => 4,           // FIOSETOWN, SIOCGPGRP, SIOCATMARK, ...
-        0x8906 | 0x8907 => 16,          // SIOCGSTAMP*
-        0x8910 | 0x8912 => 0,           // SIOCGIFNAME is an ifreq, SIOCGIFCONF nests
-        0x8911 | 0x8913..=0x89ff => 40, // ifreq
-        1 | 2 => 4,                     // FIBMAP, FIGETBSZ
-        _ if request >> 30 != 0 => encoded,
-        _ => 0,
+/// futex_waitv.
+pub(super) fn futex_wait_any(mut args: [usize; 6]) -> Touch<Done> {
+    let [list, count, _, timeout, ..] = args;
+    if list == 0 || count == 0 || count > WAITERS_MAX {
+        return Ok(Done::Asis);
+    }
+    let bytes = count * WAITER_BYTES;
+    let Some(lease) = Lease::new(bytes) else {
+        return Ok(error(libc::ENOMEM));
     };
-    if bytes == 0 {
-        return unknown(16, args);
+    guarded::copy(lease.address(), list, bytes)?;
+    args[0] = lease.address();
+    let time: Option<[u64; 2]> = load_if(timeout)?;
+    args[3] = time
+        .as_ref()
+        .map_or(0, |time| core::ptr::from_ref(time) as usize);
+    with_words(
+        || raw::syscall(449, args),
+        || open_waiters(lease.address(), count),
+    )
+}
+
+/// futex_wake, futex_wait, futex_requeue.
+pub(super) fn futex_word(number: usize, mut args: [usize; 6]) -> Touch<Done> {
+    let word = args[0];
+    let mut pair = [0_u8; 2 * WAITER_BYTES];
+    let mut time = [0_u64; 2];
+    if number == 456 {
+        guarded::copy(pair.as_mut_ptr() as usize, word, pair.len())?;
+        args[0] = pair.as_ptr() as usize;
+    } else if number == 455 && args[4] != 0 {
+        time = load(args[4])?;
+        args[4] = time.as_ptr() as usize;
     }
-    with_copies(16, args, &[Pointer::Both(2, Length::Bytes(bytes))])
+    let done = with_words(
+        || raw::syscall(number, args),
+        || {
+            if number == 456 {
+                open_waiters(pair.as_ptr() as usize, 2)
+            } else if ghost::is_ghost(word) {
+                guarded::open(word)
+            } else {
+                Err(BadAddress)
+            }
+        },
+    );
+    // Used by the call until here.
+    let _ = (pair, time);
+    done
+}
+
+/// msgrcv: a type, and as much text as the result says.
+pub(super) fn queue_receive(mut args: [usize; 6]) -> Touch<Done> {
+    const TYPE_BYTES: usize = 8;
+    let (theirs, bytes) = (args[1], args[2]);
+    if !ghost::is_ghost(theirs) {
+        return Ok(Done::Asis);
+    }
+    // A message that is not there, or too long, is the kernel's to refuse.
+    let most = crate::bounce::most_bytes();
+    if bytes > most {
+        return Ok(error(libc::ENOMEM));
+    }
+    let Some(lease) = Lease::new(bytes + TYPE_BYTES) else {
+        return Ok(error(libc::ENOMEM));
+    };
+    // What cannot be written must not be taken from the queue.
+    guarded::open(theirs)?;
+    args[1] = lease.address();
+    let answer = raw::syscall(70, args);
+    if !failed(answer) {
+        let got = (answer as usize).min(bytes) + TYPE_BYTES;
+        guarded::copy(theirs, lease.address(), got)?;
+    }
+    Ok(Done::With(answer))
+}
+
+/// setsockopt: numbers by copy; whatever may point on, in place.
+pub(super) fn set_option(args: [usize; 6]) -> Touch<Done> {
+    // A filter is a length and a pointer: 16 bytes.
+    const POINTS_FROM: usize = 16;
+    let [_, _, _, value, bytes, _] = args;
+    if bytes >= POINTS_FROM {
+        return held::scanned(54, args, &[3]);
+    }
+    if !ghost::is_ghost(value) {
+        return Ok(Done::Asis);
+    }
+    with_copies(54, args, &[Pointer::In(3, Length::Argument(4))])
 }
 
 /// fcntl: locks, owners, and hints.
-pub(super) fn fcntl(args: [usize; 6]) -> Done {
+pub(super) fn fcntl(args: [usize; 6]) -> Touch<Done> {
     let bytes = match args[1] {
         5..=7 | 36..=38 => 32,
         15 | 16 | 1035..=1038 => 8,
-        _ => return Done::Asis,
+        _ => return held::whole(72, args, &[2]),
     };
     with_copies(72, args, &[Pointer::Both(2, Length::Bytes(bytes))])
 }
 
-/// prctl: names and numbers.
-pub(super) fn prctl(args: [usize; 6]) -> Done {
+/// prctl: names and numbers; the rest in place.
+pub(super) fn prctl(args: [usize; 6]) -> Touch<Done> {
     const PR_SET_VMA: usize = 0x5356_4d41;
+    const PR_SET_SECCOMP: usize = 22;
+    const PR_SET_MM: usize = 35;
     match args[0] {
         15 => with_copies(157, args, &[Pointer::Text(1)]),
         16 => with_copies(157, args, &[Pointer::Out(1, Length::Bytes(16))]),
@@ -185,40 +289,8 @@ pub(super) fn prctl(args: [usize; 6]) -> Done {
             with_copies(157, args, &[Pointer::Out(1, Length::Bytes(4))])
         }
         // Naming our memory in /proc would split our mapping.
-        PR_SET_VMA if ghost::is_ghost(args[2]) => Done::With(0),
-        _ => unknown(157, args),
+        PR_SET_VMA if ghost::is_ghost(args[2]) => Ok(Done::With(0)),
+        PR_SET_SECCOMP | PR_SET_MM => held::scanned(157, args, &[2]),
+        _ => held::whole(157, args, &[1, 2, 3, 4]),
     }
-}
-
-/// A call that is in no list, with a ghost address somewhere: its pages are
-/// held in place for the call, as far as one can guess what they are for.
-pub(super) fn unknown(number: usize, args: [usize; 6]) -> Done {
-    let Some(heap) = ghost::heap() else {
-        return Done::Asis;
-    };
-    if !args.iter().any(|&argument| ghost::is_ghost(argument)) {
-        return Done::Asis;
-    }
-    let thread = thread::current();
-    let inside = thread::Inside::new(thread);
-    let mut held: [Option<ghostmem::Pinned>; 6] = [const { None }; 6];
-    for (slot, &argument) in held.iter_mut().zip(&args) {
-        if !ghost::is_ghost(argument) {
-            continue;
-        }
-        let page_end = (argument + 1).next_multiple_of(4096);
-        let end = heap
-            .pages_around(argument)
-            .map_or(page_end, |(start, bytes)| {
-                (start + bytes).min(page_end + 4096)
-            });
-        let range = core::ptr::slice_from_raw_parts(argument as *const u8, end - argument);
-        *slot = heap.pin(range).ok();
-    }
-    drop(inside);
-    let answer = raw::syscall(number, args);
-    let inside = thread::Inside::new(thread);
-    drop(held);
-    drop(inside);
-    Done::With(answer)
 }

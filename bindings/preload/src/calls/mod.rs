@@ -10,6 +10,7 @@
 //! takes no lock, and keeps its locals small.
 
 mod data;
+mod held;
 mod memory;
 mod messages;
 mod misc;
@@ -19,9 +20,10 @@ pub(crate) mod table;
 use core::arch::global_asm;
 
 use crate::bounce::Lease;
-use crate::raw::{self, Answer, failed, load, store};
-use crate::{descriptors, ghost, objects, signals, thread};
-use table::{Length, Pointer};
+use crate::guarded::{self, BadAddress, Touch, load, store};
+use crate::raw::{self, Answer, failed};
+use crate::{bounce, descriptors, ghost, objects, signals, thread};
+use table::{Length, Pointer, Treatment};
 
 /// A system call as it arrived. The order of the fields is known to [`entry`].
 #[repr(C)]
@@ -32,6 +34,8 @@ pub(crate) struct Call {
     resume: usize,
     /// The stack pointer at the call.
     stack: usize,
+    /// Another stack pointer to go on with; 0: the same.
+    pub(crate) other_stack: usize,
 }
 
 /// What becomes of a call.
@@ -80,6 +84,7 @@ global_asm!(
     "mov [rsp + 56], rcx",
     "lea rcx, [rbp + 144]",
     "mov [rsp + 64], rcx",
+    "mov qword ptr [rsp + 72], 0",
     // The kernel keeps vector registers, so libc may have some in use.
     "movaps [rsp + 80], xmm0",
     "movaps [rsp + 96], xmm1",
@@ -128,6 +133,10 @@ global_asm!(
     "jnz 2f",
     "sub rcx, 2",
     "2:",
+    // The kernel changes r11 in any case.
+    "mov r11, [rsp + 72]",
+    "test r11, r11",
+    "jnz 3f",
     "mov rsp, rbp",
     ".cfi_def_cfa rsp, 144",
     "pop rbp",
@@ -135,6 +144,13 @@ global_asm!(
     ".cfi_def_cfa_offset 136",
     "lea rsp, [rsp + 136]",
     ".cfi_def_cfa_offset 0",
+    "jmp rcx",
+    // A child with a stack of its own.
+    "3:",
+    ".cfi_def_cfa rbp, 144",
+    ".cfi_offset rbp, -144",
+    "mov rbp, [rbp]",
+    "mov rsp, r11",
     "jmp rcx",
     ".cfi_endproc",
     ".size gm_entry, . - gm_entry",
@@ -158,7 +174,7 @@ extern "C-unwind" fn hook(call: &mut Call) -> u32 {
         return 0;
     }
     let done = if thread.inside.get() == 0 {
-        handle(call)
+        handle(call).unwrap_or_else(|BadAddress| error(libc::EFAULT))
     } else if matches!(call.number, 56 | 57) && thread.forking.get() != 0 {
         spawn::fork(call.number, call.args)
     } else if call.number == 13 {
@@ -183,25 +199,30 @@ extern "C-unwind" fn hook(call: &mut Call) -> u32 {
 /// is what the small-object allocator gives back when threads and the process
 /// end.
 fn is_from_us(call: &Call) -> bool {
-    matches!(call.number, 10 | 11 | 28 | 440) && objects::is_ours(load(call.stack))
+    matches!(call.number, 10 | 11 | 28 | 440) && objects::is_ours(raw::load(call.stack))
 }
 
-fn handle(call: &Call) -> Done {
+fn handle(call: &mut Call) -> Touch<Done> {
     let (number, args) = (call.number, call.args);
     if is_from_us(call) {
-        return Done::Asis;
+        return Ok(Done::Asis);
     }
     match number {
-        13 => signals::action(args),
-        14 => signals::mask(args),
-        131 => signals::stack(args),
-        130 => misc::suspend(args),
-        270 => misc::pselect(args),
-        271 => misc::ppoll(args),
-        281 | 441 => misc::masked_wait(number, args),
-        table::CLONE | 57 | 435 => spawn::raw_fork(number, args),
-        59 => spawn::execve(args, None),
-        322 => spawn::execve(args, Some(())),
+        13 => return signals::action(args),
+        14 => return signals::mask(args),
+        127 => return signals::pending(args),
+        131 => return signals::stack(args),
+        130 => return misc::suspend(args),
+        270 => return misc::pselect(args),
+        271 => return misc::ppoll(args),
+        281 | 441 => return misc::masked_wait(number, args),
+        table::CLONE | 57 | table::CLONE3 => return spawn::raw_fork(call),
+        59 => return spawn::execve(args, None),
+        322 => return spawn::execve(args, Some(())),
+        78 | 217 => return descriptors::list(number, args),
+        _ => {}
+    }
+    let done = match number {
         231 => {
             crate::report::at_exit();
             Done::Asis
@@ -211,26 +232,48 @@ fn handle(call: &Call) -> Done {
         436 => descriptors::close_range(args),
         // fstat (also as newfstatat and statx of nothing), dup, fcntl
         5 | 32 | 72 | 262 | 332 if descriptors::is_ours(args[0]) => error(libc::EBADF),
-        78 | 217 => descriptors::list(number, args),
         9 => crate::mappings::map(args),
         151 => memory::lock_all(),
-        _ if !kernel_is_blind() => memory::sighted(number, args),
+        10 | 11 | 25 | 26 | 28 | 30 | 149 | 150 | 237 | 325 | 329 | 450 => {
+            memory::advised(number, args)
+        }
+        _ if !kernel_is_blind() => Done::Asis,
         // What the kernel does on its own cannot be given stand-ins. Programs that
         // can do without are told what older kernels tell them.
-        table::URING_SETUP => error(libc::ENOSYS),
+        table::URING_SETUP | table::IO_SETUP => error(libc::ENOSYS),
+        _ => return with_pointers(number, args),
+    };
+    Ok(done)
+}
+
+/// A call where the kernel fails on absent pages.
+fn with_pointers(number: usize, args: [usize; 6]) -> Touch<Done> {
+    match number {
         0 | 1 | 17 | 18 => data::plain(number, args),
         19 | 20 | 295 | 296 | 327 | 328 => data::vectored(number, args),
+        278 => data::spliced(args),
         44 | 45 => messages::addressed(number, args),
         46 | 47 => messages::message(number, args),
         299 | 307 => messages::many(number, args),
-        10 | 11 | 25 | 26 | 28 | 149 | 150 | 325 | 329 => memory::advised(number, args),
-        16 => misc::ioctl(args),
+        70 => misc::queue_receive(args),
+        16 => held::scanned(number, args, &[2]),
+        54 => misc::set_option(args),
+        55 => held::scanned(number, args, &[3, 4]),
         72 => misc::fcntl(args),
         157 => misc::prctl(args),
         202 => misc::futex(args),
-        _ => match table::plain(number) {
-            Some(pointers) => with_copies(number, args, pointers),
-            None => misc::unknown(number, args),
+        449 => misc::futex_wait_any(args),
+        454..=456 => misc::futex_word(number, args),
+        218 | 273 | 334 => held::for_good(number, args),
+        // Only these three of syslog's requests use their buffer.
+        103 if !matches!(args[0], 2..=4) => Ok(Done::Asis),
+        _ => match table::treatment(number) {
+            Some(Treatment::Copied(pointers)) => with_copies(number, args, pointers),
+            Some(Treatment::Held(arguments)) => held::whole(number, args, arguments),
+            Some(Treatment::HeldDeep(arguments)) => held::scanned(number, args, arguments),
+            None => held::scanned(number, args, &[0, 1, 2, 3, 4, 5]),
+            // Those looked at for another reason.
+            Some(_) => with_copies(number, args, table::plain(number).unwrap_or(&[])),
         },
     }
 }
@@ -241,86 +284,153 @@ fn kernel_is_blind() -> bool {
 }
 
 /// Makes a call with ordinary memory in place of its ghost pointers.
-pub(crate) fn with_copies(number: usize, args: [usize; 6], pointers: &[Pointer]) -> Done {
+pub(crate) fn with_copies(
+    number: usize,
+    mut args: [usize; 6],
+    pointers: &[Pointer],
+) -> Touch<Done> {
     let ghosts = pointers
         .iter()
         .filter(|pointer| ghost::is_ghost(args[pointer.argument()]));
     let mut room = 0_usize;
-    for pointer in ghosts.clone() {
-        let Some(bytes) = length_of(*pointer, args) else {
-            return error(libc::EFAULT);
-        };
+    let mut lengths = [0; 6];
+    for &pointer in ghosts.clone() {
+        let bytes = length_of(pointer, args)?;
+        lengths[pointer.argument()] = bytes;
         room = room.saturating_add(bytes).saturating_add(64);
     }
     if room == 0 {
-        return Done::Asis;
+        return Ok(Done::Asis);
     }
     let Some(mut lease) = Lease::new(room) else {
-        return error(libc::ENOMEM);
+        return Ok(error(libc::ENOMEM));
     };
-    let mut passed = args;
-    let mut lengths = [0; 6];
-    for pointer in ghosts.clone() {
+    let given = args;
+    for &pointer in pointers {
         let argument = pointer.argument();
-        let bytes = length_of(*pointer, args).unwrap_or(0);
+        if !ghost::is_ghost(given[argument]) {
+            continue;
+        }
+        let bytes = lengths[argument];
         let Some(stand_in) = lease.carve(bytes) else {
-            return error(libc::ENOMEM);
+            return Ok(error(libc::ENOMEM));
         };
-        raw::copy(stand_in, args[argument], bytes);
-        passed[argument] = stand_in;
-        lengths[argument] = bytes;
+        // What is filled as far as the result says needs no look before.
+        if let Pointer::Filled(_, length, _) = pointer {
+            shorten(&mut args, length);
+        } else {
+            guarded::copy(stand_in, given[argument], bytes)?;
+        }
+        args[argument] = stand_in;
     }
-    let answer = raw::syscall(number, passed);
-    for pointer in ghosts {
+    let answer = raw::syscall(number, args);
+    for &pointer in pointers {
         let argument = pointer.argument();
-        let written = match *pointer {
+        if !ghost::is_ghost(given[argument]) {
+            continue;
+        }
+        let (theirs, ours, bytes) = (given[argument], args[argument], lengths[argument]);
+        let written = match pointer {
             Pointer::Text(_) | Pointer::In(..) => 0,
-            Pointer::Out(..) if failed(answer) => 0,
-            Pointer::Out(..) | Pointer::Both(..) => lengths[argument],
+            Pointer::Found(..) if answer <= 0 => 0,
+            Pointer::Out(..) | Pointer::Both(..) | Pointer::Found(..) if failed(answer) => 0,
+            Pointer::Rest(..) | Pointer::Polled(..) if !is_interrupted(answer) => {
+                if !failed(answer) && matches!(pointer, Pointer::Polled(..)) {
+                    give_events(theirs, ours, bytes)?;
+                }
+                0
+            }
+            Pointer::Polled(..) => {
+                give_events(theirs, ours, bytes)?;
+                0
+            }
+            // No more than there was room for, and than there is now.
+            Pointer::Both(_, Length::At(length)) => {
+                let now: u32 = load(args[length])?;
+                bytes.min(now as usize)
+            }
             Pointer::Filled(_, _, unit) => usize::try_from(answer).unwrap_or(0) * unit,
+            _ => bytes,
         };
-        raw::copy(
-            args[argument],
-            passed[argument],
-            written.min(lengths[argument]),
-        );
+        guarded::copy(theirs, ours, written.min(bytes))?;
     }
-    Done::With(answer)
+    Ok(Done::With(answer))
 }
 
-/// How many bytes a pointer argument stands for; `None` when nothing sensible.
-fn length_of(pointer: Pointer, args: [usize; 6]) -> Option<usize> {
+fn is_interrupted(answer: Answer) -> bool {
+    answer == -(libc::EINTR as Answer)
+}
+
+/// Tells the kernel of no more room than a stand-in has: what is filled may be
+/// filled in part.
+fn shorten(args: &mut [usize; 6], length: Length) {
+    let (argument, unit) = match length {
+        Length::Argument(argument) => (argument, 1),
+        Length::Times(argument, unit) => (argument, unit),
+        _ => return,
+    };
+    args[argument] = args[argument].min(bounce::most_bytes() / unit);
+}
+
+/// Writes what poll(2) writes of its list, and nothing beside it: other threads
+/// may set `events` meanwhile.
+fn give_events(theirs: usize, ours: usize, bytes: usize) -> Touch<()> {
+    const STRIDE: usize = size_of::<libc::pollfd>();
+    const EVENTS_AT: usize = core::mem::offset_of!(libc::pollfd, revents);
+    for at in (EVENTS_AT..bytes).step_by(STRIDE) {
+        guarded::copy(theirs + at, ours + at, size_of::<i16>())?;
+    }
+    Ok(())
+}
+
+/// How many bytes a pointer argument stands for.
+fn length_of(pointer: Pointer, args: [usize; 6]) -> Touch<usize> {
     let length = match pointer {
-        // The kernel refuses longer ones than PATH_MAX; mount's data and
-        // memfd's names are shorter.
-        Pointer::Text(argument) => return Some(raw::string_bytes(args[argument], 4097)),
+        // The kernel refuses longer ones than PATH_MAX; memfd's names and
+        // attributes' are shorter.
+        Pointer::Text(argument) => return guarded::string_bytes(args[argument], 4097),
         Pointer::In(_, length)
         | Pointer::Out(_, length)
         | Pointer::Both(_, length)
-        | Pointer::Filled(_, length, _) => length,
+        | Pointer::Always(_, length)
+        | Pointer::Found(_, length)
+        | Pointer::Rest(_, length)
+        | Pointer::Filled(_, length, _)
+        | Pointer::Polled(_, length) => length,
     };
     let bytes = match length {
         Length::Bytes(bytes) => bytes,
         Length::Argument(argument) => args[argument],
-        Length::Times(argument, bytes) => args[argument].checked_mul(bytes)?,
-        Length::At(0) => return None,
+        Length::Times(argument, bytes) => args[argument].saturating_mul(bytes),
+        Length::Behind(before, argument) => args[argument].saturating_add(before),
         Length::At(argument) if args[argument] == 0 => 0,
-        Length::At(argument) => load::<u32>(args[argument]) as usize,
-        Length::Set(argument) => args[argument].div_ceil(64) * 8,
+        Length::At(argument) => load::<u32>(args[argument])? as usize,
+        Length::Set(argument) => (args[argument] & 0x7fff_ffff).div_ceil(64) * 8,
         Length::Pages(argument) => args[argument].div_ceil(4096),
     };
-    // More than any block has is a mistake the kernel is to answer.
-    (bytes <= isize::MAX as usize).then_some(bytes)
+    if let Pointer::Filled(..) = pointer {
+        return Ok(bytes.min(bounce::most_bytes()));
+    }
+    // More than any block has is a mistake of the program's.
+    if bytes <= isize::MAX as usize {
+        Ok(bytes)
+    } else {
+        Err(BadAddress)
+    }
 }
 
 /// Copies a structure in, if there is one.
-pub(crate) fn load_if<T: Copy>(address: usize) -> Option<T> {
-    (address != 0).then(|| load(address))
+pub(crate) fn load_if<T: Copy>(address: usize) -> Touch<Option<T>> {
+    if address == 0 {
+        return Ok(None);
+    }
+    load(address).map(Some)
 }
 
 /// Copies a structure out, if it is wanted.
-pub(crate) fn store_if<T: Copy>(address: usize, value: T) {
-    if address != 0 {
-        store(address, value);
+pub(crate) fn store_if<T: Copy>(address: usize, value: T) -> Touch<()> {
+    if address == 0 {
+        return Ok(());
     }
+    store(address, value)
 }

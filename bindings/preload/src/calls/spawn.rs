@@ -6,12 +6,13 @@
 //! memory is the parent's. The copies therefore stand in memory that the
 //! thread keeps for its next execve, not in a lease.
 
-use ghostmem::fork::Call;
+use ghostmem::fork::Call as ForkCall;
 
-use crate::raw::{self, Answer, call, load, store};
-use crate::{bounce, ghost, start, thread};
+use crate::guarded::{self, Touch, load, store};
+use crate::raw::{self, Answer, call, failed};
+use crate::{bounce, ghost, holds, start, thread};
 
-use super::{Done, error};
+use super::{Call, Done, error, table};
 
 /// A string longer than this is refused by the kernel (`MAX_ARG_STRLEN`).
 const STRING_MAX: usize = 32 * 4096 + 1;
@@ -29,7 +30,7 @@ struct Strings {
 }
 
 impl Strings {
-    fn of(array: usize) -> Self {
+    fn of(array: usize) -> Touch<Self> {
         let mut strings = Self {
             array,
             count: 0,
@@ -37,33 +38,33 @@ impl Strings {
             ghost: array != 0 && ghost::is_ghost(array),
         };
         while array != 0 && strings.count < ENTRIES_MAX {
-            let text = strings.get(strings.count);
+            let text = strings.get(strings.count)?;
             if text == 0 {
                 break;
             }
             strings.ghost |= ghost::is_ghost(text);
-            strings.bytes += raw::string_bytes(text, STRING_MAX);
+            strings.bytes += guarded::string_bytes(text, STRING_MAX)?;
             strings.count += 1;
         }
-        strings
+        Ok(strings)
     }
 
-    fn get(self, index: usize) -> usize {
-        load(self.array + index * size_of::<usize>())
+    fn get(self, index: usize) -> Touch<usize> {
+        load(self.array.wrapping_add(index * size_of::<usize>()))
     }
 
     /// Copies array and strings to `at`; where it ends.
-    fn copy(self, at: usize) -> usize {
+    fn copy(self, at: usize) -> Touch<usize> {
         let mut end = at + (self.count + 1) * size_of::<usize>();
         for index in 0..self.count {
-            let text = self.get(index);
-            let bytes = raw::string_bytes(text, STRING_MAX);
-            raw::copy(end, text, bytes);
-            store(at + index * size_of::<usize>(), end);
+            let text = self.get(index)?;
+            let bytes = guarded::string_bytes(text, STRING_MAX)?;
+            guarded::copy(end, text, bytes)?;
+            store(at + index * size_of::<usize>(), end)?;
             end += bytes;
         }
-        store(at + self.count * size_of::<usize>(), 0_usize);
-        end.next_multiple_of(size_of::<usize>())
+        store(at + self.count * size_of::<usize>(), 0_usize)?;
+        Ok(end.next_multiple_of(size_of::<usize>()))
     }
 
     fn room(self) -> usize {
@@ -79,81 +80,248 @@ pub(super) fn fork(number: usize, args: [usize; 6]) -> Done {
         return Done::Asis;
     }
     match ghostmem::fork::before_call() {
-        Call::Strange => return Done::Asis,
-        Call::Refused => return Done::With(-(libc::EAGAIN as Answer)),
-        Call::Ready => {}
+        ForkCall::Strange => return Done::Asis,
+        ForkCall::Refused => return Done::With(-(libc::EAGAIN as Answer)),
+        ForkCall::Ready => {}
     }
     let answer: Answer = raw::syscall(number, args);
     ghostmem::fork::after_call(answer == 0);
+    // A thread's block in ghost memory (its stack came from malloc) is a copy
+    // from before the call.
+    let place = args[3];
+    if answer == 0
+        && number == table::CLONE
+        && args[0] & libc::CLONE_CHILD_SETTID as usize != 0
+        && ghost::is_ghost(place)
+    {
+        let _there = store(place, call!(libc::SYS_gettid) as u32);
+    }
     Done::With(answer)
 }
 
 /// Longest structure of clone3 that is looked at; the kernel's has 88 bytes.
 const CLONE_ARGS_MAX: usize = 128;
+/// clone3(2), since 5.5: the child has no handlers.
+const CLONE_CLEAR_SIGHAND: usize = 0x1_0000_0000;
+
+/// What a call that makes a child asks for.
+#[derive(Clone, Copy)]
+struct Asked {
+    flags: usize,
+    /// The child's stack pointer; 0: the caller's.
+    stack: usize,
+    /// Where the child's stack begins, if the call says it.
+    stack_base: usize,
+    /// Places that the kernel writes numbers to: [`PARENT`], [`CHILD`], [`FILE`].
+    places: [usize; 3],
+}
+
+/// The child's number for the parent, the same for the child, and its pidfd.
+const PARENT: usize = 0;
+const CHILD: usize = 1;
+const FILE: usize = 2;
+
+impl Asked {
+    fn new(number: usize, args: [usize; 6]) -> Touch<Option<Self>> {
+        Ok(Some(match number {
+            57 => Self {
+                flags: 0,
+                stack: 0,
+                stack_base: 0,
+                places: [0; 3],
+            },
+            table::CLONE => Self {
+                flags: args[0],
+                stack: args[1],
+                stack_base: 0,
+                places: [args[2], args[3], args[2]],
+            },
+            _ => {
+                let [address, bytes, ..] = args;
+                if address == 0 || !(64..=CLONE_ARGS_MAX).contains(&bytes) {
+                    return Ok(None);
+                }
+                // flags, pidfd, child_tid, parent_tid, exit_signal, stack, its size
+                let words: [usize; 7] = load(address)?;
+                let [flags, file, child, parent, _, base, length] = words;
+                Self {
+                    flags,
+                    stack: if base == 0 {
+                        0
+                    } else {
+                        base.wrapping_add(length)
+                    },
+                    stack_base: base,
+                    places: [parent, child, file],
+                }
+            }
+        }))
+    }
+
+    fn has(self, flag: i32) -> bool {
+        self.flags & flag as usize != 0
+    }
+
+    /// The places to pass to the kernel: those in ghost memory are replaced by
+    /// numbers at `ours`.
+    fn stand_ins(self, ours: usize) -> [usize; 3] {
+        let mut places = self.places;
+        for (index, place) in places.iter_mut().enumerate() {
+            if ghost::is_ghost(*place) {
+                *place = ours + index * size_of::<u32>();
+            }
+        }
+        places
+    }
+
+    /// Puts the numbers that the kernel wrote at `ours` in their places.
+    fn give(self, answer: Answer, ours: usize) {
+        if failed(answer) {
+            return;
+        }
+        let child = answer == 0;
+        let flags = [
+            !child && self.has(libc::CLONE_PARENT_SETTID),
+            child && self.has(libc::CLONE_CHILD_SETTID),
+            !child && self.has(libc::CLONE_PIDFD),
+        ];
+        for (index, place) in self.places.into_iter().enumerate() {
+            if flags[index] && ghost::is_ghost(place) {
+                let _as_the_kernel = guarded::copy(place, ours + index * 4, 4);
+            }
+        }
+        let clears = self.has(libc::CLONE_CHILD_CLEARTID);
+        if child && clears && ghost::is_ghost(self.places[CHILD]) {
+            let _cannot_fail = call!(libc::SYS_set_tid_address, self.places[CHILD]);
+        }
+    }
+}
 
 /// clone, clone3 or fork that a program makes by itself (sandboxes do, for a child
-/// in namespaces of its own): no handlers run then. What shares memory, or starts
-/// the child on another stack, is left alone.
-pub(super) fn raw_fork(number: usize, mut args: [usize; 6]) -> Done {
-    let mut copy = [0_u8; CLONE_ARGS_MAX];
-    let (flags, stack) = match number {
-        57 => (0, 0),
-        56 => (args[0], args[1]),
-        _ => {
-            let [address, bytes, ..] = args;
-            if address == 0 || !(64..=CLONE_ARGS_MAX).contains(&bytes) {
-                return Done::Asis;
-            }
-            args[0] = copy.as_mut_ptr() as usize;
-            raw::copy(args[0], address, bytes);
-            (load(address), load(address + 40))
-        }
+/// in namespaces of its own, or on a stack of the program's).
+pub(super) fn raw_fork(call: &mut Call) -> Touch<Done> {
+    let (number, mut args) = (call.number, call.args);
+    let Some(asked) = Asked::new(number, args)? else {
+        return Ok(Done::Asis);
     };
-    if stack != 0 || flags & libc::CLONE_VM as usize != 0 {
-        return Done::Asis;
+    if asked.has(libc::CLONE_VM) {
+        if asked.flags & CLONE_CLEAR_SIGHAND != 0 && number == table::CLONE3 {
+            // The child would meet absent pages without a handler. The C
+            // library does the same by other means, as on older kernels.
+            return Ok(error(libc::ENOSYS));
+        }
+        return on_shared_memory(asked);
+    }
+    // Pages are frozen during the call: what the kernel reads and writes is
+    // here, and goes to its places when parent and child have their memory.
+    let mut copy = [0_u8; CLONE_ARGS_MAX];
+    let mut numbers = [0_u32; 3];
+    let ours = numbers.as_mut_ptr() as usize;
+    let stand_ins = asked.stand_ins(ours);
+    // The child goes on here, on its copy of this stack, until its memory is
+    // there. Only then it changes to the stack that was asked for.
+    if number == table::CLONE {
+        args[1] = 0;
+        // One argument for either.
+        args[2] = stand_ins[if asked.has(libc::CLONE_PIDFD) {
+            FILE
+        } else {
+            PARENT
+        }];
+        args[3] = stand_ins[CHILD];
+    } else if number == table::CLONE3 {
+        guarded::copy(copy.as_mut_ptr() as usize, args[0], args[1])?;
+        args[0] = copy.as_mut_ptr() as usize;
+        let [parent, child, file] = stand_ins;
+        store(args[0] + 8, [file, child, parent])?;
+        store(args[0] + 40, [0_usize; 2])?;
     }
     start::before_fork();
     let answer: Answer = ghostmem::fork::around_call(|| raw::syscall(number, args));
     if answer == 0 {
         start::in_child();
+        call.other_stack = asked.stack;
     } else {
         start::in_parent();
     }
-    Done::With(answer)
+    asked.give(answer, ours);
+    Ok(Done::With(answer))
+}
+
+/// Stacks whose length a call does not say are held this far down.
+const STACK_BYTES_MAX: usize = 1 << 20;
+
+/// A child on the same memory: a thread made by hand, or a child until it
+/// executes a program. It has no alternate stack for faults on its stack, which
+/// is therefore held until it ends.
+fn on_shared_memory(asked: Asked) -> Touch<Done> {
+    for place in asked.places {
+        if ghost::is_ghost(place) {
+            guarded::open(place)?;
+        }
+    }
+    let top = asked.stack.wrapping_sub(1);
+    let Some(heap) = ghost::owner(top) else {
+        return Ok(Done::Asis);
+    };
+    if holds::any_for(holds::Reason::Stack, top, 1) {
+        return Ok(Done::Asis);
+    }
+    let block = heap.pages_around(top).map(|(start, _)| start);
+    let lowest = block.unwrap_or(asked.stack.saturating_sub(32 << 10));
+    let base = if asked.stack_base == 0 {
+        lowest.max(asked.stack.saturating_sub(STACK_BYTES_MAX))
+    } else {
+        asked.stack_base
+    };
+    let start = base & !4095;
+    let bytes = asked.stack.next_multiple_of(4096) - start;
+    // What begins a small object's page may be nobody's.
+    let mut held = false;
+    for skip in (0..bytes).step_by(4096).take(8) {
+        if holds::hold(heap, holds::Reason::Stack, start + skip, bytes - skip, 0) {
+            held = true;
+            break;
+        }
+    }
+    if !held {
+        return Ok(error(libc::ENOMEM));
+    }
+    Ok(Done::Asis)
 }
 
 /// execve, or execveat when `at` is given.
-pub(super) fn execve(args: [usize; 6], at: Option<()>) -> Done {
+pub(super) fn execve(args: [usize; 6], at: Option<()>) -> Touch<Done> {
     let (number, shift) = if at.is_some() { (322, 1) } else { (59, 0) };
     let path = args[shift];
-    let (argv, envp) = (Strings::of(args[shift + 1]), Strings::of(args[shift + 2]));
+    let (argv, envp) = (Strings::of(args[shift + 1])?, Strings::of(args[shift + 2])?);
     if !(ghost::is_ghost(path) || argv.ghost || envp.ghost) {
-        return Done::Asis;
+        return Ok(Done::Asis);
     }
     let path_bytes = if path == 0 {
         0
     } else {
-        raw::string_bytes(path, 4097)
+        guarded::string_bytes(path, 4097)?
     };
     let room = path_bytes + argv.room() + envp.room() + 64;
     let Some(memory) = kept(room) else {
-        return error(libc::ENOMEM);
+        return Ok(error(libc::ENOMEM));
     };
     let mut passed = args;
     let mut end = memory;
     if path != 0 {
-        raw::copy(memory, path, path_bytes);
+        guarded::copy(memory, path, path_bytes)?;
         passed[shift] = memory;
         end = (memory + path_bytes).next_multiple_of(8);
     }
     for (offset, strings) in [(1, argv), (2, envp)] {
         if strings.array != 0 {
             passed[shift + offset] = end;
-            end = strings.copy(end);
+            end = strings.copy(end)?;
         }
     }
     let answer: Answer = raw::syscall(number, passed);
-    Done::With(answer)
+    Ok(Done::With(answer))
 }
 
 /// The thread's memory for this, grown if need be.

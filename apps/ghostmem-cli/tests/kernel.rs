@@ -1,0 +1,117 @@
+//! Programs that tell the kernel's answers from ours, under `ghostmem run`.
+//!
+//! Each C program checks itself and prints "ok"; each runs by itself first, so that what this
+//! machine's kernel does is what is asked for, and then on every backend that works here.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use ghostmem::doctor;
+
+/// Bytes the programs touch to push everything else out: more than the limits below.
+const PRESSURE: &str = "20000000";
+
+/// A folder of this test's own.
+fn scratch(name: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"))
+        .join("kernel")
+        .join(name);
+    let _fresh = fs::remove_dir_all(&folder);
+    fs::create_dir_all(&folder).unwrap();
+    folder.canonicalize().unwrap()
+}
+
+fn compile(name: &str, folder: &Path) -> PathBuf {
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs");
+    let built = folder.join(name);
+    let status = Command::new("cc")
+        .args(["-O1", "-g", "-w", "-pthread", "-o"])
+        .arg(&built)
+        .arg(sources.join(name).with_extension("c"))
+        .status()
+        .expect("a C compiler named cc");
+    assert!(status.success(), "cc {name}.c: {status}");
+    built
+}
+
+fn backends() -> Vec<&'static str> {
+    let report = doctor::probe();
+    let works = [
+        ("inline", report.inline_works),
+        ("monitor", report.monitor_works),
+        ("guard", report.guard_works && report.guard_pages),
+        ("guard-mprotect", report.guard_works),
+    ];
+    for (name, _) in works.iter().filter(|(_, works)| !works) {
+        println!("the {name} backend does not work here and is not tested");
+    }
+    let working = works.iter().filter(|(_, works)| *works);
+    working.map(|(name, _)| *name).collect()
+}
+
+fn assert_ok(output: &Output, what: &str) {
+    assert!(
+        output.status.success() && output.stdout == b"ok\n",
+        "{what}: {:?}\n{}\n{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+/// Runs a program natively, then under each backend with a limit and `more` arguments.
+fn check(name: &str, limit: &str, more: &[&str]) {
+    let folder = scratch(name);
+    let built = compile(name, &folder);
+    let arguments = [folder.to_str().unwrap(), PRESSURE];
+    let run = |command: &mut Command, more: &[&str], what: &str| {
+        let output = command
+            .args(arguments)
+            .args(more)
+            .current_dir(&folder)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        assert_ok(&output, what);
+    };
+    run(&mut Command::new(&built), &[], "natively");
+    let backends = backends();
+    assert!(!backends.is_empty(), "no backend works here");
+    for backend in backends {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ghostmem"));
+        command.args(["run", "--limit", limit, "--backend", backend, "--"]);
+        run(command.arg(&built), more, backend);
+    }
+}
+
+#[test]
+fn what_points_on_is_found_and_nothing_else_is_written() {
+    check("pointers", "4M", &[]);
+}
+
+#[test]
+fn addresses_that_the_kernel_would_refuse_get_efault() {
+    check("refused", "4M", &[]);
+}
+
+#[test]
+fn holds_end_with_their_reason() {
+    check("held", "16M", &[]);
+}
+
+#[test]
+fn fault_signals_are_blocked_and_wait_as_the_kernel_has_it() {
+    check("sigstate", "4M", &[]);
+}
+
+#[test]
+fn children_on_stacks_from_malloc_have_their_memory() {
+    check("ownstacks", "4M", &[]);
+}
+
+#[test]
+fn one_call_stays_one_call() {
+    check("onecall", "4M", &["8388608"]);
+}

@@ -1,0 +1,182 @@
+//! Calls whose structures have no size that is known for sure, or point on:
+//! drivers' requests, options, filters, register sets.
+//!
+//! Their pages are brought in and pinned for the call, in place, so the kernel
+//! reads and writes what the program has and nothing else. What a request's
+//! number says of its structure is no more than a hint (it names the head of
+//! what may be longer), so as much as a block has is held, up to a bound.
+//!
+//! A structure that may point on is searched: a word of it that is a ghost
+//! address is taken for a pointer, and what it points to is held as well. A
+//! number that only looks like one costs a few resident pages for the call.
+
+use core::mem::MaybeUninit;
+
+use ghostmem::{Error, Heap, Pinned};
+
+use crate::guarded::{self, Touch};
+use crate::raw;
+use crate::thread::{self, Inside};
+use crate::{ghost, holds};
+
+use super::{Done, error};
+
+const PAGE: usize = 4096;
+/// Ranges held for one call. Structures with more pointers are arrays, whose
+/// targets lie side by side more often than not.
+const RANGES_MAX: usize = 16;
+/// How far structures that point on are followed.
+const DEPTH: usize = 2;
+/// Words of a structure that are searched.
+const WORDS: usize = 64;
+/// The most of one block that is held, and the least.
+const MOST_BYTES: usize = 1 << 20;
+const LEAST_BYTES: usize = 64 << 10;
+/// Small objects are at most this long.
+const SMALL_BYTES: usize = 32 << 10;
+/// No pointer is below this (`vm.mmap_min_addr`).
+const LOWEST: usize = 64 << 10;
+
+/// What is held for one call.
+struct Ranges {
+    heap: &'static Heap,
+    pins: [MaybeUninit<Pinned>; RANGES_MAX],
+    bounds: [(usize, usize); RANGES_MAX],
+    count: usize,
+}
+
+/// The limit has no room for what a call needs.
+struct NoRoom;
+
+impl Ranges {
+    fn new(heap: &'static Heap) -> Self {
+        Self {
+            heap,
+            pins: [const { MaybeUninit::uninit() }; RANGES_MAX],
+            bounds: [(0, 0); RANGES_MAX],
+            count: 0,
+        }
+    }
+
+    fn has(&self, address: usize) -> bool {
+        let bounds = self.bounds.iter().take(self.count);
+        bounds
+            .clone()
+            .any(|&(start, end)| (start..end).contains(&address))
+    }
+
+    /// Holds what the block around an address has from there on.
+    fn hold(&mut self, address: usize) -> Result<(), NoRoom> {
+        if self.has(address) || self.count == RANGES_MAX {
+            return Ok(());
+        }
+        let start = address & !(PAGE - 1);
+        let limit = self.heap.stats().resident_limit_bytes;
+        let most = ((limit / 16) & !(PAGE - 1)).clamp(LEAST_BYTES, MOST_BYTES);
+        let mut bytes = match self.heap.pages_around(address) {
+            Some((block, bytes)) => (block + bytes - start).min(most),
+            None => SMALL_BYTES + PAGE,
+        };
+        // A small object's neighbours may not be there, and the limit may have
+        // little room: as much as can be had.
+        while bytes > 0 {
+            let range = core::ptr::slice_from_raw_parts(start as *const u8, bytes);
+            match self.heap.pin(range) {
+                Ok(pinned) => {
+                    self.pins[self.count].write(pinned);
+                    self.bounds[self.count] = (start, start + bytes);
+                    self.count += 1;
+                    return Ok(());
+                }
+                Err(Error::TooManyPinned) if bytes == PAGE => return Err(NoRoom),
+                Err(_) if bytes <= SMALL_BYTES + PAGE => bytes -= PAGE,
+                Err(_) => bytes = (bytes / 2) & !(PAGE - 1),
+            }
+        }
+        // No page of a block: the kernel says what it thinks of that.
+        Ok(())
+    }
+
+    /// Holds what the words of a structure point to.
+    fn search(&mut self, address: usize, depth: usize) -> Result<(), NoRoom> {
+        if address < LOWEST || depth == 0 {
+            return Ok(());
+        }
+        for index in 0..WORDS {
+            let Ok(word) = guarded::load::<usize>(address.wrapping_add(index * 8)) else {
+                return Ok(());
+            };
+            if ghost::is_ghost(word) && !self.has(word) {
+                self.hold(word)?;
+                self.search(word, depth - 1)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Ranges {
+    fn drop(&mut self) {
+        let _inside = Inside::new(thread::current());
+        for pin in &mut self.pins[..self.count] {
+            // SAFETY: the first `count` were written, and are dropped once.
+            unsafe { pin.assume_init_drop() };
+        }
+    }
+}
+
+/// Makes a call with the pages of these arguments held in place.
+pub(super) fn whole(number: usize, args: [usize; 6], arguments: &[usize]) -> Touch<Done> {
+    held(number, args, arguments, 0)
+}
+
+/// The same, with what their structures point to.
+pub(super) fn scanned(number: usize, args: [usize; 6], arguments: &[usize]) -> Touch<Done> {
+    held(number, args, arguments, DEPTH)
+}
+
+fn held(number: usize, args: [usize; 6], arguments: &[usize], depth: usize) -> Touch<Done> {
+    let Some(heap) = ghost::heap() else {
+        return Ok(Done::Asis);
+    };
+    let mut ranges = Ranges::new(heap);
+    let thread = thread::current();
+    for &argument in arguments {
+        let address = args[argument];
+        let _inside = Inside::new(thread);
+        let held = if ghost::is_ghost(address) {
+            ranges.hold(address)
+        } else {
+            Ok(())
+        };
+        if held.and_then(|()| ranges.search(address, depth)).is_err() {
+            return Ok(error(libc::ENOMEM));
+        }
+    }
+    if ranges.count == 0 {
+        return Ok(Done::Asis);
+    }
+    let answer = raw::syscall(number, args);
+    drop(ranges);
+    Ok(Done::With(answer))
+}
+
+/// set_tid_address, set_robust_list, rseq: the kernel uses the memory whenever
+/// it likes, from now on.
+pub(super) fn for_good(number: usize, args: [usize; 6]) -> Touch<Done> {
+    let address = args[0];
+    let Some(heap) = ghost::owner(address) else {
+        return Ok(Done::Asis);
+    };
+    let start = address & !(PAGE - 1);
+    let bytes = match number {
+        334 => args[1].min(PAGE),
+        273 => 24,
+        _ => 4,
+    };
+    let end = (address + bytes).next_multiple_of(PAGE);
+    if !holds::hold(heap, holds::Reason::Kernel, start, end - start, 0) {
+        return Ok(error(libc::ENOMEM));
+    }
+    Ok(Done::With(raw::syscall(number, args)))
+}
