@@ -113,6 +113,16 @@ pub(crate) fn put(shelf: usize, class: usize, block: usize) -> Put {
     result
 }
 
+/// Takes a kept block, whichever; `None` when there are no more.
+pub(crate) fn take_any() -> Option<usize> {
+    (0..SHELVES).find_map(|index| take(index, class_at(index)))
+}
+
+/// Bytes of the blocks kept.
+pub(crate) fn kept_bytes() -> usize {
+    KEPT.load(Ordering::Relaxed)
+}
+
 /// In a forked child: shelves that somebody was busy with stay so, unused.
 pub(crate) fn forget_others() {
     KEPT.store(0, Ordering::Relaxed);

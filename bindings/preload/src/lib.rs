@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `start` | from the environment to a heap in use |
 //! | `family`, `ghost`, `cache`, `ordinary` | malloc and its kin |
+//! | `accounts` | what they say of themselves, and give back |
 //! | `entries` | libc's own free, for those who find that one |
 //! | `patch`, `stub`, `objects` | redirect libc's system call instructions |
 //! | `calls`, `guarded` | stand-ins for ghost buffers while the kernel works |
@@ -22,6 +23,7 @@
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64", target_env = "gnu")))]
 compile_error!("`ghostmem run` works on 64-bit x86 Linux with glibc for now");
 
+mod accounts;
 mod bounce;
 mod cache;
 mod calls;

@@ -170,6 +170,14 @@ impl Heap {
         (first == address).then_some(bytes)
     }
 
+    /// Gives free memory back that small objects still have: what this thread
+    /// freed, and what is free anywhere. Costs a walk over the thread's pages.
+    pub fn trim(&self) {
+        if let Some(small) = self.small_if_made() {
+            small.trim();
+        }
+    }
+
     /// Makes a block of pages of [`Heap::allocate_block`] at least `size`
     /// bytes long where it is; `false`, and nothing has changed, when it is a
     /// small object or has no room for that. What it loses is forgotten.

@@ -145,6 +145,7 @@ static void kernel_objects(void) {
 
 static void other_memory(void) {
     char *out = ghost(3 << 20), *in = ghost(3 << 20);
+    memset(in, 0x77, 3 << 20);
     for (int i = 0; i < 3 << 20; i += 512) out[i] = (char)(i >> 9);
     int fds[2], more[2];
     CHECK(pipe(fds) == 0 && pipe(more) == 0);
@@ -165,9 +166,8 @@ static void other_memory(void) {
     struct iovec part = {out, 40000};
     evict();
     CHECK(vmsplice(more[1], &part, 1, 0) == 40000);
-    memset(out, 'z', 40000);
     int null = open("/dev/null", O_WRONLY);
-    for (int i = 0; i < 20; i++) { evict(); CHECK(write(null, out, 40000) == 40000); }
+    for (int i = 0; i < 20; i++) { evict(); CHECK(write(null, in, 40000) == 40000); }
     for (int done = 0; done < 40000;) { ssize_t n = read(more[0], in + done, 40000 - done); CHECK(n > 0); done += n; }
     for (int i = 0; i < 40000; i += 512) CHECK(in[i] == (char)(i >> 9));
     close(null); close(more[0]); close(more[1]); close(fds[0]); close(fds[1]);

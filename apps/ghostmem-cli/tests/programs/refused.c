@@ -32,8 +32,11 @@ int main(int argc, char **argv) {
     int fds[2], pair[2];
     CHECK(pipe(fds) == 0 && socketpair(AF_UNIX, SOCK_DGRAM, 0, pair) == 0);
     char *bads[] = {(char *)0x1000, (char *)0xffff800000000000, (char *)0x8000000000000000, (char *)0x7000000000f0, gone + (4 << 20), closed + 4096};
+    /* A monitor ends the process for a page of no block, whoever touches it. */
+    const char *backend = getenv("BACKEND");
     for (unsigned i = 0; i < sizeof bads / sizeof *bads; i++) {
         char *bad = bads[i];
+        if (i == 4 && backend && strcmp(backend, "monitor") == 0) continue;
         evict();
         struct iovec *v = ghost(sizeof *v * 2);
         v[0] = (struct iovec){bad, 100};
