@@ -22,6 +22,8 @@ pub(crate) struct Thread {
     pub(crate) stack: Cell<usize>,
     /// The program has set an alternate stack of its own.
     pub(crate) own_stack: Cell<u32>,
+    /// The thread's part with us is over: see [`crate::threads`].
+    pub(crate) ended: Cell<bool>,
     /// This thread is the one that is forking.
     pub(crate) forking: Cell<u32>,
     /// Memory for the strings of an execve, kept: that call does not return.

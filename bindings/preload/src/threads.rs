@@ -67,6 +67,7 @@ extern "C" fn ends(round: *mut c_void) {
     }
     signals::take_stack();
     ghost::tell(thread::current());
+    thread::current().ended.set(true);
     if PROGRAM.fetch_sub(1, Ordering::AcqRel) != 1 {
         return;
     }
@@ -81,6 +82,22 @@ extern "C" fn ends(round: *mut c_void) {
         }
         std::thread::sleep(core::time::Duration::from_millis(1));
     }
+}
+
+/// exit(2), by the process's first thread: what clone(2)'s children end by, and
+/// nothing ends but that thread. Whether the process has no other one of the
+/// program's: the engine's would go on alone.
+pub(crate) fn ends_the_process() -> bool {
+    let thread = thread::current();
+    let process = call!(libc::SYS_getpid);
+    if thread.ended.get()
+        || call!(libc::SYS_gettid) != process
+        || process as i32 != start::process()
+    {
+        return false;
+    }
+    thread.ended.set(true);
+    PROGRAM.fetch_sub(1, Ordering::AcqRel) == 1
 }
 
 /// Threads of this process that have not ended. The first one stays in the

@@ -227,6 +227,13 @@ fn handle(call: &mut Call) -> Touch<Done> {
             crate::report::at_exit();
             Done::Asis
         }
+        60 => {
+            if crate::threads::ends_the_process() {
+                crate::report::at_exit();
+                return Ok(Done::With(raw::syscall(231, args)));
+            }
+            Done::Asis
+        }
         3 => descriptors::close(args),
         33 | 292 => descriptors::replace(args),
         436 => descriptors::close_range(args),

@@ -123,7 +123,7 @@ const fn takes_no_pointer(number: usize) -> bool {
         | 34 | 37 | 39 | 41 // pause, alarm, getpid, socket
         | 48 | 50   // shutdown, listen
         | 58        // vfork
-        | 60 | 62   // exit, kill
+        | 62        // kill
         | 64        // semget
         | 67 | 68   // shmdt: a shared mapping is never ghost memory; msgget
         | 73..=75 | 77 // flock, fsync, fdatasync, ftruncate
@@ -362,7 +362,7 @@ const fn looked_at(number: usize) -> bool {
             | 130 | 131     // rt_sigsuspend, sigaltstack
             | 151           // mlockall
             | 157           // prctl: filters, memory maps
-            | 231           // exit_group
+            | 60 | 231      // exit, exit_group
             | 270 | 271     // pselect6, ppoll
             | 281 | 441     // epoll_pwait, epoll_pwait2
             | 449           // futex_waitv
