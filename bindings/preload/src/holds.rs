@@ -211,14 +211,15 @@ impl List {
         let Ok(pinned) = heap.pin(range) else {
             return false;
         };
-        self.insert(Hold {
+        let inserted = self.insert(Hold {
             start,
             end,
             tag: Cell::new(tag),
             fresh: Cell::new(fresh),
             pinned: ManuallyDrop::new(pinned),
-        })
-        .is_ok()
+        });
+        protect_again(start, end);
+        inserted.is_ok()
     }
 
     /// Holds what of a range is not held yet: all or nothing.
@@ -251,6 +252,20 @@ impl List {
             index += 1;
         }
         all
+    }
+}
+
+/// Protects what of a range is to be protected: pinning opens pages, with some
+/// backends.
+fn protect_again(start: usize, end: usize) {
+    let list = List::of(Reason::Protected);
+    let mut index = list.first_above(start);
+    while index < list.count.load(Ordering::Relaxed) && list.bounds(index).0 < end {
+        let (from, to) = list.bounds(index);
+        let (from, to) = (from.max(start), to.min(end));
+        let access = list.get(index).tag.get();
+        let _as_before = call!(libc::SYS_mprotect, from, to - from, access);
+        index += 1;
     }
 }
 

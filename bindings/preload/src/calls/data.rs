@@ -177,6 +177,24 @@ pub(super) fn next_message_fits(fd: usize, flags: usize) -> Result<(), Answer> {
     }
 }
 
+/// Reads where the kernel waits for absent pages. A device that writes to memory
+/// by itself (`O_DIRECT`) would miss pages that leave meanwhile.
+pub(super) fn sighted(number: usize, args: [usize; 6]) -> Touch<Done> {
+    let [fd, base, bytes, ..] = args;
+    let is_plain = matches!(number, 0 | 17);
+    if is_plain && (bytes == 0 || !touches_ghost(base, bytes.min(LONGEST))) {
+        return Ok(Done::Asis);
+    }
+    let flags = call!(libc::SYS_fcntl, fd, libc::F_GETFL);
+    if failed(flags) || flags & libc::O_DIRECT as Answer == 0 {
+        Ok(Done::Asis)
+    } else if is_plain {
+        plain(number, args)
+    } else {
+        vectored(number, args)
+    }
+}
+
 /// read, write, pread64, pwrite64.
 pub(super) fn plain(number: usize, args: [usize; 6]) -> Touch<Done> {
     let [fd, base, bytes, offset, ..] = args;

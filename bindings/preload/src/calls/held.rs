@@ -14,10 +14,11 @@ use core::mem::MaybeUninit;
 
 use ghostmem::{Error, Heap, Pinned};
 
+use crate::ghost;
 use crate::guarded::{self, Touch};
+use crate::holds::{self, Reason};
 use crate::raw;
 use crate::thread::{self, Inside};
-use crate::{ghost, holds};
 
 use super::{Done, error};
 
@@ -77,6 +78,10 @@ impl Ranges {
             Some((block, bytes)) => (block + bytes - start).min(most),
             None => SMALL_BYTES + PAGE,
         };
+        // What is protected is in memory, and the kernel is to find it protected.
+        while bytes > 0 && holds::any_for(Reason::Protected, start, bytes) {
+            bytes = (bytes / 2) & !(PAGE - 1);
+        }
         // A small object's neighbours may not be there, and the limit may have
         // little room: as much as can be had.
         while bytes > 0 {
@@ -175,7 +180,7 @@ pub(super) fn for_good(number: usize, args: [usize; 6]) -> Touch<Done> {
         _ => 4,
     };
     let end = (address + bytes).next_multiple_of(PAGE);
-    if !holds::hold(heap, holds::Reason::Kernel, start, end - start, 0) {
+    if !holds::hold(heap, Reason::Kernel, start, end - start, 0) {
         return Ok(error(libc::ENOMEM));
     }
     Ok(Done::With(raw::syscall(number, args)))

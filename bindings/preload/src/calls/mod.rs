@@ -244,6 +244,9 @@ fn handle(call: &mut Call) -> Touch<Done> {
         10 | 11 | 25 | 26 | 28 | 30 | 149 | 150 | 237 | 325 | 329 | 450 => {
             memory::advised(number, args)
         }
+        0 | 17 | 19 | 295 | 327 if !kernel_is_blind() => return data::sighted(number, args),
+        // Drivers have devices write by themselves, too.
+        16 if !kernel_is_blind() => return held::scanned(number, args, &[2]),
         _ if !kernel_is_blind() => Done::Asis,
         // What the kernel does on its own cannot be given stand-ins. Programs that
         // can do without are told what older kernels tell them.
