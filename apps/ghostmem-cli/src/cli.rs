@@ -50,8 +50,9 @@ stacks and what the program maps itself come on top. Programs started by the pro
 same way, each with the same limit, unless --no-children is given.
 
 Exit code:
-  the program's own, as it becomes the program; 2 when it could not be started with GhostMem, 126
-  when the library refused to start inside it. A line on standard error says why.";
+  the program's own, as it becomes the program; 125 when an option or the machine stands against
+  it, 126 when the program cannot be run with GhostMem or the library refused to start inside it,
+  127 when there is no such program. A line on standard error says why.";
 
 const DEMO_EXIT: &str = "\
 Examples:
@@ -77,11 +78,13 @@ Exit code:
 pub(crate) struct RunArgs {
     /// Uncompressed ghost memory each process may keep: bytes, K, M, G, a percentage of the
     /// machine's memory (or of the control group's limit), or auto: follow what is free
-    #[arg(long, value_name = "SIZE", default_value = "auto", value_parser = parse_limit)]
+    #[arg(long, value_name = "SIZE", default_value = "auto", value_parser = parse_limit,
+        allow_negative_numbers = true)]
     pub(crate) limit: Limit,
     /// Bound on uncompressed, compressed and bookkeeping memory together; allocations beyond it
     /// fail [default: none]
-    #[arg(long, value_name = "SIZE", value_parser = parse_nonzero_size)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_nonzero_size,
+        allow_negative_numbers = true)]
     pub(crate) memory_limit: Option<u64>,
     #[command(flatten)]
     pub(crate) spill: SpillArgs,
@@ -92,6 +95,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "on|off|SIZE", default_value = "on", value_parser = parse_small)]
     pub(crate) small: SmallBlocks,
     /// Take over large private anonymous mappings too, from this size on [default size: 1M]
+    // A size after a space is joined to it before: see `run::join_sizes`.
     #[arg(long, value_name = "SIZE", num_args = 0..=1, require_equals = true,
         default_missing_value = "1M", value_parser = parse_nonzero_size)]
     pub(crate) mmap: Option<u64>,
@@ -114,12 +118,7 @@ pub(crate) struct RunArgs {
     #[arg(long)]
     pub(crate) verbose: bool,
     /// The program and its arguments
-    #[arg(
-        required = true,
-        trailing_var_arg = true,
-        allow_hyphen_values = true,
-        value_name = "PROGRAM"
-    )]
+    #[arg(required = true, trailing_var_arg = true, value_name = "PROGRAM")]
     pub(crate) program: Vec<OsString>,
 }
 
@@ -131,11 +130,13 @@ pub(crate) struct SpillArgs {
     #[arg(long, value_name = "DIR")]
     pub(crate) spill: Option<PathBuf>,
     /// Most bytes of the file of each process [default: what the disk allows]
-    #[arg(long, value_name = "SIZE", requires = "spill", value_parser = parse_nonzero_size)]
+    #[arg(long, value_name = "SIZE", requires = "spill", value_parser = parse_nonzero_size,
+        allow_negative_numbers = true)]
     pub(crate) spill_limit: Option<u64>,
     /// Compressed pages that stay in memory before the coldest go to the file; 0: none [default:
     /// what --memory-limit leaves, else as many bytes as may be uncompressed]
-    #[arg(long, value_name = "SIZE", requires = "spill", value_parser = parse_size)]
+    #[arg(long, value_name = "SIZE", requires = "spill", value_parser = parse_size,
+        allow_negative_numbers = true)]
     pub(crate) spill_store: Option<u64>,
 }
 

@@ -2,8 +2,8 @@
 //! learn what the machine allows (`doctor`), and measure it beside what else there is (`bench`).
 //!
 //! Results go to standard output, progress and errors to standard error. Every error is one line
-//! and exit code 2; exit codes 0 and 1 are the answers of the commands. `bench` has more, see its
-//! help.
+//! and exit code 2 (of `run` 125 to 127); exit codes 0 and 1 are the answers of the commands.
+//! `bench` has more, see its help.
 #![forbid(unsafe_code)]
 
 #[cfg(not(target_os = "linux"))]
@@ -23,31 +23,40 @@ use clap::Parser;
 use clap::error::ErrorKind;
 
 use crate::cli::{Cli, Command};
-use crate::failure::{EXIT_CANNOT, Failure};
+use crate::failure::{EXIT_CANNOT, EXIT_RUN, Failure};
 
 fn main() -> ExitCode {
-    let command = match Cli::try_parse() {
+    let words: Vec<_> = std::env::args_os().collect();
+    let runs = words.get(1).is_some_and(|word| word == "run");
+    let command = match Cli::try_parse_from(run::join_sizes(words)) {
         Ok(cli) => cli.command,
-        Err(error) => return usage(&error),
+        Err(error) => return usage(&error, runs),
     };
     let result = match command {
-        Command::Run(args) => run::run(&args),
+        Command::Run(args) => {
+            return run::run(&args).unwrap_or_else(|failure| complain(&failure, EXIT_RUN));
+        }
         Command::Demo(args) => demo::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         // It has exit codes of its own.
         Command::Bench(args) => return ghostmem_bench::run(&args, "ghostmem bench", &["bench"]),
         Command::DemoBaseline => demo::baseline::child(),
     };
-    result.unwrap_or_else(|failure| complain(&failure))
+    result.unwrap_or_else(|failure| complain(&failure, EXIT_CANNOT))
 }
 
-fn complain(failure: &Failure) -> ExitCode {
+fn complain(failure: &Failure, usual: u8) -> ExitCode {
     eprintln!("ghostmem: {failure}");
-    ExitCode::from(EXIT_CANNOT)
+    ExitCode::from(failure.code_or(usual))
 }
 
 /// Prints help and version as asked for, and any mistake as a single line.
-fn usage(error: &clap::Error) -> ExitCode {
+fn usage(error: &clap::Error, runs: bool) -> ExitCode {
+    let (code, help) = if runs {
+        (EXIT_RUN, "ghostmem run --help")
+    } else {
+        (EXIT_CANNOT, "ghostmem --help")
+    };
     let text = error.to_string();
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
@@ -57,7 +66,7 @@ fn usage(error: &clap::Error) -> ExitCode {
         }
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             let _ = error.print();
-            ExitCode::from(EXIT_CANNOT)
+            ExitCode::from(code)
         }
         _ => {
             // What is wrong and, if clap has one, what was probably meant; not the usage.
@@ -68,7 +77,7 @@ fn usage(error: &clap::Error) -> ExitCode {
                 .collect::<Vec<_>>()
                 .join("; ");
             let line = line.trim_start_matches("error: ");
-            complain(&Failure::new(format!("{line} (see 'ghostmem --help')")))
+            complain(&Failure::new(format!("{line} (see '{help}')")), code)
         }
     }
 }

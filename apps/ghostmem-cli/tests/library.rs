@@ -96,7 +96,7 @@ fn an_older_library_beside_the_command_is_passed_over() {
 fn an_unoptimised_command_alone_says_what_helps() {
     let output = run(&alone("nothing"));
     let line = text(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{line}");
+    assert_eq!(output.status.code(), Some(125), "{line}");
     assert_eq!(line.lines().count(), 1, "{line}");
     // scripts/test-c installs with this command and runs what it installed.
     assert!(line.contains("'scripts/install --prefix DIR'"), "{line}");
@@ -158,7 +158,7 @@ fn a_cache_that_cannot_be_written_is_one_line_that_says_what_helps() {
     fs::write(folder.join(".cache"), b"no folder").unwrap();
     let output = run(&folder);
     let line = text(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{line}");
+    assert_eq!(output.status.code(), Some(125), "{line}");
     assert_eq!(line.lines().count(), 1, "{line}");
     assert!(line.contains("'scripts/install --prefix DIR'"), "{line}");
 }

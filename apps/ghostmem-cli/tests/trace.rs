@@ -134,7 +134,7 @@ fn mistakes_are_one_line() {
         .args(["--", "true"])
         .output()
         .unwrap();
-    assert_eq!(output.status.code(), Some(2));
+    assert_eq!(output.status.code(), Some(125));
     assert_eq!(String::from_utf8_lossy(&output.stderr).lines().count(), 1);
     let text = folder.join("text");
     fs::write(&text, "hello\n").unwrap();

@@ -12,13 +12,14 @@ use ghostmem::Heap;
 use crate::calls::{Done, error, table, with_copies};
 use crate::guarded::{self, Touch, load};
 use crate::raw::{self, Answer, call, failed};
+use crate::report;
 
 /// Numbers looked after; ours are below 1024.
 const NUMBERS: usize = 4096;
 
 /// Whether a descriptor is the engine's.
 pub(crate) fn is_ours(fd: usize) -> bool {
-    i32::try_from(fd).is_ok_and(Heap::owns_descriptor)
+    i32::try_from(fd).is_ok_and(|fd| Heap::owns_descriptor(fd) || report::owns(fd))
 }
 
 /// close.

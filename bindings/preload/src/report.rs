@@ -4,9 +4,12 @@
 //! exit_group system call: exit(3), _exit(2) and a return from main all end
 //! there. A process that a signal ends makes none.
 
-use core::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
 
 use ghostmem::{Heap, Stats};
 use ghostmem_os::report::Reports;
@@ -18,12 +21,27 @@ use crate::thread::{self, Inside};
 use crate::{ghost, start};
 
 /// Stands for the process's number in the name of the file.
-const PROCESS: &str = "%p";
+const PROCESS: &[u8] = b"%p";
 
 static DONE: AtomicBool = AtomicBool::new(false);
 /// Where the report goes: a copy of standard error, as many programs close
-/// theirs before they end.
+/// theirs before they end. Standard error itself, where there is no copy.
 static STDERR: AtomicI32 = AtomicI32::new(2);
+/// The file that standard error was at the start: device and number.
+static FILE: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
+
+/// Whether a descriptor is the copy, which the program must not close or list.
+pub(crate) fn owns(fd: i32) -> bool {
+    fd > 2 && fd == STDERR.load(Ordering::Relaxed)
+}
+
+/// Which file a descriptor is.
+fn file_of(fd: i32) -> Option<[u64; 2]> {
+    // SAFETY: all zero is a valid stat structure.
+    let mut stat: libc::stat = unsafe { core::mem::zeroed() };
+    let answer = call!(libc::SYS_fstat, fd, &raw mut stat);
+    (!failed(answer)).then_some([stat.st_dev, stat.st_ino])
+}
 
 /// Says what is in place, under `--verbose`.
 pub(crate) fn started(settings: &Settings, heap: &Heap, patched: patch::Report) {
@@ -56,7 +74,7 @@ pub(crate) fn at_exit() {
     }
     let path = settings.stats_json.as_deref();
     // A file for each process, or one report of the first.
-    let every = path.is_some_and(|path| path.contains(PROCESS));
+    let every = path.is_some_and(|path| names_process(path.as_os_str().as_bytes()).is_some());
     let reporter = is_reporter(settings);
     if !(reporter || every && !is_vfork_child()) || DONE.swap(true, Ordering::AcqRel) {
         return;
@@ -73,15 +91,53 @@ pub(crate) fn at_exit() {
     if settings.stats && reporter {
         let table = figures.table();
         let fd = STDERR.load(Ordering::Relaxed);
-        let _unheard = call!(libc::SYS_write, fd, table.as_ptr(), table.len());
+        // A number that has become another file's is none of ours.
+        let before = [0, 1].map(|word| FILE[word].load(Ordering::Relaxed));
+        if file_of(fd) == Some(before) {
+            let _unheard = call!(libc::SYS_write, fd, table.as_ptr(), table.len());
+        }
     }
     if let Some(path) = path {
-        let path = path.replace(PROCESS, &std::process::id().to_string());
+        let path = with_process(path);
         if let Err(error) = fs::write(&path, figures.json()) {
-            let line = format!("ghostmem: cannot write {path}: {error}\n");
+            let line = format!("ghostmem: cannot write {}: {error}\n", path.display());
             say(line.as_bytes());
         }
     }
+}
+
+/// Where the sign for the process's number is in a name.
+fn names_process(path: &[u8]) -> Option<usize> {
+    path.windows(PROCESS.len()).position(|part| part == PROCESS)
+}
+
+/// A name with the process's number in place of each sign for it.
+fn with_process(path: &Path) -> PathBuf {
+    let number = std::process::id().to_string();
+    let mut name = Vec::new();
+    let mut rest = path.as_os_str().as_bytes();
+    while let Some(at) = names_process(rest) {
+        name.extend_from_slice(&rest[..at]);
+        name.extend_from_slice(number.as_bytes());
+        rest = &rest[at + PROCESS.len()..];
+    }
+    name.extend_from_slice(rest);
+    PathBuf::from(OsString::from_vec(name))
+}
+
+/// The file of the program that runs, as a string of JSON.
+fn program() -> String {
+    let path = fs::read_link("/proc/self/exe").unwrap_or_default();
+    let mut text = String::from("\"");
+    for letter in path.to_string_lossy().chars() {
+        let _written = match letter {
+            '"' | '\\' => write!(text, "\\{letter}"),
+            '\0'..='\x1f' => write!(text, "\\u{:04x}", u32::from(letter)),
+            _ => write!(text, "{letter}"),
+        };
+    }
+    text.push('"');
+    text
 }
 
 /// The process that set things up, or one forked from it, has its number; a
@@ -96,6 +152,9 @@ fn is_reporter(settings: &Settings) -> bool {
 
 /// Copies standard error to a high number, closed in programs started.
 fn keep_stderr() {
+    for (place, word) in FILE.iter().zip(file_of(2).unwrap_or_default()) {
+        place.store(word, Ordering::Relaxed);
+    }
     for lowest in [1000, 200, 20] {
         let copy = call!(libc::SYS_fcntl, 2, libc::F_DUPFD_CLOEXEC, lowest);
         if !failed(copy) {
@@ -185,10 +244,11 @@ impl Figures {
 
     fn json(&self) -> String {
         let stats = &self.stats;
-        let mut json = String::from("{");
+        let mut json = format!("{{\"program\":{},", program());
         let mut field = |name: &str, value: u64| {
             let _written = write!(json, "\"{name}\":{value},");
         };
+        field("process_id", u64::from(std::process::id()));
         field("peak_rss_bytes", self.peak_rss);
         field("peak_allocated_bytes", self.peak_allocated as u64);
         field("allocated_bytes", stats.allocated_bytes as u64);

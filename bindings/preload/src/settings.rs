@@ -6,6 +6,9 @@
 //! library. Without the variable the library does nothing at all.
 
 use core::ffi::{CStr, c_char};
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
 
 use ghostmem::Backend;
 
@@ -22,7 +25,7 @@ pub(crate) struct Settings {
     /// Bound on resident, stored and metadata bytes; 0: none.
     pub(crate) memory_limit: usize,
     /// The folder of the file for cold pages.
-    pub(crate) spill: Option<String>,
+    pub(crate) spill: Option<PathBuf>,
     /// Most bytes of it.
     pub(crate) spill_limit: Option<u64>,
     /// Bytes of compressed pages that stay in memory before it is used.
@@ -36,20 +39,20 @@ pub(crate) struct Settings {
     /// The process that reports at its end.
     pub(crate) reporter: i32,
     pub(crate) stats: bool,
-    pub(crate) stats_json: Option<String>,
+    pub(crate) stats_json: Option<PathBuf>,
     pub(crate) verbose: bool,
     /// Programs started by this one get the library too.
     pub(crate) children: bool,
     /// The ring that touches are recorded in, a file of the process that keeps
     /// the record.
-    pub(crate) trace: Option<String>,
+    pub(crate) trace: Option<PathBuf>,
     /// That process: only its own child is recorded.
     pub(crate) recorder: i32,
 }
 
 impl Settings {
-    /// Parses the variable's value.
-    pub(crate) fn parse(text: &str) -> Self {
+    /// Parses the variable's value. Paths are bytes, of any encoding or none.
+    pub(crate) fn parse(text: &[u8]) -> Self {
         let mut settings = Self {
             limit: 0,
             follow: false,
@@ -68,12 +71,14 @@ impl Settings {
             trace: None,
             recorder: 0,
         };
-        for part in text.split(';') {
-            let Some((name, value)) = part.split_once('=') else {
+        for part in text.split(|&byte| byte == b';') {
+            let Some(equals) = part.iter().position(|&byte| byte == b'=') else {
                 continue;
             };
-            let number = value.parse::<usize>().unwrap_or(0);
-            match name {
+            let (name, value) = (&part[..equals], &part[equals + 1..]);
+            let words = str::from_utf8(value).unwrap_or("");
+            let number = words.parse::<usize>().unwrap_or(0);
+            match str::from_utf8(name).unwrap_or("") {
                 "limit" => settings.limit = number,
                 "follow" => settings.follow = number != 0,
                 "memory" => settings.memory_limit = number,
@@ -81,7 +86,7 @@ impl Settings {
                 "spill-limit" => settings.spill_limit = Some(number as u64),
                 "spill-store" => settings.spill_store = Some(number),
                 "backend" => {
-                    settings.backend = match value {
+                    settings.backend = match words {
                         "inline" => Backend::Inline,
                         "monitor" => Backend::Monitor,
                         "guard" => Backend::Guard,
@@ -105,9 +110,9 @@ impl Settings {
     }
 }
 
-fn unescape(value: &str) -> String {
+fn unescape(value: &[u8]) -> PathBuf {
     let mut bytes = Vec::new();
-    let mut rest = value.as_bytes();
+    let mut rest = value;
     while let Some((&first, tail)) = rest.split_first() {
         let hex = tail.get(..2).and_then(|digits| {
             let digits = core::str::from_utf8(digits).ok()?;
@@ -124,7 +129,7 @@ fn unescape(value: &str) -> String {
             }
         }
     }
-    String::from_utf8_lossy(&bytes).into_owned()
+    PathBuf::from(OsString::from_vec(bytes))
 }
 
 /// The value of a variable in an environment block.

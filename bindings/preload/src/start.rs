@@ -14,6 +14,8 @@
 use core::alloc::Layout;
 use core::ffi::{CStr, c_char, c_int};
 use core::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::sync::OnceLock;
 
 use ghostmem::record::Recorder;
@@ -74,7 +76,7 @@ extern "C" fn constructor(
     let Some(text) = (unsafe { value_in(environment, VARIABLE) }) else {
         return;
     };
-    let mut parsed = Settings::parse(&text.to_string_lossy());
+    let mut parsed = Settings::parse(text.to_bytes());
     if parsed.trace.is_some() {
         // The command stayed behind to keep the record of its child, whatever
         // that executes. What the child starts itself is not recorded.
@@ -193,8 +195,9 @@ fn build(settings: &Settings) -> Result<Heap, String> {
 }
 
 /// Begins the record of what the program touches.
-fn record(heap: &Heap, path: &str) -> Result<(), String> {
-    let name = std::ffi::CString::new(path).map_err(|error| error.to_string())?;
+fn record(heap: &Heap, path: &Path) -> Result<(), String> {
+    let name =
+        std::ffi::CString::new(path.as_os_str().as_bytes()).map_err(|error| error.to_string())?;
     let recorder = Recorder::open(&name).map_err(|error| format!("--trace: {error}"))?;
     heap.record(recorder);
     Ok(())

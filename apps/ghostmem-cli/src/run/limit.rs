@@ -53,7 +53,9 @@ pub(crate) fn parse_limit(text: &str) -> Result<Limit, String> {
     if text.trim() == "auto" {
         return Ok(Limit::Auto);
     }
-    parse_amount(text).map(Limit::Fixed)
+    parse_amount(text)
+        .map(Limit::Fixed)
+        .map_err(|why| format!("{why}; or write auto, or a percentage like 25%"))
 }
 
 #[cfg(test)]
@@ -68,7 +70,10 @@ mod tests {
             Ok(Limit::Fixed(Amount::Bytes(256 << 20)))
         );
         assert_eq!(parse_limit("25%"), Ok(Limit::Fixed(Amount::Percent(25.0))));
-        assert!(parse_limit("much").is_err());
+        for text in ["much", "1e9", "-5", "AUTO"] {
+            let why = parse_limit(text).expect_err("no limit");
+            assert!(why.contains("auto") && why.contains('%'), "{text}: {why}");
+        }
         assert!(parse_limit("0").is_err());
     }
 

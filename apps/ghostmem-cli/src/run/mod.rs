@@ -9,19 +9,23 @@ mod library;
 mod limit;
 mod program;
 mod trace;
+mod words;
 
 use std::ffi::OsString;
+use std::fs::OpenOptions;
+use std::io::IsTerminal;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-use ghostmem::doctor;
+use ghostmem::{Backend, doctor};
 
 use crate::cli::{BackendName, RunArgs, SmallBlocks};
-use crate::failure::Failure;
+use crate::failure::{EXIT_NOT_FOUND, EXIT_NOT_RUN, Failure};
 
 pub(crate) use limit::{Limit, parse_limit};
+pub(crate) use words::join_sizes;
 
 /// Runs the program; returns only when that is not possible.
 ///
@@ -37,8 +41,17 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode, Failure> {
     let needs = program::inspect(&found)?;
     let mut block = settings(args, needs.raw_system_calls)?;
     let recording = trace::prepare(args, &mut block)?;
-    let mut command = Command::new(&found);
-    command.arg0(name).args(rest);
+    let mut command = if needs.shell {
+        // As shells do with a file of commands that names no interpreter.
+        let mut command = Command::new(program::SHELL);
+        command.arg(&found);
+        command
+    } else {
+        let mut command = Command::new(&found);
+        command.arg0(name);
+        command
+    };
+    command.args(rest);
     command.env("GHOSTMEM_RUN", block);
     let mut preload = library.into_os_string();
     if let Some(others) = std::env::var_os("LD_PRELOAD").filter(|others| !others.is_empty()) {
@@ -53,7 +66,11 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode, Failure> {
 }
 
 fn cannot_start(program: &Path, error: &std::io::Error) -> Failure {
-    Failure::new(format!("cannot start {}: {error}", program.display()))
+    let code = match error.kind() {
+        std::io::ErrorKind::NotFound => EXIT_NOT_FOUND,
+        _ => EXIT_NOT_RUN,
+    };
+    Failure::new(format!("cannot start {}: {error}", program.display())).ending_with(code)
 }
 
 /// The limit, bytes.
@@ -111,17 +128,17 @@ fn settings(args: &RunArgs, raw_system_calls: Option<&str>) -> Result<OsString, 
         put("spill", &escape(&absolute(folder)?));
     }
     if let Some(path) = &args.stats_json {
-        put("stats-json", &escape(&absolute(path)?));
+        let path = absolute(path)?;
+        try_to_write(&path)?;
+        put("stats-json", &escape(&path));
     }
-    put(
-        "backend",
-        backend(args.backend, raw_system_calls)?.as_bytes(),
-    );
+    put("backend", backend(args, raw_system_calls)?.as_bytes());
     Ok(OsString::from_vec(block))
 }
 
 /// The backend's name, after a look whether it can be had.
-fn backend(asked: BackendName, raw_system_calls: Option<&str>) -> Result<&'static str, Failure> {
+fn backend(args: &RunArgs, raw_system_calls: Option<&str>) -> Result<&'static str, Failure> {
+    let asked = args.backend;
     let report = doctor::probe();
     if let Some(why) = raw_system_calls.filter(|_| !report.monitor_works) {
         eprintln!(
@@ -140,7 +157,17 @@ fn backend(asked: BackendName, raw_system_calls: Option<&str>) -> Result<&'stati
             "no fault backend works here: {}; see 'ghostmem doctor'",
             report.reason
         ))),
-        BackendName::Auto => Ok("auto"),
+        BackendName::Auto => {
+            if matches!(report.chosen, Some(Backend::Guard | Backend::GuardMprotect))
+                && (args.verbose || args.stats || std::io::stderr().is_terminal())
+            {
+                eprintln!(
+                    "ghostmem: userfaultfd cannot be had here, so faults are taken by guard pages, \
+                     which is slower; see 'ghostmem doctor'"
+                );
+            }
+            Ok("auto")
+        }
         BackendName::Inline if !report.inline_works => refuse("inline"),
         BackendName::Inline => Ok("inline"),
         BackendName::Monitor if !report.monitor_works => refuse("monitor"),
@@ -156,6 +183,31 @@ fn absolute(path: &Path) -> Result<Vec<u8>, Failure> {
     let path = std::path::absolute(path)
         .map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
     Ok(path.into_os_string().into_vec())
+}
+
+/// Says before the program starts that its report cannot be written.
+fn try_to_write(path: &[u8]) -> Result<(), Failure> {
+    // The library's sign for the process's number; this one's stands for any.
+    let number = std::process::id().to_string();
+    let mut name = Vec::new();
+    let mut rest = path;
+    while let Some((&first, tail)) = rest.split_first() {
+        if rest.starts_with(b"%p") {
+            name.extend_from_slice(number.as_bytes());
+            rest = &tail[1..];
+        } else {
+            name.push(first);
+            rest = tail;
+        }
+    }
+    let path = PathBuf::from(OsString::from_vec(name));
+    let was_there = path.exists();
+    let opened = OpenOptions::new().append(true).create(true).open(&path);
+    opened.map_err(|error| Failure::new(format!("--stats-json {}: {error}", path.display())))?;
+    if !was_there {
+        let _as_before = std::fs::remove_file(&path);
+    }
+    Ok(())
 }
 
 /// Escapes what separates settings.

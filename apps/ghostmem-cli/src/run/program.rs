@@ -7,7 +7,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use crate::failure::Failure;
+use crate::failure::{EXIT_NOT_FOUND, EXIT_NOT_RUN, Failure};
 
 use super::elf::{self, Kind};
 
@@ -19,7 +19,12 @@ const SCRIPTS_MAX: usize = 5;
 pub(crate) struct Needs {
     /// Why it is known to make system calls where they cannot be redirected.
     pub(crate) raw_system_calls: Option<&'static str>,
+    /// It is a file of commands without a `#!` line, for [`SHELL`].
+    pub(crate) shell: bool,
 }
+
+/// What runs such files (execvp(3)).
+pub(crate) const SHELL: &str = "/bin/sh";
 
 /// Finds a program as a shell would.
 ///
@@ -27,13 +32,17 @@ pub(crate) struct Needs {
 /// When there is none that can be run.
 pub(crate) fn find(name: &OsStr) -> Result<PathBuf, Failure> {
     let shown = name.display();
+    let not_run = |why: String| Err(Failure::new(why).ending_with(EXIT_NOT_RUN));
     if name.as_bytes().contains(&b'/') {
         let path = PathBuf::from(name);
         return match fs::metadata(&path) {
-            Err(error) => Err(Failure::new(format!("{shown}: {error}"))),
-            Ok(found) if found.is_dir() => Err(Failure::new(format!("{shown} is a folder"))),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                Err(Failure::new(format!("{shown}: {error}")).ending_with(EXIT_NOT_FOUND))
+            }
+            Err(error) => not_run(format!("{shown}: {error}")),
+            Ok(found) if found.is_dir() => not_run(format!("{shown} is a folder")),
             Ok(found) if found.permissions().mode() & 0o111 == 0 => {
-                Err(Failure::new(format!("{shown} is not executable")))
+                not_run(format!("{shown} is not executable"))
             }
             Ok(_) => Ok(path),
         };
@@ -45,7 +54,10 @@ pub(crate) fn find(name: &OsStr) -> Result<PathBuf, Failure> {
             fs::metadata(candidate)
                 .is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
         })
-        .ok_or_else(|| Failure::new(format!("{shown}: no such program in PATH")))
+        .ok_or_else(|| {
+            let why = format!("{shown}: no such program in PATH");
+            Failure::new(why).ending_with(EXIT_NOT_FOUND)
+        })
 }
 
 /// Looks at a program and the interpreters of a script.
@@ -54,22 +66,29 @@ pub(crate) fn find(name: &OsStr) -> Result<PathBuf, Failure> {
 /// One line when the library cannot be loaded into it.
 pub(crate) fn inspect(path: &Path) -> Result<Needs, Failure> {
     let mut path = path.to_owned();
-    for _ in 0..SCRIPTS_MAX {
-        match inspect_one(&path)? {
-            Step::Program(needs) => return Ok(needs),
+    let mut shell = false;
+    for round in 0..SCRIPTS_MAX {
+        let step = inspect_one(&path).map_err(|why| why.ending_with(EXIT_NOT_RUN))?;
+        match step {
+            Step::Program(needs) => return Ok(Needs { shell, ..needs }),
             Step::Script(interpreter) => path = find_interpreter(interpreter)?,
+            Step::Commands if round == 0 => {
+                shell = true;
+                path = PathBuf::from(SHELL);
+            }
+            Step::Commands => break,
         }
     }
-    Err(Failure::new(format!(
-        "{}: interpreters of interpreters go too deep",
-        path.display()
-    )))
+    let why = format!("{}: its interpreter is none", path.display());
+    Err(Failure::new(why).ending_with(EXIT_NOT_RUN))
 }
 
 enum Step {
     Program(Needs),
     /// Its `#!` line: interpreter and first argument.
     Script((PathBuf, Option<OsString>)),
+    /// A file of commands that names no interpreter.
+    Commands,
 }
 
 fn inspect_one(path: &Path) -> Result<Step, Failure> {
@@ -94,7 +113,10 @@ fn inspect_one(path: &Path) -> Result<Step, Failure> {
         ))),
         Kind::Dynamic {
             raw_system_calls, ..
-        } => Ok(Step::Program(Needs { raw_system_calls })),
+        } => Ok(Step::Program(Needs {
+            raw_system_calls,
+            shell: false,
+        })),
         Kind::Static => Err(Failure::new(format!(
             "{shown} is statically linked: no library can be loaded into it, so its memory cannot \
              be taken over; use a dynamically linked build"
@@ -105,7 +127,7 @@ fn inspect_one(path: &Path) -> Result<Step, Failure> {
         Kind::OtherMachine => Err(Failure::new(format!(
             "{shown} is for another processor: 'ghostmem run' works with 64-bit x86 programs"
         ))),
-        Kind::NotElf => script(path).map(Step::Script),
+        Kind::NotElf => script(path),
     }
 }
 
@@ -132,14 +154,18 @@ fn own_ids() -> (u32, u32) {
     (id("Uid:"), id("Gid:"))
 }
 
-fn script(path: &Path) -> Result<(PathBuf, Option<OsString>), Failure> {
+fn script(path: &Path) -> Result<Step, Failure> {
     let mut start = Vec::new();
     let read = File::open(path).and_then(|file| file.take(256).read_to_end(&mut start));
     read.map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
     let line = start.split(|&byte| byte == b'\n').next().unwrap_or(&[]);
     let Some(line) = line.strip_prefix(b"#!") else {
+        // What shells look at, too.
+        if !line.contains(&0) {
+            return Ok(Step::Commands);
+        }
         return Err(Failure::new(format!(
-            "{} is neither a program nor a script with a #! line",
+            "{} is neither a program nor a script",
             path.display()
         )));
     };
@@ -150,7 +176,7 @@ fn script(path: &Path) -> Result<(PathBuf, Option<OsString>), Failure> {
     let interpreter = words
         .next()
         .ok_or_else(|| Failure::new(format!("{} names no interpreter after #!", path.display())))?;
-    Ok((PathBuf::from(interpreter), words.next()))
+    Ok(Step::Script((PathBuf::from(interpreter), words.next())))
 }
 
 /// The interpreter itself; for `/usr/bin/env NAME`, the one it will find.

@@ -1,0 +1,174 @@
+//! `ghostmem run` as a shell meets it: options, exit codes, lines, paths.
+#![allow(clippy::unwrap_used)]
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+fn run<S: AsRef<OsStr>>(arguments: &[S]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_ghostmem"))
+        .arg("run")
+        .args(arguments)
+        .output()
+        .unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn scratch(name: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"))
+        .join("manners")
+        .join(name);
+    let _fresh = fs::remove_dir_all(&folder);
+    fs::create_dir_all(&folder).unwrap();
+    folder.canonicalize().unwrap()
+}
+
+/// The one line with which a run is refused, with this exit code.
+fn refused(code: i32, arguments: &[&str]) -> String {
+    let output = run(arguments);
+    let line = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {line}");
+    assert_eq!(text(&output.stdout), "", "{arguments:?}");
+    assert_eq!(line.lines().count(), 1, "{arguments:?}: {line}");
+    assert!(line.starts_with("ghostmem: "), "{line}");
+    line
+}
+
+#[test]
+fn a_mistyped_option_is_no_program() {
+    let line = refused(125, &["--limt", "256M", "--", "true"]);
+    assert!(
+        line.contains("--limt") && line.contains("--limit"),
+        "{line}"
+    );
+    assert!(line.contains("ghostmem run --help"), "{line}");
+    for option in ["--verbos", "-v", "--stat"] {
+        let line = refused(125, &[option, "--", "true"]);
+        assert!(
+            line.contains(option) && !line.contains("no such program"),
+            "{line}"
+        );
+    }
+    assert!(refused(125, &[]).contains("PROGRAM"));
+}
+
+#[test]
+fn options_behind_the_program_are_its_own() {
+    let output = run(&[
+        "--limit", "8M", "printf", "%s ", "--mmap", "1M", "-x", "--", "y",
+    ]);
+    assert_eq!(
+        text(&output.stdout),
+        "--mmap 1M -x -- y ",
+        "{}",
+        text(&output.stderr)
+    );
+}
+
+#[test]
+fn a_size_may_follow_its_option_after_a_space() {
+    for line in [
+        "--mmap 256K -- true",
+        "--mmap=256K true",
+        "--mmap true",
+        "--mmap 1M true",
+    ] {
+        let words: Vec<&str> = line.split(' ').collect();
+        let output = run(&words);
+        assert!(output.status.success(), "{line}: {}", text(&output.stderr));
+    }
+}
+
+#[test]
+fn exit_codes_are_those_of_env() {
+    let folder = scratch("codes");
+    let file = folder.join("file");
+    fs::write(&file, "text\n").unwrap();
+    let file = file.to_str().unwrap();
+    assert!(refused(127, &["--", "no-such-program-anywhere"]).contains("no such program"));
+    assert!(refused(127, &["--", "./no/such/file"]).contains("./no/such/file"));
+    assert!(refused(126, &["--", "/etc"]).contains("folder"));
+    assert!(refused(126, &["--", file]).contains("not executable"));
+    assert!(refused(125, &["--limit", "4K", "--", "true"]).contains("too small"));
+    assert!(refused(125, &["--small", "sometimes", "--", "true"]).contains("sometimes"));
+    assert!(refused(125, &["--spill", file, "--", "true"]).contains("no folder"));
+}
+
+#[test]
+fn a_wrong_limit_is_told_what_is_accepted() {
+    for wrong in ["much", "1e9", "-5", "AUTO", "12Q"] {
+        let line = refused(125, &["--limit", wrong, "--", "true"]);
+        assert!(
+            line.contains("auto") && line.contains('%'),
+            "{wrong}: {line}"
+        );
+    }
+}
+
+#[test]
+fn a_report_that_cannot_be_written_is_said_before_the_program_starts() {
+    let line = refused(
+        125,
+        &["--stats-json", "/proc/none/report", "--", "echo", "ran"],
+    );
+    assert!(line.contains("/proc/none/report"), "{line}");
+    // Nothing is left where the program does not come to its end.
+    let folder = scratch("unwritten");
+    let report = folder.join("report-%p");
+    let options = [
+        "--stats-json",
+        report.to_str().unwrap(),
+        "--",
+        "sh",
+        "-c",
+        "kill -9 $$",
+    ];
+    run(&options);
+    assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
+}
+
+#[test]
+fn a_script_without_an_interpreter_is_the_shells() {
+    let script = scratch("script").join("commands");
+    fs::write(&script, "echo \"$1 from $0\"\n").unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    let script = script.to_str().unwrap();
+    let output = run(&["--limit", "8M", "--", script, "word"]);
+    let said = text(&output.stdout);
+    assert_eq!(
+        said,
+        format!("word from {script}\n"),
+        "{}",
+        text(&output.stderr)
+    );
+}
+
+#[test]
+fn paths_of_any_bytes_pass_unharmed_and_the_report_names_its_process() {
+    let folder = scratch("bytes");
+    let mut name = folder.clone().into_os_string().into_vec();
+    name.extend_from_slice(b"/re\xffport;%41");
+    let report = OsString::from_vec(name.clone());
+    let options: Vec<&OsStr> = ["--limit", "8M", "--stats-json"].map(OsStr::new).to_vec();
+    let mut options: Vec<OsString> = options.into_iter().map(OsStr::to_owned).collect();
+    options.push(report.clone());
+    options.extend(["--", "sh", "-c", "echo $$"].map(OsString::from));
+    let output = run(&options);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let json: Value = serde_json::from_slice(&fs::read(OsStr::from_bytes(&name)).unwrap()).unwrap();
+    let process: u64 = text(&output.stdout).trim().parse().unwrap();
+    assert_eq!(json["process_id"], process);
+    let program = json["program"].as_str().unwrap();
+    assert!(
+        program.starts_with('/') && program.contains("sh"),
+        "{program}"
+    );
+}
