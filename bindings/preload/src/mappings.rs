@@ -17,7 +17,7 @@ use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use ghostmem::Heap;
 
 use crate::calls::{Done, error};
-use crate::raw::{self, Answer};
+use crate::raw::{self, Answer, call, failed};
 use crate::thread::{self, Inside};
 use crate::{ghost, holds};
 
@@ -212,7 +212,7 @@ fn cut(list: &mut [Range], start: usize, end: usize) -> Option<(usize, usize, Op
 
 /// mremap of ghost memory: shrinking gives the end back, growing moves.
 pub(crate) fn remap(heap: &Heap, args: [usize; 6]) -> Done {
-    let [address, old, new, flags, ..] = args;
+    let [address, old, new, flags, fixed, _] = args;
     let (Some(old), Some(new)) = (
         old.checked_next_multiple_of(PAGE),
         new.checked_next_multiple_of(PAGE),
@@ -221,6 +221,10 @@ pub(crate) fn remap(heap: &Heap, args: [usize; 6]) -> Done {
     };
     if !address.is_multiple_of(PAGE) || new == 0 || old == 0 {
         return error(libc::EINVAL);
+    }
+    const MOVES_TO: usize = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as usize;
+    if flags == MOVES_TO && fixed.is_multiple_of(PAGE) {
+        return move_to(heap, address, old, new, fixed);
     }
     if flags & !(libc::MREMAP_MAYMOVE as usize) != 0 {
         return error(libc::ENOMEM);
@@ -240,4 +244,17 @@ pub(crate) fn remap(heap: &Heap, args: [usize; 6]) -> Done {
     raw::copy(moved, address, old);
     let _done = unmap(heap, address, old);
     Done::With(moved as Answer)
+}
+
+/// mremap to a place of the program's choice: an ordinary mapping there.
+fn move_to(heap: &Heap, address: usize, old: usize, new: usize, place: usize) -> Done {
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+    let mapped = call!(libc::SYS_mmap, place, new, access, flags, -1_isize, 0);
+    if failed(mapped) {
+        return Done::With(mapped);
+    }
+    raw::copy(place, address, old.min(new));
+    let _done = unmap(heap, address, old);
+    Done::With(mapped)
 }

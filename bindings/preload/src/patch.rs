@@ -207,9 +207,41 @@ fn find_places(code: &[u8], start: usize, places: &mut Vec<Place>, report: &mut 
                 function: start,
                 ..place
             }),
+            None if never_returns(&instructions, index) => {}
             None => report.left += 1,
         }
     }
+}
+
+/// Whether a system call stands in a loop without a way out: how glibc ends a
+/// thread, by exit(2) with 0, again and again until it is gone. That takes no
+/// pointer, and no other call is made so.
+fn never_returns(instructions: &[Instruction], index: usize) -> bool {
+    let Some(back) = instructions.get(index + 1) else {
+        return false;
+    };
+    let again = (back.flow_control() == FlowControl::UnconditionalBranch)
+        .then(|| target(back))
+        .flatten();
+    let Some(again) = again else {
+        return false;
+    };
+    let body = instructions[..index]
+        .iter()
+        .rev()
+        .take_while(|instruction| instruction.ip() as usize >= again);
+    let mut zero = false;
+    let mut count = 0;
+    for instruction in body {
+        count += 1;
+        if instruction.flow_control() != FlowControl::Next {
+            return false;
+        }
+        zero |= matches!(instruction.code(), Code::Xor_rm32_r32 | Code::Xor_r32_rm32)
+            && instruction.op0_register() == Register::EDI
+            && instruction.op1_register() == Register::EDI;
+    }
+    zero && count <= 4
 }
 
 /// Where a direct branch leads.

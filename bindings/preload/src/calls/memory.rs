@@ -23,6 +23,10 @@ pub(super) fn advised(number: usize, args: [usize; 6]) -> Done {
     if number == 30 {
         return attach(bytes, third);
     }
+    // The kernel would put an ordinary mapping over ghost memory.
+    if number == 25 && args[3] & libc::MREMAP_FIXED as usize != 0 && ghost::is_ghost(args[4]) {
+        return error(libc::ENOMEM);
+    }
     let Some(heap) = ghost::owner(address) else {
         return Done::Asis;
     };

@@ -333,11 +333,12 @@ const fn own(number: usize) -> Option<&'static [usize]> {
         0 | 1 | 17 | 18 => &[1], // read, write, pread64, pwrite64
         44 | 45 => &[1, 4, 5],   // sendto, recvfrom
         70 => &[1],              // msgrcv
-        10 | 11 | 25 | 26 | 28 | 149 | 150 | 237 | 325 | 329 | 450 => &[0], // mprotect, munmap, mremap, msync, madvise, mlock, munlock, mbind, mlock2, pkey_mprotect, set_mempolicy_home_node
-        30 => &[1],                                                         // shmat
-        202 => &[0, 3, 4],                                                  // futex
-        454 | 455 => &[0, 4],    // futex_wake, futex_wait
-        456 => &[0],             // futex_requeue
+        25 => &[0, 4],           // mremap
+        10 | 11 | 26 | 28 | 149 | 150 | 237 | 325 | 329 | 450 => &[0], // mprotect, munmap, msync, madvise, mlock, munlock, mbind, mlock2, pkey_mprotect, set_mempolicy_home_node
+        30 => &[1],                                                    // shmat
+        202 => &[0, 3, 4],                                             // futex
+        454 | 455 => &[0, 4],                                          // futex_wake, futex_wait
+        456 => &[0],                                                   // futex_requeue
         218 | 273 | 334 => &[0], // set_tid_address, set_robust_list, rseq: remembered
         _ => return None,
     })
