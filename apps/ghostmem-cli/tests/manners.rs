@@ -135,6 +135,41 @@ fn a_report_that_cannot_be_written_is_said_before_the_program_starts() {
     assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
 }
 
+/// A daemon closes all descriptors and opens files of its own: the table is in none of them.
+#[test]
+fn a_report_does_not_go_into_the_programs_files() {
+    let folder = scratch("daemon");
+    let program = "import os\n\
+        os.closerange(2, 1100)\n\
+        n = 0\n\
+        try:\n    \
+            while n < 1100: os.open(f'file{n}', os.O_CREAT | os.O_WRONLY); n += 1\n\
+        except OSError: pass\n\
+        print(n, flush=True)\n";
+    for most in ["900", "150"] {
+        let command = format!(
+            "ulimit -n {most}; exec {} run --limit 8M --stats -- python3 -c \"$0\"",
+            env!("CARGO_BIN_EXE_ghostmem")
+        );
+        let output = Command::new("sh")
+            .args(["-c", &command, program])
+            .current_dir(&folder)
+            .output()
+            .unwrap();
+        let opened: usize = text(&output.stdout).trim().parse().unwrap();
+        assert!(opened > 50, "{most}: {}", text(&output.stderr));
+        for file in fs::read_dir(&folder).unwrap() {
+            let file = file.unwrap();
+            assert_eq!(
+                file.metadata().unwrap().len(),
+                0,
+                "{most}: {:?}",
+                file.path()
+            );
+        }
+    }
+}
+
 #[test]
 fn a_script_without_an_interpreter_is_the_shells() {
     let script = scratch("script").join("commands");
