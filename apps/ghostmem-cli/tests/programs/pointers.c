@@ -81,6 +81,22 @@ static void requests(const char *folder) {
     close(fds[0]); close(fds[1]);
 }
 
+/* Words beside a structure that look like pointers, to blocks that are gone. */
+static void stale(void) {
+    struct { int value; char *gone[40]; } box;
+    int fds[2];
+    CHECK(pipe(fds) == 0);
+    for (int i = 0; i < 40; i++) {
+        box.gone[i] = malloc(i % 2 ? 5000000 : 300);
+        memset(box.gone[i], 1, 300);
+    }
+    for (int i = 0; i < 40; i++) free(box.gone[i]);
+    for (int i = 0; i < 40; i++) box.gone[i] += i % 2 ? 1000000 : 0;
+    evict();
+    CHECK(ioctl(fds[0], FIONREAD, &box.value) == 0 && box.value == 0);
+    close(fds[0]); close(fds[1]);
+}
+
 static void kernel_objects(void) {
     union bpf_attr attribute;
     struct bpf_insn *code = ghost(sizeof *code * 2);
@@ -217,6 +233,7 @@ int main(int argc, char **argv) {
     prepare(argv[2]);
     filters();
     requests(argv[1]);
+    stale();
     kernel_objects();
     other_memory();
     beside();

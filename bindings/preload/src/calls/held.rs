@@ -66,6 +66,16 @@ impl Ranges {
             .any(|&(start, end)| (start..end).contains(&address))
     }
 
+    /// How many words of held memory are at an address, up to [`WORDS`].
+    fn words_at(&self, address: usize) -> usize {
+        let bounds = self.bounds.iter().take(self.count);
+        let end = bounds
+            .filter(|&&(start, end)| (start..end).contains(&address))
+            .map(|&(_, end)| end)
+            .max();
+        end.map_or(0, |end| ((end - address) / size_of::<usize>()).min(WORDS))
+    }
+
     /// Holds what the block around an address has from there on.
     fn hold(&mut self, address: usize) -> Result<(), NoRoom> {
         if self.has(address) || self.count == RANGES_MAX {
@@ -107,7 +117,14 @@ impl Ranges {
         if address < LOWEST || depth == 0 {
             return Ok(());
         }
-        for index in 0..WORDS {
+        // Of ghost memory, what is held is known to be there; an address that only
+        // looks like one may be of no block, which no monitor forgives.
+        let words = if ghost::is_ghost(address) {
+            self.words_at(address)
+        } else {
+            WORDS
+        };
+        for index in 0..words {
             let Ok(word) = guarded::load::<usize>(address.wrapping_add(index * 8)) else {
                 return Ok(());
             };
