@@ -121,5 +121,5 @@ fn one_call_stays_one_call() {
 
 #[test]
 fn the_malloc_family_says_what_is_in_use_and_gives_back() {
-    check("accounts", "256M", &[]);
+    check("accounts", "512M", &[]);
 }

@@ -9,6 +9,8 @@ use core::ffi::{CStr, c_char, c_int, c_void};
 use core::mem;
 use core::ptr::NonNull;
 
+use ghostmem::Heap;
+
 use crate::raw::say;
 use crate::thread::{self, Inside};
 use crate::{cache, family, ghost, start};
@@ -114,6 +116,22 @@ pub(crate) extern "C" fn mallinfo() -> Info {
     Info(wide.map(|value| value as c_int))
 }
 
+/// Pages with a few blocks left among many that were freed cannot be given back.
+/// They are compressed instead, the coldest first, as many as there are resident
+/// pages beyond what is in use. Fewer than a quarter of that are left alone.
+fn compress_what_is_scattered(heap: &Heap) {
+    let stats = heap.stats();
+    let used = stats.allocated_bytes;
+    if stats.resident_bytes / 4 <= used / 4 + used / 16 {
+        return;
+    }
+    for _ in 0..(stats.resident_bytes - used) / 4096 {
+        if !matches!(heap.evict_coldest(), Ok(true)) {
+            break;
+        }
+    }
+}
+
 /// malloc_trim(3): whether memory was given back.
 #[unsafe(no_mangle)]
 pub(crate) extern "C" fn malloc_trim(pad: usize) -> c_int {
@@ -131,6 +149,7 @@ pub(crate) extern "C" fn malloc_trim(pad: usize) -> c_int {
             let _was_live = unsafe { heap.deallocate_block(block) };
         }
         heap.trim();
+        compress_what_is_scattered(heap);
         released = heap.stats().resident_bytes < before;
     }
     let ordinary = libcs::<extern "C" fn(usize) -> c_int>(c"malloc_trim");

@@ -52,6 +52,21 @@ int main(int argc, char **argv) {
     long left = resident_mib();
     if (left * 3 > full) { printf("wrong: %ld of %ld MiB left\n", left, full); return 1; }
     for (int i = 0; i < COUNT; i += 1000) for (int k = 0; k < 500; k++) CHECK(blocks[i][k] == (char)i);
+    /* A block is left here and there, in most of the pages. */
+    static char *scattered[20 * COUNT / 100], *chain;
+    for (int i = 0; i < 20 * COUNT; i++) {
+        char *p = malloc(100);
+        memset(p, i, 100);
+        if (i % 100 == 0) { scattered[i / 100] = p; continue; }
+        *(char **)p = chain;
+        chain = p;
+    }
+    full = resident_mib();
+    for (char *p = chain, *next; p; p = next) { next = *(char **)p; free(p); }
+    malloc_trim(0);
+    left = resident_mib();
+    if (left * 3 > full * 2) { printf("wrong: %ld of %ld MiB left, scattered\n", left, full); return 1; }
+    for (int i = 0; i < 20 * COUNT / 100; i++) for (int k = 0; k < 100; k++) CHECK(scattered[i][k] == (char)(i * 100));
 
     /* C23's, where they are. */
     void (*sized)(void *, size_t) = (void (*)(void *, size_t))dlsym(RTLD_DEFAULT, "free_sized");
