@@ -135,6 +135,36 @@ fn a_report_that_cannot_be_written_is_said_before_the_program_starts() {
     assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
 }
 
+#[test]
+fn a_library_that_cannot_be_loaded_stops_the_run() {
+    let folder = scratch("library");
+    let library = folder.join("libghostmem_preload.so");
+    let started = |content: &[u8]| {
+        fs::write(&library, content).unwrap();
+        let output = Command::new(env!("CARGO_BIN_EXE_ghostmem"))
+            .args(["run", "--limit", "8M", "--", "echo", "ran"])
+            .env("GHOSTMEM_PRELOAD", &library)
+            .output()
+            .unwrap();
+        let line = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(125), "{line}");
+        assert!(
+            output.stdout.is_empty() && line.contains("damaged"),
+            "{line}"
+        );
+    };
+    started(b"damaged\n");
+    // A copy that ended early.
+    let maps = run(&["--limit", "8M", "cat", "/proc/self/maps"]);
+    let maps = text(&maps.stdout);
+    let line = maps
+        .lines()
+        .find(|line| line.contains("libghostmem_preload"));
+    let whole = line.unwrap().split_whitespace().last().unwrap();
+    let content = fs::read(whole).unwrap();
+    started(&content[..content.len() / 8]);
+}
+
 /// A daemon closes all descriptors and opens files of its own: the table is in none of them.
 #[test]
 fn a_report_does_not_go_into_the_programs_files() {

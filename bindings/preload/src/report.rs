@@ -239,6 +239,7 @@ impl Figures {
             format!("{} / {}", stats.evictions_dirty, stats.evictions_clean),
         );
         row("backend", self.backend.clone());
+        table.push_str("  of this process; --stats-json FILE-%p writes a report of each one\n");
         table
     }
 

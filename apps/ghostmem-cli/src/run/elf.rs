@@ -60,32 +60,10 @@ struct Header {
 /// # Errors
 /// When it cannot be read.
 pub(crate) fn kind(file: &mut File) -> io::Result<Kind> {
-    let mut ident = [0; 64];
-    let got = read_up_to(file, &mut ident)?;
-    if got < 20 || ident[..4] != *b"\x7fELF" {
-        return Ok(Kind::NotElf);
-    }
-    if ident[4] == 1 {
-        return Ok(Kind::Bits32);
-    }
-    if got < 64 || u16_at(&ident, 18) != MACHINE_X86_64 {
-        return Ok(Kind::OtherMachine);
-    }
-    let table = u64_at(&ident, 32);
-    let size = u64::from(u16_at(&ident, 54)).max(56);
-    let count = u64::from(u16_at(&ident, 56)).min(HEADERS_MAX);
-    let mut headers = Vec::new();
-    for index in 0..count {
-        let mut raw = [0; 56];
-        file.seek(SeekFrom::Start(table + index * size))?;
-        file.read_exact(&mut raw)?;
-        headers.push(Header {
-            kind: u32_at(&raw, 0),
-            offset: u64_at(&raw, 8),
-            address: u64_at(&raw, 16),
-            bytes: u64_at(&raw, 32),
-        });
-    }
+    let headers = match headers(file)? {
+        Ok(headers) => headers,
+        Err(kind) => return Ok(kind),
+    };
     let Some(interpreter) = headers.iter().find(|header| header.kind == PT_INTERP) else {
         return Ok(Kind::Static);
     };
@@ -105,6 +83,59 @@ pub(crate) fn kind(file: &mut File) -> io::Result<Kind> {
         raw_system_calls,
         sanitizer: sanitizer.map(|(_, name)| *name),
     })
+}
+
+/// A file's program headers, or the kind of file that has none to be read.
+fn headers(file: &mut File) -> io::Result<Result<Vec<Header>, Kind>> {
+    let mut ident = [0; 64];
+    let got = read_up_to(file, &mut ident)?;
+    if got < 20 || ident[..4] != *b"\x7fELF" {
+        return Ok(Err(Kind::NotElf));
+    }
+    if ident[4] == 1 {
+        return Ok(Err(Kind::Bits32));
+    }
+    if got < 64 || u16_at(&ident, 18) != MACHINE_X86_64 {
+        return Ok(Err(Kind::OtherMachine));
+    }
+    let table = u64_at(&ident, 32);
+    let size = u64::from(u16_at(&ident, 54)).max(56);
+    let count = u64::from(u16_at(&ident, 56)).min(HEADERS_MAX);
+    let mut headers = Vec::new();
+    for index in 0..count {
+        let mut raw = [0; 56];
+        file.seek(SeekFrom::Start(table + index * size))?;
+        file.read_exact(&mut raw)?;
+        headers.push(Header {
+            kind: u32_at(&raw, 0),
+            offset: u64_at(&raw, 8),
+            address: u64_at(&raw, 16),
+            bytes: u64_at(&raw, 32),
+        });
+    }
+    Ok(Ok(headers))
+}
+
+/// Whether the loader can load a file as a library: one that it cannot load it leaves out, and
+/// starts the program without. Every segment must be there, and none is cut off.
+///
+/// # Errors
+/// When it cannot be read.
+pub(crate) fn is_whole_library(file: &mut File) -> io::Result<bool> {
+    const DYNAMIC_OBJECT: u16 = 3;
+    let bytes = file.metadata()?.len();
+    let Ok(headers) = headers(file)? else {
+        return Ok(false);
+    };
+    let mut kind = [0; 2];
+    file.seek(SeekFrom::Start(16))?;
+    file.read_exact(&mut kind)?;
+    let whole = |header: &Header| header.offset.saturating_add(header.bytes) <= bytes;
+    let has = |kind| headers.iter().any(|header| header.kind == kind);
+    Ok(u16_at(&kind, 0) == DYNAMIC_OBJECT
+        && has(PT_LOAD)
+        && has(PT_DYNAMIC)
+        && headers.iter().all(whole))
 }
 
 /// The libraries an executable asks for.

@@ -17,6 +17,8 @@ use std::path::{Path, PathBuf};
 
 use crate::failure::Failure;
 
+use super::elf;
+
 /// The library's file name; the library knows itself by it in `LD_PRELOAD`.
 const LIBRARY: &str = "libghostmem_preload.so";
 /// Names the library, whatever is near.
@@ -164,6 +166,21 @@ fn cache_folder() -> Option<PathBuf> {
 /// LD_PRELOAD separates paths by spaces and colons and cannot quote them.
 fn checked(path: PathBuf) -> Result<PathBuf, Failure> {
     let path = path.canonicalize().unwrap_or(path);
+    let whole = File::open(&path).and_then(|mut file| elf::is_whole_library(&mut file));
+    match whole {
+        Ok(true) => {}
+        Ok(false) => {
+            return Err(Failure::new(format!(
+                "{} is damaged: the loader would start the program without it; build or install \
+                 it again",
+                path.display()
+            )));
+        }
+        Err(error) => {
+            let path = path.display();
+            return Err(Failure::new(format!("{path} cannot be read: {error}")));
+        }
+    }
     let bytes = OsStr::as_bytes(path.as_os_str());
     if bytes.iter().any(|byte| matches!(byte, b' ' | b':')) {
         return Err(Failure::new(format!(
