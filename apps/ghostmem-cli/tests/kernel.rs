@@ -123,3 +123,8 @@ fn one_call_stays_one_call() {
 fn the_malloc_family_says_what_is_in_use_and_gives_back() {
     check("accounts", "512M", &[]);
 }
+
+#[test]
+fn a_child_that_is_to_be_traced_comes_to_its_exec() {
+    check("traced", "4M", &[]);
+}

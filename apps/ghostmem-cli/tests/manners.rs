@@ -162,7 +162,73 @@ fn a_library_that_cannot_be_loaded_stops_the_run() {
         .find(|line| line.contains("libghostmem_preload"));
     let whole = line.unwrap().split_whitespace().last().unwrap();
     let content = fs::read(whole).unwrap();
-    started(&content[..content.len() / 8]);
+    started(&content[..64 << 10]);
+}
+
+/// A program for a loader of another name, and one by a user who may not read the library.
+#[test]
+fn children_that_cannot_have_the_library_run_without_and_say_nothing() {
+    let folder = scratch("children");
+    let loader = folder.join("ld-other-x86_64.so.1");
+    fs::copy("/lib64/ld-linux-x86-64.so.2", &loader).unwrap();
+    let source = folder.join("says.c");
+    let code = "#include <stdio.h>\n#include <stdlib.h>\nint main(void) { \
+        puts(getenv(\"GHOSTMEM_RUN\") ? \"ours\" : \"not ours\"); \
+        puts(getenv(\"LD_PRELOAD\") ? getenv(\"LD_PRELOAD\") : \"none\"); return 0; }\n";
+    fs::write(&source, code).unwrap();
+    for (name, flag) in [
+        ("ours", String::from("-O1")),
+        (
+            "other",
+            format!("-Wl,--dynamic-linker={}", loader.display()),
+        ),
+    ] {
+        let mut compiler = Command::new("cc");
+        compiler.arg(flag).arg("-o").arg(folder.join(name));
+        assert!(compiler.arg(&source).status().unwrap().success());
+    }
+    let script = folder.join("script");
+    fs::write(&script, format!("#!{}\n", folder.join("other").display())).unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    let command = format!("cd {}; ./ours; ./other; ./script; ./ours", folder.display());
+    let output = run(&["--limit", "8M", "--", "sh", "-c", &command]);
+    let said = text(&output.stdout);
+    let words: Vec<&str> = said.lines().collect();
+    assert_eq!(text(&output.stderr), "");
+    assert_eq!(words.len(), 8, "{said}");
+    assert!(
+        words[0] == "ours" && words[1].ends_with("libghostmem_preload.so"),
+        "{said}"
+    );
+    assert_eq!(
+        words[2..6],
+        ["not ours", "none", "not ours", "none"],
+        "{said}"
+    );
+    assert!(words[6] == "ours" && words[7] == words[1], "{said}");
+
+    // Somebody else's: only root can become somebody.
+    let library = Path::new(words[1]);
+    let home = folder.join("home");
+    fs::create_dir(&home).unwrap();
+    let copy = home.join(library.file_name().unwrap());
+    fs::copy(library, &copy).unwrap();
+    fs::set_permissions(&home, fs::Permissions::from_mode(0o700)).unwrap();
+    let script = "import os, sys\n\
+        if os.getuid(): sys.exit(77)\n\
+        os.setgid(65534); os.setuid(65534)\n\
+        os.execv('/bin/sh', ['sh', '-c', 'echo ${GHOSTMEM_RUN-not ours} ${LD_PRELOAD-none}'])\n";
+    let output = Command::new(env!("CARGO_BIN_EXE_ghostmem"))
+        .args(["run", "--limit", "8M", "--", "python3", "-c", script])
+        .env("GHOSTMEM_PRELOAD", &copy)
+        .output()
+        .unwrap();
+    if output.status.code() == Some(77) {
+        println!("not root: another user's child is not tested");
+        return;
+    }
+    assert_eq!(text(&output.stderr), "");
+    assert_eq!(text(&output.stdout), "not ours none\n");
 }
 
 /// A daemon closes all descriptors and opens files of its own: the table is in none of them.

@@ -33,6 +33,14 @@ pub(crate) fn texts() -> Vec<Text> {
     found
 }
 
+/// The path of this library's file, as the loader has it: a C string.
+static OUR_FILE: AtomicUsize = AtomicUsize::new(0);
+
+/// Where the path of this library's file is; 0: not known.
+pub(crate) fn our_file() -> usize {
+    OUR_FILE.load(Ordering::Relaxed)
+}
+
 static OUR_START: AtomicUsize = AtomicUsize::new(0);
 static OUR_BYTES: AtomicUsize = AtomicUsize::new(0);
 
@@ -67,6 +75,7 @@ unsafe extern "C" fn visit_ours(
         {
             OUR_START.store(start, Ordering::Relaxed);
             OUR_BYTES.store(bytes, Ordering::Relaxed);
+            OUR_FILE.store(info.dlpi_name as usize, Ordering::Relaxed);
             return 1;
         }
     }

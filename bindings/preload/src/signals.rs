@@ -378,7 +378,7 @@ fn as_mask(bits: u32) -> u64 {
 
 /// A child of vfork(2) has its parent's memory but handlers of its own, until
 /// it executes a program or ends.
-fn in_vfork_child() -> bool {
+pub(crate) fn in_vfork_child() -> bool {
     call!(libc::SYS_getpid) != start::process() as Answer
 }
 

@@ -30,6 +30,8 @@ pub(crate) struct Thread {
     pub(crate) exec: Cell<usize>,
     /// Its length, bytes.
     pub(crate) exec_bytes: Cell<usize>,
+    /// The child of vfork(2) on this thread that is to be traced; 0: none.
+    pub(crate) to_trace: Cell<i32>,
     /// Bytes of small objects this thread allocated, less those it freed, that
     /// the heap was not told of yet.
     pub(crate) uncounted: Cell<isize>,

@@ -187,7 +187,8 @@ pub(crate) unsafe extern "C" fn pthread_create(
     // the heap. What libc allocates for them (the table of thread-local
     // storage) must not be ghost memory: they never take a fault.
     let current = thread::current();
-    let engine = current.inside.get() != 0 || objects::is_ours(body as usize);
+    let standard = body as usize == begin_standard as *const () as usize;
+    let engine = current.inside.get() != 0 || (objects::is_ours(body as usize) && !standard);
     let _inside = engine.then(|| Inside::new(current));
     let place = ordinary::allocate(size_of::<Start>(), align_of::<Start>(), false);
     let place = place.cast::<Start>();
@@ -211,6 +212,57 @@ pub(crate) unsafe extern "C" fn pthread_create(
         unsafe { ordinary::free(place.cast()) };
     }
     failed
+}
+
+/// What thrd_create(3) starts, and with what.
+struct Standard {
+    body: extern "C-unwind" fn(*mut c_void) -> c_int,
+    argument: *mut c_void,
+}
+
+/// thrd_create(3): a thread like any other, whose result is a number. libc's own
+/// makes one that would not be counted.
+///
+/// # Safety
+/// As the standard has it.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn thrd_create(
+    handle: *mut libc::pthread_t,
+    body: extern "C-unwind" fn(*mut c_void) -> c_int,
+    argument: *mut c_void,
+) -> c_int {
+    // threads.h: thrd_success, thrd_error, thrd_nomem.
+    const SUCCESS: c_int = 0;
+    const ERROR: c_int = 2;
+    const NO_MEMORY: c_int = 3;
+    let place = ordinary::allocate(size_of::<Standard>(), align_of::<Standard>(), false);
+    let place = place.cast::<Standard>();
+    if place.is_null() {
+        return NO_MEMORY;
+    }
+    // SAFETY: fresh memory of that size.
+    unsafe { place.write(Standard { body, argument }) };
+    // SAFETY: the caller's promise; `begin_standard` frees what it gets.
+    let failed = unsafe { pthread_create(handle, core::ptr::null(), begin_standard, place.cast()) };
+    if failed != 0 {
+        // SAFETY: no thread was made that could have it.
+        unsafe { ordinary::free(place.cast()) };
+    }
+    match failed {
+        0 => SUCCESS,
+        libc::ENOMEM | libc::EAGAIN => NO_MEMORY,
+        _ => ERROR,
+    }
+}
+
+extern "C-unwind" fn begin_standard(place: *mut c_void) -> *mut c_void {
+    let place = place.cast::<Standard>();
+    // SAFETY: `thrd_create` wrote it and gave it to this thread.
+    let start = unsafe { place.read() };
+    // SAFETY: read above, used by nobody else.
+    unsafe { ordinary::free(place.cast()) };
+    // thrd_join(3) takes the number back out of the pointer.
+    core::ptr::without_provenance_mut((start.body)(start.argument) as usize)
 }
 
 /// A stack in ghost memory holds the thread's control block too, which the

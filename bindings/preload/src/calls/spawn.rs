@@ -10,9 +10,9 @@ use ghostmem::fork::Call as ForkCall;
 
 use crate::guarded::{self, Touch, load, store};
 use crate::raw::{self, Answer, call, failed};
-use crate::{bounce, ghost, holds, start, thread};
+use crate::{bounce, ghost, holds, signals, start, thread};
 
-use super::{Call, Done, error, table};
+use super::{Call, Done, error, table, target};
 
 /// A string longer than this is refused by the kernel (`MAX_ARG_STRLEN`).
 const STRING_MAX: usize = 32 * 4096 + 1;
@@ -27,6 +27,10 @@ struct Strings {
     /// Bytes of all the strings, NULs included.
     bytes: usize,
     ghost: bool,
+    /// Our variable is among them.
+    has_us: bool,
+    /// Copies leave out what makes a program ours.
+    without_us: bool,
 }
 
 impl Strings {
@@ -36,6 +40,8 @@ impl Strings {
             count: 0,
             bytes: 0,
             ghost: array != 0 && ghost::is_ghost(array),
+            has_us: false,
+            without_us: false,
         };
         while array != 0 && strings.count < ENTRIES_MAX {
             let text = strings.get(strings.count)?;
@@ -43,6 +49,7 @@ impl Strings {
                 break;
             }
             strings.ghost |= ghost::is_ghost(text);
+            strings.has_us = strings.has_us || target::begins(text, target::OURS)?;
             strings.bytes += guarded::string_bytes(text, STRING_MAX)?;
             strings.count += 1;
         }
@@ -56,14 +63,27 @@ impl Strings {
     /// Copies array and strings to `at`; where it ends.
     fn copy(self, at: usize) -> Touch<usize> {
         let mut end = at + (self.count + 1) * size_of::<usize>();
+        let mut place = at;
         for index in 0..self.count {
             let text = self.get(index)?;
             let bytes = guarded::string_bytes(text, STRING_MAX)?;
+            if self.without_us && target::begins(text, target::OURS)? {
+                continue;
+            }
             guarded::copy(end, text, bytes)?;
-            store(at + index * size_of::<usize>(), end)?;
-            end += bytes;
+            let names_us = self.without_us && target::begins(text, target::PRELOAD)?;
+            let left = if names_us {
+                target::leave_out(end, bytes)
+            } else {
+                bytes
+            };
+            if left > 0 {
+                store(place, end)?;
+                place += size_of::<usize>();
+                end += left;
+            }
         }
-        store(at + self.count * size_of::<usize>(), 0_usize)?;
+        store(place, 0_usize)?;
         Ok(end.next_multiple_of(size_of::<usize>()))
     }
 
@@ -290,12 +310,43 @@ fn on_shared_memory(asked: Asked) -> Touch<Done> {
     Ok(Done::Asis)
 }
 
+/// A request of ptrace(2).
+pub(super) const PTRACE_TRACEME: usize = 0;
+
+/// ptrace's TRACEME. A traced child stops at each signal, those that bring pages in
+/// included; between vfork and exec its parent, the tracer, cannot go on to see
+/// that. There the request is made when the child executes a program.
+pub(super) fn trace_me() -> Done {
+    if !signals::in_vfork_child() {
+        return Done::Asis;
+    }
+    thread::current()
+        .to_trace
+        .set(call!(libc::SYS_getpid) as i32);
+    Done::With(0)
+}
+
+/// Makes the request that was put off.
+fn trace_now() {
+    let child = thread::current().to_trace.replace(0);
+    if child != 0 && child == call!(libc::SYS_getpid) as i32 {
+        let _as_asked = call!(libc::SYS_ptrace, PTRACE_TRACEME, 0, 0, 0);
+    }
+}
+
 /// execve, or execveat when `at` is given.
 pub(super) fn execve(args: [usize; 6], at: Option<()>) -> Touch<Done> {
     let (number, shift) = if at.is_some() { (322, 1) } else { (59, 0) };
     let path = args[shift];
-    let (argv, envp) = (Strings::of(args[shift + 1])?, Strings::of(args[shift + 2])?);
-    if !(ghost::is_ghost(path) || argv.ghost || envp.ghost) {
+    let (argv, mut envp) = (Strings::of(args[shift + 1])?, Strings::of(args[shift + 2])?);
+    let folder = if at.is_some() {
+        args[0]
+    } else {
+        libc::AT_FDCWD as usize
+    };
+    envp.without_us = envp.has_us && !target::takes_us(folder, path)?;
+    if !(ghost::is_ghost(path) || argv.ghost || envp.ghost || envp.without_us) {
+        trace_now();
         return Ok(Done::Asis);
     }
     let path_bytes = if path == 0 {
@@ -320,6 +371,7 @@ pub(super) fn execve(args: [usize; 6], at: Option<()>) -> Touch<Done> {
             end = strings.copy(end)?;
         }
     }
+    trace_now();
     let answer: Answer = raw::syscall(number, passed);
     Ok(Done::With(answer))
 }

@@ -1,0 +1,172 @@
+//! What a program is about to execute, and whether this library can be in it.
+//!
+//! The loader of another C library, or of another architecture, complains about a
+//! library that is not for it; so does ours about one that the program's user may
+//! not read. Such programs run without us, and nobody hears of it. This looks at no
+//! more than the kernel will: the file's first bytes, and where its loader is named.
+//!
+//! It runs between vfork and exec too: system calls and the stack only.
+
+use crate::guarded::{self, Touch};
+use crate::raw::{call, failed};
+
+/// The beginnings of the two variables that make a program ours.
+pub(super) const OURS: &[u8] = b"GHOSTMEM_RUN=";
+pub(super) const PRELOAD: &[u8] = b"LD_PRELOAD=";
+/// This library's file name.
+const LIBRARY: &[u8] = b"libghostmem_preload.so";
+
+/// Interpreters of interpreters followed, as the kernel does.
+const SCRIPTS_MAX: usize = 5;
+/// Room for a path, or the program headers of any program.
+const ROOM: usize = 512;
+
+const PT_INTERP: u32 = 3;
+const HEADER_BYTES: usize = 56;
+const MACHINE_X86_64: u16 = 62;
+
+/// Whether a string begins so.
+pub(super) fn begins(text: usize, with: &[u8]) -> Touch<bool> {
+    let mut start = [0_u8; 16];
+    let bytes = guarded::string_bytes(text, with.len())?;
+    guarded::copy(start.as_mut_ptr() as usize, text, bytes)?;
+    Ok(start.starts_with(with))
+}
+
+/// Takes our library out of a copy of the variable that names it; how long it is
+/// then, its NUL included, or 0 when it names nothing else. Names are separated by colons or spaces.
+pub(super) fn leave_out(copy: usize, bytes: usize) -> usize {
+    // SAFETY: a string that was just copied to memory of ours.
+    let text = unsafe { core::slice::from_raw_parts_mut(copy as *mut u8, bytes) };
+    let names = PRELOAD.len()..bytes.saturating_sub(1);
+    let separates = |byte: &u8| matches!(byte, b':' | b' ');
+    let (mut from, mut kept) = (names.start, names.start);
+    while from < names.end {
+        let length = text[from..names.end].iter().position(separates);
+        let end = length.map_or(names.end, |length| from + length);
+        if !text[from..end].ends_with(LIBRARY) && from < end {
+            if kept > names.start {
+                text[kept] = b':';
+                kept += 1;
+            }
+            text.copy_within(from..end, kept);
+            kept += end - from;
+        }
+        from = end + 1;
+    }
+    if kept == names.start {
+        return 0;
+    }
+    text[kept] = 0;
+    kept + 1
+}
+
+/// Whether the program at a path, the kernel's way, can have this library in it.
+/// `true` where nothing can be told: the call will say why it fails.
+pub(super) fn takes_us(folder: usize, path: usize) -> Touch<bool> {
+    if !can_read_us() {
+        return Ok(false);
+    }
+    if path == 0 {
+        return Ok(true);
+    }
+    let mut name = [0_u8; ROOM];
+    let bytes = guarded::string_bytes(path, ROOM)?;
+    if bytes == ROOM || bytes <= 1 {
+        return Ok(true);
+    }
+    guarded::copy(name.as_mut_ptr() as usize, path, bytes)?;
+    let mut folder = folder;
+    for _ in 0..SCRIPTS_MAX {
+        let flags = libc::O_RDONLY | libc::O_CLOEXEC | libc::O_NOCTTY | libc::O_NONBLOCK;
+        let file = call!(libc::SYS_openat, folder, name.as_ptr(), flags, 0);
+        if failed(file) {
+            return Ok(true);
+        }
+        let kind = look(file as usize, &mut name);
+        let _closed = call!(libc::SYS_close, file);
+        match kind {
+            Kind::Takes => return Ok(true),
+            Kind::Refuses => return Ok(false),
+            // Its interpreter is in `name` now.
+            Kind::Script => folder = libc::AT_FDCWD as usize,
+        }
+    }
+    Ok(true)
+}
+
+/// Whether the user that this process is now may read this library.
+fn can_read_us() -> bool {
+    let path = crate::objects::our_file();
+    if path == 0 {
+        return true;
+    }
+    // With the effective user's rights, as the loader will have them.
+    let folder = libc::AT_FDCWD;
+    let answer = call!(
+        libc::SYS_faccessat2,
+        folder,
+        path,
+        libc::R_OK,
+        libc::AT_EACCESS
+    );
+    answer != -(libc::EACCES as isize)
+}
+
+enum Kind {
+    Takes,
+    Refuses,
+    Script,
+}
+
+fn read_at(file: usize, place: &mut [u8], offset: usize) -> usize {
+    let bytes = place.len();
+    let got = call!(libc::SYS_pread64, file, place.as_mut_ptr(), bytes, offset);
+    usize::try_from(got).unwrap_or(0).min(bytes)
+}
+
+/// Looks at a file; a script's interpreter is put in `name`.
+fn look(file: usize, name: &mut [u8; ROOM]) -> Kind {
+    let mut start = [0_u8; 256];
+    let got = read_at(file, &mut start, 0);
+    if start.starts_with(b"#!") {
+        let line = start[2..got].split(|&byte| byte == b'\n').next();
+        let word = line.and_then(|line| {
+            let blank = |byte: &u8| matches!(byte, b' ' | b'\t');
+            line.split(blank).find(|word| !word.is_empty())
+        });
+        let Some(word) = word else {
+            return Kind::Takes;
+        };
+        name.fill(0);
+        name[..word.len()].copy_from_slice(word);
+        return Kind::Script;
+    }
+    if got < 64 || !start.starts_with(b"\x7fELF") {
+        return Kind::Takes;
+    }
+    let half = |at: usize| u16::from_le_bytes([start[at], start[at + 1]]);
+    // Class and machine: 64 bits, x86-64.
+    if start[4] != 2 || half(18) != MACHINE_X86_64 {
+        return Kind::Refuses;
+    }
+    let mut table = [0_u8; 8];
+    table.copy_from_slice(&start[32..40]);
+    let table = u64::from_le_bytes(table) as usize;
+    for index in 0..usize::from(half(56)).min(64) {
+        let mut header = [0_u8; HEADER_BYTES];
+        read_at(file, &mut header, table + index * usize::from(half(54)));
+        if header[..4] != PT_INTERP.to_le_bytes() {
+            continue;
+        }
+        let mut offset = [0_u8; 8];
+        offset.copy_from_slice(&header[8..16]);
+        let mut loader = [0_u8; 128];
+        read_at(file, &mut loader, u64::from_le_bytes(offset) as usize);
+        let loader = loader.split(|&byte| byte == 0).next().unwrap_or(&[]);
+        let glibc = loader.windows(9).any(|part| part == b"/ld-linux");
+        return if glibc { Kind::Takes } else { Kind::Refuses };
+    }
+    // No loader: nobody who could complain.
+    Kind::Takes
+}
