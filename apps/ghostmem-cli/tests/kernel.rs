@@ -128,3 +128,19 @@ fn the_malloc_family_says_what_is_in_use_and_gives_back() {
 fn a_child_that_is_to_be_traced_comes_to_its_exec() {
     check("traced", "4M", &[]);
 }
+
+#[test]
+fn a_process_ends_with_its_code_wherever_a_signal_came() {
+    let folder = scratch("exits");
+    let built = compile("exits", &folder);
+    for small in ["on", "off"] {
+        for seed in 1..=12 {
+            let mut command = Command::new("timeout");
+            command.args(["-s", "KILL", "60", env!("CARGO_BIN_EXE_ghostmem"), "run"]);
+            command.args(["--limit", "8M", "--small", small, "--stats", "--"]);
+            let output = command.arg(&built).arg(seed.to_string()).output().unwrap();
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(5), "{small} {seed}: {said}");
+        }
+    }
+}

@@ -6,8 +6,11 @@
 //! Functions that [`crate::entries`] redirects are called past that.
 
 use core::alloc::{GlobalAlloc, Layout};
+use core::cell::Cell;
 use core::ffi::{CStr, c_void};
 use core::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::thread;
 
 mod libc_names {
     use core::ffi::c_void;
@@ -136,20 +139,65 @@ pub(crate) unsafe fn usable_size(block: *mut c_void) -> usize {
     unsafe { usable_size(block) }
 }
 
+/// Bytes for what our own Rust code allocates while libc is left alone.
+const SCRATCH_BYTES: usize = 4 << 20;
+/// Where they are; 0: nowhere yet.
+static SCRATCH: AtomicUsize = AtomicUsize::new(0);
+
+/// From now on, what this thread's Rust code of ours allocates comes from memory
+/// that nobody gives back: the process is about to end. It may do so in a signal
+/// handler that came in the midst of libc's malloc, whose lock is taken then.
+pub(crate) fn leave_libc_alone() {
+    if let Some(base) = crate::bounce::map(SCRATCH_BYTES)
+        && SCRATCH
+            .compare_exchange(0, base, Ordering::AcqRel, Ordering::Relaxed)
+            .is_ok()
+    {
+        thread::current().scratch.set(base);
+    }
+}
+
+/// A piece of that memory, zeroed as it is used once; null when it is used up.
+fn from_scratch(next: &Cell<usize>, layout: Layout) -> *mut u8 {
+    let start = next.get().next_multiple_of(layout.align());
+    let end = start.saturating_add(layout.size());
+    if end > SCRATCH.load(Ordering::Acquire) + SCRATCH_BYTES {
+        return core::ptr::null_mut();
+    }
+    next.set(end);
+    start as *mut u8
+}
+
 /// The allocator of this library's own Rust code: never the ghost heap.
 struct Ordinary;
 
-// SAFETY: glibc's malloc family, unchanged.
+// SAFETY: glibc's malloc family, unchanged, or pieces of a mapping given out once.
 unsafe impl GlobalAlloc for Ordinary {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let next = &thread::current().scratch;
+        if next.get() != 0 {
+            return from_scratch(next, layout);
+        }
         allocate(layout.size(), layout.align(), false).cast()
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        let next = &thread::current().scratch;
+        if next.get() != 0 {
+            return from_scratch(next, layout);
+        }
         allocate(layout.size(), layout.align(), true).cast()
     }
 
     unsafe fn dealloc(&self, block: *mut u8, _layout: Layout) {
+        let scratch = SCRATCH.load(Ordering::Acquire);
+        // What libc gave before stays, too, while its lock may be taken.
+        if scratch != 0
+            && ((block as usize).wrapping_sub(scratch) < SCRATCH_BYTES
+                || thread::current().scratch.get() != 0)
+        {
+            return;
+        }
         // SAFETY: the caller's promise: from `alloc`, no longer used.
         unsafe { free(block.cast()) };
     }

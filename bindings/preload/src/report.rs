@@ -18,7 +18,7 @@ use crate::patch;
 use crate::raw::{call, failed, say};
 use crate::settings::Settings;
 use crate::thread::{self, Inside};
-use crate::{ghost, start};
+use crate::{ghost, ordinary, start};
 
 /// Stands for the process's number in the name of the file.
 const PROCESS: &[u8] = b"%p";
@@ -81,6 +81,7 @@ pub(crate) fn at_exit() {
     }
     let Some(heap) = ghost::heap() else { return };
     let _inside = Inside::new(thread::current());
+    ordinary::leave_libc_alone();
     ghost::tell(thread::current());
     let figures = Figures {
         peak_rss: peak_rss_bytes().unwrap_or(0),

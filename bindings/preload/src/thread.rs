@@ -30,6 +30,9 @@ pub(crate) struct Thread {
     pub(crate) exec: Cell<usize>,
     /// Its length, bytes.
     pub(crate) exec_bytes: Cell<usize>,
+    /// Where this thread's next allocation of our own Rust code goes, for the rest
+    /// of the process; 0: to libc. See [`crate::ordinary::leave_libc_alone`].
+    pub(crate) scratch: Cell<usize>,
     /// The child of vfork(2) on this thread that is to be traced; 0: none.
     pub(crate) to_trace: Cell<i32>,
     /// Bytes of small objects this thread allocated, less those it freed, that
