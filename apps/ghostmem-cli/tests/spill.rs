@@ -211,10 +211,14 @@ fn what_cannot_work_is_refused_in_one_line() {
     };
     refused(
         &["run", "--spill", "/no/such/folder", "--", "true"],
-        2,
+        125,
         "/no/such/folder",
     );
-    refused(&["run", "--spill-limit", "1G", "--", "true"], 2, "--spill");
+    refused(
+        &["run", "--spill-limit", "1G", "--", "true"],
+        125,
+        "--spill",
+    );
     // A folder that takes no files.
     refused(
         &["run", "--spill", "/proc/self", "--", "true"],
