@@ -493,6 +493,77 @@ pub(crate) fn pending(args: [usize; 6]) -> Touch<Done> {
     Ok(Done::With(answer))
 }
 
+/// rt_sigtimedwait: what was sent while it was blocked is taken from here.
+pub(crate) fn wait(args: [usize; 6]) -> Touch<Done> {
+    let [set, info, timeout, bytes, ..] = args;
+    if set == 0 || bytes != 8 {
+        return Ok(Done::Asis);
+    }
+    let mask: u64 = guarded::load(set)?;
+    let time: Option<[u64; 2]> = load_if(timeout)?;
+    let thread = thread::current();
+    let wanted = ours_of(mask);
+    if wanted == 0 && ![set, info, timeout].into_iter().any(ghost::is_ghost) {
+        return Ok(Done::Asis);
+    }
+    if let Some(signal) = taken(thread, wanted, info)? {
+        return Ok(Done::With(signal));
+    }
+    let mut got = [0_u64; INFO_WORDS];
+    let time = time
+        .as_ref()
+        .map_or(0, |time| core::ptr::from_ref(time) as usize);
+    let answer = call!(
+        libc::SYS_rt_sigtimedwait,
+        &raw const mask,
+        got.as_mut_ptr(),
+        time,
+        8
+    );
+    if failed(answer) {
+        // One of ours came: the kernel does not know that it is blocked.
+        if let Some(signal) = taken(thread, wanted, info)? {
+            return Ok(Done::With(signal));
+        }
+    } else {
+        store_if(info, got)?;
+    }
+    Ok(Done::With(answer))
+}
+
+/// Takes one of the signals that wait here, if it is among these.
+fn taken(thread: &Thread, wanted: u32, info: usize) -> Touch<Option<Answer>> {
+    let found = thread.pending.get() & wanted;
+    if found == 0 {
+        return Ok(None);
+    }
+    let place = found.trailing_zeros() as usize;
+    thread.pending.set(thread.pending.get() & !(1 << place));
+    let mut words = [0_u64; INFO_WORDS];
+    for (word, kept) in words.iter_mut().zip(&thread.pending_info[place]) {
+        *word = kept.get();
+    }
+    store_if(info, words)?;
+    Ok(Some(OURS[place] as Answer))
+}
+
+/// Another mask for the time of a call, as far as it has our signals. Says whether
+/// one that waited came by it: the call is then over before it began.
+pub(crate) fn with_mask(mask: u64, call: impl FnOnce() -> Answer) -> Answer {
+    let thread = thread::current();
+    let before = thread.blocked.get();
+    let meanwhile = ours_of(mask);
+    let due = thread.pending.get() & !meanwhile != 0;
+    set_blocked(thread, meanwhile);
+    let answer = if due {
+        -(libc::EINTR as Answer)
+    } else {
+        call()
+    };
+    set_blocked(thread, before);
+    answer
+}
+
 /// rt_sigprocmask in engine code. What it blocks passes to the threads it
 /// starts, and libc blocks everything while it starts one: ours stay open, as
 /// what libc reads then (the locale) may be absent. `None`: as it is.

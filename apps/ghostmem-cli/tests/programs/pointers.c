@@ -16,6 +16,7 @@
 #include <sys/ioctl.h>
 #include <sys/ipc.h>
 #include <sys/klog.h>
+#include <sys/mman.h>
 #include <sys/msg.h>
 #include <sys/prctl.h>
 #include <sys/sem.h>
@@ -113,6 +114,17 @@ static void kernel_objects(void) {
     long fd = syscall(SYS_bpf, BPF_PROG_LOAD, &attribute, sizeof attribute);
     CHECK(fd >= 0 || errno == EPERM || errno == ENOSYS);
     if (fd >= 0) close((int)fd);
+    /* More of a block than is held at first. */
+    int many = 60000;
+    code = ghost(sizeof *code * many);
+    for (int i = 0; i < many - 1; i++) code[i] = (struct bpf_insn){.code = BPF_ALU64 | BPF_MOV | BPF_K, .dst_reg = 0, .imm = i};
+    code[many - 1] = (struct bpf_insn){.code = BPF_JMP | BPF_EXIT};
+    attribute.insn_cnt = many;
+    attribute.insns = (size_t)code;
+    evict();
+    long long_one = syscall(SYS_bpf, BPF_PROG_LOAD, &attribute, sizeof attribute);
+    CHECK(long_one >= 0 || fd < 0);
+    if (long_one >= 0) close((int)long_one);
 
     /* A structure that says its own length. */
     struct { unsigned size, policy; unsigned long flags; int nice, priority; unsigned long r, d, p; unsigned lo, hi; char more[64]; } *s = ghost(sizeof *s);
@@ -165,12 +177,22 @@ static void other_memory(void) {
     for (int i = 0; i < 3 << 20; i += 512) out[i] = (char)(i >> 9);
     int fds[2], more[2];
     CHECK(pipe(fds) == 0 && pipe(more) == 0);
+    char *plain = mmap(0, 3 << 20, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    CHECK(plain != MAP_FAILED);
+    memcpy(plain, out, 3 << 20);
     pid_t child = fork();
     if (child == 0) { char c; read(fds[0], &c, 1); _exit(c == 'e' ? 4 : 5); }
     /* From the child's memory, which is at the same place, into ours. */
     struct iovec here[2] = {{in, 50000}, {in + 100000, 50000}}, there = {prepare, 100};
     evict();
     CHECK(process_vm_readv(child, here, 2, &there, 1, 0) == 100 && memcmp(in, prepare, 100) == 0);
+    /* And as much as a stand-in takes. */
+    struct iovec large = {in, 3 << 20}, from = {plain, 3 << 20};
+    memset(in, 0, 3 << 20);
+    evict();
+    CHECK(process_vm_readv(child, &large, 1, &from, 1, 0) == 3 << 20 && memcmp(in, plain, 3 << 20) == 0);
+    memset(in, 0x77, 3 << 20);
+    munmap(plain, 3 << 20);
     CHECK(write(fds[1], "e", 1) == 1);
     int *status = ghost(4);
     *status = 0x5a5a5a5a;

@@ -2,6 +2,7 @@
  * handlers. Each part runs in a child, whose end is looked at. */
 #define _GNU_SOURCE
 #include "ghosts.h"
+#include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <sys/mman.h>
@@ -64,6 +65,38 @@ static void held_back(void) {
     set(SIGBUS, counts, SA_SIGINFO, 0);
     CHECK(raise(SIGBUS) == 0 && calls == 1 && sigrelse(SIGBUS) == 0 && calls == 2);
 }
+/* Waited for, before and after it was sent. */
+static void *sends(void *thread) {
+    usleep(100000);
+    pthread_kill(*(pthread_t *)thread, SIGBUS);
+    return 0;
+}
+static void waited_for(void) {
+    set(SIGSEGV, counts, SA_SIGINFO, 0);
+    set(SIGBUS, counts, SA_SIGINFO, 0);
+    block(SIG_BLOCK, SIGSEGV);
+    block(SIG_BLOCK, SIGBUS);
+    sigset_t s;
+    sigemptyset(&s);
+    sigaddset(&s, SIGSEGV);
+    sigaddset(&s, SIGBUS);
+    siginfo_t *info = ghost(sizeof *info);
+    union sigval v = {.sival_int = 43};
+    CHECK(sigqueue(getpid(), SIGSEGV, v) == 0);
+    evict();
+    CHECK(sigwaitinfo(&s, info) == SIGSEGV && info->si_value.sival_int == 43 && !waiting(SIGSEGV));
+    pthread_t t, self = pthread_self();
+    CHECK(pthread_create(&t, 0, sends, &self) == 0);
+    int got = 0;
+    CHECK(sigwait(&s, &got) == 0 && got == SIGBUS && calls == 0);
+    CHECK(pthread_join(t, 0) == 0);
+    /* A mask for the time of a wait lets it through. */
+    CHECK(raise(SIGSEGV) == 0 && calls == 0);
+    sigset_t none;
+    sigemptyset(&none);
+    CHECK(sigsuspend(&none) == -1 && errno == EINTR && calls == 1 && !waiting(SIGSEGV));
+    CHECK(raise(SIGSEGV) == 0 && calls == 1 && waiting(SIGSEGV));
+}
 static void masks(void) {
     set(SIGSEGV, jumps_with_mask, 0, 1);
     for (int i = 0; i < 3; i++) if (!sigsetjmp(back, 1)) { *bad = 1; CHECK(0); }
@@ -94,7 +127,7 @@ int main(int argc, char **argv) {
     CHECK(argc == 3);
     prepare(argv[2]);
     struct { void (*body)(void); int end; } parts[] = {
-        {in_its_handler, SIGSEGV}, {no_defer, 9 << 8}, {reset, SIGSEGV}, {blocked_fault, SIGSEGV},
+        {waited_for, 0}, {in_its_handler, SIGSEGV}, {no_defer, 9 << 8}, {reset, SIGSEGV}, {blocked_fault, SIGSEGV},
         {ignored_fault, SIGSEGV}, {held_back, 0}, {masks, 0}, {fetches, 0}, {keys, 0},
     };
     for (unsigned i = 0; i < sizeof parts / sizeof *parts; i++) {

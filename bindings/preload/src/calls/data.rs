@@ -311,6 +311,46 @@ fn in_pieces(
     }
 }
 
+/// process_vm_readv, process_vm_writev: our side by way of a stand-in.
+pub(super) fn other_memory(number: usize, args: [usize; 6]) -> Touch<Done> {
+    let [process, list, count, their_list, their_count, flags] = args;
+    if count > VECTORS_MAX || their_count > VECTORS_MAX {
+        return Ok(Done::Asis);
+    }
+    let (ours, theirs) = (
+        Vectors::new(list, count),
+        Vectors::new(their_list, their_count),
+    );
+    let own = call!(libc::SYS_getpid) as usize == process;
+    if own && theirs.any_ghost()? {
+        // Both sides are here.
+        return super::held::scanned(number, args, &[1, 3]);
+    }
+    if !(ours.any_ghost()? || ghost::is_ghost(their_list)) {
+        return Ok(Done::Asis);
+    }
+    let bytes = ours.total()?.min(most_bytes());
+    let list_bytes = their_count * size_of::<Vector>();
+    let Some(mut lease) = Lease::new(bytes + list_bytes + 128) else {
+        return Ok(error(libc::ENOMEM));
+    };
+    let (Some(place), Some(names)) = (lease.carve(bytes), lease.carve(list_bytes)) else {
+        return Ok(error(libc::ENOMEM));
+    };
+    guarded::copy(names, their_list, list_bytes)?;
+    let reading = number == 310;
+    if !reading {
+        ours.copy(0, place, bytes, true)?;
+    }
+    let one = Vector { base: place, bytes };
+    let one = (&raw const one) as usize;
+    let answer = raw::syscall(number, [process, one, 1, names, their_count, flags]);
+    if reading && !failed(answer) {
+        ours.copy(0, place, (answer as usize).min(bytes), false)?;
+    }
+    Ok(Done::With(answer))
+}
+
 /// vmsplice: into a pipe, the kernel keeps the pages until they are read, so
 /// they are pages that nobody uses again; out of one, it copies.
 pub(super) fn spliced(args: [usize; 6]) -> Touch<Done> {

@@ -30,7 +30,8 @@ const RANGES_MAX: usize = 16;
 const DEPTH: usize = 2;
 /// Words of a structure that are searched.
 const WORDS: usize = 64;
-/// The most of one block that is held, and the least.
+/// The most of one block that is held at first, and the least. A call that finds it
+/// too little (`EFAULT`) is made again with a quarter of the limit.
 const MOST_BYTES: usize = 1 << 20;
 const LEAST_BYTES: usize = 64 << 10;
 /// Small objects are at most this long.
@@ -44,15 +45,20 @@ struct Ranges {
     pins: [MaybeUninit<Pinned>; RANGES_MAX],
     bounds: [(usize, usize); RANGES_MAX],
     count: usize,
+    /// The most of one block, and whether a block had more.
+    most: usize,
+    cut: bool,
 }
 
 /// The limit has no room for what a call needs.
 struct NoRoom;
 
 impl Ranges {
-    fn new(heap: &'static Heap) -> Self {
+    fn new(heap: &'static Heap, most: usize) -> Self {
         Self {
             heap,
+            most,
+            cut: false,
             pins: [const { MaybeUninit::uninit() }; RANGES_MAX],
             bounds: [(0, 0); RANGES_MAX],
             count: 0,
@@ -82,10 +88,12 @@ impl Ranges {
             return Ok(());
         }
         let start = address & !(PAGE - 1);
-        let limit = self.heap.stats().resident_limit_bytes;
-        let most = ((limit / 16) & !(PAGE - 1)).clamp(LEAST_BYTES, MOST_BYTES);
         let mut bytes = match self.heap.pages_around(address) {
-            Some((block, bytes)) => (block + bytes - start).min(most),
+            Some((block, bytes)) => {
+                let behind = block + bytes - start;
+                self.cut |= behind > self.most;
+                behind.min(self.most)
+            }
             None => SMALL_BYTES + PAGE,
         };
         // What is protected is in memory, and the kernel is to find it protected.
@@ -161,7 +169,37 @@ fn held(number: usize, args: [usize; 6], arguments: &[usize], depth: usize) -> T
     let Some(heap) = ghost::heap() else {
         return Ok(Done::Asis);
     };
-    let mut ranges = Ranges::new(heap);
+    let limit = heap.stats().resident_limit_bytes;
+    let most = ((limit / 16) & !(PAGE - 1)).clamp(LEAST_BYTES, MOST_BYTES);
+    let done = with_held(heap, most, number, args, arguments, depth);
+    match done {
+        // More than was held is used.
+        Held {
+            done: Done::With(answer),
+            cut: true,
+        } if answer == -(libc::EFAULT as isize) => {
+            let most = (limit / 4) & !(PAGE - 1);
+            Ok(with_held(heap, most, number, args, arguments, depth).done)
+        }
+        held => Ok(held.done),
+    }
+}
+
+/// What became of a call, and whether a block had more than was held of it.
+struct Held {
+    done: Done,
+    cut: bool,
+}
+
+fn with_held(
+    heap: &'static Heap,
+    most: usize,
+    number: usize,
+    args: [usize; 6],
+    arguments: &[usize],
+    depth: usize,
+) -> Held {
+    let mut ranges = Ranges::new(heap, most);
     let thread = thread::current();
     for &argument in arguments {
         let address = args[argument];
@@ -172,15 +210,23 @@ fn held(number: usize, args: [usize; 6], arguments: &[usize], depth: usize) -> T
             Ok(())
         };
         if held.and_then(|()| ranges.search(address, depth)).is_err() {
-            return Ok(error(libc::ENOMEM));
+            return Held {
+                done: error(libc::ENOMEM),
+                cut: false,
+            };
         }
     }
     if ranges.count == 0 {
-        return Ok(Done::Asis);
+        return Held {
+            done: Done::Asis,
+            cut: false,
+        };
     }
     let answer = raw::syscall(number, args);
-    drop(ranges);
-    Ok(Done::With(answer))
+    Held {
+        done: Done::With(answer),
+        cut: ranges.cut,
+    }
 }
 
 /// set_tid_address, set_robust_list, rseq: the kernel uses the memory whenever

@@ -14,12 +14,12 @@ pub(super) fn suspend(args: [usize; 6]) -> Touch<Done> {
     if mask == 0 || bytes != size_of::<u64>() {
         return Ok(Done::Asis);
     }
-    let mask = signals::without_ours(load(mask)?);
-    Ok(Done::With(call!(
-        libc::SYS_rt_sigsuspend,
-        &raw const mask,
-        bytes
-    )))
+    let asked = load(mask)?;
+    let mask = signals::without_ours(asked);
+    let answer = signals::with_mask(asked, || {
+        call!(libc::SYS_rt_sigsuspend, &raw const mask, bytes)
+    });
+    Ok(Done::With(answer))
 }
 
 /// A mask argument with our signals taken out, in a place of ours.

@@ -202,7 +202,6 @@ pub(crate) const fn plain(number: usize) -> Option<&'static [Pointer]> {
         118 | 120 => const { &[Out(0, WORD), Out(1, WORD), Out(2, WORD)] }, // getresuid, getresgid
         125 => const { &[Always(0, Bytes(8)), Out(1, Bytes(24))] },    // capget
         126 => const { &[Always(0, Bytes(8)), In(1, Bytes(24))] },     // capset
-        128 => const { &[In(0, SIGNAL_SET), Out(1, SIGNAL_INFO), In(2, TIME)] }, // rt_sigtimedwait
         129 => const { &[In(2, SIGNAL_INFO)] },                        // rt_sigqueueinfo
         297 => const { &[In(3, SIGNAL_INFO)] },                        // rt_tgsigqueueinfo
         424 => const { &[In(2, SIGNAL_INFO)] },                        // pidfd_send_signal
@@ -314,7 +313,6 @@ const fn held(number: usize) -> Option<Treatment> {
         246 => HeldDeep(&[2]),            // kexec_load
         248 | 249 => HeldDeep(&[0, 1, 2, 3]), // add_key, request_key
         250 => HeldDeep(&[1, 2, 3, 4]),   // keyctl
-        310 | 311 => HeldDeep(&[1, 3]),   // process_vm_readv, process_vm_writev
         317 => HeldDeep(&[2]),            // seccomp
         321 => HeldDeep(&[1]),            // bpf
         426 => HeldDeep(&[4]),            // io_uring_enter
@@ -353,7 +351,7 @@ const fn looked_at(number: usize) -> bool {
             | 5 | 32 | 72 | 262 | 332 // fstat, dup, fcntl, newfstatat, statx: likewise
             | 78 | 217     // getdents, getdents64: likewise
             | MMAP         // where it is redirected at all
-            | 13 | 14 | 127 // rt_sigaction, rt_sigprocmask, rt_sigpending
+            | 13 | 14 | 127 | 128 // rt_sigaction, rt_sigprocmask, rt_sigpending, rt_sigtimedwait
             | 16            // ioctl: what its structure points to
             | 19 | 20 | 278 | 295 | 296 | 327 | 328 // readv, writev, vmsplice, preadv, pwritev, *2
             | 46 | 47 | 299 | 307               // sendmsg, recvmsg, recvmmsg, sendmmsg
@@ -366,6 +364,7 @@ const fn looked_at(number: usize) -> bool {
             | 60 | 231      // exit, exit_group
             | 270 | 271     // pselect6, ppoll
             | 281 | 441     // epoll_pwait, epoll_pwait2
+            | 310 | 311     // process_vm_readv, process_vm_writev
             | 449           // futex_waitv
             | URING_SETUP
             | IO_SETUP
