@@ -114,7 +114,14 @@ static void kernel_objects(void) {
     long fd = syscall(SYS_bpf, BPF_PROG_LOAD, &attribute, sizeof attribute);
     CHECK(fd >= 0 || errno == EPERM || errno == ENOSYS);
     if (fd >= 0) close((int)fd);
-    /* More of a block than is held at first. */
+    /* More of a block than is held at first, twice. */
+    int count = 100000, *where = ghost(count * sizeof *where);
+    void **pages = ghost(count * sizeof *pages);
+    for (int i = 0; i < count; i++) pages[i] = &attribute;
+    where[count - 1] = 0x5a5a;
+    evict();
+    CHECK(syscall(SYS_move_pages, 0, count, pages, NULL, where, 0) == 0 || errno == ENOSYS || errno == EPERM);
+    CHECK(errno == ENOSYS || errno == EPERM || where[count - 1] >= 0 && where[count - 1] < 0x1000);
     int many = 60000;
     code = ghost(sizeof *code * many);
     for (int i = 0; i < many - 1; i++) code[i] = (struct bpf_insn){.code = BPF_ALU64 | BPF_MOV | BPF_K, .dst_reg = 0, .imm = i};
