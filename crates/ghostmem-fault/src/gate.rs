@@ -27,7 +27,7 @@ pub struct Gate {
     inside: [[Counter; SHARDS]; 2],
     /// [`thread::key`] of the thread that froze the gate, or 0.
     frozen_by: AtomicU64,
-    /// The kernel's id of that thread, or 0.
+    /// The kernel's id of that thread, known from before the gate is frozen.
     frozen_by_id: AtomicU32,
     waiting: Lock<()>,
 }
@@ -154,19 +154,13 @@ impl Gate {
     /// forked while the gate is frozen, the gate is as it is in the parent:
     /// nobody inside, no waiter half-way.
     pub fn freeze(&self) {
-        let me = thread::key() as u64;
-        let mut tries = 0;
-        while self
-            .frozen_by
-            .compare_exchange(0, me, Ordering::SeqCst, Ordering::Relaxed)
-            .is_err()
-        {
-            futex::pause(tries);
-            tries = tries.saturating_add(1);
-        }
-        self.frozen_by_id.store(thread::tid(), Ordering::SeqCst);
-        // Kept until `thaw`: a fork must not copy somebody else's turn.
+        // Kept until `thaw`: one thread at a time, and a fork must not copy somebody
+        // else's turn.
         self.waiting.take_for_fork();
+        // First: this thread's stack may be absent as soon as the gate is frozen, and
+        // is served then by whoever can tell it from others.
+        self.frozen_by_id.store(thread::tid(), Ordering::SeqCst);
+        self.frozen_by.store(thread::key() as u64, Ordering::SeqCst);
         self.drain();
     }
 
@@ -181,10 +175,9 @@ impl Gate {
 
     /// Opens a gate again that the calling thread froze.
     pub fn thaw(&self) {
-        self.waiting.release_after_fork();
-        self.frozen_by_id.store(0, Ordering::SeqCst);
         self.frozen_by.store(0, Ordering::SeqCst);
         futex::wake_all(&self.frozen_by);
+        self.waiting.release_after_fork();
     }
 }
 
@@ -218,6 +211,25 @@ mod tests {
             left.store(true, Ordering::SeqCst);
             drop(inside);
             waiter.join().unwrap();
+        });
+    }
+
+    #[cfg(not(windows))]
+    #[test]
+    fn a_frozen_gate_never_keeps_out_who_works_for_the_thread_that_froze_it() {
+        let gate = Gate::new();
+        let (id, over) = (thread::tid(), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(Ordering::SeqCst) {
+                    assert!(gate.enter_for(id).is_some(), "its fault goes on for ever");
+                }
+            });
+            for _ in 0..20_000 {
+                gate.freeze();
+                gate.thaw();
+            }
+            over.store(true, Ordering::SeqCst);
         });
     }
 
