@@ -384,16 +384,88 @@ pub(crate) fn on_message(uffd: &Uffd, message: &FaultMessage) -> Verdict {
         };
         // The thread that froze the gate is about to fork: it must not go on
         // before all is done here, with the page in place and its word not.
-        uffd.hold_wakes(frozen);
+        let held = frozen.then(|| uffd.hold_wakes());
+        let before = uffd.wakes();
         let verdict = attempt(message.address, refine, |lease, dispatch| {
             resolve(dispatch, lease);
         });
-        uffd.hold_wakes(false);
+        // What others hold for that thread keeps this one's asleep, too.
+        let woken = before.are_free() && uffd.wakes() == before;
+        drop(held);
         drop(inside);
         match verdict {
             // Woken once more, by the caller.
-            Some(Verdict::Resolved) if frozen => Verdict::Retry,
+            Some(Verdict::Resolved) if !woken => Verdict::Retry,
             verdict => verdict.unwrap_or(Verdict::Retry),
         }
     })
+}
+
+#[cfg(all(test, not(windows)))]
+mod tests {
+    use super::*;
+    use ghostmem_os::map::{Access, Reservation};
+
+    /// Resolves each fault while another thread serves the one that forks.
+    struct Beside(&'static Uffd);
+
+    impl FaultSink for Beside {
+        fn on_fault(&self, fault: &Fault, _: &mut Scratch) -> Verdict {
+            let held = (fault.page == 1).then(|| self.0.hold_wakes());
+            drop(held);
+            Verdict::Resolved
+        }
+
+        fn try_before_fork(&self) -> bool {
+            true
+        }
+
+        fn cancel_fork(&self) {}
+
+        fn copy_for_fork(&self) -> Result<(), OsError> {
+            Ok(())
+        }
+
+        fn after_fork_in_parent(&self) {}
+
+        fn after_fork_in_child(&self) {}
+
+        fn give_to_monitor_in_child(&self) {}
+
+        fn restart_threads_in_child(&self) {}
+    }
+
+    #[test]
+    fn whoever_may_not_have_been_woken_is_woken_by_the_monitor() {
+        static UFFD: OnceLock<Uffd> = OnceLock::new();
+        let Ok(opened) = crate::backend::open_monitor() else {
+            eprintln!("SKIPPED: this machine gives no userfaultfd");
+            return;
+        };
+        let uffd = UFFD.get_or_init(|| opened);
+        let home = Reservation::new(GRANULE, GRANULE, Access::ReadWrite).unwrap();
+        let span = home.span(0, GRANULE).unwrap();
+        let sink = MapArc::new(Beside(uffd)).unwrap();
+        let registration = register(span, 0, &[], sink).unwrap();
+        let on_page = |page: usize| {
+            let message = FaultMessage {
+                address: span.base() + page * PAGE_SIZE,
+                write: false,
+                protected: false,
+                thread: thread::tid(),
+            };
+            on_message(uffd, &message)
+        };
+        assert_eq!(on_page(0), Verdict::Resolved);
+        // Its page may have been put in place by a call that wakes nobody.
+        assert_eq!(on_page(1), Verdict::Retry);
+        // Two threads serve the one that forks: the first to end wakes nobody.
+        let (first, second) = (uffd.hold_wakes(), uffd.hold_wakes());
+        drop(first);
+        assert!(!uffd.wakes().are_free());
+        assert_eq!(on_page(0), Verdict::Retry);
+        drop(second);
+        assert_eq!(on_page(0), Verdict::Resolved);
+        drop(registration);
+    }
 }

@@ -11,7 +11,7 @@
 //! A descriptor speaks for the process that opened it, so a child that inherits
 //! one would change its parent's memory: such calls are refused (`EPERM`).
 
-use core::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use core::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
 use crate::calls;
 use crate::descriptor::{close, out_of_the_way};
@@ -147,11 +147,38 @@ pub struct Uffd {
     /// descriptor that a range is registered with wakes those who wait there.
     lanes: [AtomicI32; LANES_MAX],
     /// See [`Uffd::hold_wakes`].
-    wakes_held: AtomicBool,
+    held: AtomicU64,
 }
 
 /// Most lanes beside the first descriptor.
 const LANES_MAX: usize = 7;
+
+/// Wakes are held so many times just now, and how often they ever were.
+const HELD_NOW: u64 = HELD_BEFORE - 1;
+const HELD_BEFORE: u64 = 1 << 32;
+
+/// Holding wakes ([`Uffd::hold_wakes`]); dropping it lets them go.
+#[derive(Debug)]
+#[must_use]
+pub struct HeldWakes<'a>(&'a Uffd);
+
+impl Drop for HeldWakes<'_> {
+    fn drop(&mut self) {
+        self.0.held.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Whether wakes are held, and how often they were ([`Uffd::wakes`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wakes(u64);
+
+impl Wakes {
+    /// Whether nobody holds wakes.
+    #[must_use]
+    pub const fn are_free(self) -> bool {
+        self.0 & HELD_NOW == 0
+    }
+}
 
 impl Uffd {
     /// Opens a descriptor from `source` with exactly `features` switched on.
@@ -192,7 +219,7 @@ impl Uffd {
         Self {
             fd: AtomicI32::new(fd),
             lanes: [const { AtomicI32::new(-1) }; LANES_MAX],
-            wakes_held: AtomicBool::new(false),
+            held: AtomicU64::new(0),
         }
     }
 
@@ -225,8 +252,10 @@ impl Uffd {
         }
     }
 
-    /// Takes over `fresh`'s descriptors and closes the old ones.
+    /// Takes over `fresh`'s descriptors and closes the old ones. For a forked child,
+    /// which has none of the threads that may have held wakes.
     pub fn replace(&self, fresh: Self) {
+        self.held.store(0, Ordering::SeqCst);
         for (old, new) in self.descriptors().zip(fresh.descriptors()) {
             let new = new.swap(-1, Ordering::AcqRel);
             close(old.swap(new, Ordering::AcqRel));
@@ -350,18 +379,24 @@ impl Uffd {
         }
     }
 
-    /// Whether pages that are put in place or opened leave the threads that wait
-    /// for them asleep, until [`Uffd::wake`] (message mode).
-    pub fn hold_wakes(&self, hold: bool) {
-        // A look first: almost always nothing is to be changed, and all threads
-        // share the line.
-        if self.wakes_held.load(Ordering::Relaxed) != hold {
-            self.wakes_held.store(hold, Ordering::Relaxed);
-        }
+    /// As long as the answer lives, pages that are put in place or opened leave the
+    /// threads that wait for them asleep, until [`Uffd::wake`] (message mode): also
+    /// those that other threads put in place ([`Uffd::wakes`]).
+    pub fn hold_wakes(&self) -> HeldWakes<'_> {
+        self.held.fetch_add(HELD_BEFORE | 1, Ordering::SeqCst);
+        HeldWakes(self)
+    }
+
+    /// Where this is the same before and after a page was put in place, and wakes
+    /// [are free](Wakes::are_free), whoever waited for the page was woken. Otherwise
+    /// that is not known.
+    #[must_use]
+    pub fn wakes(&self) -> Wakes {
+        Wakes(self.held.load(Ordering::SeqCst))
     }
 
     fn quiet(&self, mode: u64) -> u64 {
-        if self.wakes_held.load(Ordering::Relaxed) {
+        if self.held.load(Ordering::SeqCst) & HELD_NOW != 0 {
             mode
         } else {
             0
