@@ -1,19 +1,20 @@
 //! Putting pages in place, protecting them and taking them away: the same
 //! verbs for every backend.
 
+use core::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::OnceLock;
 
 use ghostmem_os::descriptor::Spare;
 use ghostmem_os::error::ENOSYS;
 use ghostmem_os::ghost::read_page;
 use ghostmem_os::guard::{self, FileMap};
-use ghostmem_os::lock::Lock;
 use ghostmem_os::map::{self, Span};
 use ghostmem_os::ranges::{self, DROP_RANGES_MAX, DropRange, NO_RANGE, drop_range, drop_ranges};
 use ghostmem_os::signal::Sign;
 use ghostmem_os::uffd::{FEATURE_SIGBUS, FEATURE_THREAD_ID, FEATURE_WP, Installed, Source, Uffd};
 use ghostmem_os::{OsError, PAGE_SIZE, machine};
 
+use crate::die::die;
 use crate::groups::Groups;
 use crate::kind::{BackendKind, Home};
 use crate::monitor::Monitor;
@@ -71,7 +72,7 @@ pub(crate) fn reopen_in_child() {
     for uffd in opened() {
         match open_inline() {
             Ok(fresh) => uffd.replace(fresh),
-            Err(error) => crate::die::die("a forked child cannot open userfaultfd", error.errno),
+            Err(error) => die("a forked child cannot open userfaultfd", error.errno),
         }
     }
     if opened().next().is_some() {
@@ -143,11 +144,49 @@ enum Mechanism {
         map: FileMap,
         /// Which parts have markers; `None` where pages are closed by mprotect(2).
         groups: Option<Groups>,
-        copy_for_child: Lock<Option<i32>>,
+        copy_for_child: ChildCopy,
         /// Numbers for that copy, and for the copy that its child needs when that
         /// forks, where the process may open no more.
         spares: [Spare; 2],
     },
+}
+
+/// What a child of guard will find in its file, from before the fork until the child
+/// has it.
+struct ChildCopy {
+    /// The file, or -1.
+    file: AtomicI32,
+    /// It is no more what the page table says. Not mended: nobody can tell whether
+    /// the child exists already, and uses the file.
+    stale: AtomicBool,
+}
+
+impl ChildCopy {
+    const fn new() -> Self {
+        Self {
+            file: AtomicI32::new(-1),
+            stale: AtomicBool::new(false),
+        }
+    }
+
+    fn begin(&self, file: i32) {
+        self.stale.store(false, Ordering::Relaxed);
+        self.file.store(file, Ordering::Release);
+    }
+
+    fn take(&self) -> Option<i32> {
+        let file = self.file.swap(-1, Ordering::AcqRel);
+        (file >= 0).then_some(file)
+    }
+
+    /// A page comes, goes or is stored to. Before the call that makes the child only
+    /// a handler of the program's can do that, one that runs after ours. One load at
+    /// any other time.
+    fn note_change(&self) {
+        if self.file.load(Ordering::Relaxed) >= 0 {
+            self.stale.store(true, Ordering::Relaxed);
+        }
+    }
 }
 
 /// Most page runs a [`Batch`] holds.
@@ -225,7 +264,7 @@ impl Region {
                 Mechanism::Guard {
                     map,
                     groups,
-                    copy_for_child: Lock::new(None),
+                    copy_for_child: ChildCopy::new(),
                     spares,
                 }
             }
@@ -312,8 +351,14 @@ impl Region {
         let (offset, len) = self.offset(page, data.len() / PAGE_SIZE);
         match &self.mechanism {
             Mechanism::Uffd { uffd, .. } => uffd.copy(self.span.base() + offset, data, protect),
-            Mechanism::Guard { map, groups, .. } => {
+            Mechanism::Guard {
+                map,
+                groups,
+                copy_for_child,
+                ..
+            } => {
                 map.fill(offset, data)?;
+                copy_for_child.note_change();
                 put_in_place(map, groups.as_ref(), offset, len)?;
                 Ok(Installed::Bytes(len))
             }
@@ -328,7 +373,13 @@ impl Region {
         let (offset, len) = self.offset(page, 1);
         match &self.mechanism {
             Mechanism::Uffd { uffd, .. } => uffd.zero(self.span.base() + offset, len),
-            Mechanism::Guard { map, groups, .. } => {
+            Mechanism::Guard {
+                map,
+                groups,
+                copy_for_child,
+                ..
+            } => {
+                copy_for_child.note_change();
                 // The hole in the file reads as zero.
                 put_in_place(map, groups.as_ref(), offset, len)?;
                 Ok(Installed::Bytes(len))
@@ -424,7 +475,12 @@ impl Region {
             Mechanism::Uffd { .. } => unsafe {
                 drop_ranges(runs, even_locked, &mut |address| kept(page_at(address)));
             },
-            Mechanism::Guard { map, .. } => {
+            Mechanism::Guard {
+                map,
+                copy_for_child,
+                ..
+            } => {
+                copy_for_child.note_change();
                 for run in runs {
                     let first = page_at(run.iov_base as usize);
                     if map.punch(first * PAGE_SIZE, run.iov_len).is_err() {
@@ -462,6 +518,14 @@ impl Region {
             Ok(())
         } else {
             Err(OsError::last("madvise"))
+        }
+    }
+
+    /// The program is about to store to a page. Where the region was copied for a
+    /// child already, the child cannot have what is stored.
+    pub fn note_store(&self) {
+        if let Mechanism::Guard { copy_for_child, .. } = &self.mechanism {
+            copy_for_child.note_change();
         }
     }
 
@@ -509,7 +573,7 @@ impl Region {
             guard::close(file);
             return Err(error);
         }
-        *copy_for_child.lock() = Some(file);
+        copy_for_child.begin(file);
         Ok(())
     }
 
@@ -550,7 +614,7 @@ impl Region {
             ..
         } = &self.mechanism
         {
-            if let Some(file) = copy_for_child.lock().take() {
+            if let Some(file) = copy_for_child.take() {
                 guard::close(file);
             }
             spares.iter().for_each(Spare::hold);
@@ -605,9 +669,15 @@ impl Region {
                 copy_for_child,
                 spares,
             } => {
-                let Some(file) = copy_for_child.lock().take() else {
+                let Some(file) = copy_for_child.take() else {
                     return Err(OsError::new("fork", libc::ENOMEM));
                 };
+                if copy_for_child.stale.load(Ordering::Relaxed) {
+                    die(
+                        "a fork handler used a guard heap after it was copied for the child",
+                        libc::EFAULT,
+                    );
+                }
                 map.adopt(file)?;
                 spares.iter().for_each(Spare::hold);
                 self.advise(libc::MADV_DONTFORK)?;

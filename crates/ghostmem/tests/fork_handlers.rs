@@ -94,6 +94,11 @@ extern "C" fn early_before_fork() {
     if LOOK_BEFORE.load(Ordering::Relaxed) {
         DATA.get().into_iter().for_each(|data| look(data));
     }
+    let address = STORE_BEFORE.load(Ordering::Relaxed);
+    if !address.is_null() {
+        // SAFETY: a word of memory that stays.
+        unsafe { address.write_volatile(0) };
+    }
 }
 
 extern "C" fn register_early() {
@@ -136,7 +141,7 @@ fn a_handler_that_runs_after_ours_before_the_fork_reads_absent_pages() {
     let name = "a_handler_that_runs_after_ours_before_the_fork_reads_absent_pages";
     alone_on_each(name, |backend| {
         if matches!(backend, Backend::Guard | Backend::GuardMprotect) {
-            // The child's copies are made by then (docs/limits.md).
+            // The child's copies are made by then: see the next test.
             return;
         }
         let _watchdog = Watchdog::new("late handler before the fork", 40);
@@ -164,6 +169,41 @@ fn a_handler_that_runs_after_ours_before_the_fork_reads_absent_pages() {
             over.store(true, Ordering::Relaxed);
         });
         assert_eq!(CALLS.load(Ordering::Relaxed), 5);
+    });
+}
+
+/// The handler above stores to this word after ours have run before the fork.
+static STORE_BEFORE: AtomicPtr<u64> = AtomicPtr::new(core::ptr::null_mut());
+
+#[test]
+fn a_child_has_what_a_handler_did_after_ours_before_the_fork_or_is_stopped() {
+    let name = "a_child_has_what_a_handler_did_after_ours_before_the_fork_or_is_stopped";
+    alone_on_each(name, |backend| {
+        let _watchdog = Watchdog::new("late use before the fork", 40);
+        let mut data = heap(backend, 64)
+            .slice_from_fn(WORDS, |i| word(i, 3))
+            .unwrap();
+        let is_copied = matches!(backend, Backend::Guard | Backend::GuardMprotect);
+        for resident in [false, true] {
+            let heap = data.heap();
+            let place = (0..WORDS).find(|&i| heap.is_resident(&data[i]) == Some(resident));
+            let place = place.unwrap();
+            STORE_BEFORE.store(&raw mut data[place], Ordering::Relaxed);
+            let status = wait_for(fork(|| assert_eq!(data[place], 0)));
+            STORE_BEFORE.store(core::ptr::null_mut(), Ordering::Relaxed);
+            if is_copied {
+                assert_eq!(status.signal(), Some(libc::SIGABRT), "{backend}: {status}");
+            } else {
+                assert!(status.success(), "{backend}: {status}");
+            }
+            assert_eq!(data[place], 0);
+            // The next one is as good as any.
+            data[place] = word(place, 3);
+            let status = wait_for(fork(|| {
+                assert!(data.iter().enumerate().all(|(i, &w)| w == word(i, 3)));
+            }));
+            assert!(status.success(), "{backend}: {status}");
+        }
     });
 }
 

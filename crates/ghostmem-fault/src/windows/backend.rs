@@ -287,6 +287,9 @@ impl Region {
     /// Wakes a thread that waits on this page in the kernel: none does.
     pub const fn wake(&self, _page: usize) {}
 
+    /// Nothing forks.
+    pub const fn note_store(&self) {}
+
     /// Before a fork, of which Windows has none.
     ///
     /// # Errors

@@ -30,6 +30,9 @@ impl Engine {
         let page = fault.page;
         // An access of unknown kind may be a store.
         let write = fault.access != AccessKind::Read;
+        if write {
+            region.mapped.note_store();
+        }
         loop {
             let word = region.table.load(page);
             match word.state() {
