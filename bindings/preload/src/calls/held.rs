@@ -45,19 +45,39 @@ struct Ranges {
     pins: [MaybeUninit<Pinned>; RANGES_MAX],
     bounds: [(usize, usize); RANGES_MAX],
     count: usize,
-    /// The most of one block, and whether a block had more.
+    /// How much is held of one block; its bytes, 0 before the first one; and
+    /// whether a block had more.
+    share: Share,
     most: usize,
     cut: bool,
+}
+
+/// How much of the limit is held of one block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Share {
+    Usual,
+    /// For a call that the usual one was too little for.
+    Large,
+}
+
+impl Share {
+    fn of(self, limit: usize) -> usize {
+        match self {
+            Self::Usual => ((limit / 16) & !(PAGE - 1)).clamp(LEAST_BYTES, MOST_BYTES),
+            Self::Large => ((limit / 4) & !(PAGE - 1)).max(LEAST_BYTES),
+        }
+    }
 }
 
 /// The limit has no room for what a call needs.
 struct NoRoom;
 
 impl Ranges {
-    fn new(heap: &'static Heap, most: usize) -> Self {
+    fn new(heap: &'static Heap, share: Share) -> Self {
         Self {
             heap,
-            most,
+            share,
+            most: 0,
             cut: false,
             pins: [const { MaybeUninit::uninit() }; RANGES_MAX],
             bounds: [(0, 0); RANGES_MAX],
@@ -88,6 +108,10 @@ impl Ranges {
             return Ok(());
         }
         let start = address & !(PAGE - 1);
+        if self.most == 0 {
+            // Not asked before it is needed: most calls hold nothing.
+            self.most = self.share.of(self.heap.stats().resident_limit_bytes);
+        }
         let mut bytes = match self.heap.pages_around(address) {
             Some((block, bytes)) => {
                 let behind = block + bytes - start;
@@ -169,17 +193,14 @@ fn held(number: usize, args: [usize; 6], arguments: &[usize], depth: usize) -> T
     let Some(heap) = ghost::heap() else {
         return Ok(Done::Asis);
     };
-    let limit = heap.stats().resident_limit_bytes;
-    let most = ((limit / 16) & !(PAGE - 1)).clamp(LEAST_BYTES, MOST_BYTES);
-    let done = with_held(heap, most, number, args, arguments, depth);
+    let done = with_held(heap, Share::Usual, number, args, arguments, depth);
     match done {
         // More than was held is used.
         Held {
             done: Done::With(answer),
             cut: true,
         } if answer == -(libc::EFAULT as isize) => {
-            let most = (limit / 4) & !(PAGE - 1);
-            Ok(with_held(heap, most, number, args, arguments, depth).done)
+            Ok(with_held(heap, Share::Large, number, args, arguments, depth).done)
         }
         held => Ok(held.done),
     }
@@ -193,13 +214,13 @@ struct Held {
 
 fn with_held(
     heap: &'static Heap,
-    most: usize,
+    share: Share,
     number: usize,
     args: [usize; 6],
     arguments: &[usize],
     depth: usize,
 ) -> Held {
-    let mut ranges = Ranges::new(heap, most);
+    let mut ranges = Ranges::new(heap, share);
     let thread = thread::current();
     for &argument in arguments {
         let address = args[argument];
