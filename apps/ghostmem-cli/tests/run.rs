@@ -364,6 +364,9 @@ print(opens(os.fstat), opens(lambda n: os.stat(n)), opens(lambda n: fcntl.fcntl(
 print(opens(lambda n: os.close(os.dup(n))), opens(lambda n: os.close(fcntl.fcntl(n, fcntl.F_DUPFD, 3))))
 several = [os.open('/dev/null', os.O_RDONLY) for _ in range(200)]
 print(len(os.listdir('/proc/self/fd')))
+for number in several:
+    os.close(number)
+print([os.dup2(1, number) for number in range(10, 40)], sorted(map(int, os.listdir('/proc/self/fd'))))
 ";
     let plain = Command::new("python3").args(["-c", script]).output();
     let plain = plain.expect("python3 is missing: install it");

@@ -31,9 +31,10 @@ pub(crate) fn close(args: [usize; 6]) -> Done {
     }
 }
 
-/// dup2, dup3: onto one of ours.
+/// dup2, dup3: onto one of ours, unless it is only kept in reserve.
 pub(crate) fn replace(args: [usize; 6]) -> Done {
-    if is_ours(args[1]) {
+    let ceded = i32::try_from(args[1]).is_ok_and(Heap::cede_descriptor);
+    if !ceded && is_ours(args[1]) {
         error(libc::EBADF)
     } else {
         Done::Asis

@@ -21,25 +21,58 @@ const FROM_TOP: u64 = 64;
 /// as many files open.
 const NUMBERS: usize = 4096;
 
-/// One bit for each of our numbers.
-static OURS: [AtomicU64; NUMBERS / 64] = [const { AtomicU64::new(0) }; NUMBERS / 64];
+/// Numbers, one bit for each.
+struct Numbers([AtomicU64; NUMBERS / 64]);
+
+impl Numbers {
+    const fn none() -> Self {
+        Self([const { AtomicU64::new(0) }; NUMBERS / 64])
+    }
+
+    fn place(&self, fd: i32) -> Option<(&AtomicU64, u64)> {
+        let fd = usize::try_from(fd).ok()?;
+        Some((self.0.get(fd / 64)?, 1 << (fd % 64)))
+    }
+
+    fn has(&self, fd: i32) -> bool {
+        self.place(fd)
+            .is_some_and(|(word, bit)| word.load(Ordering::Relaxed) & bit != 0)
+    }
+
+    fn note(&self, fd: i32) {
+        if let Some((word, bit)) = self.place(fd) {
+            word.fetch_or(bit, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether the number was there.
+    fn forget(&self, fd: i32) -> bool {
+        self.place(fd)
+            .is_some_and(|(word, bit)| word.fetch_and(!bit, Ordering::Relaxed) & bit != 0)
+    }
+}
+
+/// Our numbers.
+static OURS: Numbers = Numbers::none();
+/// Those that are only kept in reserve, see [`Spare`].
+static SPARES: Numbers = Numbers::none();
 
 /// Whether a descriptor is one of the engine's, which nobody else may close.
 /// Async-signal-safe.
 #[must_use]
 pub fn is_ours(fd: i32) -> bool {
-    place(fd).is_some_and(|(word, bit)| word.load(Ordering::Relaxed) & bit != 0)
+    OURS.has(fd) || SPARES.has(fd)
 }
 
-fn place(fd: i32) -> Option<(&'static AtomicU64, u64)> {
-    let fd = usize::try_from(fd).ok()?;
-    Some((OURS.get(fd / 64)?, 1 << (fd % 64)))
+/// Leaves a number to the program that the engine only keeps in reserve; `false`
+/// when it does not. The program is about to put a file of its own there.
+/// Async-signal-safe.
+pub fn cede(fd: i32) -> bool {
+    SPARES.forget(fd)
 }
 
 fn note(fd: i32) -> i32 {
-    if let Some((word, bit)) = place(fd) {
-        word.fetch_or(bit, Ordering::Relaxed);
-    }
+    OURS.note(fd);
     fd
 }
 
@@ -79,8 +112,8 @@ pub(crate) fn out_of_the_way(fd: i32) -> Result<i32, OsError> {
 /// process may open no more, as a fork needs.
 ///
 /// A process that lowers its limit keeps the descriptors above, but gets new ones
-/// below only. So the number is low, and not looked after: where the program takes
-/// it for a file of its own, the spare is gone, and that file is left alone.
+/// below only. So the number is low: where the program takes it for a file of its
+/// own ([`cede`]), the spare is gone, and that file is left alone.
 #[derive(Debug)]
 pub struct Spare {
     fd: AtomicI32,
@@ -117,6 +150,7 @@ impl Spare {
         for (kept, seen) in self.file.iter().zip(file_of(fd).unwrap_or([0; 2])) {
             kept.store(seen, Ordering::Relaxed);
         }
+        SPARES.note(fd);
         self.fd.store(fd, Ordering::Relaxed);
     }
 
@@ -140,6 +174,8 @@ impl Spare {
         let held = self.is_held();
         let fd = self.fd.swap(-1, Ordering::Relaxed);
         if held {
+            // Before the number can be somebody else's.
+            SPARES.forget(fd);
             calls::close(fd);
         }
         held
@@ -177,10 +213,8 @@ fn file_of(fd: i32) -> Option<[u64; 2]> {
 
 /// Closes a descriptor that the caller owns; -1 is none.
 pub(crate) fn close(fd: i32) {
-    if let Some((word, bit)) = place(fd) {
-        // Before the number can be somebody else's.
-        word.fetch_and(!bit, Ordering::Relaxed);
-    }
+    // Before the number can be somebody else's.
+    OURS.forget(fd);
     if fd >= 0 {
         calls::close(fd);
     }

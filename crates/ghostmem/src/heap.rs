@@ -482,6 +482,15 @@ impl Heap {
         ghostmem_os::descriptor::is_ours(fd)
     }
 
+    /// Leaves a number to the program that the engine only keeps in reserve for
+    /// forks, as the program is about to put a file of its own there; `false` when
+    /// it is none of those. Lock-free, async-signal-safe.
+    #[must_use]
+    #[cfg(not(windows))]
+    pub fn cede_descriptor(fd: i32) -> bool {
+        ghostmem_os::descriptor::cede(fd)
+    }
+
     /// Puts the fault handlers back in place after the program installed its
     /// own for SIGBUS or SIGSEGV; those get what is not ours.
     ///
