@@ -14,7 +14,7 @@ use ghostmem_os::{OsError, PAGE_SIZE, calls, clock, futex, machine};
 
 use crate::backend::open_monitor;
 use crate::die::die;
-use crate::registry::{Verdict, on_message};
+use crate::registry::{GATE, Verdict, on_message};
 
 /// The process's fault monitor: one descriptor, a few threads.
 pub(crate) struct Monitor {
@@ -171,9 +171,10 @@ extern "C" fn serve(monitor: *mut libc::c_void) -> *mut libc::c_void {
     thread::name_this(c"ghost-fault");
     monitor.park();
     loop {
+        let inside = GATE.try_enter();
         match monitor.uffd.read_message() {
             Ok(Some(message)) => {
-                let verdict = on_message(&monitor.uffd, &message);
+                let verdict = on_message(&monitor.uffd, &message, inside);
                 match verdict {
                     Verdict::Resolved => {}
                     Verdict::Refused
@@ -192,6 +193,7 @@ extern "C" fn serve(monitor: *mut libc::c_void) -> *mut libc::c_void {
                 }
             }
             Ok(None) => {
+                drop(inside);
                 let _ready = calls::poll(monitor.uffd.fd(), libc::POLLIN, true);
             }
             Err(error) => die("the fault monitor cannot read its messages", error.errno),

@@ -17,6 +17,8 @@ use ghostmem_os::uffd::{FaultMessage, Uffd};
 use ghostmem_os::{OsError, clock, futex, lineage, thread};
 
 use crate::gate::Gate;
+#[cfg(not(windows))]
+use crate::gate::Inside;
 use crate::once::get_or_open;
 
 /// Regions do not share a granule of this many bytes of address space.
@@ -360,15 +362,34 @@ fn on_signal(signal: &SignalFault) -> bool {
     verdict != Verdict::Refused
 }
 
-/// Resolves a fault reported by a message of `uffd`, on an engine thread.
+/// Resolves a fault reported by a message of `uffd`, on an engine thread that went
+/// `inside` before it read the message, unless the gate was frozen.
+///
+/// A signal takes a thread out of its wait, and it may go on to fork: who serves it
+/// with its message in hand must be seen by the fork, and be waited for. Once it has
+/// frozen the gate its signals are blocked, so that a message read from then on is of
+/// a thread that waits.
 #[cfg(not(windows))]
-pub(crate) fn on_message(uffd: &Uffd, message: &FaultMessage) -> Verdict {
+pub(crate) fn on_message(
+    uffd: &Uffd,
+    message: &FaultMessage,
+    mut inside: Option<Inside<'_>>,
+) -> Verdict {
+    // Its thread keeps the gate frozen, and waits.
+    let mut forks = false;
     Waits::through(|waits| {
-        // Never waits long at a frozen gate: behind this message may be one of
-        // the thread that froze it, and there are few threads to read them.
-        let Some((inside, frozen)) = GATE.enter_for(message.thread) else {
+        let entered = match inside.take() {
+            Some(inside) => Some((inside, false)),
+            // Never waits long at a frozen gate: behind this message may be one of
+            // the thread that froze it, and there are few threads to read them.
+            None if waits.count == 0 || forks => GATE.enter_for(message.thread),
+            // It may have been frozen while the message waited.
+            None => GATE.try_enter().map(|inside| (inside, false)),
+        };
+        let Some((inside, frozen)) = entered else {
             return Verdict::Retry;
         };
+        forks = frozen;
         let refine = |_: &Entry, fault| {
             Some(Fault {
                 access: if message.write {
@@ -406,13 +427,24 @@ mod tests {
     use super::*;
     use ghostmem_os::map::{Access, Reservation};
 
-    /// Resolves each fault while another thread serves the one that forks.
-    struct Beside(&'static Uffd);
+    /// Resolves each fault, that on page 1 while another thread serves the one that
+    /// forks, and that on page 2 after a wait.
+    struct Beside {
+        uffd: &'static Uffd,
+        faults: AtomicU64,
+    }
 
     impl FaultSink for Beside {
         fn on_fault(&self, fault: &Fault, _: &mut Scratch) -> Verdict {
-            let held = (fault.page == 1).then(|| self.0.hold_wakes());
+            self.faults.fetch_add(1, Ordering::SeqCst);
+            let held = (fault.page == 1).then(|| self.uffd.hold_wakes());
             drop(held);
+            if fault.page == 2 && fault.waits.count == 0 {
+                return Verdict::Wait {
+                    barren: false,
+                    most: Duration::from_secs(10),
+                };
+            }
             Verdict::Resolved
         }
 
@@ -435,8 +467,9 @@ mod tests {
         fn restart_threads_in_child(&self) {}
     }
 
+    // One test, as there is one gate.
     #[test]
-    fn whoever_may_not_have_been_woken_is_woken_by_the_monitor() {
+    fn a_monitor_wakes_whom_others_may_have_left_asleep_and_serves_no_stale_message() {
         static UFFD: OnceLock<Uffd> = OnceLock::new();
         let Ok(opened) = crate::backend::open_monitor() else {
             eprintln!("SKIPPED: this machine gives no userfaultfd");
@@ -445,27 +478,67 @@ mod tests {
         let uffd = UFFD.get_or_init(|| opened);
         let home = Reservation::new(GRANULE, GRANULE, Access::ReadWrite).unwrap();
         let span = home.span(0, GRANULE).unwrap();
-        let sink = MapArc::new(Beside(uffd)).unwrap();
-        let registration = register(span, 0, &[], sink).unwrap();
-        let on_page = |page: usize| {
+        let faults = AtomicU64::new(0);
+        let sink = MapArc::new(Beside { uffd, faults }).unwrap();
+        let registration = register(span, 0, &[], sink.clone()).unwrap();
+        let on_page = |page: usize, thread: u32| {
             let message = FaultMessage {
                 address: span.base() + page * PAGE_SIZE,
                 write: false,
                 protected: false,
-                thread: thread::tid(),
+                thread,
             };
-            on_message(uffd, &message)
+            on_message(uffd, &message, GATE.try_enter())
         };
-        assert_eq!(on_page(0), Verdict::Resolved);
+        let me = thread::tid();
+        assert_eq!(on_page(0, me), Verdict::Resolved);
         // Its page may have been put in place by a call that wakes nobody.
-        assert_eq!(on_page(1), Verdict::Retry);
+        assert_eq!(on_page(1, me), Verdict::Retry);
         // Two threads serve the one that forks: the first to end wakes nobody.
         let (first, second) = (uffd.hold_wakes(), uffd.hold_wakes());
         drop(first);
         assert!(!uffd.wakes().are_free());
-        assert_eq!(on_page(0), Verdict::Retry);
+        assert_eq!(on_page(0, me), Verdict::Retry);
         drop(second);
-        assert_eq!(on_page(0), Verdict::Resolved);
+        assert_eq!(on_page(0, me), Verdict::Resolved);
+
+        // A thread forks whose message is in hand: a signal ended its wait.
+        let before = sink.faults.load(Ordering::SeqCst);
+        let (id, served) = (AtomicU64::new(0), AtomicU64::new(0));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                id.store(u64::from(thread::tid()), Ordering::SeqCst);
+                while sink.faults.load(Ordering::SeqCst) == before {
+                    std::thread::yield_now();
+                }
+                GATE.freeze();
+                tell_news();
+                while served.load(Ordering::SeqCst) == 0 {
+                    std::thread::yield_now();
+                }
+                // Now for one that waits, and for a frame.
+                while sink.faults.load(Ordering::SeqCst) == before + 1 {
+                    std::thread::yield_now();
+                }
+                tell_news();
+                while served.load(Ordering::SeqCst) == 1 {
+                    std::thread::yield_now();
+                }
+                GATE.thaw();
+            });
+            while id.load(Ordering::SeqCst) == 0 {
+                std::thread::yield_now();
+            }
+            let verdict = on_page(2, id.load(Ordering::SeqCst) as u32);
+            let faults = sink.faults.load(Ordering::SeqCst) - before;
+            served.store(1, Ordering::SeqCst);
+            let forker = id.load(Ordering::SeqCst) as u32;
+            let last = on_page(2, forker);
+            let all = sink.faults.load(Ordering::SeqCst) - before;
+            served.store(2, Ordering::SeqCst);
+            assert_eq!((verdict, faults), (Verdict::Retry, 1), "while it forks");
+            assert_eq!((last, all), (Verdict::Retry, 3), "served to the end");
+        });
         drop(registration);
     }
 }
