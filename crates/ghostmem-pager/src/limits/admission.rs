@@ -10,12 +10,12 @@
 //! All of it comes from counters, so asking costs some hundred nanoseconds and no system
 //! call. Without a memory limit it costs one comparison.
 
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 
 use ghostmem_fault::RUN_PAGES;
 use ghostmem_file::FileStats;
-use ghostmem_os::{OsError, PAGE_SIZE};
+use ghostmem_os::{OsError, PAGE_SIZE, futex};
 use ghostmem_policy::forecast::{Holdings, PageCosts};
 
 use crate::parts::engine::Engine;
@@ -114,7 +114,8 @@ impl Engine {
             }
             if self.store.is_maintained() && waited < TIDY_WAITS {
                 waited += 1;
-                std::thread::sleep(TIDY_WAIT);
+                // Nobody wakes it.
+                futex::wait(&AtomicU64::new(0), 0, TIDY_WAIT);
                 continue;
             }
             if tidied == TIDY_ROUNDS {

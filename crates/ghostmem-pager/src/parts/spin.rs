@@ -2,8 +2,8 @@
 
 use core::hint;
 use core::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
-use std::time::Duration;
+
+use ghostmem_os::futex;
 
 /// A lock without a queue, for sections of a few dozen steps. Unlike the
 /// standard library's it can be let go of by the other handler of a fork.
@@ -18,12 +18,6 @@ pub(crate) struct Held<'a>(&'a SpinLock);
 impl SpinLock {
     /// Tries before the processor is offered to others.
     const SPINS: u32 = 64;
-
-    /// Tries before sleeping: the holder may be of lower priority.
-    const YIELDS: u32 = 256;
-
-    /// How long a sleep is.
-    const PAUSE: Duration = Duration::from_micros(50);
 
     pub(crate) const fn new() -> Self {
         Self {
@@ -41,12 +35,12 @@ impl SpinLock {
         while self.held.swap(true, Ordering::Acquire) {
             // Look without writing until it seems free.
             while self.held.load(Ordering::Relaxed) {
-                tries = tries.saturating_add(1);
-                match tries {
-                    0..Self::SPINS => hint::spin_loop(),
-                    Self::SPINS..Self::YIELDS => thread::yield_now(),
-                    _ => thread::sleep(Self::PAUSE),
+                match tries.checked_sub(Self::SPINS) {
+                    None => hint::spin_loop(),
+                    // Sleeps after a while: the holder may be of lower priority.
+                    Some(pauses) => futex::pause(pauses),
                 }
+                tries = tries.saturating_add(1);
             }
         }
     }
