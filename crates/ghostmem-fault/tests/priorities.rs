@@ -3,8 +3,10 @@
 #![cfg(target_os = "linux")] // SCHED_FIFO
 #![allow(clippy::unwrap_used, clippy::multiple_unsafe_ops_per_block)] // a test ends at the first failure
 
+use std::fs;
 use std::io::Write as _;
 use std::mem::zeroed;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -102,4 +104,38 @@ fn waiting_lets_threads_of_lower_priority_run() {
     let pool = ScratchPool::new().unwrap();
     let all = || (0..POOL_SIZE).map(|_| pool.lease()).collect::<Vec<_>>();
     high_waits_for_low("buffers", all, || drop(pool.lease()));
+}
+
+/// Giving up the processor lets nobody of lower priority run, ever: the engine waits
+/// by `futex::pause`, which sleeps after a while.
+#[test]
+fn nobody_in_the_engine_waits_by_giving_up_the_processor_alone() {
+    fn look(folder: &Path, seen: &mut usize) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                // Windows lets a starved thread run now and then.
+                if !path.ends_with("windows") {
+                    look(&path, seen);
+                }
+                continue;
+            }
+            let source = fs::read_to_string(&path).unwrap();
+            let code = source.split("\nmod tests {").next().unwrap();
+            // Where it is, and who sleeps afterwards.
+            let may = path.ends_with("thread.rs") || path.ends_with("futex.rs");
+            assert!(
+                may || !code.contains("yield_now("),
+                "{} waits by yielding",
+                path.display()
+            );
+            *seen += 1;
+        }
+    }
+    let crates = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let mut seen = 0;
+    for room in ["os", "fault", "file", "store", "pager"] {
+        look(&crates.join(format!("ghostmem-{room}/src")), &mut seen);
+    }
+    assert!(seen > 100, "only {seen} sources");
 }

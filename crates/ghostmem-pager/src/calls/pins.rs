@@ -8,7 +8,7 @@
 use core::sync::atomic::{Ordering, fence};
 
 use ghostmem_fault::AccessKind;
-use ghostmem_os::{OsError, thread};
+use ghostmem_os::{OsError, futex};
 use ghostmem_table::State;
 
 use crate::parts::engine::Engine;
@@ -165,13 +165,15 @@ impl Engine {
         for page in first..end {
             // Under the page's claim, as pinning is: the count and the flag
             // change together.
+            let mut tries = 0_u32;
             while !self
                 .quietly_in(region, page, |engine, region, page, _| {
                     engine.unpin_page(region, page)
                 })
                 .unwrap_or(true)
             {
-                thread::yield_now();
+                futex::pause(tries);
+                tries = tries.saturating_add(1);
             }
         }
         // Blocks that were given back while these pins held their pages.
@@ -292,7 +294,7 @@ mod tests {
                 assert!(left.load(Ordering::SeqCst), "did not wait");
             });
             while !region.table.load(page + 1).is_pinned() {
-                thread::yield_now();
+                std::thread::yield_now();
             }
             // Late: it has not seen the pin.
             region.mapped.protect(page + 1, 1).unwrap();

@@ -57,6 +57,7 @@ impl Protecting {
     /// Goes inside. Async-signal-safe.
     pub(crate) fn enter(&self) -> Inside<'_> {
         let home = thread::shard(PLACES);
+        let mut tries = 0_u32;
         loop {
             for step in 0..PLACES {
                 let place = &self.0[(home + step) % PLACES];
@@ -70,7 +71,8 @@ impl Protecting {
                     return Inside(place);
                 }
             }
-            thread::yield_now();
+            futex::pause(tries);
+            tries = tries.saturating_add(1);
         }
     }
 
