@@ -9,11 +9,12 @@
 //! beside the command when only the command is built again.
 
 use std::ffi::OsStr;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use crate::failure::Failure;
 
@@ -26,6 +27,9 @@ const VARIABLE: &str = "GHOSTMEM_PRELOAD";
 /// Where it may lie, from the command's folder: cargo's folders and those of an
 /// installed prefix.
 const PLACES: [&str; 5] = ["", "deps", "../lib", "../lib64", "../lib/ghostmem"];
+
+/// In a mode: the group or anybody may write.
+const OTHERS_WRITE: u32 = 0o022;
 
 /// The library of this very build; empty in an unoptimised build.
 #[cfg(carries_library)]
@@ -112,37 +116,68 @@ fn holds(path: &Path, bytes: &[u8]) -> bool {
 
 /// Puts the library into the user's cache, once for each build.
 fn keep(bytes: &[u8]) -> Result<PathBuf, Failure> {
-    let folder = cache_folder()
-        .ok_or_else(|| {
-            Failure::new(no_cache(
-                "neither XDG_CACHE_HOME nor HOME is an absolute path",
-            ))
-        })?
-        .join(format!("{:016x}", xxhash_rust::xxh3::xxh3_64(bytes)));
+    let cache = cache_folder().ok_or_else(|| {
+        Failure::new(no_cache(
+            "neither XDG_CACHE_HOME nor HOME is an absolute path",
+        ))
+    })?;
+    keep_in(&cache, bytes)
+        .map_err(|error| Failure::new(no_cache(&format!("{}: {error}", cache.display()))))
+}
+
+fn keep_in(cache: &Path, bytes: &[u8]) -> io::Result<PathBuf> {
+    let me = fs::metadata("/proc/self")?.uid();
+    let folder = cache.join(format!("{:016x}", xxhash_rust::xxh3::xxh3_64(bytes)));
+    let mut private = DirBuilder::new();
+    private.recursive(true).mode(0o700).create(&folder)?;
+    let folder = folder.canonicalize()?;
+    // What is compared now is loaded later, and again by each program that the
+    // program starts: nobody else may be able to put another file there.
+    for folder in folder.ancestors().take(2) {
+        make_own(folder, me)?;
+    }
     let path = folder.join(LIBRARY);
-    if holds(&path, bytes) {
+    let is_own = |file: fs::Metadata| file.uid() == me && file.mode() & OTHERS_WRITE == 0;
+    if fs::symlink_metadata(&path).is_ok_and(is_own) && holds(&path, bytes) {
         return Ok(path);
     }
-    // Whole or not at all: others may start programs with it at this moment.
-    let part = folder.join(format!("{LIBRARY}.{}", std::process::id()));
-    let write = || -> io::Result<()> {
-        fs::create_dir_all(&folder)?;
-        let _left_behind = fs::remove_file(&part);
+    // Whole or not at all: others may start programs with it at this moment. The
+    // folder may be seen by several containers, where process ids are not unique.
+    let (part, mut file) = loop {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let unlike = now.map_or(0, |time| time.as_nanos());
+        let part = folder.join(format!("{LIBRARY}.{}.{unlike}", std::process::id()));
         let mut options = OpenOptions::new();
-        let mut file = options
-            .write(true)
-            .create_new(true)
-            .mode(0o755)
-            .open(&part)?;
+        match options.write(true).create_new(true).mode(0o755).open(&part) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            file => break (part, file?),
+        }
+    };
+    let mut write = || -> io::Result<()> {
+        // Whatever the umask is.
+        file.set_permissions(fs::Permissions::from_mode(0o755))?;
         file.write_all(bytes)?;
         file.sync_all()?;
         fs::rename(&part, &path)
     };
-    write().map_err(|error| {
+    write().inspect_err(|_| {
         let _unfinished = fs::remove_file(&part);
-        Failure::new(no_cache(&format!("{}: {error}", folder.display())))
     })?;
     Ok(path)
+}
+
+/// Sees to it that only its user can write a folder.
+fn make_own(folder: &Path, me: u32) -> io::Result<()> {
+    let found = fs::metadata(folder)?;
+    if found.uid() != me {
+        let whose = format!("{} is another user's", folder.display());
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, whose));
+    }
+    if found.mode() & OTHERS_WRITE != 0 {
+        let mode = found.mode() & 0o7777 & !OTHERS_WRITE;
+        fs::set_permissions(folder, fs::Permissions::from_mode(mode))?;
+    }
+    Ok(())
 }
 
 fn no_cache(why: &str) -> String {
@@ -194,9 +229,77 @@ fn checked(path: PathBuf) -> Result<PathBuf, Failure> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, SystemTime};
+    use std::time::Duration;
 
     use super::*;
+
+    /// A folder of this test's own that does not exist.
+    fn fresh(name: &str) -> PathBuf {
+        let folder = std::env::temp_dir().join(format!("ghostmem-{name}-{}", std::process::id()));
+        let _left_behind = fs::remove_dir_all(&folder);
+        folder
+    }
+
+    /// Threads have one process id, as processes of several containers may.
+    #[test]
+    fn many_that_keep_it_at_once_all_have_it_whole() {
+        let cache = fresh("at-once");
+        let bytes: Vec<u8> = (0..3_000_000_u32).map(|i| (i / 7) as u8).collect();
+        std::thread::scope(|scope| {
+            let keepers: Vec<_> = (0..8)
+                .map(|_| {
+                    scope.spawn(|| {
+                        let path = keep_in(&cache, &bytes).expect("a library");
+                        assert!(holds(&path, &bytes), "half a library");
+                        path
+                    })
+                })
+                .collect();
+            for keeper in keepers {
+                let path = keeper.join().expect("a keeper");
+                assert!(holds(&path, &bytes));
+            }
+        });
+        let folders = fs::read_dir(&cache).expect("the cache");
+        let kept =
+            folders.flat_map(|folder| fs::read_dir(folder.expect("one").path()).expect("it"));
+        assert_eq!(kept.count(), 1, "nothing half written stays");
+        fs::remove_dir_all(&cache).expect("the cache");
+    }
+
+    #[test]
+    fn nobody_else_can_write_where_it_is_kept() {
+        let cache = fresh("private");
+        let path = keep_in(&cache, b"a library").expect("a library");
+        let folder = path.parent().expect("a folder");
+        let mode = |path: &Path| fs::metadata(path).expect("it is there").mode() & 0o777;
+        let open_to_all = fs::Permissions::from_mode(0o777);
+        for place in [&path, folder, &cache] {
+            assert_eq!(mode(place) & OTHERS_WRITE, 0, "{}", place.display());
+            fs::set_permissions(place, open_to_all.clone()).expect("a mode");
+        }
+        // Whoever could write it may be able to still: a file that was open to all
+        // is another one afterwards.
+        let before = fs::metadata(&path).expect("a file").ino();
+        let _open = File::open(&path).expect("a file");
+        assert_eq!(keep_in(&cache, b"a library").expect("a library"), path);
+        for place in [&path, folder, &cache] {
+            assert_eq!(mode(place) & OTHERS_WRITE, 0, "{}", place.display());
+        }
+        assert_ne!(fs::metadata(&path).expect("a file").ino(), before);
+        fs::remove_dir_all(&cache).expect("the cache");
+    }
+
+    #[test]
+    fn another_users_folder_is_refused() {
+        let folder = fresh("foreign");
+        fs::create_dir(&folder).expect("a folder");
+        let me = fs::metadata(&folder).expect("a folder").uid();
+        assert!(make_own(&folder, me).is_ok());
+        let refused = make_own(&folder, me + 1).expect_err("another user's");
+        assert_eq!(refused.kind(), io::ErrorKind::PermissionDenied);
+        fs::remove_dir(&folder).expect("the folder");
+    }
 
     #[test]
     fn a_file_holds_what_it_holds_and_nothing_else() {
