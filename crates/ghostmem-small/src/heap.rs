@@ -13,6 +13,7 @@ use crate::error::SmallError;
 use crate::ffi::{self, Table};
 use crate::gate;
 use crate::live::Places;
+use crate::put_off::PutOff;
 use crate::seam;
 
 mod growth;
@@ -120,10 +121,8 @@ struct Core<S: Space> {
     /// Freed, but held: touched only where such blocks are.
     retired: ZeroArray<AtomicU64>,
     retired_count: AtomicUsize,
-    /// First and last address that retired blocks were put off at, see
-    /// [`Core::put_off`].
-    put_off_from: AtomicUsize,
-    put_off_to: AtomicUsize,
+    /// Where retired blocks were put off, see [`Core::put_off`].
+    put_off: PutOff,
     space: MapArc<S>,
     slot: &'static Slot,
     /// Steps of the arena in use, each with a mimalloc heap.
@@ -191,8 +190,7 @@ impl<S: Space> SmallHeap<S> {
             mixed,
             retired,
             retired_count: AtomicUsize::new(0),
-            put_off_from: AtomicUsize::new(usize::MAX),
-            put_off_to: AtomicUsize::new(0),
+            put_off: PutOff::new(),
             space,
             slot,
             steps: AtomicUsize::new(1),

@@ -52,6 +52,7 @@ mod ffi;
 mod gate;
 mod heap;
 mod live;
+mod put_off;
 #[doc(hidden)]
 pub mod seam;
 mod sync;

@@ -1,5 +1,5 @@
-//! The live bitmaps under the model checker: the very source file, on loom's
-//! atomics.
+//! The live bitmaps, and what is put off, under the model checker: the very source
+//! files, on loom's atomics.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p ghostmem-small --release --test loom`
 //!
@@ -11,6 +11,8 @@
 
 #[path = "../src/live.rs"]
 mod live;
+#[path = "../src/put_off.rs"]
+mod put_off;
 
 mod sync {
     pub(crate) use loom::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -20,6 +22,7 @@ use live::Places;
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use loom::thread;
+use put_off::PutOff;
 
 /// One word of each bitmap, and mimalloc's word of mouth.
 struct Memory {
@@ -190,5 +193,47 @@ fn a_page_may_change_hands() {
         assert!(matches!(done, [1, 1 | 11]), "{done:?}");
         assert_eq!(memory.places().is_live(A), done[1] == 11);
         assert!(!memory.places().is_live(B));
+    });
+}
+
+/// Words of the bitmap of retired blocks, and where some were put off.
+struct Retired {
+    words: [AtomicU64; 3],
+    put_off: PutOff,
+}
+
+impl Retired {
+    fn put_off(&self, word: usize) {
+        self.words[word].fetch_or(1, Ordering::SeqCst);
+        self.put_off.add(word..word + 1);
+    }
+
+    /// Frees what was put off; how many blocks it was.
+    fn settle(&self) -> u64 {
+        if !self.put_off.is_any() {
+            return 0;
+        }
+        let words = self.put_off.take();
+        words
+            .map(|word| self.words[word].swap(0, Ordering::SeqCst))
+            .sum()
+    }
+}
+
+#[test]
+fn what_is_put_off_beside_two_that_settle_is_settled_once() {
+    loom::model(|| {
+        let retired = Arc::new(Retired {
+            words: core::array::from_fn(|_| AtomicU64::new(0)),
+            put_off: PutOff::new(),
+        });
+        retired.put_off(1);
+        let settlers = [(); 2].map(|()| {
+            let retired = retired.clone();
+            thread::spawn(move || retired.settle())
+        });
+        retired.put_off(2);
+        let settled: u64 = settlers.map(|settler| settler.join().unwrap()).iter().sum();
+        assert_eq!(settled + retired.settle(), 2);
     });
 }

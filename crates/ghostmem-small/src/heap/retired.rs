@@ -4,6 +4,7 @@
 //! where it is freed on a thread that may be in the middle of mimalloc: then it is
 //! *put off* until the next call that may enter the gate.
 
+use core::ops::Range;
 use core::ptr;
 use core::sync::atomic::{Ordering, fence};
 
@@ -33,26 +34,25 @@ impl<S: Space> Core<S> {
     }
 
     pub(super) fn put_off_range(&self, start: usize, end: usize) {
-        // The end twice: who settles between the two stores takes the first end
-        // without this start.
-        self.put_off_to.fetch_max(end, Ordering::SeqCst);
-        self.put_off_from.fetch_min(start, Ordering::SeqCst);
-        self.put_off_to.fetch_max(end, Ordering::SeqCst);
+        self.put_off.add(self.words_reaching(start, end));
     }
 
     /// Frees what was put off. Call inside the gate.
     #[inline]
     pub(super) fn settle_put_off(&self) {
-        if self.put_off_to.load(Ordering::Relaxed) != 0 {
-            let end = self.put_off_to.swap(0, Ordering::SeqCst);
-            let start = self.put_off_from.swap(usize::MAX, Ordering::SeqCst);
-            self.settle_in(start, end);
+        if self.put_off.is_any() {
+            self.settle_words(self.put_off.take());
         }
     }
 
     /// Settles the retired blocks that may reach into a range. Call inside the
     /// gate.
     pub(super) fn settle_in(&self, start: usize, end: usize) {
+        self.settle_words(self.words_reaching(start, end));
+    }
+
+    /// The words of the bitmap for blocks that may reach into a range.
+    fn words_reaching(&self, start: usize, end: usize) -> Range<usize> {
         let Table {
             base,
             start: first,
@@ -61,7 +61,11 @@ impl<S: Space> Core<S> {
         } = self.table;
         let start = start.saturating_sub(SIZE_MAX).max(first) - base;
         let end = end.min(first + bytes).saturating_sub(base);
-        for word in start / GRAIN / 64..end.div_ceil(GRAIN * 64) {
+        start / GRAIN / 64..end.div_ceil(GRAIN * 64)
+    }
+
+    fn settle_words(&self, words: Range<usize>) {
+        for word in words {
             let mut bits = self.retired[word].load(Ordering::SeqCst);
             while bits != 0 {
                 self.settle(word * 64 + bits.trailing_zeros() as usize);
