@@ -387,3 +387,30 @@ fn draining_ends_well_under_concurrent_removes_and_inserts() {
         finish(&slabs);
     });
 }
+
+/// The same for a bounded compaction, which gives the memory of what became empty
+/// back before the draining ends, whether or not the slab is on a list.
+#[test]
+fn what_is_drained_loses_its_memory_only_while_nobody_has_a_slot_of_it() {
+    check(|| {
+        let slabs = store(2);
+        let claim = take(&slabs, 0).unwrap();
+        let other = {
+            let slabs = slabs.clone();
+            thread::spawn(move || {
+                give(&slabs, claim);
+                let claim = take(&slabs, 0).unwrap();
+                give(&slabs, claim);
+            })
+        };
+        let turn = slabs.maintenance_turn().unwrap();
+        let state = slabs.state(0);
+        if state.is(Phase::Active) && state.used() > 0 {
+            let _ = slabs.change(0, state, state.with_phase(Phase::Draining));
+        }
+        turn.give_back_drained(0..slabs.bump());
+        drop(turn);
+        other.join().unwrap();
+        finish(&slabs);
+    });
+}
