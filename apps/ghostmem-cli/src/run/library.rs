@@ -28,6 +28,8 @@ const VARIABLE: &str = "GHOSTMEM_PRELOAD";
 /// installed prefix.
 const PLACES: [&str; 5] = ["", "deps", "../lib", "../lib64", "../lib/ghostmem"];
 
+/// What is mounted where, and how.
+const MOUNTS: &str = "/proc/self/mountinfo";
 /// In a mode: the group or anybody may write.
 const OTHERS_WRITE: u32 = 0o022;
 
@@ -224,7 +226,37 @@ fn checked(path: PathBuf) -> Result<PathBuf, Failure> {
             path.display()
         )));
     }
+    // The loader would say so, and start the program without it.
+    if fs::read(MOUNTS).is_ok_and(|mounts| forbids_code(&mounts, bytes)) {
+        return Err(Failure::new(format!(
+            "{} lies where nothing may be executed (noexec): name a copy elsewhere in {VARIABLE}, \
+             or set XDG_CACHE_HOME",
+            path.display()
+        )));
+    }
     Ok(path)
+}
+
+/// Whether a text in the form of proc_pid_mountinfo(5) has a path in a mount without
+/// code. Names that it escapes do not occur in the paths that are asked for.
+fn forbids_code(mounts: &[u8], path: &[u8]) -> bool {
+    let mut longest = 0;
+    let mut forbidden = false;
+    for line in mounts.split(|&byte| byte == b'\n') {
+        let mut fields = line.split(|&byte| byte == b' ').skip(4);
+        let (Some(place), Some(options)) = (fields.next(), fields.next()) else {
+            continue;
+        };
+        let place = place.strip_suffix(b"/").unwrap_or(place);
+        let rest = path.strip_prefix(place);
+        // Of two mounts in one place the later covers the earlier.
+        if rest.is_some_and(|rest| rest.starts_with(b"/")) && place.len() >= longest {
+            longest = place.len();
+            let mut options = options.split(|&byte| byte == b',');
+            forbidden = options.any(|option| option == b"noexec");
+        }
+    }
+    forbidden
 }
 
 #[cfg(test)]
@@ -288,6 +320,25 @@ mod tests {
         }
         assert_ne!(fs::metadata(&path).expect("a file").ino(), before);
         fs::remove_dir_all(&cache).expect("the cache");
+    }
+
+    #[test]
+    fn a_mount_without_code_is_told() {
+        let mounts = b"21 1 8:1 / / rw,relatime - ext4 /dev/a rw\n\
+            22 21 0:5 / /home rw,nosuid,noexec shared:1 - ext4 /dev/b rw\n\
+            23 22 0:6 /x /home/a/.cache rw,noexecutive - tmpfs c rw\n\
+            24 21 0:7 / /twice rw - tmpfs c rw\n\
+            25 24 0:8 / /twice rw,noexec - tmpfs c rw,noexec\n\
+            26 21 0:9 / /data rw - tmpfs c rw,noexec\n";
+        let forbids = |path: &str| forbids_code(mounts, path.as_bytes());
+        assert!(forbids("/home/lib.so") && forbids("/home/b/lib.so") && forbids("/twice/lib.so"));
+        assert!(!forbids("/usr/lib.so") && !forbids("/homes/lib.so") && !forbids("/data/lib.so"));
+        assert!(!forbids("/home/a/.cache/lib.so"));
+        assert!(!forbids_code(b"", b"/lib.so") && !forbids_code(b"nonsense\n\n", b"/lib.so"));
+        assert!(forbids_code(
+            b"1 1 8:1 / / ro,noexec - ext4 /dev/a ro",
+            b"/lib.so"
+        ));
     }
 
     #[test]
