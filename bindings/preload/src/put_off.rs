@@ -27,6 +27,15 @@ pub(crate) fn put(block: usize) {
     }
 }
 
+/// In a forked child, where the calling thread is alone: counts what is kept anew, as
+/// another thread may have been about to keep a block.
+pub(crate) fn forget_others() {
+    let kept = BLOCKS
+        .iter()
+        .filter(|place| place.load(Ordering::Relaxed) != 0);
+    COUNT.store(kept.count(), Ordering::Relaxed);
+}
+
 /// Whether any block is kept.
 #[inline]
 pub(crate) fn any() -> bool {

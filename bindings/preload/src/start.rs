@@ -24,8 +24,8 @@ use ghostmem::{Backend, Heap, Spill};
 use crate::settings::{Settings, VARIABLE, value_in};
 use crate::thread::{self, Inside};
 use crate::{
-    bounce, cache, entries, follow, ghost, holds, mappings, objects, patch, report, signals,
-    threads,
+    bounce, cache, entries, follow, ghost, holds, mappings, objects, patch, put_off, report,
+    signals, threads,
 };
 
 /// Most bytes of freed blocks kept for reuse, whatever the limit.
@@ -246,6 +246,7 @@ pub(crate) extern "C" fn in_child() {
     mappings::forget_others();
     cache::forget_others();
     threads::forget_others();
+    put_off::forget_others();
     ghost::fork_ends();
     follow::restart_after_fork();
 }

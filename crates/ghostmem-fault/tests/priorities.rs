@@ -124,8 +124,10 @@ fn nobody_in_the_engine_waits_by_giving_up_the_processor_alone() {
             let code = source.split("\nmod tests {").next().unwrap();
             // Where it is, and who sleeps afterwards.
             let may = path.ends_with("thread.rs") || path.ends_with("futex.rs");
+            let comment = |line: &&str| line.trim_start().starts_with("//");
+            let mut lines = code.lines().filter(|line| !comment(line));
             assert!(
-                may || !code.contains("yield_now("),
+                may || !lines.any(|line| line.contains("yield_now(")),
                 "{} waits by yielding",
                 path.display()
             );
@@ -134,8 +136,8 @@ fn nobody_in_the_engine_waits_by_giving_up_the_processor_alone() {
     }
     let crates = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let mut seen = 0;
-    for room in ["os", "fault", "file", "store", "pager"] {
-        look(&crates.join(format!("ghostmem-{room}/src")), &mut seen);
+    for room in ["-os", "-fault", "-file", "-store", "-pager", "-small", ""] {
+        look(&crates.join(format!("ghostmem{room}/src")), &mut seen);
     }
     assert!(seen > 100, "only {seen} sources");
 }

@@ -39,7 +39,6 @@ use core::ffi::c_void;
 use core::ptr;
 use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicUsize, Ordering};
 use std::sync::OnceLock;
-use std::thread;
 
 use ghostmem_os::error::ENOMEM;
 use ghostmem_os::machine;
@@ -153,8 +152,9 @@ impl Slot {
     /// Stops the callbacks and waits for those under way.
     pub(crate) fn detach(&self) {
         self.context.store(ptr::null_mut(), Ordering::SeqCst);
+        let mut tries = 0;
         while self.callbacks.load(Ordering::SeqCst) != 0 {
-            thread::yield_now();
+            crate::gate::pause(&mut tries);
         }
         for step in &self.steps {
             step.heap.store(ptr::null_mut(), Ordering::Release);

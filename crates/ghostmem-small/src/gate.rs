@@ -26,7 +26,6 @@
 
 use core::cell::Cell;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
-use std::thread;
 
 use crate::arena;
 use crate::ffi;
@@ -80,6 +79,12 @@ pub struct Inside {
     not_send: core::marker::PhantomData<*const ()>,
 }
 
+/// Waits a little for another thread, which may be of lower priority.
+pub(crate) fn pause(tries: &mut u32) {
+    ghostmem_os::futex::pause(*tries);
+    *tries = tries.saturating_add(1);
+}
+
 /// Enters to call mimalloc's slow paths, waiting while another thread forks.
 pub(crate) fn enter() -> Inside {
     BUSY.set(BUSY.get() + 1);
@@ -105,8 +110,9 @@ fn go_in(busy: bool) -> Inside {
                 break;
             }
             stripe.fetch_sub(1, Ordering::SeqCst);
+            let mut tries = 0;
             while CLOSED.load(Ordering::Relaxed) {
-                thread::yield_now();
+                pause(&mut tries);
             }
         }
     }
@@ -202,8 +208,9 @@ pub(crate) fn is_hooked() -> bool {
     if HOOKED.load(Ordering::Acquire) == 0 {
         hook_at_load();
     }
+    let mut tries = 0;
     while HOOKED.load(Ordering::Acquire) == UNDER_WAY {
-        thread::yield_now();
+        pause(&mut tries);
     }
     HOOKED.load(Ordering::Acquire) == DONE
 }
@@ -238,8 +245,9 @@ pub fn after(in_child: bool) {
 /// same thread. In a signal handler that interrupted this crate it holds back
 /// only what the interrupted code does not hold itself.
 fn prepare() {
+    let mut tries = 0;
     while CLOSED.swap(true, Ordering::SeqCst) {
-        thread::yield_now();
+        pause(&mut tries);
     }
     FORKING.set(true);
     let own = usize::from(DEPTH.get() > 0);
@@ -248,7 +256,7 @@ fn prepare() {
         if inside <= own {
             break;
         }
-        thread::yield_now();
+        pause(&mut tries);
     }
     if own == 0 && USED.load(Ordering::Acquire) {
         ffi::gm_teardown_lock();

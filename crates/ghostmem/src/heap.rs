@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use ghostmem_os::lock::Lock;
 use ghostmem_os::map::{MapArc, Reservation};
-use ghostmem_os::{OsError, PAGE_SIZE, thread};
+use ghostmem_os::{OsError, PAGE_SIZE, futex, thread};
 use ghostmem_pager::{Config, Engine, Recorder, SpillSettings, State};
 use ghostmem_small::{ALIGN_MAX, Arena, SIZE_MAX, SmallHeap, Space, fork, seam};
 
@@ -117,6 +117,7 @@ impl Heap {
         }
         // A child must not wait for a thread that does not exist there.
         let _no_fork = fork::hold();
+        let mut tries = 0_u32;
         loop {
             if let Some(heap) = GLOBAL.get() {
                 return Ok(heap);
@@ -125,7 +126,10 @@ impl Heap {
             match BUILDING.compare_exchange(0, me, Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => break,
                 Err(builder) if builder == me => return Err(Error::Reentered),
-                Err(_) => thread::yield_now(),
+                Err(_) => {
+                    futex::pause(tries);
+                    tries = tries.saturating_add(1);
+                }
             }
         }
         let result = match GLOBAL.get() {
