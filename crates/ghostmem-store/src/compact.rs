@@ -97,7 +97,7 @@ impl SlabStore {
         relocations.fetch_add(moved as u64, Relaxed);
         moved
     }
-    /// Empties sparse slabs among the next [`WINDOW`] ones, as
+    /// Empties sparse slabs among the next 256 ones, as
     /// [`compact`](Self::compact) does among all, and gives their memory back to
     /// the kernel at once. Each call looks at the slabs that follow those of the
     /// one before; how many the store has does not matter.
