@@ -78,28 +78,10 @@ mod tests {
 
     use super::*;
     use crate::Config;
-    use ghostmem_codec::lz4::Lz4;
-    use ghostmem_fault::{Backend, BackendKind};
 
     #[test]
     fn a_sparse_block_is_freed_without_a_look_at_each_page() {
-        let config = Config {
-            limit_pages: 64,
-            memory_limit_bytes: None,
-            backend: BackendKind::PREFERRED
-                .iter()
-                .find_map(|&kind| Backend::open(kind).ok())
-                .unwrap(),
-            codec: Lz4,
-            compress: true,
-            on_lost: None,
-            readahead: false,
-            background: false,
-            background_in_children: false,
-            keep_copies: true,
-            store_capacity_bytes: 1 << 20,
-        };
-        let engine = Engine::new(config, None).unwrap();
+        let engine = Engine::new(Config::for_tests(64), None).unwrap();
         // 16 GiB, of which two pages far from each other are touched.
         let pages = 1 << 22;
         let address = Engine::allocate(&engine, pages, 1).unwrap();

@@ -221,29 +221,11 @@ impl Engine {
 mod tests {
     use super::*;
     use crate::Config;
-    use ghostmem_codec::lz4::Lz4;
-    use ghostmem_fault::{Backend, BackendKind};
     use ghostmem_os::PAGE_SIZE;
     use ghostmem_os::map::MapArc;
 
     fn engine(limit_pages: usize) -> MapArc<Engine> {
-        let config = Config {
-            limit_pages,
-            memory_limit_bytes: None,
-            backend: BackendKind::PREFERRED
-                .iter()
-                .find_map(|&kind| Backend::open(kind).ok())
-                .unwrap(),
-            codec: Lz4,
-            compress: true,
-            on_lost: None,
-            readahead: false,
-            background: false,
-            background_in_children: false,
-            keep_copies: true,
-            store_capacity_bytes: 1 << 20,
-        };
-        Engine::new(config, None).unwrap()
+        Engine::new(Config::for_tests(limit_pages), None).unwrap()
     }
 
     #[test]

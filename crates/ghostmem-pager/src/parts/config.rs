@@ -35,3 +35,27 @@ pub struct Config {
     /// Address space for the store, bytes.
     pub store_capacity_bytes: usize,
 }
+
+#[cfg(test)]
+impl Config {
+    /// The first backend that works here, no thread, no readahead: what a test does is
+    /// all that happens.
+    pub(crate) fn for_tests(limit_pages: usize) -> Self {
+        Self {
+            limit_pages,
+            memory_limit_bytes: None,
+            backend: ghostmem_fault::BackendKind::PREFERRED
+                .iter()
+                .find_map(|&kind| Backend::open(kind).ok())
+                .unwrap(),
+            codec: Lz4,
+            compress: true,
+            on_lost: None,
+            readahead: false,
+            background: false,
+            background_in_children: false,
+            keep_copies: true,
+            store_capacity_bytes: 1 << 20,
+        }
+    }
+}

@@ -66,29 +66,11 @@ impl Engine {
 mod tests {
     use super::*;
     use crate::Config;
-    use ghostmem_codec::lz4::Lz4;
-    use ghostmem_fault::{Backend, BackendKind};
     use ghostmem_os::PAGE_SIZE;
 
     #[test]
     fn a_privilege_ends_with_its_threads_faults() {
-        let config = Config {
-            limit_pages: 64,
-            memory_limit_bytes: None,
-            backend: BackendKind::PREFERRED
-                .iter()
-                .find_map(|&kind| Backend::open(kind).ok())
-                .unwrap(),
-            codec: Lz4,
-            compress: true,
-            on_lost: None,
-            readahead: false,
-            background: false,
-            background_in_children: false,
-            keep_copies: true,
-            store_capacity_bytes: 1 << 20,
-        };
-        let engine = Engine::new(config, None).unwrap();
+        let engine = Engine::new(Config::for_tests(64), None).unwrap();
         let address = Engine::allocate(&engine, 8, 1).unwrap();
         // Eight resident pages, none of them pinned any more.
         engine.pin(address, 8 * PAGE_SIZE).unwrap();
