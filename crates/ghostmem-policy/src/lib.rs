@@ -4,16 +4,19 @@
 //! The processor's accessed bits cannot be seen from user space, so the only
 //! sign of a page's heat is a *refault*: it was evicted and came back. How
 //! soon it came back, measured in turnovers of the resident set, says how hot
-//! it is. See [`heat`] for what follows from that, [`stream`] for readahead,
-//! [`balance`] for what each kind of memory may take, and [`forecast`] for what an
-//! allocation will, [`pace`] for when the store is compacted.
+//! it is. See [`heat`] for what follows from that, [`hand`] for the walk that
+//! finds pages to evict, and [`stream`] for readahead. [`writes`] says which
+//! pages keep a copy, [`balance`] what each kind of memory may take, [`forecast`]
+//! what an allocation will, and [`pace`] when the store is compacted.
 #![forbid(unsafe_code)]
 
 pub mod balance;
 pub mod forecast;
+pub mod hand;
 pub mod heat;
 pub mod pace;
 pub mod stream;
+pub mod writes;
 
 pub use heat::{Heat, Past};
 pub use stream::{Plan, Stream};

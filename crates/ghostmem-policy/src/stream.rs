@@ -4,6 +4,14 @@
 /// Most pages one readahead restores.
 pub const WINDOW_MAX: u32 = 64;
 
+/// Most pages that readahead restores beside the one that faulted, under a resident
+/// limit of `limit_pages`.
+#[must_use]
+#[inline]
+pub const fn ahead_pages_max(limit_pages: i64) -> i64 {
+    limit_pages / 8
+}
+
 /// What to restore: `count` pages, the first being the one that faulted, each
 /// `stride` pages from the one before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -16,11 +16,11 @@ use ghostmem_fault::{Batch, Scratch};
 use ghostmem_os::futex;
 use ghostmem_os::scratch::STACK_BYTES;
 use ghostmem_policy::Heat;
+use ghostmem_policy::hand::EVICT_BATCH_PAGES;
 use ghostmem_table::{DropClaim, EvictClaim, State, Word};
 
 use crate::evict::pack::{Packed, Victim};
 use crate::parts::engine::Engine;
-use crate::parts::hand::BATCH_PAGES;
 use crate::parts::metrics::Counter;
 use crate::parts::region::Region;
 
@@ -29,7 +29,7 @@ use crate::parts::region::Region;
 const PROTECT_GAP_PAGES: usize = 1024;
 
 /// What a batch takes of a handler's stack, bytes.
-const BATCH_BYTES: usize = BATCH_PAGES
+const BATCH_BYTES: usize = EVICT_BATCH_PAGES
     * (size_of::<Victim>()
         + size_of::<Option<EvictClaim>>()
         + size_of::<Packed>()
@@ -50,8 +50,9 @@ impl Engine {
         victims: &[Victim],
         scratch: &mut Scratch,
     ) -> usize {
-        let mut claims: [Option<EvictClaim>; BATCH_PAGES] = [const { None }; BATCH_PAGES];
-        let mut packed = [Packed::Not; BATCH_PAGES];
+        let mut claims: [Option<EvictClaim>; EVICT_BATCH_PAGES] =
+            [const { None }; EVICT_BATCH_PAGES];
+        let mut packed = [Packed::Not; EVICT_BATCH_PAGES];
         let nonce = self.nonce.fetch_add(1, Ordering::Relaxed) & ((1 << 40) - 1);
         let mut dirty = 0;
         // A pin waits until the pages are protected.
@@ -130,10 +131,10 @@ impl Engine {
         &self,
         region: &Region,
         victims: &[Victim],
-        claims: &mut [Option<EvictClaim>; BATCH_PAGES],
-        packed: &[Packed; BATCH_PAGES],
+        claims: &mut [Option<EvictClaim>; EVICT_BATCH_PAGES],
+        packed: &[Packed; EVICT_BATCH_PAGES],
     ) -> usize {
-        let mut drops: [Option<DropClaim>; BATCH_PAGES] = [const { None }; BATCH_PAGES];
+        let mut drops: [Option<DropClaim>; EVICT_BATCH_PAGES] = [const { None }; EVICT_BATCH_PAGES];
         let mut batch = Batch::new();
         let epoch = self.clock().epoch(self.evictions());
         for (index, victim) in victims.iter().enumerate() {
@@ -142,7 +143,7 @@ impl Engine {
                 region.mapped.add_to(&mut batch, victim.page, 1);
             }
         }
-        let mut kept = [false; BATCH_PAGES];
+        let mut kept = [false; EVICT_BATCH_PAGES];
         region.mapped.drop_batch(&mut batch, false, &mut |page| {
             // A hand that wrapped may have taken a page twice, and either of
             // the two may be the one that was sealed.

@@ -5,11 +5,11 @@ use core::sync::atomic::Ordering;
 use ghostmem_codec::{self as codec, Codec, Encoding};
 use ghostmem_fault::Scratch;
 use ghostmem_os::{clock, futex};
+use ghostmem_policy::hand::EVICT_BATCH_PAGES;
 use ghostmem_store::Slot;
 use ghostmem_table::{EvictClaim, Word};
 
 use crate::parts::engine::Engine;
-use crate::parts::hand::BATCH_PAGES;
 use crate::parts::metrics::Counter;
 use crate::parts::region::Region;
 
@@ -89,7 +89,7 @@ impl Engine {
         };
         let slot = insert(scratch).or_else(|| {
             // No room: copies of resident pages are the first to go.
-            self.shed_copies(BATCH_PAGES);
+            self.shed_copies(EVICT_BATCH_PAGES);
             insert(scratch)
         });
         slot.map_or(Packed::Not, |slot| Packed::Slot(slot, len.is_none()))

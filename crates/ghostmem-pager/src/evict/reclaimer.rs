@@ -14,14 +14,10 @@ use core::time::Duration;
 use ghostmem_os::map::MapArc;
 use ghostmem_os::thread::EngineThread;
 use ghostmem_os::{OsError, clock, futex, machine};
+use ghostmem_policy::hand::{self, EVICT_BATCH_PAGES};
 use ghostmem_policy::pace::Pace;
 
 use crate::parts::engine::Engine;
-use crate::parts::hand::BATCH_PAGES;
-
-/// Below this limit every eviction is done by the faulting thread: there is no
-/// room to keep frames free.
-const BACKGROUND_LIMIT_PAGES: i64 = 1024;
 
 /// How long the thread sleeps between two looks at a heap in use.
 const TICK: Duration = Duration::from_millis(200);
@@ -61,16 +57,13 @@ impl Engine {
         }
     }
 
-    /// Fewer free frames than this wake the worker: enough for the faults of
-    /// the time it takes to compress one batch, and no more, as every free
-    /// frame is one that holds no page.
+    /// Fewer free frames than this wake the worker; 0 where faulting threads
+    /// evict for themselves.
     pub(crate) fn low_watermark(&self) -> i64 {
-        let limit = self.budget.limit();
-        let alone = !self.config.background || limit < BACKGROUND_LIMIT_PAGES;
-        if alone || self.worker.crowded.load(Ordering::Relaxed) {
+        if !self.config.background || self.worker.crowded.load(Ordering::Relaxed) {
             return 0;
         }
-        (limit / 64).clamp(64, 256)
+        hand::low_watermark(self.budget.limit())
     }
 
     pub(crate) fn wake_worker(&self) {
@@ -86,7 +79,7 @@ impl Engine {
     /// goes before that.
     fn refill(&self, pace: &mut Pace) -> bool {
         let low = self.low_watermark();
-        let high = low + (BATCH_PAGES as i64).min(low);
+        let high = hand::high_watermark(low);
         while self.budget.free() < high && !self.closed.load(Ordering::Acquire) {
             let Ok(pool) = ghostmem_fault::scratch() else {
                 return false;
@@ -97,7 +90,7 @@ impl Engine {
             }
             let inside = ghostmem_fault::gate().enter();
             let mut scratch = pool.lease();
-            let freed = self.reclaim(BATCH_PAGES, &mut scratch);
+            let freed = self.reclaim(EVICT_BATCH_PAGES, &mut scratch);
             drop(scratch);
             drop(inside);
             if freed == 0 {

@@ -14,7 +14,7 @@ use core::sync::atomic::{Ordering, fence};
 use ghostmem_codec::{self as codec};
 use ghostmem_fault::{Fault, RUN_PAGES, Scratch, Verdict};
 use ghostmem_os::{PAGE_SIZE, clock};
-use ghostmem_policy::{Heat, Past, Plan};
+use ghostmem_policy::{Heat, Past, Plan, stream, writes};
 use ghostmem_store::Place;
 use ghostmem_table::{Claim, State, Word};
 
@@ -113,9 +113,10 @@ impl Engine {
             }
         };
         let plan = self.ample(region, page, refault || !write, plan);
-        // Readahead never fills more than an eighth of the limit.
         let extra = i64::from(plan.count.min(RUN_PAGES as u32)) - 1;
-        let extra = extra.min(self.budget.limit() / 8).max(0);
+        let extra = extra
+            .min(stream::ahead_pages_max(self.budget.limit()))
+            .max(0);
         let mut frames = 1;
         if extra > 0 {
             frames += self.budget.take_up_to(extra);
@@ -305,10 +306,9 @@ impl Engine {
     ) -> Word {
         let past = Past::from_bits(before.heat());
         let clean = before.state() == State::Stored
-            && !run.write
+            && writes::keeps_copy(run.write, before.is_write_hot())
             && run.region.mapped.tracks_writes()
             && self.may_keep_copy(before)
-            && !before.is_write_hot()
             && !matches!(source, Source::File(len) if self.belongs_in_memory(past, len, now));
         let heat = match (before.state(), step) {
             (State::Empty, _) => Heat::FRESH,
@@ -317,15 +317,12 @@ impl Engine {
             (_, 0) => past.refault(self.clock(), now),
             _ => past.ahead(),
         };
-        // Being hot for writing wears off with reads: half of them find the
-        // page's copy kept again, and cost one more fault should a store
-        // follow after all.
-        let forget = !run.write && now & 1 == 0;
+        let write_hot = writes::stays_write_hot(run.write, before.is_write_hot(), now);
         before
             .with_state(State::Resident)
             .with_clean(clean)
             .with_payload(if clean { before.payload() } else { 0 })
-            .with_write_hot(before.is_write_hot() && !forget)
+            .with_write_hot(write_hot)
             .with_heat(heat.to_bits())
     }
 

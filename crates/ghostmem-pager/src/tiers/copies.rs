@@ -15,12 +15,12 @@ use core::sync::atomic::Ordering;
 
 use ghostmem_os::PAGE_SIZE;
 use ghostmem_policy::balance::{self, Copies};
+use ghostmem_policy::hand::{EVICT_BATCH_PAGES, LOOKS_PER_PAGE};
 use ghostmem_store::{Place, StoreStats};
 use ghostmem_table::{State, Word};
 
 use crate::parts::cold::Spill;
 use crate::parts::engine::Engine;
-use crate::parts::hand::{BATCH_PAGES, LOOKS_PER_PAGE};
 use crate::parts::metrics::Counter;
 use crate::parts::place::slot_of_stored;
 
@@ -29,7 +29,7 @@ use crate::parts::place::slot_of_stored;
 const LOOK_EVICTIONS: u64 = 64;
 
 /// What a batch of pages that do not shrink makes the store grow by, bytes.
-const BATCH_BYTES: usize = BATCH_PAGES * PAGE_SIZE;
+const BATCH_BYTES: usize = EVICT_BATCH_PAGES * PAGE_SIZE;
 
 /// Slots whose bytes add up to `bytes`, about.
 fn slots_of(bytes: usize, store: &StoreStats) -> usize {
@@ -90,12 +90,12 @@ impl Engine {
         let mut shed = 0;
         let mut looks = wanted * LOOKS_PER_PAGE;
         while shed < wanted && looks > 0 {
-            let Some((region, start, end)) = self.next_window(BATCH_PAGES) else {
+            let Some((region, window)) = self.next_window(EVICT_BATCH_PAGES) else {
                 break;
             };
-            looks = looks.saturating_sub(BATCH_PAGES);
-            let mut from = start;
-            while let Some(page) = region.resident.next(from).filter(|&page| page < end) {
+            looks = looks.saturating_sub(EVICT_BATCH_PAGES);
+            let mut from = window.start;
+            while let Some(page) = region.resident.next(from).filter(|&page| page < window.end) {
                 from = page + 1;
                 let word = region.table.load(page);
                 // A copy in a file takes no room here.
