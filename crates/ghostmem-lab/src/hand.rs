@@ -1,26 +1,21 @@
 //! The engine's clock hand, without an engine.
 //!
-//! What decides how often a program faults is here as it is there: the walk in
-//! address order, windows of as many resident pages as are wanted, batches of
-//! at most 256, the watermarks of the background reclaimer, readahead by
-//! `ghostmem-policy`'s streams, and the 16 policy bits of each page. What only
-//! costs time is not: the reclaimer is always fast enough, nothing is
-//! compressed, no eviction is cancelled, and first writes to clean pages, which
-//! the engine counts apart, are no faults.
+//! What decides how often a program faults is asked of `ghostmem-policy`, as the engine
+//! asks it: the walk ([`ghostmem_policy::hand`]) with its windows, batches, sweeps and
+//! watermarks, which pages keep a copy, readahead, and the 16 policy bits of each page.
+//! Here these are applied to plain numbers.
+//!
+//! What only costs time is left out: the reclaimer is always fast enough, nothing is
+//! compressed, no eviction is cancelled, and first stores to clean pages, which the
+//! engine counts apart, are no faults. No page has one value all over, and the memory
+//! limit has room for every copy.
 
-use ghostmem_policy::{EpochClock, Heat, Past, Stream};
+use ghostmem_policy::hand::{self, Judgement, Position, Walk};
+use ghostmem_policy::{EpochClock, Heat, Past, Stream, stream, writes};
 
 use crate::FaultPolicy;
 use crate::trace::Touch;
 
-/// Most pages evicted in one batch.
-const BATCH_PAGES: usize = 256;
-/// Looks per page wanted, and the last looks, which take any page when none was
-/// found before.
-const LOOKS_PER_PAGE: usize = 32;
-const FORCED_LOOKS: usize = 256;
-/// Below this limit there is no background reclaimer.
-const BACKGROUND_LIMIT_PAGES: usize = 1024;
 const THREADS: usize = 8;
 
 /// Why a page comes in.
@@ -34,14 +29,10 @@ pub enum Reason {
     Ahead,
 }
 
-/// The decisions a hand makes about one page's 16 bits.
+/// What a page is worth when it comes in.
 pub trait Judge {
-    /// The page comes in.
-    fn restore(&self, bits: u16, reason: Reason, clock: EpochClock, now: u16) -> u16;
-    /// The hand passes; `None`: the page goes.
-    fn pass(&self, bits: u16) -> Option<u16>;
-    /// The page goes.
-    fn evict(&self, bits: u16, now: u16) -> u16;
+    /// Its heat, by the 16 bits it kept while it was away.
+    fn restore(&self, bits: u16, reason: Reason, clock: EpochClock, now: u16) -> Heat;
 }
 
 /// What the engine does.
@@ -49,22 +40,13 @@ pub trait Judge {
 pub struct Credits;
 
 impl Judge for Credits {
-    fn restore(&self, bits: u16, reason: Reason, clock: EpochClock, now: u16) -> u16 {
+    fn restore(&self, bits: u16, reason: Reason, clock: EpochClock, now: u16) -> Heat {
         let past = Past::from_bits(bits);
-        let heat = match reason {
+        match reason {
             Reason::Fresh => Heat::FRESH,
             Reason::Refault => past.refault(clock, now),
             Reason::Ahead => past.ahead(),
-        };
-        heat.to_bits()
-    }
-
-    fn pass(&self, bits: u16) -> Option<u16> {
-        Heat::from_bits(bits).pass().map(Heat::to_bits)
-    }
-
-    fn evict(&self, bits: u16, now: u16) -> u16 {
-        Heat::from_bits(bits).evict(now).to_bits()
+        }
     }
 }
 
@@ -73,17 +55,22 @@ impl Judge for Credits {
 pub struct Plain;
 
 impl Judge for Plain {
-    fn restore(&self, bits: u16, _: Reason, _: EpochClock, _: u16) -> u16 {
-        bits
+    fn restore(&self, _: u16, _: Reason, _: EpochClock, _: u16) -> Heat {
+        Heat::COLD
     }
+}
 
-    fn pass(&self, _: u16) -> Option<u16> {
-        None
-    }
-
-    fn evict(&self, bits: u16, _: u16) -> u16 {
-        bits
-    }
+/// What is known of a page beside whether it is resident.
+#[derive(Debug, Clone, Copy, Default)]
+struct Known {
+    /// Of the policy.
+    bits: u16,
+    /// It was evicted before, or is resident.
+    stored: bool,
+    /// It is resident and keeps a copy.
+    clean: bool,
+    /// It was stored to while it kept a copy.
+    write_hot: bool,
 }
 
 /// The hand, with the pages it keeps.
@@ -92,20 +79,28 @@ pub struct Hand<J> {
     judge: J,
     clock: EpochClock,
     /// By page.
-    bits: Vec<u16>,
-    stored: Vec<bool>,
+    known: Vec<Known>,
     /// One bit for each page.
     resident: Vec<u64>,
     pages: u32,
     used: usize,
     limit: usize,
-    /// Fewer free frames than this wake the reclaimer.
-    low: usize,
-    hand: u32,
+    hand: Position,
+    sweep: u64,
+    /// Dirty pages met in this sweep, less the clean ones.
+    dirty_lead: i64,
+    /// Most pages met in the last sweep were dirty.
+    mostly_dirty: bool,
+    never_dirty: bool,
+    /// Pages that a walk takes.
+    victims: Vec<usize>,
     evictions: u64,
     looks: u64,
     streams: [Stream; THREADS],
 }
+
+/// There is one region.
+const REGIONS: usize = 1;
 
 impl<J: Judge> Hand<J> {
     /// For pages below `pages`, `limit` (at least 1) of them resident.
@@ -114,21 +109,30 @@ impl<J: Judge> Hand<J> {
         Self {
             judge,
             clock: EpochClock::new(limit as u64),
-            bits: vec![0; pages as usize],
-            stored: vec![false; pages as usize],
+            known: vec![Known::default(); pages as usize],
             resident: vec![0; pages.div_ceil(64) as usize],
             pages,
             used: 0,
             limit,
-            low: if limit < BACKGROUND_LIMIT_PAGES {
-                0
-            } else {
-                (limit / 64).clamp(64, 256)
-            },
-            hand: 0,
+            hand: Position::START,
+            sweep: 0,
+            dirty_lead: 0,
+            mostly_dirty: true,
+            never_dirty: false,
+            victims: Vec::new(),
             evictions: 0,
             looks: 0,
             streams: [Stream::default(); THREADS],
+        }
+    }
+
+    /// The same hand for a program whose pages all keep a copy whatever it does: what
+    /// the rules for dirty pages change is the difference.
+    #[must_use]
+    pub fn never_dirty(self) -> Self {
+        Self {
+            never_dirty: true,
+            ..self
         }
     }
 
@@ -139,17 +143,17 @@ impl<J: Judge> Hand<J> {
     }
 
     /// The first resident page at or after `from`.
-    fn next(&self, from: u32) -> Option<u32> {
-        if from >= self.pages {
+    fn next(&self, from: usize) -> Option<usize> {
+        if from >= self.pages as usize {
             return None;
         }
-        let mut word = from as usize / 64;
+        let mut word = from / 64;
         let mut bits = self.resident[word] & (u64::MAX << (from % 64));
         while bits == 0 {
             word += 1;
             bits = *self.resident.get(word)?;
         }
-        Some(word as u32 * 64 + bits.trailing_zeros())
+        Some(word * 64 + bits.trailing_zeros() as usize)
     }
 
     fn now(&self) -> u16 {
@@ -160,59 +164,77 @@ impl<J: Judge> Hand<J> {
         self.limit - self.used
     }
 
-    /// Evicts up to about `wanted` pages; how many it was.
-    fn reclaim(&mut self, wanted: usize) -> usize {
-        let wanted = wanted.clamp(1, BATCH_PAGES);
-        let mut looks = wanted * LOOKS_PER_PAGE + FORCED_LOOKS;
-        let (mut freed, mut wraps) = (0, 0);
-        while freed < wanted && looks > 0 && wraps <= 1 {
-            let Some(start) = self.next(self.hand) else {
-                self.hand = 0;
-                wraps += 1;
+    /// Evicts what a walk finds; how many pages it was.
+    fn reclaim(&mut self, mut walk: Walk) -> usize {
+        let mut victims = std::mem::take(&mut self.victims);
+        while let Some(wanted) = walk.wants(REGIONS) {
+            let window = hand::window(self.hand.page, wanted, |from| self.next(from));
+            self.hand = self.hand.past(&window, REGIONS);
+            if self.hand == Position::START {
+                let lead = std::mem::take(&mut self.dirty_lead);
+                self.mostly_dirty = hand::is_mostly_dirty(lead);
+                self.sweep += 1;
+            }
+            if window.is_empty() {
+                walk.end_of_region();
                 continue;
-            };
-            let mut end = start + 1;
-            for _ in 1..wanted - freed {
-                match self.next(end) {
-                    Some(page) => end = page + 1,
-                    None => break,
-                }
             }
-            self.hand = end;
-            let now = self.now();
-            let before = freed;
-            let mut from = start;
-            while let Some(page) = self.next(from).filter(|&page| page < end) {
+            let takes_dirty = hand::takes_dirty(self.sweep, self.mostly_dirty);
+            let mut from = window.start;
+            while let Some(page) = self.next(from).filter(|&page| page < window.end) {
                 from = page + 1;
-                looks = looks.saturating_sub(1);
                 self.looks += 1;
-                let force = freed == 0 && looks < FORCED_LOOKS;
-                let bits = &mut self.bits[page as usize];
-                match self.judge.pass(*bits).filter(|_| !force) {
-                    Some(spared) => *bits = spared,
-                    None => {
-                        *bits = self.judge.evict(*bits, now);
-                        self.resident[page as usize / 64] &= !(1 << (page % 64));
-                        freed += 1;
+                let known = &mut self.known[page];
+                let look = walk.look(known.clean, takes_dirty);
+                match look.judge(Heat::from_bits(known.bits)) {
+                    Judgement::Take => {
+                        walk.take(known.clean);
+                        victims.push(page);
                     }
+                    Judgement::Spare(heat) => known.bits = heat.to_bits(),
+                    Judgement::Leave => {}
                 }
             }
-            self.used -= freed - before;
-            self.evictions += (freed - before) as u64;
         }
-        freed
+        self.dirty_lead += walk.dirty_lead();
+        let now = self.now();
+        let mut gone = 0;
+        for page in victims.drain(..) {
+            let (word, bit) = (page / 64, 1 << (page % 64));
+            // A hand that wrapped may have taken it twice.
+            if self.resident[word] & bit == 0 {
+                continue;
+            }
+            self.resident[word] &= !bit;
+            let known = &mut self.known[page];
+            known.bits = Heat::from_bits(known.bits).evict(now).to_bits();
+            known.clean = false;
+            gone += 1;
+        }
+        self.victims = victims;
+        self.used -= gone;
+        self.evictions += gone as u64;
+        gone
     }
 
-    /// Brings one page in. A frame is taken already.
-    fn restore(&mut self, page: u32, ahead: bool) {
-        let stored = std::mem::replace(&mut self.stored[page as usize], true);
-        let reason = match (stored, ahead) {
+    /// Brings one page in, for a store or not. A frame is taken already.
+    fn restore(&mut self, page: u32, write: bool, ahead: bool) {
+        let now = self.now();
+        let known = &mut self.known[page as usize];
+        let reason = match (known.stored, ahead) {
             (false, _) => Reason::Fresh,
             (true, false) => Reason::Refault,
             (true, true) => Reason::Ahead,
         };
-        let bits = self.bits[page as usize];
-        self.bits[page as usize] = self.judge.restore(bits, reason, self.clock, self.now());
+        *known = Known {
+            bits: self
+                .judge
+                .restore(known.bits, reason, self.clock, now)
+                .to_bits(),
+            clean: self.never_dirty || known.stored && writes::keeps_copy(write, known.write_hot),
+            write_hot: writes::stays_write_hot(write, known.write_hot, now),
+            stored: true,
+        };
         self.resident[page as usize / 64] |= 1 << (page % 64);
     }
 }
@@ -224,16 +246,18 @@ impl<J: Judge> FaultPolicy for Hand<J> {
 
     fn fault(&mut self, touch: Touch) -> u32 {
         let first = touch.page();
-        let fresh = !self.stored[first as usize];
+        let fresh = !self.known[first as usize].stored;
+        let limit = self.limit as i64;
         while self.free() == 0 {
-            self.reclaim((self.limit / 16).clamp(1, BATCH_PAGES));
+            self.reclaim(Walk::direct(limit));
         }
         let thread = touch.thread() as usize;
         let (plan, stream) = self.streams[thread].fault(u64::from(first));
         self.streams[thread] = stream;
-        let frames = (plan.count as usize).min(self.limit / 8 + 1);
+        let extra = i64::from(plan.count - 1).min(stream::ahead_pages_max(limit));
+        let frames = extra as usize + 1;
         if frames > self.free() {
-            self.reclaim(frames - self.free());
+            self.reclaim(Walk::new(frames - self.free()));
         }
         let frames = frames.min(self.free());
         let (mut restored, mut covered) = (0, 0);
@@ -248,23 +272,34 @@ impl<J: Judge> FaultPolicy for Hand<J> {
                     continue;
                 }
                 // Fresh pages follow only a fresh page that is written.
-                let stored = self.stored[page as usize];
+                let stored = self.known[page as usize].stored;
                 if stored == fresh || (fresh && !touch.is_write()) {
                     break;
                 }
             }
             self.used += 1;
-            self.restore(page, step > 0);
+            self.restore(page, touch.is_write(), step > 0);
             restored += 1;
             covered = step + 1;
         }
         if covered < plan.count {
             self.streams[thread] = stream.cut_short(plan, u64::from(first), covered);
         }
-        if self.free() < self.low {
-            while self.free() < 2 * self.low && self.reclaim(BATCH_PAGES) > 0 {}
+        let low = hand::low_watermark(limit);
+        if (self.free() as i64) < low {
+            let high = hand::high_watermark(low);
+            while (self.free() as i64) < high
+                && self.reclaim(Walk::new(hand::EVICT_BATCH_PAGES)) > 0
+            {}
         }
         restored as u32
+    }
+
+    fn store(&mut self, page: u32) {
+        let known = &mut self.known[page as usize];
+        // Stores to dirty pages are not seen.
+        known.write_hot |= known.clean;
+        known.clean = self.never_dirty;
     }
 
     fn resident(&self) -> usize {

@@ -2,10 +2,10 @@
 //!
 //! Two kinds of policy, told apart by their types. A [`Policy`] is shown every
 //! access: the kernel, a cache, the rivals of the literature. A [`FaultPolicy`]
-//! is shown nothing but touches of absent pages, as is any pager in user space;
-//! [`Blind`] makes a [`Policy`] of it and keeps hits from it. Ours is
-//! [`hand::Hand`]: the engine's clock hand around the decisions of
-//! `ghostmem-policy`, close enough that its figures are those of the engine.
+//! is shown nothing but touches of absent pages and stores to clean ones, as is any
+//! pager in user space; [`Blind`] makes a [`Policy`] of it and keeps hits from it. Ours
+//! is [`hand::Hand`]: plain numbers around the walk and the decisions of
+//! `ghostmem-policy`, which the engine runs too.
 //!
 //! Everything here is a pure function of its arguments: no clock, no operating
 //! system, no randomness but from seeds.
@@ -42,21 +42,27 @@ pub trait FaultPolicy {
     /// The program touches an absent page. How many pages were brought in.
     fn fault(&mut self, touch: Touch) -> u32;
 
+    /// The program stores to a resident page. A pager sees the first store to a
+    /// page that keeps a copy, and must do nothing about the others.
+    fn store(&mut self, _page: u32) {}
+
     /// Pages resident now.
     fn resident(&self) -> usize;
 }
 
-/// Shows a [`FaultPolicy`] the faults of a trace and nothing else.
+/// Shows a [`FaultPolicy`] the faults of a trace, and stores, and nothing else.
 #[derive(Debug)]
 pub struct Blind<P>(pub P);
 
 impl<P: FaultPolicy> Policy for Blind<P> {
     fn touch(&mut self, touch: Touch) -> u32 {
-        if self.0.is_resident(touch.page()) {
-            0
-        } else {
-            self.0.fault(touch)
+        if !self.0.is_resident(touch.page()) {
+            return self.0.fault(touch);
         }
+        if touch.is_write() {
+            self.0.store(touch.page());
+        }
+        0
     }
 
     fn resident(&self) -> usize {
