@@ -27,9 +27,9 @@ use ghostmem_os::map::MapArc;
 use ghostmem_os::thread::SignalsBlocked;
 use ghostmem_os::{OsError, futex, lineage, thread};
 
-use crate::backend;
 use crate::die::die;
 use crate::once::OPENING;
+use crate::open;
 use crate::registry::{FaultSink, GATE, SCRATCH, SETUP};
 
 /// How far a fork is.
@@ -287,7 +287,7 @@ fn settle_child() {
         pool.reset_after_fork();
     }
     lineage::claim_child();
-    backend::reopen_in_child();
+    open::reopen_in_child();
     SINKS.release_after_fork();
     for_all(|sink| sink.child);
     GATE.thaw();
@@ -313,9 +313,9 @@ extern "C" fn after_fork_in_child() {
         ),
         _ => {}
     }
-    if let Some(monitor) = backend::monitor_in_child() {
+    if let Some(monitor) = open::monitor_in_child() {
         // Nobody else runs here but the monitor's threads, which wait.
-        monitor.listen_in_child();
+        monitor.listen_in_child(open::open_monitor);
         for_all(|sink| sink.monitor);
         monitor.open_to_messages();
     }

@@ -13,28 +13,47 @@
 //! | *guard* | SIGSEGV on guarded or inaccessible pages | writing to the memory file behind the mapping |
 //! | *veh* (Windows) | access violation on the faulting thread | mapping a section of one page, filled before |
 //!
+//! Each mechanism is one file that implements [`Backend`]; [`Region`] is the closed list of
+//! them.
+//!
 //! # The closed world
 //! [`FaultSink::on_fault`] runs inside a signal handler with every signal
 //! blocked, on a stack of ours. Code reachable from it allocates nothing,
 //! takes no lock and calls only what POSIX lists as async-signal-safe.
 
-#[cfg_attr(windows, path = "windows/backend.rs")]
+#[cfg(not(windows))]
+mod advise;
 mod backend;
+#[cfg_attr(windows, path = "windows/batch.rs")]
+mod batch;
 mod die;
 #[cfg_attr(windows, path = "windows/fork.rs")]
 pub mod fork;
 mod gate;
 #[cfg(not(windows))]
 mod groups;
+#[cfg(not(windows))]
+mod guard;
 mod kind;
 #[cfg(not(windows))]
 mod monitor;
 mod once;
+#[cfg(not(windows))]
+mod open;
+#[cfg_attr(windows, path = "windows/opened.rs")]
+mod opened;
 #[cfg_attr(windows, path = "windows/probe.rs")]
 mod probe;
+mod region;
 mod registry;
+#[cfg(not(windows))]
+mod userfaultfd;
+#[cfg(windows)]
+#[path = "windows/veh.rs"]
+mod veh;
 
-pub use backend::{Backend, Batch, Region};
+pub use backend::Backend;
+pub use batch::Batch;
 pub use die::{die, die_of};
 pub use fork::{Enrolment, enrol};
 pub use gate::{Gate, Inside};
@@ -42,9 +61,11 @@ pub use ghostmem_os::ghost::Installed;
 pub use ghostmem_os::scratch::{RUN_PAGES, Scratch};
 pub use ghostmem_os::signal::AccessKind;
 pub use kind::{BackendKind, Home};
+pub use opened::Opened;
 pub use probe::Probe;
 #[cfg(not(windows))]
 pub use probe::UserfaultfdProbe;
+pub use region::Region;
 pub use registry::{
     Fault, FaultSink, Registration, Verdict, Waits, gate, lookup, may_be_ghost, rearm, register,
     scratch, tell_news,

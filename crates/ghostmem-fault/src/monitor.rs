@@ -12,7 +12,6 @@ use ghostmem_os::thread::{self, EngineThread};
 use ghostmem_os::uffd::Uffd;
 use ghostmem_os::{OsError, PAGE_SIZE, calls, clock, futex, machine};
 
-use crate::backend::open_monitor;
 use crate::die::die;
 use crate::registry::{GATE, Verdict, on_message};
 
@@ -29,12 +28,13 @@ const THREADS_MAX: usize = 4;
 const OPEN: u64 = u32::MAX as u64;
 
 impl Monitor {
-    pub(crate) fn start() -> Result<Self, OsError> {
-        Ok(Self {
-            uffd: open_monitor()?,
+    /// A monitor of `uffd`, whose faults are messages.
+    pub(crate) const fn new(uffd: Uffd) -> Self {
+        Self {
+            uffd,
             started: AtomicBool::new(false),
             parked: AtomicU64::new(OPEN),
-        })
+        }
     }
 
     /// The descriptor. The threads start with the first region, when the
@@ -70,10 +70,11 @@ impl Monitor {
     }
 
     /// In a forked child whose regions are served by the faulting threads:
-    /// starts the threads, and takes the regions away from their descriptor.
+    /// starts the threads, and takes the regions away from their descriptor, whose
+    /// place the one that `open` makes takes.
     /// Nobody may touch ghost memory until they are registered again and
     /// [`Monitor::open_to_messages`] was called.
-    pub(crate) fn listen_in_child(&'static self) {
+    pub(crate) fn listen_in_child(&'static self, open: impl FnOnce() -> Result<Uffd, OsError>) {
         let started = self.spawn().and_then(|()| {
             // What libc reads when a thread starts may be absent, and is served
             // by that thread itself, now.
@@ -85,7 +86,7 @@ impl Monitor {
             // The last of a descriptor ends all of its registrations
             // (userfaultfd(2)). Its number may be the only one to be had.
             self.uffd.close();
-            open_monitor().map(|fresh| self.uffd.replace(fresh))
+            open().map(|fresh| self.uffd.replace(fresh))
         });
         if let Err(error) = started {
             die(

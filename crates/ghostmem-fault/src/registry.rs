@@ -471,7 +471,7 @@ mod tests {
     #[test]
     fn a_monitor_wakes_whom_others_may_have_left_asleep_and_serves_no_stale_message() {
         static UFFD: OnceLock<Uffd> = OnceLock::new();
-        let Ok(opened) = crate::backend::open_monitor() else {
+        let Ok(opened) = crate::open::open_monitor() else {
             eprintln!("SKIPPED: this machine gives no userfaultfd");
             return;
         };

@@ -3,7 +3,7 @@
 use core::fmt;
 
 use ghostmem_codec::lz4::Lz4;
-use ghostmem_fault::{Backend as Opened, BackendKind};
+use ghostmem_fault::{BackendKind, Opened};
 use ghostmem_os::{OsError, PAGE_SIZE, machine};
 use ghostmem_pager::{Config, LIMIT_PAGES_MIN};
 

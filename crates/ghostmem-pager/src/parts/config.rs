@@ -1,7 +1,7 @@
 //! How an engine is set up.
 
 use ghostmem_codec::lz4::Lz4;
-use ghostmem_fault::Backend;
+use ghostmem_fault::Opened;
 
 use crate::parts::lost::LostHandler;
 
@@ -16,7 +16,7 @@ pub struct Config {
     /// Bound on resident, compressed and metadata bytes together.
     pub memory_limit_bytes: Option<usize>,
     /// Where faults come from.
-    pub backend: Backend,
+    pub backend: Opened,
     /// The page compressor.
     pub codec: Lz4,
     /// Whether pages are compressed at all.
@@ -46,7 +46,7 @@ impl Config {
             memory_limit_bytes: None,
             backend: ghostmem_fault::BackendKind::PREFERRED
                 .iter()
-                .find_map(|&kind| Backend::open(kind).ok())
+                .find_map(|&kind| Opened::open(kind).ok())
                 .unwrap(),
             codec: Lz4,
             compress: true,

@@ -4,7 +4,7 @@
 use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::OnceLock;
 
-use ghostmem_fault::{Backend, Enrolment, Registration};
+use ghostmem_fault::{Enrolment, Opened, Registration};
 use ghostmem_os::PAGE_SIZE;
 use ghostmem_os::lock::Lock;
 use ghostmem_os::map::MapArc;
@@ -32,7 +32,7 @@ pub const REGION_ALIGN: usize = 1 << 26;
 /// One heap's engine.
 pub struct Engine {
     pub(crate) config: Config,
-    pub(crate) backend: Backend,
+    pub(crate) backend: Opened,
     pub(crate) store: SlabStore,
     pub(crate) spill: Option<Spill>,
     pub(crate) budget: Budget,
@@ -156,7 +156,7 @@ impl Engine {
 
     /// What the backend is.
     #[must_use]
-    pub fn backend(&self) -> Backend {
+    pub fn backend(&self) -> Opened {
         self.backend
     }
 

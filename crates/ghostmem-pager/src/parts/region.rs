@@ -3,7 +3,7 @@
 
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
-use ghostmem_fault::{Backend, Home, Region as Mapped};
+use ghostmem_fault::{Home, Opened, Region as Mapped};
 use ghostmem_os::OsError;
 use ghostmem_os::map::ZeroArray;
 use ghostmem_os::touched::Touched;
@@ -38,7 +38,7 @@ pub(crate) struct Region {
 
 impl Region {
     pub(crate) fn new(
-        backend: Backend,
+        backend: Opened,
         home: Home,
         index: u32,
         with_blocks: bool,

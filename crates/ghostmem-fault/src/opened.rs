@@ -1,0 +1,61 @@
+//! An opened mechanism, ready to take regions.
+
+use ghostmem_os::error::ENOSYS;
+use ghostmem_os::{OsError, guard};
+
+use crate::kind::BackendKind;
+use crate::open;
+
+/// Why *veh* cannot be had here.
+pub(crate) const NOT_HERE: OsError =
+    OsError::new("a vectored exception handler, on Linux,", ENOSYS);
+
+/// An opened mechanism, ready to take regions.
+#[derive(Debug, Clone, Copy)]
+pub struct Opened {
+    kind: BackendKind,
+    /// Guard by mprotect(2) instead of guard markers.
+    mprotect: bool,
+}
+
+impl Opened {
+    /// Opens the mechanism `kind`, once for the process.
+    ///
+    /// # Errors
+    /// What the kernel refused, and how.
+    pub fn open(kind: BackendKind) -> Result<Self, OsError> {
+        crate::fork::hook_forks()?;
+        let mut mprotect = false;
+        match kind {
+            BackendKind::Inline => drop(open::inline()?),
+            BackendKind::Monitor => drop(open::monitor()?),
+            BackendKind::Guard => mprotect = !guard::guard_pages_work(),
+            BackendKind::Veh => return Err(NOT_HERE),
+        }
+        Ok(Self { kind, mprotect })
+    }
+
+    /// The guard backend without guard markers, as on a kernel before 6.15.
+    ///
+    /// # Errors
+    /// Where there is none at all: on Windows.
+    pub const fn guard_by_mprotect() -> Result<Self, OsError> {
+        Ok(Self {
+            kind: BackendKind::Guard,
+            mprotect: true,
+        })
+    }
+
+    /// The mechanism.
+    #[must_use]
+    pub const fn kind(self) -> BackendKind {
+        self.kind
+    }
+
+    /// Whether closing pages splits mappings, so that pages should be opened
+    /// and closed many neighbours at a time.
+    #[must_use]
+    pub const fn splits_mappings(self) -> bool {
+        self.mprotect
+    }
+}
