@@ -17,6 +17,10 @@ pub fn die_of(what: &str, error: OsError) -> ! {
 }
 
 fn end(what: &str, call: Option<&str>, errno: i32) -> ! {
+    #[cfg(feature = "sim")]
+    if ghostmem_os::sim::is_on() {
+        panic!("{what}: {} (errno {errno})", call.unwrap_or_default());
+    }
     // Windows has numbers of its own.
     let kind = if errno < 0 { "Windows error" } else { "errno" };
     let (by, call) = call.map_or(("", ""), |call| (": ", call));

@@ -14,6 +14,9 @@ pub enum BackendKind {
     /// Windows: access violations, resolved by a vectored exception handler on
     /// the faulting thread.
     Veh,
+    /// Tests: no operating system.
+    #[cfg(feature = "sim")]
+    Sim,
 }
 
 impl BackendKind {
@@ -32,6 +35,8 @@ impl core::fmt::Display for BackendKind {
             Self::Monitor => "monitor",
             Self::Guard => "guard",
             Self::Veh => "veh",
+            #[cfg(feature = "sim")]
+            Self::Sim => "sim",
         })
     }
 }

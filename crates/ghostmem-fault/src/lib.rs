@@ -16,10 +16,16 @@
 //! Each mechanism is one file that implements [`Backend`]; [`Region`] is the closed list of
 //! them.
 //!
+//! With the feature `sim`, for tests only, there is one more: [`sim`], which knows no
+//! operating system.
+//!
 //! # The closed world
 //! [`FaultSink::on_fault`] runs inside a signal handler with every signal
 //! blocked, on a stack of ours. Code reachable from it allocates nothing,
 //! takes no lock and calls only what POSIX lists as async-signal-safe.
+
+#[cfg(all(feature = "sim", windows))]
+compile_error!("the feature sim is for tests on Linux");
 
 #[cfg(not(windows))]
 mod advise;
@@ -46,6 +52,8 @@ mod opened;
 mod probe;
 mod region;
 mod registry;
+#[cfg(feature = "sim")]
+pub mod sim;
 #[cfg(not(windows))]
 mod userfaultfd;
 #[cfg(windows)]

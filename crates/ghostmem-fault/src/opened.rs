@@ -16,6 +16,9 @@ pub struct Opened {
     kind: BackendKind,
     /// Guard by mprotect(2) instead of guard markers.
     mprotect: bool,
+    /// What a simulated region behaves like.
+    #[cfg(feature = "sim")]
+    pub(crate) manner: crate::sim::Manner,
 }
 
 impl Opened {
@@ -31,8 +34,15 @@ impl Opened {
             BackendKind::Monitor => drop(open::monitor()?),
             BackendKind::Guard => mprotect = !guard::guard_pages_work(),
             BackendKind::Veh => return Err(NOT_HERE),
+            #[cfg(feature = "sim")]
+            BackendKind::Sim => {}
         }
-        Ok(Self { kind, mprotect })
+        Ok(Self {
+            kind,
+            mprotect,
+            #[cfg(feature = "sim")]
+            manner: crate::sim::Manner::Userfaultfd,
+        })
     }
 
     /// The guard backend without guard markers, as on a kernel before 6.15.
@@ -43,7 +53,20 @@ impl Opened {
         Ok(Self {
             kind: BackendKind::Guard,
             mprotect: true,
+            #[cfg(feature = "sim")]
+            manner: crate::sim::Manner::GuardByMprotect,
         })
+    }
+
+    /// The backend without an operating system, in a manner of behaving.
+    #[cfg(feature = "sim")]
+    #[must_use]
+    pub fn sim(manner: crate::sim::Manner) -> Self {
+        Self {
+            kind: BackendKind::Sim,
+            mprotect: manner == crate::sim::Manner::GuardByMprotect,
+            manner,
+        }
     }
 
     /// The mechanism.

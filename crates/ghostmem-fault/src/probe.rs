@@ -90,6 +90,8 @@ impl Probe {
                 BackendKind::Monitor => self.device.has(FEATURE_WP) || self.syscall.has(FEATURE_WP),
                 BackendKind::Guard => self.memory_file.is_ok(),
                 BackendKind::Veh => false,
+                #[cfg(feature = "sim")]
+                BackendKind::Sim => true,
             }
     }
 

@@ -27,6 +27,8 @@ enum Mechanism {
     Guard(Guard),
     #[cfg(windows)]
     Veh(Veh),
+    #[cfg(feature = "sim")]
+    Sim(crate::sim::Sim),
 }
 
 /// Evaluates an expression with whichever mechanism it is.
@@ -39,6 +41,8 @@ macro_rules! with {
             Mechanism::Guard($backend) => $body,
             #[cfg(windows)]
             Mechanism::Veh($backend) => $body,
+            #[cfg(feature = "sim")]
+            Mechanism::Sim($backend) => $body,
         }
     };
 }
@@ -89,6 +93,8 @@ impl Region {
             }
             #[cfg(windows)]
             BackendKind::Veh => Mechanism::Veh(Veh::over(&home, span)?),
+            #[cfg(feature = "sim")]
+            BackendKind::Sim => Mechanism::Sim(crate::sim::Sim::over(span, opened.manner)?),
             _ => return Err(opened::NOT_HERE),
         };
         Ok(Self {

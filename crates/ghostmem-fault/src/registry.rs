@@ -113,7 +113,7 @@ pub trait FaultSink: Send + Sync + 'static {
     fn restart_threads_in_child(&self);
 }
 
-struct Entry {
+pub(crate) struct Entry {
     base: usize,
     len: usize,
     region: u32,
@@ -237,7 +237,10 @@ pub fn register<S: FaultSink>(
     }
     scratch()?;
     let setup = SETUP.lock();
-    signal::install(on_signal)?;
+    // Nothing to be told by signals.
+    if !signs.is_empty() {
+        signal::install(on_signal)?;
+    }
     let entry = MapArc::new(Entry {
         base: span.base(),
         len: span.len(),
@@ -294,13 +297,13 @@ pub fn lookup(address: usize) -> Option<(*const (), u32)> {
     find(address).map(|entry| (entry.sink, entry.region))
 }
 
-struct Dispatch {
+pub(crate) struct Dispatch {
     fault: Fault,
     entry: &'static Entry,
     verdict: Verdict,
 }
 
-fn resolve(dispatch: &mut Dispatch, scratch: &mut Scratch) {
+pub(crate) fn resolve(dispatch: &mut Dispatch, scratch: &mut Scratch) {
     // SAFETY: the entry pairs the pointer with the function made for it, and
     // we are inside the gate.
     dispatch.verdict =
@@ -309,7 +312,7 @@ fn resolve(dispatch: &mut Dispatch, scratch: &mut Scratch) {
 
 /// Hands a fault at `address` to its sink, with a loan of buffers; the caller is
 /// inside the gate. `None` when it is nobody's. `refine` completes the fault, or disowns it.
-fn attempt(
+pub(crate) fn attempt(
     address: usize,
     refine: impl FnOnce(&Entry, Fault) -> Option<Fault>,
     run: impl FnOnce(&mut Lease<'_>, &mut Dispatch),

@@ -15,6 +15,10 @@ pub fn thread_ns() -> u64 {
 }
 
 fn read(clock: libc::clockid_t) -> u64 {
+    #[cfg(feature = "sim")]
+    if let Some(now_ns) = crate::sim::now_ns() {
+        return now_ns;
+    }
     let mut now = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,

@@ -9,6 +9,13 @@ use crate::thread;
 /// `timeout`. May return early for no reason; the caller looks again.
 /// Async-signal-safe.
 pub fn wait(word: &AtomicU64, expected: u32, timeout: Duration) {
+    #[cfg(feature = "sim")]
+    if crate::sim::is_on() {
+        if word.load(core::sync::atomic::Ordering::Acquire) as u32 == expected {
+            crate::sim::advance(timeout.as_nanos() as u64);
+        }
+        return;
+    }
     let limit = libc::timespec {
         tv_sec: timeout.as_secs() as libc::time_t,
         tv_nsec: libc::c_long::from(timeout.subsec_nanos()),
@@ -28,6 +35,10 @@ pub fn wait(word: &AtomicU64, expected: u32, timeout: Duration) {
 
 /// Wakes every thread waiting on `word`. Async-signal-safe.
 pub fn wake_all(word: &AtomicU64) {
+    #[cfg(feature = "sim")]
+    if crate::sim::is_on() {
+        return;
+    }
     // SAFETY: only the address is used; the word is not accessed.
     unsafe {
         libc::syscall(
@@ -49,6 +60,11 @@ const NAP: Duration = Duration::from_micros(50);
 /// lets a thread of lower priority run (sched_yield(2), `SCHED_FIFO`), and it may
 /// be that one who is waited for. Async-signal-safe.
 pub fn pause(tries: u32) {
+    #[cfg(feature = "sim")]
+    if crate::sim::is_on() {
+        // For a thread of another simulation, at a lock of the process.
+        return thread::yield_now();
+    }
     if tries < YIELDS {
         thread::yield_now();
     } else {

@@ -63,6 +63,8 @@ pub mod scratch;
 pub mod shared;
 #[cfg_attr(windows, path = "windows/signal.rs")]
 pub mod signal;
+#[cfg(all(feature = "sim", not(windows)))]
+pub mod sim;
 #[cfg_attr(windows, path = "windows/stop.rs")]
 pub mod stop;
 #[cfg_attr(windows, path = "windows/thread.rs")]

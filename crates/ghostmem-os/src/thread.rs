@@ -41,6 +41,10 @@ pub fn key() -> usize {
 /// When `count` is 0.
 #[must_use]
 pub fn shard(count: usize) -> usize {
+    #[cfg(feature = "sim")]
+    if crate::sim::is_on() {
+        return 0;
+    }
     // SAFETY: no preconditions.
     let processor = unsafe { libc::sched_getcpu() };
     usize::try_from(processor).unwrap_or(0) % count
