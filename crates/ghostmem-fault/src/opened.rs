@@ -75,6 +75,16 @@ impl Opened {
         self.kind
     }
 
+    /// Whether who uses it may have threads: not in a simulation, which calls what they do.
+    #[must_use]
+    pub const fn has_threads(self) -> bool {
+        #[cfg(feature = "sim")]
+        if matches!(self.kind, BackendKind::Sim) {
+            return false;
+        }
+        true
+    }
+
     /// Whether closing pages splits mappings, so that pages should be opened
     /// and closed many neighbours at a time.
     #[must_use]

@@ -28,6 +28,8 @@ mod fault;
 mod lifecycle;
 mod limits;
 mod parts;
+#[cfg(all(test, feature = "sim"))]
+mod sim;
 mod tiers;
 mod watch;
 

@@ -120,7 +120,7 @@ fn tell_seeds() {
 
 impl Simulation {
     /// Runs `body` in a simulation of its own, decided by `seed`.
-    pub fn run<R>(seed: u64, body: impl FnOnce(&Self) -> R) -> R {
+    pub fn run<R>(seed: u64, body: impl FnOnce(&Rc<Self>) -> R) -> R {
         tell_seeds();
         let simulation = Rc::new(Self {
             seed,
@@ -175,6 +175,11 @@ impl Simulation {
     /// How often calls go wrong from now on.
     pub fn set_odds(&self, odds: Odds) {
         self.odds.set(odds);
+    }
+
+    /// How often calls go wrong now.
+    pub fn odds(&self) -> Odds {
+        self.odds.get()
     }
 
     /// The next call of this kind gets this answer, after those that were given before.

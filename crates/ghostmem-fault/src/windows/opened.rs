@@ -42,6 +42,12 @@ impl Opened {
         BackendKind::Veh
     }
 
+    /// Whether who uses it may have threads.
+    #[must_use]
+    pub const fn has_threads(self) -> bool {
+        true
+    }
+
     /// Whether pages should be opened and closed many neighbours at a time:
     /// no, each has a view of its own anyway.
     #[must_use]

@@ -28,6 +28,24 @@ const CROWDED: Duration = Duration::from_millis(20);
 /// How long the thread of a heap that nobody uses sleeps.
 const IDLE: Duration = Duration::from_secs(2);
 
+/// What the background thread remembers from turn to turn.
+pub(crate) struct Reclaimer {
+    processors: usize,
+    pace: Pace,
+    /// Evictions at the end of the last turn.
+    evictions: u64,
+}
+
+impl Reclaimer {
+    pub(crate) fn new(processors: usize) -> Self {
+        Self {
+            processors,
+            pace: Pace::new(clock::now_ns()),
+            evictions: 0,
+        }
+    }
+}
+
 impl Engine {
     pub(crate) fn start_worker(this: &MapArc<Self>) -> Result<(), OsError> {
         let thread = EngineThread::spawn_with(c"ghost-reclaim", this.clone(), run)?;
@@ -75,6 +93,33 @@ impl Engine {
         }
     }
 
+    /// One turn of the background thread: how long it rests now, unless it is woken;
+    /// `None` when it goes on at once.
+    pub(crate) fn reclaimer_step(&self, reclaimer: &mut Reclaimer) -> Option<Duration> {
+        self.worker.asleep.store(0, Ordering::Relaxed);
+        let filled = self.refill(&mut reclaimer.pace);
+        self.tidy_if_needed(&mut reclaimer.pace);
+        let crowded = self.threads.active_since() >= reclaimer.processors;
+        self.worker.crowded.store(crowded, Ordering::Relaxed);
+        self.worker.asleep.store(1, Ordering::SeqCst);
+        // When nothing can be evicted, trying again at once would only burn
+        // the processor.
+        let rest = !filled || self.budget.free() >= self.low_watermark();
+        if !rest || self.closed.load(Ordering::Acquire) {
+            return None;
+        }
+        // An idle heap needs no looking after.
+        let idle = self.evictions() == reclaimer.evictions;
+        let nap = match (crowded, idle && filled) {
+            (true, _) => CROWDED,
+            (false, true) => IDLE,
+            (false, false) => TICK,
+        };
+        let nap_for_store = reclaimer.pace.nap();
+        reclaimer.evictions = self.evictions();
+        Some(nap_for_store.map_or(nap, |nap_for_store| nap.min(nap_for_store)))
+    }
+
     /// Evicts until the high watermark is reached; `false` when nothing more
     /// goes before that.
     fn refill(&self, pace: &mut Pace) -> bool {
@@ -103,32 +148,10 @@ impl Engine {
 }
 
 fn run(engine: &Engine) {
-    let processors = machine::cpus();
-    let mut pace = Pace::new(clock::now_ns());
-    let mut evictions = 0;
+    let mut reclaimer = Reclaimer::new(machine::cpus());
     while !engine.closed.load(Ordering::Acquire) {
-        let filled = engine.refill(&mut pace);
-        engine.tidy_if_needed(&mut pace);
-        let crowded = engine.threads.active_since() >= processors;
-        engine.worker.crowded.store(crowded, Ordering::Relaxed);
-        engine.worker.asleep.store(1, Ordering::SeqCst);
-        // When nothing can be evicted, trying again at once would only burn
-        // the processor.
-        let rest = !filled || engine.budget.free() >= engine.low_watermark();
-        if rest && !engine.closed.load(Ordering::Acquire) {
-            // An idle heap needs no looking after.
-            let idle = engine.evictions() == evictions;
-            let nap = match (crowded, idle && filled) {
-                (true, _) => CROWDED,
-                (false, true) => IDLE,
-                (false, false) => TICK,
-            };
-            let nap = pace
-                .nap()
-                .map_or(nap, |nap_for_store| nap.min(nap_for_store));
-            evictions = engine.evictions();
+        if let Some(nap) = engine.reclaimer_step(&mut reclaimer) {
             futex::wait(&engine.worker.asleep, 1, nap);
         }
-        engine.worker.asleep.store(0, Ordering::Relaxed);
     }
 }

@@ -64,16 +64,23 @@ impl Engine {
         })?;
         // Before the worker, so that no fork can lose it unnoticed.
         *engine.enrolment.lock() = Some(enrol(engine.clone())?);
-        let started = match engine.config.background {
-            true => Self::start_worker(&engine),
+        engine.share_store();
+        let started = match engine.backend.has_threads() {
+            true => Self::start_threads(&engine),
             false => Ok(()),
         };
-        let started = started.and_then(|()| Self::start_spiller(&engine));
         if let Err(error) = started {
             engine.shut_down();
             return Err(error);
         }
         Ok(engine)
+    }
+
+    fn start_threads(this: &MapArc<Self>) -> Result<(), OsError> {
+        if this.config.background {
+            Self::start_worker(this)?;
+        }
+        Self::start_spiller(this)
     }
 
     /// Ends the engine: no fault is resolved from now on. Called once, when

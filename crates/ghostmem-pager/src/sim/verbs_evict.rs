@@ -1,0 +1,145 @@
+//! `evict/`: from a cold page to a slot.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use ghostmem_fault::sim::{Answer, Call, Manner, Outcome, Simulation};
+use ghostmem_os::PAGE_SIZE;
+use ghostmem_table::State;
+
+use crate::parts::metrics::Counter;
+use crate::sim::world::{Data, Touch, World, config};
+
+#[test]
+fn dirty_pages_are_packed_each_in_its_way_and_clean_ones_dropped() {
+    World::run(21, 64, |world| {
+        let block = world.allocate(3);
+        let data = [Data::Filled, Data::Text, Data::Noise];
+        for (page, data) in data.into_iter().enumerate() {
+            world.store(block + page * PAGE_SIZE, data);
+        }
+        assert_eq!(world.evict(block, 3), 3);
+        assert_eq!(world.count(Counter::evictions_dirty), 3);
+        assert_eq!(world.count(Counter::filled_pages_evicted), 1);
+        assert_eq!(world.count(Counter::raw_pages_evicted), 1);
+        assert_eq!(world.engine.stats().store_slots, 2);
+        let compressed = world.count(Counter::compressed_pages);
+        world.load(block + PAGE_SIZE);
+        assert_eq!(world.evict(block, 3), 1);
+        assert_eq!(world.count(Counter::evictions_clean), 1);
+        assert_eq!(world.count(Counter::compressed_pages), compressed);
+        world.audit();
+    });
+}
+
+/// Stores to the first page of a batch at each of its calls in turn.
+#[test]
+fn a_page_that_is_stored_to_while_it_leaves_is_not_lost() {
+    for manner in [Manner::Userfaultfd, Manner::Guard, Manner::GuardByMprotect] {
+        let mut cancelled = 0;
+        for moment in 0..30 {
+            Simulation::run(22, |sim| {
+                let world = World::new(sim, config(manner, 64), None);
+                let block = world.allocate(4);
+                for page in (0..4).map(|page| block + page * PAGE_SIZE) {
+                    world.store(page, Data::Text);
+                }
+                let (calls, actor) = (Rc::new(Cell::new(0)), world.clone());
+                sim.set_hook(move |_| {
+                    calls.set(calls.get() + 1);
+                    if calls.get() == moment + 1 {
+                        let stored = actor.try_touch(1, block, Touch::Store(Data::Few));
+                        assert_ne!(stored, Outcome::Refused);
+                    }
+                });
+                let left = world.evict(block, 4);
+                sim.clear_hook();
+                assert!(left >= 3, "the others leave");
+                cancelled += world.count(Counter::evictions_cancelled);
+                world.end();
+            });
+        }
+        assert!(
+            cancelled > 3,
+            "{manner:?}: {cancelled} evictions were cancelled"
+        );
+    }
+}
+
+#[test]
+fn what_the_kernel_refuses_stays_where_it_is() {
+    World::run(23, 64, |world| {
+        let block = world.allocate(4);
+        let pages: Vec<usize> = (0..4).map(|page| block + page * PAGE_SIZE).collect();
+        let states = || {
+            pages
+                .iter()
+                .map(|&page| world.state(page))
+                .collect::<Vec<_>>()
+        };
+        let stored = State::Stored;
+        for round in 0..3 {
+            for &page in &pages {
+                world.store(page, Data::Text);
+            }
+            match round {
+                // The run, and then its second page.
+                0 => {
+                    for answer in [Answer::Refused(12), Answer::Done, Answer::Refused(11)] {
+                        world.sim.answer_next(Call::Protect, answer);
+                    }
+                }
+                1 => {
+                    world.sim.answer_next(Call::Read, Answer::Done);
+                    world.sim.answer_next(Call::Read, Answer::Refused(14));
+                }
+                _ => {
+                    world.sim.answer_next(Call::Drop, Answer::Done);
+                    world.sim.answer_next(Call::Drop, Answer::Refused(22));
+                }
+            }
+            assert_eq!(world.evict(block, 4), 3);
+            assert_eq!(states(), [stored, State::Resident, stored, stored]);
+            assert_eq!(world.sim.answers_left(), 0);
+            assert_eq!(
+                world.engine.stats().store_slots,
+                3,
+                "nothing is kept for it"
+            );
+            world.audit();
+        }
+    });
+}
+
+#[test]
+fn what_the_store_does_not_hold_stays_resident() {
+    Simulation::run(24, |sim| {
+        let world = World::new(sim, config(Manner::Userfaultfd, 256), None);
+        world.engine.store.set_byte_limit(128 << 10);
+        let block = world.allocate(128);
+        let pages = || (0..128).map(|page| block + page * PAGE_SIZE);
+        pages().for_each(|page| world.store(page, Data::Noise));
+        let left = world.evict(block, 128);
+        assert!(left < 128, "the store held all of it");
+        world.audit();
+        pages().for_each(|page| world.load(page));
+        world.end();
+    });
+}
+
+#[test]
+fn locked_pages_and_warm_ones_are_passed_over() {
+    World::run(25, 64, |world| {
+        let block = world.allocate(8);
+        for page in (0..8).map(|page| block + page * PAGE_SIZE) {
+            world.store(page, Data::Text);
+        }
+        world.set_locked(block, true);
+        assert_eq!(world.evict(block, 8), 7);
+        world.load(block);
+        world.set_locked(block, false);
+        assert!(world.engine.evict_coldest().unwrap());
+        assert!(!world.engine.evict_coldest().unwrap(), "none is left");
+        world.audit();
+    });
+}
