@@ -13,4 +13,5 @@ mod verbs_fault;
 mod verbs_fork;
 mod verbs_limits;
 mod verbs_tiers;
+mod walk;
 mod world;
