@@ -333,7 +333,7 @@ impl Heap {
     /// millisecond.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        Stats::from_engine(self.engine().stats())
+        self.engine().stats()
     }
 
     /// The backend in use, never [`Backend::Auto`].

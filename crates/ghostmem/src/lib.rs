@@ -46,18 +46,17 @@ mod heap;
 mod resize;
 mod slice;
 mod spill;
-mod stats;
 
 pub use alloc::GhostAlloc;
 pub use block::SmallObjects;
 pub use builder::{Backend, Codec, HeapBuilder};
 pub use error::Error;
 pub use ghostmem_file::{OpenError, ReadCause, ReadError};
+pub use ghostmem_pager::{Figure, FigureKind, FigureUnit, LatencyHistogram, Stats};
 pub use ghostmem_pager::{LostDecision, LostHandler, LostPage};
 pub use heap::{Heap, Pinned};
 pub use slice::GhostSlice;
 pub use spill::Spill;
-pub use stats::{LatencyHistogram, Stats};
 
 /// Recording which pages a program touches, for [`Heap::record`].
 pub mod record {

@@ -219,7 +219,7 @@ impl Engine {
         self.metrics.add(Counter::evictions_clean, gone.clean);
         self.metrics
             .add(Counter::evictions_dirty, gone.pages - gone.clean);
-        self.metrics.add(Counter::filled_pages_evicted, gone.filled);
+        self.metrics.add(Counter::same_filled_pages, gone.filled);
         self.metrics.add(Counter::raw_pages_evicted, gone.raw);
         self.wake_spiller();
         self.fit_copies(evictions, evictions + gone.pages);
