@@ -170,7 +170,7 @@ typedef struct ghostmem_config {
 // What a heap holds and did. Fields are read one after the other without
 // stopping anybody, so they may be a few operations apart.
 typedef struct ghostmem_stats {
-  // Bytes the program has allocated and not freed, as blocks have them.
+  // Bytes the program has allocated and not freed.
   uint64_t allocated_bytes;
   // Bytes of ghost pages mapped now; never above the limit, but for pages
   // counted in `overdrafts`.
@@ -179,19 +179,20 @@ typedef struct ghostmem_stats {
   uint64_t resident_limit_bytes;
   // Compressed pages in the store, copies of resident pages included.
   uint64_t stored_pages;
-  // Their compressed size, bytes.
+  // Compressed size of the pages in the store, bytes.
   uint64_t store_data_bytes;
   // Memory the store holds from the kernel, bytes.
   uint64_t store_held_bytes;
-  // Page words, resident sets and slab descriptors, bytes.
+  // Page words, resident sets, slab descriptors and the tables of the file,
+  // bytes.
   uint64_t metadata_bytes;
   // Pages stored as they are because they do not compress.
   uint64_t raw_pages;
-  // Pages evicted that were one repeated value and took no room.
+  // Pages evicted that were one repeated value and took no slot.
   uint64_t same_filled_pages;
   // Faults that put a page in place.
   uint64_t faults;
-  // Of those, faults on pages that had been evicted.
+  // Faults on pages that had been evicted, among `faults`.
   uint64_t refaults;
   // First stores to pages that were clean.
   uint64_t write_faults;
@@ -203,7 +204,7 @@ typedef struct ghostmem_stats {
   uint64_t evictions_cancelled;
   // Pages restored ahead of a touch.
   uint64_t readahead_pages;
-  // Of those, pages whose run went on past them.
+  // Pages restored ahead of a touch whose run went on past them.
   uint64_t readahead_hits;
   // Times a faulting thread had to evict for itself.
   uint64_t direct_reclaims;
@@ -220,19 +221,19 @@ typedef struct ghostmem_stats {
   uint64_t decompress_samples;
   // Time faults took inside the engine, median, nanoseconds.
   uint64_t fault_p50_ns;
-  // The same, 99th percentile.
+  // Time faults took inside the engine, 99th percentile, nanoseconds.
   uint64_t fault_p99_ns;
   // Pages in the file, copies of resident pages included.
   uint64_t file_pages;
-  // Their compressed size, bytes.
+  // Compressed size of the pages in the file, bytes.
   uint64_t file_data_bytes;
   // What the file takes on its disk, bytes.
   uint64_t file_bytes;
   // Pages moved from memory to the file.
   uint64_t pages_spilled;
-  // Pages that were touched while they were being moved there, and stayed.
+  // Pages that were touched while they were being moved to the file, and stayed.
   uint64_t spills_in_vain;
-  // Pages read from the file.
+  // Pages read from the file, for a fault or ahead of one.
   uint64_t spilled_reads;
   // Reads of a page from the file that failed.
   uint64_t spilled_read_errors;
@@ -453,6 +454,24 @@ bool ghostmem_is_resident(const struct ghostmem_heap *heap,
 ghostmem_status ghostmem_heap_stats(const struct ghostmem_heap *heap,
                                     struct ghostmem_stats *out,
                                     size_t out_bytes);
+
+// Writes one of the heap's figures to `*out`: that of a field of
+// `ghostmem_stats`, or another one of `ghostmem_stat_name`, which lists them
+// all. A name that this version does not know is refused with
+// `GHOSTMEM_STATUS_INVALID_ARGUMENT`. Lock-free; for many figures at once
+// `ghostmem_heap_stats` is cheaper.
+//
+// What the caller owes:
+// `heap` is null (refused) or lives; `name` is null (refused) or a C string;
+// `out` is null (refused) or a place for a number.
+ghostmem_status ghostmem_stat(const struct ghostmem_heap *heap,
+                              const char *name,
+                              uint64_t *out);
+
+// The name of a figure for `ghostmem_stat`; null from the number of figures
+// on, so that a loop from 0 sees all of them. Their order is that of this
+// version.
+const char *ghostmem_stat_name(size_t index);
 
 // A word or two for a status: static, never null, also for numbers that are
 // none.

@@ -152,3 +152,49 @@ fn the_version_header_has_the_workspaces_version() {
         assert!(header.lines().any(|l| l == line), "Version.h lacks: {line}");
     }
 }
+
+/// Fields of a structure in the header, in their order: type, name, comment.
+fn fields_of(header: &str, structure: &str) -> Vec<(String, String, String)> {
+    let body = header.split(&format!("struct {structure} {{\n")).nth(1);
+    let body = body.unwrap().split("\n}").next().unwrap();
+    let mut fields = Vec::new();
+    let mut comment = Vec::new();
+    for line in body.lines().map(str::trim) {
+        if let Some(words) = line.strip_prefix("//") {
+            comment.push(words.trim());
+        } else {
+            let (of, name) = line.trim_end_matches(';').rsplit_once([' ', '*']).unwrap();
+            fields.push((of.to_owned(), name.to_owned(), comment.join(" ")));
+            comment.clear();
+        }
+    }
+    fields
+}
+
+/// Programs are compiled with the places of these words.
+#[test]
+fn the_structure_of_figures_is_that_of_the_table() {
+    let fields = fields_of(&generated(), "ghostmem_stats");
+    let words = ghostmem_figures();
+    for (name, word, text) in &words {
+        let field = fields.get(*word);
+        assert_eq!(
+            field,
+            Some(&(
+                "uint64_t".to_owned(),
+                (*name).to_owned(),
+                (*text).to_owned()
+            )),
+            "word {word} of ghostmem_stats is not {name}"
+        );
+    }
+    assert_eq!(fields.len(), words.len(), "a field stands for no figure");
+}
+
+/// Name, word and text of the figures that have a word.
+fn ghostmem_figures() -> Vec<(&'static str, usize, &'static str)> {
+    let figures = ghostmem::Stats::default().figures();
+    figures
+        .filter_map(|figure| Some((figure.name, figure.c_word?, figure.text)))
+        .collect()
+}

@@ -277,6 +277,50 @@ static void bad_settings_are_refused_with_a_reason(void) {
     CHECK(ghostmem_heap_destroy(heap) == GHOSTMEM_STATUS_OK);
 }
 
+static uint64_t figure(const ghostmem_heap *heap, const char *name) {
+    uint64_t value = UINT64_MAX;
+    CHECK(ghostmem_stat(heap, name, &value) == GHOSTMEM_STATUS_OK);
+    return value;
+}
+
+static void every_figure_has_a_name(void) {
+    ghostmem_heap *heap = small_heap(8);
+    unsigned char *bytes = ghostmem_allocate(heap, 100 * PAGE);
+    CHECK(bytes != NULL);
+    for (size_t i = 0; i < 100 * PAGE; i++) {
+        bytes[i] = (unsigned char)(i / 16);
+    }
+    CHECK(ghostmem_evict(heap, bytes, 100 * PAGE, NULL) == GHOSTMEM_STATUS_OK);
+    const ghostmem_stats stats = stats_of(heap);
+    CHECK(stats.evictions_dirty > 90 && stats.stored_pages == 100);
+    CHECK(figure(heap, "stored_pages") == stats.stored_pages);
+    CHECK(figure(heap, "evictions_dirty") == stats.evictions_dirty);
+    CHECK(figure(heap, "faults") == stats.faults && stats.faults > 0);
+    CHECK(figure(heap, "resident_limit_bytes") == 8 * PAGE);
+    CHECK(figure(heap, "fault_p99_ns") == stats.fault_p99_ns);
+    CHECK(figure(heap, "spill_waits") == 0);
+    /* One that the structure does not have. */
+    CHECK(figure(heap, "kept_copies") == 0);
+    size_t names = 0;
+    while (ghostmem_stat_name(names) != NULL) {
+        CHECK(figure(heap, ghostmem_stat_name(names)) != UINT64_MAX);
+        names++;
+    }
+    CHECK(names > sizeof stats / sizeof(uint64_t));
+    CHECK(ghostmem_stat_name(SIZE_MAX) == NULL);
+
+    uint64_t value = 7;
+    CHECK(ghostmem_stat(heap, "no_such_figure", &value) == GHOSTMEM_STATUS_INVALID_ARGUMENT);
+    CHECK(strstr(ghostmem_last_error(), "no_such_figure") != NULL);
+    CHECK(ghostmem_stat(heap, "", &value) == GHOSTMEM_STATUS_INVALID_ARGUMENT);
+    CHECK(ghostmem_stat(heap, NULL, &value) == GHOSTMEM_STATUS_INVALID_ARGUMENT);
+    CHECK(ghostmem_stat(NULL, "faults", &value) == GHOSTMEM_STATUS_INVALID_ARGUMENT);
+    CHECK(ghostmem_stat(heap, "faults", NULL) == GHOSTMEM_STATUS_INVALID_ARGUMENT);
+    CHECK(value == 7);
+    CHECK(ghostmem_deallocate(heap, bytes) == GHOSTMEM_STATUS_OK);
+    CHECK(ghostmem_heap_destroy(heap) == GHOSTMEM_STATUS_OK);
+}
+
 static void every_backend_that_works_here_works(void) {
     static const ghostmem_backend backends[] = {
         GHOSTMEM_BACKEND_INLINE, GHOSTMEM_BACKEND_MONITOR, GHOSTMEM_BACKEND_GUARD,
@@ -334,6 +378,7 @@ int main(void) {
     advice_moves_pages();
     pinned_buffers_go_through_system_calls();
     bad_settings_are_refused_with_a_reason();
+    every_figure_has_a_name();
     every_backend_that_works_here_works();
     the_default_heap_is_one();
     CHECK(ghostmem_rearm() == GHOSTMEM_STATUS_OK);
