@@ -1,10 +1,13 @@
 //! The one place where the command meets the `ghostmem` crate.
 //!
-//! Everything the commands print comes from the plain structures defined here, so that what
-//! `--json` promises does not change when the library's types do.
+//! What `--json` says of the machine comes from the plain structure defined here, so that it
+//! does not change when the library's type does. A heap's figures have the library's names; the
+//! ones promised so far are listed in a test.
 
-use ghostmem::{Backend, Heap, Spill};
-use serde::Serialize;
+use std::ops::Deref;
+
+use ghostmem::{Backend, Heap, Spill, Stats};
+use serde::{Serialize, Serializer};
 
 use crate::cli::SpillArgs;
 use crate::failure::Failure;
@@ -16,42 +19,27 @@ pub(crate) struct Engine {
     has_file: bool,
 }
 
-/// The heap's counters at one moment; sizes in bytes, times in nanoseconds.
-#[derive(Clone, Debug, Default, Serialize)]
-pub(crate) struct Snapshot {
-    pub(crate) resident_bytes: u64,
-    pub(crate) allocated_bytes: u64,
-    pub(crate) stored_pages: u64,
-    pub(crate) store_data_bytes: u64,
-    pub(crate) store_held_bytes: u64,
-    pub(crate) metadata_bytes: u64,
-    pub(crate) file_pages: u64,
-    pub(crate) file_data_bytes: u64,
-    pub(crate) file_bytes: u64,
-    pub(crate) pages_spilled: u64,
-    pub(crate) spills_in_vain: u64,
-    pub(crate) spilled_reads: u64,
-    pub(crate) spilled_read_errors: u64,
-    pub(crate) spill_write_errors: u64,
-    pub(crate) spill_waits: u64,
-    pub(crate) raw_pages: u64,
-    pub(crate) same_filled_pages: u64,
-    pub(crate) faults: u64,
-    pub(crate) refaults: u64,
-    pub(crate) write_faults: u64,
-    pub(crate) evictions_clean: u64,
-    pub(crate) evictions_dirty: u64,
-    pub(crate) evictions_cancelled: u64,
-    pub(crate) readahead_pages: u64,
-    pub(crate) readahead_hits: u64,
-    pub(crate) direct_reclaims: u64,
-    pub(crate) overdrafts: u64,
-    pub(crate) compress_ns: u64,
-    pub(crate) compressed_pages: u64,
-    pub(crate) decompress_ns: u64,
-    pub(crate) decompress_samples: u64,
-    pub(crate) fault_latency_p50_ns: u64,
-    pub(crate) fault_latency_p99_ns: u64,
+/// The heap's figures at one moment; sizes in bytes, times in nanoseconds.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Snapshot(Stats);
+
+impl Deref for Snapshot {
+    type Target = Stats;
+
+    fn deref(&self) -> &Stats {
+        &self.0
+    }
+}
+
+impl Serialize for Snapshot {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let figures = self.figures().map(|figure| (figure.name, figure.value));
+        // What `--json` has called the two since before they were figures.
+        serializer.collect_map(figures.chain([
+            ("fault_latency_p50_ns", self.fault_p50_ns()),
+            ("fault_latency_p99_ns", self.fault_p99_ns()),
+        ]))
+    }
 }
 
 impl Engine {
@@ -111,44 +99,9 @@ impl Engine {
         }
     }
 
-    /// All counters.
+    /// All figures.
     pub(crate) fn snapshot(&self) -> Snapshot {
-        let stats = self.heap.stats();
-        Snapshot {
-            resident_bytes: stats.resident_bytes as u64,
-            allocated_bytes: stats.allocated_bytes as u64,
-            stored_pages: stats.stored_pages as u64,
-            store_data_bytes: stats.store_data_bytes as u64,
-            store_held_bytes: stats.store_held_bytes as u64,
-            metadata_bytes: stats.metadata_bytes as u64,
-            file_pages: stats.file_pages as u64,
-            file_data_bytes: stats.file_data_bytes,
-            file_bytes: stats.file_bytes,
-            pages_spilled: stats.pages_spilled,
-            spills_in_vain: stats.spills_in_vain,
-            spilled_reads: stats.spilled_reads,
-            spilled_read_errors: stats.spilled_read_errors,
-            spill_write_errors: stats.spill_write_errors,
-            spill_waits: stats.spill_waits,
-            raw_pages: stats.raw_pages as u64,
-            same_filled_pages: stats.same_filled_pages,
-            faults: stats.faults,
-            refaults: stats.refaults,
-            write_faults: stats.write_faults,
-            evictions_clean: stats.evictions_clean,
-            evictions_dirty: stats.evictions_dirty,
-            evictions_cancelled: stats.evictions_cancelled,
-            readahead_pages: stats.readahead_pages,
-            readahead_hits: stats.readahead_hits,
-            direct_reclaims: stats.direct_reclaims,
-            overdrafts: stats.overdrafts,
-            compress_ns: stats.compress_ns,
-            compressed_pages: stats.compressed_pages,
-            decompress_ns: stats.decompress_ns,
-            decompress_samples: stats.decompress_samples,
-            fault_latency_p50_ns: stats.fault_latency.percentile(50.0),
-            fault_latency_p99_ns: stats.fault_latency.percentile(99.0),
-        }
+        Snapshot(self.heap.stats())
     }
 }
 
@@ -223,5 +176,61 @@ pub(crate) fn probe() -> Machine {
         backend: report.chosen.map(|backend| backend.to_string()),
         reason: report.reason,
         hints: report.hints,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    /// What programs that read `--json` may count on; the list only grows.
+    const PROMISED: [&str; 33] = [
+        "resident_bytes",
+        "allocated_bytes",
+        "stored_pages",
+        "store_data_bytes",
+        "store_held_bytes",
+        "metadata_bytes",
+        "file_pages",
+        "file_data_bytes",
+        "file_bytes",
+        "pages_spilled",
+        "spills_in_vain",
+        "spilled_reads",
+        "spilled_read_errors",
+        "spill_write_errors",
+        "spill_waits",
+        "raw_pages",
+        "same_filled_pages",
+        "faults",
+        "refaults",
+        "write_faults",
+        "evictions_clean",
+        "evictions_dirty",
+        "evictions_cancelled",
+        "readahead_pages",
+        "readahead_hits",
+        "direct_reclaims",
+        "overdrafts",
+        "compress_ns",
+        "compressed_pages",
+        "decompress_ns",
+        "decompress_samples",
+        "fault_latency_p50_ns",
+        "fault_latency_p99_ns",
+    ];
+
+    #[test]
+    fn the_figures_have_the_promised_names_and_each_is_there_once() {
+        let json = serde_json::to_string(&Snapshot::default()).unwrap();
+        for name in PROMISED {
+            assert!(json.contains(&format!("\"{name}\":0")), "{name}: {json}");
+        }
+        for figure in Stats::default().figures() {
+            let key = format!("\"{}\":", figure.name);
+            assert_eq!(json.matches(&key).count(), 1, "{key} in {json}");
+        }
     }
 }

@@ -275,6 +275,12 @@ fn file_with(content: &str) -> PathBuf {
     path
 }
 
+/// Figures that programs which read `--stats-json` may count on; the list only grows.
+const REPORTED: &str = "allocated_bytes resident_limit_bytes resident_bytes stored_pages \
+    store_data_bytes store_held_bytes metadata_bytes file_pages file_data_bytes file_bytes \
+    pages_spilled spilled_reads spilled_read_errors spill_write_errors spill_waits \
+    same_filled_pages faults refaults write_faults evictions_dirty evictions_clean overdrafts";
+
 #[test]
 fn the_limit_holds_and_the_figures_say_so() {
     let folder = scratch("figures");
@@ -301,6 +307,15 @@ fn the_limit_holds_and_the_figures_say_so() {
     assert!(number("evictions_dirty") > 100, "{json}");
     assert!(number("peak_allocated_bytes") >= 6_000_000, "{json}");
     assert!(number("peak_rss_bytes") > 4 << 20, "{json}");
+    let report = fs::read_to_string(&path).unwrap();
+    let promised =
+        "program process_id peak_allocated_bytes compression_ratio fault_seconds backend";
+    let figures = ghostmem::Stats::default().figures();
+    let names = figures.map(|figure| figure.name).chain(promised.split(' '));
+    for name in names.chain(REPORTED.split_whitespace()) {
+        let key = format!("\"{name}\":");
+        assert_eq!(report.matches(&key).count(), 1, "{key} in {report}");
+    }
 }
 
 /// None is left alone but for those that take no pointer.

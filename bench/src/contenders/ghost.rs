@@ -6,7 +6,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use ghostmem::{Backend, Heap, HeapBuilder, Spill};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{BACKENDS, Contender, Figures, Probe};
 use crate::blocks::{Block, GhostBlock};
@@ -203,25 +203,14 @@ impl Contender for Ghost {
 
     fn counters(&self) -> Value {
         let stats = self.heap.stats();
-        json!({
-            "faults": stats.faults,
-            "refaults": stats.refaults,
-            "write_faults": stats.write_faults,
-            "evictions_clean": stats.evictions_clean,
-            "evictions_dirty": stats.evictions_dirty,
-            "evictions_cancelled": stats.evictions_cancelled,
-            "readahead_pages": stats.readahead_pages,
-            "readahead_hits": stats.readahead_hits,
-            "direct_reclaims": stats.direct_reclaims,
-            "overdrafts": stats.overdrafts,
-            "file_bytes": stats.file_bytes,
-            "file_data_bytes": stats.file_data_bytes,
-            "pages_spilled": stats.pages_spilled,
-            "spills_in_vain": stats.spills_in_vain,
-            "spill_waits": stats.spill_waits,
-            "spilled_reads": stats.spilled_reads,
-            "fault_ns_p50": stats.fault_latency.percentile(50.0),
-            "fault_ns_p99": stats.fault_latency.percentile(99.0),
-        })
+        let figures = stats.figures().map(|figure| (figure.name, figure.value));
+        // What the records have called the two since before they were figures.
+        figures
+            .chain([
+                ("fault_ns_p50", stats.fault_p50_ns()),
+                ("fault_ns_p99", stats.fault_p99_ns()),
+            ])
+            .map(|(name, value)| (name.to_owned(), Value::from(value)))
+            .collect()
     }
 }

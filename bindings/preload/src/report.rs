@@ -239,6 +239,11 @@ impl Figures {
             "pages evicted, compressed / clean",
             format!("{} / {}", stats.evictions_dirty, stats.evictions_clean),
         );
+        for figure in stats.figures() {
+            if figure.in_table && figure.value > 0 {
+                row(&figure.name.replace('_', " "), figure.value.to_string());
+            }
+        }
         row("backend", self.backend.clone());
         table.push_str("  of this process; --stats-json FILE-%p writes a report of each one\n");
         table
@@ -253,28 +258,9 @@ impl Figures {
         field("process_id", u64::from(std::process::id()));
         field("peak_rss_bytes", self.peak_rss);
         field("peak_allocated_bytes", self.peak_allocated as u64);
-        field("allocated_bytes", stats.allocated_bytes as u64);
-        field("resident_limit_bytes", stats.resident_limit_bytes as u64);
-        field("resident_bytes", stats.resident_bytes as u64);
-        field("stored_pages", stats.stored_pages as u64);
-        field("store_data_bytes", stats.store_data_bytes as u64);
-        field("store_held_bytes", stats.store_held_bytes as u64);
-        field("metadata_bytes", stats.metadata_bytes as u64);
-        field("file_pages", stats.file_pages as u64);
-        field("file_data_bytes", stats.file_data_bytes);
-        field("file_bytes", stats.file_bytes);
-        field("pages_spilled", stats.pages_spilled);
-        field("spilled_reads", stats.spilled_reads);
-        field("spilled_read_errors", stats.spilled_read_errors);
-        field("spill_write_errors", stats.spill_write_errors);
-        field("spill_waits", stats.spill_waits);
-        field("same_filled_pages", stats.same_filled_pages);
-        field("faults", stats.faults);
-        field("refaults", stats.refaults);
-        field("write_faults", stats.write_faults);
-        field("evictions_dirty", stats.evictions_dirty);
-        field("evictions_clean", stats.evictions_clean);
-        field("overdrafts", stats.overdrafts);
+        for figure in stats.figures() {
+            field(figure.name, figure.value);
+        }
         let _written = writeln!(
             json,
             "\"compression_ratio\":{:.3},\"fault_seconds\":{:.6},\"backend\":\"{}\"}}",

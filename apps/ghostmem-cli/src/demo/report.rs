@@ -246,12 +246,15 @@ impl Report {
                 bytes(memory.ghost_resident_bytes),
             ),
             only("  compressed store, at most", bytes(memory.store_bytes)),
-            only("  page words and bookkeeping", bytes(full.metadata_bytes)),
+            only(
+                "  page words and bookkeeping",
+                bytes(full.metadata_bytes as u64),
+            ),
             only("compression", format!("{:.2} : 1", self.compression_ratio)),
-            only("pages stored uncompressed", grouped(full.raw_pages)),
+            only("pages stored uncompressed", grouped(full.raw_pages as u64)),
         ];
         if full.file_pages > 0 {
-            rows.push(only("pages in the file", grouped(full.file_pages)));
+            rows.push(only("pages in the file", grouped(full.file_pages as u64)));
             rows.push(only("  file on disk", bytes(full.file_bytes)));
         }
         rows
@@ -259,7 +262,7 @@ impl Report {
 
     fn fault_rows(&self) -> Vec<[String; 4]> {
         let end = &self.ghost.end;
-        let latency = (end.fault_latency_p50_ns, end.fault_latency_p99_ns);
+        let latency = (end.fault_p50_ns(), end.fault_p99_ns());
         let mut rows = vec![
             only("faults", grouped(self.ghost.outcome.faults())),
             only("  per second", grouped(self.faults_per_second as u64)),
