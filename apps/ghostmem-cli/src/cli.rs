@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use ghostmem::Backend;
 use ghostmem_bench::{BenchArgs, EXIT as BENCH_EXIT};
 
+use crate::plain::PlainOptions;
 use crate::run::{Limit, parse_limit};
 use crate::size::{Amount, parse_amount, parse_nonzero_size, parse_size};
 
@@ -81,11 +82,8 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "SIZE", default_value = "auto", value_parser = parse_limit,
         allow_negative_numbers = true)]
     pub(crate) limit: Limit,
-    /// Bound on uncompressed, compressed and bookkeeping memory together; allocations beyond it
-    /// fail [default: none]
-    #[arg(long, value_name = "SIZE", value_parser = parse_nonzero_size,
-        allow_negative_numbers = true)]
-    pub(crate) memory_limit: Option<u64>,
+    #[command(flatten)]
+    pub(crate) plain: PlainOptions,
     #[command(flatten)]
     pub(crate) spill: SpillArgs,
     /// How faults are noticed
@@ -102,21 +100,11 @@ pub(crate) struct RunArgs {
     /// Programs started by the program run without GhostMem
     #[arg(long)]
     pub(crate) no_children: bool,
-    /// Print what the program used to standard error when it ends
-    #[arg(long)]
-    pub(crate) stats: bool,
-    /// Write what the program used to a file, as one JSON object; with %p in its name, one file
-    /// for each process
-    #[arg(long, value_name = "FILE")]
-    pub(crate) stats_json: Option<PathBuf>,
     /// Record which pages the program touches, for `ghostmem bench lab --trace FILE`; the limit is
     /// how many pages go unseen at a time [default with this: 256K]. Programs started by the
     /// program run without GhostMem
     #[arg(long, value_name = "FILE")]
     pub(crate) trace: Option<PathBuf>,
-    /// Say what is in place when each process starts
-    #[arg(long)]
-    pub(crate) verbose: bool,
     /// The program and its arguments
     #[arg(required = true, trailing_var_arg = true, value_name = "PROGRAM")]
     pub(crate) program: Vec<OsString>,
@@ -226,11 +214,58 @@ impl From<BackendName> for Backend {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
     use clap::CommandFactory;
+    use ghostmem::settings::SETTINGS;
 
     #[test]
     fn the_command_line_is_well_formed() {
         Cli::command().debug_assert();
+    }
+
+    /// The options of a command, without the dashes.
+    fn options(command: &str) -> Vec<String> {
+        let cli = Cli::command();
+        let command = cli.find_subcommand(command).unwrap();
+        let names = command.get_opts().filter_map(clap::Arg::get_long);
+        names.map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn the_options_of_run_are_those_of_the_table_and_of_its_page() {
+        let page = include_str!("../../../docs/run.md");
+        let table: Vec<&str> = page
+            .lines()
+            .filter(|line| line.starts_with("| `--"))
+            .collect();
+        let written = |option: &str| {
+            let name = format!("`--{option}");
+            let ends = |rest: &str| rest.starts_with(['`', ' ', '[']);
+            let mut cells = table.iter().flat_map(|line| line.split('|').nth(1));
+            cells.any(|cell| cell.split(&name).skip(1).any(ends))
+        };
+        let said = SETTINGS.iter().filter_map(|setting| setting.option);
+        let mut said: Vec<String> = said.map(str::to_owned).collect();
+        let mut there = options("run");
+        said.sort();
+        there.sort();
+        assert_eq!(there, said, "the options of run, those of the table");
+        for option in there {
+            assert!(
+                written(&option),
+                "docs/run.md has no --{option} in its table"
+            );
+        }
+    }
+
+    #[test]
+    fn the_options_of_demo_mean_what_they_mean_for_run() {
+        let own = ["size", "threads", "no-baseline", "seed", "json"];
+        for option in options("demo") {
+            let shared = SETTINGS.iter().any(|row| row.option == Some(&option));
+            assert!(shared != own.contains(&option.as_str()), "--{option}");
+        }
     }
 }

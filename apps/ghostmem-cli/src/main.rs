@@ -14,6 +14,7 @@ mod demo;
 mod doctor;
 mod engine;
 mod failure;
+mod plain;
 mod run;
 mod size;
 

@@ -198,22 +198,39 @@ impl Default for Asked {
 }
 
 impl Asked {
-    /// All but the paths.
+    /// All but the paths. A field that nobody reads does not compile.
     const fn of(config: &GhostmemConfig) -> Self {
+        let GhostmemConfig {
+            struct_bytes: _,
+            resident_limit_bytes,
+            memory_limit_bytes,
+            backend,
+            codec,
+            readahead,
+            background,
+            keep_copies,
+            reserved: _,
+            spill_dir: _,
+            spill_file: _,
+            spill_limit_bytes,
+            spill_store_bytes,
+            spill_encrypt,
+            spill_compress,
+        } = *config;
         Self {
-            resident_limit_bytes: config.resident_limit_bytes,
-            memory_limit_bytes: config.memory_limit_bytes,
-            backend: config.backend,
-            codec: config.codec,
-            readahead: config.readahead != 0,
-            background: config.background != 0,
-            keep_copies: config.keep_copies != 0,
+            resident_limit_bytes,
+            memory_limit_bytes,
+            backend,
+            codec,
+            readahead: readahead != 0,
+            background: background != 0,
+            keep_copies: keep_copies != 0,
             spill_dir: None,
             spill_file: None,
-            spill_limit_bytes: config.spill_limit_bytes,
-            spill_store_bytes: config.spill_store_bytes,
-            spill_encrypt: config.spill_encrypt != 0,
-            spill_compress: config.spill_compress != 0,
+            spill_limit_bytes,
+            spill_store_bytes,
+            spill_encrypt: spill_encrypt != 0,
+            spill_compress: spill_compress != 0,
         }
     }
 

@@ -9,6 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use cbindgen::{Builder, Config, DocumentationStyle, EnumConfig, Language, RenameRule, Style};
+use ghostmem::settings::SETTINGS;
 
 /// The modules whose functions the header declares.
 const SOURCES: [&str; 8] = [
@@ -197,4 +198,35 @@ fn ghostmem_figures() -> Vec<(&'static str, usize, &'static str)> {
     figures
         .filter_map(|figure| Some((figure.name, figure.c_word?, figure.text)))
         .collect()
+}
+
+/// What the table says and what is there, each without the other's.
+fn assert_same(what: &str, said: Vec<&str>, there: Vec<&str>) {
+    let lacks = |from: &[&str], all: &[&str]| {
+        let missing = all.iter().filter(|name| !from.contains(name));
+        missing.map(|name| (*name).to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(lacks(&there, &said), [""; 0], "missing in {what}");
+    assert_eq!(lacks(&said, &there), [""; 0], "in {what}, but in no row");
+}
+
+#[test]
+fn the_structures_of_settings_are_those_of_the_table() {
+    let header = generated();
+    let fields = fields_of(&header, "ghostmem_config");
+    let own = ["struct_bytes", "reserved"];
+    let there = fields.iter().map(|(_, name, _)| name.as_str());
+    let there = there.filter(|name| !own.contains(name)).collect();
+    let said = SETTINGS.iter().filter_map(|row| row.c_field).collect();
+    assert_same("ghostmem_config", said, there);
+
+    let header = root().join("include/ghostmem/GhostMemoryManager.h");
+    let header = fs::read_to_string(header).unwrap();
+    let body = header.split("struct GhostConfig {").nth(1).unwrap();
+    let body = body.split("};").next().unwrap();
+    let fields = body.lines().filter(|line| !line.trim().starts_with("//"));
+    let there = fields.filter_map(|line| line.split(" = ").next()?.split(' ').next_back());
+    let there = there.filter(|name| !name.is_empty()).collect();
+    let said = SETTINGS.iter().filter_map(|row| row.cpp_field).collect();
+    assert_same("GhostConfig", said, there);
 }

@@ -44,6 +44,9 @@ mod error;
 pub mod fork;
 mod heap;
 mod resize;
+#[cfg(not(windows))]
+#[doc(hidden)]
+pub mod settings;
 mod slice;
 mod spill;
 

@@ -11,14 +11,15 @@ mod program;
 mod trace;
 mod words;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::OpenOptions;
 use std::io::IsTerminal;
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
+use ghostmem::settings::{RunSettings, VARIABLE};
 use ghostmem::{Backend, doctor};
 
 use crate::cli::{BackendName, RunArgs, SmallBlocks};
@@ -39,8 +40,8 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode, Failure> {
     let library = library::find()?;
     let found = program::find(name)?;
     let needs = program::inspect(&found)?;
-    let mut block = settings(args, needs.raw_system_calls)?;
-    let recording = trace::prepare(args, &mut block)?;
+    let mut settings = settings(args, needs.raw_system_calls)?;
+    let recording = trace::prepare(args, &mut settings)?;
     let mut command = if needs.shell {
         // As shells do with a file of commands that names no interpreter.
         let mut command = Command::new(program::SHELL);
@@ -52,7 +53,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode, Failure> {
         command
     };
     command.args(rest);
-    command.env("GHOSTMEM_RUN", block);
+    command.env(OsStr::from_bytes(VARIABLE.to_bytes()), settings.write());
     let mut preload = library.into_os_string();
     if let Some(others) = std::env::var_os("LD_PRELOAD").filter(|others| !others.is_empty()) {
         preload.push(":");
@@ -81,43 +82,23 @@ fn limit_bytes(args: &RunArgs) -> Result<u64, Failure> {
     }
 }
 
-/// The settings as the library reads them.
-fn settings(args: &RunArgs, raw_system_calls: Option<&str>) -> Result<OsString, Failure> {
-    let mut block = Vec::new();
-    let mut put = |name: &str, value: &[u8]| {
-        block.extend_from_slice(name.as_bytes());
-        block.push(b'=');
-        block.extend_from_slice(value);
-        block.push(b';');
+/// The settings that the library reads.
+fn settings(args: &RunArgs, raw_system_calls: Option<&str>) -> Result<RunSettings, Failure> {
+    let mut settings = args.plain.settings();
+    settings.limit = fits(limit_bytes(args)?)?;
+    settings.follow = matches!(args.limit, Limit::Auto) && args.trace.is_none();
+    settings.spill_limit = args.spill.spill_limit;
+    settings.spill_store = args.spill.spill_store.map(fits).transpose()?;
+    settings.ghost_from = match args.small {
+        SmallBlocks::Ghost => 0,
+        SmallBlocks::Ordinary => 32 << 10,
+        SmallBlocks::GhostFrom(bytes) => fits(bytes)?,
     };
-    let mut number = |name: &str, value: u64| put(name, value.to_string().as_bytes());
-    number("limit", limit_bytes(args)?);
-    let follow = matches!(args.limit, Limit::Auto) && args.trace.is_none();
-    number("follow", u64::from(follow));
-    if let Some(bytes) = args.memory_limit {
-        number("memory", bytes);
-    }
-    if let Some(bytes) = args.spill.spill_limit {
-        number("spill-limit", bytes);
-    }
-    if let Some(bytes) = args.spill.spill_store {
-        number("spill-store", bytes);
-    }
-    number(
-        "ghost-from",
-        match args.small {
-            SmallBlocks::Ghost => 0,
-            SmallBlocks::Ordinary => 32 << 10,
-            SmallBlocks::GhostFrom(bytes) => bytes,
-        },
-    );
     if let Some(bytes) = args.mmap {
-        number("mmap-from", bytes.max(4096));
+        settings.mmap_from = fits(bytes.max(4096))?;
     }
-    number("reporter", u64::from(std::process::id()));
-    number("stats", u64::from(args.stats));
-    number("verbose", u64::from(args.verbose));
-    number("children", u64::from(!args.no_children));
+    settings.reporter = i32::try_from(std::process::id()).unwrap_or(0);
+    settings.children = !args.no_children;
     if let Some(folder) = &args.spill.spill {
         if !folder.is_dir() {
             return Err(Failure::new(format!(
@@ -125,19 +106,26 @@ fn settings(args: &RunArgs, raw_system_calls: Option<&str>) -> Result<OsString, 
                 folder.display()
             )));
         }
-        put("spill", &escape(&absolute(folder)?));
+        settings.spill = Some(absolute(folder)?);
     }
-    if let Some(path) = &args.stats_json {
-        let path = absolute(path)?;
-        try_to_write(&path)?;
-        put("stats-json", &escape(&path));
+    if let Some(path) = &settings.stats_json {
+        try_to_write(path.as_os_str().as_bytes())?;
     }
-    put("backend", backend(args, raw_system_calls)?.as_bytes());
-    Ok(OsString::from_vec(block))
+    settings.backend = backend(args, &settings, raw_system_calls)?;
+    Ok(settings)
 }
 
-/// The backend's name, after a look whether it can be had.
-fn backend(args: &RunArgs, raw_system_calls: Option<&str>) -> Result<&'static str, Failure> {
+/// Bytes of this machine's address space.
+fn fits(bytes: u64) -> Result<usize, Failure> {
+    usize::try_from(bytes).map_err(Failure::new)
+}
+
+/// The backend, after a look whether it can be had.
+fn backend(
+    args: &RunArgs,
+    settings: &RunSettings,
+    raw_system_calls: Option<&str>,
+) -> Result<Backend, Failure> {
     let asked = args.backend;
     let report = doctor::probe();
     if let Some(why) = raw_system_calls.filter(|_| !report.monitor_works) {
@@ -152,37 +140,34 @@ fn backend(args: &RunArgs, raw_system_calls: Option<&str>) -> Result<&'static st
         )))
     };
     match asked {
-        BackendName::Auto if raw_system_calls.is_some() && report.monitor_works => Ok("monitor"),
+        BackendName::Auto if raw_system_calls.is_some() && report.monitor_works => {
+            Ok(Backend::Monitor)
+        }
         BackendName::Auto if report.chosen.is_none() => Err(Failure::new(format!(
             "no fault backend works here: {}; see 'ghostmem doctor'",
             report.reason
         ))),
         BackendName::Auto => {
             if matches!(report.chosen, Some(Backend::Guard | Backend::GuardMprotect))
-                && (args.verbose || args.stats || std::io::stderr().is_terminal())
+                && (settings.verbose || settings.stats || std::io::stderr().is_terminal())
             {
                 eprintln!(
                     "ghostmem: userfaultfd cannot be had here, so faults are taken by guard pages, \
                      which is slower; see 'ghostmem doctor'"
                 );
             }
-            Ok("auto")
+            Ok(Backend::Auto)
         }
         BackendName::Inline if !report.inline_works => refuse("inline"),
-        BackendName::Inline => Ok("inline"),
         BackendName::Monitor if !report.monitor_works => refuse("monitor"),
-        BackendName::Monitor => Ok("monitor"),
         BackendName::Guard if !report.guard_works => refuse("guard"),
-        BackendName::Guard => Ok("guard"),
         BackendName::GuardMprotect if !report.guard_works => refuse("guard-mprotect"),
-        BackendName::GuardMprotect => Ok("guard-mprotect"),
+        works => Ok(works.into()),
     }
 }
 
-fn absolute(path: &Path) -> Result<Vec<u8>, Failure> {
-    let path = std::path::absolute(path)
-        .map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
-    Ok(path.into_os_string().into_vec())
+fn absolute(path: &Path) -> Result<PathBuf, Failure> {
+    std::path::absolute(path).map_err(|error| Failure::new(format!("{}: {error}", path.display())))
 }
 
 /// Says before the program starts that its report cannot be written.
@@ -208,17 +193,4 @@ fn try_to_write(path: &[u8]) -> Result<(), Failure> {
         let _as_before = std::fs::remove_file(&path);
     }
     Ok(())
-}
-
-/// Escapes what separates settings.
-fn escape(value: &[u8]) -> Vec<u8> {
-    let mut escaped = Vec::new();
-    for &byte in value {
-        if byte == b';' || byte == b'%' || byte < b' ' {
-            escaped.extend_from_slice(format!("%{byte:02x}").as_bytes());
-        } else {
-            escaped.push(byte);
-        }
-    }
-    escaped
 }

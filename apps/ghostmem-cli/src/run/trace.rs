@@ -4,12 +4,12 @@
 //! when the program ends must be written by somebody. Signals go on to the program, and its exit
 //! code is the command's.
 
-use std::ffi::OsString;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, ExitCode, ExitStatus};
 
 use ghostmem::record::Recording;
+use ghostmem::settings::RunSettings;
 use ghostmem_bench::recorder::{self, Outcome};
 use ghostmem_lab::recorded::Header;
 
@@ -26,16 +26,18 @@ pub(super) const WINDOW_BYTES: u64 = 64 * 4096;
 ///
 /// # Errors
 /// The kernel's refusal of memory.
-pub(super) fn prepare(args: &RunArgs, block: &mut OsString) -> Result<Option<Recording>, Failure> {
+pub(super) fn prepare(
+    args: &RunArgs,
+    settings: &mut RunSettings,
+) -> Result<Option<Recording>, Failure> {
     if args.trace.is_none() {
         return Ok(None);
     }
     let recording = Recording::new().map_err(|error| Failure::new(format!("--trace: {error}")))?;
     let file = recording.file().unwrap_or(-1);
     let process = std::process::id();
-    block.push(format!(
-        "recorder={process};trace=/proc/{process}/fd/{file};"
-    ));
+    settings.recorder = i32::try_from(process).unwrap_or(0);
+    settings.trace = Some(format!("/proc/{process}/fd/{file}").into());
     Ok(Some(recording))
 }
 
