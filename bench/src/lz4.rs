@@ -1,36 +1,32 @@
 //! C LZ4 on single pages, the engine's own: the yardstick for data sets and
 //! codecs.
 
-use ghostmem_codec::lz4 as codec;
-use ghostmem_codec::{PAGE_BYTES, STATE_WORDS};
+use ghostmem_codec::{Codec, lz4 as codec};
 
 /// A compressor with its state, allocated once.
 #[derive(Debug)]
 pub(crate) struct Lz4 {
-    state: Box<[u64; STATE_WORDS]>,
+    state: Box<[u64]>,
 }
 
 impl Lz4 {
     /// Allocates the state.
     pub(crate) fn new() -> Self {
-        assert!(codec::Lz4::state_fits(), "LZ4's state has grown");
         Self {
-            state: Box::new([0; STATE_WORDS]),
+            state: vec![0; codec::Lz4.state_words()].into(),
         }
     }
 
     /// Compresses a page into `dst` at LZ4's default speed; `None` when it does
-    /// not fit, or is no page.
+    /// not fit.
     pub(crate) fn compress(&mut self, page: &[u8], dst: &mut [u8]) -> Option<usize> {
-        let page: &[u8; PAGE_BYTES] = page.try_into().ok()?;
-        codec::compress_within(&mut self.state, page, dst)
+        codec::Lz4.compress(&mut self.state, page, dst)
     }
 }
 
 /// Decompresses `src` into a page; `None` for damaged input.
 pub(crate) fn decompress(src: &[u8], page: &mut [u8]) -> Option<usize> {
-    let page: &mut [u8; PAGE_BYTES] = page.try_into().ok()?;
-    codec::decompress(src, page).ok().map(|()| PAGE_BYTES)
+    codec::Lz4.decompress(src, page).ok().map(|()| page.len())
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 
 use core::ffi::{c_char, c_int, c_void};
 
-use crate::{Codec, Corrupt, Encoding, PAGE_BYTES, STATE_WORDS, WORTHWHILE_BYTES};
+use crate::{Codec, Corrupt, Encoding};
 
 unsafe extern "C" {
     fn LZ4_sizeofState() -> c_int;
@@ -34,75 +34,61 @@ use lz4_sys as _;
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Lz4;
 
-impl Lz4 {
-    /// Whether the library's state fits in [`STATE_WORDS`]: asked once, when
-    /// a heap is built.
-    #[must_use]
-    pub fn state_fits() -> bool {
-        // SAFETY: no preconditions.
-        let bytes = unsafe { LZ4_sizeofState() };
-        usize::try_from(bytes).is_ok_and(|bytes| bytes <= STATE_WORDS * 8)
-    }
-}
+pub(crate) const ENCODING: Encoding = Encoding::new(1);
 
 impl Codec for Lz4 {
     fn encoding(&self) -> Encoding {
-        Encoding::Lz4
+        ENCODING
     }
 
-    fn compress(
-        &self,
-        state: &mut [u64; STATE_WORDS],
-        page: &[u8; PAGE_BYTES],
-        out: &mut [u8; PAGE_BYTES],
-    ) -> Option<usize> {
-        compress_within(state, page, &mut out[..WORTHWHILE_BYTES])
+    fn state_bytes(&self) -> usize {
+        // SAFETY: no preconditions.
+        let bytes = unsafe { LZ4_sizeofState() };
+        // A size that is none at all is one that no state has.
+        usize::try_from(bytes).unwrap_or(usize::MAX)
     }
-}
 
-/// Compresses a page into at most `out`'s bytes; how many it took. `None` when
-/// it does not fit.
-pub fn compress_within(
-    state: &mut [u64; STATE_WORDS],
-    page: &[u8; PAGE_BYTES],
-    out: &mut [u8],
-) -> Option<usize> {
-    let capacity = c_int::try_from(out.len()).ok()?;
-    // SAFETY: the state is 8-byte aligned and large enough (`state_fits`), the
-    // source is a whole page and the destination has the capacity given; the
-    // function initialises the state itself and touches nothing else.
-    let len = unsafe {
-        LZ4_compress_fast_extState(
-            state.as_mut_ptr().cast(),
-            page.as_ptr().cast(),
-            out.as_mut_ptr().cast(),
-            PAGE_BYTES as c_int,
-            capacity,
-            1,
-        )
-    };
-    usize::try_from(len).ok().filter(|&len| len > 0)
-}
+    fn compress(&self, state: &mut [u64], input: &[u8], out: &mut [u8]) -> Option<usize> {
+        if size_of_val(state) < self.state_bytes() {
+            return None;
+        }
+        let size = c_int::try_from(input.len()).ok()?;
+        // More room than the largest size is of no use.
+        let capacity = c_int::try_from(out.len()).unwrap_or(c_int::MAX);
+        // SAFETY: the state is 8-byte aligned and large enough, which was just
+        // asked; the source has the size and the destination the capacity given;
+        // the function initialises the state itself and touches nothing else.
+        let len = unsafe {
+            LZ4_compress_fast_extState(
+                state.as_mut_ptr().cast(),
+                input.as_ptr().cast(),
+                out.as_mut_ptr().cast(),
+                size,
+                capacity,
+                1,
+            )
+        };
+        usize::try_from(len).ok().filter(|&len| len > 0)
+    }
 
-/// Decompresses one block that must yield exactly a page.
-///
-/// # Errors
-/// [`Corrupt`] otherwise; `page` then holds garbage.
-pub fn decompress(data: &[u8], page: &mut [u8; PAGE_BYTES]) -> Result<(), Corrupt> {
-    let src_size = c_int::try_from(data.len()).map_err(|_| Corrupt)?;
-    // SAFETY: both buffers are as long as said; the "safe" variant never
-    // reads or writes outside them, whatever the input.
-    let len = unsafe {
-        LZ4_decompress_safe(
-            data.as_ptr().cast(),
-            page.as_mut_ptr().cast(),
-            src_size,
-            PAGE_BYTES as c_int,
-        )
-    };
-    if len == PAGE_BYTES as c_int {
-        Ok(())
-    } else {
-        Err(Corrupt)
+    /// Yields one block, which must be exactly as large as `out`.
+    fn decompress(&self, packed: &[u8], out: &mut [u8]) -> Result<(), Corrupt> {
+        let size = c_int::try_from(packed.len()).map_err(|_| Corrupt)?;
+        let capacity = c_int::try_from(out.len()).map_err(|_| Corrupt)?;
+        // SAFETY: both buffers are as long as said; the "safe" variant never
+        // reads or writes outside them, whatever the input.
+        let len = unsafe {
+            LZ4_decompress_safe(
+                packed.as_ptr().cast(),
+                out.as_mut_ptr().cast(),
+                size,
+                capacity,
+            )
+        };
+        if len == capacity {
+            Ok(())
+        } else {
+            Err(Corrupt)
+        }
     }
 }

@@ -76,5 +76,5 @@ pub use probe::UserfaultfdProbe;
 pub use region::Region;
 pub use registry::{
     Fault, FaultSink, Registration, Verdict, Waits, gate, lookup, may_be_ghost, rearm, register,
-    scratch, tell_news,
+    scratch, scratch_with, tell_news,
 };

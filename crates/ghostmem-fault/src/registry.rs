@@ -8,6 +8,7 @@ use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 use core::time::Duration;
 use std::sync::OnceLock;
 
+use ghostmem_os::error::ENOMEM;
 use ghostmem_os::lock::Lock;
 use ghostmem_os::map::{MapArc, PAGE_SIZE, Span};
 use ghostmem_os::scratch::{Lease, Scratch, ScratchPool};
@@ -141,12 +142,26 @@ pub fn gate() -> &'static Gate {
     &GATE
 }
 
-/// The process's working memory for transitions.
+/// The process's working memory for transitions, with at least `state_words` words
+/// of eight bytes for a codec in each set. The first call decides how many there are.
 ///
 /// # Errors
-/// The kernel's refusal to map it, at the first call.
+/// The kernel's refusal to map it, at the first call; `ENOMEM` at a later one that
+/// wants more words than there are.
+pub fn scratch_with(state_words: usize) -> Result<&'static ScratchPool, OsError> {
+    let pool = get_or_open(&SCRATCH, || ScratchPool::new(state_words))?;
+    if pool.state_words() < state_words {
+        return Err(OsError::new("codec state", ENOMEM));
+    }
+    Ok(pool)
+}
+
+/// The same for those who bring no codec.
+///
+/// # Errors
+/// As of [`scratch_with`].
 pub fn scratch() -> Result<&'static ScratchPool, OsError> {
-    get_or_open(&SCRATCH, ScratchPool::new)
+    scratch_with(0)
 }
 
 /// Raised when those who wait may have something to do.
@@ -468,6 +483,15 @@ mod tests {
         fn give_to_monitor_in_child(&self) {}
 
         fn restart_threads_in_child(&self) {}
+    }
+
+    #[test]
+    fn buffers_are_refused_to_a_codec_that_needs_more_than_they_have() {
+        let pool = scratch().unwrap();
+        let words = pool.state_words();
+        assert!(core::ptr::eq(scratch_with(words).unwrap(), pool));
+        let refused = scratch_with(words + 1).map(drop);
+        assert_eq!(refused, Err(OsError::new("codec state", ENOMEM)));
     }
 
     // One test, as there is one gate.

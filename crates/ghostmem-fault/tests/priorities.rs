@@ -101,7 +101,7 @@ fn waiting_lets_threads_of_lower_priority_run() {
     high_waits_for_low("going inside", freeze, || drop(gate.enter()));
     let lock = Lock::new(());
     high_waits_for_low("a lock", || lock.lock(), || drop(lock.lock()));
-    let pool = ScratchPool::new().unwrap();
+    let pool = ScratchPool::new(0).unwrap();
     let all = || (0..POOL_SIZE).map(|_| pool.lease()).collect::<Vec<_>>();
     high_waits_for_low("buffers", all, || drop(pool.lease()));
 }

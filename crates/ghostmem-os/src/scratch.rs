@@ -5,17 +5,19 @@
 //!   ┌───────┬────────────┬───────────┬───────┬────────────┬─ ─
 //!   │ guard │ ◄── stack  │ Scratch   │ guard │ ◄── stack  │
 //!   └───────┴────────────┴───────────┴───────┴────────────┴─ ─
-//!    faults   of a handler  the buffers
+//!    faults   of a handler  the buffers, the codec's state last
 //! ```
+//! Whoever makes the pool says how large a codec's state is: [`Scratch`] ends with
+//! so many words.
+//!
 //! The stack is no part of [`Scratch`]: while a handler runs on it, a `&mut
 //! Scratch` is alive, and the two must not overlap. A handler that needs more
 //! stack than there is runs into the guard page and ends the process, rather
 //! than into another lease's buffers.
 
-use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use crate::error::OsError;
+use crate::error::{ENOMEM, OsError};
 use crate::map::{Access, PAGE_SIZE, Reservation};
 
 /// Pages one fault or readahead can restore in one call.
@@ -35,10 +37,11 @@ pub struct Scratch {
     pub page: [u8; PAGE_SIZE],
     /// Compressed bytes, either way.
     pub packed: [u8; PAGE_SIZE],
-    /// The codec's own state.
-    pub codec: CodecMemory,
     /// Bytes of a file, as they are there.
     pub io: PageAligned<[[u8; PAGE_SIZE]; IO_PAGES]>,
+    /// The codec's own state: as many words as the pool was made with, on a page
+    /// boundary.
+    pub codec: [u64],
 }
 
 /// Starts on a page boundary, as direct I/O wants it.
@@ -50,16 +53,16 @@ pub const STACK_BYTES: usize = 64 * 1024;
 /// Where the buffers of a lease begin in its part of the pool, and the stack,
 /// which grows down, ends.
 const SCRATCH_OFFSET: usize = PAGE_SIZE + STACK_BYTES;
-/// Bytes of a lease's part of the pool.
-const STRIDE: usize = SCRATCH_OFFSET + size_of::<Scratch>();
-
-/// Zeroed, 64-byte aligned memory for a codec's state.
-#[repr(C, align(64))]
-pub struct CodecMemory(pub [u64; 2560]);
+/// Bytes of a [`Scratch`] before the codec's state: whole pages all of them.
+const FIXED_BYTES: usize = (RUN_PAGES + 2 + IO_PAGES) * PAGE_SIZE;
 
 /// A fixed pool of [`Scratch`], lent and returned with one atomic each.
 pub struct ScratchPool {
     memory: Reservation,
+    /// Words of the codec's state in each set.
+    state_words: usize,
+    /// Bytes of a lease's part of the pool.
+    stride: usize,
     /// One bit each, set while lent; groups of [`GROUP`], each on a cache line
     /// of its own. A thread starts at its group's lowest set, so that only
     /// about as many are ever backed by memory as there are faulting threads.
@@ -75,20 +78,37 @@ const GROUP_MASK: u64 = (1 << GROUP) - 1;
 struct Group(AtomicU64);
 
 impl ScratchPool {
-    /// Reserves the pool; nothing is backed by memory until it is used.
+    /// Reserves the pool, with `state_words` words of eight bytes for a codec in
+    /// each set; nothing is backed by memory until it is used.
     ///
     /// # Errors
-    /// The kernel's refusal to map it.
-    pub fn new() -> Result<Self, OsError> {
-        let memory = Reservation::new(STRIDE * POOL_SIZE, PAGE_SIZE, Access::ReadWrite)?;
+    /// The kernel's refusal to map it; `ENOMEM` for a state that no address space
+    /// has room for.
+    pub fn new(state_words: usize) -> Result<Self, OsError> {
+        let sizes = || {
+            let state = state_words.checked_mul(size_of::<u64>())?;
+            let state = state.checked_next_multiple_of(PAGE_SIZE)?;
+            let stride = state.checked_add(SCRATCH_OFFSET + FIXED_BYTES)?;
+            Some((stride, stride.checked_mul(POOL_SIZE)?))
+        };
+        let (stride, bytes) = sizes().ok_or(OsError::new("codec state", ENOMEM))?;
+        let memory = Reservation::new(bytes, PAGE_SIZE, Access::ReadWrite)?;
         #[cfg(not(windows))]
         for index in 0..POOL_SIZE {
-            memory.protect(index * STRIDE, PAGE_SIZE, Access::None)?;
+            memory.protect(index * stride, PAGE_SIZE, Access::None)?;
         }
         Ok(Self {
             memory,
+            state_words,
+            stride,
             lent: [const { Group(AtomicU64::new(0)) }; POOL_SIZE / GROUP],
         })
+    }
+
+    /// Words of eight bytes that a codec has in each set.
+    #[must_use]
+    pub const fn state_words(&self) -> usize {
+        self.state_words
     }
 
     /// Lends one set; waits when all are out. A holder waits for nothing that
@@ -150,8 +170,9 @@ pub struct Lease<'a> {
 
 impl Lease<'_> {
     fn cell(&self) -> *mut Scratch {
-        let at = self.pool.memory.base() + self.index * STRIDE + SCRATCH_OFFSET;
-        (at as *mut UnsafeCell<Scratch>).cast()
+        let at = self.pool.memory.base() + self.index * self.pool.stride + SCRATCH_OFFSET;
+        // The length of the last field is that of the whole.
+        core::ptr::slice_from_raw_parts_mut(at as *mut u64, self.pool.state_words) as *mut Scratch
     }
 }
 
@@ -192,7 +213,7 @@ impl Lease<'_> {
         #[cfg(all(target_arch = "x86_64", not(windows)))]
         {
             // Page aligned, as the buffers are that begin there.
-            let top = scratch as usize;
+            let top = scratch.cast::<u8>() as usize;
             let entry: extern "C" fn(*mut Call<'_, C>) = trampoline::<C>;
             // SAFETY: `top` is the aligned end of STACK_BYTES of memory that
             // belong to this lease and that nothing else refers to; the stack pointer is saved in a callee-saved
@@ -246,6 +267,8 @@ impl Drop for Lease<'_> {
 mod tests {
     use super::*;
 
+    const STATE_WORDS: usize = 2560;
+
     fn here() -> usize {
         let local = 0_u8;
         core::hint::black_box(&raw const local) as usize
@@ -253,24 +276,54 @@ mod tests {
 
     #[test]
     fn handlers_run_on_a_stack_outside_the_buffers_and_see_both() {
-        let pool = ScratchPool::new().unwrap();
+        let pool = ScratchPool::new(STATE_WORDS).unwrap();
         let mut lease = pool.lease();
-        let buffers = lease.cell() as usize;
+        let buffers = lease.cell().cast::<u8>() as usize;
         let mut at = 0;
         lease.on_own_stack(&mut at, |at, scratch| {
             *at = here();
             // All of the buffers, while the stack is in use.
             scratch.run.as_flattened_mut().fill(7);
-            scratch.codec.0.fill(7);
+            scratch.codec.fill(7);
         });
         assert!((buffers - STACK_BYTES..buffers).contains(&at));
-        assert_eq!(lease.codec.0[2559], 7);
+        assert_eq!(lease.codec, [7; STATE_WORDS]);
+    }
+
+    #[test]
+    fn a_set_has_the_state_its_pool_was_made_with_and_ends_before_the_next() {
+        for words in [0, 1, 511, 512, 513, STATE_WORDS, 1 << 17] {
+            let pool = ScratchPool::new(words).unwrap();
+            assert_eq!(pool.state_words(), words);
+            let (mut first, mut second) = (pool.lease(), pool.lease());
+            assert_eq!((first.codec.len(), second.codec.len()), (words, words));
+            assert_eq!(first.codec.as_ptr() as usize % PAGE_SIZE, 0);
+            // The compiler's layout is the one the pool was cut by.
+            assert_eq!(
+                first.codec.as_ptr() as usize - (&raw const first.run) as usize,
+                FIXED_BYTES
+            );
+            let end = first.cell().cast::<u8>() as usize + size_of_val(&*first);
+            let next = second.cell().cast::<u8>() as usize - SCRATCH_OFFSET;
+            assert!(end <= next, "{words} words: {end:#x} beyond {next:#x}");
+            first.codec.fill(u64::MAX);
+            second.codec.fill(1);
+            assert!(first.codec.iter().all(|&word| word == u64::MAX));
+        }
+    }
+
+    #[test]
+    fn a_state_that_fits_nowhere_is_refused() {
+        for words in [usize::MAX, usize::MAX / 8, 1 << 57] {
+            let refused = ScratchPool::new(words).map(drop).unwrap_err();
+            assert_eq!(refused.errno, libc::ENOMEM, "{words} words");
+        }
     }
 
     #[test]
     fn a_handler_that_overflows_its_stack_ends_the_process() {
         // The child of a plain fork has the pool and nobody else.
-        let pool = ScratchPool::new().unwrap();
+        let pool = ScratchPool::new(STATE_WORDS).unwrap();
         let _first = pool.lease();
         let mut second = pool.lease();
         // SAFETY: the child does nothing but write to memory and end.

@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use ghostmem_codec::lz4::Lz4;
+use ghostmem_codec::AnyCodec;
 use ghostmem_fault::{BackendKind, Opened};
 use ghostmem_os::{OsError, PAGE_SIZE, machine};
 use ghostmem_pager::{Config, LIMIT_PAGES_MIN};
@@ -54,6 +54,15 @@ pub enum Codec {
     Auto,
     /// LZ4, fastest setting.
     Lz4,
+}
+
+impl Codec {
+    /// The codec that it stands for.
+    const fn chosen(self) -> AnyCodec {
+        match self {
+            Self::Auto | Self::Lz4 => AnyCodec::Lz4,
+        }
+    }
 }
 
 /// Settings of a heap to be built. Every one has a default that looks at the
@@ -215,10 +224,6 @@ impl HeapBuilder {
         let limit_bytes = self
             .memory_limit
             .map_or(limit_bytes, |memory| limit_bytes.min(memory));
-        let (Codec::Auto | Codec::Lz4) = self.codec;
-        if !Lz4::state_fits() {
-            return Err(Error::Os(OsError::new("LZ4_sizeofState", 12)));
-        }
         let address_space_bytes = machine::address_space_limit().map_or(usize::MAX, |limit| {
             usize::try_from(limit).unwrap_or(usize::MAX)
         });
@@ -226,7 +231,7 @@ impl HeapBuilder {
             limit_pages: limit_bytes / PAGE_SIZE,
             memory_limit_bytes: self.memory_limit,
             backend,
-            codec: Lz4,
+            codec: self.codec.chosen(),
             compress: self.spill.as_ref().is_none_or(|spill| spill.compress),
             on_lost: self.on_lost,
             readahead: self.readahead,

@@ -1,7 +1,6 @@
 //! A slot's bytes decode to a page or are an error; a page comes back as it was.
 
-use ghostmem_codec::lz4::Lz4;
-use ghostmem_codec::{Codec, PAGE_BYTES, STATE_WORDS, decode, fill, fill_pattern};
+use ghostmem_codec::{AnyCodec, Codec, PAGE_BYTES, decode, fill, fill_pattern};
 
 pub(crate) fn run(data: &[u8]) {
     let [id, bytes @ ..] = data else { return };
@@ -13,13 +12,15 @@ pub(crate) fn run(data: &[u8]) {
     for (to, &from) in page.iter_mut().zip(bytes.iter().cycle()) {
         *to = from;
     }
-    let mut state = Box::new([0; STATE_WORDS]);
-    let mut out = [0; PAGE_BYTES];
-    if let Some(len) = Lz4.compress(&mut state, &page, &mut out) {
-        let mut back = [0; PAGE_BYTES];
-        let decoded = decode(Lz4.encoding() as u8, &out[..len], &mut back);
-        assert_eq!(decoded, Ok(()), "what was compressed decodes");
-        assert!(back == page, "a page comes back as it was");
+    for codec in AnyCodec::ALL {
+        let mut state = vec![0; codec.state_words()];
+        let mut out = [0; PAGE_BYTES];
+        if let Some(len) = codec.compress(&mut state, &page, &mut out) {
+            let mut back = [0; PAGE_BYTES];
+            let decoded = decode(codec.encoding().id(), &out[..len], &mut back);
+            assert_eq!(decoded, Ok(()), "what was compressed decodes");
+            assert!(back == page, "a page comes back as it was");
+        }
     }
     if let Some(pattern) = fill_pattern(&page) {
         let mut back = [0; PAGE_BYTES];

@@ -2,7 +2,7 @@
 
 use core::sync::atomic::Ordering;
 
-use ghostmem_codec::{self as codec, Codec, Encoding};
+use ghostmem_codec::{self as codec, AnyCodec, Codec, WORTHWHILE_BYTES};
 use ghostmem_fault::Scratch;
 use ghostmem_os::{clock, futex};
 use ghostmem_policy::hand::EVICT_BATCH_PAGES;
@@ -73,19 +73,20 @@ impl Engine {
         // then.
         let hopeless = !self.config.compress
             || (before.is_incompressible() && self.nonce.load(Ordering::Relaxed) & 7 != 0);
+        let codec = self.config.codec;
         let len = if hopeless {
             None
         } else {
-            self.config
-                .codec
-                .compress(&mut scratch.codec.0, &scratch.page, &mut scratch.packed)
+            let out = &mut scratch.packed[..WORTHWHILE_BYTES];
+            codec.compress(&mut scratch.codec, &scratch.page, out)
         };
         let owner = region.owner(page);
-        let insert = |scratch: &Scratch| match len {
-            Some(len) => self
-                .store
-                .insert(owner, Encoding::Lz4 as u8, &scratch.packed[..len]),
-            None => self.store.insert(owner, Encoding::Raw as u8, &scratch.page),
+        let insert = |scratch: &Scratch| {
+            let (codec, bytes) = match len {
+                Some(len) => (codec, &scratch.packed[..len]),
+                None => (AnyCodec::Raw, &scratch.page[..]),
+            };
+            self.store.insert(owner, codec.encoding().id(), bytes)
         };
         let slot = insert(scratch).or_else(|| {
             // No room: copies of resident pages are the first to go.

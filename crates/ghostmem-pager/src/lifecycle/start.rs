@@ -3,6 +3,7 @@
 use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::OnceLock;
 
+use ghostmem_codec::AnyCodec;
 use ghostmem_fault::{Home, enrol, register};
 use ghostmem_os::lock::Lock;
 use ghostmem_os::map::{MapArc, Reservation};
@@ -26,7 +27,9 @@ impl Engine {
     /// # Errors
     /// The kernel's refusal of memory or of the background threads.
     pub fn new(config: Config, spill: Option<SpillSettings>) -> Result<MapArc<Self>, OsError> {
-        ghostmem_fault::scratch()?;
+        // The buffers are the process's: they have room for whatever codec another heap
+        // of it may choose.
+        ghostmem_fault::scratch_with(AnyCodec::state_words_most())?;
         let limit = config.limit_pages.max(LIMIT_PAGES_MIN);
         let engine = MapArc::new(Self {
             backend: config.backend,

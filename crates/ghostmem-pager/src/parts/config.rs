@@ -1,6 +1,6 @@
 //! How an engine is set up.
 
-use ghostmem_codec::lz4::Lz4;
+use ghostmem_codec::AnyCodec;
 use ghostmem_fault::Opened;
 
 use crate::parts::lost::LostHandler;
@@ -18,7 +18,7 @@ pub struct Config {
     /// Where faults come from.
     pub backend: Opened,
     /// The page compressor.
-    pub codec: Lz4,
+    pub codec: AnyCodec,
     /// Whether pages are compressed at all.
     pub compress: bool,
     /// Asked when a page cannot be brought back.
@@ -48,7 +48,7 @@ impl Config {
                 .iter()
                 .find_map(|&kind| Opened::open(kind).ok())
                 .unwrap(),
-            codec: Lz4,
+            codec: AnyCodec::Lz4,
             compress: true,
             on_lost: None,
             readahead: false,
