@@ -114,8 +114,9 @@ fn nobody_in_the_engine_waits_by_giving_up_the_processor_alone() {
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {
-                // Windows lets a starved thread run now and then.
-                if !path.ends_with("windows") {
+                // Windows lets a starved thread run now and then; what tests a tier ships
+                // with nobody.
+                if !path.ends_with("windows") && !path.ends_with("conformance") {
                     look(&path, seen);
                 }
                 continue;

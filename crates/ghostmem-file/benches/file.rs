@@ -9,8 +9,9 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Instant;
 
-use ghostmem_file::{FileSlot, FileTier, Options, Packed};
+use ghostmem_file::{FileTier, Options};
 use ghostmem_os::buffer::Buffer;
+use ghostmem_store::tier::{Packed, TierSlot};
 
 /// What LZ4 makes of a page on average.
 const PACKED_BYTES: usize = 1365;
@@ -95,7 +96,7 @@ fn tier(options: &Options, pages: usize, what: &str) {
     let mut bytes = vec![0; PACKED_BYTES];
     let mut state = 9;
     bytes.fill_with(|| random(&mut state) as u8);
-    let mut slots: Vec<Option<FileSlot>> = vec![None; pages];
+    let mut slots: Vec<Option<TierSlot>> = vec![None; pages];
     let start = Instant::now();
     for (batch, chunk) in slots.chunks_mut(BATCH).enumerate() {
         let packed: Vec<Packed<'_>> = (0..chunk.len())
@@ -135,7 +136,7 @@ fn tier(options: &Options, pages: usize, what: &str) {
         let some = pages.min(size * 20_000);
         let start = Instant::now();
         for (run, chunk) in slots[..some].chunks(size).enumerate() {
-            let mut wanted = [(FileSlot::from_number(0), 0); RUN];
+            let mut wanted = [(TierSlot::from_number(0), 0); RUN];
             for (at, slot) in chunk.iter().enumerate() {
                 wanted[at] = (slot.expect("written"), (run * size + at) as u64);
             }

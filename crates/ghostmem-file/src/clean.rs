@@ -12,11 +12,11 @@
 
 use ghostmem_os::file::{BLOCK_BYTES, File, Tether};
 use ghostmem_os::lineage;
+use ghostmem_store::tier::{Moved, Packed, Tended, TierSlot, WriteError};
 
-use crate::error::WriteError;
 use crate::seal::KEYS;
 use crate::segments::TRIM_SHARE;
-use crate::slot::{FileSlot, Packed};
+use crate::table::SlotNumber;
 use crate::table::{RECORDS, SEGMENT_BYTES, State, segment_offset};
 use crate::tier::FileTier;
 use crate::write::{Stream, Writer};
@@ -44,36 +44,10 @@ struct Victim {
     gives_room: bool,
 }
 
-/// What a call of [`FileTier::tidy`] did.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct TidyReport {
-    /// Packed bytes of pages that now lie elsewhere.
-    pub moved_bytes: u64,
-    /// Packed bytes written for that, some of them in vain: their pages had moved on.
-    pub written_bytes: u64,
-    /// Pages that now have another slot.
-    pub moved_pages: u64,
-    /// Segments that were read for it.
-    pub segments: u64,
-    /// There is more to do.
-    pub is_behind: bool,
-}
-
 impl FileTier {
-    /// Makes the file smaller where it is thin, writing about `budget_bytes` at most.
-    /// For one background thread.
-    ///
-    /// `moved(owner, from, to)` is called for every page that has been written again,
-    /// after it was. It makes `to` the page's slot if `from` still is, and returns
-    /// whether it did; `from` is removed then, and `to` otherwise. It must not call
-    /// `write` or `tidy`.
-    pub fn tidy(
-        &self,
-        budget_bytes: u64,
-        moved: &mut dyn FnMut(u64, FileSlot, FileSlot) -> bool,
-    ) -> TidyReport {
-        let mut report = TidyReport::default();
+    /// See [`ColdTier::tend`](ghostmem_store::tier::ColdTier::tend).
+    pub fn tidy(&self, budget_bytes: u64, moved: &mut Moved<'_>) -> Tended {
+        let mut report = Tended::default();
         if lineage::is_stranger() {
             return report;
         }
@@ -286,8 +260,8 @@ impl FileTier {
         &self,
         w: &mut Writer,
         victim: Victim,
-        moved: &mut dyn FnMut(u64, FileSlot, FileSlot) -> bool,
-        report: &mut TidyReport,
+        moved: &mut Moved<'_>,
+        report: &mut Tended,
     ) -> Result<(), WriteError> {
         let segment = victim.segment;
         // Room that does not come back is not cleaning's to take.
@@ -299,7 +273,7 @@ impl FileTier {
         let file = self.table.file(segment);
         let start = segment_offset(segment);
         let end = (0..RECORDS as u32)
-            .filter_map(|index| self.table.find(FileSlot::new(segment, index)))
+            .filter_map(|index| self.table.find(TierSlot::new(segment, index)))
             .map(|record| record.start + record.len + self.seals.overhead())
             .max();
         let (Some(end), Some(mut buffer)) = (end, w.victim.take()) else {
@@ -314,11 +288,11 @@ impl FileTier {
             w.victim = Some(buffer);
             return Ok(());
         };
-        let mut pages = [(0_u64, FileSlot::from_number(0), FileSlot::from_number(0)); RECORDS];
+        let mut pages = [(0_u64, TierSlot::from_number(0), TierSlot::from_number(0)); RECORDS];
         let mut count = 0;
         let mut result = Ok(());
         for index in 0..RECORDS as u32 {
-            let from = FileSlot::new(segment, index);
+            let from = TierSlot::new(segment, index);
             let Some(record) = self.table.find(from) else {
                 continue;
             };

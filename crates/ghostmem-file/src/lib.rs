@@ -1,9 +1,12 @@
 //! Where cold pages live on disk: a sealed log in one file.
 //!
 //! [`FileTier`] keeps payloads of 1 to 4096 bytes (a page, packed) in a file and
-//! names them by [`FileSlot`] handles. It knows nothing of page words, codecs or
-//! heaps: an owner is 40 bits, a codec eight, and both come back as they were
-//! given.
+//! names them by slots ([`ghostmem_store::tier::TierSlot`]). It is a
+//! [`ColdTier`](ghostmem_store::tier::ColdTier), and keeps to what is said there. It
+//! knows nothing of page words, codecs or heaps: an owner is 40 bits, a codec eight,
+//! and both come back as they were given.
+//!
+//! Windows has no such tier yet: there is only how one would be asked for.
 //!
 //! # Layout
 //! ```text
@@ -57,6 +60,8 @@
 
 #[cfg(not(windows))]
 mod clean;
+#[cfg(not(windows))]
+mod cold;
 mod error;
 mod faults;
 #[cfg(not(windows))]
@@ -70,31 +75,21 @@ mod read;
 mod seal;
 #[cfg(not(windows))]
 mod segments;
-mod slot;
 #[cfg(not(windows))]
 mod stats;
 #[cfg(not(windows))]
 mod table;
-#[cfg_attr(windows, path = "windows/tier.rs")]
+#[cfg(not(windows))]
 mod tier;
-mod traffic;
 #[cfg(not(windows))]
 mod write;
 
-#[cfg(not(windows))]
-pub use clean::TidyReport;
-pub use error::{OpenError, ReadCause, ReadError, WriteError};
+pub use error::OpenError;
 pub use faults::{Faults, Injected};
 pub use options::Options;
 #[cfg(not(windows))]
-pub use read::{EachRead, WORK_BYTES};
-pub use slot::{FileSlot, Packed};
+pub use read::WORK_BYTES;
 #[cfg(not(windows))]
 pub use table::SEGMENT_BYTES;
-pub use tier::FileTier;
-#[cfg(windows)]
-pub use tier::{EachRead, TidyReport};
-pub use traffic::FileStats;
-
-/// Most payload bytes of a record: a whole page, stored as it is.
-pub const PAYLOAD_BYTES_MAX: usize = 4096;
+#[cfg(not(windows))]
+pub use tier::{FileTier, Findings};

@@ -5,18 +5,17 @@
 //! claimed, so that its records stay.
 
 use ghostmem_os::file::BLOCK_BYTES;
+use ghostmem_store::MAX_SLOT_BYTES;
+use ghostmem_store::tier::{EachRead, TierCause, TierError, TierSlot};
 
-use crate::PAYLOAD_BYTES_MAX;
-use crate::error::{ReadCause, ReadError};
 use crate::seal::OVERHEAD_MAX;
-use crate::slot::FileSlot;
-use crate::table::Record;
+use crate::table::{Record, SlotNumber};
 use crate::tier::FileTier;
 
 /// Bytes of buffer that reading any record needs: with both ends rounded to blocks,
 /// and one block more to find an aligned place in it.
 pub const WORK_BYTES: usize =
-    (PAYLOAD_BYTES_MAX + OVERHEAD_MAX).next_multiple_of(BLOCK_BYTES) + 2 * BLOCK_BYTES;
+    (MAX_SLOT_BYTES + OVERHEAD_MAX).next_multiple_of(BLOCK_BYTES) + 2 * BLOCK_BYTES;
 
 /// Records sorted at a time.
 const RUN: usize = 64;
@@ -24,25 +23,19 @@ const RUN: usize = 64;
 /// read of its own costs.
 const GAP_BYTES: u64 = 32 << 10;
 
-/// What a run's pages are handed to: index, and codec and packed bytes.
-pub type EachRead<'a> = dyn FnMut(usize, Result<(u8, &[u8]), ReadError>) + 'a;
-
 impl FileTier {
-    /// Reads a page: its packed bytes into the front of `out`; the codec and how many
-    /// bytes they are. The caller owns the slot.
-    ///
-    /// `work` is at least [`WORK_BYTES`] of the caller's, what is in it is
-    /// overwritten.
+    /// See [`ColdTier::read`](ghostmem_store::tier::ColdTier::read); `work` is at least
+    /// [`WORK_BYTES`].
     ///
     /// # Errors
     /// Why the file does not give the page back.
     pub fn read(
         &self,
-        slot: FileSlot,
+        slot: TierSlot,
         owner: u64,
         work: &mut [u8],
-        out: &mut [u8; PAYLOAD_BYTES_MAX],
-    ) -> Result<(u8, usize), ReadError> {
+        out: &mut [u8; MAX_SLOT_BYTES],
+    ) -> Result<(u8, usize), TierError> {
         let record = self.find(slot)?;
         let result = self
             .read_record(&record, owner, aligned(work))
@@ -55,13 +48,9 @@ impl FileTier {
         result
     }
 
-    /// Reads several pages, those that are neighbours in the file together: `each` is
-    /// called once for every one of `pages`, with its index, its codec and its packed
-    /// bytes, in an order of the file's choice. One page's error is no other's. The
-    /// caller owns the slots.
-    ///
-    /// `work` is at least [`WORK_BYTES`]; the longer it is, the more is read at once.
-    pub fn read_run(&self, pages: &[(FileSlot, u64)], work: &mut [u8], each: &mut EachRead<'_>) {
+    /// See [`ColdTier::read_run`](ghostmem_store::tier::ColdTier::read_run); `work` is at
+    /// least [`WORK_BYTES`].
+    pub fn read_run(&self, pages: &[(TierSlot, u64)], work: &mut [u8], each: &mut EachRead<'_>) {
         let work = aligned(work);
         for (chunk_index, chunk) in pages.chunks(RUN).enumerate() {
             let first = chunk_index * RUN;
@@ -86,7 +75,7 @@ impl FileTier {
     /// many.
     fn read_neighbours(
         &self,
-        pages: &[(FileSlot, u64)],
+        pages: &[(TierSlot, u64)],
         order: &[u8],
         work: &mut [u8],
         each: &mut EachRead<'_>,
@@ -149,12 +138,13 @@ impl FileTier {
         taken
     }
 
-    /// The error of a page whose packed bytes are as they were written, but mean
-    /// nothing to its codec. Counts it.
-    pub fn undecodable(&self, slot: FileSlot) -> ReadError {
+    /// See [`ColdTier::undecodable`](ghostmem_store::tier::ColdTier::undecodable).
+    pub fn undecodable(&self, slot: TierSlot) -> TierError {
         self.counters.read_errors.add(1);
-        let offset = self.table.find(slot).map_or(0, |record| record.offset());
-        self.read_error(offset, ReadCause::Undecodable)
+        match self.table.find(slot) {
+            Some(record) => self.read_error(record.offset(), TierCause::Undecodable),
+            None => TierError::of(self.place.title, TierCause::Undecodable),
+        }
     }
 
     fn read_record<'a>(
@@ -162,7 +152,7 @@ impl FileTier {
         record: &Record,
         owner: u64,
         work: &'a mut [u8],
-    ) -> Result<&'a [u8], ReadCause> {
+    ) -> Result<&'a [u8], TierCause> {
         let stored = (record.len + self.seals.overhead()) as u64;
         let start = record.offset() & !(BLOCK_BYTES as u64 - 1);
         let got = self.fetch(record.file, start, record.offset() + stored, work)?;
@@ -177,12 +167,12 @@ impl FileTier {
         start: u64,
         end: u64,
         work: &mut [u8],
-    ) -> Result<usize, ReadCause> {
+    ) -> Result<usize, TierCause> {
         let len = (end - start).next_multiple_of(BLOCK_BYTES as u64) as usize;
-        let work = work.get_mut(..len).ok_or(ReadCause::NoBuffer)?;
+        let work = work.get_mut(..len).ok_or(TierCause::NoBuffer)?;
         self.files
             .read(file, work, start)
-            .map_err(|error| ReadCause::Io { errno: error.errno })
+            .map_err(|error| TierCause::Io { errno: error.errno })
     }
 
     /// Opens a record of which the file's bytes from `start` on are in `work`, `got`
@@ -194,10 +184,10 @@ impl FileTier {
         start: u64,
         got: usize,
         work: &'a mut [u8],
-    ) -> Result<&'a [u8], ReadCause> {
+    ) -> Result<&'a [u8], TierCause> {
         let (found, packed) = self.open_any(record, start, got, work)?;
         if found != owner {
-            return Err(ReadCause::WrongOwner);
+            return Err(TierCause::WrongOwner);
         }
         Ok(packed)
     }
@@ -209,10 +199,10 @@ impl FileTier {
         start: u64,
         got: usize,
         work: &'a mut [u8],
-    ) -> Result<(u64, &'a [u8]), ReadCause> {
+    ) -> Result<(u64, &'a [u8]), TierCause> {
         let from = (record.offset() - start) as usize;
         let stored = record.len + self.seals.overhead();
-        let missing = ReadCause::Short {
+        let missing = TierCause::Short {
             got_bytes: got.saturating_sub(from).min(stored),
             wanted_bytes: stored,
         };
@@ -223,18 +213,14 @@ impl FileTier {
         self.seals.open(record, bytes)
     }
 
-    fn find(&self, slot: FileSlot) -> Result<Record, ReadError> {
+    fn find(&self, slot: TierSlot) -> Result<Record, TierError> {
         self.table
             .find(slot)
-            .ok_or_else(|| self.read_error(0, ReadCause::NoRecord))
+            .ok_or(TierError::of(self.place.title, TierCause::NoRecord))
     }
 
-    fn read_error(&self, offset: u64, cause: ReadCause) -> ReadError {
-        ReadError {
-            file: self.place.title,
-            offset,
-            cause,
-        }
+    const fn read_error(&self, offset: u64, cause: TierCause) -> TierError {
+        TierError::at(self.place.title, offset, cause)
     }
 
     fn count(&self, read: bool) {
@@ -245,9 +231,8 @@ impl FileTier {
         }
     }
 
-    /// Gives a page's place up. The caller owns the slot, does so exactly once, and
-    /// does not use it again. Async-signal-safe.
-    pub fn remove(&self, slot: FileSlot) {
+    /// See [`ColdTier::remove`](ghostmem_store::tier::ColdTier::remove).
+    pub fn remove(&self, slot: TierSlot) {
         let Some(record) = self.table.find(slot) else {
             debug_assert!(false, "a slot is removed once");
             return;

@@ -17,13 +17,13 @@
 use ghostmem_os::OsError;
 use ghostmem_os::random;
 use ghostmem_os::vault::Vault;
+use ghostmem_store::tier::TierCause;
 use ring::aead::{
     AES_256_GCM, Aad, Algorithm, CHACHA20_POLY1305, LessSafeKey, Nonce, Tag, UnboundKey,
 };
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use crate::error::ReadCause;
-use crate::table::Record;
+use crate::table::{Record, SlotNumber};
 
 /// Keys at once: that of the segments being filled, and older ones of segments that
 /// are still alive.
@@ -167,19 +167,19 @@ impl Seals {
         &self,
         record: &Record,
         bytes: &'a mut [u8],
-    ) -> Result<(u64, &'a [u8]), ReadCause> {
+    ) -> Result<(u64, &'a [u8]), TierCause> {
         let (body, tag) = bytes.split_at_mut(OWNER_BYTES + record.len);
         if let Some(vault) = &self.vault {
             let key = vault.get(Generation::of(record.generation).key());
-            let key = key.ok_or(ReadCause::NoRecord)?;
-            let tag = Tag::try_from(&*tag).map_err(|_| ReadCause::Tampered)?;
+            let key = key.ok_or(TierCause::NoRecord)?;
+            let tag = Tag::try_from(&*tag).map_err(|_| TierCause::Tampered)?;
             let nonce = Nonce::assume_unique_for_key(nonce_bytes(record));
             let aad = Aad::from(associated(record));
             key.key
                 .open_in_place_separate_tag(nonce, aad, tag, body, 0..)
-                .map_err(|_| ReadCause::Tampered)?;
+                .map_err(|_| TierCause::Tampered)?;
         } else if *tag != checksum(record, body).to_le_bytes() {
-            return Err(ReadCause::Checksum);
+            return Err(TierCause::Checksum);
         }
         let (owner, packed) = body.split_at(OWNER_BYTES);
         let mut wide = [0; 8];

@@ -2,9 +2,10 @@
 
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use ghostmem_store::tier::TierStats;
+
 use crate::table::ENTRY_ROW_BYTES;
 use crate::tier::FileTier;
-use crate::traffic::FileStats;
 use crate::write::BUFFER_BYTES;
 
 #[derive(Debug, Default)]
@@ -57,9 +58,9 @@ impl Counters {
 impl FileTier {
     /// What there is and what has happened.
     #[must_use]
-    pub fn stats(&self) -> FileStats {
+    pub fn stats(&self) -> TierStats {
         let c = &self.counters;
-        FileStats {
+        TierStats {
             live_bytes: c.live_bytes.get(),
             slots: c.slots.get(),
             file_bytes: c.file_bytes.get(),

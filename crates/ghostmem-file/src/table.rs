@@ -21,8 +21,7 @@ use core::sync::atomic::{
 use ghostmem_os::OsError;
 use ghostmem_os::bytes::ByteArena;
 use ghostmem_os::map::ZeroArray;
-
-use crate::slot::FileSlot;
+use ghostmem_store::tier::TierSlot;
 
 /// Bytes of the file that a segment takes at most.
 pub const SEGMENT_BYTES: usize = 1 << 20;
@@ -43,16 +42,23 @@ const RECORD: u64 = 1 << 32;
 /// record.
 const HELD: u64 = 1 << 63;
 
-impl FileSlot {
-    pub(crate) const fn new(segment: u32, index: u32) -> Self {
+/// A slot's number as the file's: a segment and a record in it.
+pub(crate) trait SlotNumber: Sized {
+    fn new(segment: u32, index: u32) -> Self;
+    fn segment(self) -> u32;
+    fn index(self) -> u32;
+}
+
+impl SlotNumber for TierSlot {
+    fn new(segment: u32, index: u32) -> Self {
         Self::from_number(segment << RECORD_BITS | index)
     }
 
-    pub(crate) const fn segment(self) -> u32 {
+    fn segment(self) -> u32 {
         self.number() >> RECORD_BITS
     }
 
-    pub(crate) const fn index(self) -> u32 {
+    fn index(self) -> u32 {
         self.number() & (RECORDS as u32 - 1)
     }
 }
@@ -60,7 +66,7 @@ impl FileSlot {
 /// Where a record is and what it must be.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Record {
-    pub(crate) slot: FileSlot,
+    pub(crate) slot: TierSlot,
     /// The filling of its segment, see [`crate::seal::Generation`].
     pub(crate) generation: u64,
     /// Place of its file in the table of files.
@@ -74,7 +80,7 @@ pub(crate) struct Record {
 
 impl Record {
     /// Its first byte in the file.
-    pub(crate) const fn offset(&self) -> u64 {
+    pub(crate) fn offset(&self) -> u64 {
         segment_offset(self.slot.segment()) + self.start as u64
     }
 }
@@ -158,7 +164,7 @@ impl Table {
     }
 
     /// What a slot names; `None` when no record has it.
-    pub(crate) fn find(&self, slot: FileSlot) -> Option<Record> {
+    pub(crate) fn find(&self, slot: TierSlot) -> Option<Record> {
         let segment = slot.segment();
         if segment >= self.segments() {
             return None;
@@ -177,14 +183,14 @@ impl Table {
         })
     }
 
-    fn entry_at(slot: FileSlot) -> usize {
+    fn entry_at(slot: TierSlot) -> usize {
         slot.segment() as usize * ENTRY_ROW_BYTES + slot.index() as usize * 8
     }
 
     /// Notes a record that takes `stored` bytes of a segment being filled.
     pub(crate) fn insert(
         &self,
-        slot: FileSlot,
+        slot: TierSlot,
         start: usize,
         len: usize,
         codec: u8,
@@ -200,7 +206,7 @@ impl Table {
 
     /// Takes a record of `stored` bytes out; its segment is put among the emptied
     /// when it was the last.
-    pub(crate) fn remove(&self, slot: FileSlot, stored: usize) {
+    pub(crate) fn remove(&self, slot: TierSlot, stored: usize) {
         self.entries.write_word(Self::entry_at(slot), 0);
         self.release(slot.segment(), RECORD + stored as u64);
     }

@@ -54,6 +54,28 @@ pub(crate) struct Place {
     pub(crate) direct: bool,
 }
 
+/// What a file would be like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Findings {
+    /// Reads and writes go around the page cache.
+    pub is_direct: bool,
+    /// The keys are in memory that is never swapped out.
+    pub is_key_locked: bool,
+}
+
+impl Options {
+    /// Opens a file, looks at it, and closes it again.
+    ///
+    /// # Errors
+    /// As of [`FileTier::open`].
+    pub fn try_out(&self) -> Result<Findings, OpenError> {
+        FileTier::open(self).map(|tier| Findings {
+            is_direct: tier.is_direct(),
+            is_key_locked: tier.is_key_locked(),
+        })
+    }
+}
+
 impl FileTier {
     /// Opens a file and checks that it takes writes.
     ///

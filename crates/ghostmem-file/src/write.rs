@@ -14,14 +14,13 @@
 use ghostmem_os::buffer::Buffer;
 use ghostmem_os::file::{BLOCK_BYTES, File};
 use ghostmem_os::{OsError, lineage, random};
+use ghostmem_store::MAX_SLOT_BYTES;
+use ghostmem_store::tier::{Packed, TierSlot, WriteError};
 
-use crate::PAYLOAD_BYTES_MAX;
-use crate::error::WriteError;
 use crate::files::FILES_TO_WRITE;
 use crate::seal::{Generation, KEYS, OWNER_BYTES};
 use crate::segments::{List, ROOM_BYTES_MIN};
-use crate::slot::{FileSlot, Packed};
-use crate::table::{RECORDS, Record, SEGMENT_BYTES, State, segment_offset};
+use crate::table::{RECORDS, Record, SEGMENT_BYTES, SlotNumber, State, segment_offset};
 use crate::tier::FileTier;
 
 /// Bytes under the limit that only cleaning may use: for its next spare segment.
@@ -151,17 +150,16 @@ impl Writer {
 }
 
 impl FileTier {
-    /// Writes pages, in order and near to each other, and fills `slots` with one for
-    /// each. For one background thread.
+    /// See [`ColdTier::write`](ghostmem_store::tier::ColdTier::write).
     ///
     /// # Errors
     /// Why not; then no page was written, and no slot is filled.
     pub fn write(
         &self,
         pages: &[Packed<'_>],
-        slots: &mut [Option<FileSlot>],
+        slots: &mut [Option<TierSlot>],
     ) -> Result<(), WriteError> {
-        let fits = |page: &Packed<'_>| (1..=PAYLOAD_BYTES_MAX).contains(&page.bytes.len());
+        let fits = |page: &Packed<'_>| (1..=MAX_SLOT_BYTES).contains(&page.bytes.len());
         if slots.len() < pages.len() || !pages.iter().all(fits) {
             return Err(WriteError::BadPage);
         }
@@ -195,7 +193,7 @@ impl FileTier {
         &self,
         w: &mut Writer,
         pages: &[Packed<'_>],
-        slots: &mut [Option<FileSlot>],
+        slots: &mut [Option<TierSlot>],
     ) -> Result<(), WriteError> {
         for (page, slot) in pages.iter().zip(slots.iter_mut()) {
             match self.append(w, Stream::Fresh, page) {
@@ -209,7 +207,7 @@ impl FileTier {
         }
     }
 
-    fn undo(&self, slots: &mut [Option<FileSlot>], error: WriteError) -> Result<(), WriteError> {
+    fn undo(&self, slots: &mut [Option<TierSlot>], error: WriteError) -> Result<(), WriteError> {
         for slot in slots.iter_mut().filter_map(Option::take) {
             self.remove(slot);
         }
@@ -223,7 +221,7 @@ impl FileTier {
         w: &mut Writer,
         stream: Stream,
         page: &Packed<'_>,
-    ) -> Result<FileSlot, WriteError> {
+    ) -> Result<TierSlot, WriteError> {
         let stored = page.bytes.len() + self.seals.overhead();
         let is_full = |open: &Open| {
             open.records == RECORDS || open.written + open.staged + stored > open.room
@@ -238,7 +236,7 @@ impl FileTier {
         };
         let start = open.written + open.staged;
         let record = Record {
-            slot: FileSlot::new(open.segment, open.records as u32),
+            slot: TierSlot::new(open.segment, open.records as u32),
             generation: self.table.generation(open.segment),
             file: self.table.file(open.segment),
             start,

@@ -10,8 +10,9 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
-use common::{Pair, Random};
-use ghostmem_file::{FileTier, Options, ReadCause};
+use common::{Pair, Random, place};
+use ghostmem_file::{FileTier, Options};
+use ghostmem_store::tier::TierCause;
 
 struct Target {
     pair: Pair,
@@ -42,7 +43,7 @@ impl Target {
     }
 
     /// Pages that cannot be read, and that every refusal is the right one.
-    fn refused(&mut self, cause: impl Fn(ReadCause) -> bool) -> usize {
+    fn refused(&mut self, cause: impl Fn(TierCause) -> bool) -> usize {
         let owners: Vec<u64> = self.pair.pages.keys().copied().collect();
         let mut refused = 0;
         for &owner in &owners {
@@ -61,8 +62,8 @@ impl Target {
     }
 }
 
-fn is_changed(cause: ReadCause) -> bool {
-    matches!(cause, ReadCause::Tampered | ReadCause::Checksum)
+fn is_changed(cause: TierCause) -> bool {
+    matches!(cause, TierCause::Tampered | TierCause::Checksum)
 }
 
 /// Where the first record is: behind the header and the segment kept for cleaning.
@@ -77,13 +78,13 @@ fn every_flipped_bit_is_noticed() {
         let image = target.image();
         for _ in 0..2500 {
             let owner = random.next() % 600;
-            let place = target.pair.place(owner);
+            let place = place(&target.pair, owner);
             let at = place.start + random.below(place.len());
             let changed = image[at] ^ 1 << random.below(8);
             target.file.write_at(&[changed], at as u64).unwrap();
             let error = target.pair.read(owner).expect_err("a bit is wrong");
             assert!(is_changed(error.cause), "{error}");
-            assert_eq!(error.offset as usize, place.start);
+            assert_eq!(error.offset, Some(place.start as u64));
             for _ in 0..3 {
                 let other = random.next() % 600;
                 if other != owner {
@@ -139,11 +140,11 @@ fn swapped_and_replayed_blocks_are_refused() {
         // The same pages again, until they are where they were; then their old records
         // back.
         let places = |target: &Target| -> Vec<_> {
-            (0..256).map(|owner| target.pair.place(owner)).collect()
+            (0..256).map(|owner| place(&target.pair, owner)).collect()
         };
         let again = |target: &mut Target| {
             (0..256).for_each(|owner| target.pair.remove(owner));
-            target.pair.tidy(0);
+            target.pair.tend(0);
             target.pair.write(&batch).unwrap();
         };
         let (before, older) = (places(&target), target.image());
@@ -178,7 +179,7 @@ fn a_file_cut_short_refuses_what_was_behind_the_cut() {
         for _ in 0..15 {
             let end = DATA + random.below(live);
             target.file.set_len(end as u64).unwrap();
-            let refused = target.refused(|cause| matches!(cause, ReadCause::Short { .. }));
+            let refused = target.refused(|cause| matches!(cause, TierCause::Short { .. }));
             assert!(refused > 0, "cut at {end}");
             target.file.write_at(&image[end..], end as u64).unwrap();
             assert_eq!(target.refused(|_| false), 0);
@@ -190,7 +191,7 @@ fn a_file_cut_short_refuses_what_was_behind_the_cut() {
         assert!(target.refused(is_changed) > 200);
         // What is damaged is not moved by cleaning, and not freed while it is a page's.
         let before = target.pair.pages.len();
-        target.pair.tidy(8 << 20);
+        target.pair.tend(8 << 20);
         assert_eq!(target.pair.tier.stats().slots, before as u64);
     }
 }

@@ -11,7 +11,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use common::{Pair, Random};
-use ghostmem_file::{Faults, FileTier, Injected, Options, ReadCause, WriteError};
+use ghostmem_file::{Faults, FileTier, Injected, Options};
+use ghostmem_store::tier::{TierCause, WriteError};
 
 /// Decides by a random number for each operation.
 #[derive(Debug)]
@@ -161,10 +162,12 @@ fn storm(dice: &'static Dice, encrypt: bool, seed: u64, steps: usize, lies: bool
                     Err(error) => {
                         refusals += 1;
                         let expected = match error {
-                            WriteError::NoSpace { .. } => "the spill file cannot grow: ",
-                            WriteError::Io { .. } => "the spill file takes no writes: ",
-                            WriteError::LimitReached => "the spill file has reached its limit",
-                            WriteError::NoKey => "no new key for the spill file can be had now",
+                            WriteError::NoSpace { .. } => "the tier for cold pages cannot grow: ",
+                            WriteError::Io { .. } => "the tier for cold pages takes no writes: ",
+                            WriteError::LimitReached => {
+                                "the tier for cold pages has reached its limit"
+                            }
+                            WriteError::NoKey => "no new key for cold pages can be had now",
                             other => panic!("{other}"),
                         };
                         assert!(error.to_string().starts_with(expected), "{error}");
@@ -182,7 +185,7 @@ fn storm(dice: &'static Dice, encrypt: bool, seed: u64, steps: usize, lies: bool
                 // Reads that lie are found out; writes that lie move on with a page.
                 let before: Vec<u64> = suspects.iter().copied().collect();
                 let slots: Vec<_> = pair.pages.iter().map(|(&o, page)| (o, page.slot)).collect();
-                pair.tidy(1 << 20);
+                pair.tend(1 << 20);
                 if lying > 0 {
                     suspects.extend(
                         slots
@@ -200,7 +203,7 @@ fn storm(dice: &'static Dice, encrypt: bool, seed: u64, steps: usize, lies: bool
                     if let Err(error) = pair.read(owner) {
                         refusals += 1;
                         assert!(trouble || suspects.contains(&owner), "{error}");
-                        assert_ne!(error.cause, ReadCause::NoRecord);
+                        assert_ne!(error.cause, TierCause::NoRecord);
                         check_message(&error.to_string(), title);
                     }
                 }
@@ -230,7 +233,7 @@ fn storm(dice: &'static Dice, encrypt: bool, seed: u64, steps: usize, lies: bool
             }
         }
     }
-    while pair.tidy(4 << 20).is_behind {}
+    while pair.tend(4 << 20).is_behind {}
     match pair.write(&[(1, 100, 1)]) {
         Ok(()) => pair.read(1).unwrap(),
         Err(WriteError::LimitReached | WriteError::NoKey) => {}

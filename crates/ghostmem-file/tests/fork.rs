@@ -7,104 +7,42 @@ mod common;
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::{Read, Write};
-use std::os::fd::FromRawFd;
+use std::io::{PipeReader, PipeWriter, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 use std::sync::Mutex;
 
 use common::{Pair, Random};
 use ghostmem_file::{FileTier, Options};
+use ghostmem_store::conformance::forks::{self, Calls, Child, churn, fill, wait};
+use ghostmem_store::conformance::{Faulty, Rates};
 
 /// One test at a time: a fork duplicates what other threads are in the middle of.
 static ALONE: Mutex<()> = Mutex::new(());
 
-struct Child {
-    pid: i32,
-    /// A byte for the child to go on.
-    go: File,
-    /// A byte from the child when it is done.
-    done: File,
-}
-
-fn pipe() -> (File, File) {
-    let mut ends = [0; 2];
-    // SAFETY: a place for two descriptors.
-    let rc = unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) };
-    assert_eq!(rc, 0);
-    // SAFETY: a new descriptor, owned from now on.
-    let read = unsafe { File::from_raw_fd(ends[0]) };
-    // SAFETY: as above.
-    (read, unsafe { File::from_raw_fd(ends[1]) })
-}
-
-/// Forks as the engine does; `what` runs in the child after a byte has come, and may
-/// say that it is done and wait for another.
-fn fork(pair: &mut Pair, what: impl FnOnce(&mut Pair, &mut File, &mut File)) -> Child {
-    let (go_read, go) = pipe();
-    let (done, done_write) = pipe();
-    assert!(pair.tier.try_before_fork());
-    // SAFETY: the child ends below and uses nothing that another thread may hold.
-    let pid = unsafe { libc::fork() };
-    assert!(pid >= 0);
-    if pid > 0 {
-        pair.tier.after_fork_in_parent();
-        return Child { pid, go, done };
-    }
-    let (mut go_read, mut done_write) = (go_read, done_write);
-    drop((go, done));
-    pair.tier.after_fork_in_child();
-    let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        wait(&mut go_read);
-        what(pair, &mut go_read, &mut done_write);
-    }));
-    // SAFETY: ends the child without the parent's destructors.
-    unsafe { libc::_exit(i32::from(ended.is_err())) };
-}
-
-fn wait(from: &mut File) {
-    let mut byte = [0];
-    from.read_exact(&mut byte).expect("a byte comes");
-}
-
-impl Child {
-    fn go(&mut self) {
-        self.go.write_all(&[1]).unwrap();
-    }
-
-    fn done(&mut self) {
-        wait(&mut self.done);
-    }
-
-    fn end(self) {
+const CALLS: Calls = Calls {
+    // SAFETY: the suite's child uses nothing that another thread may hold.
+    fork: || unsafe { libc::fork() },
+    // SAFETY: ends the child.
+    exit: |code| unsafe { libc::_exit(code) },
+    ended_well: |pid| {
         let mut status = 0;
-        drop(self.go);
         // SAFETY: our own child and a valid place.
-        unsafe { libc::waitpid(self.pid, &raw mut status, 0) };
-        assert!(
-            libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0,
-            "the child ended with {status}"
-        );
-    }
+        unsafe { libc::waitpid(pid, &raw mut status, 0) };
+        libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0
+    },
+};
+
+fn fork(pair: &mut Pair, what: impl FnOnce(&mut Pair, &mut PipeReader, &mut PipeWriter)) -> Child {
+    forks::fork(CALLS, pair, what)
+}
+
+fn unnamed() -> FileTier {
+    FileTier::open(&Options::unnamed(std::env::temp_dir())).unwrap()
 }
 
 fn path(name: &str) -> PathBuf {
     std::env::temp_dir().join(format!("ghostmem-fork-{name}-{}", std::process::id()))
-}
-
-fn fill(pair: &mut Pair, random: &mut Random, first: u64, count: u64) {
-    let batch: Vec<(u64, usize, u8)> = (first..first + count)
-        .map(|owner| (owner, 1 + random.below(3000), 4))
-        .collect();
-    pair.write(&batch).unwrap();
-}
-
-fn churn(pair: &mut Pair, random: &mut Random, rounds: usize) {
-    for _ in 0..rounds {
-        let first = random.next() % 2000;
-        fill(pair, random, first, 600);
-        while pair.tidy(4 << 20).is_behind {}
-    }
 }
 
 #[test]
@@ -138,7 +76,7 @@ fn both_sides_go_on_and_the_parent_gets_its_space_back() {
     child.go();
     child.end();
     // The child is gone: its segments are the parent's again.
-    while pair.tidy(4 << 20).is_behind {}
+    while pair.tend(4 << 20).is_behind {}
     let stats = pair.tier.stats();
     assert_eq!(stats.frozen_bytes, 0);
     let blocks = std::fs::metadata(&path).unwrap().blocks() * 512;
@@ -155,12 +93,12 @@ fn both_sides_go_on_and_the_parent_gets_its_space_back() {
 fn a_child_that_needs_the_file_no_more_lets_go_of_it() {
     let _alone = ALONE.lock();
     let mut random = Random(3);
-    let mut pair = Pair::new(FileTier::open(&Options::unnamed(std::env::temp_dir())).unwrap());
+    let mut pair = Pair::new(unnamed());
     fill(&mut pair, &mut random, 0, 2600);
     let mut child = fork(&mut pair, |pair, go, done| {
         let owners: Vec<u64> = pair.pages.keys().copied().collect();
         owners.into_iter().for_each(|owner| pair.remove(owner));
-        pair.tidy(0);
+        pair.tend(0);
         done.write_all(&[1]).unwrap();
         wait(go);
         // It lives on, with a file of its own.
@@ -174,7 +112,7 @@ fn a_child_that_needs_the_file_no_more_lets_go_of_it() {
     assert!(pair.tier.stats().frozen_bytes > 0);
     child.go();
     child.done();
-    pair.tidy(0);
+    pair.tend(0);
     assert_eq!(pair.tier.stats().frozen_bytes, 0);
     child.go();
     child.done();
@@ -201,48 +139,34 @@ fn a_child_does_not_remove_its_parents_name() {
 }
 
 #[test]
+fn both_sides_go_on() {
+    let _alone = ALONE.lock();
+    forks::both_sides_go_on(CALLS, unnamed);
+}
+
+#[test]
 fn generations_of_children_read_what_their_ancestors_wrote() {
     let _alone = ALONE.lock();
-    fn generation(pair: &mut Pair, depth: u64) {
-        let mut random = Random(depth);
-        // Some pages stay in each ancestor's file; those of all but a few are brought
-        // into one's own.
-        while pair.tidy(4 << 20).is_behind {}
-        fill(pair, &mut random, depth * 1000, 300);
-        pair.check_all();
-        if depth == 18 {
-            return;
-        }
-        let mut child = fork(pair, |pair, _, _| generation(pair, depth + 1));
-        fill(pair, &mut random, 0, 900);
-        while pair.tidy(4 << 20).is_behind {}
-        child.go();
-        child.end();
-        pair.check_all();
-    }
-    let mut pair = Pair::new(FileTier::open(&Options::unnamed(std::env::temp_dir())).unwrap());
-    generation(&mut pair, 0);
+    forks::generations(CALLS, unnamed);
 }
 
 #[test]
 fn many_children_at_once() {
     let _alone = ALONE.lock();
-    let mut random = Random(6);
-    let mut pair = Pair::new(FileTier::open(&Options::unnamed(std::env::temp_dir())).unwrap());
-    fill(&mut pair, &mut random, 0, 2600);
-    let mut children = Vec::new();
-    for _ in 0..20 {
-        children.push(fork(&mut pair, |pair, _, _| pair.check_all()));
-        churn(&mut pair, &mut random, 1);
-    }
-    assert!(pair.tier.stats().frozen_bytes > 0);
-    for mut child in children {
-        child.go();
-        child.end();
-    }
-    while pair.tidy(4 << 20).is_behind {}
-    assert_eq!(pair.tier.stats().frozen_bytes, 0);
-    pair.check_all();
+    forks::many_children(CALLS, unnamed, |stats| assert!(stats.frozen_bytes > 0));
+}
+
+#[test]
+fn forks_that_must_try_again() {
+    let _alone = ALONE.lock();
+    let rates = Rates {
+        others: 2,
+        ..Rates::SLOW
+    };
+    let open = || Faulty::new(unnamed(), 7, rates);
+    forks::both_sides_go_on(CALLS, open);
+    forks::generations(CALLS, open);
+    forks::many_children(CALLS, open, |stats| assert!(stats.frozen_bytes > 0));
 }
 
 /// The same pages written by both sides after a fork, and before: no two blocks of
@@ -250,7 +174,7 @@ fn many_children_at_once() {
 #[test]
 fn no_block_of_parent_and_child_is_the_same() {
     let _alone = ALONE.lock();
-    let mut pair = Pair::new(FileTier::open(&Options::unnamed(std::env::temp_dir())).unwrap());
+    let mut pair = Pair::new(unnamed());
     let batch: Vec<(u64, usize, u8)> = (0..250).map(|owner| (owner, 4075, 4)).collect();
     pair.write(&batch).unwrap();
     let copy = path("image");

@@ -13,7 +13,8 @@ use std::collections::BTreeSet;
 use std::sync::Mutex;
 
 use common::{Pair, Random};
-use ghostmem_file::{Faults, FileTier, Injected, Options, WriteError};
+use ghostmem_file::{Faults, FileTier, Injected, Options};
+use ghostmem_store::tier::WriteError;
 
 const MIB: u64 = 1 << 20;
 const BLOCK: u64 = 4096;
@@ -182,7 +183,7 @@ fn fill(pair: &mut Pair, next: &mut u64, len: impl Fn(u64) -> usize, most: usize
 /// Tidies until there is no more to do.
 fn clean(pair: &mut Pair) {
     for _ in 0..2000 {
-        if !pair.tidy(2 * MIB).is_behind {
+        if !pair.tend(2 * MIB).is_behind {
             return;
         }
     }
@@ -303,7 +304,7 @@ fn whatever_a_full_disk_refuses_no_page_is_lost() {
                     }
                 }),
                 _ => {
-                    pair.tidy(MIB);
+                    pair.tend(MIB);
                 }
             }
             if step % 40 == 0 {

@@ -11,8 +11,9 @@ use std::ffi::CString;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use common::{Pair, Random};
-use ghostmem_file::{FileTier, Options, ReadCause, WriteError};
+use common::{Pair, Random, place};
+use ghostmem_file::{FileTier, Options};
+use ghostmem_store::tier::{TierCause, WriteError};
 
 /// One test at a time: a fork duplicates what other threads are in the middle of.
 static ALONE: Mutex<()> = Mutex::new(());
@@ -92,7 +93,7 @@ fn fill_and_go_on(pair: &mut Pair, expected: impl Fn(WriteError) -> bool) -> usi
                 some.for_each(|owner| pair.remove(owner));
             }
         }
-        pair.tidy(4 << 20);
+        pair.tend(4 << 20);
     }
     pair.check_all();
     let stats = pair.tier.stats();
@@ -128,7 +129,7 @@ fn clean_without_a_free_block(pair: &mut Pair, dir: &Path) {
     gone.into_iter().for_each(|owner| pair.remove(owner));
     let before = pair.tier.stats();
     let moved = |pair: &Pair| pair.tier.stats().pages_moved - before.pages_moved;
-    while pair.tidy(1 << 20).is_behind {}
+    while pair.tend(1 << 20).is_behind {}
     pair.check_all();
     let live = before.slots;
     assert!(2 * moved(pair) > live, "{} of {live} moved", moved(pair));
@@ -162,7 +163,7 @@ fn a_full_file_system() {
             // Somebody else frees nothing: all at once gone, and all there again.
             let owners: Vec<u64> = pair.pages.keys().copied().collect();
             owners.into_iter().for_each(|owner| pair.remove(owner));
-            pair.tidy(0);
+            pair.tend(0);
             pair.write(&[(1, 4096, 1); 1]).unwrap();
             pair.check_all();
         }
@@ -329,20 +330,20 @@ fn system_calls_that_are_refused() {
                         continue;
                     }
                     let owner = owners[random.below(owners.len())];
-                    let place = pair.place(owner);
+                    let place = place(&pair, owner);
                     match pair.read(owner) {
                         Ok(()) => assert_ne!(place.start >> 20 & 3, 2),
                         Err(error) => {
                             assert_eq!(place.start >> 20 & 3, 2);
-                            assert_eq!(error.cause, ReadCause::Io { errno: read_errno });
+                            assert_eq!(error.cause, TierCause::Io { errno: read_errno });
                             unreadable += 1;
                         }
                     }
                 }
-                pair.tidy(4 << 20);
+                pair.tend(4 << 20);
                 for owner in pair.pages.keys() {
                     assert_ne!(
-                        pair.place(*owner).start >> 20 & 3,
+                        place(&pair, *owner).start >> 20 & 3,
                         3,
                         "written nevertheless"
                     );
@@ -372,7 +373,7 @@ fn nothing_is_left_after_sigkill() {
                     let batch: Vec<(u64, usize, u8)> =
                         (0..500).map(|owner| (owner, 2000, 1)).collect();
                     pair.write(&batch).unwrap();
-                    pair.tidy(1 << 20);
+                    pair.tend(1 << 20);
                 }
             });
             // SAFETY: ends the child.

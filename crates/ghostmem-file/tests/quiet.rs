@@ -6,7 +6,8 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use ghostmem_file::{FileTier, Options, Packed, WORK_BYTES};
+use ghostmem_file::{FileTier, Options, WORK_BYTES};
+use ghostmem_store::tier::{Packed, TierSlot};
 
 struct Strict;
 
@@ -82,7 +83,7 @@ fn nothing_allocates_after_the_tier_is_open() {
         for round in 0..20 {
             quietly(|| tier.write(&pages, &mut again)).unwrap();
             for (owner, (slot, new)) in slots.iter_mut().zip(&mut again).enumerate() {
-                let old: Option<ghostmem_file::FileSlot> = slot.take();
+                let old: Option<TierSlot> = slot.take();
                 *slot = if owner % 7 == round % 7 || old.is_none() {
                     quietly(|| old.into_iter().for_each(|old| tier.remove(old)));
                     new.take()

@@ -9,7 +9,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use common::Random;
-use ghostmem_file::{FileTier, OpenError, Options, Packed};
+use ghostmem_file::{FileTier, OpenError, Options};
+use ghostmem_store::tier::Packed;
 
 fn path(name: &str) -> PathBuf {
     std::env::temp_dir().join(format!("ghostmem-raw-{name}-{}", std::process::id()))

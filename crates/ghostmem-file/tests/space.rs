@@ -9,11 +9,13 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use common::{Pair, Random};
-use ghostmem_file::{FileTier, Options, Packed, WriteError};
+use ghostmem_file::{FileTier, Options};
+use ghostmem_store::conformance;
+use ghostmem_store::tier::{Packed, WriteError};
 
 const MIB: u64 = 1 << 20;
 /// Segments being filled, kept for the next ones, and what is between two calls of
-/// `tidy`.
+/// `tend`.
 const SLACK: u64 = 7 * MIB;
 
 fn path(name: &str) -> PathBuf {
@@ -41,7 +43,7 @@ fn rewrite(pages: u64, rounds: usize, len: impl Fn(&mut Random) -> usize, ratio:
             .map(|&owner| (owner, len(&mut random), 1))
             .collect();
         pair.write(&batch).unwrap();
-        while pair.tidy(2 * MIB).is_behind {}
+        while pair.tend(2 * MIB).is_behind {}
         let stats = pair.tier.stats();
         let blocks = std::fs::metadata(&path).unwrap().blocks() * 512;
         let over = blocks.saturating_sub(SLACK) as f64 / stats.live_bytes as f64;
@@ -69,7 +71,7 @@ fn rewrite(pages: u64, rounds: usize, len: impl Fn(&mut Random) -> usize, ratio:
     );
     let owners: Vec<u64> = pair.pages.keys().copied().collect();
     owners.into_iter().for_each(|owner| pair.remove(owner));
-    while pair.tidy(MIB).is_behind {}
+    while pair.tend(MIB).is_behind {}
     let blocks = std::fs::metadata(&path).unwrap().blocks() * 512;
     assert!(blocks <= 6 * MIB, "{blocks} bytes of an empty file");
     assert_eq!(pair.tier.stats().live_bytes, 0);
@@ -108,7 +110,7 @@ fn most_rewriting_in_a_small_part() {
             })
             .collect();
         pair.write(&batch).unwrap();
-        while pair.tidy(2 * MIB).is_behind {}
+        while pair.tend(2 * MIB).is_behind {}
         let live = pair.tier.stats().live_bytes;
         let blocks = std::fs::metadata(&path).unwrap().blocks() * 512;
         assert!(
@@ -142,7 +144,7 @@ fn the_limit_holds_and_cleaning_makes_room_under_it() {
                 }
                 Err(other) => panic!("{other}"),
             }
-            pair.tidy(4 * MIB);
+            pair.tend(4 * MIB);
             let blocks = std::fs::metadata(&path).unwrap().blocks() * 512;
             assert!(
                 blocks <= limit + 256 * 1024,
@@ -170,33 +172,9 @@ fn a_limit_too_small_to_work_with_is_refused() {
 /// Cleaning that is always refused ends all the same, and leaves everything right.
 #[test]
 fn cleaning_ends_when_no_page_may_be_moved() {
-    let mut pair = Pair::new(FileTier::open(&Options::unnamed(std::env::temp_dir())).unwrap());
-    for version in 0..4 {
-        for start in (0..8000).step_by(500) {
-            let batch: Vec<(u64, usize, u8)> = (start..start + 500)
-                .filter(|page| version == 0 || page % 3 == 0)
-                .map(|page| (page, 2000, 1))
-                .collect();
-            pair.write(&batch).unwrap();
-        }
-    }
-    let owners: Vec<u64> = pair
-        .pages
-        .keys()
-        .copied()
-        .filter(|page| page % 3 == 1)
-        .collect();
-    owners.into_iter().for_each(|owner| pair.remove(owner));
-    let mut asked = 0;
-    let report = pair.tier.tidy(16 * MIB, &mut |_, _, _| {
-        asked += 1;
-        false
-    });
+    let open = || FileTier::open(&Options::unnamed(std::env::temp_dir())).unwrap();
+    let (mut pair, asked, report) = conformance::tending_without_leave(open);
     assert!(asked > 100, "{asked} pages, {report:?}");
-    assert_eq!((report.moved_bytes, report.moved_pages), (0, 0));
-    assert!(report.written_bytes < 18 * MIB, "{report:?}");
-    pair.check_all();
-    while pair.tidy(4 * MIB).is_behind {}
     let stats = pair.tier.stats();
     assert!(
         stats.file_bytes < stats.live_bytes * 115 / 100 + SLACK,

@@ -21,6 +21,34 @@ pub(crate) fn text(errno: i32) -> impl Display {
     std::io::Error::from_raw_os_error(errno)
 }
 
+/// What an error means, and its name.
+pub(crate) const fn name(errno: i32) -> Option<&'static str> {
+    Some(match errno {
+        libc::EACCES => "permission denied, EACCES",
+        libc::EAGAIN => "in use, EAGAIN",
+        libc::EBADF => "file closed, EBADF",
+        libc::EDQUOT => "disk quota exceeded, EDQUOT",
+        libc::EFBIG => "larger than files may be, EFBIG",
+        libc::EINVAL => "invalid argument, EINVAL",
+        libc::EIO => "input/output error, EIO",
+        libc::EISDIR => "is a directory, EISDIR",
+        libc::ELOOP => "is a symbolic link, ELOOP",
+        libc::EMFILE => "too many open files, EMFILE",
+        libc::ENFILE => "too many open files in the system, ENFILE",
+        libc::ENODEV => "device gone, ENODEV",
+        libc::ENOENT => "no such file or directory, ENOENT",
+        libc::ENOMEM => "out of memory, ENOMEM",
+        libc::ENOSPC => "no space left on the device, ENOSPC",
+        libc::ENOTDIR => "not a directory, ENOTDIR",
+        libc::EOPNOTSUPP => "not supported, EOPNOTSUPP",
+        libc::EPERM => "not permitted, EPERM",
+        libc::EROFS => "read-only file system, EROFS",
+        libc::ESTALE => "file gone from its server, ESTALE",
+        libc::ETIMEDOUT => "timed out, ETIMEDOUT",
+        _ => return None,
+    })
+}
+
 /// The calling thread's `errno`.
 #[must_use]
 pub fn errno() -> i32 {

@@ -51,5 +51,19 @@ impl fmt::Display for OsError {
 
 impl core::error::Error for OsError {}
 
+/// An errno by what it means, name and number, without the allocation that
+/// `std::io::Error` makes for its text: for messages of fault handlers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Errno(pub i32);
+
+impl fmt::Display for Errno {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match crate::errno::name(self.0) {
+            Some(name) => write!(f, "{name} (errno {})", self.0),
+            None => write!(f, "errno {}", self.0),
+        }
+    }
+}
+
 #[cfg(not(windows))]
 pub use crate::errno::{errno, set_errno};

@@ -33,9 +33,10 @@ mod sim;
 mod tiers;
 mod watch;
 
+pub use ghostmem_store::tier::{TierCause, TierError};
 pub use ghostmem_table::State;
 pub use parts::blocks as space;
-pub use parts::cold::SpillSettings;
+pub use parts::cold::{Cold, SpillSettings, UnusableTier};
 pub use parts::config::{Config, LIMIT_PAGES_MIN};
 pub use parts::engine::{Engine, REGION_ALIGN};
 pub use parts::figures::{Figure, FigureKind, FigureUnit, Stats};

@@ -22,8 +22,8 @@ pub(crate) const SLABS_MAX: usize = 1 << 24;
 
 const _: () = assert!(SLOTS_MAX <= 256, "an index has eight bits");
 const _: () = assert!(
-    CLASSES <= Place::CLASS as usize,
-    "the last class is another tier's"
+    CLASSES <= Place::FIRST_CLASS as usize,
+    "the last classes are other tiers'"
 );
 
 /// Set in every header: memory that was never a header rarely passes for one.
@@ -59,7 +59,7 @@ impl Owner {
 /// ```
 /// The class is the slab's, which cannot change while one of its slots is in
 /// use. Carrying it saves a restore the look at the slab's row, a line that is
-/// seldom in the cache. Class 255 is no slab's: see [`Place`].
+/// seldom in the cache. Classes from 252 on are no slabs': see [`Place`].
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
 pub struct Slot(u64);
 
@@ -102,39 +102,90 @@ impl Slot {
     }
 }
 
+/// One of the tiers that a heap has beside the store.
+#[derive(Copy, Clone, PartialEq, Eq, Debug, Hash)]
+pub struct TierId(u8);
+
+impl TierId {
+    /// Tiers that a page word can name.
+    pub const COUNT: u8 = 4;
+
+    /// The tier with a number below [`TierId::COUNT`].
+    ///
+    /// # Panics
+    /// When the number is not.
+    #[must_use]
+    pub const fn new(number: u8) -> Self {
+        assert!(number < Self::COUNT, "no tier has that number");
+        Self(number)
+    }
+
+    /// The number given to [`TierId::new`].
+    #[must_use]
+    pub const fn get(self) -> u8 {
+        self.0
+    }
+}
+
+/// A page's place in a tier.
+#[derive(Copy, Clone, PartialEq, Eq, Debug, Hash)]
+pub struct TierSlot(u32);
+
+impl TierSlot {
+    /// Numbers are below this: in the last tier all ones would be 2^40.
+    pub const END: u32 = u32::MAX;
+
+    /// The slot with a number below [`TierSlot::END`].
+    #[must_use]
+    pub const fn from_number(number: u32) -> Self {
+        Self(number)
+    }
+
+    /// The number given to [`TierSlot::from_number`].
+    #[must_use]
+    pub const fn number(self) -> u32 {
+        self.0
+    }
+}
+
 /// Where a stored page is, in the 40 bits of a page word: in a slot of the
-/// store, or somewhere in another tier, which is 32 bits to us.
+/// store, or in one of a tier, which is 32 bits to us.
 ///
 /// ```text
 ///  39                16 15    8 7          0
 /// ┌────────────────────┬───────┬────────────┐
-/// │ number, upper bits │  255  │ lower bits │  + 1
+/// │ number, upper bits │ class │ lower bits │  + 1
 /// └────────────────────┴───────┴────────────┘
+///                       255 - tier
 /// ```
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
 pub enum Place {
     /// In the store.
     Store(Slot),
-    /// In another tier: its number there, less than [`Place::ELSEWHERE_END`].
-    Elsewhere(u32),
+    /// In a tier.
+    Cold(TierId, TierSlot),
 }
 
 impl Place {
-    /// Numbers of places elsewhere are below this: all ones would be 2^40.
-    pub const ELSEWHERE_END: u32 = u32::MAX;
-    const CLASS: u64 = 0xFF;
+    /// The class of tier 0: that of others is as much less as their number.
+    const LAST_CLASS: u64 = 0xFF;
+    /// The first class that is no slab's.
+    const FIRST_CLASS: u64 = Self::LAST_CLASS + 1 - TierId::COUNT as u64;
 
     /// The place whose [`Place::bits`] these are; `None` for 0 and for numbers
     /// of more than 40 bits.
     #[must_use]
+    #[inline]
     pub const fn from_bits(bits: u64) -> Option<Self> {
         if bits == 0 || bits > ID_MASK {
             return None;
         }
         let place = bits - 1;
-        if place >> 8 & 0xFF == Self::CLASS {
+        let class = place >> 8 & 0xFF;
+        if class >= Self::FIRST_CLASS {
             let number = place >> 16 << 8 | place & 0xFF;
-            return Some(Self::Elsewhere(number as u32));
+            let tier = TierId((Self::LAST_CLASS - class) as u8);
+            return Some(Self::Cold(tier, TierSlot(number as u32)));
         }
         Some(Self::Store(Slot(bits)))
     }
@@ -142,15 +193,16 @@ impl Place {
     /// The place as a number in `1..2^40`.
     ///
     /// # Panics
-    /// When it is a number elsewhere that is too large.
+    /// When the number of a tier's slot is too large.
     #[must_use]
     pub const fn bits(self) -> u64 {
         match self {
             Self::Store(slot) => slot.bits(),
-            Self::Elsewhere(number) => {
-                assert!(number < Self::ELSEWHERE_END, "one number too many");
-                let number = number as u64;
-                (number >> 8 << 16 | Self::CLASS << 8 | number & 0xFF) + 1
+            Self::Cold(tier, slot) => {
+                assert!(slot.0 < TierSlot::END, "one number too many");
+                let number = slot.0 as u64;
+                let class = Self::LAST_CLASS - tier.0 as u64;
+                (number >> 8 << 16 | class << 8 | number & 0xFF) + 1
             }
         }
     }
@@ -254,20 +306,16 @@ mod tests {
     }
 
     #[test]
-    fn places_elsewhere_are_told_from_slots() {
-        for number in [
-            0,
-            1,
-            0xFF,
-            0x100,
-            0xFF00,
-            0x1234_5678,
-            Place::ELSEWHERE_END - 1,
-        ] {
-            let place = Place::Elsewhere(number);
-            assert!(place.bits() > 0 && place.bits() <= ID_MASK);
-            assert_eq!(Place::from_bits(place.bits()), Some(place));
-            assert_eq!(Slot::from_bits(place.bits()), None);
+    fn places_in_tiers_are_told_from_slots_and_from_each_other() {
+        let mut seen = std::collections::HashSet::new();
+        for tier in (0..TierId::COUNT).map(TierId::new) {
+            for number in [0, 1, 0xFF, 0x100, 0xFF00, 0x1234_5678, TierSlot::END - 1] {
+                let place = Place::Cold(tier, TierSlot::from_number(number));
+                assert!(place.bits() > 0 && place.bits() <= ID_MASK);
+                assert!(seen.insert(place.bits()), "{place:?}");
+                assert_eq!(Place::from_bits(place.bits()), Some(place));
+                assert_eq!(Slot::from_bits(place.bits()), None);
+            }
         }
         let slot = Slot::new(Claim {
             slab: 0xFF_FFFF,

@@ -3,7 +3,8 @@
 //! [`SlabStore`] keeps payloads of 1 to 4096 bytes in size-class slabs and
 //! names them by [`Slot`] handles, never by pointers, so that compaction can
 //! move them. It knows nothing of pages, codecs or tiers: an [`Owner`] is 40
-//! bits it carries back, a codec number four.
+//! bits it carries back, a codec number four. Where packed pages go that it has no
+//! room for, and what such a place keeps to, is [`tier`]'s to say.
 //!
 //! # Layout
 //! ```text
@@ -50,6 +51,8 @@
 mod arrays;
 mod class;
 mod compact;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod handle;
 mod list;
 mod maintain;
@@ -57,6 +60,7 @@ mod memory;
 mod slabs;
 mod state;
 mod stats;
+pub mod tier;
 
 use core::sync::atomic::Ordering::Relaxed;
 
@@ -67,7 +71,7 @@ use crate::memory::Memory;
 use crate::slabs::{Claim, Prefer, Slabs};
 use crate::state::Global;
 
-pub use handle::{Owner, Place, Slot, SlotInfo};
+pub use handle::{Owner, Place, Slot, SlotInfo, TierId, TierSlot};
 pub use stats::StoreStats;
 
 /// Most payload bytes of a slot: a whole page, stored as it is.

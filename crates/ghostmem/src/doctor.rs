@@ -2,7 +2,7 @@
 //! more.
 
 use ghostmem_fault::Probe;
-use ghostmem_file::{FileTier, Options};
+use ghostmem_file::Options;
 use ghostmem_os::machine;
 
 use crate::Backend;
@@ -70,10 +70,11 @@ pub struct SpillReport {
 }
 
 fn probe_spill() -> Result<SpillReport, String> {
-    let tier = FileTier::open(&Options::unnamed(SPILL_DIR)).map_err(|error| error.to_string())?;
+    let found = Options::unnamed(SPILL_DIR).try_out();
+    let found = found.map_err(|error| error.to_string())?;
     Ok(SpillReport {
-        direct: tier.is_direct(),
-        key_locked: tier.is_key_locked(),
+        direct: found.is_direct,
+        key_locked: found.is_key_locked,
     })
 }
 

@@ -4,6 +4,7 @@ use core::fmt;
 
 use ghostmem_file::OpenError;
 use ghostmem_os::OsError;
+use ghostmem_pager::UnusableTier;
 use ghostmem_small::SmallError;
 
 use crate::Backend;
@@ -68,6 +69,8 @@ pub enum Error {
     },
     /// The file for cold pages cannot be had.
     Spill(OpenError),
+    /// The engine has no way to use the tier for cold pages.
+    Tier(UnusableTier),
     /// The small-object allocator cannot be used.
     Small(SmallError),
     /// A kernel call failed.
@@ -126,6 +129,7 @@ impl fmt::Display for Error {
                 write!(f, "the contents of the page at {address:#x} are lost")
             }
             Self::Spill(error) => write!(f, "{error}"),
+            Self::Tier(error) => write!(f, "{error}"),
             Self::Small(error) => write!(f, "small objects: {error}"),
             Self::Os(error) => write!(f, "{error}"),
             Self::Reentered => f.write_str("the global heap is still being set up"),

@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use ghostmem_file::{Faults, FileTier, Options};
-use ghostmem_pager::SpillSettings;
+use ghostmem_file::{Faults, Options};
+use ghostmem_pager::{Cold, SpillSettings};
 
 use crate::Error;
 
@@ -104,9 +104,7 @@ impl Spill {
 
     /// Opens the file.
     pub(crate) fn open(&self) -> Result<SpillSettings, Error> {
-        Ok(SpillSettings {
-            tier: FileTier::open(&self.options).map_err(Error::Spill)?,
-            store_limit_bytes: self.store_limit,
-        })
+        let tier = Cold::file(&self.options).map_err(Error::Spill)?;
+        SpillSettings::new(tier, self.store_limit).map_err(Error::Tier)
     }
 }

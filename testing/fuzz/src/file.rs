@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use ghostmem_file::{FileSlot, FileTier, Options, Packed, WORK_BYTES};
+use ghostmem_file::{FileTier, Options, WORK_BYTES};
+use ghostmem_store::tier::{Packed, TierSlot};
 
 use crate::scratch;
 
@@ -47,7 +48,7 @@ pub(crate) fn run(data: &[u8]) {
         .collect();
     let mut slots = vec![None; packed.len()];
     tier.write(&packed, &mut slots).expect("room on the disk");
-    let mut pages: HashMap<u64, FileSlot> = (0..PAGES)
+    let mut pages: HashMap<u64, TierSlot> = (0..PAGES)
         .zip(slots)
         .map(|(owner, slot)| (owner, slot.expect("a slot for each page")))
         .collect();

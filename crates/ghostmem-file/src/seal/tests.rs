@@ -3,7 +3,9 @@
 
 use std::cell::RefCell;
 
-use crate::{FileSlot, FileTier, Options, Packed};
+use ghostmem_store::tier::{Packed, TierSlot, WriteError};
+
+use crate::{FileTier, Options};
 
 /// A key and a nonce.
 type Used = (u64, [u8; 12]);
@@ -26,7 +28,7 @@ pub(super) fn note(key: u64, nonce: [u8; 12]) {
 fn rewrite(writes: usize, pages: usize, nonce_bits: u32) {
     let options = Options::unnamed(std::env::temp_dir()).nonce_bits(nonce_bits);
     let tier = FileTier::open(&options).unwrap();
-    let mut slots: Vec<Option<FileSlot>> = vec![None; pages];
+    let mut slots: Vec<Option<TierSlot>> = vec![None; pages];
     let mut state = 1_u64;
     let bytes = [0x5A; 40];
     USED.set(Some(Vec::with_capacity(writes * 3 / 2)));
@@ -48,7 +50,7 @@ fn rewrite(writes: usize, pages: usize, nonce_bits: u32) {
         match tier.write(&batch, &mut given) {
             Ok(()) => written += batch.len(),
             // Every place for keys is taken: cleaning frees one.
-            Err(error) => assert_eq!(error, crate::WriteError::NoKey),
+            Err(error) => assert_eq!(error, WriteError::NoKey),
         }
         for (owner, slot) in owners.into_iter().zip(given) {
             if slot.is_some()

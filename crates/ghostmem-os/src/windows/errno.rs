@@ -27,6 +27,20 @@ pub(crate) fn text(errno: i32) -> impl fmt::Display {
     Text(errno)
 }
 
+/// What an error means, and its name.
+pub(crate) const fn name(errno: i32) -> Option<&'static str> {
+    Some(match errno {
+        EPERM => "not permitted, EPERM",
+        EIO => "input/output error, EIO",
+        ENOMEM => "out of memory, ENOMEM",
+        EEXIST => "something is there already, EEXIST",
+        EINVAL => "invalid argument, EINVAL",
+        ENOSPC => "no room left, ENOSPC",
+        ENOSYS => "this system does not have it, ENOSYS",
+        _ => return None,
+    })
+}
+
 struct Text(i32);
 
 impl fmt::Display for Text {

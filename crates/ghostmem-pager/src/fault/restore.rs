@@ -363,9 +363,9 @@ impl Engine {
             State::Stored => {
                 let slot = match Place::from_bits(word.payload()) {
                     Some(Place::Store(slot)) => slot,
-                    Some(Place::Elsewhere(number)) => {
+                    Some(Place::Cold(tier, slot)) => {
                         return self
-                            .fetch(region, claim.page(), number, place, scratch)
+                            .fetch(region, claim.page(), (tier, slot), place, scratch)
                             .map(Source::File);
                     }
                     None => return None,

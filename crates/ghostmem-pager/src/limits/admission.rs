@@ -14,9 +14,9 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 
 use ghostmem_fault::RUN_PAGES;
-use ghostmem_file::FileStats;
 use ghostmem_os::{OsError, PAGE_SIZE, futex};
 use ghostmem_policy::forecast::{Holdings, PageCosts};
+use ghostmem_store::tier::{ColdTier, TierStats};
 
 use crate::parts::engine::Engine;
 
@@ -155,7 +155,7 @@ impl Engine {
     }
 
     /// Packed bytes that the file takes beside what it has.
-    fn room_in_file(&self, file: &FileStats) -> usize {
+    fn room_in_file(&self, file: &TierStats) -> usize {
         match &self.spill {
             Some(spill) if !spill.is_failing() => {
                 // Its limit is on the file, which is never quite full.

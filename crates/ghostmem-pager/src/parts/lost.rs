@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use ghostmem_file::ReadError;
+use ghostmem_store::tier::TierError;
 
 /// A page whose bytes cannot be brought back.
 #[derive(Debug, Clone, Copy)]
@@ -14,8 +14,8 @@ pub struct LostPage {
     pub region: u32,
     /// Its number in the region.
     pub page: usize,
-    /// Why the file could not give it back.
-    pub cause: ReadError,
+    /// Why its tier could not give it back.
+    pub cause: TierError,
     /// How often it has been tried, this time included.
     pub tries: u32,
 }
@@ -45,7 +45,7 @@ pub enum LostDecision {
     /// SIGSEGV with the guard backend) for the program: without a handler of
     /// its own for that, the process ends at the access.
     Stop,
-    /// Read the file once more.
+    /// Read it once more.
     Retry,
 }
 

@@ -1,10 +1,11 @@
 //! What every verb does with one page: end a claim, wait for one, give a slot back.
 
-use ghostmem_file::FileSlot;
 use ghostmem_os::{OsError, PAGE_SIZE, futex};
 use ghostmem_store::Place;
+use ghostmem_store::tier::{ColdTier, TierId, TierSlot};
 use ghostmem_table::{Claim, State, Word};
 
+use crate::parts::cold::Cold;
 use crate::parts::engine::Engine;
 use crate::parts::region::Region;
 use crate::parts::token::WAIT;
@@ -59,7 +60,7 @@ impl Engine {
         }
         match Place::from_bits(word.payload()) {
             Some(Place::Store(slot)) => self.store.remove(slot),
-            Some(Place::Elsewhere(number)) => self.remove_spilled(number),
+            Some(Place::Cold(tier, slot)) => self.remove_cold(tier, slot),
             None => {}
         }
     }
@@ -79,11 +80,16 @@ impl Engine {
         }
     }
 
-    /// Gives up a place in the file.
+    /// Gives up a place in a tier.
     #[inline(never)]
-    pub(crate) fn remove_spilled(&self, number: u32) {
-        if let Some(spill) = &self.spill {
-            spill.tier.remove(FileSlot::from_number(number));
+    pub(crate) fn remove_cold(&self, tier: TierId, slot: TierSlot) {
+        if let Some(tier) = self.tier(tier) {
+            tier.remove(slot);
         }
+    }
+
+    /// The tier that page words call so.
+    pub(crate) fn tier(&self, tier: TierId) -> Option<&Cold> {
+        self.spill.as_ref()?.named(tier)
     }
 }

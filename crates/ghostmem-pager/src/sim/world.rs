@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ops::Range;
 use std::rc::Rc;
 
-use ghostmem_codec::lz4::Lz4;
+use ghostmem_codec::AnyCodec;
 use ghostmem_fault::sim::{Manner, Odds, Outcome, Simulation, Thread};
 use ghostmem_fault::{FaultSink, Opened};
 use ghostmem_os::PAGE_SIZE;
@@ -76,7 +76,7 @@ pub(super) fn config(manner: Manner, limit_pages: usize) -> Config {
         limit_pages,
         memory_limit_bytes: None,
         backend: Opened::sim(manner),
-        codec: Lz4,
+        codec: AnyCodec::Lz4,
         compress: true,
         on_lost: None,
         readahead: true,

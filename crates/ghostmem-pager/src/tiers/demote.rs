@@ -1,5 +1,5 @@
-//! Moving cold pages from the store in memory to the file tier, in the
-//! background.
+//! Moving cold pages from the store in memory to the next tier, in the
+//! background: a file, so far, and called so here.
 //!
 //! ```text
 //!   rank      how dispensable the stored pages are, by coldness and size; an
@@ -32,12 +32,11 @@
 use core::sync::atomic::Ordering;
 use core::time::Duration;
 
-use ghostmem_file::{FileSlot, Packed};
 use ghostmem_os::buffer::Buffer;
 use ghostmem_os::map::MapArc;
 use ghostmem_os::thread::EngineThread;
 use ghostmem_os::{OsError, clock, futex};
-use ghostmem_store::Place;
+use ghostmem_store::tier::{ColdTier, Packed, TierSlot};
 use ghostmem_table::State;
 
 use crate::parts::cold::Spill;
@@ -107,14 +106,14 @@ impl Engine {
 
     /// Points the pages of a batch to their places in the file; how many it
     /// was. Places of pages that were touched meanwhile are given back.
-    fn swing(&self, spill: &Spill, batch: &Gathered<'_>, slots: &[Option<FileSlot>]) -> usize {
+    fn swing(&self, spill: &Spill, batch: &Gathered<'_>, slots: &[Option<TierSlot>]) -> usize {
         let mut moved = 0;
         let entries = &batch.entries[..batch.count];
         for (entries, slots) in entries.chunks(SWING_PAGES).zip(slots.chunks(SWING_PAGES)) {
             let inside = ghostmem_fault::gate().enter();
             for (entry, slot) in entries.iter().zip(slots) {
                 let Some(slot) = slot else { continue };
-                if self.swing_one(entry, *slot) {
+                if self.swing_one(spill, entry, *slot) {
                     moved += 1;
                 } else {
                     spill.tier.remove(*slot);
@@ -125,7 +124,7 @@ impl Engine {
         moved
     }
 
-    fn swing_one(&self, entry: &Entry, to: FileSlot) -> bool {
+    fn swing_one(&self, spill: &Spill, entry: &Entry, to: TierSlot) -> bool {
         let Some(region) = self.region(entry.region as usize) else {
             return false;
         };
@@ -139,8 +138,7 @@ impl Engine {
         let Ok(claim) = region.table.claim(page, word) else {
             return false;
         };
-        let place = Place::Elsewhere(to.number());
-        let moved = word.with_marked(false).with_payload(place.bits());
+        let moved = word.with_marked(false).with_payload(spill.place(to));
         self.release(region, claim, moved);
         self.store.remove(slot);
         true
@@ -148,7 +146,7 @@ impl Engine {
 
     /// The file moves a page: points its word to the new place, if it is still
     /// at the old one.
-    fn move_spilled(&self, owner: u64, from: FileSlot, to: FileSlot) -> bool {
+    fn move_spilled(&self, spill: &Spill, owner: u64, from: TierSlot, to: TierSlot) -> bool {
         let (index, page) = crate::parts::region::place_of(ghostmem_store::Owner::new(owner));
         let Some(region) = self.region(index).filter(|region| page < region.pages()) else {
             return false;
@@ -157,12 +155,10 @@ impl Engine {
         let word = region.table.load(page);
         let owns =
             word.state() == State::Stored || (word.state() == State::Resident && word.is_clean());
-        let here = Place::Elsewhere(from.number()).bits();
         let moved = owns
-            && word.payload() == here
+            && word.payload() == spill.place(from)
             && region.table.claim(page, word).is_ok_and(|claim| {
-                let place = Place::Elsewhere(to.number());
-                self.release(region, claim, word.with_payload(place.bits()));
+                self.release(region, claim, word.with_payload(spill.place(to)));
                 true
             });
         drop(inside);
@@ -265,8 +261,8 @@ impl Engine {
     /// Keeps the file dense, and gives back what nothing lives in any more; whether
     /// there is more to do.
     fn clean_file(&self, spill: &Spill) -> bool {
-        let mut moved = |owner, from, to| self.move_spilled(owner, from, to);
-        spill.tier.tidy(CLEAN_BYTES, &mut moved).is_behind
+        let mut moved = |owner, from, to| self.move_spilled(spill, owner, from, to);
+        spill.tier.tend(CLEAN_BYTES, &mut moved).is_behind
     }
 }
 

@@ -12,13 +12,14 @@ use core::fmt::Write;
 
 use ghostmem_codec::{self as codec};
 use ghostmem_fault::{RUN_PAGES, Scratch};
-use ghostmem_file::{FileSlot, ReadError};
 use ghostmem_os::PAGE_SIZE;
 use ghostmem_os::message::Line;
 use ghostmem_policy::Past;
 use ghostmem_store::Place;
+use ghostmem_store::tier::{ColdTier, TierError, TierId, TierSlot};
 use ghostmem_table::{Claim, State};
 
+use crate::parts::cold::Spill;
 use crate::parts::engine::Engine;
 use crate::parts::lost::{LostDecision, LostPage};
 use crate::parts::metrics::Counter;
@@ -33,25 +34,24 @@ impl Engine {
         &self,
         region: &Region,
         page: usize,
-        number: u32,
+        (tier, slot): (TierId, TierSlot),
         place: usize,
         scratch: &mut Scratch,
     ) -> Option<usize> {
-        let spill = self.spill.as_ref()?;
+        let tier = self.tier(tier)?;
         let owner = region.owner(page).get();
-        let slot = FileSlot::from_number(number);
         let io = scratch.io.0.as_flattened_mut();
         let mut tries = 0;
         loop {
             tries += 1;
-            let cause = match spill.tier.read(slot, owner, io, &mut scratch.packed) {
+            let cause = match tier.read(slot, owner, io, &mut scratch.packed) {
                 Ok((id, len)) => {
                     let packed = &scratch.packed[..len];
                     if codec::decode(id, packed, &mut scratch.run[place]).is_ok() {
                         self.metrics.add(Counter::spilled_reads, 1);
                         return Some(len);
                     }
-                    spill.tier.undecodable(slot)
+                    tier.undecodable(slot)
                 }
                 Err(cause) => cause,
             };
@@ -89,14 +89,13 @@ impl Engine {
         let Some(spill) = &self.spill else {
             return (0, 0);
         };
-        let mut pages = [(FileSlot::from_number(0), 0); RUN_PAGES];
+        let mut pages = [(TierSlot::from_number(0), 0); RUN_PAGES];
         let mut steps = [0_u8; RUN_PAGES];
         let mut count = 0;
         for (step, claim) in claims.iter().enumerate() {
             if let Some(claim) = claim
-                && let Some(number) = spilled_number(claim)
+                && let Some(slot) = spill.slot_of_claimed(claim)
             {
-                let slot = FileSlot::from_number(number);
                 pages[count] = (slot, region.owner(claim.page()).get());
                 steps[count] = step as u8;
                 count += 1;
@@ -108,7 +107,7 @@ impl Engine {
         }
         let Scratch { run, io, .. } = scratch;
         let (mut fetched, mut failed) = (0_u64, 0_u64);
-        let mut take = |index: usize, read: Result<(u8, &[u8]), ReadError>| {
+        let mut take = |index: usize, read: Result<(u8, &[u8]), TierError>| {
             let step = usize::from(steps[index]);
             let ok = read
                 .is_ok_and(|(id, packed)| codec::decode(id, packed, &mut run[place(step)]).is_ok());
@@ -163,11 +162,15 @@ impl Engine {
     }
 }
 
-/// Where in the file a claimed page is, if it is there.
-fn spilled_number(claim: &Claim) -> Option<u32> {
-    let before = claim.before();
-    match Place::from_bits(before.payload()) {
-        Some(Place::Elsewhere(number)) if before.state() == State::Stored => Some(number),
-        _ => None,
+impl Spill {
+    /// Where in the tier a claimed page is, if it is there.
+    fn slot_of_claimed(&self, claim: &Claim) -> Option<TierSlot> {
+        let before = claim.before();
+        match Place::from_bits(before.payload()) {
+            Some(Place::Cold(tier, slot)) if before.state() == State::Stored => {
+                self.named(tier).map(|_| slot)
+            }
+            _ => None,
+        }
     }
 }

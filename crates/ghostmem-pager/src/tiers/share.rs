@@ -4,6 +4,7 @@ use core::sync::atomic::Ordering;
 
 use ghostmem_os::{PAGE_SIZE, futex};
 use ghostmem_policy::balance::StoreShare;
+use ghostmem_store::tier::ColdTier;
 
 use crate::parts::engine::Engine;
 use crate::parts::metrics::Counter;

@@ -1,6 +1,7 @@
 //! What a heap holds and did, read without stopping anybody.
 
 use ghostmem_os::PAGE_SIZE;
+use ghostmem_store::tier::ColdTier;
 
 use crate::parts::engine::Engine;
 use crate::parts::figures::{Gauges, Stats};
