@@ -55,7 +55,10 @@ pub(crate) fn map(bytes: usize) -> Option<usize> {
 
 /// Reserves the pools. Without them every lease is a mapping.
 pub(crate) fn prepare() {
-    if let Some(base) = map(SMALL_BYTES * SMALL_COUNT + LARGE_BYTES * LARGE_COUNT) {
+    let bytes = SMALL_BYTES * SMALL_COUNT + LARGE_BYTES * LARGE_COUNT;
+    if let Some(base) = map(bytes) {
+        // Copies that a call needed: nothing that a core dump must have.
+        let _only_longer = call!(libc::SYS_madvise, base, bytes, libc::MADV_DONTDUMP);
         BASE.store(base, Ordering::Release);
     }
 }

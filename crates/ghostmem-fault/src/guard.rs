@@ -14,6 +14,7 @@ use crate::advise::advise;
 use crate::backend::Backend;
 use crate::batch::{Batch, pages_of};
 use crate::die::die;
+use crate::dumped::Dumped;
 use crate::groups::Groups;
 
 /// A range that maps a memory file, its absent pages closed.
@@ -26,6 +27,7 @@ pub(crate) struct Guard {
     /// Numbers for that copy, and for the copy that its child needs when that
     /// forks, where the process may open no more.
     spares: [Spare; 2],
+    dumped: Dumped,
 }
 
 /// What a child of guard will find in its file, from before the fork until the child
@@ -93,11 +95,23 @@ impl Guard {
             groups,
             copy_for_child: ChildCopy::new(),
             spares,
+            dumped: Dumped::nothing_of(span)?,
         })
     }
 
     /// Opens pages whose bytes are in the file, for the first time perhaps.
     fn put_in_place(&self, page: usize, pages: usize) -> Result<(), OsError> {
+        match self.try_in_place(page, pages) {
+            // No mapping left: where dumps have parts of the region, mappings end that
+            // could be one.
+            Err(error) if error.errno == libc::ENOMEM && self.dumped.note_all() => {
+                self.try_in_place(page, pages)
+            }
+            other => other,
+        }
+    }
+
+    fn try_in_place(&self, page: usize, pages: usize) -> Result<(), OsError> {
         if let Some(groups) = &self.groups {
             groups.prepare(&self.map, page, pages)?;
         }
@@ -156,6 +170,7 @@ impl Backend for Guard {
     }
 
     fn install(&self, page: usize, data: &[u8], _protect: bool) -> Result<Installed, OsError> {
+        self.dumped.note(page * PAGE_SIZE, data.len());
         self.map.fill(page * PAGE_SIZE, data)?;
         self.copy_for_child.note_change();
         self.put_in_place(page, data.len() / PAGE_SIZE)?;
@@ -163,6 +178,7 @@ impl Backend for Guard {
     }
 
     fn install_zero(&self, page: usize) -> Result<Installed, OsError> {
+        self.dumped.note(page * PAGE_SIZE, PAGE_SIZE);
         self.copy_for_child.note_change();
         // The hole in the file reads as zero.
         self.put_in_place(page, 1)?;
@@ -269,6 +285,7 @@ impl Backend for Guard {
             );
         }
         self.map.adopt(file)?;
+        self.dumped.set_again();
         self.spares.iter().for_each(Spare::hold);
         advise(self.span, libc::MADV_DONTFORK)?;
         if let Some(groups) = &self.groups {

@@ -33,6 +33,8 @@ mod backend;
 #[cfg_attr(windows, path = "windows/batch.rs")]
 mod batch;
 mod die;
+#[cfg(not(windows))]
+mod dumped;
 #[cfg_attr(windows, path = "windows/fork.rs")]
 pub mod fork;
 mod gate;

@@ -10,12 +10,14 @@ use ghostmem_os::{OsError, PAGE_SIZE};
 use crate::advise::advise;
 use crate::backend::Backend;
 use crate::batch::Batch;
+use crate::dumped::Dumped;
 
 /// A range registered with a userfaultfd, in private anonymous memory.
 pub(crate) struct Userfaultfd {
     span: Span,
     uffd: &'static Uffd,
     monitored: bool,
+    dumped: Dumped,
 }
 
 impl Userfaultfd {
@@ -26,12 +28,13 @@ impl Userfaultfd {
     pub(crate) fn over(span: Span, uffd: &'static Uffd, monitored: bool) -> Result<Self, OsError> {
         // A huge page would appear where 512 pages have words of their own.
         advise(span, libc::MADV_NOHUGEPAGE)?;
-        uffd.register(span.base(), span.len())?;
         let region = Self {
             span,
             uffd,
             monitored,
+            dumped: Dumped::nothing_of(span)?,
         };
+        uffd.register(span.base(), span.len())?;
         // A child made without our fork hooks (a raw clone) must find no
         // memory here rather than zeros.
         if let Err(error) = advise(span, libc::MADV_DONTFORK) {
@@ -64,10 +67,12 @@ impl Backend for Userfaultfd {
     }
 
     fn install(&self, page: usize, data: &[u8], protect: bool) -> Result<Installed, OsError> {
+        self.dumped.note(page * PAGE_SIZE, data.len());
         self.uffd.copy(self.address(page), data, protect)
     }
 
     fn install_zero(&self, page: usize) -> Result<Installed, OsError> {
+        self.dumped.note(page * PAGE_SIZE, PAGE_SIZE);
         self.uffd.zero(self.address(page), PAGE_SIZE)
     }
 

@@ -40,6 +40,19 @@ pub fn unlock(address: usize, len: usize) -> Result<(), OsError> {
     }
 }
 
+/// Has a core dump of the process contain a range, or leave it out (core(5)). What
+/// the kernel refuses stays as it is: only the length of a core file depends on it.
+/// Async-signal-safe.
+pub fn set_dumped(address: usize, len: usize, dumped: bool) {
+    let advice = if dumped {
+        libc::MADV_DODUMP
+    } else {
+        libc::MADV_DONTDUMP
+    };
+    // SAFETY: it changes no contents, and a range that is not mapped is refused.
+    unsafe { libc::madvise(address as *mut libc::c_void, len, advice) };
+}
+
 /// Gives the frames behind page ranges of the calling process back to the
 /// kernel: one vectored process_madvise(2) with `MADV_DONTNEED` (Linux 6.13
 /// allows it on oneself). One call means one round of inter-processor

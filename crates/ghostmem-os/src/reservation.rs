@@ -2,6 +2,7 @@
 
 use crate::error::OsError;
 use crate::map::{Access, PAGE_SIZE, Span, round_up_to_page};
+use crate::ranges;
 
 const fn prot(access: Access) -> i32 {
     match access {
@@ -10,6 +11,10 @@ const fn prot(access: Access) -> i32 {
         Access::ReadWrite => libc::PROT_READ | libc::PROT_WRITE,
     }
 }
+
+/// Reservations of so many bytes are left out of core dumps: the engine's tables and
+/// its store, which are long and mostly empty, and which no debugger can read.
+const LEFT_OUT_FROM: usize = 1 << 20;
 
 /// A contiguous range of address space this value owns; unmapped on drop.
 #[derive(Debug)]
@@ -41,6 +46,9 @@ impl Reservation {
         let reservation = Self { base, len };
         release(raw, base - raw);
         release(base + len, raw + asked - (base + len));
+        if len >= LEFT_OUT_FROM {
+            ranges::set_dumped(base, len, false);
+        }
         Ok(reservation)
     }
 
@@ -123,10 +131,12 @@ impl Reservation {
         // reservation owns.
         let got = unsafe { libc::mmap(at, len, prot(access), flags, -1, 0) };
         if got == libc::MAP_FAILED {
-            Err(OsError::last("mmap"))
-        } else {
-            Ok(())
+            return Err(OsError::last("mmap"));
         }
+        if len >= LEFT_OUT_FROM {
+            ranges::set_dumped(at as usize, len, false);
+        }
+        Ok(())
     }
 
     /// Keeps the kernel from putting a huge page here, which would back what
