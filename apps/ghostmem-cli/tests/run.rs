@@ -226,7 +226,7 @@ fn a_go_program_gets_the_monitor_and_others_the_truth() {
     }
     if report.inline_works {
         let output = run(&["--limit", "1M", "--backend", "inline"], &plain, &[]);
-        assert_eq!(text(&output.stdout), "refused\nno ring\n", "{output:?}");
+        assert_eq!(text(&output.stdout), "read\nno ring\n", "{output:?}");
     }
 }
 

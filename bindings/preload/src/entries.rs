@@ -16,12 +16,11 @@
 //!
 //! Called before anything else is set up, while there is one thread.
 
-use std::collections::HashSet;
-
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, OpKind};
 
-use crate::objects::{Text, texts};
-use crate::patch::{code_of, entered, target};
+use crate::objects::Text;
+use crate::patch::{code_of, target};
+use crate::scan::Scan;
 use crate::stub::{Area, Detour, ENTRY_AT, JUMP, Stub, write_jumps};
 use crate::{family, ordinary};
 
@@ -33,7 +32,7 @@ struct Entry {
 }
 
 /// Redirects what can be; without it such code has to do without ghost blocks.
-pub(crate) fn redirect() {
+pub(crate) fn redirect(texts: &[Text]) {
     let entries = [
         Entry {
             address: ordinary::libc_free(),
@@ -51,23 +50,25 @@ pub(crate) fn redirect() {
             bypass: ordinary::usable_size_by,
         },
     ];
-    for text in texts() {
+    for text in texts {
         let inside = |entry: &&Entry| entry.address.wrapping_sub(text.start) < text.bytes;
         let here: Vec<&Entry> = entries.iter().filter(inside).collect();
         if !here.is_empty() {
-            redirect_in(&text, &here);
+            redirect_in(text, &here);
         }
     }
 }
 
 fn redirect_in(text: &Text, entries: &[&Entry]) {
+    let scan = Scan::of(code_of(text), text.start);
+    let functions = text.functions();
     let Some(area) = Area::near(text) else {
         return;
     };
     let mut cursor = area.first();
     let (mut detours, mut bypasses) = (Vec::new(), Vec::new());
     for (index, entry) in entries.iter().enumerate() {
-        let Some(moved) = first_instructions(text, entry.address) else {
+        let Some(moved) = first_instructions(text, &scan, &functions, entry.address) else {
             continue;
         };
         let place = ENTRY_AT + index * size_of::<usize>();
@@ -96,14 +97,18 @@ fn redirect_in(text: &Text, entries: &[&Entry]) {
 
 /// Instructions at the start of a function that make room for a jump and can
 /// stand elsewhere: nothing leads in between them.
-fn first_instructions(text: &Text, start: usize) -> Option<Vec<Instruction>> {
-    let index = text.functions.partition_point(|&other| other <= start);
-    if text.functions.get(index.checked_sub(1)?) != Some(&start) {
+fn first_instructions(
+    text: &Text,
+    scan: &Scan,
+    functions: &[usize],
+    start: usize,
+) -> Option<Vec<Instruction>> {
+    let index = functions.partition_point(|&other| other <= start);
+    if functions.get(index.checked_sub(1)?) != Some(&start) {
         return None;
     }
     let text_end = text.start + text.bytes;
-    let end = text
-        .functions
+    let end = functions
         .get(index)
         .map_or(text_end, |&end| end.min(text_end));
     let code = code_of(text);
@@ -125,10 +130,12 @@ fn first_instructions(text: &Text, start: usize) -> Option<Vec<Instruction>> {
         after = instruction.next_ip() as usize;
         moved.push(*instruction);
     }
-    let inner: HashSet<usize> = (start + 1..after).collect();
-    let mut targets = instructions.iter().filter_map(target);
-    let led_into = targets.any(|target| inner.contains(&target))
-        || !entered(code, text.start, &inner).is_empty();
+    let inner = start + 1..after;
+    let led_into = instructions
+        .iter()
+        .filter_map(target)
+        .any(|target| inner.contains(&target))
+        || inner.clone().any(|address| scan.is_entered(address));
     (after - start >= JUMP && !led_into).then_some(moved)
 }
 

@@ -7,7 +7,7 @@
 //! | `family`, `ghost`, `cache`, `ordinary` | malloc and its kin |
 //! | `accounts` | what they say of themselves, and give back |
 //! | `entries` | libc's own free, for those who find that one |
-//! | `patch`, `stub`, `objects` | redirect libc's system call instructions |
+//! | `scan`, `patch`, `plan`, `stub`, `objects` | redirect libc's system call instructions |
 //! | `calls`, `guarded` | stand-ins for ghost buffers while the kernel works |
 //! | `signals` | SIGBUS and SIGSEGV shared with the program |
 //! | `threads`, `follow`, `report` | threads, a limit that follows, figures |
@@ -38,9 +38,11 @@ mod mappings;
 mod objects;
 mod ordinary;
 mod patch;
+mod plan;
 mod put_off;
 mod raw;
 mod report;
+mod scan;
 mod settings;
 mod signals;
 mod start;

@@ -3,8 +3,7 @@
 use core::ffi::{CStr, c_int, c_void};
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-/// Objects that make system calls on a program's behalf, glibc's own. Others
-/// are left alone.
+/// Objects that make system calls on a program's behalf, glibc's own.
 const NAMES: [&str; 4] = [
     "libc.so.6",
     "ld-linux-x86-64.so.2",
@@ -19,11 +18,26 @@ pub(crate) struct Text {
     pub(crate) start: usize,
     /// Length, bytes.
     pub(crate) bytes: usize,
-    /// Where its functions start, ascending.
-    pub(crate) functions: Vec<usize>,
+    /// Where the table of its functions is; 0: it has none.
+    table: usize,
+    /// The object's build id, if it has one.
+    pub(crate) build: Vec<u8>,
+    /// It is one of glibc's.
+    pub(crate) of_libc: bool,
 }
 
-/// The executable segments of glibc's objects.
+impl Text {
+    /// Where its functions start, ascending.
+    pub(crate) fn functions(&self) -> Vec<usize> {
+        if self.table == 0 {
+            return Vec::new();
+        }
+        functions(self.table)
+    }
+}
+
+/// The executable segments of what is loaded, but for this library and what the
+/// kernel put there. Needs [`find_ours`].
 pub(crate) fn texts() -> Vec<Text> {
     let mut found: Vec<Text> = Vec::new();
     let list: *mut Vec<Text> = &raw mut found;
@@ -97,28 +111,60 @@ unsafe extern "C" fn visit(
     // SAFETY: a C string of the loader's.
     let name = unsafe { CStr::from_ptr(info.dlpi_name) };
     let file = name.to_bytes().rsplit(|&byte| byte == b'/').next();
-    if !NAMES.iter().any(|known| file == Some(known.as_bytes())) {
+    let of_libc = NAMES.iter().any(|known| file == Some(known.as_bytes()));
+    // SAFETY: no preconditions.
+    let kernels = unsafe { libc::getauxval(libc::AT_SYSINFO_EHDR) };
+    if info.dlpi_addr != 0 && info.dlpi_addr == kernels {
         return 0;
     }
     // SAFETY: the loader's array of that many program headers.
     let headers =
         unsafe { core::slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum)) };
     let base = info.dlpi_addr as usize;
-    let functions = headers
+    let table = headers
         .iter()
         .find(|header| header.p_type == libc::PT_GNU_EH_FRAME)
-        .map(|header| functions(base + header.p_vaddr as usize))
+        .map_or(0, |header| base + header.p_vaddr as usize);
+    let build = headers
+        .iter()
+        .filter(|header| header.p_type == libc::PT_NOTE)
+        .find_map(|header| build_id(base + header.p_vaddr as usize, header.p_memsz as usize))
         .unwrap_or_default();
     for header in headers {
-        if header.p_type == libc::PT_LOAD && header.p_flags & libc::PF_X != 0 {
+        let start = base + header.p_vaddr as usize;
+        if header.p_type == libc::PT_LOAD && header.p_flags & libc::PF_X != 0 && !is_ours(start) {
             list.push(Text {
-                start: base + header.p_vaddr as usize,
+                start,
                 bytes: header.p_filesz as usize,
-                functions: functions.clone(),
+                of_libc,
+                table,
+                build: build.clone(),
             });
         }
     }
     0
+}
+
+/// The build id among an object's notes: name's and content's length, type, name,
+/// content, the last two padded to four bytes (elf(5); `NT_GNU_BUILD_ID` is 3).
+fn build_id(notes: usize, bytes: usize) -> Option<Vec<u8>> {
+    const BUILD_ID: u32 = 3;
+    let end = notes + bytes;
+    let mut at = notes;
+    while at + 12 <= end {
+        let [name, content, kind]: [u32; 3] = crate::raw::load(at);
+        let content_at = at + 12 + (name as usize).next_multiple_of(4);
+        let next = content_at + (content as usize).next_multiple_of(4);
+        if next > end {
+            return None;
+        }
+        if kind == BUILD_ID && name == 4 && crate::raw::load::<[u8; 4]>(at + 12) == *b"GNU\0" {
+            let bytes = content_at..content_at + content as usize;
+            return Some(bytes.map(crate::raw::load::<u8>).collect());
+        }
+        at = next;
+    }
+    None
 }
 
 /// Where functions start, out of the search table that every object has for

@@ -23,12 +23,14 @@
 //!   may lead into the middle.
 //! * The test in the stub costs about a nanosecond.
 
-use std::collections::HashSet;
+use core::ops::Range;
 
 use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, OpKind, Register};
 
 use crate::calls::table;
-use crate::objects::{Text, texts};
+use crate::objects::Text;
+use crate::plan::{Key, Plan, Plans};
+use crate::scan::Scan;
 use crate::stub::{Area, Detour, ENTRY_AT, JUMP, Stub, write_jumps};
 
 /// What was done.
@@ -40,54 +42,112 @@ pub(crate) struct Report {
     pub(crate) left: usize,
     /// The system call of fork(3) is among those redirected.
     pub(crate) forks: bool,
+    /// The same two for system calls outside glibc.
+    pub(crate) own_patched: usize,
+    pub(crate) own_left: usize,
     /// mmap is among them.
     maps: bool,
 }
 
-/// Redirects the system calls of glibc's objects; mmap too when `maps`.
-pub(crate) fn install(maps: bool) -> Report {
+/// Most bytes of code outside glibc that one start looks at, where no plan is kept
+/// of it: some 0.1 ms for each MiB.
+const LOOKED_AT_MOST: usize = 32 << 20;
+/// To look at less costs no more than to read what was found before.
+const KEPT_FROM: usize = 256 << 10;
+
+/// Redirects the system calls of what is loaded; mmap too when `maps`. `plans` knows
+/// where they are, or has it found out.
+pub(crate) fn install(texts: &[Text], maps: bool, plans: &Plans) -> Report {
     let mut report = Report {
         maps,
         ..Report::default()
     };
-    for text in texts() {
-        patch_object(&text, &mut report);
+    let mut room = LOOKED_AT_MOST;
+    for text in texts {
+        let key = Key::of(text, maps);
+        let keeps = text.of_libc || text.bytes >= KEPT_FROM;
+        let kept = keeps.then(|| plans.get(text, &key)).flatten();
+        let plan = match kept {
+            Some(plan) => plan,
+            None if !text.of_libc && text.bytes > room => continue,
+            None => {
+                if !text.of_libc {
+                    room -= text.bytes;
+                }
+                let plan = look_for(text, maps);
+                if keeps {
+                    plans.keep(text, &key, &plan);
+                }
+                plan
+            }
+        };
+        let mut here = Report {
+            left: plan.left,
+            ..Report::default()
+        };
+        patch_object(text, &plan.places, &mut here);
+        if text.of_libc {
+            report.patched += here.patched;
+            report.left += here.left;
+            report.forks |= here.forks;
+        } else {
+            report.own_patched += here.patched;
+            report.own_left += here.left;
+        }
     }
     report
+}
+
+/// Finds an object's places.
+fn look_for(text: &Text, maps: bool) -> Plan {
+    let mut found = Report {
+        maps,
+        ..Report::default()
+    };
+    let functions = || text.functions();
+    let places = find(code_of(text), text.start, functions, &mut found);
+    Plan {
+        places,
+        left: found.left,
+    }
 }
 
 /// Bytes of a system call instruction.
 const CALL: usize = 2;
 
 /// One system call instruction, and how to redirect it.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Place {
     /// Where the jump goes, and how many bytes of instructions it replaces.
     pub(crate) window: usize,
     pub(crate) window_bytes: usize,
-    pub(crate) moved: Vec<Instruction>,
     /// The system call instruction.
     pub(crate) call: usize,
     /// The call's number, when the code says it.
-    number: Option<usize>,
+    pub(crate) number: Option<usize>,
     /// Where its function starts.
-    function: usize,
+    pub(crate) function: usize,
+    /// Where in the window distances stand that count from where they are; 0: none,
+    /// as each has its instruction's code in front.
+    pub(crate) distances: [u8; DISTANCES_MAX],
 }
+
+/// Most distances of a window: instructions that have one take six bytes and more.
+pub(crate) const DISTANCES_MAX: usize = 3;
 
 impl Place {
     /// The first byte behind what the jump replaces.
-    fn end(&self) -> usize {
+    pub(crate) fn end(&self) -> usize {
         self.window + self.window_bytes
     }
 
     /// The system call is the first of the moved instructions.
-    fn moves_the_call(&self) -> bool {
+    pub(crate) fn moves_the_call(&self) -> bool {
         self.window == self.call
     }
 }
 
-fn patch_object(text: &Text, report: &mut Report) {
-    let places = find(code_of(text), text.start, &text.functions, report);
+fn patch_object(text: &Text, places: &[Place], report: &mut Report) {
     if places.is_empty() {
         return;
     }
@@ -98,7 +158,7 @@ fn patch_object(text: &Text, report: &mut Report) {
     area.set(ENTRY_AT, crate::calls::entry_address());
     let mut cursor = area.first();
     let (mut jumps, mut detours) = (Vec::new(), Vec::new());
-    for place in &places {
+    for place in places {
         match write_stub(place, &area, cursor) {
             Some(end) if end < area.end() => {
                 jumps.push(place);
@@ -128,28 +188,72 @@ fn patch_object(text: &Text, report: &mut Report) {
 pub(crate) fn find(
     code: &[u8],
     base: usize,
-    functions: &[usize],
+    functions: impl FnOnce() -> Vec<usize>,
     report: &mut Report,
 ) -> Vec<Place> {
+    // Most objects have none, and do without a look at their branches.
+    let scan = Scan::for_calls(code, base);
+    if scan.calls.is_empty() {
+        return Vec::new();
+    }
+    let mut places = candidates(code, &scan, &functions(), report);
+    if !places.is_empty() {
+        drop_entered(&Scan::of(code, base), &mut places, report);
+    }
+    places
+}
+
+/// Those places, some of which may be entered from another function.
+fn candidates(code: &[u8], scan: &Scan, functions: &[usize], report: &mut Report) -> Vec<Place> {
+    let base = scan.base;
     let mut places = Vec::new();
-    let mut seen = HashSet::new();
-    for at in memory_find(code) {
-        let address = base + at;
+    let mut function = Function::default();
+    let mut seen = 0;
+    for &address in &scan.calls {
         let index = functions.partition_point(|&start| start <= address);
         let Some(start) = index.checked_sub(1).map(|index| functions[index]) else {
             continue;
         };
-        if !seen.insert(start) {
+        // Calls ascend, so those of one function follow each other.
+        if seen == start {
             continue;
         }
+        seen = start;
         let end = functions.get(index).copied().unwrap_or(usize::MAX);
         let end = end.min(base + code.len());
-        if let Some(function) = code.get(start.wrapping_sub(base)..end - base) {
-            find_places(function, start, &mut places, report);
+        if let Some(code) = code.get(start.wrapping_sub(base)..end - base) {
+            function.decode(code, start);
+            find_places(code, &function, &mut places, report);
         }
     }
-    drop_entered(code, base, &mut places, report);
     places
+}
+
+/// A function's instructions, and where its branches lead.
+#[derive(Default)]
+struct Function {
+    start: usize,
+    instructions: Vec<Instruction>,
+    /// Ascending.
+    targets: Vec<usize>,
+}
+
+impl Function {
+    fn decode(&mut self, code: &[u8], start: usize) {
+        self.start = start;
+        let decoder = Decoder::with_ip(64, code, start as u64, DecoderOptions::NONE);
+        self.instructions.clear();
+        self.instructions.extend(decoder);
+        self.targets.clear();
+        self.targets
+            .extend(self.instructions.iter().filter_map(target));
+        self.targets.sort_unstable();
+    }
+
+    /// Whether a branch of the function leads to an address.
+    fn leads_to(&self, address: usize) -> bool {
+        self.targets.binary_search(&address).is_ok()
+    }
 }
 
 pub(crate) fn code_of(text: &Text) -> &'static [u8] {
@@ -158,19 +262,9 @@ pub(crate) fn code_of(text: &Text) -> &'static [u8] {
     unsafe { core::slice::from_raw_parts(text.start as *const u8, text.bytes) }
 }
 
-/// Where the bytes of a system call instruction stand.
-fn memory_find(code: &[u8]) -> Vec<usize> {
-    let pairs = code.windows(2).enumerate();
-    pairs
-        .filter(|(_, pair)| *pair == [0x0f, 0x05])
-        .map(|(at, _)| at)
-        .collect()
-}
-
-/// Decodes one function and adds the system calls in it that matter.
-fn find_places(code: &[u8], start: usize, places: &mut Vec<Place>, report: &mut Report) {
-    let decoder = Decoder::with_ip(64, code, start as u64, DecoderOptions::NONE);
-    let instructions: Vec<Instruction> = decoder.into_iter().collect();
+/// Adds the system calls of one function that matter.
+fn find_places(code: &[u8], function: &Function, places: &mut Vec<Place>, report: &mut Report) {
+    let instructions = &function.instructions;
     // glibc lets the table entry of its signal trampoline begin a byte before
     // the code (for unwinders that look one byte back), so its instructions
     // come out wrong here. Returning from a signal is not for us anyway.
@@ -181,12 +275,11 @@ fn find_places(code: &[u8], start: usize, places: &mut Vec<Place>, report: &mut 
     {
         return;
     }
-    let targets: HashSet<usize> = instructions.iter().filter_map(target).collect();
     for (index, instruction) in instructions.iter().enumerate() {
         if instruction.code() != Code::Syscall {
             continue;
         }
-        let number = number_before(&instructions[..index], instruction.ip() as usize, &targets);
+        let number = number_before(&instructions[..index], instruction.ip() as usize, function);
         if number.is_some_and(|number| !table::matters(number, report.maps)) {
             continue;
         }
@@ -198,16 +291,22 @@ fn find_places(code: &[u8], start: usize, places: &mut Vec<Place>, report: &mut 
         }
         // What moved for the call before cannot move again: its bytes are a jump.
         let free_from = places.last().map_or(0, Place::end);
-        let place = window_before(&instructions[..index], call, &targets)
-            .filter(|place| place.window >= free_from)
-            .or_else(|| window_behind(&instructions[index..], &targets));
-        match place {
-            Some(place) => places.push(Place {
+        let window = window_before(&instructions[..index], call, function)
+            .filter(|window| window.start >= free_from)
+            .or_else(|| window_behind(&instructions[index..], function));
+        let place = window.and_then(|window| {
+            Some(Place {
+                window: window.start,
+                window_bytes: window.len(),
+                call,
                 number,
-                function: start,
-                ..place
-            }),
-            None if never_returns(&instructions, index) => {}
+                function: function.start,
+                distances: distances(code, function, &window)?,
+            })
+        });
+        match place {
+            Some(place) => places.push(place),
+            None if never_returns(instructions, index) => {}
             None => report.left += 1,
         }
     }
@@ -250,11 +349,11 @@ pub(crate) fn target(instruction: &Instruction) -> Option<usize> {
 }
 
 /// The number that the code loads just before a system call.
-fn number_before(before: &[Instruction], call: usize, targets: &HashSet<usize>) -> Option<usize> {
+fn number_before(before: &[Instruction], call: usize, function: &Function) -> Option<usize> {
     let mut after = call;
     for instruction in before.iter().rev().take(8) {
         // A branch that leads in here may bring another number.
-        if targets.contains(&after) || target(instruction).is_some() {
+        if function.leads_to(after) || target(instruction).is_some() {
             return None;
         }
         after = instruction.ip() as usize;
@@ -282,12 +381,12 @@ fn number_before(before: &[Instruction], call: usize, targets: &HashSet<usize>) 
 
 /// Instructions in front of a system call that can move: enough bytes for a
 /// jump, in a straight line that is only entered at its start.
-fn window_before(before: &[Instruction], call: usize, targets: &HashSet<usize>) -> Option<Place> {
+fn window_before(before: &[Instruction], call: usize, function: &Function) -> Option<Range<usize>> {
     let mut first = before.len();
     let mut start = call;
     while call - start < JUMP {
         // Whoever jumps to what follows would land in our jump.
-        if targets.contains(&start) {
+        if function.leads_to(start) {
             return None;
         }
         first = first.checked_sub(1)?;
@@ -297,91 +396,80 @@ fn window_before(before: &[Instruction], call: usize, targets: &HashSet<usize>) 
         }
         start = instruction.ip() as usize;
     }
-    Some(Place {
-        window: start,
-        window_bytes: call - start,
-        moved: before[first..].to_vec(),
-        call,
-        number: None,
-        function: 0,
-    })
+    Some(start..call)
 }
 
 /// The system call and instructions behind it.
-fn window_behind(from: &[Instruction], targets: &HashSet<usize>) -> Option<Place> {
+fn window_behind(from: &[Instruction], function: &Function) -> Option<Range<usize>> {
     let call = from.first()?.ip() as usize;
     let mut end = call;
     let mut count = 0;
     while end - call < JUMP {
         let instruction = from.get(count)?;
-        if count > 0 && (targets.contains(&end) || !moves(instruction)) {
+        if count > 0 && (function.leads_to(end) || !moves(instruction)) {
             return None;
         }
         end = instruction.next_ip() as usize;
         count += 1;
     }
-    Some(Place {
-        window: call,
-        window_bytes: end - call,
-        moved: from[..count].to_vec(),
-        call,
-        number: None,
-        function: 0,
-    })
+    Some(call..end)
 }
 
-/// Whether an instruction means the same elsewhere and goes on to the next.
+/// Whether an instruction means the same elsewhere, once its distance is mended, and
+/// goes on to the next.
 fn moves(instruction: &Instruction) -> bool {
-    instruction.code() != Code::Syscall && instruction.flow_control() == FlowControl::Next
+    instruction.code() != Code::Syscall
+        && instruction.flow_control() == FlowControl::Next
+        && instruction.memory_base() != Register::EIP
+}
+
+/// Where in a window of a function's code the distances stand that count from where
+/// they are.
+fn distances(
+    code: &[u8],
+    function: &Function,
+    window: &Range<usize>,
+) -> Option<[u8; DISTANCES_MAX]> {
+    let mut found = [0; DISTANCES_MAX];
+    let mut places = found.iter_mut();
+    let within = |instruction: &&Instruction| window.contains(&(instruction.ip() as usize));
+    for instruction in function.instructions.iter().filter(within) {
+        if !instruction.is_ip_rel_memory_operand() {
+            continue;
+        }
+        let start = instruction.ip() as usize;
+        let bytes = code.get(start - function.start..)?;
+        let mut decoder = Decoder::with_ip(64, bytes, start as u64, DecoderOptions::NONE);
+        let again = decoder.decode();
+        let offsets = decoder.get_constant_offsets(&again);
+        if offsets.displacement_size() != 4 {
+            return None;
+        }
+        let place = start - window.start + offsets.displacement_offset();
+        *places.next()? = u8::try_from(place).ok()?;
+    }
+    Some(found)
 }
 
 /// Gives up places that a branch from another function leads into: parts of a
 /// function that the compiler moved away are functions of their own in the
 /// unwinding table. Only long branches reach that far; any bytes that look
 /// like one count.
-fn drop_entered(code: &[u8], base: usize, places: &mut Vec<Place>, report: &mut Report) {
-    let inside = |place: &Place| {
-        let end = (place.window + place.window_bytes).max(place.call + 1);
-        place.window + 1..end
-    };
-    let inner = places.iter().flat_map(inside).collect();
-    let entered = entered(code, base, &inner);
+fn drop_entered(scan: &Scan, places: &mut Vec<Place>, report: &mut Report) {
     places.retain(|place| {
-        let kept = !inside(place).any(|address| entered.contains(&address));
+        let end = place.end().max(place.call + 1);
+        let kept = !(place.window + 1..end).any(|address| scan.is_entered(address));
         report.left += usize::from(!kept);
         kept
     });
 }
 
-/// Which of some addresses the long branches in an object's code may lead to.
-pub(crate) fn entered(code: &[u8], base: usize, inner: &HashSet<usize>) -> HashSet<usize> {
-    let mut entered = HashSet::new();
-    for (at, bytes) in code.windows(6).enumerate() {
-        let operand = match bytes[..2] {
-            [0xe9, _] => 1,
-            [0x0f, second] if second & 0xf0 == 0x80 => 2,
-            _ => continue,
-        };
-        let mut distance = [0; 4];
-        distance.copy_from_slice(&bytes[operand..operand + 4]);
-        let next = base + at + operand + 4;
-        let target = next.wrapping_add_signed(i32::from_le_bytes(distance) as isize);
-        if inner.contains(&target) {
-            entered.insert(target);
-        }
-    }
-    entered
-}
-
 /// Writes the stub of one place at `at`; where it ends.
 fn write_stub(place: &Place, area: &Area, at: usize) -> Option<usize> {
     let mut stub = Stub::new(area, at);
-    let (front, behind): (&[Instruction], &[Instruction]) = if place.moves_the_call() {
-        (&[], &place.moved[1..])
-    } else {
-        (&place.moved, &[])
-    };
-    stub.relocate(front)?;
+    if !place.moves_the_call() {
+        stub.move_here(place)?;
+    }
     let mut to_slow = Vec::new();
     let always = place.number.is_none_or(table::always);
     if !always {
@@ -396,9 +484,8 @@ fn write_stub(place: &Place, area: &Area, at: usize) -> Option<usize> {
     let in_place;
     if place.moves_the_call() {
         in_place = stub.here();
-        stub.put(&[0x0f, 0x05]);
-        stub.relocate(behind)?;
-        stub.jump_to(place.window + place.window_bytes)?;
+        stub.move_here(place)?;
+        stub.jump_to(place.end())?;
     } else {
         in_place = place.call;
         if !always {

@@ -147,7 +147,7 @@ fn is_vfork_child() -> bool {
     call!(libc::SYS_getpid) != start::process() as isize
 }
 
-fn is_reporter(settings: &Settings) -> bool {
+pub(crate) fn is_reporter(settings: &Settings) -> bool {
     call!(libc::SYS_getpid) == settings.reporter as isize
 }
 

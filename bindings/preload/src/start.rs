@@ -21,6 +21,7 @@ use std::sync::OnceLock;
 use ghostmem::record::Recorder;
 use ghostmem::{Backend, Heap, Spill};
 
+use crate::plan::Plans;
 use crate::settings::{Settings, VARIABLE, value_in};
 use crate::thread::{self, Inside};
 use crate::{
@@ -35,6 +36,8 @@ static SETTINGS: OnceLock<Settings> = OnceLock::new();
 /// The process this memory belongs to.
 static PROCESS: AtomicI32 = AtomicI32::new(0);
 static BLIND: AtomicBool = AtomicBool::new(true);
+/// The program needs the monitor.
+static MONITOR: AtomicBool = AtomicBool::new(false);
 
 /// The settings, once the constructor has run with any.
 pub(crate) fn settings() -> Option<&'static Settings> {
@@ -87,25 +90,35 @@ extern "C" fn constructor(
         parsed.reporter = i32::try_from(std::process::id()).unwrap_or(0);
     }
     let settings = SETTINGS.get_or_init(|| parsed);
-    if let Err(why) = start(settings) {
+    // SAFETY: as above.
+    let cache = unsafe { value_in(environment, c"XDG_CACHE_HOME") };
+    // SAFETY: as above.
+    let home = unsafe { value_in(environment, c"HOME") };
+    if let Err(why) = start(settings, &Plans::of(cache, home)) {
         let line = format!("ghostmem: cannot run this program on ghost memory: {why}\n");
         crate::raw::say(line.as_bytes());
         std::process::exit(126);
     }
 }
 
-fn start(settings: &Settings) -> Result<(), String> {
+fn start(settings: &Settings, plans: &Plans) -> Result<(), String> {
     refuse_valgrind()?;
     let inside = Inside::new(thread::current());
     if !settings.children {
         forget_in_environment();
     }
     claim_process();
-    entries::redirect();
     objects::find_ours();
+    let texts = objects::texts();
+    entries::redirect(&texts);
     bounce::prepare();
     threads::prepare();
     signals::stand_behind();
+    mappings::take_from(settings.mmap_from);
+    let patched = patch::install(&texts, settings.mmap_from > 0, plans);
+    if patched.own_left > 0 {
+        see_raw_calls(settings, patched.own_left);
+    }
     let heap = build(settings)?;
     BLIND.store(
         heap.backend() != Backend::Monitor || !monitor_sees_the_kernel(),
@@ -122,8 +135,6 @@ fn start(settings: &Settings) -> Result<(), String> {
     if let Some(path) = &settings.trace {
         record(&heap, path)?;
     }
-    mappings::take_from(settings.mmap_from);
-    let patched = patch::install(settings.mmap_from > 0);
     let heap = ghost::set(heap, settings.ghost_from);
     let most = settings.memory_limit.max(heap.stats().resident_limit_bytes);
     bounce::process_may_use(most);
@@ -145,6 +156,20 @@ fn start(settings: &Settings) -> Result<(), String> {
     Ok(())
 }
 
+/// The program makes system calls that cannot be redirected: by the monitor the
+/// kernel waits for absent pages; without it, one line.
+fn see_raw_calls(settings: &Settings, left: usize) {
+    if settings.backend == Backend::Auto && monitor_sees_the_kernel() {
+        MONITOR.store(true, Ordering::Relaxed);
+    } else if settings.backend != Backend::Monitor && report::is_reporter(settings) {
+        let line = format!(
+            "ghostmem: system calls outside the C library that cannot be redirected: {left}; they \
+             fail on memory that is not there; see 'ghostmem doctor' for the monitor backend\n"
+        );
+        crate::raw::say(line.as_bytes());
+    }
+}
+
 /// valgrind runs a program with a malloc of its own, which takes libc's names, and
 /// does not see code that was rewritten.
 fn refuse_valgrind() -> Result<(), String> {
@@ -159,10 +184,19 @@ fn refuse_valgrind() -> Result<(), String> {
     Ok(())
 }
 
+/// What was asked for, or what the program needs.
+fn backend(settings: &Settings) -> Backend {
+    if MONITOR.load(Ordering::Relaxed) {
+        Backend::Monitor
+    } else {
+        settings.backend
+    }
+}
+
 /// The heap, with its regions and everything else that is made at first use.
 fn build(settings: &Settings) -> Result<Heap, String> {
     let mut builder = Heap::builder()
-        .backend(settings.backend)
+        .backend(backend(settings))
         // Recorded is what was touched, not what was expected to be.
         .readahead(settings.trace.is_none())
         .background_in_children(false);

@@ -13,6 +13,7 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 use iced_x86::{BlockEncoder, BlockEncoderOptions, Instruction, InstructionBlock};
 
 use crate::objects::Text;
+use crate::patch::Place;
 use crate::raw::{call, failed};
 
 /// The length of the jump that is written.
@@ -27,8 +28,9 @@ const LENGTH_AT: usize = 8;
 /// Where in the data page the addresses are that stubs jump to.
 pub(crate) const ENTRY_AT: usize = 16;
 
-/// Data pages of the areas made, for new bounds. Few objects are patched.
-static AREAS: [AtomicUsize; 8] = [const { AtomicUsize::new(0) }; 8];
+/// Data pages of the areas made, for new bounds. Few objects are patched: those of
+/// glibc, and those that make system calls themselves.
+static AREAS: [AtomicUsize; 64] = [const { AtomicUsize::new(0) }; 64];
 
 /// Tells the stubs between which addresses ghost memory lies.
 pub(crate) fn publish_bounds(low: usize, length: usize) {
@@ -58,11 +60,17 @@ pub(crate) struct Area {
 impl Area {
     /// Maps an area near an object's code.
     pub(crate) fn near(text: &Text) -> Option<Self> {
-        const STEP: usize = 1 << 20;
-        for step in 1..1500 {
-            let down = (text.start & !(STEP - 1)).checked_sub(step * STEP)?;
-            let up = (text.start + text.bytes).next_multiple_of(STEP) + step * STEP;
-            for hint in [down, up] {
+        // Wide steps first: objects stand close together, and what is between them
+        // is seldom free.
+        const WIDE: usize = 16 << 20;
+        const CLOSE: usize = 1 << 20;
+        // Less than what a jump reaches, either way.
+        const REACH: usize = 1500 << 20;
+        let steps = |step: usize| (1..REACH / step).map(move |count| (step, count * step));
+        for (step, distance) in steps(WIDE).chain(steps(CLOSE)) {
+            let down = (text.start & !(step - 1)).checked_sub(distance);
+            let up = (text.start + text.bytes).next_multiple_of(step) + distance;
+            for hint in down.into_iter().chain([up]) {
                 let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
                 let access = libc::PROT_READ | libc::PROT_WRITE;
                 let area = call!(libc::SYS_mmap, hint, AREA, access, flags, -1_isize, 0);
@@ -174,6 +182,22 @@ impl Stub {
     fn data(&mut self, offset: usize) -> Option<()> {
         let distance = (self.area + offset) as isize - (self.here() + 4) as isize;
         self.put(&i32::try_from(distance).ok()?.to_le_bytes());
+        Some(())
+    }
+
+    /// Adds the instructions of a window: their bytes, with the distances that count
+    /// from where they are led to the same place from here.
+    pub(crate) fn move_here(&mut self, place: &Place) -> Option<()> {
+        let start = self.bytes.len();
+        let farther = (place.window as isize).wrapping_sub(self.here() as isize);
+        let bytes = (place.window..place.end()).map(crate::raw::load::<u8>);
+        self.bytes.extend(bytes);
+        for &at in place.distances.iter().filter(|&&at| at != 0) {
+            let at = start + usize::from(at);
+            let distance = self.bytes.get_mut(at..)?.first_chunk_mut::<4>()?;
+            let moved = i32::from_le_bytes(*distance) as isize + farther;
+            *distance = i32::try_from(moved).ok()?.to_le_bytes();
+        }
         Some(())
     }
 

@@ -22,8 +22,12 @@ mod elf;
 mod objects;
 #[path = "../../../bindings/preload/src/patch.rs"]
 mod patch;
+#[path = "../../../bindings/preload/src/plan.rs"]
+mod plan;
 #[path = "../../../bindings/preload/src/raw.rs"]
 mod raw;
+#[path = "../../../bindings/preload/src/scan.rs"]
+mod scan;
 #[path = "../../../bindings/preload/src/settings.rs"]
 mod settings;
 #[path = "../../../bindings/preload/src/stub.rs"]
@@ -56,12 +60,13 @@ mod scratch;
 pub type Target = fn(&[u8]);
 
 /// Every target by name.
-pub const TARGETS: [(&str, Target); 7] = [
+pub const TARGETS: [(&str, Target); 8] = [
     ("blocks", blocks::run),
     ("codec", codec::run),
     ("elf", parsers::elf),
     ("file", file::run),
     ("patch", parsers::patch),
+    ("plan", parsers::plan),
     ("reports", parsers::reports),
     ("settings", parsers::settings),
 ];

@@ -5,7 +5,12 @@ use std::fs;
 
 use ghostmem_os::report::{Reports, field_bytes, keyed, pressure};
 
-use crate::{patch, scratch};
+use iced_x86::Decoder;
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::patch::Place;
+use crate::plan::{Key, Plan};
+use crate::{patch, plan, scratch};
 
 /// What an executable says of itself.
 pub(crate) fn elf(data: &[u8]) {
@@ -22,11 +27,15 @@ pub(crate) fn settings(data: &[u8]) {
     }
 }
 
-/// Machine code with system calls: what is moved is whole, in one piece, and
-/// nobody else's. The first two bytes say where functions begin.
-pub(crate) fn patch(data: &[u8]) {
-    const BASE: usize = 0x7f00_0000_0000;
-    let [one, two, code @ ..] = data else { return };
+/// Where the machine code of these targets is.
+const BASE: usize = 0x7f00_0000_0000;
+
+/// The places that are found in machine code. The first two bytes say where
+/// functions begin.
+fn places(data: &[u8]) -> Option<(&[u8], Vec<Place>)> {
+    let [one, two, code @ ..] = data else {
+        return None;
+    };
     let mut functions = vec![BASE];
     for at in [*one, *two] {
         if usize::from(at) < code.len() {
@@ -35,26 +44,79 @@ pub(crate) fn patch(data: &[u8]) {
     }
     functions.sort_unstable();
     functions.dedup();
-
     let mut report = patch::Report::default();
-    let places = patch::find(code, BASE, &functions, &mut report);
+    let places = patch::find(code, BASE, || functions, &mut report);
+    Some((code, places))
+}
+
+/// Machine code with system calls: what is moved is whole, in one piece, and
+/// nobody else's.
+pub(crate) fn patch(data: &[u8]) {
+    let Some((code, places)) = places(data) else {
+        return;
+    };
     let mut taken = HashSet::new();
     for place in &places {
-        let end = place.window + place.window_bytes;
+        let end = place.end();
         assert!(place.window >= BASE && end <= BASE + code.len());
         assert!(place.window_bytes >= 5, "room for a jump");
         let call = place.call - BASE;
         assert_eq!(code[call..call + 2], [0x0f, 0x05], "a system call");
         assert!(place.call == place.window || place.call == end);
-        let mut at = place.window;
-        for instruction in &place.moved {
-            assert_eq!(instruction.ip() as usize, at, "in one piece");
-            at = instruction.next_ip() as usize;
+        let window = &code[place.window - BASE..end - BASE];
+        let mut decoder = Decoder::with_ip(64, window, place.window as u64, 0);
+        let mut distances = Vec::new();
+        while decoder.can_decode() {
+            let instruction = decoder.decode();
+            assert!(!instruction.is_invalid(), "whole instructions");
+            if instruction.is_ip_rel_memory_operand() {
+                let at = decoder.get_constant_offsets(&instruction);
+                let start = instruction.ip() as usize - place.window;
+                distances.push(start + at.displacement_offset());
+            }
         }
-        assert_eq!(at, end, "whole instructions");
+        let found = place.distances.iter().filter(|&&at| at != 0);
+        assert!(found.map(|&at| usize::from(at)).eq(distances), "distances");
         for address in place.window..end {
             assert!(taken.insert(address), "two jumps in one place");
         }
+    }
+    // What is written is read again, and only for this very code.
+    let plan = Plan { places, left: 3 };
+    let key = Key::new(&[1, 2, 3], code.len(), false);
+    let file = plan::write(&plan, &key, code, BASE).expect("a plan");
+    assert_eq!(plan::read(&file, &key, code, BASE).as_ref(), Some(&plan));
+    let Some(first) = plan.places.first() else {
+        return;
+    };
+    let mut other = code.to_vec();
+    other[first.window - BASE] ^= 1;
+    assert_eq!(plan::read(&file, &key, &other, BASE), None);
+}
+
+/// A plan's file that anybody may have written: the places it names are the code's,
+/// apart from each other, and with a call each. Behind the first byte, code; from
+/// where that says on, the file, whose hash is made right.
+pub(crate) fn plan(data: &[u8]) {
+    let [cut, rest @ ..] = data else { return };
+    let (code, file) = rest.split_at(usize::from(*cut).min(rest.len()));
+    let key = Key::new(&[1, 2, 3], code.len(), false);
+    let _as_it_is = plan::read(file, &key, code, BASE);
+    let (records, _) = file.as_chunks::<{ plan::RECORD }>();
+    let mut file = plan::head(&key, records.len(), 0).to_vec();
+    file.extend_from_slice(records.as_flattened());
+    file.extend_from_slice(&xxh3_64(&file).to_le_bytes());
+    let Some(plan) = plan::read(&file, &key, code, BASE) else {
+        return;
+    };
+    let mut free_from = BASE;
+    for place in plan.places {
+        assert!(place.window >= free_from && place.end() <= BASE + code.len());
+        free_from = place.end();
+        let call = place.call - BASE;
+        assert_eq!(code[call..call + 2], [0x0f, 0x05], "a system call");
+        let within = |&at: &u8| usize::from(at) + 4 <= place.window_bytes;
+        assert!(place.distances.iter().all(within));
     }
 }
 

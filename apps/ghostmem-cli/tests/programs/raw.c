@@ -24,7 +24,9 @@ static long raw_read(int fd, void *buffer, size_t bytes) {
 
 int main(void) {
     size_t bytes = 64 << 10, pressure = 8 << 20;
-    char *buffer = malloc(bytes), *other = malloc(pressure);
+    /* The first makes the heap; behind the last, readahead would find the buffer. */
+    char *first = malloc(1 << 20), *buffer = malloc(bytes), *other = malloc(pressure);
+    *(volatile char *)first = 1;
     memset(buffer, 'x', bytes);
     for (int round = 0; round < 3; round++)
         for (size_t at = 0; at < pressure; at += 64) other[at] = (char)(at + round);
