@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 use ghostmem::{Heap, SmallObjects};
 
 use crate::thread::{self, Entered, Inside, Thread};
-use crate::{cache, holds, put_off, raw};
+use crate::{begin, cache, holds, put_off, raw};
 
 static HEAP: OnceLock<Heap> = OnceLock::new();
 /// Set when everything is in place: from then on blocks are ghost memory.
@@ -109,7 +109,9 @@ fn learn_spans(heap: &Heap) {
 /// Whether a block of `size` bytes, asked for by this thread now, is to be
 /// ghost memory.
 pub(crate) fn wants(thread: &Thread, size: usize) -> bool {
-    is_on() && size >= GHOST_FROM.load(Ordering::Relaxed) && may_enter(thread)
+    (is_on() || begin::has_begun(thread, size))
+        && size >= GHOST_FROM.load(Ordering::Relaxed)
+        && may_enter(thread)
 }
 
 /// A small object of the program's, what programs ask for most; `None`, with

@@ -3,7 +3,7 @@
 //!
 //! | module | does |
 //! |---|---|
-//! | `start` | from the environment to a heap in use |
+//! | `start`, `begin` | from the environment to a heap in use, when one is needed |
 //! | `family`, `ghost`, `cache`, `ordinary` | malloc and its kin |
 //! | `accounts` | what they say of themselves, and give back |
 //! | `entries` | libc's own free, for those who find that one |
@@ -24,6 +24,7 @@
 compile_error!("`ghostmem run` works on 64-bit x86 Linux with glibc for now");
 
 mod accounts;
+mod begin;
 mod bounce;
 mod cache;
 mod calls;

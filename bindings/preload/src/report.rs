@@ -69,16 +69,12 @@ pub(crate) fn at_exit() {
     let Some(settings) = start::settings() else {
         return;
     };
-    if !(settings.stats || settings.stats_json.is_some()) {
+    // A file for each process, or one report of the first.
+    let reporter = is_reporter(settings);
+    if !is_owed(settings) || (!reporter && is_vfork_child()) || DONE.swap(true, Ordering::AcqRel) {
         return;
     }
     let path = settings.stats_json.as_deref();
-    // A file for each process, or one report of the first.
-    let every = path.is_some_and(|path| names_process(path.as_os_str().as_bytes()).is_some());
-    let reporter = is_reporter(settings);
-    if !(reporter || every && !is_vfork_child()) || DONE.swap(true, Ordering::AcqRel) {
-        return;
-    }
     let Some(heap) = ghost::heap() else { return };
     let _inside = Inside::new(thread::current());
     ordinary::leave_libc_alone();
@@ -105,6 +101,13 @@ pub(crate) fn at_exit() {
             say(line.as_bytes());
         }
     }
+}
+
+/// Whether this process reports at its end.
+pub(crate) fn is_owed(settings: &Settings) -> bool {
+    let path = settings.stats_json.as_deref();
+    let every = path.is_some_and(|path| names_process(path.as_os_str().as_bytes()).is_some());
+    every || ((settings.stats || path.is_some()) && is_reporter(settings))
 }
 
 /// Where the sign for the process's number is in a name.

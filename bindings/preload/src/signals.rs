@@ -128,10 +128,15 @@ impl Blocked {
 
 impl Drop for Blocked {
     fn drop(&mut self) {
+        // Ours are never blocked from when they are ours, which may be since.
+        let before = match FRONT.load(Ordering::Acquire) {
+            0 => self.0,
+            _ => without_ours(self.0),
+        };
         let _fits = call!(
             libc::SYS_rt_sigprocmask,
             libc::SIG_SETMASK,
-            &raw const self.0,
+            &raw const before,
             0,
             8
         );
@@ -162,20 +167,43 @@ pub(crate) fn stand_behind() {
         action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_NODEFER;
         // SAFETY: a complete action; `passed_on` takes three arguments.
         unsafe { libc::sigaction(signal, &raw const action, core::ptr::null_mut()) };
-        // Blocked signals come with exec; ours must not be.
-        unblock();
     }
-}
-
-fn unblock() {
-    let bits = OUR_BITS;
+    // Blocked signals come with exec, or the program blocked them before now; ours
+    // must not be.
+    let (bits, mut before) = (OUR_BITS, 0_u64);
     let _cannot_fail = call!(
         libc::SYS_rt_sigprocmask,
         libc::SIG_UNBLOCK,
         &raw const bits,
-        0,
+        &raw mut before,
         8
     );
+    thread::current().blocked.set(ours_of(before));
+}
+
+/// Whether a handler of the program's for one of our signals may be running on this
+/// thread: there is one, and its signal is blocked.
+pub(crate) fn may_be_handling() -> bool {
+    let mut blocked = 0_u64;
+    let _cannot_fail = call!(
+        libc::SYS_rt_sigprocmask,
+        libc::SIG_BLOCK,
+        0,
+        &raw mut blocked,
+        8
+    );
+    OURS.iter().any(|&signal| {
+        let mut found = DEFAULT;
+        let _cannot_fail = kernel_action(signal, None, Some(&mut found));
+        blocked & bit(signal) != 0 && found.handler > libc::SIG_IGN
+    })
+}
+
+/// Whether this thread is on an alternate signal stack.
+pub(crate) fn is_on_signal_stack() -> bool {
+    let mut now = NO_STACK;
+    let _cannot_fail = call!(libc::SYS_sigaltstack, 0, &raw mut now);
+    now.flags & libc::SS_ONSTACK != 0
 }
 
 /// Once the engine has its handlers in place and libc is patched: stands in
@@ -595,7 +623,14 @@ pub(crate) fn give_stack() {
     let thread = thread::current();
     let mut now = NO_STACK;
     let asked = call!(libc::SYS_sigaltstack, 0, &raw mut now);
-    if failed(asked) || now.flags & libc::SS_DISABLE == 0 {
+    if failed(asked) {
+        return;
+    }
+    if now.flags & libc::SS_DISABLE == 0 {
+        // Set before we were there: the program's own.
+        if now.base != thread.stack.get() + 4096 {
+            thread.own_stack.set(1);
+        }
         return;
     }
     if thread.stack.get() == 0 {

@@ -1,15 +1,19 @@
-//! Start-up: from the environment to a heap in use.
+//! Start-up: from the environment to a heap in use, in two steps.
 //!
 //! ```text
-//!   loader ─► our constructor: settings ─► lead libc's free here ─► stand
-//!             behind the program's signal handlers ─► heap, regions, small
-//!             objects ─► fork handlers ─► patch libc ─► stand in front ─►
-//!             switch on
+//!   loader ─► our constructor: settings ─► fork handlers ─► patch libc
+//!   much is allocated, a thread is made, rules change ─► begin: lead libc's free
+//!             here ─► stand behind the program's signal handlers ─► heap, regions,
+//!             small objects ─► stand in front ─► switch on
 //! ```
-//! Until the last step every block is ordinary memory and every system call
-//! happens as it is. Without settings nothing happens at all. A step that is
-//! refused ends the process with one line: a program that was to run within a
-//! limit is not run without one.
+//! Between the two the process is as it would be without us but for libc's rewritten
+//! code, whose calls happen as they are: no heap, no thread, no handler, no
+//! descriptor. Most programs that a script or a compiler starts end there. See
+//! [`crate::begin`] for what begins the second step; it follows at once where
+//! something was asked for that has to be seen to before the program runs.
+//!
+//! Without settings nothing happens at all. A step that is refused ends the process
+//! with one line: a program that was to run within a limit is not run without one.
 
 use core::alloc::Layout;
 use core::ffi::{CStr, c_char, c_int};
@@ -21,12 +25,14 @@ use std::sync::OnceLock;
 use ghostmem::record::Recorder;
 use ghostmem::{Backend, Heap, Spill};
 
+use crate::objects::Text;
 use crate::plan::Plans;
+use crate::raw::call;
 use crate::settings::{Settings, VARIABLE, value_in};
 use crate::thread::{self, Inside};
 use crate::{
-    bounce, cache, entries, follow, ghost, holds, mappings, objects, patch, put_off, report,
-    signals, threads,
+    begin, bounce, cache, entries, follow, ghost, holds, mappings, objects, ordinary, patch,
+    put_off, report, signals, threads,
 };
 
 /// Most bytes of freed blocks kept for reuse, whatever the limit.
@@ -95,13 +101,12 @@ extern "C" fn constructor(
     // SAFETY: as above.
     let home = unsafe { value_in(environment, c"HOME") };
     if let Err(why) = start(settings, &Plans::of(cache, home)) {
-        let line = format!("ghostmem: cannot run this program on ghost memory: {why}\n");
-        crate::raw::say(line.as_bytes());
+        say_refused(&why);
         std::process::exit(126);
     }
 }
 
-fn start(settings: &Settings, plans: &Plans) -> Result<(), String> {
+fn start(settings: &'static Settings, plans: &Plans) -> Result<(), String> {
     refuse_valgrind()?;
     let inside = Inside::new(thread::current());
     if !settings.children {
@@ -109,51 +114,51 @@ fn start(settings: &Settings, plans: &Plans) -> Result<(), String> {
     }
     claim_process();
     objects::find_ours();
-    let texts = objects::texts();
-    entries::redirect(&texts);
-    bounce::prepare();
-    threads::prepare();
-    signals::stand_behind();
-    mappings::take_from(settings.mmap_from);
-    let patched = patch::install(&texts, settings.mmap_from > 0, plans);
-    if patched.own_left > 0 {
-        see_raw_calls(settings, patched.own_left);
-    }
-    let heap = build(settings)?;
-    BLIND.store(
-        heap.backend() != Backend::Monitor || !monitor_sees_the_kernel(),
-        Ordering::Relaxed,
-    );
-    // Registered last, so that `prepare` runs before the engine's: between
-    // them this thread's blocks are ordinary memory.
+    // Before the program's own, so that between them this thread's blocks are
+    // ordinary memory; and behind the engine's, which are registered as the library
+    // is loaded: `prepare` runs before theirs.
     // SAFETY: three functions that stay loaded.
     let failed =
         unsafe { libc::pthread_atfork(Some(before_fork), Some(in_parent), Some(in_child)) };
     if failed != 0 {
         return Err("no room for fork handlers".to_owned());
     }
-    if let Some(path) = &settings.trace {
-        record(&heap, path)?;
-    }
-    let heap = ghost::set(heap, settings.ghost_from);
-    let most = settings.memory_limit.max(heap.stats().resident_limit_bytes);
-    bounce::process_may_use(most);
-    cache::set_room((heap.stats().resident_limit_bytes / 16).min(CACHE_MOST));
+    mappings::take_from(settings.mmap_from);
+    // Not later: a program that asks for memory may be in the loader.
+    ordinary::find_usable_size();
+    let texts = TEXTS.get_or_init(objects::texts);
+    let patched = patch::install(texts, settings.mmap_from > 0, plans);
     if patched.patched == 0 {
         return Err("no system call of its C library could be redirected; is it glibc?".to_owned());
     }
-    if patched.forks {
-        ghostmem::fork::freeze_at_the_call();
-    }
-    signals::stand_in_front();
-    signals::give_stack();
-    if settings.follow {
-        follow::start(heap);
-    }
-    report::started(settings, heap, patched);
+    let patched = PATCHED.get_or_init(|| patched);
     drop(inside);
-    ghost::switch_on();
+    if patched.own_left > 0 {
+        see_raw_calls(settings, patched.own_left);
+    }
+    if begins_at_once(settings) {
+        return take_over(settings, patched);
+    }
+    begin::wait(settings);
     Ok(())
+}
+
+/// The code of glibc's objects.
+static TEXTS: OnceLock<Vec<Text>> = OnceLock::new();
+/// What was done to it, once it was.
+static PATCHED: OnceLock<patch::Report> = OnceLock::new();
+
+/// Whether the heap is made before the program runs: where what was asked for may be
+/// refused, or is about the heap itself, or is lost when the program changes its
+/// user, its root or its mappings first.
+fn begins_at_once(settings: &Settings) -> bool {
+    settings.mmap_from > 0
+        || settings.verbose
+        || settings.trace.is_some()
+        || settings.spill.is_some()
+        || backend(settings) == Backend::Monitor
+        || report::is_owed(settings)
+        || (settings.memory_limit > 0 && report::is_reporter(settings))
 }
 
 /// The program makes system calls that cannot be redirected: by the monitor the
@@ -168,6 +173,61 @@ fn see_raw_calls(settings: &Settings, left: usize) {
         );
         crate::raw::say(line.as_bytes());
     }
+}
+
+/// The second step, when the program is about to need it. Ends the process where it
+/// is refused.
+pub(crate) fn take_over_now() {
+    let (Some(settings), Some(patched)) = (SETTINGS.get(), PATCHED.get()) else {
+        return;
+    };
+    if let Err(why) = take_over(settings, patched) {
+        say_refused(&why);
+        // Nothing of the program's runs any more: it may be anywhere.
+        let _ends = call!(libc::SYS_exit_group, 126);
+    }
+}
+
+fn say_refused(why: &str) {
+    let line = format!("ghostmem: cannot run this program on ghost memory: {why}\n");
+    crate::raw::say(line.as_bytes());
+}
+
+/// From here on the program's memory is ghost memory.
+fn take_over(settings: &Settings, patched: &patch::Report) -> Result<(), String> {
+    let inside = Inside::new(thread::current());
+    if let Some(texts) = TEXTS.get() {
+        entries::redirect(texts);
+    }
+    // This process's mimalloc is the heap's alone.
+    ghostmem_small::reserve_nothing();
+    bounce::prepare();
+    threads::prepare();
+    signals::stand_behind();
+    let heap = build(settings)?;
+    BLIND.store(
+        heap.backend() != Backend::Monitor || !monitor_sees_the_kernel(),
+        Ordering::Relaxed,
+    );
+    if let Some(path) = &settings.trace {
+        record(&heap, path)?;
+    }
+    let heap = ghost::set(heap, settings.ghost_from);
+    let most = settings.memory_limit.max(heap.stats().resident_limit_bytes);
+    bounce::process_may_use(most);
+    cache::set_room((heap.stats().resident_limit_bytes / 16).min(CACHE_MOST));
+    if patched.forks {
+        ghostmem::fork::freeze_at_the_call();
+    }
+    signals::stand_in_front();
+    signals::give_stack();
+    if settings.follow {
+        follow::start(heap);
+    }
+    report::started(settings, heap, *patched);
+    drop(inside);
+    ghost::switch_on();
+    Ok(())
 }
 
 /// valgrind runs a program with a malloc of its own, which takes libc's names, and

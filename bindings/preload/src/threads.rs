@@ -10,7 +10,7 @@ use core::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 
 use crate::raw::call;
 use crate::thread::Inside;
-use crate::{ghost, holds, objects, ordinary, signals, start, thread};
+use crate::{begin, ghost, holds, objects, ordinary, signals, start, thread};
 
 type Body = extern "C-unwind" fn(*mut c_void) -> *mut c_void;
 type Create = unsafe extern "C" fn(
@@ -171,6 +171,7 @@ pub(crate) unsafe extern "C" fn pthread_create(
     let Some(create) = create() else {
         return libc::EAGAIN;
     };
+    begin::before_a_thread();
     if !ghost::is_on() && thread::current().inside.get() == 0 {
         // SAFETY: the caller's promise.
         return unsafe { create(handle, attributes, body, argument) };

@@ -65,6 +65,9 @@ bool gm_setup(mi_commit_fun_t* commit, void (*exit_hook)(void)) {
 /* Whether the environment lets mimalloc use arenas at all. */
 bool gm_arenas_allowed(void) { return !mi_option_is_enabled(mi_option_disallow_arena_alloc); }
 
+/* What mimalloc needs for itself comes piece by piece from now on. */
+void gm_reserve_nothing(void) { mi_option_set(mi_option_arena_reserve, 0); }
+
 /* Whether a fresh heap has the layout this file was compiled for. */
 bool gm_heap_is_known(const mi_heap_t* heap, const void* arena) {
   return heap->stats.size == sizeof(mi_stats_t)

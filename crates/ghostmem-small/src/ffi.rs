@@ -91,6 +91,7 @@ unsafe extern "C" {
 
     pub(crate) safe fn gm_setup(commit: CommitFn, exit_hook: extern "C" fn()) -> bool;
     pub(crate) safe fn gm_arenas_allowed() -> bool;
+    pub(crate) safe fn gm_reserve_nothing();
     pub(crate) fn gm_heap_is_known(heap: *const MiHeap, arena: *const c_void) -> bool;
     pub(crate) fn gm_allocate_quick(table: *const Table, size: usize) -> Found;
     pub(crate) fn gm_allocate_other(table: *const Table, size: usize, zero: bool) -> Found;

@@ -18,8 +18,8 @@
 //!
 //! # mimalloc, shared with the program
 //! A program may use the `mimalloc` crate itself; it is the same static
-//! library. **No option is set**: options are process-wide, and the defaults
-//! fit. Our arenas are exclusive, so no other heap allocates from them, and
+//! library. **No option is set** but by [`reserve_nothing`]: options are
+//! process-wide, and the defaults fit. Our arenas are exclusive, so no other heap allocates from them, and
 //! our heaps never fall back to memory of mimalloc's own. Purging happens only
 //! through [`Space::discard`], about a second after memory became free, on
 //! whatever thread then allocates or frees; mimalloc never protects, unmaps or
@@ -60,6 +60,13 @@ mod sync;
 pub use arena::{ARENA_BYTES, ARENA_BYTES_MIN, ARENAS_MAX, Arena, STEPS_MAX};
 pub use error::SmallError;
 pub use heap::{ALIGN_MAX, SIZE_MAX, SmallHeap, Space};
+
+/// Has mimalloc map what it needs for itself piece by piece, where it would reserve a
+/// GiB of address space. An option of the whole process, and for those who know that
+/// nobody else in it uses mimalloc.
+pub fn reserve_nothing() {
+    ffi::gm_reserve_nothing();
+}
 
 /// fork(2) and this crate: its handlers are in place from the start; here is
 /// what keeps a fork out.

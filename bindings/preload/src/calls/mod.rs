@@ -23,7 +23,7 @@ use core::arch::global_asm;
 use crate::bounce::Lease;
 use crate::guarded::{self, BadAddress, Touch, load, store};
 use crate::raw::{self, Answer, failed};
-use crate::{bounce, descriptors, ghost, objects, signals, thread};
+use crate::{begin, bounce, descriptors, ghost, objects, signals, thread};
 use table::{Length, Pointer, Treatment};
 
 /// A system call as it arrived. The order of the fields is known to [`entry`].
@@ -171,8 +171,9 @@ pub(crate) fn entry_address() -> usize {
 /// Unwinds where the program's thread is cancelled in a blocking call.
 extern "C-unwind" fn hook(call: &mut Call) -> u32 {
     let thread = thread::current();
-    if !ghost::is_on() {
-        return 0;
+    if !ghost::is_on() && !begin::at_call(call.number, call.args) {
+        let done = before_the_heap(thread, call).unwrap_or(Done::Asis);
+        return answer(call, done);
     }
     let done = if thread.inside.get() == 0 {
         handle(call).unwrap_or_else(|BadAddress| error(libc::EFAULT))
@@ -185,12 +186,37 @@ extern "C-unwind" fn hook(call: &mut Call) -> u32 {
     } else {
         Done::Asis
     };
+    answer(call, done)
+}
+
+/// What `hook` says of a call.
+fn answer(call: &mut Call, done: Done) -> u32 {
     match done {
         Done::Asis => 0,
         Done::With(answer) => {
             call.number = answer as usize;
             1
         }
+    }
+}
+
+/// A call of a process that waits for its heap: nothing is ghost memory, but what it
+/// starts may be no program for us.
+fn before_the_heap(thread: &thread::Thread, call: &mut Call) -> Touch<Done> {
+    if !begin::is_waiting() || thread.inside.get() != 0 {
+        return Ok(Done::Asis);
+    }
+    let (number, args) = (call.number, call.args);
+    let shares = libc::CLONE_VM as usize;
+    match number {
+        table::CLONE if args[0] & shares != 0 => Ok(Done::Asis),
+        table::CLONE | 57 => spawn::raw_fork(call),
+        table::CLONE3 if begin::is_readable(args[0]) && load::<usize>(args[0])? & shares == 0 => {
+            spawn::raw_fork(call)
+        }
+        59 if spawn::can_be_read(args, 0) => spawn::execve(args, None),
+        322 if spawn::can_be_read(args, 1) => spawn::execve(args, Some(())),
+        _ => Ok(Done::Asis),
     }
 }
 

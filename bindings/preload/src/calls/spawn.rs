@@ -10,7 +10,7 @@ use ghostmem::fork::Call as ForkCall;
 
 use crate::guarded::{self, Touch, load, store};
 use crate::raw::{self, Answer, call, failed};
-use crate::{bounce, ghost, holds, signals, start, thread};
+use crate::{begin, bounce, ghost, holds, signals, start, thread};
 
 use super::{Call, Done, error, table, target};
 
@@ -332,6 +332,27 @@ fn trace_now() {
     if child != 0 && child == call!(libc::SYS_getpid) as i32 {
         let _as_asked = call!(libc::SYS_ptrace, PTRACE_TRACEME, 0, 0, 0);
     }
+}
+
+/// Whether what execve reads can be read, its arguments beginning at `shift`: before
+/// the heap is made no handler of ours turns a bad address into an answer.
+pub(super) fn can_be_read(args: [usize; 6], shift: usize) -> bool {
+    let strings = |array: usize| {
+        for index in 0..ENTRIES_MAX {
+            let place = array.wrapping_add(index * size_of::<usize>());
+            if !begin::is_readable(place) {
+                return false;
+            }
+            match raw::load(place) {
+                0 => return true,
+                text if begin::is_readable(text) => {}
+                _ => return false,
+            }
+        }
+        true
+    };
+    let arrays = [args[shift + 1], args[shift + 2]];
+    begin::is_readable(args[shift]) && arrays.into_iter().all(|array| array == 0 || strings(array))
 }
 
 /// execve, or execveat when `at` is given.
