@@ -28,6 +28,8 @@ const VARIABLE: &str = "GHOSTMEM_PRELOAD";
 /// installed prefix.
 const PLACES: [&str; 5] = ["", "deps", "../lib", "../lib64", "../lib/ghostmem"];
 
+/// The folder in the cache with notes of libraries that were compared.
+const NOTES: &str = "compared";
 /// What is mounted where, and how.
 const MOUNTS: &str = "/proc/self/mountinfo";
 /// In a mode: the group or anybody may write.
@@ -66,7 +68,7 @@ pub(super) fn find() -> Result<PathBuf, Failure> {
     if CARRIED.is_empty() {
         return newest(near).map_or_else(|| Err(nowhere(&command)), checked);
     }
-    if let Some(path) = near.iter().find(|path| holds(path, CARRIED)) {
+    if let Some(path) = near.iter().find(|path| is_known(path, CARRIED)) {
         return checked(path.clone());
     }
     if let Some(other) = near.first() {
@@ -116,6 +118,63 @@ fn holds(path: &Path, bytes: &[u8]) -> bool {
     compare().unwrap_or(false)
 }
 
+/// As [`holds`], with a note in the cache of what was found: as long as neither the
+/// file nor this command is another one since, nothing is read.
+fn is_known(path: &Path, bytes: &[u8]) -> bool {
+    is_known_in(cache_folder().as_deref(), path, bytes)
+}
+
+fn is_known_in(cache: Option<&Path>, path: &Path, bytes: &[u8]) -> bool {
+    let Some(cache) = cache else {
+        return holds(path, bytes);
+    };
+    let note = identity(path).zip(identity(Path::new("/proc/self/exe")));
+    let Some(note) = note.map(|(library, command)| format!("{library}\n{command}\n")) else {
+        return holds(path, bytes);
+    };
+    let (folder, name) = (cache.join(NOTES), name_of(path.as_os_str().as_bytes()));
+    let me = fs::metadata("/proc/self").map(|found| found.uid());
+    let is_own = |found: &fs::Metadata| {
+        me.as_ref().is_ok_and(|me| *me == found.uid()) && found.mode() & OTHERS_WRITE == 0
+    };
+    let place = folder.join(&name);
+    let noted = [&folder, &place]
+        .iter()
+        .all(|path| fs::symlink_metadata(path).is_ok_and(|found| is_own(&found)))
+        && fs::read(&place).is_ok_and(|found| found == note.as_bytes());
+    if noted {
+        return true;
+    }
+    if !holds(path, bytes) {
+        return false;
+    }
+    let _next_time_again = me.and_then(|me| {
+        make_folder(&folder, me)?;
+        write_whole(&folder, &name, 0o600, note.as_bytes())
+    });
+    true
+}
+
+/// What is another one when a file was changed or replaced: its times have the
+/// nanoseconds of the file system, and the last of them cannot be set.
+fn identity(path: &Path) -> Option<String> {
+    let found = fs::metadata(path).ok()?;
+    let numbers = [
+        found.dev().cast_signed(),
+        found.ino().cast_signed(),
+        found.size().cast_signed(),
+        found.mtime(),
+        found.mtime_nsec(),
+        found.ctime(),
+        found.ctime_nsec(),
+    ];
+    Some(numbers.map(|number| number.to_string()).join(" "))
+}
+
+fn name_of(bytes: &[u8]) -> String {
+    format!("{:016x}", xxhash_rust::xxh3::xxh3_64(bytes))
+}
+
 /// Puts the library into the user's cache, once for each build.
 fn keep(bytes: &[u8]) -> Result<PathBuf, Failure> {
     let cache = cache_folder().ok_or_else(|| {
@@ -127,45 +186,60 @@ fn keep(bytes: &[u8]) -> Result<PathBuf, Failure> {
         .map_err(|error| Failure::new(no_cache(&format!("{}: {error}", cache.display()))))
 }
 
+/// Bytes of a library that its folder is named by: its header and its build id are
+/// among the first. What the file holds is compared whole.
+const NAMED_BY: usize = 64 << 10;
+
 fn keep_in(cache: &Path, bytes: &[u8]) -> io::Result<PathBuf> {
     let me = fs::metadata("/proc/self")?.uid();
-    let folder = cache.join(format!("{:016x}", xxhash_rust::xxh3::xxh3_64(bytes)));
+    let folder = cache.join(name_of(&bytes[..bytes.len().min(NAMED_BY)]));
+    let folder = make_folder(&folder, me)?;
+    let path = folder.join(LIBRARY);
+    let is_own = |file: fs::Metadata| file.uid() == me && file.mode() & OTHERS_WRITE == 0;
+    if fs::symlink_metadata(&path).is_ok_and(is_own) && is_known_in(Some(cache), &path, bytes) {
+        return Ok(path);
+    }
+    write_whole(&folder, LIBRARY, 0o755, bytes)?;
+    Ok(path)
+}
+
+/// Makes a folder in the cache that only its user can write.
+fn make_folder(folder: &Path, me: u32) -> io::Result<PathBuf> {
     let mut private = DirBuilder::new();
-    private.recursive(true).mode(0o700).create(&folder)?;
+    private.recursive(true).mode(0o700).create(folder)?;
     let folder = folder.canonicalize()?;
     // What is compared now is loaded later, and again by each program that the
     // program starts: nobody else may be able to put another file there.
     for folder in folder.ancestors().take(2) {
         make_own(folder, me)?;
     }
-    let path = folder.join(LIBRARY);
-    let is_own = |file: fs::Metadata| file.uid() == me && file.mode() & OTHERS_WRITE == 0;
-    if fs::symlink_metadata(&path).is_ok_and(is_own) && holds(&path, bytes) {
-        return Ok(path);
-    }
-    // Whole or not at all: others may start programs with it at this moment. The
-    // folder may be seen by several containers, where process ids are not unique.
+    Ok(folder)
+}
+
+/// Writes a file whole or not at all: others may start programs with it at this
+/// moment. The folder may be seen by several containers, where process ids are not
+/// unique.
+fn write_whole(folder: &Path, name: &str, mode: u32, bytes: &[u8]) -> io::Result<()> {
     let (part, mut file) = loop {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let unlike = now.map_or(0, |time| time.as_nanos());
-        let part = folder.join(format!("{LIBRARY}.{}.{unlike}", std::process::id()));
+        let part = folder.join(format!("{name}.{}.{unlike}", std::process::id()));
         let mut options = OpenOptions::new();
-        match options.write(true).create_new(true).mode(0o755).open(&part) {
+        match options.write(true).create_new(true).mode(mode).open(&part) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             file => break (part, file?),
         }
     };
     let mut write = || -> io::Result<()> {
         // Whatever the umask is.
-        file.set_permissions(fs::Permissions::from_mode(0o755))?;
+        file.set_permissions(fs::Permissions::from_mode(mode))?;
         file.write_all(bytes)?;
         file.sync_all()?;
-        fs::rename(&part, &path)
+        fs::rename(&part, folder.join(name))
     };
     write().inspect_err(|_| {
         let _unfinished = fs::remove_file(&part);
-    })?;
-    Ok(path)
+    })
 }
 
 /// Sees to it that only its user can write a folder.
@@ -293,8 +367,10 @@ mod tests {
             }
         });
         let folders = fs::read_dir(&cache).expect("the cache");
-        let kept =
-            folders.flat_map(|folder| fs::read_dir(folder.expect("one").path()).expect("it"));
+        let kept = folders
+            .map(|folder| folder.expect("one").path())
+            .filter(|folder| !folder.ends_with(NOTES))
+            .flat_map(|folder| fs::read_dir(folder).expect("it"));
         assert_eq!(kept.count(), 1, "nothing half written stays");
         fs::remove_dir_all(&cache).expect("the cache");
     }
@@ -319,6 +395,32 @@ mod tests {
             assert_eq!(mode(place) & OTHERS_WRITE, 0, "{}", place.display());
         }
         assert_ne!(fs::metadata(&path).expect("a file").ino(), before);
+        fs::remove_dir_all(&cache).expect("the cache");
+    }
+
+    /// The second look reads nothing: it is answered by the note, until the file is
+    /// another one.
+    #[test]
+    fn a_library_that_was_compared_is_not_read_again() {
+        let cache = fresh("compared");
+        fs::create_dir_all(&cache).expect("a folder");
+        let path = cache.join("library");
+        fs::write(&path, b"this build").expect("a file");
+        let known = |bytes: &[u8]| is_known_in(Some(&cache), &path, bytes);
+        assert!(!known(b"other build"), "nothing is noted of another build");
+        assert!(known(b"this build"));
+        assert!(known(b"by its note"), "by its note");
+        fs::write(&path, b"that build").expect("a file");
+        assert!(!known(b"this build"), "the file is another one");
+        fs::write(&path, b"this build").expect("a file");
+        assert!(known(b"this build"));
+        let note = cache.join(NOTES).join(name_of(path.as_os_str().as_bytes()));
+        fs::set_permissions(&note, fs::Permissions::from_mode(0o622)).expect("a mode");
+        assert!(!known(b"by its note"), "somebody else may have written it");
+        fs::set_permissions(&note, fs::Permissions::from_mode(0o600)).expect("a mode");
+        fs::write(&note, b"nonsense").expect("a note");
+        assert!(!known(b"by its note"), "it notes something else");
+        assert!(known(b"this build"));
         fs::remove_dir_all(&cache).expect("the cache");
     }
 
