@@ -4,7 +4,7 @@
 //! (pthreads(7)): a cancelled thread ends inside them. The engine makes its calls
 //! in fault handlers, with a page claimed, and under locks; a thread that ended
 //! there would leave the page claimed for ever. These here go to the kernel by
-//! syscall(2), which never ends a thread. The test `cancellation` keeps the
+//! the [doorway](crate::doorway), which never ends a thread. The test `cancellation` keeps the
 //! engine's rooms free of the others.
 //!
 //! All are async-signal-safe. They answer as the kernel does, and leave the reason
@@ -13,6 +13,7 @@
 use core::ffi::CStr;
 
 use crate::error::errno;
+use crate::kernel;
 
 /// How often a call that a signal interrupts is made again.
 const INTERRUPTIONS_MAX: usize = 1000;
@@ -35,28 +36,28 @@ pub(crate) fn open(path: &CStr, flags: i32, mode: u32) -> i32 {
     let (dir, path) = (libc::c_long::from(libc::AT_FDCWD), path.as_ptr());
     // SAFETY: a NUL-terminated path.
     patiently(|| unsafe {
-        libc::syscall(libc::SYS_openat, dir, path, flags, libc::c_long::from(mode))
+        kernel::syscall!(libc::SYS_openat, dir, path, flags, libc::c_long::from(mode))
     }) as i32
 }
 
 /// close(2). Not made again: Linux closes the descriptor in any case.
 pub(crate) fn close(fd: i32) {
     // SAFETY: callers give up descriptors they own.
-    unsafe { libc::syscall(libc::SYS_close, libc::c_long::from(fd)) };
+    unsafe { kernel::syscall!(libc::SYS_close, libc::c_long::from(fd)) };
 }
 
 /// read(2)
 pub(crate) fn read(fd: i32, out: &mut [u8]) -> isize {
     let fd = libc::c_long::from(fd);
     // SAFETY: `out` is writable and the length its own.
-    patiently(|| unsafe { libc::syscall(libc::SYS_read, fd, out.as_mut_ptr(), out.len()) })
+    patiently(|| unsafe { kernel::syscall!(libc::SYS_read, fd, out.as_mut_ptr(), out.len()) })
 }
 
 /// write(2)
 pub(crate) fn write(fd: i32, data: &[u8]) -> isize {
     let fd = libc::c_long::from(fd);
     // SAFETY: `data` is readable and the length its own.
-    patiently(|| unsafe { libc::syscall(libc::SYS_write, fd, data.as_ptr(), data.len()) })
+    patiently(|| unsafe { kernel::syscall!(libc::SYS_write, fd, data.as_ptr(), data.len()) })
 }
 
 /// pread(2)
@@ -64,7 +65,7 @@ pub(crate) fn read_at(fd: i32, out: &mut [u8], offset: u64) -> isize {
     let fd = libc::c_long::from(fd);
     // SAFETY: `out` is writable and the length its own.
     patiently(|| unsafe {
-        libc::syscall(libc::SYS_pread64, fd, out.as_mut_ptr(), out.len(), offset)
+        kernel::syscall!(libc::SYS_pread64, fd, out.as_mut_ptr(), out.len(), offset)
     })
 }
 
@@ -73,7 +74,7 @@ pub(crate) fn write_at(fd: i32, data: &[u8], offset: u64) -> isize {
     let fd = libc::c_long::from(fd);
     // SAFETY: `data` is readable and the length its own.
     patiently(|| unsafe {
-        libc::syscall(libc::SYS_pwrite64, fd, data.as_ptr(), data.len(), offset)
+        kernel::syscall!(libc::SYS_pwrite64, fd, data.as_ptr(), data.len(), offset)
     })
 }
 
@@ -91,14 +92,14 @@ fn fallocate(fd: i32, mode: i32, offset: u64, len: u64) -> isize {
     let mode = libc::c_long::from(mode | libc::FALLOC_FL_KEEP_SIZE);
     let fd = libc::c_long::from(fd);
     // SAFETY: no memory of the process is involved.
-    patiently(|| unsafe { libc::syscall(libc::SYS_fallocate, fd, mode, offset, len) })
+    patiently(|| unsafe { kernel::syscall!(libc::SYS_fallocate, fd, mode, offset, len) })
 }
 
 /// sync_file_range(2)
 pub(crate) fn sync_range(fd: i32, offset: u64, len: u64, flags: u32) -> isize {
     let (fd, flags) = (libc::c_long::from(fd), libc::c_long::from(flags));
     // SAFETY: no memory is involved.
-    patiently(|| unsafe { libc::syscall(libc::SYS_sync_file_range, fd, offset, len, flags) })
+    patiently(|| unsafe { kernel::syscall!(libc::SYS_sync_file_range, fd, offset, len, flags) })
 }
 
 /// poll(2) of one descriptor: what is so of it now, or, when `wait`, as soon as
@@ -123,6 +124,6 @@ pub fn poll(fd: i32, events: i16, wait: bool) -> i16 {
     let one: libc::c_long = 1;
     // SAFETY: one valid entry, a time or none, and no mask of signals.
     let ready =
-        unsafe { libc::syscall(libc::SYS_ppoll, &raw mut poll, one, limit, nothing, nothing) };
+        unsafe { kernel::syscall!(libc::SYS_ppoll, &raw mut poll, one, limit, nothing, nothing) };
     if ready == 1 { poll.revents } else { 0 }
 }

@@ -11,6 +11,7 @@ use core::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
 use crate::calls;
 use crate::error::OsError;
+use crate::kernel;
 
 /// Ours are at or above this where the process may have as many.
 const LOWEST: i32 = 960;
@@ -88,7 +89,15 @@ pub(crate) fn out_of_the_way(fd: i32) -> Result<i32, OsError> {
         rlim_max: 0,
     };
     // SAFETY: a valid place for the answer.
-    unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    unsafe {
+        kernel::syscall!(
+            libc::SYS_prlimit64,
+            0,
+            libc::RLIMIT_NOFILE,
+            0,
+            &raw mut limit
+        )
+    };
     let top = limit.rlim_cur.saturating_sub(FROM_TOP);
     let high = i32::try_from(top).map_or(LOWEST, |top| top.min(LOWEST));
     let low = libc::STDERR_FILENO + 1;
@@ -97,7 +106,8 @@ pub(crate) fn out_of_the_way(fd: i32) -> Result<i32, OsError> {
             return Ok(note(fd));
         }
         // SAFETY: duplicates a descriptor; no memory is involved.
-        let moved = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, lowest) };
+        let moved =
+            unsafe { kernel::syscall!(libc::SYS_fcntl, fd, libc::F_DUPFD_CLOEXEC, lowest) } as i32;
         if moved >= 0 {
             close(fd);
             return Ok(note(moved));
@@ -141,7 +151,7 @@ impl Spare {
             return;
         }
         // SAFETY: the name is a NUL-terminated literal.
-        let made = unsafe { libc::memfd_create(c"ghostmem-spare".as_ptr(), libc::MFD_CLOEXEC) };
+        let made = unsafe { kernel::memfd_create(c"ghostmem-spare".as_ptr(), libc::MFD_CLOEXEC) };
         if made < 0 {
             self.fd.store(-1, Ordering::Relaxed);
             return;
@@ -160,7 +170,9 @@ impl Spare {
             return fd;
         }
         // SAFETY: duplicates a descriptor; no memory is involved.
-        let moved = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, SPARE_LOWEST) };
+        let moved =
+            unsafe { kernel::syscall!(libc::SYS_fcntl, fd, libc::F_DUPFD_CLOEXEC, SPARE_LOWEST) }
+                as i32;
         // A standard stream's number stays free.
         if moved < 0 && fd > libc::STDERR_FILENO {
             return fd;
@@ -205,7 +217,7 @@ impl Drop for Spare {
 fn file_of(fd: i32) -> Option<[u64; 2]> {
     let mut seen = MaybeUninit::<libc::stat64>::zeroed();
     // SAFETY: `seen` is writable.
-    let rc = unsafe { libc::fstat64(fd, seen.as_mut_ptr()) };
+    let rc = unsafe { kernel::syscall!(libc::SYS_fstat, fd, seen.as_mut_ptr()) };
     // SAFETY: zeroed, and filled by the kernel where it succeeded.
     let seen = unsafe { seen.assume_init() };
     (rc == 0 && seen.st_nlink == 0 && seen.st_size == 0).then_some([seen.st_dev, seen.st_ino])

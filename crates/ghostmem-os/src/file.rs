@@ -14,6 +14,7 @@ use core::ffi::CStr;
 use crate::calls;
 use crate::descriptor::{close, out_of_the_way};
 use crate::error::{OsError, errno};
+use crate::kernel;
 
 /// Direct I/O works in whole blocks of this many bytes, at addresses and offsets
 /// that are multiples of it; file systems that want larger ones are not used so.
@@ -232,7 +233,7 @@ impl File {
 
     fn advise(self, offset: u64, len: u64, advice: i32) {
         // SAFETY: no memory is involved.
-        unsafe { libc::syscall(libc::SYS_fadvise64, self.0, offset, len, advice) };
+        unsafe { kernel::syscall!(libc::SYS_fadvise64, self.0, offset, len, advice) };
     }
 
     /// Gives the blocks of a range back to the file system; it reads as zeros
@@ -265,7 +266,7 @@ impl File {
     /// The kernel's refusal, `EFBIG` over `RLIMIT_FSIZE` among them.
     pub fn set_len(self, len: u64) -> Result<(), OsError> {
         // SAFETY: no memory is involved.
-        let rc = unsafe { libc::ftruncate64(self.0, len as i64) };
+        let rc = unsafe { kernel::ftruncate(self.0, len as i64) };
         done("ftruncate", rc)
     }
 
@@ -276,9 +277,9 @@ impl File {
     pub fn status(self) -> Result<Status, OsError> {
         let mut seen = core::mem::MaybeUninit::<libc::stat64>::zeroed();
         // SAFETY: `seen` is writable.
-        let rc = unsafe { libc::fstat64(self.0, seen.as_mut_ptr()) };
+        let rc = unsafe { kernel::syscall!(libc::SYS_fstat, self.0, seen.as_mut_ptr()) };
         // SAFETY: zeroed, and filled by the kernel where it succeeded.
-        done("fstat", rc).map(|()| Status::of(&unsafe { seen.assume_init() }))
+        done("fstat", rc as i32).map(|()| Status::of(&unsafe { seen.assume_init() }))
     }
 
     /// Locks the file against every other open of it, here and in other

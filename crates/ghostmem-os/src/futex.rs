@@ -3,6 +3,7 @@
 use core::sync::atomic::AtomicU64;
 use core::time::Duration;
 
+use crate::kernel;
 use crate::thread;
 
 /// Sleeps while the low 32 bits of `word` equal `expected`, at most
@@ -23,7 +24,7 @@ pub fn wait(word: &AtomicU64, expected: u32, timeout: Duration) {
     // SAFETY: `word` is alive for the call, 8-byte aligned, and on a
     // little-endian machine its first four bytes are its low half.
     unsafe {
-        libc::syscall(
+        kernel::syscall!(
             libc::SYS_futex,
             word.as_ptr(),
             libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG,
@@ -41,7 +42,7 @@ pub fn wake_all(word: &AtomicU64) {
     }
     // SAFETY: only the address is used; the word is not accessed.
     unsafe {
-        libc::syscall(
+        kernel::syscall!(
             libc::SYS_futex,
             word.as_ptr(),
             libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG,

@@ -12,6 +12,7 @@ use core::sync::atomic::{AtomicI32, Ordering};
 use crate::descriptor::{self, out_of_the_way};
 use crate::error::OsError;
 use crate::file::File;
+use crate::kernel;
 use crate::lineage;
 use crate::map::{Access, PAGE_SIZE, Reservation, Span};
 
@@ -56,7 +57,7 @@ impl FileMap {
         // SAFETY: MAP_FIXED over address space that `over`'s caller keeps
         // reserved.
         let got = unsafe {
-            libc::mmap(
+            kernel::mmap(
                 self.front as *mut libc::c_void,
                 self.len,
                 libc::PROT_NONE,
@@ -133,12 +134,12 @@ impl FileMap {
             }
             let at = self.front_at(offset, PAGE_SIZE);
             // SAFETY: the page lies in the front mapping; locks change no contents.
-            unsafe { libc::munlock(at, PAGE_SIZE) };
+            unsafe { kernel::munlock(at, PAGE_SIZE) };
             self.guard(offset, PAGE_SIZE)?;
             // What is locked on fault is not brought in now. Refused only where
             // the limit was lowered meanwhile.
             // SAFETY: as above.
-            unsafe { libc::mlock2(at, PAGE_SIZE, libc::MLOCK_ONFAULT as libc::c_uint) };
+            unsafe { kernel::mlock2(at, PAGE_SIZE, libc::MLOCK_ONFAULT as libc::c_uint) };
         }
         Ok(())
     }
@@ -165,7 +166,7 @@ impl FileMap {
         let at = self.front_at(offset, len);
         // SAFETY: the range lies in the front mapping, into which the engine
         // holds no reference.
-        let rc = unsafe { libc::mprotect(at, len, prot) };
+        let rc = unsafe { kernel::mprotect(at, len, prot) };
         if rc == 0 {
             Ok(())
         } else {
@@ -214,7 +215,7 @@ impl FileMap {
         let at = self.front_at(offset, len);
         // SAFETY: the range lies in the front mapping; guard markers change
         // what an access does, never what the memory file holds.
-        let rc = unsafe { libc::madvise(at, len, advice) };
+        let rc = unsafe { kernel::madvise(at, len, advice) };
         if rc == 0 {
             Ok(())
         } else {
@@ -240,13 +241,13 @@ fn write_at(file: i32, offset: usize, data: &[u8]) -> Result<(), OsError> {
 /// The kernel's refusal.
 pub fn memory_file(len: usize) -> Result<i32, OsError> {
     // SAFETY: the name is a NUL-terminated literal.
-    let fd = unsafe { libc::memfd_create(c"ghostmem".as_ptr(), libc::MFD_CLOEXEC) };
+    let fd = unsafe { kernel::memfd_create(c"ghostmem".as_ptr(), libc::MFD_CLOEXEC) };
     if fd < 0 {
         return Err(OsError::last("memfd_create"));
     }
     let fd = out_of_the_way(fd)?;
     // SAFETY: our own descriptor.
-    let rc = unsafe { libc::ftruncate(fd, len as libc::off_t) };
+    let rc = unsafe { kernel::ftruncate(fd, len as libc::off_t) };
     if rc != 0 {
         let error = OsError::last("ftruncate");
         close(fd);

@@ -20,6 +20,8 @@ pub mod calls;
 pub mod clock;
 #[cfg(not(windows))]
 pub mod descriptor;
+#[cfg(not(windows))]
+pub mod doorway;
 #[cfg_attr(windows, path = "windows/errno.rs")]
 mod errno;
 pub mod error;
@@ -33,6 +35,8 @@ pub mod futex;
 pub mod ghost;
 #[cfg(not(windows))]
 pub mod guard;
+#[cfg(not(windows))]
+pub mod kernel;
 #[cfg(windows)]
 #[path = "windows/lazy.rs"]
 mod lazy;

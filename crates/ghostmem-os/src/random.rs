@@ -1,6 +1,7 @@
 //! Random bytes from the kernel's generator.
 
 use crate::error::OsError;
+use crate::kernel;
 
 /// Fills `out` with random bytes fit for keys (getrandom(2)). Waits only in the
 /// first moments of a machine, before the kernel's generator is ready.
@@ -12,7 +13,8 @@ pub fn fill(out: &mut [u8]) -> Result<(), OsError> {
     while done < out.len() {
         let rest = &mut out[done..];
         // SAFETY: `rest` is writable and the length its own.
-        let got = unsafe { libc::syscall(libc::SYS_getrandom, rest.as_mut_ptr(), rest.len(), 0) };
+        let got =
+            unsafe { kernel::syscall!(libc::SYS_getrandom, rest.as_mut_ptr(), rest.len(), 0) };
         match usize::try_from(got) {
             Ok(0) => return Err(OsError::new("getrandom", libc::EIO)),
             Ok(got) => done += got,

@@ -1,6 +1,7 @@
 //! Giving the frames of many ghost pages back to the kernel in one call.
 
 use crate::error::OsError;
+use crate::kernel;
 use crate::map::PAGE_SIZE;
 
 /// Most ranges [`drop_ranges`] takes in one call.
@@ -32,7 +33,7 @@ pub const fn drop_range(address: usize, len: usize) -> DropRange {
 /// mappings to split one.
 pub fn unlock(address: usize, len: usize) -> Result<(), OsError> {
     // SAFETY: it changes no contents, and a range that is not mapped is refused.
-    let rc = unsafe { libc::munlock(address as *const libc::c_void, len) };
+    let rc = unsafe { kernel::munlock(address as *const libc::c_void, len) };
     if rc == 0 {
         Ok(())
     } else {
@@ -50,7 +51,7 @@ pub fn set_dumped(address: usize, len: usize, dumped: bool) {
         libc::MADV_DONTDUMP
     };
     // SAFETY: it changes no contents, and a range that is not mapped is refused.
-    unsafe { libc::madvise(address as *mut libc::c_void, len, advice) };
+    unsafe { kernel::madvise(address as *mut libc::c_void, len, advice) };
 }
 
 /// Gives the frames behind page ranges of the calling process back to the
@@ -71,7 +72,7 @@ pub unsafe fn drop_ranges(ranges: &[DropRange], even_locked: bool, kept: &mut dy
     const MADV_DONTNEED_LOCKED: i32 = 24;
     if let [only] = ranges {
         // SAFETY: the caller's promise.
-        let rc = unsafe { libc::madvise(only.iov_base, only.iov_len, libc::MADV_DONTNEED) };
+        let rc = unsafe { kernel::madvise(only.iov_base, only.iov_len, libc::MADV_DONTNEED) };
         if rc == 0 {
             return;
         }
@@ -80,7 +81,7 @@ pub unsafe fn drop_ranges(ranges: &[DropRange], even_locked: bool, kept: &mut dy
         // SAFETY: the array is alive for the call; the effect is the caller's
         // promise.
         let done = unsafe {
-            libc::syscall(
+            kernel::syscall!(
                 libc::SYS_process_madvise,
                 PIDFD_SELF,
                 ranges.as_ptr(),
@@ -97,7 +98,7 @@ pub unsafe fn drop_ranges(ranges: &[DropRange], even_locked: bool, kept: &mut dy
     // its pages are claimed until we are done.
     for range in ranges {
         // SAFETY: the caller's promise.
-        let rc = unsafe { libc::madvise(range.iov_base, range.iov_len, libc::MADV_DONTNEED) };
+        let rc = unsafe { kernel::madvise(range.iov_base, range.iov_len, libc::MADV_DONTNEED) };
         if rc == 0 {
             continue;
         }
@@ -105,10 +106,10 @@ pub unsafe fn drop_ranges(ranges: &[DropRange], even_locked: bool, kept: &mut dy
         for address in (start..start + range.iov_len).step_by(PAGE_SIZE) {
             let page = address as *mut libc::c_void;
             // SAFETY: the caller's promise.
-            let mut rc = unsafe { libc::madvise(page, PAGE_SIZE, libc::MADV_DONTNEED) };
+            let mut rc = unsafe { kernel::madvise(page, PAGE_SIZE, libc::MADV_DONTNEED) };
             if rc != 0 && even_locked {
                 // SAFETY: the caller's promise.
-                rc = unsafe { libc::madvise(page, PAGE_SIZE, MADV_DONTNEED_LOCKED) };
+                rc = unsafe { kernel::madvise(page, PAGE_SIZE, MADV_DONTNEED_LOCKED) };
             }
             if rc != 0 {
                 kept(address);

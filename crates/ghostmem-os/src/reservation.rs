@@ -1,6 +1,7 @@
 //! Address space by mmap(2): see [`Reservation`].
 
 use crate::error::OsError;
+use crate::kernel;
 use crate::map::{Access, PAGE_SIZE, Span, round_up_to_page};
 use crate::ranges;
 
@@ -94,7 +95,7 @@ impl Reservation {
         // SAFETY: the range lies in memory this reservation owns; no
         // reference into a reservation is ever handed out, so changing its
         // protection cannot break one.
-        let rc = unsafe { libc::mprotect(at, len, prot(access)) };
+        let rc = unsafe { kernel::mprotect(at, len, prot(access)) };
         if rc == 0 {
             Ok(())
         } else {
@@ -110,7 +111,7 @@ impl Reservation {
         self.check("madvise", offset, len)?;
         let at = (self.base + offset) as *mut libc::c_void;
         // SAFETY: the range lies in memory this reservation owns.
-        let rc = unsafe { libc::madvise(at, len, advice) };
+        let rc = unsafe { kernel::madvise(at, len, advice) };
         if rc == 0 {
             Ok(())
         } else {
@@ -129,7 +130,7 @@ impl Reservation {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
         // SAFETY: MAP_FIXED replaces only pages inside memory this
         // reservation owns.
-        let got = unsafe { libc::mmap(at, len, prot(access), flags, -1, 0) };
+        let got = unsafe { kernel::mmap(at, len, prot(access), flags, -1, 0) };
         if got == libc::MAP_FAILED {
             return Err(OsError::last("mmap"));
         }
@@ -186,7 +187,7 @@ fn map_anonymous(len: usize, access: Access) -> Result<usize, OsError> {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     // SAFETY: a fresh anonymous mapping at an address of the kernel's choice
     // touches nothing that exists.
-    let got = unsafe { libc::mmap(core::ptr::null_mut(), len, prot(access), flags, -1, 0) };
+    let got = unsafe { kernel::mmap(core::ptr::null_mut(), len, prot(access), flags, -1, 0) };
     if got == libc::MAP_FAILED {
         Err(OsError::last("mmap"))
     } else {
@@ -198,7 +199,7 @@ fn map_anonymous(len: usize, access: Access) -> Result<usize, OsError> {
 pub(crate) fn release(base: usize, len: usize) {
     if len > 0 {
         // SAFETY: callers pass ranges they mapped themselves and own.
-        let rc = unsafe { libc::munmap(base as *mut libc::c_void, len) };
+        let rc = unsafe { kernel::munmap(base as *mut libc::c_void, len) };
         debug_assert_eq!(rc, 0, "munmap of an owned range cannot fail");
     }
 }
@@ -215,7 +216,7 @@ pub fn mapped_pages(base: usize, len: usize, out: &mut [u8]) -> Result<(), OsErr
     }
     // SAFETY: `out` has a byte for each page of the range, whose contents are
     // not looked at.
-    let rc = unsafe { libc::mincore(base as *mut libc::c_void, len, out.as_mut_ptr()) };
+    let rc = unsafe { kernel::mincore(base as *mut libc::c_void, len, out.as_mut_ptr()) };
     if rc == 0 {
         Ok(())
     } else {

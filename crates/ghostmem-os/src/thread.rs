@@ -3,12 +3,13 @@
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::OsError;
+use crate::kernel;
 use crate::map::{Access, MapArc, PAGE_SIZE, Reservation};
 
 /// Gives up the processor (sched_yield(2)). Async-signal-safe.
 pub fn yield_now() {
     // SAFETY: no preconditions.
-    unsafe { libc::sched_yield() };
+    unsafe { kernel::syscall!(libc::SYS_sched_yield) };
 }
 
 /// A number that differs between live threads of the process: the thread
@@ -54,7 +55,7 @@ pub fn shard(count: usize) -> usize {
 #[must_use]
 pub fn tid() -> u32 {
     // SAFETY: no preconditions.
-    let id = unsafe { libc::syscall(libc::SYS_gettid) };
+    let id = unsafe { kernel::syscall!(libc::SYS_gettid) };
     id as u32
 }
 

@@ -16,6 +16,7 @@ use core::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use crate::calls;
 use crate::descriptor::{close, out_of_the_way};
 use crate::error::{OsError, errno};
+use crate::kernel;
 use crate::lineage;
 use crate::map::PAGE_SIZE;
 
@@ -476,7 +477,7 @@ impl Uffd {
         // SAFETY: each caller passes the structure that belongs to the
         // request number, alive for the call; the kernel writes only its
         // output fields. What it does to memory is bounded by registration.
-        let rc = unsafe { libc::ioctl(fd, req, arg) };
+        let rc = unsafe { kernel::syscall!(libc::SYS_ioctl, fd, req, arg) };
         if rc == -1 {
             Err(OsError::last(name))
         } else {
@@ -518,7 +519,8 @@ fn open_fd(source: Source) -> Result<i32, OsError> {
                 return Err(OsError::last("open of /dev/userfaultfd"));
             }
             // SAFETY: this request takes its flags by value.
-            let fd = unsafe { libc::ioctl(dev, REQ_DEVICE_NEW, FLAGS) };
+            let fd =
+                unsafe { kernel::syscall!(libc::SYS_ioctl, dev, REQ_DEVICE_NEW, FLAGS) } as i32;
             let result = if fd < 0 {
                 Err(OsError::last("USERFAULTFD_IOC_NEW"))
             } else {
@@ -534,7 +536,7 @@ fn open_fd(source: Source) -> Result<i32, OsError> {
                 FLAGS
             };
             // SAFETY: userfaultfd(2) takes one integer.
-            let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, flags) };
+            let fd = unsafe { kernel::syscall!(libc::SYS_userfaultfd, flags) };
             if fd < 0 {
                 Err(OsError::last("userfaultfd"))
             } else {

@@ -17,6 +17,7 @@ use core::ops::Deref;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering, compiler_fence};
 
 use crate::error::OsError;
+use crate::kernel;
 use crate::map::{Access, PAGE_SIZE, Reservation};
 
 /// A value is there.
@@ -65,7 +66,7 @@ impl<T: Send + Sync, const N: usize> Vault<T, N> {
     /// Locks the vault's memory, again after a fork; whether that worked.
     pub fn lock_again(&self) -> bool {
         // SAFETY: a mapping this value owns; locking changes no contents.
-        let rc = unsafe { libc::mlock(self.map.base() as *const libc::c_void, self.map.len()) };
+        let rc = unsafe { kernel::mlock(self.map.base() as *const libc::c_void, self.map.len()) };
         self.is_locked.store(rc == 0, Ordering::Relaxed);
         rc == 0
     }
