@@ -26,6 +26,10 @@ pub enum Call {
     Drop,
     /// The program's lock is taken off.
     Unlock,
+    /// A tier reads from its disk.
+    DiskRead,
+    /// A tier writes to its disk.
+    DiskWrite,
 }
 
 /// What becomes of a call.
@@ -50,6 +54,8 @@ pub struct Odds {
     pub unread: u16,
     /// A page's frame is kept when it is to be dropped.
     pub kept: u16,
+    /// A write to a disk fails (`ENOSPC`).
+    pub disk_full: u16,
     /// A call takes milliseconds.
     pub slow: u16,
 }
@@ -79,13 +85,12 @@ std::thread_local! {
 /// # Panics
 /// When there is none: regions of sim work only inside of one.
 pub(crate) fn current() -> Rc<Simulation> {
-    let current = CURRENT.with_borrow(Clone::clone);
-    current.expect("a region of sim is used by the thread of its simulation")
+    Simulation::current().expect("a region of sim is used by the thread of its simulation")
 }
 
 /// Calls `act` with the calling thread's simulation, if there is one.
 pub(crate) fn if_current(act: impl FnOnce(&Simulation)) {
-    if let Some(current) = CURRENT.with_borrow(Clone::clone) {
+    if let Some(current) = Simulation::current() {
         act(&current);
     }
 }
@@ -141,6 +146,18 @@ impl Simulation {
         // What the hook holds may be of this simulation.
         simulation.hook.take();
         result
+    }
+
+    /// The calling thread's, if it is in one: for what cannot be given it, as a disk.
+    pub fn current() -> Option<Rc<Self>> {
+        CURRENT.with_borrow(Clone::clone)
+    }
+
+    /// A call of somebody else than a backend, on the page or place `at`: what becomes
+    /// of it, after others acted.
+    pub fn call(&self, call: Call, at: usize) -> Answer {
+        self.meanwhile(call);
+        self.ask(call, at)
     }
 
     /// The next random number (SplitMix64).
@@ -264,6 +281,7 @@ impl Simulation {
                 Call::Protect => refused(odds.protect, libc::EAGAIN),
                 Call::Read => refused(odds.unread, libc::EFAULT),
                 Call::Drop => refused(odds.kept, libc::EINVAL),
+                Call::DiskWrite => refused(odds.disk_full, libc::ENOSPC),
                 _ => Answer::Done,
             });
         let kind = match answer {

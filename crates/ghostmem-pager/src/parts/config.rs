@@ -41,13 +41,18 @@ impl Config {
     /// The first backend that works here, no thread, no readahead: what a test does is
     /// all that happens.
     pub(crate) fn for_tests(limit_pages: usize) -> Self {
+        let backend = ghostmem_fault::BackendKind::PREFERRED
+            .iter()
+            .find_map(|&kind| Opened::open(kind).ok());
+        Self::for_tests_on(backend.unwrap(), limit_pages)
+    }
+
+    /// The same on a backend of the test's choice.
+    pub(crate) fn for_tests_on(backend: Opened, limit_pages: usize) -> Self {
         Self {
             limit_pages,
             memory_limit_bytes: None,
-            backend: ghostmem_fault::BackendKind::PREFERRED
-                .iter()
-                .find_map(|&kind| Opened::open(kind).ok())
-                .unwrap(),
+            backend,
             codec: AnyCodec::Lz4,
             compress: true,
             on_lost: None,

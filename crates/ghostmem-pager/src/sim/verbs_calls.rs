@@ -88,7 +88,7 @@ fn discarded_pages_read_as_zero_from_every_state() {
         pages().step_by(3).for_each(|page| world.load(page));
         world.discard(block, 16);
         let stats = world.engine.stats();
-        assert_eq!((stats.store_slots, stats.resident_bytes), (0, 0));
+        assert_eq!((stats.stored_pages, stats.resident_bytes), (0, 0));
         pages().for_each(|page| world.load(page));
         // A frame that the kernel keeps is a page that keeps its bytes.
         pages().for_each(|page| world.store(page, Data::Text));
@@ -117,7 +117,7 @@ fn a_block_grows_with_zeros_and_forgets_what_it_loses() {
         world.store(page(7), Data::Noise);
         world.evict(block, 8);
         assert!(world.resize(block, 2));
-        assert_eq!(world.engine.stats().store_slots, 2);
+        assert_eq!(world.engine.stats().stored_pages, 2);
         assert!(world.resize(block, 8));
         (0..8).for_each(|at| world.load(page(at)));
         world.engine.pin(page(6), PAGE_SIZE).unwrap();

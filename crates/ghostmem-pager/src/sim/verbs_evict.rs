@@ -20,9 +20,9 @@ fn dirty_pages_are_packed_each_in_its_way_and_clean_ones_dropped() {
         }
         assert_eq!(world.evict(block, 3), 3);
         assert_eq!(world.count(Counter::evictions_dirty), 3);
-        assert_eq!(world.count(Counter::filled_pages_evicted), 1);
+        assert_eq!(world.count(Counter::same_filled_pages), 1);
         assert_eq!(world.count(Counter::raw_pages_evicted), 1);
-        assert_eq!(world.engine.stats().store_slots, 2);
+        assert_eq!(world.engine.stats().stored_pages, 2);
         let compressed = world.count(Counter::compressed_pages);
         world.load(block + PAGE_SIZE);
         assert_eq!(world.evict(block, 3), 1);
@@ -102,7 +102,7 @@ fn what_the_kernel_refuses_stays_where_it_is() {
             assert_eq!(states(), [stored, State::Resident, stored, stored]);
             assert_eq!(world.sim.answers_left(), 0);
             assert_eq!(
-                world.engine.stats().store_slots,
+                world.engine.stats().stored_pages,
                 3,
                 "nothing is kept for it"
             );

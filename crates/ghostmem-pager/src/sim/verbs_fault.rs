@@ -38,12 +38,12 @@ fn a_page_restored_for_reading_keeps_its_copy_until_it_is_stored_to() {
         world.store(block, Data::Few);
         assert_eq!(world.count(Counter::write_faults), 1);
         let stats = world.engine.stats();
-        assert_eq!((stats.kept_copies, stats.store_slots), (0, 0));
+        assert_eq!((stats.kept_copies, stats.stored_pages), (0, 0));
         world.evict(block, 1);
         // A store brings it back without one.
         world.store(block, Data::Few);
         let stats = world.engine.stats();
-        assert_eq!((stats.kept_copies, stats.store_slots), (0, 0));
+        assert_eq!((stats.kept_copies, stats.stored_pages), (0, 0));
         world.audit();
     });
 }

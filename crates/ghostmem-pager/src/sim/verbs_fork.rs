@@ -36,7 +36,7 @@ fn a_parent_goes_on_as_before() {
             let before = world.engine.stats();
             world.fork_as_parent();
             let after = world.engine.stats();
-            assert_eq!(before.store_slots, after.store_slots);
+            assert_eq!(before.stored_pages, after.stored_pages);
             assert_eq!(before.kept_copies, after.kept_copies);
             world.audit();
         });

@@ -6,11 +6,11 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-use ghostmem_fault::sim::{Manner, Odds, Simulation};
+use ghostmem_fault::sim::{Call, Manner, Odds, Simulation};
 use ghostmem_os::PAGE_SIZE;
 
 use crate::parts::engine::Engine;
-use crate::sim::world::{DATA, Touch, World, config};
+use crate::sim::world::{DATA, Touch, World, config, file};
 
 /// Pages of all blocks together, at most about.
 const PAGES_MAX: usize = 600;
@@ -67,13 +67,21 @@ fn some_touch(world: &World) -> Touch {
 }
 
 /// What others do in the middle of a call: nothing that may wait for who is interrupted.
-fn interrupt(world: &Rc<World>, depth: &Cell<u32>) {
+fn interrupt(world: &Rc<World>, call: Call, depth: &Cell<u32>) {
     world.check();
     let frozen = world.busy.borrow().end == usize::MAX;
-    if frozen || depth.get() == 2 || !world.sim.happens(60) {
+    // A disk takes its time: much happens meanwhile.
+    let many = call == Call::DiskWrite && depth.get() == 0;
+    if frozen || depth.get() == 2 || !(many || world.sim.happens(60)) {
         return;
     }
     depth.set(depth.get() + 1);
+    for _ in 0..if many { 16 } else { 0 } {
+        if let Some(page) = some_page(world) {
+            world.try_touch(world.sim.below(8), page, some_touch(world));
+            world.evict(page, 1);
+        }
+    }
     match world.sim.below(16) {
         0 => world.reclaimer_turn(),
         1 => {
@@ -97,11 +105,12 @@ fn interrupt(world: &Rc<World>, depth: &Cell<u32>) {
 }
 
 impl Walk {
-    fn begin(sim: &Rc<Simulation>, manner: Manner) -> Self {
+    fn begin(sim: &Rc<Simulation>, manner: Manner, with_file: bool) -> Self {
         let mut config = config(manner, 96);
         config.readahead = sim.below(4) > 0;
-        let world = World::new(sim, config, None);
+        let world = World::new(sim, config, with_file.then(|| file(16 << 10)));
         sim.set_odds(Odds {
+            disk_full: 60,
             part: 100,
             protect: 30,
             unread: 20,
@@ -109,7 +118,7 @@ impl Walk {
             slow: 4,
         });
         let (actor, depth) = (world.clone(), Cell::new(0));
-        sim.set_hook(move |_| interrupt(&actor, &depth));
+        sim.set_hook(move |call| interrupt(&actor, call, &depth));
         let pins = Vec::new();
         Self { world, pins }
     }
@@ -143,7 +152,8 @@ impl Walk {
             700..720 => {
                 world.engine.evict_coldest().unwrap();
             }
-            720..760 => world.reclaimer_turn(),
+            720..740 => world.reclaimer_turn(),
+            740..760 => world.demoter_turn(),
             760..775 => {
                 if let Some((range, pages)) = some_range(world, 40) {
                     world.engine.prefetch(range, pages * PAGE_SIZE).unwrap();
@@ -238,9 +248,9 @@ impl Walk {
 }
 
 /// Walks, and says what the kernel was asked and answered, and what was counted.
-fn walk(seed: u64, manner: Manner, steps: u64) -> (u64, crate::Counts) {
+fn walk(seed: u64, (manner, with_file): (Manner, bool), steps: u64) -> (u64, crate::Stats) {
     Simulation::run(seed, |sim| {
-        let mut walk = Walk::begin(sim, manner);
+        let mut walk = Walk::begin(sim, manner, with_file);
         for step in 0..steps {
             sim.set_step(step);
             walk.step();
@@ -249,24 +259,24 @@ fn walk(seed: u64, manner: Manner, steps: u64) -> (u64, crate::Counts) {
                 walk.world.audit();
             }
         }
-        let counts = walk.world.engine.stats().counts;
+        let counts = walk.world.engine.stats();
         walk.end();
         (sim.digest(), counts)
     })
 }
 
-fn walks(manner: Manner, first_seed: u64, count: u64) {
+fn walks(manner: Manner, with_file: bool, first_seed: u64, count: u64) {
     let first = from_environment("GHOSTMEM_SIM_SEED").unwrap_or(first_seed);
     let steps = from_environment("GHOSTMEM_SIM_STEPS").unwrap_or(STEPS);
     let started = std::time::Instant::now();
     for seed in first..first + count {
-        let (_, counts) = walk(seed, manner, steps);
+        let (_, counts) = walk(seed, (manner, with_file), steps);
         // A walk that meets nothing shows nothing.
         let met = [
             counts.refaults,
             counts.evictions_dirty,
             counts.evictions_cancelled,
-            counts.filled_pages_evicted,
+            counts.same_filled_pages,
             counts.raw_pages_evicted,
             counts.direct_reclaims,
         ];
@@ -282,6 +292,15 @@ fn walks(manner: Manner, first_seed: u64, count: u64) {
             ];
             assert!(copies.iter().all(|&count| count > 0), "{counts:?}");
         }
+        if with_file && steps >= STEPS {
+            let moved = [
+                counts.pages_spilled,
+                counts.spilled_reads,
+                counts.spills_in_vain,
+                counts.spill_write_errors,
+            ];
+            assert!(moved.iter().all(|&count| count > 0), "{counts:?}");
+        }
     }
     let rate = (steps * count) as f64 / started.elapsed().as_secs_f64();
     println!("{count} walks of {steps} steps: {rate:.0} steps a second");
@@ -289,27 +308,37 @@ fn walks(manner: Manner, first_seed: u64, count: u64) {
 
 #[test]
 fn a_walk_with_userfaultfd() {
-    walks(Manner::Userfaultfd, 100, 4);
+    walks(Manner::Userfaultfd, false, 100, 3);
 }
 
 #[test]
 fn a_walk_with_guard() {
-    walks(Manner::Guard, 200, 3);
+    walks(Manner::Guard, false, 200, 2);
 }
 
 #[test]
 fn a_walk_with_guard_by_mprotect() {
-    walks(Manner::GuardByMprotect, 300, 3);
+    walks(Manner::GuardByMprotect, false, 300, 2);
+}
+
+#[test]
+fn a_walk_with_a_file() {
+    walks(Manner::Userfaultfd, true, 400, 3);
 }
 
 #[test]
 fn one_seed_is_one_walk() {
-    for manner in [Manner::Userfaultfd, Manner::Guard] {
+    let all = [
+        (Manner::Userfaultfd, false),
+        (Manner::Guard, false),
+        (Manner::Userfaultfd, true),
+    ];
+    for manner in all {
         let (first, counts) = walk(7, manner, 3000);
         let (second, again) = walk(7, manner, 3000);
         assert_eq!(first, second);
         // Times are the simulation's, too.
-        assert_eq!(counts, again);
+        assert!(counts.figures().eq(again.figures()), "{counts:?} {again:?}");
         assert_ne!(walk(8, manner, 3000).0, first);
     }
 }
@@ -325,7 +354,7 @@ fn a_place_in_memory_changes_nothing() {
             for other in &others {
                 Engine::allocate(&other.engine, 4, 1).unwrap();
             }
-            let mut walk = Walk::begin(sim, Manner::Userfaultfd);
+            let mut walk = Walk::begin(sim, Manner::Userfaultfd, false);
             (0..500).for_each(|_| walk.step());
             walk.end();
             others.iter().for_each(|other| other.engine.shut_down());

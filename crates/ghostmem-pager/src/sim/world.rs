@@ -5,19 +5,20 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ops::Range;
 use std::rc::Rc;
 
-use ghostmem_codec::AnyCodec;
-use ghostmem_fault::sim::{Manner, Odds, Outcome, Simulation, Thread};
+use ghostmem_fault::sim::{Answer, Call, Manner, Odds, Outcome, Simulation, Thread};
 use ghostmem_fault::{FaultSink, Opened};
+use ghostmem_file::{Faults, Injected, Options};
 use ghostmem_os::PAGE_SIZE;
 use ghostmem_os::map::MapArc;
 use ghostmem_store::Place;
 use ghostmem_table::State;
 
 use crate::evict::reclaimer::Reclaimer;
-use crate::parts::cold::SpillSettings;
+use crate::parts::cold::{Cold, SpillSettings};
 use crate::parts::config::Config;
 use crate::parts::engine::Engine;
 use crate::parts::metrics::Counter;
+use crate::tiers::demote::Demoter;
 
 /// Frames beyond the limit that [`crate::fault::frame`] may take when nothing can leave.
 const OVERDRAFT_MAX: i64 = 68;
@@ -59,6 +60,7 @@ pub(super) struct World {
     pub(super) blocks: RefCell<Vec<(usize, usize)>>,
     threads: RefCell<Vec<Thread>>,
     reclaimer: RefCell<Reclaimer>,
+    demoter: RefCell<Demoter>,
     /// Addresses that a call at the bottom of the stack changes: nobody may touch them
     /// meanwhile, as neither order would be wrong.
     pub(super) busy: RefCell<Range<usize>>,
@@ -73,18 +75,46 @@ pub(super) struct World {
 /// Settings of a simulated engine: nothing ahead of demand but what the test asks for.
 pub(super) fn config(manner: Manner, limit_pages: usize) -> Config {
     Config {
-        limit_pages,
-        memory_limit_bytes: None,
-        backend: Opened::sim(manner),
-        codec: AnyCodec::Lz4,
-        compress: true,
-        on_lost: None,
         readahead: true,
         background: true,
-        background_in_children: false,
-        keep_copies: true,
         store_capacity_bytes: 64 << 20,
+        ..Config::for_tests_on(Opened::sim(manner), limit_pages)
     }
+}
+
+/// A disk of the simulation of whatever thread uses it: others act in the middle of its
+/// calls, which may fail.
+#[derive(Debug)]
+struct Disk;
+
+impl Disk {
+    fn call(call: Call, offset: u64) -> Injected {
+        let answer = Simulation::current().map(|sim| sim.call(call, offset as usize / PAGE_SIZE));
+        match answer {
+            Some(Answer::Refused(errno)) => Injected::Errno(errno),
+            _ => Injected::Nothing,
+        }
+    }
+}
+
+impl Faults for Disk {
+    fn read(&self, offset: u64, _len: usize) -> Injected {
+        Self::call(Call::DiskRead, offset)
+    }
+    fn write(&self, offset: u64, _len: usize) -> Injected {
+        Self::call(Call::DiskWrite, offset)
+    }
+    fn punch(&self, _offset: u64, _len: u64) -> Injected {
+        Injected::Nothing
+    }
+}
+
+/// A file tier below a store that may hold `store_bytes`. The file is a real one without a
+/// name; what it is asked goes through the simulation.
+pub(super) fn file(store_bytes: usize) -> SpillSettings {
+    let options = Options::unnamed(std::env::temp_dir()).direct(false);
+    let file = Cold::file(&options.faults(&Disk)).unwrap();
+    SpillSettings::new(file, Some(store_bytes)).unwrap()
 }
 
 impl World {
@@ -100,6 +130,7 @@ impl World {
             blocks: RefCell::default(),
             threads: RefCell::new((1..=8).map(Thread::new).collect()),
             reclaimer: RefCell::new(Reclaimer::new(8)),
+            demoter: RefCell::new(Demoter::new()),
             busy: RefCell::new(0..0),
             locked: RefCell::default(),
             active: Cell::new(0),
@@ -323,6 +354,17 @@ impl World {
         }
     }
 
+    /// A turn of the thread that moves pages to the file, where there is one. For the
+    /// bottom of the stack: it waits for those who read the file.
+    pub(super) fn demoter_turn(&self) {
+        if let Some(spill) = &self.engine.spill {
+            let nap = self
+                .engine
+                .demoter_step(spill, &mut self.demoter.borrow_mut());
+            self.sim.note(nap.map_or(1, |nap| nap.as_nanos() as u64));
+        }
+    }
+
     // Forks.
 
     /// A fork after which the simulation goes on as the parent.
@@ -399,7 +441,7 @@ impl World {
                 if clean || word.state() == State::Stored {
                     let new = match Place::from_bits(word.payload()).unwrap() {
                         Place::Store(slot) => slots.insert(slot.bits()),
-                        Place::Elsewhere(number) => places.insert(number),
+                        Place::Cold(..) => places.insert(word.payload()),
                     };
                     assert!(new, "page {page} shares the place of another one");
                 }
@@ -428,12 +470,12 @@ impl World {
         );
         let stats = self.engine.stats();
         assert_eq!(
-            stats.store_slots,
+            stats.stored_pages,
             slots.len(),
             "slots in the store, of pages"
         );
         assert_eq!(
-            stats.file.slots as usize,
+            stats.file_pages,
             places.len(),
             "places in the file, of pages"
         );
@@ -452,11 +494,11 @@ impl World {
         assert_eq!(self.engine.budget.used(), 0, "frames are left");
         let stats = self.engine.stats();
         assert_eq!(
-            (stats.store_slots, stats.file.slots),
+            (stats.stored_pages, stats.file_pages),
             (0, 0),
             "slots are left"
         );
-        assert_eq!((stats.block_bytes, stats.kept_copies), (0, 0));
+        assert_eq!((stats.allocated_bytes, stats.kept_copies), (0, 0));
         self.engine.shut_down();
     }
 }

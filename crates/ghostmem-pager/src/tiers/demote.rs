@@ -270,40 +270,67 @@ fn owner_of(entry: &Entry) -> u64 {
     crate::parts::region::owner(entry.region, entry.page as usize).get()
 }
 
-fn run(engine: &Engine) {
-    let Some(spill) = &engine.spill else { return };
-    let mut spiller = Spiller {
-        lap: Lap::NONE,
-        back_off: BACK_OFF_MIN,
-        retry_ns: 0,
-    };
-    let mut nap = NAP;
-    while !engine.closed.load(Ordering::Acquire) {
-        engine.share_store();
-        let over = engine.store.held_bytes() > spill.share().begin_bytes();
+/// What the thread remembers from turn to turn.
+pub(crate) struct Demoter {
+    spiller: Spiller,
+    nap: Duration,
+    done: bool,
+}
+
+impl Demoter {
+    pub(crate) const fn new() -> Self {
+        Self {
+            spiller: Spiller {
+                lap: Lap::NONE,
+                back_off: BACK_OFF_MIN,
+                retry_ns: 0,
+            },
+            nap: NAP,
+            done: true,
+        }
+    }
+}
+
+impl Engine {
+    /// One turn of the thread: how long it rests now; `None` when it goes on at once.
+    /// `spill.asleep` says whether it can be woken.
+    pub(crate) fn demoter_step(&self, spill: &Spill, demoter: &mut Demoter) -> Option<Duration> {
+        spill.asleep.store(0, Ordering::Relaxed);
+        if demoter.done {
+            demoter.nap = NAP;
+        }
+        let spiller = &mut demoter.spiller;
+        self.share_store();
+        let over = self.store.held_bytes() > spill.share().begin_bytes();
         let may = clock::now_ns() >= spiller.retry_ns;
-        let done = !over || (may && engine.spill_down(spill, &mut spiller));
+        demoter.done = !over || (may && self.spill_down(spill, spiller));
         if !over && may {
             // Nothing to try it with: who asks for memory may count on it.
             spill.failing.store(false, Ordering::Relaxed);
         }
-        let cleaning = engine.clean_file(spill);
+        let cleaning = self.clean_file(spill);
         // Room comes as the program frees and evicts, or with time.
-        nap = match (done, cleaning) {
+        demoter.nap = match (demoter.done, cleaning) {
             (true, false) => IDLE,
             (true, true) => NAP,
-            (false, _) => (nap * 2).clamp(NAP, BACK_OFF_MAX),
+            (false, _) => (demoter.nap * 2).clamp(NAP, BACK_OFF_MAX),
         };
         // Not to be woken for each batch of evictions that changes nothing.
-        let asleep = u64::from(nap >= NAP_LIGHT);
+        let asleep = u64::from(demoter.nap >= NAP_LIGHT);
         spill.asleep.store(asleep, Ordering::SeqCst);
-        let still = !done || engine.store.held_bytes() <= spill.share().begin_bytes();
-        if still && !engine.closed.load(Ordering::Acquire) {
-            futex::wait(&spill.asleep, asleep as u32, nap);
-        }
-        spill.asleep.store(0, Ordering::Relaxed);
-        if done {
-            nap = NAP;
+        let still = !demoter.done || self.store.held_bytes() <= spill.share().begin_bytes();
+        (still && !self.closed.load(Ordering::Acquire)).then_some(demoter.nap)
+    }
+}
+
+fn run(engine: &Engine) {
+    let Some(spill) = &engine.spill else { return };
+    let mut demoter = Demoter::new();
+    while !engine.closed.load(Ordering::Acquire) {
+        if let Some(nap) = engine.demoter_step(spill, &mut demoter) {
+            // Woken before it sleeps, it finds another value.
+            let asleep = u32::from(nap >= NAP_LIGHT);
+            futex::wait(&spill.asleep, asleep, nap);
         }
     }
 }
