@@ -16,7 +16,7 @@
 //! Each mechanism is one file that implements [`Backend`]; [`Region`] is the closed list of
 //! them.
 //!
-//! With the feature `sim`, for tests only, there is one more: [`sim`], which knows no
+//! With the feature `sim`, for tests only, there is one more: `sim`, which knows no
 //! operating system.
 //!
 //! # The closed world
