@@ -52,7 +52,7 @@ pub(crate) struct Report {
 /// Most bytes of code outside glibc that one start looks at, where no plan is kept
 /// of it: some 0.1 ms for each MiB.
 const LOOKED_AT_MOST: usize = 32 << 20;
-/// To look at less costs no more than to read what was found before.
+/// Shorter code is looked at for calls before its plan is.
 const KEPT_FROM: usize = 256 << 10;
 
 /// Redirects the system calls of what is loaded; mmap too when `maps`. `plans` knows
@@ -64,10 +64,14 @@ pub(crate) fn install(texts: &[Text], maps: bool, plans: &Plans) -> Report {
     };
     let mut room = LOOKED_AT_MOST;
     for text in texts {
+        // To look at little costs no more than to read what was found before; but
+        // what looks like a call there has to be decoded.
+        let is_short = !text.of_libc && text.bytes < KEPT_FROM;
+        if is_short && Scan::for_calls(code_of(text), text.start).calls.is_empty() {
+            continue;
+        }
         let key = Key::of(text, maps);
-        let keeps = text.of_libc || text.bytes >= KEPT_FROM;
-        let kept = keeps.then(|| plans.get(text, &key)).flatten();
-        let plan = match kept {
+        let plan = match plans.get(text, &key) {
             Some(plan) => plan,
             None if !text.of_libc && text.bytes > room => continue,
             None => {
@@ -75,9 +79,7 @@ pub(crate) fn install(texts: &[Text], maps: bool, plans: &Plans) -> Report {
                     room -= text.bytes;
                 }
                 let plan = look_for(text, maps);
-                if keeps {
-                    plans.keep(text, &key, &plan);
-                }
+                plans.keep(text, &key, &plan);
                 plan
             }
         };
