@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ghostmem_os::report::{Level, Reports, Version};
+use ghostmem_os::report::{Level, Reports, Version, keyed};
 
 use crate::error::{Error, Result};
 
@@ -109,6 +109,30 @@ impl Cgroup {
             Version::V1 => self.write("memory.swappiness", "0"),
             Version::V2 => self.write("memory.swap.max", "0"),
         };
+    }
+
+    /// Lets the kernel swap what the group holds rather than drop files it reads, as
+    /// far as the version allows.
+    pub(crate) fn swap_readily(&self) -> Result<()> {
+        match self.version {
+            Version::V1 => self.write("memory.swappiness", "100"),
+            Version::V2 => Ok(()),
+        }
+    }
+
+    /// Lets a process wait for memory that the kernel cannot find, in place of being
+    /// killed (version 1; there is no such switch in version 2).
+    pub(crate) fn wait_for_memory(&self) -> Result<()> {
+        match self.version {
+            Version::V1 => self.write("memory.oom_control", "1"),
+            Version::V2 => Ok(()),
+        }
+    }
+
+    /// Whether a process waits for memory that the kernel cannot find.
+    pub(crate) fn is_waiting(&self) -> bool {
+        let control = fs::read(self.dir.join("memory.oom_control")).unwrap_or_default();
+        keyed(&control, "under_oom") == Some(1)
     }
 
     /// Whether this is a group of the first version.

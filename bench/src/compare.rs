@@ -189,17 +189,17 @@ fn in_order(asked: &[Pattern]) -> Vec<Pattern> {
     all.filter(|pattern| asked.contains(pattern)).collect()
 }
 
-/// A directory of ours for a compiled file, removed on drop.
-struct Directory(PathBuf);
+/// A directory of ours for files of one run, removed on drop.
+pub(crate) struct Directory(PathBuf);
 
 impl Directory {
-    fn create() -> Result<Self> {
+    pub(crate) fn create() -> Result<Self> {
         let path = std::env::temp_dir().join(format!("ghostmem-bench-{}", std::process::id()));
         std::fs::create_dir(&path).map_err(|err| Error::io(path.display(), &err))?;
         Ok(Self(path))
     }
 
-    fn path(&self) -> &std::path::Path {
+    pub(crate) fn path(&self) -> &std::path::Path {
         &self.0
     }
 }

@@ -25,6 +25,7 @@ mod faults;
 mod lab;
 mod lz4;
 mod options;
+mod programs;
 pub mod recorder;
 mod report;
 mod small;
@@ -67,6 +68,8 @@ enum Command {
     Faults(faults::FaultsArgs),
     /// Overhead of the store, fresh and after long random rewriting
     Store(store::StoreArgs),
+    /// Real programs: plain, with GhostMem, and swapping to zram (root, for zram)
+    Programs(programs::ProgramsArgs),
     /// Replacement policies on recorded patterns of access, offline
     Lab(lab::LabArgs),
     /// C LZ4 against lz4_flex on 4 KiB pages
@@ -91,6 +94,7 @@ pub fn run(args: &BenchArgs, program: &str, prefix: &[&str]) -> ExitCode {
         Some(Command::Alloc(args)) => alloc::run(args),
         Some(Command::Faults(args)) => faults::run(args),
         Some(Command::Store(args)) => store::run(args),
+        Some(Command::Programs(args)) => programs::run(args, !prefix.is_empty()),
         Some(Command::Lab(args)) => lab::run(args),
         Some(Command::Codecs(args)) => codecs::run(args),
         Some(Command::Cleanup) => cleanup(),

@@ -7,6 +7,8 @@ use std::ffi::CString;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, ExitStatus};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -313,4 +315,37 @@ pub(crate) fn send_signal(process: u32, signal: libc::c_int) {
     // SAFETY: takes two numbers; the process is a child that was not waited
     // for, so the number is still its own.
     let _ = unsafe { libc::kill(process, signal) };
+}
+
+/// What a process that has ended was charged, children that it waited for included.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Spent {
+    /// User and system time of all threads, nanoseconds.
+    pub(crate) user_ns: u64,
+    pub(crate) system_ns: u64,
+    /// Faults that read from swap or a file.
+    pub(crate) major_faults: u64,
+    /// The most that was resident, bytes.
+    pub(crate) peak_rss_bytes: u64,
+}
+
+/// Waits for a child without waiting long, wait4(2): how it ended, and what it spent.
+/// `None`: it runs still. After an answer the child is gone, and nobody may wait for
+/// it again or send it a signal.
+pub(crate) fn try_wait(child: &Child) -> io::Result<Option<(ExitStatus, Spent)>> {
+    let process = libc::pid_t::try_from(child.id()).map_err(io::Error::other)?;
+    let mut status = 0;
+    // SAFETY: zero bytes are a valid rusage.
+    let mut raw: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel writes a number and a rusage into the room provided for them.
+    let ended =
+        check(unsafe { libc::wait4(process, &raw mut status, libc::WNOHANG, &raw mut raw) })?;
+    let nanos = |t: libc::timeval| t.tv_sec as u64 * 1_000_000_000 + t.tv_usec as u64 * 1000;
+    let spent = Spent {
+        user_ns: nanos(raw.ru_utime),
+        system_ns: nanos(raw.ru_stime),
+        major_faults: raw.ru_majflt as u64,
+        peak_rss_bytes: raw.ru_maxrss as u64 * 1024,
+    };
+    Ok((ended != 0).then(|| (ExitStatus::from_raw(status), spent)))
 }
