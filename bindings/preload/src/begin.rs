@@ -23,7 +23,7 @@ use core::arch::asm;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::calls::table;
-use crate::raw::call;
+use crate::raw::own;
 use crate::settings::Settings;
 use crate::thread::{self, Thread};
 use crate::{bounce, ghost, signals, start, stub};
@@ -123,7 +123,7 @@ fn makes_thread(flags: usize) -> bool {
 /// finds that what is to be done with it is nothing it knows.
 pub(crate) fn is_readable(address: usize) -> bool {
     const NOTHING: usize = usize::MAX;
-    let answer = call!(libc::SYS_rt_sigprocmask, NOTHING, address, 0, 8);
+    let answer = own!(libc::SYS_rt_sigprocmask, NOTHING, address, 0, 8);
     address != 0 && answer != -(libc::EFAULT as isize)
 }
 
@@ -173,5 +173,5 @@ fn on_own_stack() {
             clobber_abi("C"),
         );
     }
-    let _gone = call!(libc::SYS_munmap, base, STACK_BYTES);
+    let _gone = own!(libc::SYS_munmap, base, STACK_BYTES);
 }

@@ -17,7 +17,7 @@
 
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use crate::raw::{call, failed};
+use crate::raw::{failed, own};
 
 const SMALL_BYTES: usize = 16 << 10;
 const SMALL_COUNT: usize = 1024;
@@ -49,7 +49,7 @@ static LARGE: [AtomicU64; LARGE_COUNT / 64] = [const { AtomicU64::new(0) }; LARG
 pub(crate) fn map(bytes: usize) -> Option<usize> {
     let access = libc::PROT_READ | libc::PROT_WRITE;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-    let address = call!(libc::SYS_mmap, 0, bytes, access, flags, -1_isize, 0);
+    let address = own!(libc::SYS_mmap, 0, bytes, access, flags, -1_isize, 0);
     (!failed(address)).then_some(address as usize)
 }
 
@@ -58,7 +58,7 @@ pub(crate) fn prepare() {
     let bytes = SMALL_BYTES * SMALL_COUNT + LARGE_BYTES * LARGE_COUNT;
     if let Some(base) = map(bytes) {
         // Copies that a call needed: nothing that a core dump must have.
-        let _only_longer = call!(libc::SYS_madvise, base, bytes, libc::MADV_DONTDUMP);
+        let _only_longer = own!(libc::SYS_madvise, base, bytes, libc::MADV_DONTDUMP);
         BASE.store(base, Ordering::Release);
     }
 }
@@ -164,7 +164,7 @@ impl Drop for Lease {
             Kind::Small(index) => (&SMALL, index),
             Kind::Large(index) => (&LARGE, index),
             Kind::Mapped => {
-                let _gone = call!(libc::SYS_munmap, self.address, self.bytes);
+                let _gone = own!(libc::SYS_munmap, self.address, self.bytes);
                 return;
             }
         };

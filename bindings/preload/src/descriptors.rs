@@ -11,7 +11,7 @@ use ghostmem::Heap;
 
 use crate::calls::{Done, error, table, with_copies};
 use crate::guarded::{self, Touch, load};
-use crate::raw::{self, Answer, call, failed};
+use crate::raw::{self, Answer, call, failed, own};
 use crate::report;
 
 /// Numbers looked after; ours are below 1024.
@@ -185,7 +185,7 @@ fn lists_descriptors(directory: usize) -> bool {
     let Some(target) = usize::try_from(answer).ok().and_then(|n| target.get(..n)) else {
         return false;
     };
-    let process = call!(libc::SYS_getpid);
+    let process = own!(libc::SYS_getpid);
     let mut own = [0_u8; 40];
     let mut rest = &mut own[..];
     let _fits = write!(rest, "/proc/{process}/");

@@ -5,11 +5,14 @@
 //! three quarters of what this process could have: what it has resident now
 //! and what is free beside it. It owns no ghost memory.
 
+use core::sync::atomic::AtomicU64;
 use std::thread;
 use std::time::Duration;
 
 use ghostmem::Heap;
+use ghostmem_os::lock::Lock;
 use ghostmem_os::report::Reports;
+use ghostmem_os::{doorway, futex};
 
 use crate::thread::{self as own, Inside};
 use crate::{bounce, ghost, start};
@@ -28,16 +31,31 @@ pub(crate) fn start(heap: &'static Heap) {
         .stack_size(128 << 10);
     // Without the thread the limit stays what it was at the start.
     let _without = builder.spawn(move || {
+        let nobody = AtomicU64::new(0);
         loop {
-            thread::sleep(LOOK);
+            futex::wait(&nobody, 0, LOOK);
+            let standing_still = STANDS_STILL.lock();
+            if *standing_still {
+                return;
+            }
             adjust(heap);
         }
     });
 }
 
+/// Set where the thread may not look any more.
+static STANDS_STILL: Lock<bool> = Lock::new(false);
+
+/// A filter is about to be in force on all threads: the limit stays as it is.
+pub(crate) fn stand_still() {
+    *STANDS_STILL.lock() = true;
+}
+
 /// In a forked child: the thread was not copied.
 pub(crate) fn restart_after_fork() {
+    // A filter that the child has may not allow what the thread does.
     if start::settings().is_some_and(|settings| settings.follow)
+        && !doorway::is_confined()
         && let Some(heap) = ghost::heap()
     {
         let _inside = Inside::new(own::current());

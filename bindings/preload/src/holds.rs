@@ -23,7 +23,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering, fence};
 use ghostmem::{Heap, Pinned};
 
 use crate::bounce;
-use crate::raw::{self, call};
+use crate::raw::{self, own};
 use crate::signals::Blocked;
 use crate::thread::{self, Inside};
 
@@ -264,7 +264,7 @@ fn protect_again(start: usize, end: usize) {
         let (from, to) = list.bounds(index);
         let (from, to) = (from.max(start), to.min(end));
         let access = list.get(index).tag.get();
-        let _as_before = call!(libc::SYS_mprotect, from, to - from, access);
+        let _as_before = own!(libc::SYS_mprotect, from, to - from, access);
         index += 1;
     }
 }
@@ -336,7 +336,7 @@ pub(crate) fn release(heap: &Heap, reason: Reason, start: usize, bytes: usize) {
 pub(crate) fn forget(heap: &Heap, start: usize, bytes: usize) {
     if any_for(Reason::Protected, start, bytes) {
         let open = libc::PROT_READ | libc::PROT_WRITE;
-        let _stays_as_it_is = call!(libc::SYS_mprotect, start, bytes, open);
+        let _stays_as_it_is = own!(libc::SYS_mprotect, start, bytes, open);
     }
     for reason in EVERY {
         release(heap, reason, start, bytes);
@@ -385,7 +385,7 @@ fn sweep() {
     let mut index = 0;
     while index < list.count.load(Ordering::Relaxed) {
         let tag = list.get(index).tag.get();
-        let gone = tag != 0 && call!(libc::SYS_tkill, tag, 0) == -(libc::ESRCH as raw::Answer);
+        let gone = tag != 0 && own!(libc::SYS_tkill, tag, 0) == -(libc::ESRCH as raw::Answer);
         if gone {
             let hold = list.remove(index);
             drop(ManuallyDrop::into_inner(hold.pinned));
@@ -409,12 +409,12 @@ pub(crate) fn clear(start: usize, bytes: usize) {
                 let (from, to) = (from.max(start), to.min(end));
                 if reason == Reason::Protected {
                     let open = libc::PROT_READ | libc::PROT_WRITE;
-                    let _opens = call!(libc::SYS_mprotect, from, to - from, open);
+                    let _opens = own!(libc::SYS_mprotect, from, to - from, open);
                 }
                 raw::clear(from, to - from);
                 if reason == Reason::Protected {
                     let access = list.get(index).tag.get();
-                    let _as_before = call!(libc::SYS_mprotect, from, to - from, access);
+                    let _as_before = own!(libc::SYS_mprotect, from, to - from, access);
                 }
                 index += 1;
             }

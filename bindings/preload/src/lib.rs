@@ -9,6 +9,7 @@
 //! | `entries` | libc's own free, for those who find that one |
 //! | `scan`, `patch`, `plan`, `stub`, `objects` | redirect libc's system call instructions |
 //! | `calls`, `guarded` | stand-ins for ghost buffers while the kernel works |
+//! | `confine` | a program's own filters of system calls |
 //! | `signals` | SIGBUS and SIGSEGV shared with the program |
 //! | `threads`, `follow`, `report` | threads, a limit that follows, figures |
 //!
@@ -28,6 +29,7 @@ mod begin;
 mod bounce;
 mod cache;
 mod calls;
+mod confine;
 mod descriptors;
 mod entries;
 mod family;

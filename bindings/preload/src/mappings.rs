@@ -17,7 +17,7 @@ use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use ghostmem::Heap;
 
 use crate::calls::{Done, error};
-use crate::raw::{self, Answer, call, failed};
+use crate::raw::{self, Answer, failed, own};
 use crate::thread::{self, Inside};
 use crate::{ghost, holds};
 
@@ -250,7 +250,7 @@ pub(crate) fn remap(heap: &Heap, args: [usize; 6]) -> Done {
 fn move_to(heap: &Heap, address: usize, old: usize, new: usize, place: usize) -> Done {
     let access = libc::PROT_READ | libc::PROT_WRITE;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
-    let mapped = call!(libc::SYS_mmap, place, new, access, flags, -1_isize, 0);
+    let mapped = own!(libc::SYS_mmap, place, new, access, flags, -1_isize, 0);
     if failed(mapped) {
         return Done::With(mapped);
     }

@@ -55,6 +55,15 @@ pub(crate) fn our_file() -> usize {
     OUR_FILE.load(Ordering::Relaxed)
 }
 
+/// Where in that file our code lies: what to add to an address of it.
+static OUR_FILE_BIAS: AtomicUsize = AtomicUsize::new(0);
+
+/// Where in this library's file an address of its code is; `None`: not known.
+pub(crate) fn our_offset(address: usize) -> Option<usize> {
+    (is_ours(address) && our_file() != 0)
+        .then(|| address.wrapping_add(OUR_FILE_BIAS.load(Ordering::Relaxed)))
+}
+
 static OUR_START: AtomicUsize = AtomicUsize::new(0);
 static OUR_BYTES: AtomicUsize = AtomicUsize::new(0);
 
@@ -90,6 +99,8 @@ unsafe extern "C" fn visit_ours(
             OUR_START.store(start, Ordering::Relaxed);
             OUR_BYTES.store(bytes, Ordering::Relaxed);
             OUR_FILE.store(info.dlpi_name as usize, Ordering::Relaxed);
+            let bias = (header.p_offset as usize).wrapping_sub(start);
+            OUR_FILE_BIAS.store(bias, Ordering::Relaxed);
             return 1;
         }
     }

@@ -28,7 +28,6 @@ use std::path::{Path, PathBuf};
 use crate::calls::table;
 use crate::objects::Text;
 use crate::patch::{DISTANCES_MAX, Place, code_of};
-use crate::raw::call;
 
 /// The places of one object.
 #[derive(Debug, PartialEq, Eq)]
@@ -233,7 +232,7 @@ pub(crate) struct Plans {
 impl Plans {
     /// The folder that the environment names; none with raised privileges.
     pub(crate) fn of(cache: Option<&CStr>, home: Option<&CStr>) -> Self {
-        let user = call!(libc::SYS_geteuid) as u32;
+        let user = said(libc::AT_EUID) as u32;
         let path = |text: Option<&CStr>| {
             let path = PathBuf::from(OsStr::from_bytes(text?.to_bytes()));
             path.is_absolute().then_some(path)
@@ -329,9 +328,14 @@ impl Plans {
 
 /// Whether the process has more rights than whoever started it.
 fn is_privileged() -> bool {
+    said(libc::AT_SECURE) != 0
+        || said(libc::AT_UID) != said(libc::AT_EUID)
+        || said(libc::AT_GID) != said(libc::AT_EGID)
+}
+
+/// What the kernel said of the process when it began. A filter of system calls that
+/// came with exec may end whoever asks it now.
+fn said(what: libc::c_ulong) -> libc::c_ulong {
     // SAFETY: no preconditions.
-    let secure = unsafe { libc::getauxval(libc::AT_SECURE) } != 0;
-    secure
-        || call!(libc::SYS_getuid) != call!(libc::SYS_geteuid)
-        || call!(libc::SYS_getgid) != call!(libc::SYS_getegid)
+    unsafe { libc::getauxval(what) }
 }

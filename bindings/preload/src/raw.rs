@@ -52,6 +52,26 @@ macro_rules! call {
 }
 pub(crate) use call;
 
+/// A call of the engine's own, which a filter of the program's does not see.
+///
+/// As [`syscall`], not `unsafe`: callers pass memory of their own, or addresses that
+/// they are to answer for.
+pub(crate) fn engine_call(nr: usize, args: [usize; 6]) -> Answer {
+    // SAFETY: the caller's business, see above.
+    unsafe { ghostmem_os::doorway::call(nr, args) }
+}
+
+/// As [`call`], for [`engine_call`].
+macro_rules! own {
+    ($nr:expr $(, $arg:expr)* $(,)?) => {{
+        let given = [$($arg as usize),*];
+        let mut args = [0_usize; 6];
+        args[..given.len()].copy_from_slice(&given);
+        $crate::raw::engine_call($nr as usize, args)
+    }};
+}
+pub(crate) use own;
+
 /// Copies `bytes` between memory that is known to be there: blocks of the
 /// program's, and our own. Either may be ghost memory: an absent page comes
 /// back first, as for any load or store.
@@ -61,6 +81,14 @@ pub(crate) fn copy(to: usize, from: usize, bytes: usize) {
     unsafe {
         core::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, bytes);
     }
+}
+
+/// Whether two places of code have the same bytes.
+pub(crate) fn is_same(one: usize, other: usize, bytes: usize) -> bool {
+    // SAFETY: mapped and readable, by the caller's word, and never written.
+    let [one, other] =
+        [one, other].map(|at| unsafe { core::slice::from_raw_parts(at as *const u8, bytes) });
+    one == other
 }
 
 /// Makes a block's bytes zero.
@@ -78,7 +106,7 @@ pub(crate) fn load<T: Copy>(from: usize) -> T {
 
 /// Writes one line of bytes to standard error.
 pub(crate) fn say(line: &[u8]) {
-    let _unheard = call!(libc::SYS_write, 2, line.as_ptr(), line.len());
+    let _unheard = own!(libc::SYS_write, 2, line.as_ptr(), line.len());
 }
 
 /// Says why, and ends the process.

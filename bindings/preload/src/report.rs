@@ -8,14 +8,17 @@ use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use ghostmem::{Heap, Stats};
+use ghostmem_os::doorway;
 use ghostmem_os::report::Reports;
 
 use crate::patch;
-use crate::raw::{call, failed, say};
+use crate::raw::{failed, own, say};
 use crate::settings::Settings;
 use crate::thread::{self, Inside};
 use crate::{ghost, ordinary, start};
@@ -30,16 +33,63 @@ static STDERR: AtomicI32 = AtomicI32::new(2);
 /// The file that standard error was at the start: device and number.
 static FILE: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
 
+/// The file for `--stats-json`, where it was opened ahead; -1: not.
+static JSON: AtomicI32 = AtomicI32::new(-1);
+/// The file of the program that runs, where it was asked ahead.
+static PROGRAM: OnceLock<String> = OnceLock::new();
+
+/// A filter of system calls is about to be in force: opens and asks ahead what the
+/// report needs. The descriptors that it and our last words go to; -1 for none.
+pub(crate) fn settle() -> [i32; 3] {
+    let copy = STDERR.load(Ordering::Relaxed);
+    if let Some(path) = start::settings().and_then(|settings| settings.stats_json.as_deref())
+        && JSON.load(Ordering::Relaxed) < 0
+        && owes_json(path)
+    {
+        let _inside = Inside::new(thread::current());
+        let _asked_once = PROGRAM.get_or_init(program);
+        if let Ok(file) = fs::File::create(with_process(path)) {
+            let kept = move_up(file.as_raw_fd());
+            JSON.store(kept, Ordering::Relaxed);
+        }
+    }
+    [
+        2,
+        if copy == 2 { -1 } else { copy },
+        JSON.load(Ordering::Relaxed),
+    ]
+}
+
+/// Whether this process writes the file of that name.
+fn owes_json(path: &Path) -> bool {
+    let every = names_process(path.as_os_str().as_bytes()).is_some();
+    start::settings().is_some_and(is_reporter) || every && !is_vfork_child()
+}
+
+/// Copies a descriptor to a high number, closed in programs started; -1 where there
+/// is none.
+fn move_up(file: i32) -> i32 {
+    let copies = [1000, 200, 20].map(|lowest| (file, lowest));
+    copies
+        .into_iter()
+        .map(|(file, lowest)| own!(libc::SYS_fcntl, file, libc::F_DUPFD_CLOEXEC, lowest))
+        .find(|&copy| !failed(copy))
+        .map_or(-1, |copy| i32::try_from(copy).unwrap_or(-1))
+}
+
 /// Whether a descriptor is the copy, which the program must not close or list.
 pub(crate) fn owns(fd: i32) -> bool {
-    fd > 2 && fd == STDERR.load(Ordering::Relaxed)
+    fd > 2
+        && [&STDERR, &JSON]
+            .iter()
+            .any(|ours| fd == ours.load(Ordering::Relaxed))
 }
 
 /// Which file a descriptor is.
 fn file_of(fd: i32) -> Option<[u64; 2]> {
     // SAFETY: all zero is a valid stat structure.
     let mut stat: libc::stat = unsafe { core::mem::zeroed() };
-    let answer = call!(libc::SYS_fstat, fd, &raw mut stat);
+    let answer = own!(libc::SYS_fstat, fd, &raw mut stat);
     (!failed(answer)).then_some([stat.st_dev, stat.st_ino])
 }
 
@@ -91,11 +141,18 @@ pub(crate) fn at_exit() {
         // A number that has become another file's is none of ours.
         let before = [0, 1].map(|word| FILE[word].load(Ordering::Relaxed));
         if file_of(fd) == Some(before) {
-            let _unheard = call!(libc::SYS_write, fd, table.as_ptr(), table.len());
+            let _unheard = own!(libc::SYS_write, fd, table.as_ptr(), table.len());
         }
     }
     if let Some(path) = path {
-        let path = with_process(path);
+        let (path, ahead) = (with_process(path), JSON.load(Ordering::Relaxed));
+        if doorway::is_confined() {
+            if ahead >= 0 {
+                let json = figures.json();
+                let _unheard = own!(libc::SYS_write, ahead, json.as_ptr(), json.len());
+            }
+            return;
+        }
         if let Err(error) = fs::write(&path, figures.json()) {
             let line = format!("ghostmem: cannot write {}: {error}\n", path.display());
             say(line.as_bytes());
@@ -117,7 +174,7 @@ fn names_process(path: &[u8]) -> Option<usize> {
 
 /// A name with the process's number in place of each sign for it.
 fn with_process(path: &Path) -> PathBuf {
-    let number = std::process::id().to_string();
+    let number = own!(libc::SYS_getpid).to_string();
     let mut name = Vec::new();
     let mut rest = path.as_os_str().as_bytes();
     while let Some(at) = names_process(rest) {
@@ -147,11 +204,11 @@ fn program() -> String {
 /// The process that set things up, or one forked from it, has its number; a
 /// child of vfork(2) that could not run its program has its parent's memory.
 fn is_vfork_child() -> bool {
-    call!(libc::SYS_getpid) != start::process() as isize
+    own!(libc::SYS_getpid) != start::process() as isize
 }
 
 pub(crate) fn is_reporter(settings: &Settings) -> bool {
-    call!(libc::SYS_getpid) == settings.reporter as isize
+    own!(libc::SYS_getpid) == settings.reporter as isize
 }
 
 /// Copies standard error to a high number, closed in programs started.
@@ -159,17 +216,21 @@ fn keep_stderr() {
     for (place, word) in FILE.iter().zip(file_of(2).unwrap_or_default()) {
         place.store(word, Ordering::Relaxed);
     }
-    for lowest in [1000, 200, 20] {
-        let copy = call!(libc::SYS_fcntl, 2, libc::F_DUPFD_CLOEXEC, lowest);
-        if !failed(copy) {
-            STDERR.store(i32::try_from(copy).unwrap_or(2), Ordering::Relaxed);
-            return;
-        }
+    let copy = move_up(2);
+    if copy >= 0 {
+        STDERR.store(copy, Ordering::Relaxed);
     }
 }
 
 /// The kernel's count of the most memory the process had resident.
 fn peak_rss_bytes() -> Option<u64> {
+    if doorway::is_confined() {
+        // No file can be opened any more. The same figure, in KiB.
+        // SAFETY: all zero is a valid structure of numbers.
+        let mut usage: libc::rusage = unsafe { core::mem::zeroed() };
+        let asked = own!(libc::SYS_getrusage, libc::RUSAGE_SELF, &raw mut usage);
+        return (!failed(asked)).then_some(usage.ru_maxrss as u64 * 1024);
+    }
     Reports::of_this_machine().status_bytes("VmHWM")
 }
 
@@ -254,11 +315,11 @@ impl Figures {
 
     fn json(&self) -> String {
         let stats = &self.stats;
-        let mut json = format!("{{\"program\":{},", program());
+        let mut json = format!("{{\"program\":{},", PROGRAM.get_or_init(program));
         let mut field = |name: &str, value: u64| {
             let _written = write!(json, "\"{name}\":{value},");
         };
-        field("process_id", u64::from(std::process::id()));
+        field("process_id", own!(libc::SYS_getpid) as u64);
         field("peak_rss_bytes", self.peak_rss);
         field("peak_allocated_bytes", self.peak_allocated as u64);
         for figure in stats.figures() {

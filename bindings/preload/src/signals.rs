@@ -21,7 +21,9 @@ use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use crate::bounce;
 use crate::calls::{Done, error, load_if, store_if};
 use crate::guarded::{self, Touch};
-use crate::raw::{Answer, call, failed};
+use ghostmem_os::doorway;
+
+use crate::raw::{Answer, call, failed, own};
 use crate::thread::{self, INFO_WORDS, Inside, Thread};
 use crate::{ghost, holds, start};
 
@@ -115,7 +117,7 @@ pub(crate) struct Blocked(u64);
 impl Blocked {
     pub(crate) fn new() -> Self {
         let (all, mut before) = (!OUR_BITS, 0_u64);
-        let _fits = call!(
+        let _fits = own!(
             libc::SYS_rt_sigprocmask,
             libc::SIG_BLOCK,
             &raw const all,
@@ -133,7 +135,7 @@ impl Drop for Blocked {
             0 => self.0,
             _ => without_ours(self.0),
         };
-        let _fits = call!(
+        let _fits = own!(
             libc::SYS_rt_sigprocmask,
             libc::SIG_SETMASK,
             &raw const before,
@@ -171,7 +173,7 @@ pub(crate) fn stand_behind() {
     // Blocked signals come with exec, or the program blocked them before now; ours
     // must not be.
     let (bits, mut before) = (OUR_BITS, 0_u64);
-    let _cannot_fail = call!(
+    let _cannot_fail = own!(
         libc::SYS_rt_sigprocmask,
         libc::SIG_UNBLOCK,
         &raw const bits,
@@ -185,7 +187,7 @@ pub(crate) fn stand_behind() {
 /// thread: there is one, and its signal is blocked.
 pub(crate) fn may_be_handling() -> bool {
     let mut blocked = 0_u64;
-    let _cannot_fail = call!(
+    let _cannot_fail = own!(
         libc::SYS_rt_sigprocmask,
         libc::SIG_BLOCK,
         0,
@@ -202,7 +204,7 @@ pub(crate) fn may_be_handling() -> bool {
 /// Whether this thread is on an alternate signal stack.
 pub(crate) fn is_on_signal_stack() -> bool {
     let mut now = NO_STACK;
-    let _cannot_fail = call!(libc::SYS_sigaltstack, 0, &raw mut now);
+    let _cannot_fail = own!(libc::SYS_sigaltstack, 0, &raw mut now);
     now.flags & libc::SS_ONSTACK != 0
 }
 
@@ -213,19 +215,39 @@ pub(crate) fn stand_in_front() {
         let mut found = DEFAULT;
         let _cannot_fail = kernel_action(signal, None, Some(&mut found));
         slot.set(found);
-        let front = Action {
-            handler: front as *const () as usize,
-            ..found
-        };
-        let _cannot_fail = kernel_action(signal, Some(&front), None);
+        let _cannot_fail = kernel_action(signal, Some(&as_front(found)), None);
     }
     FRONT.store(1, Ordering::Release);
+}
+
+/// The engine's action, with ours in front of it.
+fn as_front(engine: Action) -> Action {
+    let restorer = match doorway::doorway() {
+        Some(doorway) if doorway::is_confined() => doorway.restorer,
+        _ => engine.restorer,
+    };
+    Action {
+        handler: front as *const () as usize,
+        restorer,
+        ..engine
+    }
+}
+
+/// From now on our handlers return by the engine's doorway: a filter that lets
+/// nobody return from a handler is about to be in force.
+pub(crate) fn return_by_doorway() {
+    if FRONT.load(Ordering::Acquire) == 0 {
+        return;
+    }
+    for (slot, signal) in ENGINE.iter().zip(OURS) {
+        let _cannot_fail = kernel_action(signal, Some(&as_front(slot.get())), None);
+    }
 }
 
 fn kernel_action(signal: i32, new: Option<&Action>, old: Option<&mut Action>) -> Answer {
     let new = new.map_or(0, |action| core::ptr::from_ref(action) as usize);
     let old = old.map_or(0, |action| core::ptr::from_mut(action) as usize);
-    call!(libc::SYS_rt_sigaction, signal, new, old, 8)
+    own!(libc::SYS_rt_sigaction, signal, new, old, 8)
 }
 
 type Handler = extern "C-unwind" fn(i32, *mut libc::siginfo_t, *mut c_void);
@@ -318,7 +340,7 @@ extern "C-unwind" fn passed_on(signal: i32, info: *mut libc::siginfo_t, context:
     };
     thread.blocked.set(blocked | own | ours_of(action.mask));
     let mask = without_ours(action.mask);
-    let _cannot_fail = call!(
+    let _cannot_fail = own!(
         libc::SYS_rt_sigprocmask,
         libc::SIG_BLOCK,
         &raw const mask,
@@ -337,7 +359,7 @@ extern "C-unwind" fn passed_on(signal: i32, info: *mut libc::siginfo_t, context:
 fn end_by(signal: i32, sent: bool) {
     let _cannot_fail = kernel_action(signal, Some(&DEFAULT), None);
     if sent {
-        let (pid, tid) = (call!(libc::SYS_getpid), call!(libc::SYS_gettid));
+        let (pid, tid) = (own!(libc::SYS_getpid), own!(libc::SYS_gettid));
         let _pending = call!(libc::SYS_tgkill, pid, tid, signal);
     }
 }
@@ -374,7 +396,7 @@ fn set_blocked(thread: &Thread, bits: u32) {
         for (word, kept) in info.iter_mut().zip(&thread.pending_info[place]) {
             *word = kept.get();
         }
-        let (pid, tid) = (call!(libc::SYS_getpid), call!(libc::SYS_gettid));
+        let (pid, tid) = (own!(libc::SYS_getpid), own!(libc::SYS_gettid));
         let sent = call!(
             libc::SYS_rt_tgsigqueueinfo,
             pid,
@@ -407,7 +429,7 @@ fn as_mask(bits: u32) -> u64 {
 /// A child of vfork(2) has its parent's memory but handlers of its own, until
 /// it executes a program or ends.
 pub(crate) fn in_vfork_child() -> bool {
-    call!(libc::SYS_getpid) != start::process() as Answer
+    own!(libc::SYS_getpid) != start::process() as Answer
 }
 
 /// A mask without our signals.
@@ -438,7 +460,10 @@ pub(crate) fn action(args: [usize; 6]) -> Touch<Done> {
         ..action
     });
     let mut before = DEFAULT;
-    let answer = kernel_action(signal as i32, given.as_ref(), Some(&mut before));
+    let place = given
+        .as_ref()
+        .map_or(0, |action| core::ptr::from_ref(action) as usize);
+    let answer = call!(libc::SYS_rt_sigaction, signal, place, &raw mut before, 8);
     if !failed(answer) {
         store_if(old, before)?;
     }
@@ -601,7 +626,7 @@ pub(crate) fn engine_mask(args: [usize; 6]) -> Option<Answer> {
     let given = given.filter(|_| bytes == 8 && how as i32 != libc::SIG_UNBLOCK)?;
     let asked = without_ours(given);
     let place = core::ptr::from_ref(&asked);
-    Some(call!(libc::SYS_rt_sigprocmask, how, place, old, bytes))
+    Some(own!(libc::SYS_rt_sigprocmask, how, place, old, bytes))
 }
 
 /// Bytes of the alternate stack that every thread gets, for faults on stacks
@@ -622,7 +647,7 @@ struct Stack {
 pub(crate) fn give_stack() {
     let thread = thread::current();
     let mut now = NO_STACK;
-    let asked = call!(libc::SYS_sigaltstack, 0, &raw mut now);
+    let asked = own!(libc::SYS_sigaltstack, 0, &raw mut now);
     if failed(asked) {
         return;
     }
@@ -638,7 +663,7 @@ pub(crate) fn give_stack() {
             return;
         };
         // An overflow is to be a fault.
-        let _cannot_fail = call!(libc::SYS_mprotect, base, 4096, libc::PROT_NONE);
+        let _cannot_fail = own!(libc::SYS_mprotect, base, 4096, libc::PROT_NONE);
         thread.stack.set(base);
     }
     let ours = Stack {
@@ -647,7 +672,7 @@ pub(crate) fn give_stack() {
         gap: 0,
         bytes: STACK_BYTES - 4096,
     };
-    let _refused_on_it = call!(libc::SYS_sigaltstack, &raw const ours, 0);
+    let _refused_on_it = own!(libc::SYS_sigaltstack, &raw const ours, 0);
 }
 
 const NO_STACK: Stack = Stack {
@@ -666,7 +691,7 @@ pub(crate) fn take_stack() {
         return;
     }
     let (none, mut before) = (NO_STACK, NO_STACK);
-    if failed(call!(
+    if failed(own!(
         libc::SYS_sigaltstack,
         &raw const none,
         &raw mut before
@@ -680,7 +705,7 @@ pub(crate) fn take_stack() {
         let_go(before);
     }
     if base != 0 {
-        let _gone = call!(libc::SYS_munmap, base, STACK_BYTES);
+        let _gone = own!(libc::SYS_munmap, base, STACK_BYTES);
     }
 }
 
@@ -711,7 +736,7 @@ pub(crate) fn stack(args: [usize; 6]) -> Touch<Done> {
     let given: Option<Stack> = load_if(new)?;
     let had_own = thread.own_stack.get() != 0;
     let mut before = NO_STACK;
-    let asked = call!(libc::SYS_sigaltstack, 0, &raw mut before);
+    let asked = own!(libc::SYS_sigaltstack, 0, &raw mut before);
     if failed(asked) {
         return Ok(Done::With(asked));
     }

@@ -27,12 +27,12 @@ use ghostmem::{Backend, Heap, Spill};
 
 use crate::objects::Text;
 use crate::plan::Plans;
-use crate::raw::call;
+use crate::raw::own;
 use crate::settings::{Settings, VARIABLE, value_in};
 use crate::thread::{self, Inside};
 use crate::{
-    begin, bounce, cache, entries, follow, ghost, holds, mappings, objects, ordinary, patch,
-    put_off, report, signals, threads,
+    begin, bounce, cache, confine, entries, follow, ghost, holds, mappings, objects, ordinary,
+    patch, put_off, report, signals, threads,
 };
 
 /// Most bytes of freed blocks kept for reuse, whatever the limit.
@@ -56,8 +56,7 @@ pub(crate) fn process() -> i32 {
 }
 
 fn claim_process() {
-    let process = i32::try_from(std::process::id()).unwrap_or(0);
-    PROCESS.store(process, Ordering::Relaxed);
+    PROCESS.store(own!(libc::SYS_getpid) as i32, Ordering::Relaxed);
 }
 
 /// Whether a system call fails on an absent page, rather than wait for it.
@@ -114,6 +113,7 @@ fn start(settings: &'static Settings, plans: &Plans) -> Result<(), String> {
     }
     claim_process();
     objects::find_ours();
+    confine::prepare(settings);
     // Before the program's own, so that between them this thread's blocks are
     // ordinary memory; and behind the engine's, which are registered as the library
     // is loaded: `prepare` runs before theirs.
@@ -164,6 +164,7 @@ fn begins_at_once(settings: &Settings) -> bool {
 /// The program makes system calls that cannot be redirected: by the monitor the
 /// kernel waits for absent pages; without it, one line.
 fn see_raw_calls(settings: &Settings, left: usize) {
+    confine::look();
     if settings.backend == Backend::Auto && monitor_sees_the_kernel() {
         MONITOR.store(true, Ordering::Relaxed);
     } else if settings.backend != Backend::Monitor && report::is_reporter(settings) {
@@ -184,7 +185,7 @@ pub(crate) fn take_over_now() {
     if let Err(why) = take_over(settings, patched) {
         say_refused(&why);
         // Nothing of the program's runs any more: it may be anywhere.
-        let _ends = call!(libc::SYS_exit_group, 126);
+        let _ends = own!(libc::SYS_exit_group, 126);
     }
 }
 
@@ -196,6 +197,7 @@ fn say_refused(why: &str) {
 /// From here on the program's memory is ghost memory.
 fn take_over(settings: &Settings, patched: &patch::Report) -> Result<(), String> {
     let inside = Inside::new(thread::current());
+    confine::look();
     if let Some(texts) = TEXTS.get() {
         entries::redirect(texts);
     }
@@ -204,6 +206,7 @@ fn take_over(settings: &Settings, patched: &patch::Report) -> Result<(), String>
     bounce::prepare();
     threads::prepare();
     signals::stand_behind();
+    ghostmem_os::thread::keep_faults_open();
     let heap = build(settings)?;
     BLIND.store(
         heap.backend() != Backend::Monitor || !monitor_sees_the_kernel(),

@@ -8,7 +8,7 @@
 //! An area is writable until it is sealed, and its code never changes after.
 //! The data page stays writable: the bounds of ghost memory move.
 
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use iced_x86::{BlockEncoder, BlockEncoderOptions, Instruction, InstructionBlock};
 
@@ -32,8 +32,23 @@ pub(crate) const ENTRY_AT: usize = 16;
 /// glibc, and those that make system calls themselves.
 static AREAS: [AtomicUsize; 64] = [const { AtomicUsize::new(0) }; 64];
 
+/// Whether every address is to be looked at: engine code in libc makes calls that a
+/// filter of the program's must not see.
+static LOOK_AT_ALL: AtomicBool = AtomicBool::new(false);
+
+/// From now on every call that may have a pointer to ghost memory is looked at.
+pub(crate) fn look_at_all() {
+    LOOK_AT_ALL.store(true, Ordering::SeqCst);
+    publish_bounds(0, usize::MAX);
+}
+
 /// Tells the stubs between which addresses ghost memory lies.
 pub(crate) fn publish_bounds(low: usize, length: usize) {
+    let (low, length) = if LOOK_AT_ALL.load(Ordering::SeqCst) {
+        (0, usize::MAX)
+    } else {
+        (low, length)
+    };
     for area in &AREAS {
         let data = area.load(Ordering::Acquire);
         if data == 0 {

@@ -8,7 +8,7 @@
 use core::ffi::{c_int, c_void};
 use core::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 
-use crate::raw::call;
+use crate::raw::own;
 use crate::thread::Inside;
 use crate::{begin, ghost, holds, objects, ordinary, signals, start, thread};
 
@@ -89,10 +89,8 @@ extern "C" fn ends(round: *mut c_void) {
 /// program's: the engine's would go on alone.
 pub(crate) fn ends_the_process() -> bool {
     let thread = thread::current();
-    let process = call!(libc::SYS_getpid);
-    if thread.ended.get()
-        || call!(libc::SYS_gettid) != process
-        || process as i32 != start::process()
+    let process = own!(libc::SYS_getpid);
+    if thread.ended.get() || own!(libc::SYS_gettid) != process || process as i32 != start::process()
     {
         return false;
     }
@@ -132,7 +130,7 @@ fn count(engine: bool) {
         return;
     }
     // A forked child starts its own.
-    let process = call!(libc::SYS_getpid) as usize;
+    let process = own!(libc::SYS_getpid) as usize;
     if ENGINE_PROCESS.swap(process, Ordering::AcqRel) != process {
         ENGINE.store(0, Ordering::Release);
     }
@@ -298,7 +296,7 @@ extern "C-unwind" fn begin(place: *mut c_void) -> *mut c_void {
         signals::give_stack();
         set_key(1);
         if start.stack != 0 {
-            holds::belongs_to(start.stack, call!(libc::SYS_gettid) as usize);
+            holds::belongs_to(start.stack, own!(libc::SYS_gettid) as usize);
         }
     }
     (start.body)(start.argument)

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 use ghostmem_os::descriptor::Spare;
 use ghostmem_os::uffd::{FEATURE_SIGBUS, FEATURE_THREAD_ID, FEATURE_WP, Source, Uffd};
-use ghostmem_os::{OsError, machine};
+use ghostmem_os::{OsError, machine, ranges, trial};
 
 use crate::die::die;
 use crate::monitor::Monitor;
@@ -24,11 +24,25 @@ fn get_or_open_uffd<T>(
     get_or_open(cell, || open().inspect(|_| SPARE.hold()))
 }
 
+/// Where a filter of system calls may end the process for what `open` does: tries it
+/// in a child first.
+fn try_first<T>(
+    cell: &OnceLock<T>,
+    open: impl FnOnce() -> Result<Uffd, OsError>,
+) -> Result<(), OsError> {
+    if cell.get().is_none() && trial::is_needed() {
+        trial::ask("userfaultfd", || open().map(|_| 0))?;
+        ranges::try_vectored();
+    }
+    Ok(())
+}
+
 /// The descriptor whose faults are signals.
 ///
 /// # Errors
 /// What the kernel refused.
 pub(crate) fn inline() -> Result<&'static Uffd, OsError> {
+    try_first(&INLINE, open_inline)?;
     get_or_open_uffd(&INLINE, open_inline)
 }
 
@@ -37,6 +51,7 @@ pub(crate) fn inline() -> Result<&'static Uffd, OsError> {
 /// # Errors
 /// What the kernel refused.
 pub(crate) fn monitor() -> Result<&'static Monitor, OsError> {
+    try_first(&MONITOR, open_monitor)?;
     get_or_open_uffd(&MONITOR, || open_monitor().map(Monitor::new))
 }
 

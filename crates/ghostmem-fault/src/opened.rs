@@ -1,10 +1,10 @@
 //! An opened mechanism, ready to take regions.
 
+use ghostmem_os::OsError;
 use ghostmem_os::error::ENOSYS;
-use ghostmem_os::{OsError, guard};
 
 use crate::kind::BackendKind;
-use crate::open;
+use crate::{open, probe};
 
 /// Why *veh* cannot be had here.
 pub(crate) const NOT_HERE: OsError =
@@ -32,7 +32,10 @@ impl Opened {
         match kind {
             BackendKind::Inline => drop(open::inline()?),
             BackendKind::Monitor => drop(open::monitor()?),
-            BackendKind::Guard => mprotect = !guard::guard_pages_work(),
+            BackendKind::Guard => {
+                probe::memory_files()?;
+                mprotect = !probe::guard_pages();
+            }
             BackendKind::Veh => return Err(NOT_HERE),
             #[cfg(feature = "sim")]
             BackendKind::Sim => {}

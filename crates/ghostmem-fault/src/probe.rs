@@ -2,7 +2,7 @@
 //! choice of a backend.
 
 use ghostmem_os::uffd::{FEATURE_MOVE, FEATURE_SIGBUS, FEATURE_WP, FEATURE_WP_ASYNC, Source, Uffd};
-use ghostmem_os::{OsError, guard, machine};
+use ghostmem_os::{OsError, guard, machine, ranges, trial};
 
 use crate::kind::BackendKind;
 
@@ -16,7 +16,7 @@ pub struct UserfaultfdProbe {
 impl UserfaultfdProbe {
     fn of(source: Source) -> Self {
         Self {
-            features: Uffd::features(source),
+            features: trial::ask("userfaultfd", || Uffd::features(source)),
         }
     }
 
@@ -46,6 +46,16 @@ impl UserfaultfdProbe {
     }
 }
 
+/// Whether guard markers work on memory files, and no filter forbids them.
+pub(crate) fn guard_pages() -> bool {
+    trial::ask("madvise", || Ok(u64::from(guard::guard_pages_work()))) == Ok(1)
+}
+
+/// Whether memory files can be had, and no filter forbids what they need.
+pub(crate) fn memory_files() -> Result<(), OsError> {
+    trial::ask("memfd_create", || guard::memory_files_work().map(|()| 0)).map(drop)
+}
+
 /// What was found when everything was tried once.
 #[derive(Debug, Clone, Copy)]
 pub struct Probe {
@@ -59,6 +69,11 @@ pub struct Probe {
     pub guard_pages: bool,
     /// A memory file can be made at all.
     pub memory_file: Result<(), OsError>,
+    /// Filters of system calls that are in force, so that all this was tried in
+    /// children; `None` where that cannot be told.
+    pub filters: Option<u64>,
+    /// No filter ends who gives many pages back in one call.
+    pub drops_vectored: bool,
     /// The base page has the supported size.
     pub page_size_ok: bool,
 }
@@ -67,12 +82,15 @@ impl Probe {
     /// Tries everything once.
     #[must_use]
     pub fn run() -> Self {
+        ranges::try_vectored();
         Self {
+            filters: machine::filters(),
+            drops_vectored: ranges::drops_vectored(),
             device: UserfaultfdProbe::of(Source::Device),
             syscall: UserfaultfdProbe::of(Source::Syscall),
             user_mode_only: UserfaultfdProbe::of(Source::UserModeOnly),
-            guard_pages: guard::guard_pages_work(),
-            memory_file: guard::memory_file(4096).map(guard::close),
+            guard_pages: guard_pages(),
+            memory_file: memory_files(),
             page_size_ok: machine::page_size_is_supported(),
         }
     }

@@ -399,6 +399,10 @@ impl FileTier {
         if !w.is_cleaning && self.files.count() >= FILES_TO_WRITE {
             return Err(WriteError::Full);
         }
+        if ghostmem_os::doorway::is_confined() {
+            // The program's filter may end whoever opens a file.
+            return Err(WriteError::Io { errno: libc::EPERM });
+        }
         let (file, direct) = self.place.open_unnamed().map_err(failed)?;
         let Some(own) = self.files.add(file, direct) else {
             file.close();

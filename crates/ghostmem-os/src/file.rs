@@ -351,8 +351,14 @@ impl Tether {
     pub fn new() -> Result<Self, OsError> {
         let mut ends = [-1; 2];
         // SAFETY: a place for two descriptors.
-        let rc = unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC | libc::O_NONBLOCK) };
-        done("pipe2", rc)?;
+        let rc = unsafe {
+            kernel::syscall!(
+                libc::SYS_pipe2,
+                ends.as_mut_ptr(),
+                libc::O_CLOEXEC | libc::O_NONBLOCK
+            )
+        };
+        done("pipe2", rc as i32)?;
         let held = out_of_the_way(ends[0]).inspect_err(|_| close(ends[1]))?;
         let watch = out_of_the_way(ends[1]).inspect_err(|_| close(held))?;
         Ok(Self {

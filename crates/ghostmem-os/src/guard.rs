@@ -92,7 +92,16 @@ impl FileMap {
     /// that ran no fork hook: the file is its parent's.
     pub fn fill(&self, offset: usize, data: &[u8]) -> Result<(), OsError> {
         lineage::refuse_stranger()?;
-        write_at(self.file.load(Ordering::Relaxed), offset, data)
+        let file = self.file.load(Ordering::Relaxed);
+        match write_at(file, offset, data) {
+            // The limit on the size of files (`RLIMIT_FSIZE`) was lowered since the
+            // file was made. It is for writes, not for stores.
+            Err(error) if error.errno == libc::EFBIG => {
+                take_signal();
+                store_at(file, offset, data)
+            }
+            done => done,
+        }
     }
 
     /// Copies one page at `offset`.
@@ -235,6 +244,101 @@ fn write_at(file: i32, offset: usize, data: &[u8]) -> Result<(), OsError> {
     File::from_number(file).write_at(data, offset as u64)
 }
 
+/// Takes the signal back that comes with `EFBIG`: whoever fills pages has every signal
+/// blocked, so that it waits.
+fn take_signal() {
+    let mut set = crate::thread::empty_set();
+    // SAFETY: an initialised set and a valid number.
+    unsafe { libc::sigaddset(&raw mut set, libc::SIGXFSZ) };
+    let at_once = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: reads the set and the time; nothing is written.
+    unsafe {
+        kernel::syscall!(
+            libc::SYS_rt_sigtimedwait,
+            &raw const set,
+            0,
+            &raw const at_once,
+            8
+        )
+    };
+}
+
+/// Writes whole pages of a memory file by way of a mapping made for it.
+fn store_at(file: i32, offset: usize, data: &[u8]) -> Result<(), OsError> {
+    let (none, access) = (core::ptr::null_mut(), libc::PROT_READ | libc::PROT_WRITE);
+    let from = offset as libc::off_t;
+    // SAFETY: a fresh mapping at an address of the kernel's choice.
+    let at = unsafe { kernel::mmap(none, data.len(), access, libc::MAP_SHARED, file, from) };
+    if at == libc::MAP_FAILED {
+        return Err(OsError::last("mmap"));
+    }
+    // SAFETY: mapped just now, as long as the data, and known to nobody else.
+    unsafe { core::ptr::copy_nonoverlapping(data.as_ptr(), at.cast::<u8>(), data.len()) };
+    // SAFETY: as above.
+    unsafe { kernel::munmap(at, data.len()) };
+    Ok(())
+}
+
+/// The limit on the size of a file that this process makes longer, soft and hard.
+fn file_size_limit() -> libc::rlimit {
+    let mut limit = libc::rlimit {
+        rlim_cur: libc::RLIM_INFINITY,
+        rlim_max: libc::RLIM_INFINITY,
+    };
+    // SAFETY: a place for the limit, and no new one.
+    unsafe {
+        kernel::syscall!(
+            libc::SYS_prlimit64,
+            0,
+            libc::RLIMIT_FSIZE,
+            0,
+            &raw mut limit
+        )
+    };
+    limit
+}
+
+/// Makes an empty file `len` bytes long. Above the limit on the size of files the
+/// kernel would end the process (`SIGXFSZ`); a soft limit is lifted for the moment.
+fn set_len(file: i32, len: usize) -> Result<(), OsError> {
+    let limit = file_size_limit();
+    let set = |limit: &libc::rlimit| {
+        let limit = core::ptr::from_ref(limit);
+        // SAFETY: a complete structure, and no place for the old limit.
+        unsafe { kernel::syscall!(libc::SYS_prlimit64, 0, libc::RLIMIT_FSIZE, limit, 0) == 0 }
+    };
+    let is_low = limit.rlim_cur < len as libc::rlim_t;
+    let hard = libc::rlimit {
+        rlim_cur: limit.rlim_max,
+        ..limit
+    };
+    // Where the program has a filter, setting a limit may be what that forbids.
+    let lifted = is_low
+        && limit.rlim_max >= len as libc::rlim_t
+        && !crate::doorway::is_confined()
+        && set(&hard);
+    if is_low && !lifted {
+        return Err(OsError::new(
+            "making a memory file above the file size limit (ulimit -f)",
+            libc::EFBIG,
+        ));
+    }
+    // SAFETY: our own descriptor.
+    let rc = unsafe { kernel::ftruncate(file, len as libc::off_t) };
+    let done = if rc == 0 {
+        Ok(())
+    } else {
+        Err(OsError::last("ftruncate"))
+    };
+    if lifted {
+        set(&limit);
+    }
+    done
+}
+
 /// A new, empty memory file of `len` bytes (memfd_create(2)).
 ///
 /// # Errors
@@ -246,19 +350,29 @@ pub fn memory_file(len: usize) -> Result<i32, OsError> {
         return Err(OsError::last("memfd_create"));
     }
     let fd = out_of_the_way(fd)?;
-    // SAFETY: our own descriptor.
-    let rc = unsafe { kernel::ftruncate(fd, len as libc::off_t) };
-    if rc != 0 {
-        let error = OsError::last("ftruncate");
-        close(fd);
-        return Err(error);
-    }
+    set_len(fd, len).inspect_err(|_| close(fd))?;
     Ok(fd)
 }
 
 /// Closes a descriptor made by [`memory_file`].
 pub fn close(fd: i32) {
     descriptor::close(fd);
+}
+
+/// Makes the calls of a memory file and its pages once, but guard markers.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn memory_files_work() -> Result<(), OsError> {
+    let front = Reservation::new(PAGE_SIZE, PAGE_SIZE, Access::None)?;
+    let span = front.span(0, PAGE_SIZE)?;
+    // SAFETY: `front` outlives `map` in this function and was just made.
+    let map = unsafe { FileMap::over(span) }?;
+    let file = map.file.load(Ordering::Relaxed);
+    write_at(file, 0, &[1; 8])?;
+    map.read(0, &mut [0; PAGE_SIZE])?;
+    map.protect(0, PAGE_SIZE, true)?;
+    File::from_number(file).punch(0, PAGE_SIZE as u64)
 }
 
 /// Whether this kernel has guard pages for file mappings: tries it once.

@@ -75,6 +75,8 @@ pub mod stop;
 pub mod thread;
 pub mod touched;
 #[cfg(not(windows))]
+pub mod trial;
+#[cfg(not(windows))]
 pub mod uffd;
 #[cfg(not(windows))]
 pub mod vault;

@@ -61,6 +61,15 @@ pub fn address_space_limit() -> Option<u64> {
     (rc == 0 && limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
 }
 
+/// How many filters of system calls this process has; `None` when that cannot be told.
+#[must_use]
+pub fn filters() -> Option<u64> {
+    let reports = Reports::of_this_machine();
+    let mode = reports.status_bytes("Seccomp")?;
+    // The count is there since Linux 5.9.
+    Some(mode.min(1) * reports.status_bytes("Seccomp_filters").unwrap_or(1))
+}
+
 /// The seccomp mode of this process: 0 none, 1 strict, 2 filter; `None` when
 /// the kernel does not say.
 #[must_use]

@@ -1,8 +1,40 @@
 //! Giving the frames of many ghost pages back to the kernel in one call.
 
+use core::sync::atomic::{AtomicBool, Ordering};
+
 use crate::error::OsError;
-use crate::kernel;
 use crate::map::PAGE_SIZE;
+use crate::{kernel, trial};
+
+/// Whether the vectored call is not to be made: a filter ends whoever makes it.
+static ONE_BY_ONE: AtomicBool = AtomicBool::new(false);
+
+/// Makes the vectored call of [`drop_ranges`] once, for nothing, where a filter of
+/// system calls may end the process for it; not again if it does.
+pub fn try_vectored() {
+    let attempt = || {
+        // SAFETY: no ranges.
+        unsafe { kernel::syscall!(libc::SYS_process_madvise, PIDFD_SELF, 0, 0, 0, 0) };
+        Ok(0)
+    };
+    if trial::is_needed() && trial::ask("process_madvise", attempt).is_err() {
+        drop_one_by_one();
+    }
+}
+
+/// The vectored call is not made from now on.
+pub fn drop_one_by_one() {
+    ONE_BY_ONE.store(true, Ordering::Relaxed);
+}
+
+/// Whether the vectored call is made.
+#[must_use]
+pub fn drops_vectored() -> bool {
+    !ONE_BY_ONE.load(Ordering::Relaxed)
+}
+
+/// `PIDFD_SELF_THREAD_GROUP` (Linux 6.14, include/uapi/linux/pidfd.h).
+const PIDFD_SELF: i32 = -10001;
 
 /// Most ranges [`drop_ranges`] takes in one call.
 pub const DROP_RANGES_MAX: usize = 256;
@@ -66,8 +98,6 @@ pub fn set_dumped(address: usize, len: usize, dumped: bool) {
 /// The ranges must be private anonymous memory whose contents nobody needs:
 /// they are gone afterwards.
 pub unsafe fn drop_ranges(ranges: &[DropRange], even_locked: bool, kept: &mut dyn FnMut(usize)) {
-    /// `PIDFD_SELF_THREAD_GROUP` (Linux 6.14, include/uapi/linux/pidfd.h).
-    const PIDFD_SELF: i32 = -10001;
     /// `MADV_DONTNEED_LOCKED` (Linux 5.18).
     const MADV_DONTNEED_LOCKED: i32 = 24;
     if let [only] = ranges {
@@ -76,7 +106,7 @@ pub unsafe fn drop_ranges(ranges: &[DropRange], even_locked: bool, kept: &mut dy
         if rc == 0 {
             return;
         }
-    } else {
+    } else if drops_vectored() {
         let wanted: usize = ranges.iter().map(|r| r.iov_len).sum();
         // SAFETY: the array is alive for the call; the effect is the caller's
         // promise.

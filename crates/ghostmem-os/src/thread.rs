@@ -106,6 +106,48 @@ impl Drop for SignalsBlocked {
     }
 }
 
+/// Whether the signals that a touch of ghost memory raises stay open whatever the
+/// engine blocks.
+static FAULTS_STAY_OPEN: AtomicBool = AtomicBool::new(false);
+
+/// From now on [`SignalsBlocked`] leaves the signals open that a touch of ghost memory
+/// raises: where stacks of the program's threads may be such memory, what is written
+/// there has to come in.
+pub fn keep_faults_open() {
+    FAULTS_STAY_OPEN.store(true, Ordering::Relaxed);
+}
+
+/// Bytes of the kernel's set of signals, which is the beginning of libc's.
+const KERNEL_SET_BYTES: usize = 8;
+
+/// rt_sigprocmask(2) with `SIG_SETMASK`: 0 where it was done.
+///
+/// # Safety
+/// `before` is null or a place for a set.
+unsafe fn mask_call(set: Option<&libc::sigset_t>, before: *mut libc::sigset_t) -> libc::c_long {
+    let set = set.map_or(core::ptr::null(), core::ptr::from_ref);
+    let how = libc::SIG_SETMASK;
+    // SAFETY: the set is read, and the caller's promise.
+    unsafe { kernel::syscall!(libc::SYS_rt_sigprocmask, how, set, before, KERNEL_SET_BYTES) }
+}
+
+/// A set as it is to be blocked.
+fn to_block(set: &libc::sigset_t) -> libc::sigset_t {
+    let mut set = *set;
+    if FAULTS_STAY_OPEN.load(Ordering::Relaxed) {
+        for signal in [libc::SIGBUS, libc::SIGSEGV] {
+            // SAFETY: an initialised set and a valid signal number.
+            unsafe { libc::sigdelset(&raw mut set, signal) };
+        }
+    }
+    set
+}
+
+pub(crate) fn empty_set() -> libc::sigset_t {
+    // SAFETY: all zero is the empty set, in libc's form as in the kernel's.
+    unsafe { core::mem::zeroed() }
+}
+
 pub(crate) fn full_set() -> libc::sigset_t {
     let mut set = core::mem::MaybeUninit::uninit();
     // SAFETY: sigfillset initialises the whole set it is given.
@@ -116,20 +158,18 @@ pub(crate) fn full_set() -> libc::sigset_t {
 
 /// Changes the mask in one call; what it was before.
 fn swap_mask(set: &libc::sigset_t) -> libc::sigset_t {
-    let mut before = core::mem::MaybeUninit::uninit();
-    // SAFETY: both sets are valid for the call; SIG_SETMASK cannot fail.
-    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, set, before.as_mut_ptr()) };
-    // SAFETY: pthread_sigmask filled it.
-    unsafe { before.assume_init() }
+    let mut before = full_set();
+    // SAFETY: `before` is a set; SIG_SETMASK cannot fail.
+    unsafe { mask_call(Some(&to_block(set)), &raw mut before) };
+    before
 }
 
 /// The mask as it is. As [`set_mask`], for any stack.
 fn mask() -> libc::sigset_t {
     loop {
         let mut now = full_set();
-        // SAFETY: a null new set only asks for the current one.
-        let rc =
-            unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, core::ptr::null(), &raw mut now) };
+        // SAFETY: a place for the current set.
+        let rc = unsafe { mask_call(None, &raw mut now) };
         if rc == 0 {
             return now;
         }
@@ -140,11 +180,9 @@ fn mask() -> libc::sigset_t {
 /// on a page of the stack that is absent: each round touches it again.
 fn set_mask(set: &libc::sigset_t) {
     loop {
-        let set = core::hint::black_box(*set);
-        // SAFETY: the set is valid for the call.
-        let rc = unsafe {
-            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const set, core::ptr::null_mut())
-        };
+        let set = core::hint::black_box(to_block(set));
+        // SAFETY: nothing is written.
+        let rc = unsafe { mask_call(Some(&set), core::ptr::null_mut()) };
         if rc == 0 {
             return;
         }

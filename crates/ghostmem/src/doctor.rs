@@ -41,11 +41,18 @@ pub struct Report {
     pub monitor_works: bool,
     /// A memory file can be made.
     pub guard_works: bool,
+    /// Why none can be made.
+    pub guard_refusal: Option<String>,
     /// Guard pages work on memory files (no mapping is split).
     pub guard_pages: bool,
     /// A file for cold pages in [`SPILL_DIR`]: what it is like, or why there can be
     /// none.
     pub spill: Result<SpillReport, String>,
+    /// Filters of system calls in force: what they might end the process for was tried
+    /// in children. `None` where that cannot be told.
+    pub filters: Option<u64>,
+    /// Such a filter lets the call by that gives many pages back at once.
+    pub drops_vectored: bool,
     /// `UFFDIO_MOVE` is offered.
     pub uffd_move: bool,
     /// The backend `Backend::Auto` takes; `None` when nothing works.
@@ -146,8 +153,11 @@ pub fn probe() -> Report {
         inline_works: found.allows(ghostmem_fault::BackendKind::Inline),
         monitor_works,
         guard_works: found.allows(ghostmem_fault::BackendKind::Guard),
+        guard_refusal: found.memory_file.err().map(|error| error.to_string()),
         guard_pages: found.guard_pages,
         spill: probe_spill(),
+        filters: found.filters,
+        drops_vectored: found.drops_vectored,
         uffd_move: found.user_mode_only.has_move() || found.syscall.has_move(),
         chosen,
         reason: reason.to_owned(),

@@ -44,6 +44,10 @@ pub enum SettingUnit {
     Choice,
     /// The number of a process.
     Process,
+    /// A number of something else, which the text names.
+    Count,
+    /// A place in the address space.
+    Address,
     /// Code of the program.
     Function,
 }
@@ -210,6 +214,13 @@ settings! {
         trace("trace"): Option<PathBuf> = None, Path, "", [option "trace"];
         /// The process that keeps the record: only its own child is recorded.
         recorder("recorder"): i32 = 0, Process, "", [];
+        /// Filters of system calls under which the command tried what works; the backend
+        /// does.
+        filters("filters"): Option<u64> = None, Count, "", [];
+        /// Many pages may be given back in one call.
+        vectored("vectored"): bool = true, Flag, "on", [];
+        /// Where this run has the engine's doorway; 0: nowhere but in the library.
+        doorway("doorway"): usize = 0, Address, "", [];
     }
     others {
         /// Most pages of 4 KiB mapped at once.

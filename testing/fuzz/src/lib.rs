@@ -11,6 +11,7 @@
 
 #![allow(
     dead_code,
+    unused_imports,
     unreachable_pub,
     missing_docs,
     reason = "of the files that belong to others only a part is used"

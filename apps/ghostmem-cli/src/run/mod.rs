@@ -13,6 +13,7 @@ mod words;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::OpenOptions;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::IsTerminal;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::process::CommandExt;
@@ -99,6 +100,7 @@ fn settings(args: &RunArgs, raw_system_calls: Option<&str>) -> Result<RunSetting
     }
     settings.reporter = i32::try_from(std::process::id()).unwrap_or(0);
     settings.children = !args.no_children;
+    settings.doorway = fits(doorway_place())?;
     if let Some(folder) = &args.spill.spill {
         if !folder.is_dir() {
             return Err(Failure::new(format!(
@@ -111,7 +113,13 @@ fn settings(args: &RunArgs, raw_system_calls: Option<&str>) -> Result<RunSetting
     if let Some(path) = &settings.stats_json {
         try_to_write(path.as_os_str().as_bytes())?;
     }
-    settings.backend = backend(args, &settings, raw_system_calls)?;
+    let report = doctor::probe();
+    if report.filters.is_some() {
+        // What was tried under these need not be tried there again.
+        settings.filters = report.filters;
+        settings.vectored = report.drops_vectored;
+    }
+    settings.backend = backend(args, &settings, raw_system_calls, &report)?;
     Ok(settings)
 }
 
@@ -120,14 +128,25 @@ fn fits(bytes: u64) -> Result<usize, Failure> {
     usize::try_from(bytes).map_err(Failure::new)
 }
 
+/// Where the processes of this run have the engine's doorway: a page below all that a
+/// loader or the kernel maps, which nobody can guess.
+fn doorway_place() -> u64 {
+    const LOWEST: u64 = 0x1000_0000_0000;
+    const PAGES: u64 = (0x5000_0000_0000 - LOWEST) >> 12;
+    // Seeded by the kernel's generator.
+    let number = RandomState::new().build_hasher().finish();
+    LOWEST + ((number % PAGES) << 12)
+}
+
 /// The backend, after a look whether it can be had.
 fn backend(
     args: &RunArgs,
     settings: &RunSettings,
     raw_system_calls: Option<&str>,
+    report: &doctor::Report,
 ) -> Result<Backend, Failure> {
     let asked = args.backend;
-    let report = doctor::probe();
+    let filtered = report.filters != Some(0);
     if let Some(why) = raw_system_calls.filter(|_| !report.monitor_works) {
         eprintln!(
             "ghostmem: this program makes system calls outside the C library ({why}): they fail \
@@ -135,8 +154,12 @@ fn backend(
         );
     }
     let refuse = |what: &str| {
+        let guard = what.starts_with("guard");
+        let why = report.guard_refusal.as_deref().filter(|_| guard);
+        let why = why.map_or_else(String::new, |why| format!(" ({why})"));
         Err(Failure::new(format!(
-            "the {what} backend cannot work here; see 'ghostmem doctor', or leave --backend out"
+            "the {what} backend cannot work here{why}; see 'ghostmem doctor', or leave --backend \
+             out"
         )))
     };
     match asked {
@@ -156,7 +179,15 @@ fn backend(
                      which is slower; see 'ghostmem doctor'"
                 );
             }
-            Ok(Backend::Auto)
+            Ok(match report.chosen {
+                // The process is not to try again what a filter may end it for.
+                Some(chosen @ (Backend::Inline | Backend::Guard | Backend::GuardMprotect))
+                    if filtered =>
+                {
+                    chosen
+                }
+                _ => Backend::Auto,
+            })
         }
         BackendName::Inline if !report.inline_works => refuse("inline"),
         BackendName::Monitor if !report.monitor_works => refuse("monitor"),

@@ -20,7 +20,7 @@
 use crate::bounce::{Lease, most_bytes};
 use crate::ghost;
 use crate::guarded::{self, Touch, load};
-use crate::raw::{self, Answer, call, failed};
+use crate::raw::{self, Answer, call, failed, own};
 
 use super::{Done, error};
 
@@ -125,13 +125,13 @@ enum Long {
 fn long(fd: usize, reading: bool) -> Long {
     // SAFETY: all zero is a valid stat structure.
     let mut stat: libc::stat = unsafe { core::mem::zeroed() };
-    if failed(call!(libc::SYS_fstat, fd, &raw mut stat)) {
+    if failed(own!(libc::SYS_fstat, fd, &raw mut stat)) {
         return Long::EndsEarly;
     }
     let goes_on = match stat.st_mode & libc::S_IFMT {
         libc::S_IFREG if reading => true,
         libc::S_IFREG => {
-            let flags = call!(libc::SYS_fcntl, fd, libc::F_GETFL);
+            let flags = own!(libc::SYS_fcntl, fd, libc::F_GETFL);
             !failed(flags) && flags & libc::O_APPEND as Answer == 0
         }
         libc::S_IFBLK => true,
@@ -185,7 +185,7 @@ pub(super) fn sighted(number: usize, args: [usize; 6]) -> Touch<Done> {
     if is_plain && (bytes == 0 || !touches_ghost(base, bytes.min(LONGEST))) {
         return Ok(Done::Asis);
     }
-    let flags = call!(libc::SYS_fcntl, fd, libc::F_GETFL);
+    let flags = own!(libc::SYS_fcntl, fd, libc::F_GETFL);
     if failed(flags) || flags & libc::O_DIRECT as Answer == 0 {
         Ok(Done::Asis)
     } else if is_plain {
@@ -321,7 +321,7 @@ pub(super) fn other_memory(number: usize, args: [usize; 6]) -> Touch<Done> {
         Vectors::new(list, count),
         Vectors::new(their_list, their_count),
     );
-    let own = call!(libc::SYS_getpid) as usize == process;
+    let own = own!(libc::SYS_getpid) as usize == process;
     if own && theirs.any_ghost()? {
         // Both sides are here.
         return super::held::scanned(number, args, &[1, 3]);
@@ -362,7 +362,7 @@ pub(super) fn spliced(args: [usize; 6]) -> Touch<Done> {
     if !vectors.any_ghost()? {
         return Ok(Done::Asis);
     }
-    let access = call!(libc::SYS_fcntl, fd, libc::F_GETFL);
+    let access = own!(libc::SYS_fcntl, fd, libc::F_GETFL);
     if failed(access) {
         return Ok(Done::With(access));
     }

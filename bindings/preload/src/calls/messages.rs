@@ -6,7 +6,7 @@
 use crate::bounce::{Lease, most_bytes};
 use crate::ghost;
 use crate::guarded::{self, BadAddress, Touch, load, store};
-use crate::raw::{self, Answer, call, failed};
+use crate::raw::{self, Answer, call, failed, own};
 
 use super::data::{VECTORS_MAX, Vector, Vectors, is_stream, next_message_fits};
 use super::{Done, error};
@@ -332,7 +332,7 @@ struct TimeLimit {
 
 fn now_ns() -> i128 {
     let mut now = [0_i64; 2];
-    let _cannot_fail = call!(
+    let _cannot_fail = own!(
         libc::SYS_clock_gettime,
         libc::CLOCK_MONOTONIC,
         now.as_mut_ptr()

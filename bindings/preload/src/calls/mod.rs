@@ -20,10 +20,12 @@ mod target;
 
 use core::arch::global_asm;
 
+use ghostmem_os::doorway;
+
 use crate::bounce::Lease;
 use crate::guarded::{self, BadAddress, Touch, load, store};
 use crate::raw::{self, Answer, failed};
-use crate::{begin, bounce, descriptors, ghost, objects, signals, thread};
+use crate::{begin, bounce, confine, descriptors, ghost, objects, signals, thread};
 use table::{Length, Pointer, Treatment};
 
 /// A system call as it arrived. The order of the fields is known to [`entry`].
@@ -180,11 +182,11 @@ extern "C-unwind" fn hook(call: &mut Call) -> u32 {
     } else if matches!(call.number, 56 | 57) && thread.forking.get() != 0 {
         spawn::fork(call.number, call.args)
     } else if call.number == 13 {
-        signals::engine_action(call.args).map_or(Done::Asis, Done::With)
+        signals::engine_action(call.args).map_or_else(|| engine_made(call), Done::With)
     } else if call.number == 14 {
-        signals::engine_mask(call.args).map_or(Done::Asis, Done::With)
+        signals::engine_mask(call.args).map_or_else(|| engine_made(call), Done::With)
     } else {
-        Done::Asis
+        engine_made(call)
     };
     answer(call, done)
 }
@@ -229,12 +231,30 @@ fn is_from_us(call: &Call) -> bool {
     matches!(call.number, 10 | 11 | 28 | 440) && objects::is_ours(raw::load(call.stack))
 }
 
+/// A call that engine code makes through libc: where the program has a filter, which
+/// may forbid it to libc, by the engine's own doorway. Those that make threads, or
+/// children, go on where they are made.
+fn engine_made(call: &Call) -> Done {
+    let makes_another = matches!(call.number, 56..=58 | table::CLONE3);
+    if doorway::is_confined() && !makes_another {
+        Done::With(raw::engine_call(call.number, call.args))
+    } else {
+        Done::Asis
+    }
+}
+
 fn handle(call: &mut Call) -> Touch<Done> {
     let (number, args) = (call.number, call.args);
     if is_from_us(call) {
-        return Ok(Done::Asis);
+        return Ok(engine_made(call));
     }
     match number {
+        157 if args[0] == libc::PR_SET_SECCOMP as usize => return confine::prctl(args),
+        317 => {
+            if let Some(done) = confine::seccomp(args)? {
+                return Ok(done);
+            }
+        }
         13 => return signals::action(args),
         14 => return signals::mask(args),
         127 => return signals::pending(args),
@@ -259,7 +279,7 @@ fn handle(call: &mut Call) -> Touch<Done> {
         60 => {
             if crate::threads::ends_the_process() {
                 crate::report::at_exit();
-                return Ok(Done::With(raw::syscall(231, args)));
+                return Ok(Done::With(raw::engine_call(231, args)));
             }
             Done::Asis
         }

@@ -9,7 +9,7 @@
 use ghostmem::fork::Call as ForkCall;
 
 use crate::guarded::{self, Touch, load, store};
-use crate::raw::{self, Answer, call, failed};
+use crate::raw::{self, Answer, call, failed, own};
 use crate::{begin, bounce, ghost, holds, signals, start, thread};
 
 use super::{Call, Done, error, table, target};
@@ -114,7 +114,7 @@ pub(super) fn fork(number: usize, args: [usize; 6]) -> Done {
         && args[0] & libc::CLONE_CHILD_SETTID as usize != 0
         && ghost::is_ghost(place)
     {
-        let _there = store(place, call!(libc::SYS_gettid) as u32);
+        let _there = store(place, own!(libc::SYS_gettid) as u32);
     }
     Done::With(answer)
 }
@@ -322,14 +322,14 @@ pub(super) fn trace_me() -> Done {
     }
     thread::current()
         .to_trace
-        .set(call!(libc::SYS_getpid) as i32);
+        .set(own!(libc::SYS_getpid) as i32);
     Done::With(0)
 }
 
 /// Makes the request that was put off.
 fn trace_now() {
     let child = thread::current().to_trace.replace(0);
-    if child != 0 && child == call!(libc::SYS_getpid) as i32 {
+    if child != 0 && child == own!(libc::SYS_getpid) as i32 {
         let _as_asked = call!(libc::SYS_ptrace, PTRACE_TRACEME, 0, 0, 0);
     }
 }
@@ -402,7 +402,7 @@ fn kept(room: usize) -> Option<usize> {
     let thread = thread::current();
     if thread.exec_bytes.get() < room {
         if thread.exec.get() != 0 {
-            let _gone = call!(libc::SYS_munmap, thread.exec.get(), thread.exec_bytes.get());
+            let _gone = own!(libc::SYS_munmap, thread.exec.get(), thread.exec_bytes.get());
             thread.exec_bytes.set(0);
         }
         let bytes = room.checked_next_multiple_of(1 << 16)?;

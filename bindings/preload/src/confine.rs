@@ -1,0 +1,507 @@
+//! Programs that confine themselves: filters of system calls, and the strict mode.
+//!
+//! A filter that a program installs (prctl(2), seccomp(2)) knows nothing of the calls
+//! that bring its pages back. So instructions of ours go in front of it: they let by
+//! what comes from the engine's [doorway] and has one of the numbers, and one of the
+//! kinds of arguments, that the engine needs. All else meets the program's filter as
+//! it is, with every flag that was asked for:
+//!
+//! ```text
+//!   number is one of ours? ── no ─────────────────────────► the program's filter
+//!        yes, with arguments as ours? ── no ──────────────► the program's filter
+//!             yes, from the doorway? ── no ───────────────► the program's filter
+//!                  yes: allow
+//! ```
+//! The doorway is mapped at an address that all processes of one `ghostmem run`
+//! share, chosen at random for it: filters outlive execve(2), and what a child needs
+//! is let by as well.
+//!
+//! What a program gains by jumping to the doorway is argued in SAFETY.md.
+//!
+//! [doorway]: ghostmem_os::doorway
+
+use core::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+
+use ghostmem::Backend;
+use ghostmem_os::doorway::{self, DOORWAY_BYTES, Doorway};
+use ghostmem_os::{machine, ranges, trial};
+
+use crate::bounce::Lease;
+use crate::calls::{Done, error};
+use crate::guarded::{self, Touch, load};
+use crate::raw::{self, call, failed, own};
+use crate::settings::Settings;
+use crate::{follow, ghost, objects, report, signals, stub};
+
+/// Maps the doorway where this run has it. Called once, at start, before the engine
+/// makes a call: a filter that came with exec may let by that place only.
+pub(crate) fn prepare(settings: &Settings) {
+    if settings.doorway != 0 {
+        share(settings.doorway);
+    }
+}
+
+/// Says whether filters are in force already, once: when the heap is made, or before
+/// anything that a filter may end the process for. Filters that come later pass by
+/// [`install`].
+pub(crate) fn look() {
+    static LOOKED: AtomicBool = AtomicBool::new(false);
+    let Some(settings) = crate::start::settings() else {
+        return;
+    };
+    if LOOKED.swap(true, Ordering::Relaxed) {
+        return;
+    }
+    let filters = machine::filters();
+    if filters.is_some() && filters == settings.filters {
+        trial::all_is_known();
+    }
+    if !settings.vectored {
+        ranges::drop_one_by_one();
+    }
+    // Without /proc nobody can tell: then as if there were.
+    if filters.is_none_or(|count| count > 0) {
+        doorway::confine();
+    }
+}
+
+/// Maps the page of the doorway, out of this library's file, at `place`. Where that is
+/// not possible the library's own page stays in use.
+fn share(place: usize) {
+    let Some(page) = doorway::page() else {
+        return;
+    };
+    let Some(file) = objects::our_offset(page) else {
+        return;
+    };
+    let flags = libc::O_RDONLY | libc::O_CLOEXEC;
+    let folder = libc::AT_FDCWD;
+    let opened = call!(libc::SYS_openat, folder, objects::our_file(), flags, 0);
+    if failed(opened) {
+        return;
+    }
+    // Mapped with its rights from the start: no memory is ever writable and
+    // executable, or becomes executable (PR_SET_MDWE).
+    let access = libc::PROT_READ | libc::PROT_EXEC;
+    let flags = libc::MAP_PRIVATE | libc::MAP_FIXED_NOREPLACE;
+    let mapped = call!(
+        libc::SYS_mmap,
+        place,
+        DOORWAY_BYTES,
+        access,
+        flags,
+        opened,
+        file
+    );
+    let _closed = call!(libc::SYS_close, opened);
+    if failed(mapped) {
+        return;
+    }
+    // A kernel before 4.17 takes the address for a hint; and the file may be another
+    // build's by now.
+    if mapped as usize != place || !raw::is_same(place, page, DOORWAY_BYTES) {
+        let _gone = call!(libc::SYS_munmap, mapped, DOORWAY_BYTES);
+        return;
+    }
+    // SAFETY: the same bytes, executable, and never unmapped: the program's calls on
+    // mappings reach us, and nobody else knows of this one.
+    unsafe { doorway::move_to(place) };
+}
+
+/// What is asked of one argument of a call, by its lower half.
+#[derive(Debug, Clone, Copy)]
+enum Test {
+    /// None of these bits.
+    Without(u32),
+    /// All bits of a one-bit mask.
+    With(u32),
+    /// This number.
+    Is(u32),
+    /// One of two numbers.
+    Either(u32, u32),
+    /// This number under a mask.
+    Masked(u32, u32),
+    /// A null pointer.
+    Null,
+}
+
+/// Calls that the engine makes with any arguments. They concern this process's own
+/// memory, threads and descriptors, and make none of them more than it is.
+const FREE: [i64; 23] = [
+    libc::SYS_futex,
+    libc::SYS_madvise,
+    libc::SYS_munmap,
+    libc::SYS_mincore,
+    libc::SYS_mlock,
+    libc::SYS_mlock2,
+    libc::SYS_munlock,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_sigaltstack,
+    libc::SYS_gettid,
+    libc::SYS_getpid,
+    libc::SYS_getcpu,
+    libc::SYS_getrandom,
+    libc::SYS_getrusage,
+    libc::SYS_clock_gettime,
+    libc::SYS_sched_yield,
+    libc::SYS_close,
+    libc::SYS_fstat,
+    libc::SYS_memfd_create,
+    libc::SYS_exit_group,
+    libc::SYS_ppoll,
+];
+
+/// Calls whose arguments are looked at: which argument, and for what.
+const TESTED: [(i64, usize, Test); 8] = [
+    // No code is made.
+    (libc::SYS_mmap, 2, Test::Without(libc::PROT_EXEC as u32)),
+    (libc::SYS_mprotect, 2, Test::Without(libc::PROT_EXEC as u32)),
+    // Requests of userfaultfd, whose letter is 0xAA.
+    (libc::SYS_ioctl, 1, Test::Masked(0xff00, 0xaa00)),
+    // One that only hears of the program's own touches (UFFD_USER_MODE_ONLY).
+    (libc::SYS_userfaultfd, 0, Test::With(1)),
+    (
+        libc::SYS_fcntl,
+        1,
+        Test::Either(libc::F_DUPFD_CLOEXEC as u32, libc::F_GETFL as u32),
+    ),
+    // Limits are asked, none is set.
+    (libc::SYS_prlimit64, 2, Test::Null),
+    // Of this process: PIDFD_SELF_THREAD_GROUP.
+    (libc::SYS_process_madvise, 0, Test::Is(-10001_i32 as u32)),
+    // Whether a thread is there.
+    (libc::SYS_tkill, 1, Test::Is(0)),
+];
+
+/// Calls on the files of the guard backend and of `--spill`, whose descriptors were
+/// open before.
+const FILES: [i64; 8] = [
+    libc::SYS_pread64,
+    libc::SYS_pwrite64,
+    libc::SYS_fallocate,
+    libc::SYS_ftruncate,
+    libc::SYS_sync_file_range,
+    libc::SYS_fadvise64,
+    libc::SYS_pipe2,
+    // Of the signal that comes with `EFBIG`.
+    libc::SYS_rt_sigtimedwait,
+];
+
+/// Offsets in `struct seccomp_data` (linux/seccomp.h), little-endian.
+const NUMBER_AT: u32 = 0;
+const ARCHITECTURE_AT: u32 = 4;
+const POINTER_AT: u32 = 8;
+const ARGUMENTS_AT: u32 = 16;
+/// `AUDIT_ARCH_X86_64` (linux/audit.h).
+const X86_64: u32 = 0xc000_003e;
+
+/// Instructions that one filter may have (`BPF_MAXINSNS`).
+const MOST: usize = 4096;
+/// Room for ours.
+const OURS_MOST: usize = 192;
+
+type Instruction = libc::sock_filter;
+
+/// A place in our instructions that a jump leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Label {
+    /// Whether the call comes from the doorway.
+    Origin,
+    /// The program's filter.
+    Program,
+}
+
+/// Our instructions, as they are put together. No heap: filters may be installed
+/// between fork and exec.
+struct Front {
+    code: [Instruction; OURS_MOST],
+    /// Jumps always taken, whose distance is not known yet.
+    open: [Option<Label>; OURS_MOST],
+    len: usize,
+}
+
+const NOTHING: Instruction = Instruction {
+    code: 0,
+    jt: 0,
+    jf: 0,
+    k: 0,
+};
+
+const LOAD: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
+const EQUAL: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+const BITS: u32 = libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K;
+const AND: u32 = libc::BPF_ALU | libc::BPF_AND | libc::BPF_K;
+const JUMP: u32 = libc::BPF_JMP | libc::BPF_JA;
+const RETURN: u32 = libc::BPF_RET | libc::BPF_K;
+const CONSTANT: u32 = libc::BPF_LD | libc::BPF_IMM;
+
+impl Front {
+    fn put(&mut self, code: u32, value: u32, jt: u8, jf: u8) {
+        self.code[self.len] = Instruction {
+            code: code as u16,
+            jt,
+            jf,
+            k: value,
+        };
+        self.len += 1;
+    }
+
+    fn load(&mut self, at: u32) {
+        self.put(LOAD, at, 0, 0);
+    }
+
+    fn go(&mut self, to: Label) {
+        self.open[self.len] = Some(to);
+        self.put(JUMP, 0, 0, 0);
+    }
+
+    /// Goes on only where the loaded word is `value`; to the program's filter else.
+    fn only(&mut self, value: u32) {
+        self.put(EQUAL, value, 1, 0);
+        self.go(Label::Program);
+    }
+
+    fn land(&mut self, label: Label) {
+        for (at, open) in self.open.iter_mut().enumerate().take(self.len) {
+            if *open == Some(label) {
+                *open = None;
+                self.code[at].k = (self.len - at - 1) as u32;
+            }
+        }
+    }
+
+    /// A call with one of our numbers, if its argument is as ours have it.
+    fn tested(&mut self, number: u32, argument: usize, test: Test) {
+        let before = self.len;
+        self.put(EQUAL, number, 0, 0);
+        let at = ARGUMENTS_AT + 8 * argument as u32;
+        self.load(at);
+        match test {
+            Test::Without(bits) => self.put(BITS, bits, 1, 0),
+            Test::With(bit) => self.put(BITS, bit, 0, 1),
+            Test::Is(value) => self.put(EQUAL, value, 0, 1),
+            Test::Either(one, other) => {
+                self.put(EQUAL, one, 1, 0);
+                self.put(EQUAL, other, 0, 1);
+            }
+            Test::Masked(mask, value) => {
+                self.put(AND, mask, 0, 0);
+                self.put(EQUAL, value, 0, 1);
+            }
+            Test::Null => {
+                self.put(EQUAL, 0, 0, 2);
+                self.load(at + 4);
+                self.put(EQUAL, 0, 0, 1);
+            }
+        }
+        self.go(Label::Origin);
+        self.go(Label::Program);
+        self.code[before].jf = (self.len - before - 1) as u8;
+    }
+
+    fn free(&mut self, number: u32) {
+        self.put(EQUAL, number, 0, 1);
+        self.go(Label::Origin);
+    }
+
+    /// What lets the engine's calls by.
+    fn new(
+        doorway: Doorway,
+        with_files: bool,
+        with_messages: bool,
+        reports: [i32; REPORTS_MAX],
+    ) -> Self {
+        let mut front = Self {
+            code: [NOTHING; OURS_MOST],
+            open: [None; OURS_MOST],
+            len: 0,
+        };
+        front.load(ARCHITECTURE_AT);
+        front.only(X86_64);
+        // Numbers first: the kernel remembers of those that are not ours what the
+        // program's filter says, where that looks at no more either.
+        front.load(NUMBER_AT);
+        for (number, argument, test) in TESTED {
+            front.tested(number as u32, argument, test);
+        }
+        for file in reports {
+            if file >= 0 {
+                front.tested(libc::SYS_write as u32, 0, Test::Is(file as u32));
+            }
+        }
+        for number in FREE {
+            front.free(number as u32);
+        }
+        if with_files {
+            FILES.iter().for_each(|&number| front.free(number as u32));
+        }
+        if with_messages {
+            front.free(libc::SYS_read as u32);
+        }
+        front.go(Label::Program);
+        front.land(Label::Origin);
+        front.load(POINTER_AT);
+        front.put(EQUAL, doorway.behind as u32, 2, 0);
+        front.put(EQUAL, doorway.returned as u32, 1, 0);
+        front.go(Label::Program);
+        front.load(POINTER_AT + 4);
+        front.only((doorway.behind >> 32) as u32);
+        front.put(RETURN, libc::SECCOMP_RET_ALLOW, 0, 0);
+        front.land(Label::Program);
+        // As the program's filter expects to begin.
+        front.put(CONSTANT, 0, 0, 0);
+        front
+    }
+}
+
+/// `struct sock_fprog`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Program {
+    count: u16,
+    code: usize,
+}
+
+/// What the engine says goes here: descriptors that it may write to; -1: none.
+static REPORTS: [AtomicI32; REPORTS_MAX] = [const { AtomicI32::new(-1) }; REPORTS_MAX];
+const REPORTS_MAX: usize = 3;
+
+/// Settles what cannot be done any more once a filter is in force.
+fn settle(all_threads: bool) {
+    for (place, file) in REPORTS.iter().zip(report::settle()) {
+        place.store(file, Ordering::Relaxed);
+    }
+    doorway::confine();
+    stub::look_at_all();
+    signals::return_by_doorway();
+    if all_threads {
+        follow::stand_still();
+    }
+}
+
+/// Installs the filter at `given`, with ours in front of it; `ask` makes the call.
+fn install(given: Program, all_threads: bool, ask: impl Fn(usize) -> isize) -> Touch<Done> {
+    let Some((heap, doorway)) = ghost::heap().zip(doorway::doorway()) else {
+        return Ok(Done::Asis);
+    };
+    settle(all_threads);
+    let backend = heap.backend();
+    let guard = matches!(backend, Backend::Guard | Backend::GuardMprotect);
+    let files = guard || crate::start::settings().is_some_and(|settings| settings.spill.is_some());
+    let reports = REPORTS.each_ref().map(|file| file.load(Ordering::Relaxed));
+    let front = Front::new(doorway, files, backend == Backend::Monitor, reports);
+    let count = front.len + usize::from(given.count);
+    if count > MOST {
+        raw::say(
+            b"ghostmem: this program's system call filter has so many instructions that ours \
+              cannot go in front of it: it cannot run on ghost memory\n",
+        );
+        own!(libc::SYS_exit_group, 126);
+    }
+    const EACH: usize = size_of::<Instruction>();
+    let Some(mut lease) = Lease::new(MOST * EACH + 64) else {
+        return Ok(error(libc::ENOMEM));
+    };
+    let Some(code) = lease.carve(count * EACH) else {
+        return Ok(error(libc::ENOMEM));
+    };
+    raw::copy(code, front.code.as_ptr() as usize, front.len * EACH);
+    let rest = usize::from(given.count) * EACH;
+    guarded::copy(code + front.len * EACH, given.code, rest)?;
+    let whole = Program {
+        count: count as u16,
+        code,
+    };
+    Ok(Done::With(ask((&raw const whole) as usize)))
+}
+
+/// What strict mode lets by (seccomp(2)), as a filter: the kernel's own takes none of
+/// ours in front of it.
+fn strict(ask: impl Fn(usize) -> isize) -> Touch<Done> {
+    const ALLOWED: [i64; 4] = [
+        libc::SYS_read,
+        libc::SYS_write,
+        libc::SYS_exit,
+        libc::SYS_rt_sigreturn,
+    ];
+    let mut filter = Front {
+        code: [NOTHING; OURS_MOST],
+        open: [None; OURS_MOST],
+        len: 0,
+    };
+    filter.load(ARCHITECTURE_AT);
+    filter.only(X86_64);
+    filter.load(NUMBER_AT);
+    for number in ALLOWED {
+        filter.put(EQUAL, number as u32, 0, 1);
+        filter.put(RETURN, libc::SECCOMP_RET_ALLOW, 0, 0);
+    }
+    filter.land(Label::Program);
+    filter.put(RETURN, libc::SECCOMP_RET_KILL_THREAD, 0, 0);
+    // One who may make no other call gains no privileges.
+    let _as_strict = call!(libc::SYS_prctl, libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+    let given = Program {
+        count: filter.len as u16,
+        code: filter.code.as_ptr() as usize,
+    };
+    install(given, false, ask)
+}
+
+/// A filter as a program gives it; `None` for one that the kernel refuses at once.
+fn given(at: usize) -> Touch<Option<Program>> {
+    let given: Program = load(at)?;
+    let count = usize::from(given.count);
+    Ok((count > 0 && count <= MOST).then_some(given))
+}
+
+/// Whether the thread has a filter; it cannot change to strict mode then.
+fn has_filter() -> bool {
+    call!(libc::SYS_prctl, libc::PR_GET_SECCOMP, 0, 0, 0, 0) != 0
+}
+
+/// prctl's PR_SET_SECCOMP.
+pub(crate) fn prctl(args: [usize; 6]) -> Touch<Done> {
+    let [option, mode, filter, ..] = args;
+    match mode as u32 {
+        libc::SECCOMP_MODE_FILTER => {
+            let Some(given) = given(filter)? else {
+                return Ok(error(libc::EINVAL));
+            };
+            install(given, false, |whole| {
+                raw::syscall(157, [option, mode, whole, 0, 0, 0])
+            })
+        }
+        libc::SECCOMP_MODE_STRICT if !has_filter() => strict(|whole| {
+            let mode = libc::SECCOMP_MODE_FILTER as usize;
+            raw::syscall(157, [option, mode, whole, 0, 0, 0])
+        }),
+        _ => Ok(Done::Asis),
+    }
+}
+
+/// seccomp.
+pub(crate) fn seccomp(args: [usize; 6]) -> Touch<Option<Done>> {
+    let [operation, flags, filter, ..] = args;
+    match operation as u32 {
+        libc::SECCOMP_SET_MODE_FILTER => {
+            let Some(given) = given(filter)? else {
+                return Ok(Some(error(libc::EINVAL)));
+            };
+            let all = flags & libc::SECCOMP_FILTER_FLAG_TSYNC as usize != 0;
+            install(given, all, |whole| {
+                raw::syscall(317, [operation, flags, whole, 0, 0, 0])
+            })
+            .map(Some)
+        }
+        libc::SECCOMP_SET_MODE_STRICT if flags == 0 && filter == 0 && !has_filter() => {
+            strict(|whole| {
+                let operation = libc::SECCOMP_SET_MODE_FILTER as usize;
+                raw::syscall(317, [operation, 0, whole, 0, 0, 0])
+            })
+            .map(Some)
+        }
+        _ => Ok(None),
+    }
+}
