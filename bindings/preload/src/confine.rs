@@ -24,7 +24,7 @@ use core::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 use ghostmem::Backend;
 use ghostmem_os::doorway::{self, DOORWAY_BYTES, Doorway};
-use ghostmem_os::{machine, ranges, trial};
+use ghostmem_os::{machine, ranges, trial, uffd};
 
 use crate::bounce::Lease;
 use crate::calls::{Done, error};
@@ -55,6 +55,9 @@ pub(crate) fn look() {
     let filters = machine::filters();
     if filters.is_some() && filters == settings.filters {
         trial::all_is_known();
+    }
+    if !settings.calls_userfaultfd {
+        uffd::avoid_call();
     }
     if !settings.vectored {
         ranges::drop_one_by_one();

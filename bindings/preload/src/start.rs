@@ -129,7 +129,13 @@ fn start(settings: &'static Settings, plans: &Plans) -> Result<(), String> {
     let texts = TEXTS.get_or_init(objects::texts);
     let patched = patch::install(texts, settings.mmap_from > 0, plans);
     if patched.patched == 0 {
-        return Err("no system call of its C library could be redirected; is it glibc?".to_owned());
+        let why = if crate::stub::was_refused() {
+            "no code may be changed here (PR_SET_MDWE, MemoryDenyWriteExecute), and none be put \
+             in its place"
+        } else {
+            "no system call of its C library could be redirected; is it glibc?"
+        };
+        return Err(why.to_owned());
     }
     let patched = PATCHED.get_or_init(|| patched);
     drop(inside);

@@ -12,6 +12,8 @@ use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use iced_x86::{BlockEncoder, BlockEncoderOptions, Instruction, InstructionBlock};
 
+use ghostmem_os::guard;
+
 use crate::objects::Text;
 use crate::patch::Place;
 use crate::raw::{call, failed};
@@ -119,7 +121,8 @@ impl Area {
     pub(crate) fn seal(&self) -> bool {
         let executable = libc::PROT_READ | libc::PROT_EXEC;
         let first = self.first();
-        if failed(call!(libc::SYS_mprotect, first, AREA - DATA, executable)) {
+        let sealed = call!(libc::SYS_mprotect, first, AREA - DATA, executable);
+        if failed(sealed) && !replace(first, AREA - DATA, &[]) {
             return false;
         }
         let free = AREAS.iter().find(|a| a.load(Ordering::Relaxed) == 0);
@@ -137,6 +140,62 @@ pub(crate) struct Detour {
     pub(crate) stub: usize,
 }
 
+impl Detour {
+    /// Writes the jump, as it is in its window, to `place`.
+    fn write_at(&self, place: usize) {
+        let distance = (self.stub as isize - (self.window + JUMP) as isize) as i32;
+        let mut bytes = vec![0x90; self.window_bytes];
+        bytes[0] = 0xe9;
+        bytes[1..JUMP].copy_from_slice(&distance.to_le_bytes());
+        crate::raw::copy(place, bytes.as_ptr() as usize, bytes.len());
+    }
+}
+
+/// Set where code could not be made or changed.
+static REFUSED: AtomicBool = AtomicBool::new(false);
+
+/// Whether the system let no code be made or changed.
+pub(crate) fn was_refused() -> bool {
+    REFUSED.load(Ordering::Relaxed)
+}
+
+/// Puts the same bytes, with jumps in them, in the place of whole pages, as code from
+/// the start: where memory that was writable may not become executable, and code not
+/// writable (`PR_SET_MDWE`, a service manager's `MemoryDenyWriteExecute`). They come
+/// out of a memory file, by way of another mapping.
+fn replace(start: usize, bytes: usize, detours: &[Detour]) -> bool {
+    let replaced = replaced(start, bytes, detours);
+    if !replaced {
+        REFUSED.store(true, Ordering::Relaxed);
+    }
+    replaced
+}
+
+fn replaced(start: usize, bytes: usize, detours: &[Detour]) -> bool {
+    let Ok(file) = guard::memory_file(bytes) else {
+        return false;
+    };
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    let draft = call!(libc::SYS_mmap, 0, bytes, access, libc::MAP_SHARED, file, 0);
+    let mut done = false;
+    if !failed(draft) {
+        let draft = draft as usize;
+        crate::raw::copy(draft, start, bytes);
+        for detour in detours {
+            detour.write_at(draft + (detour.window - start));
+        }
+        let _gone = call!(libc::SYS_munmap, draft, bytes);
+        let (access, flags) = (
+            libc::PROT_READ | libc::PROT_EXEC,
+            libc::MAP_PRIVATE | libc::MAP_FIXED,
+        );
+        let put = call!(libc::SYS_mmap, start, bytes, access, flags, file, 0);
+        done = put as usize == start;
+    }
+    guard::close(file);
+    done
+}
+
 /// Writes jumps into an object's code; whether that was possible.
 pub(crate) fn write_jumps(text: &Text, detours: &[Detour]) -> bool {
     let executable = libc::PROT_READ | libc::PROT_EXEC;
@@ -144,14 +203,10 @@ pub(crate) fn write_jumps(text: &Text, detours: &[Detour]) -> bool {
     let pages = (text.start + text.bytes).next_multiple_of(4096) - page;
     let writable = executable | libc::PROT_WRITE;
     if failed(call!(libc::SYS_mprotect, page, pages, writable)) {
-        return false;
+        return replace(page, pages, detours);
     }
     for detour in detours {
-        let distance = (detour.stub as isize - (detour.window + JUMP) as isize) as i32;
-        let mut bytes = vec![0x90; detour.window_bytes];
-        bytes[0] = 0xe9;
-        bytes[1..JUMP].copy_from_slice(&distance.to_le_bytes());
-        crate::raw::copy(detour.window, bytes.as_ptr() as usize, bytes.len());
+        detour.write_at(detour.window);
     }
     let _stays_writable = call!(libc::SYS_mprotect, page, pages, executable);
     true

@@ -4,7 +4,7 @@
 use std::sync::OnceLock;
 
 use ghostmem_os::descriptor::Spare;
-use ghostmem_os::uffd::{FEATURE_SIGBUS, FEATURE_THREAD_ID, FEATURE_WP, Source, Uffd};
+use ghostmem_os::uffd::{self, FEATURE_SIGBUS, FEATURE_THREAD_ID, FEATURE_WP, Source, Uffd};
 use ghostmem_os::{OsError, machine, ranges, trial};
 
 use crate::die::die;
@@ -31,6 +31,7 @@ fn try_first<T>(
     open: impl FnOnce() -> Result<Uffd, OsError>,
 ) -> Result<(), OsError> {
     if cell.get().is_none() && trial::is_needed() {
+        uffd::try_call();
         trial::ask("userfaultfd", || open().map(|_| 0))?;
         ranges::try_vectored();
     }

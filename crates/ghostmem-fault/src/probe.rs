@@ -1,7 +1,9 @@
 //! What this machine allows: the facts `ghostmem doctor` reports and the
 //! choice of a backend.
 
-use ghostmem_os::uffd::{FEATURE_MOVE, FEATURE_SIGBUS, FEATURE_WP, FEATURE_WP_ASYNC, Source, Uffd};
+use ghostmem_os::uffd::{
+    self, FEATURE_MOVE, FEATURE_SIGBUS, FEATURE_WP, FEATURE_WP_ASYNC, Source, Uffd,
+};
 use ghostmem_os::{OsError, guard, machine, ranges, trial};
 
 use crate::kind::BackendKind;
@@ -72,6 +74,8 @@ pub struct Probe {
     /// Filters of system calls that are in force, so that all this was tried in
     /// children; `None` where that cannot be told.
     pub filters: Option<u64>,
+    /// No filter ends who calls userfaultfd(2).
+    pub calls_userfaultfd: bool,
     /// No filter ends who gives many pages back in one call.
     pub drops_vectored: bool,
     /// The base page has the supported size.
@@ -82,8 +86,10 @@ impl Probe {
     /// Tries everything once.
     #[must_use]
     pub fn run() -> Self {
+        uffd::try_call();
         ranges::try_vectored();
         Self {
+            calls_userfaultfd: !uffd::avoids_call(),
             filters: machine::filters(),
             drops_vectored: ranges::drops_vectored(),
             device: UserfaultfdProbe::of(Source::Device),

@@ -11,7 +11,7 @@
 //! A descriptor speaks for the process that opened it, so a child that inherits
 //! one would change its parent's memory: such calls are refused (`EPERM`).
 
-use core::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 
 use crate::calls;
 use crate::descriptor::{close, out_of_the_way};
@@ -19,6 +19,7 @@ use crate::error::{OsError, errno};
 use crate::kernel;
 use crate::lineage;
 use crate::map::PAGE_SIZE;
+use crate::trial;
 
 /// Fault on a write-protected page is reported (`PAGEFAULT_FLAG_WP`).
 pub const FEATURE_WP: u64 = 1 << 0;
@@ -128,6 +129,32 @@ pub struct FaultMessage {
 }
 
 pub use crate::ghost::Installed;
+
+/// Whether userfaultfd(2) itself is not to be called: a filter may end the process for
+/// it.
+static CALL_AVOIDED: AtomicBool = AtomicBool::new(false);
+
+/// From now on descriptors come from `/dev/userfaultfd` only.
+pub fn avoid_call() {
+    CALL_AVOIDED.store(true, Ordering::Relaxed);
+}
+
+/// Whether descriptors come from `/dev/userfaultfd` only.
+#[must_use]
+pub fn avoids_call() -> bool {
+    CALL_AVOIDED.load(Ordering::Relaxed)
+}
+
+/// Makes the call in a child first where a filter may end the process for it; not here
+/// if it does.
+pub fn try_call() {
+    if trial::is_needed() {
+        let open = || Uffd::features(Source::UserModeOnly);
+        if trial::ask("userfaultfd", open).is_err() {
+            avoid_call();
+        }
+    }
+}
 
 /// An open userfaultfd descriptor, and possibly more of the same kind as
 /// *lanes*. Closed on drop.
@@ -528,6 +555,9 @@ fn open_fd(source: Source) -> Result<i32, OsError> {
             };
             close(dev);
             result
+        }
+        Source::Syscall | Source::UserModeOnly if avoids_call() => {
+            Err(OsError::new("userfaultfd", libc::EPERM))
         }
         Source::Syscall | Source::UserModeOnly => {
             let flags = if source == Source::UserModeOnly {

@@ -51,6 +51,8 @@ pub struct Report {
     /// Filters of system calls in force: what they might end the process for was tried
     /// in children. `None` where that cannot be told.
     pub filters: Option<u64>,
+    /// Such a filter lets userfaultfd(2) by.
+    pub calls_userfaultfd: bool,
     /// Such a filter lets the call by that gives many pages back at once.
     pub drops_vectored: bool,
     /// `UFFDIO_MOVE` is offered.
@@ -157,6 +159,7 @@ pub fn probe() -> Report {
         guard_pages: found.guard_pages,
         spill: probe_spill(),
         filters: found.filters,
+        calls_userfaultfd: found.calls_userfaultfd,
         drops_vectored: found.drops_vectored,
         uffd_move: found.user_mode_only.has_move() || found.syscall.has_move(),
         chosen,

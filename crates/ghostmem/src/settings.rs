@@ -217,6 +217,8 @@ settings! {
         /// Filters of system calls under which the command tried what works; the backend
         /// does.
         filters("filters"): Option<u64> = None, Count, "", [];
+        /// userfaultfd(2) may be called.
+        calls_userfaultfd("uffd-call"): bool = true, Flag, "on", [];
         /// Many pages may be given back in one call.
         vectored("vectored"): bool = true, Flag, "on", [];
         /// Where this run has the engine's doorway; 0: nowhere but in the library.

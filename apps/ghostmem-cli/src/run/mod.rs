@@ -118,6 +118,7 @@ fn settings(args: &RunArgs, raw_system_calls: Option<&str>) -> Result<RunSetting
         // What was tried under these need not be tried there again.
         settings.filters = report.filters;
         settings.vectored = report.drops_vectored;
+        settings.calls_userfaultfd = report.calls_userfaultfd;
     }
     settings.backend = backend(args, &settings, raw_system_calls, &report)?;
     Ok(settings)
