@@ -53,9 +53,24 @@ pub(crate) fn map(bytes: usize) -> Option<usize> {
     (!failed(address)).then_some(address as usize)
 }
 
+/// Address space that the pools may take a part of, bytes: with less left, there is
+/// a small one only.
+const PLENTY_BYTES: u64 = 1 << 30;
+
+/// Words of the two sets that are in use.
+static SMALL_WORDS: AtomicUsize = AtomicUsize::new(SMALL_COUNT / 64);
+static LARGE_WORDS: AtomicUsize = AtomicUsize::new(LARGE_COUNT / 64);
+
 /// Reserves the pools. Without them every lease is a mapping.
 pub(crate) fn prepare() {
-    let bytes = SMALL_BYTES * SMALL_COUNT + LARGE_BYTES * LARGE_COUNT;
+    let left = ghostmem_os::machine::address_space_left();
+    let bytes = if left.is_some_and(|left| left < PLENTY_BYTES) {
+        SMALL_WORDS.store(1, Ordering::Relaxed);
+        LARGE_WORDS.store(0, Ordering::Relaxed);
+        SMALL_BYTES * 64
+    } else {
+        SMALL_BYTES * SMALL_COUNT + LARGE_BYTES * LARGE_COUNT
+    };
     if let Some(base) = map(bytes) {
         // Copies that a call needed: nothing that a core dump must have.
         let _only_longer = own!(libc::SYS_madvise, base, bytes, libc::MADV_DONTDUMP);
@@ -115,13 +130,13 @@ impl Lease {
         };
         if base != 0
             && bytes <= SMALL_BYTES
-            && let Some(index) = take(&SMALL)
+            && let Some(index) = take(&SMALL[..SMALL_WORDS.load(Ordering::Relaxed)])
         {
             return lease(base + index * SMALL_BYTES, SMALL_BYTES, Kind::Small(index));
         }
         if base != 0
             && bytes <= LARGE_BYTES
-            && let Some(index) = take(&LARGE)
+            && let Some(index) = take(&LARGE[..LARGE_WORDS.load(Ordering::Relaxed)])
         {
             let address = base + SMALL_BYTES * SMALL_COUNT + index * LARGE_BYTES;
             return lease(address, LARGE_BYTES, Kind::Large(index));

@@ -213,7 +213,7 @@ fn take_over(settings: &Settings, patched: &patch::Report) -> Result<(), String>
     threads::prepare();
     signals::stand_behind();
     ghostmem_os::thread::keep_faults_open();
-    let heap = build(settings)?;
+    let heap = build(settings).map_err(why_not)?;
     BLIND.store(
         heap.backend() != Backend::Monitor || !monitor_sees_the_kernel(),
         Ordering::Relaxed,
@@ -259,6 +259,22 @@ fn backend(settings: &Settings) -> Backend {
         Backend::Monitor
     } else {
         settings.backend
+    }
+}
+
+/// The cause of a refusal to make the heap, where a limit of the process's is known to
+/// be it.
+fn why_not(error: String) -> String {
+    if ghostmem_os::guard::size_limit_met() {
+        return "the limit on the size of files (ulimit -f) leaves no room for the memory file \
+                of the guard backend"
+            .to_owned();
+    }
+    match ghostmem_os::machine::address_space_left() {
+        Some(left) => format!(
+            "{error} (the limits on address space and data, ulimit -v and -d, leave {left} bytes)"
+        ),
+        None => error,
     }
 }
 

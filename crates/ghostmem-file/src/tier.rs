@@ -92,14 +92,14 @@ impl FileTier {
         let place = Place::new(options)?;
         let segments = options.limit_bytes / SEGMENT_BYTES_LEAST + 8;
         // Where address space is scarce, no more than a part of it goes for tables.
-        let room = machine::address_space_limit().map_or(u64::MAX, |bytes| bytes / 32);
+        let room = machine::address_space_left().map_or(u64::MAX, |bytes| bytes / 32);
         let segments = segments.min(room / ENTRY_ROW_BYTES as u64).max(64);
         let segments = u32::try_from(segments).map_or(SEGMENTS_MAX, |n| n.min(SEGMENTS_MAX));
         let table = Table::new(segments).map_err(OpenError::Os)?;
         let seals = Seals::new(options.encrypt).map_err(OpenError::Os)?;
         let files = Files::new(options.faults);
         let mut writer = Writer::new(options.nonce_bits).map_err(OpenError::Os)?;
-        let (file, direct) = place.open()?;
+        let (file, direct) = ghostmem_os::file::without_size_signal(|| place.open())?;
         writer.own = files.add(file, direct);
         let tier = Self {
             table,

@@ -15,6 +15,7 @@ use crate::calls;
 use crate::descriptor::{close, out_of_the_way};
 use crate::error::{OsError, errno};
 use crate::kernel;
+use crate::thread::SignalsBlocked;
 
 /// Direct I/O works in whole blocks of this many bytes, at addresses and offsets
 /// that are multiples of it; file systems that want larger ones are not used so.
@@ -292,6 +293,16 @@ impl File {
         let rc = unsafe { libc::flock(self.0, libc::LOCK_EX | libc::LOCK_NB) };
         done("flock", rc)
     }
+}
+
+/// Does something with files whose size a limit (`RLIMIT_FSIZE`) may forbid: the answer
+/// is an error then, and the signal that comes with it (`SIGXFSZ`) is taken back.
+pub fn without_size_signal<T>(body: impl FnOnce() -> T) -> T {
+    let blocked = SignalsBlocked::new();
+    let done = body();
+    crate::guard::take_size_signal();
+    drop(blocked);
+    done
 }
 
 impl Status {

@@ -7,7 +7,7 @@
 //! so a mapping begins inaccessible, and is marked and opened in parts as it is
 //! used.
 
-use core::sync::atomic::{AtomicI32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 use crate::descriptor::{self, out_of_the_way};
 use crate::error::OsError;
@@ -97,7 +97,7 @@ impl FileMap {
             // The limit on the size of files (`RLIMIT_FSIZE`) was lowered since the
             // file was made. It is for writes, not for stores.
             Err(error) if error.errno == libc::EFBIG => {
-                take_signal();
+                take_size_signal();
                 store_at(file, offset, data)
             }
             done => done,
@@ -244,9 +244,9 @@ fn write_at(file: i32, offset: usize, data: &[u8]) -> Result<(), OsError> {
     File::from_number(file).write_at(data, offset as u64)
 }
 
-/// Takes the signal back that comes with `EFBIG`: whoever fills pages has every signal
-/// blocked, so that it waits.
-fn take_signal() {
+/// Takes the signal back that comes with `EFBIG`, above the limit on the size of files:
+/// whoever writes has every signal blocked, so that it waits.
+pub(crate) fn take_size_signal() {
     let mut set = crate::thread::empty_set();
     // SAFETY: an initialised set and a valid number.
     unsafe { libc::sigaddset(&raw mut set, libc::SIGXFSZ) };
@@ -301,6 +301,16 @@ fn file_size_limit() -> libc::rlimit {
     limit
 }
 
+/// Set where no memory file could be had for that limit.
+static SIZE_LIMIT_MET: AtomicBool = AtomicBool::new(false);
+
+/// Whether the limit on the size of files (`RLIMIT_FSIZE`) has kept a memory file from
+/// being made.
+#[must_use]
+pub fn size_limit_met() -> bool {
+    SIZE_LIMIT_MET.load(Ordering::Relaxed)
+}
+
 /// Makes an empty file `len` bytes long. Above the limit on the size of files the
 /// kernel would end the process (`SIGXFSZ`); a soft limit is lifted for the moment.
 fn set_len(file: i32, len: usize) -> Result<(), OsError> {
@@ -321,6 +331,7 @@ fn set_len(file: i32, len: usize) -> Result<(), OsError> {
         && !crate::doorway::is_confined()
         && set(&hard);
     if is_low && !lifted {
+        SIZE_LIMIT_MET.store(true, Ordering::Relaxed);
         return Err(OsError::new(
             "making a memory file above the file size limit (ulimit -f)",
             libc::EFBIG,

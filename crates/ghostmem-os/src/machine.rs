@@ -2,6 +2,7 @@
 
 use crate::map::PAGE_SIZE;
 use crate::report::Reports;
+use crate::{doorway, kernel};
 
 /// The number in a small file such as a sysctl, or `None`.
 #[must_use]
@@ -52,13 +53,36 @@ pub fn cgroup_limit_bytes() -> Option<u64> {
 /// The soft limit on address space (`RLIMIT_AS`), bytes; `None` for none.
 #[must_use]
 pub fn address_space_limit() -> Option<u64> {
+    soft_limit(libc::RLIMIT_AS)
+}
+
+fn soft_limit(resource: libc::__rlimit_resource_t) -> Option<u64> {
     let mut limit = libc::rlimit {
-        rlim_cur: 0,
+        rlim_cur: libc::RLIM_INFINITY,
         rlim_max: 0,
     };
-    // SAFETY: `limit` is writable.
-    let rc = unsafe { libc::getrlimit(libc::RLIMIT_AS, &raw mut limit) };
-    (rc == 0 && limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
+    // SAFETY: `limit` is writable, and no new one is given.
+    unsafe { kernel::syscall!(libc::SYS_prlimit64, 0, resource, 0, &raw mut limit) };
+    (limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
+}
+
+/// What the limits on address space and on private writable memory (`RLIMIT_AS`,
+/// `RLIMIT_DATA`; that which is reserved only counts too) leave the process now,
+/// bytes; `None` where there are none.
+#[must_use]
+pub fn address_space_left() -> Option<u64> {
+    let limits = [(libc::RLIMIT_AS, "VmSize"), (libc::RLIMIT_DATA, "VmData")];
+    let left = limits.into_iter().filter_map(|(resource, used)| {
+        let limit = soft_limit(resource)?;
+        // A filter of the program's may let nobody open a file.
+        let used = if doorway::is_confined() {
+            None
+        } else {
+            Reports::of_this_machine().status_bytes(used)
+        };
+        Some(limit.saturating_sub(used.unwrap_or(0)))
+    });
+    left.min()
 }
 
 /// How many filters of system calls this process has; `None` when that cannot be told.

@@ -38,6 +38,19 @@ impl Reservation {
         }
         let overflow = OsError::new("mmap", libc::ENOMEM);
         let len = round_up_to_page(len.max(1)).ok_or(overflow)?;
+        let reservation = match aligned_nearby(len, align, access) {
+            Some(base) => Self { base, len },
+            None => Self::within_more(len, align, access)?,
+        };
+        if len >= LEFT_OUT_FROM {
+            ranges::set_dumped(reservation.base, len, false);
+        }
+        Ok(reservation)
+    }
+
+    /// As [`Reservation::new`], wherever there is room.
+    fn within_more(len: usize, align: usize, access: Access) -> Result<Self, OsError> {
+        let overflow = OsError::new("mmap", libc::ENOMEM);
         // Ask for enough that an aligned run must lie inside, then give back
         // both ends.
         let slack = if align > PAGE_SIZE { align } else { 0 };
@@ -47,9 +60,6 @@ impl Reservation {
         let reservation = Self { base, len };
         release(raw, base - raw);
         release(base + len, raw + asked - (base + len));
-        if len >= LEFT_OUT_FROM {
-            ranges::set_dumped(base, len, false);
-        }
         Ok(reservation)
     }
 
@@ -193,6 +203,37 @@ fn map_anonymous(len: usize, access: Access) -> Result<usize, OsError> {
     } else {
         Ok(got as usize)
     }
+}
+
+/// Maps `len` bytes aligned to more than a page without asking for more, which a limit
+/// on address space may not allow: where the kernel would put them, or at an aligned
+/// address below that nobody uses.
+fn aligned_nearby(len: usize, align: usize, access: Access) -> Option<usize> {
+    const TRIES: usize = 16;
+    if align <= PAGE_SIZE {
+        return None;
+    }
+    let found = map_anonymous(len, access).ok()?;
+    if found.is_multiple_of(align) {
+        return Some(found);
+    }
+    release(found, len);
+    let flags =
+        libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE;
+    let below = found & !(align - 1);
+    for base in (1..=TRIES).filter_map(|step| below.checked_sub((step - 1) * align)) {
+        let at = base as *mut libc::c_void;
+        // SAFETY: a fresh anonymous mapping; nothing that exists is replaced.
+        let got = unsafe { kernel::mmap(at, len, prot(access), flags, -1, 0) };
+        if got == at {
+            return Some(base);
+        }
+        if got != libc::MAP_FAILED {
+            // A kernel before 4.17 takes the address for a hint.
+            release(got as usize, len);
+        }
+    }
+    None
 }
 
 /// Unmaps a range that was [leaked](Reservation::leak), or part of one.

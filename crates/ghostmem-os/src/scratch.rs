@@ -63,11 +63,16 @@ pub struct ScratchPool {
     state_words: usize,
     /// Bytes of a lease's part of the pool.
     stride: usize,
+    /// Groups that there are sets for.
+    groups: usize,
     /// One bit each, set while lent; groups of [`GROUP`], each on a cache line
     /// of its own. A thread starts at its group's lowest set, so that only
     /// about as many are ever backed by memory as there are faulting threads.
     lent: [Group; POOL_SIZE / GROUP],
 }
+
+/// With less address space than this left there is one group only, bytes.
+const PLENTY_BYTES: u64 = 1 << 30;
 
 /// Sets in one group: what threads of one shard share before they look
 /// elsewhere.
@@ -85,22 +90,30 @@ impl ScratchPool {
     /// The kernel's refusal to map it; `ENOMEM` for a state that no address space
     /// has room for.
     pub fn new(state_words: usize) -> Result<Self, OsError> {
+        let left = crate::machine::address_space_left();
+        let groups = if left.is_some_and(|left| left < PLENTY_BYTES) {
+            1
+        } else {
+            POOL_SIZE / GROUP
+        };
+        let sets = groups * GROUP;
         let sizes = || {
             let state = state_words.checked_mul(size_of::<u64>())?;
             let state = state.checked_next_multiple_of(PAGE_SIZE)?;
             let stride = state.checked_add(SCRATCH_OFFSET + FIXED_BYTES)?;
-            Some((stride, stride.checked_mul(POOL_SIZE)?))
+            Some((stride, stride.checked_mul(sets)?))
         };
         let (stride, bytes) = sizes().ok_or(OsError::new("codec state", ENOMEM))?;
         let memory = Reservation::new(bytes, PAGE_SIZE, Access::ReadWrite)?;
         #[cfg(not(windows))]
-        for index in 0..POOL_SIZE {
+        for index in 0..sets {
             memory.protect(index * stride, PAGE_SIZE, Access::None)?;
         }
         Ok(Self {
             memory,
             state_words,
             stride,
+            groups,
             lent: [const { Group(AtomicU64::new(0)) }; POOL_SIZE / GROUP],
         })
     }
@@ -119,7 +132,7 @@ impl ScratchPool {
     /// A thread gets the set it had before whenever that is free: its lines
     /// are in the cache of the processor the thread runs on.
     pub fn lease(&self) -> Lease<'_> {
-        let words = self.lent.len();
+        let words = self.groups;
         let home = crate::thread::shard(words);
         let mut tries = 0;
         loop {

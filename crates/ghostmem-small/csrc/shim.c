@@ -51,7 +51,9 @@ static gm_lock_t        gm_teardown = GM_LOCK_INIT;
 
 /* Says once who we are; returns whether the linked mimalloc has the layout
  * this file was compiled for (its cargo features can change it). */
-bool gm_setup(mi_commit_fun_t* commit, void (*exit_hook)(void)) {
+bool gm_setup(mi_commit_fun_t* commit, void (*exit_hook)(void), bool scarce) {
+  /* Where address space is scarce: none is reserved ahead. */
+  if (scarce) { mi_option_set(mi_option_arena_reserve, 0); }
   const bool hooked = gm_make_exit_hook(exit_hook);
   gm_commit = commit;
   /* The statistics are the last member, and start with their own size. */

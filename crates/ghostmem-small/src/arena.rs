@@ -67,7 +67,11 @@ pub const ARENA_BYTES: usize = 8 << 30;
 pub const STEPS_MAX: usize = if cfg!(windows) { 1 } else { 32 };
 
 /// The smallest arena tried before giving up, bytes.
-pub const ARENA_BYTES_MIN: usize = 64 << 20;
+pub const ARENA_BYTES_MIN: usize = 32 << 20;
+
+/// With less address space than this left, mimalloc reserves none ahead for what it
+/// keeps itself: it takes a gibibyte otherwise.
+const PLENTY_BYTES: u64 = 16 << 30;
 
 /// Alignment of an arena, bytes: mimalloc needs 64 KiB, large pages of page
 /// tables and of future huge mappings like more.
@@ -250,7 +254,8 @@ impl Arena {
         if !gate::is_hooked() {
             return Err(OsError::new("pthread_atfork", ENOMEM).into());
         }
-        if !ffi::gm_setup(commit, gate::thread_ends) {
+        let scarce = machine::address_space_left().is_some_and(|left| left < PLENTY_BYTES);
+        if !ffi::gm_setup(commit, gate::thread_ends, scarce) {
             return Err(SmallError::UnsupportedMimalloc);
         }
         let found = POOL
@@ -390,9 +395,9 @@ impl Drop for Arena {
 }
 
 /// Bytes of a step and of an arena: [`STEPS_MAX`] times [`ARENA_BYTES`], or an
-/// eighth of the address space the process may have.
+/// eighth of the address space that the process may have yet.
 fn first_try_bytes() -> (usize, usize) {
-    let eighth = machine::address_space_limit().map_or(usize::MAX, |limit| {
+    let eighth = machine::address_space_left().map_or(usize::MAX, |limit| {
         usize::try_from(limit / 8).unwrap_or(usize::MAX)
     });
     let step = seam::step_bytes().unwrap_or(ARENA_BYTES);

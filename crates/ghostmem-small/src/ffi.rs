@@ -89,7 +89,8 @@ unsafe extern "C" {
     pub(crate) fn mi_free(block: *mut c_void);
     pub(crate) fn mi_usable_size(block: *const c_void) -> usize;
 
-    pub(crate) safe fn gm_setup(commit: CommitFn, exit_hook: extern "C" fn()) -> bool;
+    pub(crate) safe fn gm_setup(commit: CommitFn, exit_hook: extern "C" fn(), scarce: bool)
+    -> bool;
     pub(crate) safe fn gm_arenas_allowed() -> bool;
     pub(crate) safe fn gm_reserve_nothing();
     pub(crate) fn gm_heap_is_known(heap: *const MiHeap, arena: *const c_void) -> bool;

@@ -65,6 +65,9 @@ impl Codec {
     }
 }
 
+/// Less address space than this is needed for the program itself, bytes.
+const SCARCE_BYTES: usize = 512 << 20;
+
 /// Settings of a heap to be built. Every one has a default that looks at the
 /// machine.
 ///
@@ -224,7 +227,7 @@ impl HeapBuilder {
         let limit_bytes = self
             .memory_limit
             .map_or(limit_bytes, |memory| limit_bytes.min(memory));
-        let address_space_bytes = machine::address_space_limit().map_or(usize::MAX, |limit| {
+        let address_space_bytes = machine::address_space_left().map_or(usize::MAX, |limit| {
             usize::try_from(limit).unwrap_or(usize::MAX)
         });
         let config = |backend| Config {
@@ -239,8 +242,15 @@ impl HeapBuilder {
             background_in_children: self.background_in_children,
             keep_copies: self.keep_copies,
             // Compressed pages live in memory too: never more than there is.
-            // Nor more than a quarter of the address space there may be.
-            store_capacity_bytes: machine_bytes.max(1 << 30).min(address_space_bytes / 4),
+            // Nor more than a quarter of the address space that is left, an eighth
+            // where that is scarce.
+            store_capacity_bytes: machine_bytes.max(1 << 30).min(
+                if address_space_bytes < SCARCE_BYTES {
+                    address_space_bytes / 8
+                } else {
+                    address_space_bytes / 4
+                },
+            ),
         };
         let spill = || self.spill.as_ref().map(Spill::open).transpose();
         match self.backend {

@@ -84,6 +84,12 @@ pub const fn address_space_limit() -> Option<u64> {
     None
 }
 
+/// What such a limit leaves: there is none.
+#[must_use]
+pub const fn address_space_left() -> Option<u64> {
+    None
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -13,6 +13,9 @@ use crate::parts::engine::{Engine, REGION_ALIGN};
 /// halved until the kernel agrees.
 const REGION_BYTES: usize = 1 << 36;
 
+/// The least, where address space is scarce.
+const REGION_BYTES_MIN: usize = 4 << 20;
+
 impl Engine {
     /// Allocates a block of whole pages, all zero; its first address.
     ///
@@ -56,8 +59,9 @@ impl Engine {
             let least = room
                 .and_then(|pages| pages.checked_mul(PAGE_SIZE))
                 .ok_or(full)?;
-            let least = least.max(REGION_ALIGN);
-            let mut bytes = region_bytes().max(least);
+            let most = region_bytes();
+            let least = least.max(REGION_BYTES_MIN);
+            let mut bytes = most.max(least);
             // The block itself may need more alignment than a region has.
             let align = (align_pages * PAGE_SIZE).max(REGION_ALIGN);
             loop {
@@ -83,14 +87,14 @@ impl Engine {
     }
 }
 
-/// [`REGION_BYTES`], or a quarter of the address space the process may have:
+/// [`REGION_BYTES`], or a quarter of the address space that the process may have yet:
 /// the program needs some itself.
 fn region_bytes() -> usize {
-    let quarter = machine::address_space_limit().map_or(usize::MAX, |limit| {
-        usize::try_from(limit / 4).unwrap_or(usize::MAX)
+    let quarter = machine::address_space_left().map_or(usize::MAX, |left| {
+        usize::try_from(left / 4).unwrap_or(usize::MAX)
     });
     if quarter >= REGION_BYTES {
         return REGION_BYTES;
     }
-    1 << quarter.max(REGION_ALIGN).ilog2()
+    1 << quarter.max(REGION_BYTES_MIN).ilog2()
 }
