@@ -22,16 +22,16 @@
 
 use core::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
-use ghostmem::Backend;
+use ghostmem::{Backend, Heap};
 use ghostmem_os::doorway::{self, DOORWAY_BYTES, Doorway};
-use ghostmem_os::{machine, ranges, trial, uffd};
+use ghostmem_os::{descriptor, machine, ranges, trial, uffd};
 
 use crate::bounce::Lease;
 use crate::calls::{Done, error};
 use crate::guarded::{self, Touch, load};
 use crate::raw::{self, call, failed, own};
 use crate::settings::Settings;
-use crate::{follow, ghost, objects, report, signals, stub};
+use crate::{begin, follow, ghost, objects, report, signals, start, stub};
 
 /// Maps the doorway where this run has it. Called once, at start, before the engine
 /// makes a call: a filter that came with exec may let by that place only.
@@ -41,12 +41,19 @@ pub(crate) fn prepare(settings: &Settings) {
     }
 }
 
+/// Whether filters came with exec that the command did not have: they may end the process
+/// for a call that only saves time.
+pub(crate) fn came_with_exec(settings: &Settings) -> bool {
+    own!(libc::SYS_prctl, libc::PR_GET_SECCOMP) != 0
+        && (settings.filters.is_none() || machine::filters() != settings.filters)
+}
+
 /// Says whether filters are in force already, once: when the heap is made, or before
 /// anything that a filter may end the process for. Filters that come later pass by
 /// [`install`].
 pub(crate) fn look() {
     static LOOKED: AtomicBool = AtomicBool::new(false);
-    let Some(settings) = crate::start::settings() else {
+    let Some(settings) = start::settings() else {
         return;
     };
     if LOOKED.swap(true, Ordering::Relaxed) {
@@ -55,6 +62,9 @@ pub(crate) fn look() {
     let filters = machine::filters();
     if filters.is_some() && filters == settings.filters {
         trial::all_is_known();
+    }
+    if !settings.spares {
+        descriptor::hold_no_spares();
     }
     if !settings.calls_userfaultfd {
         uffd::avoid_call();
@@ -157,7 +167,7 @@ const FREE: [i64; 23] = [
 ];
 
 /// Calls whose arguments are looked at: which argument, and for what.
-const TESTED: [(i64, usize, Test); 8] = [
+const TESTED: [(i64, usize, Test); 9] = [
     // No code is made.
     (libc::SYS_mmap, 2, Test::Without(libc::PROT_EXEC as u32)),
     (libc::SYS_mprotect, 2, Test::Without(libc::PROT_EXEC as u32)),
@@ -174,6 +184,8 @@ const TESTED: [(i64, usize, Test); 8] = [
     (libc::SYS_prlimit64, 2, Test::Null),
     // Of this process: PIDFD_SELF_THREAD_GROUP.
     (libc::SYS_process_madvise, 0, Test::Is(-10001_i32 as u32)),
+    // Whether there are filters.
+    (libc::SYS_prctl, 0, Test::Is(libc::PR_GET_SECCOMP as u32)),
     // Whether a thread is there.
     (libc::SYS_tkill, 1, Test::Is(0)),
 ];
@@ -386,13 +398,14 @@ fn settle(all_threads: bool) {
 
 /// Installs the filter at `given`, with ours in front of it; `ask` makes the call.
 fn install(given: Program, all_threads: bool, ask: impl Fn(usize) -> isize) -> Touch<Done> {
-    let Some((heap, doorway)) = ghost::heap().zip(doorway::doorway()) else {
+    let Some((settings, doorway)) = start::settings().zip(doorway::doorway()) else {
         return Ok(Done::Asis);
     };
+    look();
     settle(all_threads);
-    let backend = heap.backend();
-    let guard = matches!(backend, Backend::Guard | Backend::GuardMprotect);
-    let files = guard || crate::start::settings().is_some_and(|settings| settings.spill.is_some());
+    // A child of vfork(2) can have none made: the filter is for what it executes.
+    let backend = ghost::heap().map_or_else(|| start::backend(settings), Heap::backend);
+    let files = settings.spill.is_some() || !matches!(backend, Backend::Inline | Backend::Monitor);
     let reports = REPORTS.each_ref().map(|file| file.load(Ordering::Relaxed));
     let front = Front::new(doorway, files, backend == Backend::Monitor, reports);
     let count = front.len + usize::from(given.count);
@@ -462,6 +475,24 @@ fn given(at: usize) -> Touch<Option<Program>> {
 /// Whether the thread has a filter; it cannot change to strict mode then.
 fn has_filter() -> bool {
     call!(libc::SYS_prctl, libc::PR_GET_SECCOMP, 0, 0, 0, 0) != 0
+}
+
+/// Whether a call installs a filter, and the filter can be read: before the heap is made
+/// no handler of ours turns a bad address into an answer.
+pub(crate) fn can_be_read(number: usize, args: [usize; 6]) -> bool {
+    let [first, second, at, ..] = args;
+    let installs = match number {
+        157 => first == libc::PR_SET_SECCOMP as usize && second as u32 == libc::SECCOMP_MODE_FILTER,
+        _ => first as u32 == libc::SECCOMP_SET_MODE_FILTER,
+    };
+    if !installs || !begin::is_readable(at) || !begin::is_readable(at.wrapping_add(8)) {
+        return false;
+    }
+    let Program { count, code } = raw::load(at);
+    let end = code.wrapping_add(usize::from(count) * size_of::<Instruction>());
+    // Each page of it, and its end.
+    let pages = (code..end).step_by(4096).chain([end.wrapping_sub(8)]);
+    pages.into_iter().all(begin::is_readable)
 }
 
 /// prctl's PR_SET_SECCOMP.

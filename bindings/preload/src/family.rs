@@ -8,8 +8,12 @@
 
 use core::ffi::{c_int, c_void};
 use core::ptr::{self, NonNull};
+use core::sync::atomic::{AtomicBool, Ordering};
 
-use crate::{ghost, ordinary, thread};
+use ghostmem_os::machine;
+
+use crate::thread::Inside;
+use crate::{ghost, ordinary, raw, thread};
 
 /// What malloc's alignment is on x86-64.
 const ALIGN: usize = 16;
@@ -32,10 +36,41 @@ fn allocate(size: usize, align: usize, zeroed: bool) -> *mut c_void {
     }
     let thread = thread::current();
     if ghost::wants(thread, size) {
-        ghost::allocate(thread, size, align, zeroed)
+        let block = ghost::allocate(thread, size, align, zeroed);
+        if block.is_null() {
+            return allocate_without(size, align, zeroed);
+        }
+        block
     } else {
         ordinary::allocate(size, align, zeroed)
     }
+}
+
+/// Ordinary memory in place of ghost memory, where the limits on address space and data
+/// leave no room for a region but for the block, and no bound on all memory was asked
+/// for. Said once.
+#[cold]
+fn allocate_without(size: usize, align: usize, zeroed: bool) -> *mut c_void {
+    static SAID: AtomicBool = AtomicBool::new(false);
+    let bounded = crate::start::settings().is_none_or(|settings| settings.memory_limit > 0);
+    if bounded {
+        return ptr::null_mut();
+    }
+    let _inside = Inside::new(thread::current());
+    let errno = ghostmem_os::error::errno();
+    let limited = machine::address_space_left().is_some();
+    set_errno(errno);
+    if !limited {
+        return ptr::null_mut();
+    }
+    let block = ordinary::allocate(size, align, zeroed);
+    if !block.is_null() && !SAID.swap(true, Ordering::Relaxed) {
+        raw::say(
+            b"ghostmem: the limits on address space and data (ulimit -v, -d) leave no room for \
+              more ghost memory: ordinary memory is used, which --limit does not bound\n",
+        );
+    }
+    block
 }
 
 /// A block, or null and ENOMEM.

@@ -28,6 +28,7 @@ use std::path::{Path, PathBuf};
 use crate::calls::table;
 use crate::objects::Text;
 use crate::patch::{DISTANCES_MAX, Place, code_of};
+use crate::raw::call;
 
 /// The places of one object.
 #[derive(Debug, PartialEq, Eq)]
@@ -230,9 +231,17 @@ pub(crate) struct Plans {
 }
 
 impl Plans {
+    /// None are read or kept.
+    pub(crate) const fn none() -> Self {
+        Self {
+            folder: None,
+            user: 0,
+        }
+    }
+
     /// The folder that the environment names; none with raised privileges.
     pub(crate) fn of(cache: Option<&CStr>, home: Option<&CStr>) -> Self {
-        let user = said(libc::AT_EUID) as u32;
+        let user = call!(libc::SYS_geteuid) as u32;
         let path = |text: Option<&CStr>| {
             let path = PathBuf::from(OsStr::from_bytes(text?.to_bytes()));
             path.is_absolute().then_some(path)
@@ -328,14 +337,9 @@ impl Plans {
 
 /// Whether the process has more rights than whoever started it.
 fn is_privileged() -> bool {
-    said(libc::AT_SECURE) != 0
-        || said(libc::AT_UID) != said(libc::AT_EUID)
-        || said(libc::AT_GID) != said(libc::AT_EGID)
-}
-
-/// What the kernel said of the process when it began. A filter of system calls that
-/// came with exec may end whoever asks it now.
-fn said(what: libc::c_ulong) -> libc::c_ulong {
     // SAFETY: no preconditions.
-    unsafe { libc::getauxval(what) }
+    let secure = unsafe { libc::getauxval(libc::AT_SECURE) } != 0;
+    secure
+        || call!(libc::SYS_getuid) != call!(libc::SYS_geteuid)
+        || call!(libc::SYS_getgid) != call!(libc::SYS_getegid)
 }

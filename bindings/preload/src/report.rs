@@ -60,6 +60,14 @@ pub(crate) fn settle() -> [i32; 3] {
     ]
 }
 
+/// In a forked child: the file that was opened ahead is its parent's.
+pub(crate) fn forget_in_child() {
+    let file = JSON.swap(-1, Ordering::Relaxed);
+    if file >= 0 {
+        let _closed = own!(libc::SYS_close, file);
+    }
+}
+
 /// Whether this process writes the file of that name.
 fn owes_json(path: &Path) -> bool {
     let every = names_process(path.as_os_str().as_bytes()).is_some();

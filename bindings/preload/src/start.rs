@@ -99,13 +99,17 @@ extern "C" fn constructor(
     let cache = unsafe { value_in(environment, c"XDG_CACHE_HOME") };
     // SAFETY: as above.
     let home = unsafe { value_in(environment, c"HOME") };
-    if let Err(why) = start(settings, &Plans::of(cache, home)) {
+    if let Err(why) = start(settings, cache, home) {
         say_refused(&why);
         std::process::exit(126);
     }
 }
 
-fn start(settings: &'static Settings, plans: &Plans) -> Result<(), String> {
+fn start(
+    settings: &'static Settings,
+    cache: Option<&CStr>,
+    home: Option<&CStr>,
+) -> Result<(), String> {
     refuse_valgrind()?;
     let inside = Inside::new(thread::current());
     if !settings.children {
@@ -114,6 +118,11 @@ fn start(settings: &'static Settings, plans: &Plans) -> Result<(), String> {
     claim_process();
     objects::find_ours();
     confine::prepare(settings);
+    let plans = if confine::came_with_exec(settings) {
+        Plans::none()
+    } else {
+        Plans::of(cache, home)
+    };
     // Before the program's own, so that between them this thread's blocks are
     // ordinary memory; and behind the engine's, which are registered as the library
     // is loaded: `prepare` runs before theirs.
@@ -127,7 +136,7 @@ fn start(settings: &'static Settings, plans: &Plans) -> Result<(), String> {
     // Not later: a program that asks for memory may be in the loader.
     ordinary::find_usable_size();
     let texts = TEXTS.get_or_init(objects::texts);
-    let patched = patch::install(texts, settings.mmap_from > 0, plans);
+    let patched = patch::install(texts, settings.mmap_from > 0, &plans);
     if patched.patched == 0 {
         let why = if crate::stub::was_refused() {
             "no code may be changed here (PR_SET_MDWE, MemoryDenyWriteExecute), and none be put \
@@ -254,7 +263,7 @@ fn refuse_valgrind() -> Result<(), String> {
 }
 
 /// What was asked for, or what the program needs.
-fn backend(settings: &Settings) -> Backend {
+pub(crate) fn backend(settings: &Settings) -> Backend {
     if MONITOR.load(Ordering::Relaxed) {
         Backend::Monitor
     } else {
@@ -325,7 +334,7 @@ fn record(heap: &Heap, path: &Path) -> Result<(), String> {
 /// The monitor on a userfaultfd that only hears of the program's own touches
 /// does not see the kernel's.
 fn monitor_sees_the_kernel() -> bool {
-    ghostmem::doctor::probe().monitor_works
+    ghostmem::doctor::monitor_works()
 }
 
 /// Takes our two variables out of the environment: programs started from here
@@ -360,6 +369,7 @@ pub(crate) extern "C" fn in_parent() {
 /// The last to run after one, in the child.
 pub(crate) extern "C" fn in_child() {
     claim_process();
+    report::forget_in_child();
     bounce::forget_others();
     holds::forget_others();
     mappings::forget_others();

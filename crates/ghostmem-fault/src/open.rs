@@ -3,13 +3,14 @@
 
 use std::sync::OnceLock;
 
-use ghostmem_os::descriptor::Spare;
+use ghostmem_os::descriptor::{self, Spare};
 use ghostmem_os::uffd::{self, FEATURE_SIGBUS, FEATURE_THREAD_ID, FEATURE_WP, Source, Uffd};
 use ghostmem_os::{OsError, machine, ranges, trial};
 
 use crate::die::die;
 use crate::monitor::Monitor;
 use crate::once::get_or_open;
+use crate::probe;
 
 static INLINE: OnceLock<Uffd> = OnceLock::new();
 static MONITOR: OnceLock<Monitor> = OnceLock::new();
@@ -34,6 +35,9 @@ fn try_first<T>(
         uffd::try_call();
         trial::ask("userfaultfd", || open().map(|_| 0))?;
         ranges::try_vectored();
+        if probe::memory_files().is_err() {
+            descriptor::hold_no_spares();
+        }
     }
     Ok(())
 }

@@ -7,7 +7,7 @@
 //! are ours is written down, for who looks after what a program closes.
 
 use core::mem::MaybeUninit;
-use core::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 
 use crate::calls;
 use crate::error::OsError;
@@ -131,6 +131,14 @@ pub struct Spare {
     file: [AtomicU64; 2],
 }
 
+/// Set where a filter ends the process for the call that makes a spare.
+static WITHOUT_SPARES: AtomicBool = AtomicBool::new(false);
+
+/// No spare is held from now on: memory files cannot be had.
+pub fn hold_no_spares() {
+    WITHOUT_SPARES.store(true, Ordering::Relaxed);
+}
+
 /// Spares are at or above this: below is where programs choose numbers.
 const SPARE_LOWEST: i32 = 16;
 
@@ -147,7 +155,7 @@ impl Spare {
     /// Takes one, if there is none and the process may open another. One thread at
     /// a time.
     pub fn hold(&self) {
-        if self.is_held() {
+        if self.is_held() || WITHOUT_SPARES.load(Ordering::Relaxed) {
             return;
         }
         // SAFETY: the name is a NUL-terminated literal.

@@ -239,10 +239,8 @@ mod tests {
         let odd = unsafe { syscall(libc::SYS_mmap, [0, bytes, 1, flags as usize, usize::MAX, 1]) };
         assert_eq!((odd, crate::error::errno()), (-1, libc::EINVAL));
         // SAFETY: mapped above, used by nobody.
-        assert_eq!(
-            unsafe { syscall(libc::SYS_munmap, [at as usize, bytes, 0, 0, 0, 0]) },
-            0
-        );
+        let gone = unsafe { syscall(libc::SYS_munmap, [at as usize, bytes, 0, 0, 0, 0]) };
+        assert_eq!(gone, 0);
     }
 
     #[test]

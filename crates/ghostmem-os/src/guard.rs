@@ -92,16 +92,7 @@ impl FileMap {
     /// that ran no fork hook: the file is its parent's.
     pub fn fill(&self, offset: usize, data: &[u8]) -> Result<(), OsError> {
         lineage::refuse_stranger()?;
-        let file = self.file.load(Ordering::Relaxed);
-        match write_at(file, offset, data) {
-            // The limit on the size of files (`RLIMIT_FSIZE`) was lowered since the
-            // file was made. It is for writes, not for stores.
-            Err(error) if error.errno == libc::EFBIG => {
-                take_size_signal();
-                store_at(file, offset, data)
-            }
-            done => done,
-        }
+        put_at(self.file.load(Ordering::Relaxed), offset, data)
     }
 
     /// Copies one page at `offset`.
@@ -212,7 +203,7 @@ impl FileMap {
     pub fn copy_page_to(&self, offset: usize, file: i32) -> Result<(), OsError> {
         let mut page = [0; PAGE_SIZE];
         self.read(offset, &mut page)?;
-        write_at(file, offset, &page)
+        put_at(file, offset, &page)
     }
 
     fn front_at(&self, offset: usize, len: usize) -> *mut libc::c_void {
@@ -242,6 +233,19 @@ impl Drop for FileMap {
 
 fn write_at(file: i32, offset: usize, data: &[u8]) -> Result<(), OsError> {
     File::from_number(file).write_at(data, offset as u64)
+}
+
+/// Writes whole pages of a memory file, every signal being blocked.
+fn put_at(file: i32, offset: usize, data: &[u8]) -> Result<(), OsError> {
+    match write_at(file, offset, data) {
+        // The limit on the size of files (`RLIMIT_FSIZE`) is lower than the file, which
+        // was made before, or past a soft one. It is for writes, not for stores.
+        Err(error) if error.errno == libc::EFBIG => {
+            take_size_signal();
+            store_at(file, offset, data)
+        }
+        done => done,
+    }
 }
 
 /// Takes the signal back that comes with `EFBIG`, above the limit on the size of files:

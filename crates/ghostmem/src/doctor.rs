@@ -3,7 +3,7 @@
 
 use ghostmem_fault::Probe;
 use ghostmem_file::Options;
-use ghostmem_os::machine;
+use ghostmem_os::{machine, trial};
 
 use crate::Backend;
 
@@ -78,7 +78,17 @@ pub struct SpillReport {
     pub key_locked: bool,
 }
 
+/// Whether the monitor hears of system calls that touch ghost memory: what
+/// [`probe`] calls `monitor_works`.
+#[must_use]
+pub fn monitor_works() -> bool {
+    Probe::run().allows(ghostmem_fault::BackendKind::Monitor)
+}
+
 fn probe_spill() -> Result<SpillReport, String> {
+    if trial::is_needed() {
+        return Err("not tried under a filter of system calls".to_owned());
+    }
     let found = Options::unnamed(SPILL_DIR).try_out();
     let found = found.map_err(|error| error.to_string())?;
     Ok(SpillReport {

@@ -217,6 +217,8 @@ settings! {
         /// Filters of system calls under which the command tried what works; the backend
         /// does.
         filters("filters"): Option<u64> = None, Count, "", [];
+        /// Memory files can be had, of which spare descriptors are made.
+        spares("spares"): bool = true, Flag, "on", [];
         /// userfaultfd(2) may be called.
         calls_userfaultfd("uffd-call"): bool = true, Flag, "on", [];
         /// Many pages may be given back in one call.

@@ -117,6 +117,7 @@ fn settings(args: &RunArgs, raw_system_calls: Option<&str>) -> Result<RunSetting
     if report.filters.is_some() {
         // What was tried under these need not be tried there again.
         settings.filters = report.filters;
+        settings.spares = report.guard_works;
         settings.vectored = report.drops_vectored;
         settings.calls_userfaultfd = report.calls_userfaultfd;
     }

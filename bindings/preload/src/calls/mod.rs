@@ -216,6 +216,10 @@ fn before_the_heap(thread: &thread::Thread, call: &mut Call) -> Touch<Done> {
         table::CLONE3 if begin::is_readable(args[0]) && load::<usize>(args[0])? & shares == 0 => {
             spawn::raw_fork(call)
         }
+        157 if confine::can_be_read(number, args) => confine::prctl(args),
+        317 if confine::can_be_read(number, args) => {
+            Ok(confine::seccomp(args)?.unwrap_or(Done::Asis))
+        }
         59 if spawn::can_be_read(args, 0) => spawn::execve(args, None),
         322 if spawn::can_be_read(args, 1) => spawn::execve(args, Some(())),
         _ => Ok(Done::Asis),

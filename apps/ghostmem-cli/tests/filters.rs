@@ -1,0 +1,248 @@
+//! Programs that confine themselves, and programs that are confined, under `ghostmem run`.
+//!
+//! The C programs install their filters by hand, each of a kind, with data that has to leave and
+//! come back afterwards; they run by themselves first.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use ghostmem::doctor;
+
+fn built(name: &str, test: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"))
+        .join("filters")
+        .join(test);
+    fs::create_dir_all(&folder).unwrap();
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs");
+    let built = folder.join(name);
+    let status = Command::new("cc")
+        .args(["-O1", "-g", "-w", "-pthread", "-o"])
+        .arg(&built)
+        .arg(sources.join(name).with_extension("c"))
+        .status()
+        .expect("a C compiler named cc");
+    assert!(status.success(), "cc {name}.c: {status}");
+    built
+}
+
+fn backends() -> Vec<&'static str> {
+    let report = doctor::probe();
+    let works = [
+        ("inline", report.inline_works),
+        ("monitor", report.monitor_works),
+        ("guard", report.guard_works && report.guard_pages),
+        ("guard-mprotect", report.guard_works),
+    ];
+    let working: Vec<_> = works.iter().filter(|(_, works)| *works).collect();
+    assert!(!working.is_empty(), "no backend works here");
+    working.into_iter().map(|(name, _)| *name).collect()
+}
+
+/// `ghostmem run` with a limit far below what the programs use; ended when it hangs.
+fn ghostmem(options: &[&str]) -> Command {
+    let mut command = Command::new("timeout");
+    command.args(["-s", "KILL", "60", env!("CARGO_BIN_EXE_ghostmem"), "run"]);
+    command.args(["--limit", "4M"]).args(options).arg("--");
+    command
+}
+
+fn assert_ok(output: &Output, what: &str) {
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success() && output.stdout == b"ok\n",
+        "{what}: {:?} {} {said}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+    );
+}
+
+/// A program that confines itself, natively and on each backend.
+fn confined(how: &str, actions: &[&str]) {
+    let program = built("confined", how);
+    for action in actions {
+        let arguments = [how, action];
+        let output = Command::new(&program).args(arguments).output().unwrap();
+        assert_ok(&output, &format!("{how} {action} natively"));
+        for backend in backends() {
+            let mut command = ghostmem(&["--backend", backend]);
+            let output = command.arg(&program).args(arguments).output().unwrap();
+            assert_ok(&output, &format!("{how} {action} on {backend}"));
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(said, "", "{how} {action} on {backend}");
+        }
+    }
+}
+
+#[test]
+fn a_filter_by_prctl_lets_the_engine_by() {
+    confined("prctl", &["kill", "errno", "trap"]);
+}
+
+#[test]
+fn a_filter_by_seccomp_lets_the_engine_by() {
+    confined("seccomp", &["kill"]);
+}
+
+#[test]
+fn a_filter_for_all_threads_lets_the_engine_by() {
+    confined("sync", &["kill"]);
+}
+
+#[test]
+fn a_second_filter_lets_the_engine_by() {
+    confined("two", &["kill"]);
+}
+
+#[test]
+fn strict_mode_lets_the_engine_by() {
+    confined("strict", &["kill"]);
+}
+
+#[test]
+fn a_confined_process_has_children() {
+    confined("fork", &["kill"]);
+}
+
+#[test]
+fn a_program_executed_under_a_filter_works() {
+    confined("exec", &["kill", "errno"]);
+}
+
+#[test]
+fn a_filter_before_any_data_lets_the_engine_by() {
+    confined("first", &["kill", "errno"]);
+}
+
+#[test]
+fn a_program_executed_by_a_child_that_confined_itself_works() {
+    confined("vfork", &["kill", "errno"]);
+}
+
+#[test]
+fn a_filter_that_the_kernel_refuses_is_refused() {
+    confined("bad", &["kill"]);
+}
+
+#[test]
+fn a_process_that_gives_up_making_code_goes_on() {
+    confined("mdwe", &["kill"]);
+}
+
+/// The program's own calls meet its filter as they are: what lets the engine by opens nothing
+/// to it.
+#[test]
+fn a_filter_still_forbids_what_it_forbids() {
+    let program = built("confined", "forbids");
+    let output = ghostmem(&[])
+        .arg(&program)
+        .args(["forbidden", "errno"])
+        .output()
+        .unwrap();
+    assert_ok(&output, "calls that the filter refuses");
+}
+
+#[test]
+fn what_a_confined_program_used_is_reported() {
+    let program = built("confined", "reported");
+    let report = program.with_extension("json");
+    let name = report.to_str().unwrap();
+    let output = ghostmem(&["--stats", "--stats-json", name])
+        .arg(&program)
+        .args(["sync", "kill"])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{:?}", output.status);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("ghostmem: what the program used"), "{said}");
+    let json = fs::read_to_string(&report).unwrap();
+    assert!(
+        json.contains("confined") && json.contains("\"refaults\":"),
+        "{json}"
+    );
+}
+
+#[test]
+fn a_filter_without_room_in_front_is_one_line_and_the_end() {
+    let program = built("confined", "long");
+    let output = ghostmem(&[])
+        .arg(&program)
+        .args(["long", "kill"])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(126), "{said}");
+    assert!(
+        said.lines().count() == 1 && said.contains("so many instructions"),
+        "{said}"
+    );
+}
+
+/// Filters that end the process for what the engine would try first.
+#[test]
+fn a_filter_found_at_the_start_is_met_by_what_works() {
+    let (program, under) = (built("confined", "found"), built("under", "found"));
+    for what in ["userfaultfd", "vectored", "guard"] {
+        let mut asked = vec!["auto"];
+        if what != "guard" {
+            asked.push("guard");
+        }
+        for backend in asked {
+            let mut command = Command::new("timeout");
+            command.args(["-s", "KILL", "60"]).arg(&under).arg(what);
+            command.args([env!("CARGO_BIN_EXE_ghostmem"), "run", "--limit", "4M"]);
+            command.args(["--backend", backend, "--"]).arg(&program);
+            let output = command.args(["work", "kill"]).output().unwrap();
+            assert_ok(&output, &format!("{what} forbidden, {backend}"));
+        }
+    }
+}
+
+#[test]
+fn a_backend_that_a_filter_forbids_is_refused_in_one_line() {
+    let (program, under) = (built("confined", "refused"), built("under", "refused"));
+    let mut command = Command::new(&under);
+    command.args([
+        "guard",
+        env!("CARGO_BIN_EXE_ghostmem"),
+        "run",
+        "--limit",
+        "4M",
+    ]);
+    command.args(["--backend", "guard", "--"]).arg(&program);
+    let output = command.args(["work", "kill"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.code().is_some_and(|code| code != 0),
+        "{:?}",
+        output.status
+    );
+    assert!(
+        said.lines().count() == 1 && said.contains("guard backend"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_process_that_may_not_make_code_runs() {
+    let (program, under) = (built("confined", "inherited"), built("under", "inherited"));
+    let run = |command: &mut Command| command.args(["work", "kill"]).output().unwrap();
+    let natively = run(Command::new(&under).arg("mdwe").arg(&program));
+    if natively.status.code() == Some(99) {
+        println!("the kernel has no PR_SET_MDWE: not tested");
+        return;
+    }
+    for backend in backends() {
+        let mut command = Command::new(&under);
+        command.args([
+            "mdwe",
+            env!("CARGO_BIN_EXE_ghostmem"),
+            "run",
+            "--limit",
+            "4M",
+        ]);
+        command.args(["--backend", backend, "--"]).arg(&program);
+        assert_ok(&run(&mut command), backend);
+    }
+}

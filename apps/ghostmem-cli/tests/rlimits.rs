@@ -1,0 +1,149 @@
+//! Low limits of the process (setrlimit(2)), at the start and set by the program, under
+//! `ghostmem run`.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use ghostmem::doctor;
+
+fn built(test: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"))
+        .join("rlimits")
+        .join(test);
+    fs::create_dir_all(&folder).unwrap();
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs/limits.c");
+    let built = folder.join("limits");
+    let status = Command::new("cc")
+        .args(["-O1", "-g", "-w", "-o"])
+        .args([&built, &source])
+        .status()
+        .expect("a C compiler named cc");
+    assert!(status.success(), "cc limits.c: {status}");
+    built
+}
+
+/// The backends that work here, faults by messages left out.
+fn backends() -> Vec<&'static str> {
+    let report = doctor::probe();
+    let works = [
+        ("inline", report.inline_works),
+        ("guard", report.guard_works && report.guard_pages),
+        ("guard-mprotect", report.guard_works),
+    ];
+    let working: Vec<_> = works.iter().filter(|(_, works)| *works).collect();
+    assert!(!working.is_empty(), "no backend works here");
+    working.into_iter().map(|(name, _)| *name).collect()
+}
+
+/// A program under `ulimit`, its output in pipes; `options` of `ghostmem run`, or natively.
+fn limited(ulimit: &str, options: Option<&[&str]>, program: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new("sh");
+    command.args([
+        "-c",
+        &format!("{ulimit}; exec \"$@\""),
+        "sh",
+        "timeout",
+        "-s",
+        "KILL",
+        "60",
+    ]);
+    if let Some(options) = options {
+        command.args([env!("CARGO_BIN_EXE_ghostmem"), "run", "--limit", "4M"]);
+        command.args(options).arg("--");
+    }
+    let command = command.arg(program).args(arguments).stdin(Stdio::null());
+    command.output().unwrap()
+}
+
+fn assert_ok(output: &Output, what: &str) {
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success() && output.stdout == b"ok\n",
+        "{what}: {:?} {said}",
+        output.status
+    );
+}
+
+/// At limits where the program runs by itself it runs on ghost memory too.
+fn runs_at(ulimits: &[&str], test: &str) {
+    let program = built(test);
+    for ulimit in ulimits {
+        let natively = limited(ulimit, None, &program, &["40"]);
+        assert_ok(&natively, &format!("{ulimit} natively"));
+        for backend in backends() {
+            let output = limited(ulimit, Some(&["--backend", backend]), &program, &["40"]);
+            assert_ok(&output, &format!("{ulimit} on {backend}"));
+        }
+    }
+}
+
+#[test]
+fn programs_run_with_little_address_space() {
+    runs_at(
+        &["ulimit -v 4000000", "ulimit -v 1000000", "ulimit -v 400000"],
+        "space",
+    );
+}
+
+#[test]
+fn programs_run_with_a_small_data_segment() {
+    runs_at(&["ulimit -d 2000000", "ulimit -d 400000"], "data");
+}
+
+/// Where there is room for the program's blocks only, they are ordinary memory, and a line says
+/// so.
+#[test]
+fn without_room_for_regions_blocks_are_ordinary_memory() {
+    let program = built("least");
+    let ulimit = "ulimit -v 300000";
+    assert_ok(&limited(ulimit, None, &program, &["70"]), "natively");
+    let output = limited(ulimit, Some(&[]), &program, &["70"]);
+    assert_ok(&output, ulimit);
+    let bounded = limited(ulimit, Some(&["--memory-limit", "64M"]), &program, &["70"]);
+    assert!(!bounded.status.success(), "a bound on all memory is kept");
+}
+
+#[test]
+fn limits_set_meanwhile_leave_the_data_alone() {
+    let program = built("meanwhile");
+    for which in ["fsize", "memlock", "data", "as"] {
+        assert_ok(&limited("true", None, &program, &["20", which]), which);
+        for backend in backends() {
+            let options = ["--backend", backend];
+            let output = limited("true", Some(&options), &program, &["20", which]);
+            assert_ok(&output, &format!("{which} on {backend}"));
+        }
+    }
+}
+
+#[test]
+fn a_small_limit_on_files_ends_nobody() {
+    let program = built("files");
+    for ulimit in ["ulimit -f 0", "ulimit -f 2000"] {
+        for backend in backends() {
+            let output = limited(ulimit, Some(&["--backend", backend]), &program, &["20"]);
+            let said = String::from_utf8_lossy(&output.stderr);
+            if backend == "inline" {
+                assert_ok(&output, ulimit);
+            } else {
+                let code = output.status.code();
+                assert!(
+                    code.is_some_and(|code| code == 125 || code == 126),
+                    "{code:?} {said}"
+                );
+                assert!(
+                    said.lines().count() == 1 && said.contains("ulimit -f"),
+                    "{said}"
+                );
+            }
+        }
+    }
+    // A soft limit is lifted for the moment that the file is made in.
+    for backend in backends() {
+        let options = ["--backend", backend];
+        let output = limited("ulimit -S -f 2000", Some(&options), &program, &["20"]);
+        assert_ok(&output, &format!("a soft limit on {backend}"));
+    }
+}
