@@ -63,6 +63,11 @@ fn assert_ok(output: &Output, what: &str) {
 
 /// Runs a program natively, then under each backend with a limit and `more` arguments.
 fn check(name: &str, limit: &str, more: &[&str]) {
+    check_with(&[], name, limit, more);
+}
+
+/// The same, with `options` of `ghostmem run`.
+fn check_with(options: &[&str], name: &str, limit: &str, more: &[&str]) {
     let folder = scratch(name);
     let built = compile(name, &folder);
     let arguments = [folder.to_str().unwrap(), PRESSURE];
@@ -81,7 +86,8 @@ fn check(name: &str, limit: &str, more: &[&str]) {
     assert!(!backends.is_empty(), "no backend works here");
     for backend in backends {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ghostmem"));
-        command.args(["run", "--limit", limit, "--backend", backend, "--"]);
+        command.args(["run", "--limit", limit, "--backend", backend]);
+        command.args(options).arg("--");
         command.env("BACKEND", backend);
         // The kernel waits for a monitor's pages: there, nothing is stood in for.
         let more = if backend == "monitor" { &[] } else { more };
@@ -112,6 +118,16 @@ fn fault_signals_are_blocked_and_wait_as_the_kernel_has_it() {
 #[test]
 fn children_on_stacks_from_malloc_have_their_memory() {
     check("ownstacks", "4M", &[]);
+}
+
+#[test]
+fn advice_about_memory_gets_the_answer_of_the_kernel() {
+    check("advice", "4M", &[]);
+}
+
+#[test]
+fn taken_mappings_move_to_where_the_program_says() {
+    check_with(&["--mmap=64K"], "moves", "4M", &[]);
 }
 
 #[test]

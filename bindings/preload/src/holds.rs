@@ -356,6 +356,27 @@ pub(crate) fn change(heap: &Heap, reason: Reason, start: usize, bytes: usize, ta
     });
 }
 
+/// The first part of a range that is held for a reason with this tag.
+pub(crate) fn next_with(
+    reason: Reason,
+    start: usize,
+    end: usize,
+    tag: usize,
+) -> Option<(usize, usize)> {
+    let list = List::of(reason);
+    with(|| {
+        let mut index = list.first_above(start);
+        while index < list.count.load(Ordering::Relaxed) && list.bounds(index).0 < end {
+            if list.get(index).tag.get() == tag {
+                let (from, to) = list.bounds(index);
+                return Some((from.max(start), to.min(end)));
+            }
+            index += 1;
+        }
+        None
+    })
+}
+
 /// Says for which thread a stack is held.
 pub(crate) fn belongs_to(start: usize, thread: usize) {
     let list = List::of(Reason::Stack);

@@ -222,12 +222,28 @@ pub(crate) fn remap(heap: &Heap, args: [usize; 6]) -> Done {
     if !address.is_multiple_of(PAGE) || new == 0 || old == 0 {
         return error(libc::EINVAL);
     }
-    const MOVES_TO: usize = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as usize;
-    if flags == MOVES_TO && fixed.is_multiple_of(PAGE) {
-        return move_to(heap, address, old, new, fixed);
+    const KNOWN: i32 = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED | libc::MREMAP_DONTUNMAP;
+    let has = |flag: i32| flags & flag as usize != 0;
+    let moves = has(libc::MREMAP_MAYMOVE);
+    let to_a_place = has(libc::MREMAP_FIXED);
+    if flags & !(KNOWN as usize) != 0 || (to_a_place && !moves) {
+        return error(libc::EINVAL);
     }
-    if flags & !(libc::MREMAP_MAYMOVE as usize) != 0 {
-        return error(libc::ENOMEM);
+    if has(libc::MREMAP_DONTUNMAP) {
+        // The pages move, and zero pages stay.
+        return match (moves && old == new, to_a_place) {
+            (false, _) => error(libc::EINVAL),
+            // Nobody is known to need this of both.
+            (true, true) => error(libc::ENOMEM),
+            (true, false) => leave_zeros(heap, address, old),
+        };
+    }
+    if to_a_place {
+        let overlaps = fixed < address.saturating_add(old) && address < fixed.saturating_add(new);
+        if !fixed.is_multiple_of(PAGE) || overlaps {
+            return error(libc::EINVAL);
+        }
+        return move_to(heap, address, old, new, fixed);
     }
     if new <= old {
         if new < old {
@@ -235,25 +251,50 @@ pub(crate) fn remap(heap: &Heap, args: [usize; 6]) -> Done {
         }
         return Done::With(address as Answer);
     }
-    if flags & libc::MREMAP_MAYMOVE as usize == 0 {
+    if !moves {
         return error(libc::ENOMEM);
     }
     let Some(moved) = allocate(new) else {
         return error(libc::ENOMEM);
     };
+    // Protected pages are read, too.
+    holds::forget(heap, address, old);
     raw::copy(moved, address, old);
     let _done = unmap(heap, address, old);
     Done::With(moved as Answer)
 }
 
-/// mremap to a place of the program's choice: an ordinary mapping there.
+/// mremap with `MREMAP_DONTUNMAP`: the old range stays, as zero pages.
+fn leave_zeros(heap: &Heap, address: usize, bytes: usize) -> Done {
+    let Some(moved) = allocate(bytes) else {
+        return error(libc::ENOMEM);
+    };
+    holds::forget(heap, address, bytes);
+    raw::copy(moved, address, bytes);
+    let _inside = Inside::new(thread::current());
+    let range = slice_from_raw_parts_mut(address as *mut u8, bytes);
+    // SAFETY: the program moved what was there.
+    match unsafe { heap.discard(range) } {
+        Ok(()) => Done::With(moved as Answer),
+        Err(_) => error(libc::ENOMEM),
+    }
+}
+
+/// mremap to a place of the program's choice: an ordinary mapping there, or the
+/// ghost memory that is there, with other contents.
 fn move_to(heap: &Heap, address: usize, old: usize, new: usize, place: usize) -> Done {
     let access = libc::PROT_READ | libc::PROT_WRITE;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
-    let mapped = own!(libc::SYS_mmap, place, new, access, flags, -1_isize, 0);
+    let args = [place, new, access as usize, flags as usize, usize::MAX, 0];
+    let mapped = match map_over(args) {
+        Done::With(answer) => answer,
+        Done::Asis if ghost::is_ghost(place.saturating_add(new - 1)) => return error(libc::ENOMEM),
+        Done::Asis => own!(libc::SYS_mmap, place, new, access, flags, -1_isize, 0),
+    };
     if failed(mapped) {
         return Done::With(mapped);
     }
+    holds::forget(heap, address, old);
     raw::copy(place, address, old.min(new));
     let _done = unmap(heap, address, old);
     Done::With(mapped)

@@ -1,5 +1,8 @@
 //! What a program says about its memory: advice, protection, locking.
 //!
+//! What the kernel would refuse whatever the memory is, it refuses here: the call is
+//! made for no bytes, and its answer to the flags is the answer.
+//!
 //! The kernel must not act on ghost pages behind the engine's back, so these
 //! are carried out by the engine, or refused in a way the manual allows.
 
@@ -23,13 +26,19 @@ pub(super) fn advised(number: usize, args: [usize; 6]) -> Done {
     if number == 30 {
         return attach(bytes, third);
     }
-    // The kernel would put an ordinary mapping over ghost memory.
-    if number == 25 && args[3] & libc::MREMAP_FIXED as usize != 0 && ghost::is_ghost(args[4]) {
-        return error(libc::ENOMEM);
-    }
     let Some(heap) = ghost::owner(address) else {
-        return Done::Asis;
+        // The kernel would put an ordinary mapping over ghost memory.
+        let to_a_place = number == 25 && args[3] & libc::MREMAP_FIXED as usize != 0;
+        return if to_a_place && ghost::is_ghost(args[4]) {
+            error(libc::ENOMEM)
+        } else {
+            Done::Asis
+        };
     };
+    // Before the lengths are rounded, as the kernel has it.
+    if address.checked_add(bytes).is_none() {
+        return error(libc::EINVAL);
+    }
     let Some(bytes) = bytes.checked_next_multiple_of(PAGE) else {
         return error(libc::EINVAL);
     };
@@ -39,7 +48,9 @@ pub(super) fn advised(number: usize, args: [usize; 6]) -> Done {
         11 => crate::mappings::unmap(heap, address, bytes),
         25 => crate::mappings::remap(heap, args),
         // There is no file behind it; and where pages lie is the engine's business.
-        26 | 237 | 450 => Done::With(0),
+        26 => Done::With(of_no_bytes(number, [address, 0, third])),
+        237 | 450 => Done::With(0),
+        325 if third & !MLOCK_ONFAULT != 0 => error(libc::EINVAL),
         149 | 325 => lock(heap, address, args[1]),
         _ => unlock(heap, address, args[1]),
     }
@@ -56,8 +67,25 @@ fn attach(address: usize, flags: usize) -> Done {
 
 /// mlockall: what is locked could never be evicted. The answer of a kernel
 /// that does not let the process lock as much.
-pub(super) fn lock_all() -> Done {
+pub(super) fn lock_all(flags: usize) -> Done {
+    const KNOWN: usize = (libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT) as usize;
+    if flags & !KNOWN != 0 || flags == 0 || flags == libc::MCL_ONFAULT as usize {
+        return error(libc::EINVAL);
+    }
     error(libc::ENOMEM)
+}
+
+/// mlock2(2)'s only flag.
+const MLOCK_ONFAULT: usize = 1;
+/// madvise(2), since 6.13.
+const MADV_GUARD_INSTALL: i32 = 102;
+const MADV_GUARD_REMOVE: i32 = 103;
+
+/// The kernel's answer to the same call about no bytes: whether it knows the flags,
+/// and takes the address.
+fn of_no_bytes(number: usize, args: [usize; 3]) -> Answer {
+    let [address, bytes, flags] = args;
+    crate::raw::syscall(number, [address, bytes, flags, 0, 0, 0])
 }
 
 fn range(address: usize, bytes: usize) -> *mut [u8] {
@@ -65,13 +93,11 @@ fn range(address: usize, bytes: usize) -> *mut [u8] {
 }
 
 fn advise(heap: &Heap, address: usize, bytes: usize, advice: i32) -> Done {
-    if !address.is_multiple_of(PAGE) {
-        return error(libc::EINVAL);
+    let known = of_no_bytes(28, [address, 0, advice as usize]);
+    if failed(known) || bytes == 0 {
+        return Done::With(known);
     }
-    let drops = matches!(
-        advice,
-        libc::MADV_DONTNEED | libc::MADV_FREE | libc::MADV_REMOVE
-    );
+    let drops = matches!(advice, libc::MADV_DONTNEED | libc::MADV_FREE);
     if drops && holds::any_for(Reason::Locked, address, bytes) {
         return error(libc::EINVAL);
     }
@@ -88,6 +114,11 @@ fn advise(heap: &Heap, address: usize, bytes: usize, advice: i32) -> Done {
                 Ok(()) => Done::With(0),
                 Err(_) => error(libc::ENOMEM),
             }
+        }
+        MADV_GUARD_INSTALL => guard(heap, address, bytes),
+        MADV_GUARD_REMOVE => {
+            unguard(heap, address, bytes);
+            Done::With(0)
         }
         libc::MADV_WILLNEED | libc::MADV_POPULATE_READ | libc::MADV_POPULATE_WRITE => {
             let _as_far_as_it_goes = heap.prefetch(range.cast_const());
@@ -115,6 +146,34 @@ fn advise(heap: &Heap, address: usize, bytes: usize, advice: i32) -> Done {
         | libc::MADV_DOFORK => Done::With(0),
         _ => error(libc::EINVAL),
     }
+}
+
+/// Opens what has no access at all: guards are not told from what mprotect(2) closed.
+fn unguard(heap: &Heap, address: usize, bytes: usize) {
+    let open = (libc::PROT_READ | libc::PROT_WRITE) as usize;
+    let (mut from, end) = (address, address + bytes);
+    let none = libc::PROT_NONE as usize;
+    while let Some((start, stop)) = holds::next_with(Reason::Protected, from, end, none) {
+        let _open = protect(heap, 10, [start, stop - start, open, 0, 0, 0], stop - start);
+        from = stop;
+    }
+}
+
+/// Guards of pages: zero pages without access, until the guard is removed.
+fn guard(heap: &Heap, address: usize, bytes: usize) -> Done {
+    if holds::any_for(Reason::Locked, address, bytes) {
+        return error(libc::EINVAL);
+    }
+    // What was there is gone; what is held of it stays, and is zero.
+    if holds::any(address, bytes) {
+        holds::clear(address, bytes);
+    }
+    // SAFETY: the program gave the contents up.
+    if unsafe { heap.discard(range(address, bytes)) }.is_err() {
+        return error(libc::ENOMEM);
+    }
+    let access = libc::PROT_NONE as usize;
+    protect(heap, 10, [address, bytes, access, 0, 0, 0], bytes)
 }
 
 /// mprotect: pages that cannot be read and written cannot be evicted either,
