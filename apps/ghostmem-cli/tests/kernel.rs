@@ -126,6 +126,11 @@ fn advice_about_memory_gets_the_answer_of_the_kernel() {
 }
 
 #[test]
+fn every_number_below_the_limit_is_the_programs() {
+    check("numbers", "4M", &[]);
+}
+
+#[test]
 fn taken_mappings_move_to_where_the_program_says() {
     check_with(&["--mmap=64K"], "moves", "4M", &[]);
 }

@@ -3,8 +3,10 @@
 //! A program started with a closed standard stream gives its number to the next
 //! file opened: output meant for the stream would go into a heap's memory file.
 //! And a program may put a file of its own over any low number (dup2(2)), as
-//! every shell does for 3 to 9: ours would be gone without a word. Which numbers
-//! are ours is written down, for who looks after what a program closes.
+//! every shell does for 3 to 9: ours would be gone without a word. A program may
+//! count on all numbers below its limit, too: ours are above it where the hard limit
+//! leaves room. Which numbers are ours is written down, for who looks after what a
+//! program closes.
 
 use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
@@ -13,13 +15,14 @@ use crate::calls;
 use crate::error::OsError;
 use crate::kernel;
 
-/// Ours are at or above this where the process may have as many.
-const LOWEST: i32 = 960;
+/// Ours are at or above this where the process may have as many, or could have: a
+/// descriptor above the limit stays open. A thousand of them are looked after.
+const LOWEST: i32 = 3072;
 /// Below the process's limit by this much otherwise.
 const FROM_TOP: u64 = 64;
 
-/// Numbers that are looked after; ours are below 1024 unless the process has
-/// as many files open.
+/// Numbers that are looked after. The kernel's table of a process grows to as many
+/// entries of eight bytes.
 const NUMBERS: usize = 4096;
 
 /// Numbers, one bit for each.
@@ -98,6 +101,12 @@ pub(crate) fn out_of_the_way(fd: i32) -> Result<i32, OsError> {
             &raw mut limit
         )
     };
+    if fd < LOWEST
+        && let Some(moved) = above_limit(fd, limit)
+    {
+        close(fd);
+        return Ok(note(moved));
+    }
     let top = limit.rlim_cur.saturating_sub(FROM_TOP);
     let high = i32::try_from(top).map_or(LOWEST, |top| top.min(LOWEST));
     let low = libc::STDERR_FILENO + 1;
@@ -116,6 +125,52 @@ pub(crate) fn out_of_the_way(fd: i32) -> Result<i32, OsError> {
     let error = OsError::last("fcntl(F_DUPFD_CLOEXEC)");
     close(fd);
     Err(error)
+}
+
+/// Duplicates a descriptor to a number above the process's limit, by raising that for
+/// a moment; `None` where the hard limit has no room, or the soft one needs no raising.
+fn above_limit(fd: i32, limit: libc::rlimit) -> Option<i32> {
+    let wanted = NUMBERS as libc::rlim_t;
+    if limit.rlim_cur >= wanted || limit.rlim_max < wanted {
+        return None;
+    }
+    let raised = libc::rlimit {
+        rlim_cur: wanted,
+        rlim_max: limit.rlim_max,
+    };
+    // SAFETY: a valid limit.
+    if unsafe {
+        kernel::syscall!(
+            libc::SYS_prlimit64,
+            0,
+            libc::RLIMIT_NOFILE,
+            &raw const raised,
+            0
+        )
+    } != 0
+    {
+        return None;
+    }
+    // SAFETY: duplicates a descriptor; no memory is involved.
+    let moved =
+        unsafe { kernel::syscall!(libc::SYS_fcntl, fd, libc::F_DUPFD_CLOEXEC, LOWEST) } as i32;
+    let mut now = limit;
+    // SAFETY: a valid place for the answer.
+    unsafe { kernel::syscall!(libc::SYS_prlimit64, 0, libc::RLIMIT_NOFILE, 0, &raw mut now) };
+    // What another thread of the program set meanwhile stays.
+    if now.rlim_cur == wanted {
+        // SAFETY: a valid limit.
+        unsafe {
+            kernel::syscall!(
+                libc::SYS_prlimit64,
+                0,
+                libc::RLIMIT_NOFILE,
+                &raw const limit,
+                0
+            )
+        };
+    }
+    (moved >= 0).then_some(moved)
 }
 
 /// A descriptor held only for its number: one can be had in its place where the
