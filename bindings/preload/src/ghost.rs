@@ -202,7 +202,7 @@ fn count(thread: &'static Thread, bytes: isize) {
 pub(crate) fn tell(thread: &'static Thread) {
     if let Some(heap) = HEAP.get() {
         heap.count_small(thread.uncounted.replace(0));
-        PEAK.fetch_max(heap.stats().allocated_bytes, Ordering::Relaxed);
+        PEAK.fetch_max(heap.allocated_bytes(), Ordering::Relaxed);
     }
     if put_off::any() {
         free_put_off(thread);
@@ -216,7 +216,7 @@ fn note_large(heap: &Heap, block: Option<NonNull<u8>>) {
     {
         learn_spans(heap);
     }
-    let now = heap.stats().allocated_bytes;
+    let now = heap.allocated_bytes();
     PEAK.fetch_max(now, Ordering::Relaxed);
 }
 

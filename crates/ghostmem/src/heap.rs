@@ -336,6 +336,12 @@ impl Heap {
         self.engine().stats()
     }
 
+    /// [`Stats::allocated_bytes`] alone: cheap enough for every allocation.
+    #[must_use]
+    pub fn allocated_bytes(&self) -> usize {
+        self.engine().bytes_in_use()
+    }
+
     /// The backend in use, never [`Backend::Auto`].
     #[must_use]
     pub fn backend(&self) -> Backend {

@@ -57,6 +57,7 @@ fn what_was_allocated_is_freed_to_the_last_byte() {
         }
         if round % 1000 == 0 {
             assert_eq!(heap.stats().allocated_bytes, held, "round {round}");
+            assert_eq!(heap.allocated_bytes(), held, "round {round}");
         }
     }
     for (start, bytes, _) in live {
