@@ -131,6 +131,11 @@ fn every_number_below_the_limit_is_the_programs() {
 }
 
 #[test]
+fn a_fork_waits_for_no_lock_of_ours_before_those_of_libc() {
+    check("iolocks", "1M", &[]);
+}
+
+#[test]
 fn taken_mappings_move_to_where_the_program_says() {
     check_with(&["--mmap=64K"], "moves", "4M", &[]);
 }

@@ -230,6 +230,18 @@ fn for_all(step: impl Fn(&ForkSink) -> unsafe fn(*const ())) {
 }
 
 extern "C" fn before_fork() {
+    // libc takes locks of its own between here and the call, and another thread may
+    // hold one while it waits for a lock of ours.
+    if !AT_THE_CALL.load(Ordering::Acquire) {
+        prepare();
+        // Handlers cannot refuse a fork. The parent goes on in any case; a child
+        // without its copy ends with a message.
+        let _copied = freeze();
+    }
+}
+
+/// Takes the locks that a child must find free.
+fn prepare() {
     // A thread that adds a region holds a sink's lock and then wants these
     // two: so nobody waits for a sink while holding them.
     let blocked = SignalsBlocked::all_but_faults();
@@ -248,11 +260,6 @@ extern "C" fn before_fork() {
     }
     *FORK_SIGNALS.lock() = Some(blocked);
     STAGE.store(PREPARED, Ordering::Release);
-    if !AT_THE_CALL.load(Ordering::Acquire) {
-        // Handlers cannot refuse a fork. The parent goes on in any case; a child
-        // without its copy ends with a message.
-        let _copied = freeze();
-    }
 }
 
 /// From here on nobody moves pages, whatever the answer.
@@ -295,6 +302,10 @@ fn settle_child() {
 }
 
 extern "C" fn after_fork_in_parent() {
+    // Where the call was never made, nothing is held.
+    if !SETUP.is_mine() {
+        return;
+    }
     match STAGE.load(Ordering::Acquire) {
         FROZEN => settle_parent(),
         // The call was never made.
@@ -307,7 +318,7 @@ extern "C" fn after_fork_in_parent() {
 extern "C" fn after_fork_in_child() {
     match STAGE.load(Ordering::Acquire) {
         FROZEN => settle_child(),
-        PREPARED => die(
+        PREPARED | IDLE => die(
             "a fork happened where nobody stood: a system call outside the C library",
             libc::ENOSYS,
         ),
@@ -355,10 +366,10 @@ pub enum Call {
 /// memory.
 #[must_use]
 pub fn before_call() -> Call {
-    // The stage is the forking thread's own: it holds `SETUP`.
-    if STAGE.load(Ordering::Acquire) != PREPARED || !SETUP.is_mine() {
+    if SETUP.is_mine() {
         return Call::Strange;
     }
+    prepare();
     if freeze().is_ok() {
         return Call::Ready;
     }
@@ -381,8 +392,8 @@ pub fn after_call(in_child: bool) {
 /// it must return on the same stack; it must not touch ghost memory. `-EAGAIN`
 /// without a call where the child could not go on.
 pub fn around_call(call: impl FnOnce() -> isize) -> isize {
-    before_fork();
-    let refused = STAGE.load(Ordering::Acquire) == PREPARED && freeze().is_err();
+    prepare();
+    let refused = freeze().is_err();
     let answer = match refused {
         true => -(libc::EAGAIN as isize),
         false => call(),

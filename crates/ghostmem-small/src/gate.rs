@@ -39,6 +39,7 @@ struct Stripe(AtomicUsize);
 
 static INSIDE: [Stripe; STRIPES] = [const { Stripe(AtomicUsize::new(0)) }; STRIPES];
 static CLOSED: AtomicBool = AtomicBool::new(false);
+static AT_THE_CALL: AtomicBool = AtomicBool::new(false);
 /// Some heap was made, and with it mimalloc is in use.
 static USED: AtomicBool = AtomicBool::new(false);
 /// [`prepare`] took mimalloc's locks; changed only while the gate is closed.
@@ -175,13 +176,19 @@ pub(crate) fn note_use(_inside: &Inside) {
 /// those, and before the program's own, so that these may allocate.
 extern "C" fn hook_at_load() {
     extern "C" fn before() {
-        prepare();
+        if !AT_THE_CALL.load(Ordering::Acquire) {
+            prepare();
+        }
     }
     extern "C" fn in_parent() {
-        parent();
+        if !AT_THE_CALL.load(Ordering::Acquire) {
+            parent();
+        }
     }
     extern "C" fn in_child() {
-        child();
+        if !AT_THE_CALL.load(Ordering::Acquire) {
+            child();
+        }
     }
     // A constructor of the program's may have made a heap before.
     let first = HOOKED.compare_exchange(0, UNDER_WAY, Ordering::AcqRel, Ordering::Relaxed);
@@ -218,6 +225,13 @@ pub(crate) fn is_hooked() -> bool {
 /// The number of this process in its line of forks.
 pub(crate) fn epoch() -> usize {
     EPOCH.load(Ordering::Relaxed)
+}
+
+/// From now on the handlers do nothing, and [`before`] and [`after`] stand around the
+/// system call: libc takes locks of its own between the handlers and the call, and
+/// another thread may hold one of those while it waits at the gate.
+pub fn close_at_the_call() {
+    AT_THE_CALL.store(true, Ordering::Release);
 }
 
 /// What the fork handlers do before a fork, for one that runs none; [`after`]

@@ -71,5 +71,5 @@ pub fn reserve_nothing() {
 /// fork(2) and this crate: its handlers are in place from the start; here is
 /// what keeps a fork out.
 pub mod fork {
-    pub use crate::gate::{Inside, after, before, hold};
+    pub use crate::gate::{Inside, after, before, close_at_the_call, hold};
 }

@@ -23,7 +23,35 @@
 //! A system call that forks without running any handlers is made by
 //! [`around_call`]. Everything else needs none of this.
 
-pub use ghostmem_fault::fork::{Call, after_call, before_call, freeze_at_the_call};
+pub use ghostmem_fault::fork::Call;
+
+/// Leaves stopping all page transitions, and handing a child its memory, to
+/// [`before_call`] and [`after_call`] from now on. A fork that runs the
+/// handlers but not these two then ends the child with a message.
+pub fn freeze_at_the_call() {
+    ghostmem_small::fork::close_at_the_call();
+    ghostmem_fault::fork::freeze_at_the_call();
+}
+
+/// Right before the system call of a fork whose handlers have run on the
+/// calling thread. From here to [`after_call`] the caller must not touch ghost
+/// memory.
+#[must_use]
+pub fn before_call() -> Call {
+    ghostmem_small::fork::before();
+    let call = ghostmem_fault::fork::before_call();
+    if call != Call::Ready {
+        ghostmem_small::fork::after(false);
+    }
+    call
+}
+
+/// Right after the system call that [`before_call`] spoke of, in parent
+/// (whether the call worked or not) and child.
+pub fn after_call(in_child: bool) {
+    ghostmem_fault::fork::after_call(in_child);
+    ghostmem_small::fork::after(in_child);
+}
 
 /// Makes a system call that forks where no handlers of pthread_atfork(3) run: the
 /// child gets its memory as after fork(3). `call` answers as the kernel does, 0 in
