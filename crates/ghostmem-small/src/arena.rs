@@ -77,6 +77,10 @@ const PLENTY_BYTES: u64 = 16 << 30;
 /// tables and of future huge mappings like more.
 const ARENA_ALIGN: usize = 64 << 20;
 
+/// The shortest of several steps, bytes: each is given to the engine by itself, which
+/// tells regions apart by so many bytes.
+pub const STEP_BYTES_MIN: usize = ARENA_ALIGN;
+
 const EMPTY: u8 = 0;
 const MAKING: u8 = 1;
 const LENT: u8 = 2;
@@ -400,7 +404,7 @@ fn first_try_bytes() -> (usize, usize) {
     let eighth = machine::address_space_left().map_or(usize::MAX, |limit| {
         usize::try_from(limit / 8).unwrap_or(usize::MAX)
     });
-    let step = seam::step_bytes().unwrap_or(ARENA_BYTES);
+    let step = seam::step_bytes().map_or(ARENA_BYTES, |bytes| bytes.max(STEP_BYTES_MIN));
     let most = step * STEPS_MAX;
     let bytes = if eighth >= most {
         most

@@ -57,7 +57,7 @@ mod put_off;
 pub mod seam;
 mod sync;
 
-pub use arena::{ARENA_BYTES, ARENA_BYTES_MIN, ARENAS_MAX, Arena, STEPS_MAX};
+pub use arena::{ARENA_BYTES, ARENA_BYTES_MIN, ARENAS_MAX, Arena, STEP_BYTES_MIN, STEPS_MAX};
 pub use error::SmallError;
 pub use heap::{ALIGN_MAX, SIZE_MAX, SmallHeap, Space};
 

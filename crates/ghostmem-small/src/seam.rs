@@ -13,9 +13,9 @@ static STEPS: AtomicUsize = AtomicUsize::new(usize::MAX);
 static STEP_BYTES: AtomicUsize = AtomicUsize::new(0);
 
 /// Gives arenas made from now on steps of `bytes`, a power of two of at least
-/// [`crate::ARENA_BYTES_MIN`].
+/// [`crate::STEP_BYTES_MIN`].
 pub fn set_step_bytes(bytes: usize) {
-    assert!(bytes.is_power_of_two() && bytes >= crate::ARENA_BYTES_MIN);
+    assert!(bytes.is_power_of_two() && bytes >= crate::STEP_BYTES_MIN);
     STEP_BYTES.store(bytes, Ordering::SeqCst);
 }
 

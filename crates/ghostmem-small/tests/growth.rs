@@ -14,7 +14,7 @@ use common::Random;
 use ghostmem_os::OsError;
 use ghostmem_os::map::Reservation;
 use ghostmem_small::{
-    ARENA_BYTES_MIN, ARENAS_MAX, Arena, SIZE_MAX, STEPS_MAX, SmallError, SmallHeap, Space, seam,
+    ARENAS_MAX, Arena, SIZE_MAX, STEP_BYTES_MIN, STEPS_MAX, SmallError, SmallHeap, Space, seam,
 };
 
 /// Ordinary memory that remembers what it was asked to be.
@@ -65,12 +65,12 @@ struct Sent(NonNull<u8>);
 unsafe impl Send for Sent {}
 
 /// Largest blocks that a step has room for, about.
-const IN_A_STEP: usize = ARENA_BYTES_MIN / SIZE_MAX;
+const IN_A_STEP: usize = STEP_BYTES_MIN / SIZE_MAX;
 
 /// One test: arenas belong to the whole process.
 #[test]
 fn a_full_arena_grows_until_it_is_refused() {
-    seam::set_step_bytes(ARENA_BYTES_MIN);
+    seam::set_step_bytes(STEP_BYTES_MIN);
     blocks_of_all_steps_are_alike();
     threads_share_a_heap_that_grows();
     a_refusal_is_the_end_of_growth();
@@ -117,8 +117,8 @@ fn blocks_of_all_steps_are_alike() {
         let adopted = heap.space().adopted.lock().unwrap().clone();
         assert_eq!(adopted.len(), steps - 1);
         for (step, &(at, len)) in adopted.iter().enumerate() {
-            assert_eq!(at + len, base + (step + 2) * ARENA_BYTES_MIN);
-            assert!(len > ARENA_BYTES_MIN * 9 / 10 && len < ARENA_BYTES_MIN);
+            assert_eq!(at + len, base + (step + 2) * STEP_BYTES_MIN);
+            assert!(len > STEP_BYTES_MIN * 9 / 10 && len < STEP_BYTES_MIN);
         }
         for block in &blocks {
             // SAFETY: as above.

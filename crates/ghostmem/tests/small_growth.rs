@@ -7,12 +7,12 @@ use std::ptr::NonNull;
 
 use common::{Watchdog, alone_on_each, fork, heap, wait_for};
 use ghostmem::{Error, Heap};
-use ghostmem_small::{ARENA_BYTES_MIN, SIZE_MAX, seam};
+use ghostmem_small::{SIZE_MAX, STEP_BYTES_MIN, seam};
 
 mod common;
 
 /// Largest objects that a step has room for, about.
-const IN_A_STEP: usize = ARENA_BYTES_MIN / SIZE_MAX;
+const IN_A_STEP: usize = STEP_BYTES_MIN / SIZE_MAX;
 
 fn layout(i: usize) -> Layout {
     let size = if i.is_multiple_of(8) { 100 } else { SIZE_MAX };
@@ -55,7 +55,7 @@ fn check_and_free(heap: &Heap, blocks: &[NonNull<u8>]) {
 fn objects_beyond_a_step_are_small_objects_still() {
     alone_on_each("objects_beyond_a_step_are_small_objects_still", |backend| {
         let _watchdog = Watchdog::new("growth", 55);
-        seam::set_step_bytes(ARENA_BYTES_MIN);
+        seam::set_step_bytes(STEP_BYTES_MIN);
         let mut starts = Vec::new();
         for _ in 0..2 {
             let heap = heap(backend, 256);
@@ -69,7 +69,7 @@ fn objects_beyond_a_step_are_small_objects_still() {
             );
             let (low, high) = (blocks.iter().min().unwrap(), blocks.iter().max().unwrap());
             let far = high.as_ptr().addr() - low.as_ptr().addr();
-            assert!(far > ARENA_BYTES_MIN * 2, "objects in {far} bytes");
+            assert!(far > STEP_BYTES_MIN * 2, "objects in {far} bytes");
             let (start, bytes) = heap.spans().last().unwrap();
             assert!(start <= low.as_ptr().addr() && high.as_ptr().addr() < start + bytes);
             let child = fork(|| {
@@ -88,7 +88,7 @@ fn objects_beyond_a_step_are_small_objects_still() {
             .addr()
             .abs_diff(starts[1].as_ptr().addr());
         assert!(
-            near < ARENA_BYTES_MIN,
+            near < STEP_BYTES_MIN,
             "the second heap has an arena of its own"
         );
     });
@@ -98,7 +98,7 @@ fn objects_beyond_a_step_are_small_objects_still() {
 fn where_no_step_is_to_be_had_pages_serve() {
     alone_on_each("where_no_step_is_to_be_had_pages_serve", |backend| {
         let _watchdog = Watchdog::new("growth that fails", 55);
-        seam::set_step_bytes(ARENA_BYTES_MIN);
+        seam::set_step_bytes(STEP_BYTES_MIN);
         for failing in 0.. {
             let heap = heap(backend, 256);
             let first = fill(&heap, 1);
