@@ -61,8 +61,9 @@ fn assert_ok(output: &Output, what: &str) {
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(
         output.status.success() && output.stdout == b"ok\n",
-        "{what}: {:?} {said}",
-        output.status
+        "{what}: {:?} {} {said}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
     );
 }
 
@@ -90,6 +91,30 @@ fn programs_run_with_little_address_space() {
 #[test]
 fn programs_run_with_a_small_data_segment() {
     runs_at(&["ulimit -d 2000000", "ulimit -d 400000"], "data");
+}
+
+/// The rest of an arena that libc makes for a thread, once the engine's threads ran: its end is a
+/// multiple of its 64 MiB, and most of it has no access.
+const ARENAS: &str = r#"
+import re, time
+blocks = [bytearray(1 << 20) for _ in range(64)]
+time.sleep(0.3)
+for line in open("/proc/self/maps"):
+    start, end, rest = re.match("([0-9a-f]+)-([0-9a-f]+) (.*)", line).groups()
+    length = int(end, 16) - int(start, 16)
+    if rest.startswith("---p") and int(end, 16) % (64 << 20) == 0 and 32 << 20 < length < 64 << 20:
+        print(line)
+print("ok")
+"#;
+
+#[test]
+fn the_engine_s_threads_take_no_arenas_where_address_space_is_scarce() {
+    for backend in backends() {
+        let options = ["--backend", backend];
+        let python = Path::new("python3");
+        let output = limited("ulimit -v 800000", Some(&options), python, &["-c", ARENAS]);
+        assert_ok(&output, backend);
+    }
 }
 
 /// Where there is room for the program's blocks only, they are ordinary memory, and a line says

@@ -218,6 +218,7 @@ fn take_over(settings: &Settings, patched: &patch::Report) -> Result<(), String>
     }
     // This process's mimalloc is the heap's alone.
     ghostmem_small::reserve_nothing();
+    spare_address_space();
     bounce::prepare();
     threads::prepare();
     signals::stand_behind();
@@ -268,6 +269,16 @@ pub(crate) fn backend(settings: &Settings) -> Backend {
         Backend::Monitor
     } else {
         settings.backend
+    }
+}
+
+/// Where little address space is left, ordinary blocks of all threads come from one
+/// arena of libc's: it takes 64 MiB for each other one, of the engine's threads too.
+fn spare_address_space() {
+    const PLENTY_BYTES: u64 = 1 << 30;
+    if ghostmem_os::machine::address_space_left().is_some_and(|left| left < PLENTY_BYTES) {
+        // SAFETY: a number that mallopt(3) knows; no thread of ours runs yet.
+        unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
     }
 }
 
