@@ -22,6 +22,8 @@ pub struct Holdings {
     pub handed_out_bytes: usize,
     /// Bytes of pages that are mapped.
     pub resident_bytes: usize,
+    /// Of those, what can be packed when room is needed.
+    pub squeezable_bytes: usize,
     /// Bytes that may be mapped beside them.
     pub frames_free_bytes: usize,
     /// Unpacked bytes of the pages in store and file, copies of resident pages
@@ -39,6 +41,8 @@ pub struct Holdings {
     pub file_room_bytes: usize,
     /// Enough pages were packed to take their ratio for the data's.
     pub ratio_is_known: bool,
+    /// How many to one pages are packed as long as it is not known; 0 stands for 1.
+    pub ratio_hoped_for: usize,
 }
 
 impl Holdings {
@@ -59,18 +63,21 @@ impl Holdings {
         let pages = |bytes: usize| bytes / costs.page_bytes.max(1);
         let tables = self.table_bytes + pages(untouched) * costs.table_bytes;
         let beyond = untouched.saturating_sub(self.frames_free_bytes);
-        let packed = self.store_held_bytes.saturating_add(self.packed(beyond));
+        let squeezed = self.squeezable_bytes.min(self.resident_bytes);
+        let leaving = beyond.saturating_add(squeezed);
+        let packed = self.store_held_bytes.saturating_add(self.packed(leaving));
         let spilled = packed.min(self.file_room_bytes);
         let entries = pages(spilled) * costs.file_entry_bytes;
-        [entries, tables, self.resident_bytes, untouched - beyond]
+        let resident = self.resident_bytes - squeezed;
+        [entries, tables, resident, untouched - beyond]
             .iter()
             .fold(packed - spilled, |sum, &part| sum.saturating_add(part))
     }
 
-    /// `bytes` at the ratio seen so far; one to one before any was seen.
+    /// `bytes` at the ratio seen so far, or hoped for before any was seen.
     fn packed(&self, bytes: usize) -> usize {
         if !self.ratio_is_known || self.stored_bytes == 0 {
-            return bytes;
+            return bytes / self.ratio_hoped_for.max(1);
         }
         let packed = bytes as u128 * self.packed_bytes as u128 / self.stored_bytes as u128;
         usize::try_from(packed).unwrap_or(usize::MAX)
@@ -162,5 +169,32 @@ mod tests {
             ..Holdings::default()
         };
         assert!(heap.needed_bytes(COSTS) >= usize::MAX - MIB);
+    }
+
+    #[test]
+    fn under_a_bound_resident_pages_count_as_packed_and_hope_stands_for_the_ratio() {
+        let mut heap = Holdings {
+            handed_out_bytes: 40 * MIB,
+            resident_bytes: 8 * MIB,
+            squeezable_bytes: 7 * MIB,
+            ratio_hoped_for: 4,
+            ..Holdings::default()
+        };
+        // A page that stays, and a quarter of the 7 and of the 32 that are not written.
+        let tables = 32 * MIB / 4096 * COSTS.table_bytes;
+        assert_eq!(heap.needed_bytes(COSTS), MIB + 39 * MIB / 4 + tables);
+        // Seen: two to one.
+        heap.ratio_is_known = true;
+        heap.stored_bytes = 4 * MIB;
+        heap.packed_bytes = 2 * MIB;
+        heap.store_held_bytes = 2 * MIB;
+        let tables = 28 * MIB / 4096 * COSTS.table_bytes;
+        assert_eq!(
+            heap.needed_bytes(COSTS),
+            MIB + 2 * MIB + 35 * MIB / 2 + tables
+        );
+        // No more than is resident can leave.
+        heap.squeezable_bytes = usize::MAX;
+        assert_eq!(heap.needed_bytes(COSTS), 2 * MIB + 36 * MIB / 2 + tables);
     }
 }

@@ -6,11 +6,13 @@
 //! soon it came back, measured in turnovers of the resident set, says how hot
 //! it is. See [`heat`] for what follows from that, [`hand`] for the walk that
 //! finds pages to evict, and [`stream`] for readahead. [`writes`] says which
-//! pages keep a copy, [`balance`] what each kind of memory may take, [`forecast`]
-//! what an allocation will, and [`pace`] when the store is compacted.
+//! pages keep a copy, [`balance`] what each kind of memory may take, [`bound`] how
+//! many pages may be resident under a bound on the whole process, [`forecast`]
+//! what an allocation will take, and [`pace`] when the store is compacted.
 #![forbid(unsafe_code)]
 
 pub mod balance;
+pub mod bound;
 pub mod forecast;
 pub mod hand;
 pub mod heat;
