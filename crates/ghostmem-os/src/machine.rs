@@ -50,6 +50,13 @@ pub fn cgroup_limit_bytes() -> Option<u64> {
     Reports::of_this_machine().memory_group()?.limit_bytes()
 }
 
+/// What this process takes of the machine now, as the kernel charges it, bytes (see
+/// [`Reports::process_bytes`]); `None` where it does not say. Async-signal-safe.
+#[must_use]
+pub fn process_bytes() -> Option<u64> {
+    Reports::of_this_machine().process_bytes()
+}
+
 /// The soft limit on address space (`RLIMIT_AS`), bytes; `None` for none.
 #[must_use]
 pub fn address_space_limit() -> Option<u64> {

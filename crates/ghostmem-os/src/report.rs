@@ -66,6 +66,25 @@ impl<'a> Reports<'a> {
             .find(|line| field_bytes(line, field))
     }
 
+    /// What this process takes of the machine, as the kernel charges it: anonymous and
+    /// shared memory, page tables, and what is swapped out, bytes. Pages of files, which
+    /// the kernel can drop, do not count.
+    ///
+    /// The kernel adds up counters of its processors that lag by some dozen pages each.
+    #[must_use]
+    pub fn process_bytes(&self) -> Option<u64> {
+        const PARTS: [&str; 4] = ["RssAnon", "RssShmem", "VmPTE", "VmSwap"];
+        let (mut sum, mut seen) = (0_u64, 0);
+        self.path(&[b"/proc/self/status"])?.find(|line| {
+            let part = PARTS.iter().find_map(|part| field_bytes(line, part));
+            sum = sum.saturating_add(part.unwrap_or(0));
+            seen += usize::from(part.is_some());
+            (seen == PARTS.len()).then_some(())
+        });
+        // A kernel without swap has no line for it.
+        (seen + 1 >= PARTS.len()).then_some(sum)
+    }
+
     /// `/proc/pressure/memory`: how long tasks of the machine waited for memory
     /// (Linux 4.20, where it is built in and not turned off).
     #[must_use]

@@ -90,6 +90,12 @@ pub const fn address_space_left() -> Option<u64> {
     None
 }
 
+/// What this process takes of the machine: not measured on Windows.
+#[must_use]
+pub const fn process_bytes() -> Option<u64> {
+    None
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
