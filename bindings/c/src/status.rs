@@ -130,9 +130,9 @@ pub(crate) fn status_of(result: Result<(), Error>) -> GhostmemStatus {
         Err(error) => error,
     };
     let status = match error {
-        Error::LimitTooSmall { .. } | Error::MemoryLimitTooSmall { .. } => {
-            GhostmemStatus::LimitTooSmall
-        }
+        Error::LimitTooSmall { .. }
+        | Error::MemoryLimitTooSmall { .. }
+        | Error::MemoryTooSmall { .. } => GhostmemStatus::LimitTooSmall,
         Error::BackendUnavailable { .. } | Error::NoBackend { .. } | Error::PageSize => {
             GhostmemStatus::BackendUnavailable
         }

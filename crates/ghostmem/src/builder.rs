@@ -82,6 +82,7 @@ const SCARCE_BYTES: usize = 512 << 20;
 pub struct HeapBuilder {
     resident_limit: Option<usize>,
     memory_limit: Option<usize>,
+    memory: Option<usize>,
     backend: Backend,
     codec: Codec,
     readahead: bool,
@@ -97,6 +98,7 @@ impl HeapBuilder {
         Self {
             resident_limit: None,
             memory_limit: None,
+            memory: None,
             backend: Backend::Auto,
             codec: Codec::Auto,
             readahead: true,
@@ -121,6 +123,20 @@ impl HeapBuilder {
     /// fail. Default: none.
     pub fn memory_limit(mut self, bytes: usize) -> Self {
         self.memory_limit = Some(bytes);
+        self
+    }
+
+    /// The most that the *process* takes of the machine, bytes, as the kernel charges it:
+    /// resident ghost pages, compressed pages, copies and tables, and the memory that is
+    /// not ghost, which is measured. How many pages are resident follows from what is
+    /// left; [`HeapBuilder::resident_limit`] is then only the most of them. Allocations
+    /// that cannot fit, going by the compression seen so far, fail. A touch that cannot
+    /// be served within it gets the signal of a lost page, after a line on standard error.
+    ///
+    /// Memory that is not ghost cannot be refused when it grows; the heap makes room for
+    /// it. Default: no bound. Linux only.
+    pub fn memory(mut self, bytes: usize) -> Self {
+        self.memory = Some(bytes);
         self
     }
 
@@ -203,6 +219,7 @@ impl HeapBuilder {
             // Some of the limit is for compressed pages: with a file they may
             // be many times as many.
             (Some(_), Some(memory)) => (machine_bytes / 2).min(memory / 4 * 3),
+            _ if self.memory.is_some() => machine_bytes,
             _ => machine_bytes / 2,
         };
         let limit_bytes = self
@@ -223,6 +240,9 @@ impl HeapBuilder {
                 least_bytes,
             });
         }
+        if let Some(bytes) = self.memory {
+            check_memory(bytes)?;
+        }
         // More resident pages than the memory limit allows cannot be held.
         let limit_bytes = self
             .memory_limit
@@ -233,6 +253,7 @@ impl HeapBuilder {
         let config = |backend| Config {
             limit_pages: limit_bytes / PAGE_SIZE,
             memory_limit_bytes: self.memory_limit,
+            process_limit_bytes: self.memory,
             backend,
             codec: self.codec.chosen(),
             compress: self.spill.as_ref().is_none_or(|spill| spill.compress),
@@ -281,4 +302,22 @@ impl HeapBuilder {
             }
         }
     }
+}
+
+/// Whether a bound of so many bytes on the process leaves 1 MiB for pages, and as much
+/// for tables and slots.
+fn check_memory(bytes: usize) -> Result<(), Error> {
+    const LEAST: usize = 2 << 20;
+    let taken = machine::process_bytes().ok_or(OsError::new("/proc/self/status", 38))?;
+    let taken_bytes = usize::try_from(taken).unwrap_or(usize::MAX);
+    // Up to an eighth of the bound stays free.
+    let least_bytes = taken_bytes.saturating_add(LEAST).saturating_mul(8) / 7;
+    if bytes < least_bytes {
+        return Err(Error::MemoryTooSmall {
+            bytes,
+            taken_bytes,
+            least_bytes,
+        });
+    }
+    Ok(())
 }

@@ -28,6 +28,16 @@ pub enum Error {
         /// What it takes, bytes.
         least_bytes: usize,
     },
+    /// What the process may take leaves too little for ghost pages beside what it takes
+    /// already.
+    MemoryTooSmall {
+        /// What was asked for, bytes.
+        bytes: usize,
+        /// What the process takes now, bytes.
+        taken_bytes: usize,
+        /// What would do, bytes.
+        least_bytes: usize,
+    },
     /// The backend asked for cannot work here.
     BackendUnavailable {
         /// The one asked for.
@@ -96,6 +106,15 @@ impl fmt::Display for Error {
                 f,
                 "memory limit of {limit_bytes} bytes is too small for the resident limit: use at \
                  least {least_bytes}"
+            ),
+            Self::MemoryTooSmall {
+                bytes,
+                taken_bytes,
+                least_bytes,
+            } => write!(
+                f,
+                "memory of {bytes} bytes is too little for a process that takes {taken_bytes} \
+                 already: use at least {least_bytes}"
             ),
             Self::BackendUnavailable { backend, cause } => write!(
                 f,

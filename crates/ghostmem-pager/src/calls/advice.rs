@@ -50,7 +50,7 @@ impl Engine {
     /// lost.
     pub fn prefetch(&self, address: usize, len: usize) -> Result<usize, OsError> {
         let (region, first, end) = self.pages_of("prefetch", address, len)?;
-        let most = (self.budget.limit() / 2).max(1) as usize;
+        let most = (self.reach_pages() / 2).max(1) as usize;
         let end = end.min(first.saturating_add(most));
         let absent = |page: &usize| {
             matches!(

@@ -79,9 +79,14 @@ impl Engine {
     /// Changes the resident limit; excess pages leave as the heap is used, or
     /// in the background.
     pub fn set_limit_pages(&self, pages: usize) {
-        let pages = pages.max(LIMIT_PAGES_MIN);
-        self.budget
-            .set_limit(i64::try_from(pages).unwrap_or(i64::MAX));
+        let pages = i64::try_from(pages.max(LIMIT_PAGES_MIN)).unwrap_or(i64::MAX);
+        match &self.bound {
+            Some(bound) => {
+                bound.set_most_pages(pages);
+                self.look();
+            }
+            None => self.budget.set_limit(pages),
+        }
         self.share_store();
         self.wake_worker();
     }

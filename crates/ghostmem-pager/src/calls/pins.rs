@@ -133,7 +133,7 @@ impl Engine {
 
     /// Whether one page more may be pinned when `pinned` are.
     fn may_pin(&self, pinned: usize) -> bool {
-        (pinned as i64) < self.budget.limit() - crate::LIMIT_PAGES_MIN as i64
+        (pinned as i64) < self.reach_pages() - crate::LIMIT_PAGES_MIN as i64
     }
 
     /// Whether any page is pinned. One load.

@@ -17,6 +17,7 @@ use ghostmem_os::{OsError, clock, futex, machine};
 use ghostmem_policy::hand::{self, EVICT_BATCH_PAGES};
 use ghostmem_policy::pace::Pace;
 
+use crate::parts::bound::ProcessBound;
 use crate::parts::engine::Engine;
 
 /// How long the thread sleeps between two looks at a heap in use.
@@ -115,6 +116,11 @@ impl Engine {
             (false, true) => IDLE,
             (false, false) => TICK,
         };
+        let unwatched = |bound: &ProcessBound| bound.unwatched(self.budget.used());
+        let nap = self
+            .bound
+            .as_ref()
+            .map_or(nap, |bound| nap.min(unwatched(bound)));
         let nap_for_store = reclaimer.pace.nap();
         reclaimer.evictions = self.evictions();
         Some(nap_for_store.map_or(nap, |nap_for_store| nap.min(nap_for_store)))
@@ -125,6 +131,7 @@ impl Engine {
     fn refill(&self, pace: &mut Pace) -> bool {
         let low = self.low_watermark();
         let high = hand::high_watermark(low);
+        self.look();
         while self.budget.free() < high && !self.closed.load(Ordering::Acquire) {
             let Ok(pool) = ghostmem_fault::scratch() else {
                 return false;
@@ -142,6 +149,7 @@ impl Engine {
                 return false;
             }
             self.tidy_if_needed(pace);
+            self.look();
         }
         true
     }

@@ -12,11 +12,16 @@
 //!
 //! Async-signal-safe throughout.
 
+use core::fmt::Write;
 use core::sync::atomic::Ordering;
 use core::time::Duration;
 
 use ghostmem_fault::{AccessKind, Fault, Scratch, Verdict, die};
+use ghostmem_os::PAGE_SIZE;
+use ghostmem_os::message::Line;
+use ghostmem_policy::hand::EVICT_BATCH_PAGES;
 
+use crate::parts::bound::ProcessBound;
 use crate::parts::engine::Engine;
 use crate::parts::metrics::Counter;
 use crate::parts::threads::PAGES_PER_INSTRUCTION;
@@ -43,13 +48,23 @@ impl Engine {
     /// goes on with a frame beyond the limit, or tries again later.
     pub(crate) fn after_barren(&self, rounds: u32) -> Result<(), Verdict> {
         let wait = |most| Err(Verdict::Wait { barren: true, most });
+        if self.bound.as_ref().is_some_and(ProcessBound::is_refusing) {
+            return Err(Verdict::Refused);
+        }
         if rounds <= BARREN_ROUNDS {
             return wait(Duration::ZERO);
         }
-        if self.overdraw(INSTRUCTION_PAGES.max(self.budget.limit() / 8)) {
+        // A bound on the process is never passed.
+        if self.bound.is_none() && self.overdraw(INSTRUCTION_PAGES.max(self.budget.limit() / 8)) {
             return Ok(());
         }
         if rounds > BARREN_ROUNDS + BARREN_WAITS {
+            if let Some(bound) = &self.bound {
+                if bound.begin_to_refuse() {
+                    say_full(bound);
+                }
+                return Err(Verdict::Refused);
+            }
             die(
                 "no page can be evicted: memory is locked (mlock), or the store is full",
                 12,
@@ -65,11 +80,12 @@ impl Engine {
     }
 
     /// Gets one frame, evicting if there is none; `Err`: the fault is to wait
-    /// for one, which it does without buffers.
+    /// for one, which it does without buffers. A `new` page has no bytes yet.
     pub(crate) fn take_frame(
         &self,
         fault: &Fault,
         refault: bool,
+        new: bool,
         scratch: &mut Scratch,
     ) -> Result<(), Verdict> {
         // Without the program counter, a thread that merely works on more
@@ -104,7 +120,15 @@ impl Engine {
                     most: WAIT,
                 });
             }
-            if self.budget.take_up_to(1) == 1 {
+            if self.is_full(new) {
+                self.make_room(EVICT_BATCH_PAGES * PAGE_SIZE, EVICT_BATCH_PAGES);
+                self.wake_spiller();
+                self.look();
+                if self.is_full(new) {
+                    return self.after_barren(fault.waits.barren + 1);
+                }
+            }
+            if self.budget.take_up_to(1) == 1 || (self.look() && self.budget.take_up_to(1) == 1) {
                 return Ok(());
             }
             self.wake_worker();
@@ -119,4 +143,18 @@ impl Engine {
             }
         }
     }
+}
+
+/// Says that the bound on the process holds no page more, and that nothing was freed for
+/// a while: the touch is refused.
+fn say_full(bound: &ProcessBound) {
+    let mut line = Line::new();
+    // Cut off where it is too long.
+    let _written = write!(
+        line,
+        "memory of {} MiB is full and no page can leave for the one touched: allow more, or \
+         give cold pages a file",
+        bound.bytes >> 20
+    );
+    line.print();
 }

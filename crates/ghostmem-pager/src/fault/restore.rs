@@ -94,12 +94,13 @@ impl Engine {
     ) -> Verdict {
         let page = fault.page;
         let refault = word.state() != State::Empty;
+        let new = word.state() != State::Stored;
         if let Some(slot) = slot_of_stored(word) {
             // Cold memory, while there is other work: stale by the time of
             // the claim at worst.
             self.store.prefetch(slot);
         }
-        if let Err(wait) = self.take_frame(fault, refault, scratch) {
+        if let Err(wait) = self.take_frame(fault, refault, new, scratch) {
             return wait;
         }
         let number = self.number(region, page);
@@ -169,7 +170,7 @@ impl Engine {
     /// allocator goes through all of a group, but through many of them in turn,
     /// which looks like no run.
     fn ample(&self, region: &Region, page: usize, used: bool, plan: Plan) -> Plan {
-        let limit = self.budget.limit();
+        let limit = self.reach_pages();
         let place = (region.base() / PAGE_SIZE + page) % GROUP_PAGES;
         let count = (GROUP_PAGES - place) as u32;
         let wanted = !used
@@ -177,7 +178,7 @@ impl Engine {
             && self.config.readahead
             && plan.count < count
             && limit >= AMPLE_PAGES_MIN
-            && self.budget.free() > limit / 2;
+            && limit - self.budget.used() > limit / 2;
         if !wanted {
             return plan;
         }

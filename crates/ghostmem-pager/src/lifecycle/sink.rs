@@ -74,6 +74,9 @@ impl FaultSink for Engine {
             self.take_over_region(region);
         }
         self.stuck.store(0, Ordering::Release);
+        if let Some(bound) = &self.bound {
+            bound.after_fork_in_child();
+        }
         self.release_fork_locks();
     }
 

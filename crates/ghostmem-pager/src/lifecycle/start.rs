@@ -10,6 +10,7 @@ use ghostmem_os::map::{MapArc, Reservation};
 use ghostmem_os::{OsError, machine};
 use ghostmem_store::SlabStore;
 
+use crate::parts::bound::ProcessBound;
 use crate::parts::budget::Budget;
 use crate::parts::cold::{Spill, SpillSettings};
 use crate::parts::config::{Config, LIMIT_PAGES_MIN};
@@ -31,11 +32,14 @@ impl Engine {
         // of it may choose.
         ghostmem_fault::scratch_with(AnyCodec::state_words_most())?;
         let limit = config.limit_pages.max(LIMIT_PAGES_MIN);
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let bound = config.process_limit_bytes;
         let engine = MapArc::new(Self {
             backend: config.backend,
             store: SlabStore::new(config.store_capacity_bytes)?,
             spill: spill.map(Spill::new),
-            budget: Budget::new(i64::try_from(limit).unwrap_or(i64::MAX)),
+            budget: Budget::new(limit),
+            bound: bound.map(|bytes| ProcessBound::new(bytes, limit)),
             metrics: Metrics::new(),
             threads: ThreadTable::new(machine::cpus())?,
             regions: [const { OnceLock::new() }; REGIONS_MAX],
@@ -65,6 +69,7 @@ impl Engine {
             closed: AtomicBool::new(false),
             config,
         })?;
+        engine.first_look()?;
         // Before the worker, so that no fork can lose it unnoticed.
         *engine.enrolment.lock() = Some(enrol(engine.clone())?);
         engine.share_store();

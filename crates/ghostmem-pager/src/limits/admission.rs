@@ -23,6 +23,11 @@ use crate::parts::engine::Engine;
 /// Evictions after which the store's ratio is taken for the data's.
 const RATIO_EVICTIONS: u64 = 256;
 
+/// The compression that a bound on the process hopes for before any was seen: there
+/// nothing is evicted until the bound is in sight, and memory that a program asks for in
+/// large pieces is rarely written at once.
+const HOPED_RATIO: usize = 4;
+
 /// What a page takes beside its bytes: in tables its word, its bits and its share of
 /// the block tree; in the file's table ten bytes a place, of which four hold a page if
 /// pages are packed to a quarter.
@@ -59,25 +64,17 @@ impl Engine {
     /// then.
     pub fn lend(&self, bytes: usize) -> Result<(), OsError> {
         let before = self.lent.mine().fetch_add(bytes, Ordering::Relaxed);
-        if self.config.memory_limit_bytes.is_none()
-            || before / PAGE_SIZE == before.wrapping_add(bytes) / PAGE_SIZE
+        if !self.has_memory_limit() || before / PAGE_SIZE == before.wrapping_add(bytes) / PAGE_SIZE
         {
             return Ok(());
         }
         // Objects are spread over pages of which nobody else knows how many
         // will be touched, and the first touch of one may bring in a whole
         // run: keep room for that, the touched page and the ones ahead of it.
-        let ahead = (self.budget.limit() / 8).clamp(0, RUN_PAGES as i64 - 1);
+        let ahead = (self.reach_pages() / 8).clamp(0, RUN_PAGES as i64 - 1);
         let run = 1 + ahead as usize;
         self.admit(run * PAGE_SIZE)
             .inspect_err(|_| self.take_back(bytes))
-    }
-
-    /// Whether there is a memory limit, and [`Engine::lend`] may refuse.
-    #[must_use]
-    #[inline]
-    pub fn has_memory_limit(&self) -> bool {
-        self.config.memory_limit_bytes.is_some()
     }
 
     /// Counts `bytes` that the owner of an adopted region handed out, where no
@@ -101,7 +98,7 @@ impl Engine {
     /// # Errors
     /// `ENOMEM` when not.
     pub(crate) fn admit(&self, spare_bytes: usize) -> Result<(), OsError> {
-        let Some(limit) = self.config.memory_limit_bytes else {
+        let Some(limit) = self.memory_limit() else {
             return Ok(());
         };
         // Copies of resident pages make room before anybody is refused, and freed
@@ -139,10 +136,18 @@ impl Engine {
         let file = self.spill.as_ref().map(|spill| spill.tier.stats());
         let file = file.unwrap_or_default();
         let bytes = |pages: i64| pages.max(0) as usize * PAGE_SIZE;
+        let (used, least) = (self.budget.used(), self.least_resident_pages());
+        // Under a bound on the process all but a few resident pages can leave.
+        let squeezable = if self.bound.is_some() {
+            used - least
+        } else {
+            0
+        };
         Holdings {
             handed_out_bytes: self.allocated_bytes().saturating_add(self.lent.sum()),
-            resident_bytes: bytes(self.budget.used()),
-            frames_free_bytes: bytes(self.budget.free()),
+            resident_bytes: bytes(used),
+            squeezable_bytes: bytes(squeezable),
+            frames_free_bytes: bytes(least - used),
             stored_bytes: (store.live_slots + file.slots) as usize * PAGE_SIZE,
             copied_bytes: self.copies.sum() * PAGE_SIZE,
             packed_bytes: (store.data_bytes + file.live_bytes) as usize,
@@ -150,6 +155,7 @@ impl Engine {
             table_bytes: self.table_bytes() + (store.metadata_bytes + file.metadata_bytes) as usize,
             file_room_bytes: self.room_in_file(&file),
             ratio_is_known: self.evictions() >= RATIO_EVICTIONS,
+            ratio_hoped_for: if self.bound.is_some() { HOPED_RATIO } else { 1 },
         }
         .needed_bytes(COSTS)
     }

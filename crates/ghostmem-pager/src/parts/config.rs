@@ -15,6 +15,9 @@ pub struct Config {
     pub limit_pages: usize,
     /// Bound on resident, compressed and metadata bytes together.
     pub memory_limit_bytes: Option<usize>,
+    /// Bound on everything the process takes of the machine, as the kernel charges it;
+    /// how many pages may be resident, up to `limit_pages`, then follows what is left.
+    pub process_limit_bytes: Option<usize>,
     /// Where faults come from.
     pub backend: Opened,
     /// The page compressor.
@@ -52,6 +55,7 @@ impl Config {
         Self {
             limit_pages,
             memory_limit_bytes: None,
+            process_limit_bytes: None,
             backend,
             codec: AnyCodec::Lz4,
             compress: true,

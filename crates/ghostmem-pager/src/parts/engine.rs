@@ -13,6 +13,7 @@ use ghostmem_store::SlabStore;
 use ghostmem_table::State;
 
 use crate::parts::blocks::BlockSpace;
+use crate::parts::bound::ProcessBound;
 use crate::parts::budget::Budget;
 use crate::parts::cold::Spill;
 use crate::parts::config::Config;
@@ -36,6 +37,8 @@ pub struct Engine {
     pub(crate) store: SlabStore,
     pub(crate) spill: Option<Spill>,
     pub(crate) budget: Budget,
+    /// The bound on the whole process, if there is one; the budget's limit follows it.
+    pub(crate) bound: Option<ProcessBound>,
     pub(crate) metrics: Metrics,
     pub(crate) threads: ThreadTable,
     pub(crate) regions: [OnceLock<Region>; REGIONS_MAX],
@@ -130,7 +133,11 @@ impl Engine {
     }
 
     pub(crate) fn clock(&self) -> EpochClock {
-        EpochClock::new(self.budget.limit().max(1) as u64)
+        let pages = match &self.bound {
+            Some(bound) => bound.clock_pages(),
+            None => self.budget.limit(),
+        };
+        EpochClock::new(pages.max(1) as u64)
     }
 
     pub(crate) fn evictions(&self) -> u64 {

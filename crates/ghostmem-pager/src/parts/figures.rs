@@ -220,6 +220,10 @@ figures! {
         file_bytes: u64, Bytes, [c 27];
         /// Pages stored as they are because they do not compress.
         raw_pages: usize, Pages, [c 7];
+        /// Bound on everything the process takes, bytes; 0 where there is none.
+        process_bound_bytes: usize, Bytes, [];
+        /// Most that the process was seen to take under that bound, bytes.
+        process_peak_bytes: usize, Bytes, [];
     }
     counters {
         /// Pages moved from memory to the file.
@@ -264,6 +268,9 @@ figures! {
         /// Frames taken beyond the limit because a thread could not go on
         /// otherwise.
         overdrafts: Pages, [c 18 table];
+        /// Looks that found the process over its bound: memory that is not the heap's
+        /// grew faster than the heap made room.
+        bound_overruns: Events, [table];
         /// Nanoseconds spent compressing.
         compress_ns: Nanoseconds, [c 19];
         /// Pages compressed in that time.

@@ -2,6 +2,7 @@
 //! every other folder stands on it.
 
 pub mod blocks;
+pub(crate) mod bound;
 pub(crate) mod budget;
 pub(crate) mod cold;
 pub(crate) mod config;
@@ -16,6 +17,7 @@ pub(crate) mod page;
 pub(crate) mod place;
 pub(crate) mod protecting;
 pub(crate) mod quiet;
+pub(crate) mod reach;
 pub(crate) mod region;
 pub(crate) mod resident;
 pub(crate) mod ring;

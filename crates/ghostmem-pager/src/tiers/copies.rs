@@ -49,28 +49,45 @@ impl Engine {
     /// number of pages evicted so far before and after a batch, from inside the
     /// gate, with no claim held.
     pub(crate) fn fit_copies(&self, before: u64, after: u64) {
-        let Some(limit) = self.config.memory_limit_bytes else {
+        if !self.has_memory_limit() {
             return;
-        };
+        }
         let due = before / LOOK_EVICTIONS != after / LOOK_EVICTIONS;
         if !due || !self.spill.as_ref().is_none_or(Spill::is_failing) {
             return;
         }
+        let Some(limit) = self.memory_limit() else {
+            return;
+        };
         let store = self.store.stats();
+        if self.bound.is_some() {
+            self.look();
+            let mean = store.slot_bytes.checked_div(store.live_slots).unwrap_or(0);
+            let copied = self.copies.sum() * mean as usize;
+            let least = self.budget.limit() <= self.least_resident_pages();
+            self.follow(balance::copies_beside(limit, copied, least), &store);
+            return;
+        }
         // The resident limit will be used, whether it is now or not.
         let frames = self.budget.limit().max(self.budget.used()).max(0) as usize * PAGE_SIZE;
         let fixed = frames + self.table_bytes() + store.metadata_bytes as usize;
-        match balance::copies(limit, BATCH_BYTES, fixed, store.slot_bytes as usize) {
+        let copies = balance::copies(limit, BATCH_BYTES, fixed, store.slot_bytes as usize);
+        self.follow(copies, &store);
+        let margin = balance::copies_margin_bytes(limit, BATCH_BYTES);
+        if fixed + store.held_bytes as usize > limit - margin / 2 {
+            self.tidy_some();
+        }
+    }
+
+    /// Does what was said about copies.
+    fn follow(&self, copies: Copies, store: &StoreStats) {
+        match copies {
             Copies::Keep => self.copies_fit.store(true, Ordering::Relaxed),
             Copies::Leave => {}
             Copies::GiveUp(excess) => {
                 self.copies_fit.store(false, Ordering::Relaxed);
-                self.shed_copies(slots_of(excess, &store).min(self.copies.sum()));
+                self.shed_copies(slots_of(excess, store).min(self.copies.sum()));
             }
-        }
-        let margin = balance::copies_margin_bytes(limit, BATCH_BYTES);
-        if fixed + store.held_bytes as usize > limit - margin / 2 {
-            self.tidy_some();
         }
     }
 

@@ -8,3 +8,4 @@ pub(crate) mod demote;
 pub(crate) mod fetch;
 pub(crate) mod lap;
 pub(crate) mod share;
+pub(crate) mod split;

@@ -29,7 +29,7 @@ impl Engine {
         let Some(spill) = &self.spill else { return };
         let share = StoreShare::new(
             spill.store_limit_bytes,
-            self.config.memory_limit_bytes.map(|bytes| bytes as u64),
+            self.memory_limit().map(|bytes| bytes as u64),
             self.budget.limit().max(0) as u64 * PAGE_SIZE as u64,
             self.table_bytes() as u64
                 + self.store.stats().metadata_bytes

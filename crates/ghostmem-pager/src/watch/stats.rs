@@ -3,6 +3,7 @@
 use ghostmem_os::PAGE_SIZE;
 use ghostmem_store::tier::ColdTier;
 
+use crate::parts::bound::ProcessBound;
 use crate::parts::engine::Engine;
 use crate::parts::figures::{Gauges, Stats};
 
@@ -35,6 +36,8 @@ impl Engine {
             file_data_bytes: file.live_bytes,
             file_bytes: file.file_bytes,
             raw_pages: store.raw_slots as usize,
+            process_bound_bytes: self.bound.as_ref().map_or(0, |bound| bound.bytes),
+            process_peak_bytes: self.bound.as_ref().map_or(0, ProcessBound::peak_bytes),
         };
         let sum = |counter| self.metrics.sum(counter);
         Stats::of(&gauges, sum, self.metrics.latency())

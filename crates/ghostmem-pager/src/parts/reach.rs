@@ -1,0 +1,44 @@
+//! What a heap may take at the moment: its limits and its bound, looked up.
+
+use crate::parts::bound::LEAST_PAGES;
+use crate::parts::engine::Engine;
+
+impl Engine {
+    /// What the heap may take in all, bytes: the memory limit, or what the bound leaves
+    /// beside what is not the heap's. `None`: as much as there is.
+    pub(crate) fn memory_limit(&self) -> Option<usize> {
+        let left = self.bound.as_ref().map(|bound| {
+            let taken = bound.other_bytes() + bound.headroom_bytes();
+            bound.bytes.saturating_sub(taken)
+        });
+        match (left, self.config.memory_limit_bytes) {
+            (Some(left), Some(limit)) => Some(left.min(limit)),
+            (left, limit) => left.or(limit),
+        }
+    }
+
+    /// Pages that may be resident if everything that can leave for it leaves: the limit,
+    /// where nothing but the limit says so.
+    pub(crate) fn reach_pages(&self) -> i64 {
+        let limit = self.budget.limit();
+        match &self.bound {
+            Some(bound) => bound.reach_pages().max(limit),
+            None => limit,
+        }
+    }
+
+    /// Fewest pages that stay resident while others wait in the store.
+    pub(crate) fn least_resident_pages(&self) -> i64 {
+        match &self.bound {
+            Some(bound) => LEAST_PAGES.min(bound.most_pages()),
+            None => self.budget.limit(),
+        }
+    }
+
+    /// Whether there is a memory limit, and [`Engine::lend`] may refuse.
+    #[must_use]
+    #[inline]
+    pub fn has_memory_limit(&self) -> bool {
+        self.config.memory_limit_bytes.is_some() || self.bound.is_some()
+    }
+}

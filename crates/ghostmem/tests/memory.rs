@@ -1,0 +1,239 @@
+//! One bound on the whole process: it holds at every sample, whatever grows.
+#![cfg(target_os = "linux")] // /proc
+#![allow(clippy::unwrap_used, clippy::multiple_unsafe_ops_per_block)] // a test ends at the first failure
+
+use std::alloc::Layout;
+use std::fs;
+use std::hint::black_box;
+use std::os::unix::process::ExitStatusExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use common::{PAGE, Random, Watchdog, alone_on_each, role, run_alone};
+use ghostmem::{Backend, Error, Heap};
+
+mod common;
+
+const MIB: usize = 1 << 20;
+/// What the process may take beside what it takes at the start.
+const ROOM: usize = 48 * MIB;
+
+/// What the kernel charges this process for, bytes.
+fn taken() -> usize {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let field = |name| {
+        let line = status.lines().find(|line| line.starts_with(name));
+        line.map_or(0, |line| {
+            line.split_whitespace().nth(1).unwrap().parse().unwrap()
+        })
+    };
+    let kib: usize = ["RssAnon:", "RssShmem:", "VmPTE:", "VmSwap:"]
+        .map(field)
+        .iter()
+        .sum();
+    kib << 10
+}
+
+/// Looks at what the process takes, a thousand times a second.
+struct Sampler {
+    ended: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+    most: Arc<AtomicUsize>,
+    samples: Arc<AtomicUsize>,
+}
+
+impl Sampler {
+    fn new() -> Self {
+        let ended = Arc::new(AtomicBool::new(false));
+        let (most, samples) = (Arc::default(), Arc::default());
+        let thread = {
+            let (ended, most, samples) = (ended.clone(), Arc::clone(&most), Arc::clone(&samples));
+            thread::spawn(move || {
+                while !ended.load(Ordering::Relaxed) {
+                    AtomicUsize::fetch_max(&most, taken(), Ordering::Relaxed);
+                    AtomicUsize::fetch_add(&samples, 1, Ordering::Relaxed);
+                    thread::sleep(Duration::from_millis(1));
+                }
+            })
+        };
+        Self {
+            ended,
+            thread: Some(thread),
+            most,
+            samples,
+        }
+    }
+
+    /// The most it saw, bytes.
+    fn end(mut self) -> usize {
+        self.ended.store(true, Ordering::Relaxed);
+        self.thread.take().unwrap().join().unwrap();
+        assert!(self.samples.load(Ordering::Relaxed) > 10, "too few samples");
+        self.most.load(Ordering::Relaxed)
+    }
+}
+
+fn bounded(backend: Backend) -> (Heap, usize) {
+    let bound = taken() + ROOM;
+    let heap = Heap::builder().memory(bound).backend(backend).build();
+    (heap.unwrap(), bound)
+}
+
+fn figures(heap: &Heap) -> String {
+    let stats = heap.stats();
+    format!(
+        "resident {} KiB, store {} KiB, tables {} KiB",
+        stats.resident_bytes >> 10,
+        stats.store_held_bytes >> 10,
+        stats.metadata_bytes >> 10
+    )
+}
+
+/// Checks a bound against the most that was seen.
+fn assert_kept(most: usize, bound: usize, heap: &Heap) {
+    assert!(
+        most <= bound,
+        "{} KiB over {} MiB, {}",
+        (most - bound) >> 10,
+        bound / MIB,
+        figures(heap)
+    );
+}
+
+/// A word that compresses to about a fifth beside its neighbours.
+fn word(index: usize) -> u64 {
+    match index % 8 {
+        0 => (index as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15),
+        _ => 0,
+    }
+}
+
+#[test]
+fn data_of_three_times_the_bound_is_kept_within_it() {
+    alone_on_each(
+        "data_of_three_times_the_bound_is_kept_within_it",
+        |backend| {
+            let _watchdog = Watchdog::new("three times the bound", 55);
+            let (heap, bound) = bounded(backend);
+            let sampler = Sampler::new();
+            let words = 3 * ROOM / 8;
+            let mut data = heap.slice_from_fn(words, word).unwrap();
+            let mut random = Random::new(7);
+            for turn in 0..words / 256 {
+                let i = random.below(words);
+                assert_eq!(data[i], word(i), "{i}");
+                if turn & 1 == 0 {
+                    data[i] = word(i);
+                }
+            }
+            for i in 0..words {
+                assert_eq!(data[i], word(i), "{i}");
+            }
+            let most = sampler.end();
+            assert_kept(most, bound, &heap);
+            // Not by keeping little: what there is is used.
+            assert!(most > bound - ROOM / 3, "{} of {bound} bytes used", most);
+        },
+    );
+}
+
+#[test]
+fn what_does_not_compress_is_refused_where_it_is_asked_for() {
+    alone_on_each(
+        "what_does_not_compress_is_refused_where_it_is_asked_for",
+        |backend| {
+            let _watchdog = Watchdog::new("what does not compress", 55);
+            let (heap, bound) = bounded(backend);
+            let sampler = Sampler::new();
+            let mut random = Random::new(3);
+            let mut blocks = Vec::new();
+            let refused = loop {
+                match heap.slice_from_fn(MIB / 8, |_| random.next()) {
+                    Ok(block) => blocks.push(block),
+                    Err(error) => break error,
+                }
+                assert!(blocks.len() < ROOM / MIB, "nothing was refused");
+            };
+            assert!(matches!(refused, Error::OutOfMemory { .. }), "{refused}");
+            assert!(blocks.len() > ROOM / MIB / 2, "{} MiB", blocks.len());
+            let mut random = Random::new(3);
+            for block in &blocks {
+                assert!(block.iter().all(|&word| word == random.next()));
+            }
+            assert_kept(sampler.end(), bound, &heap);
+        },
+    );
+}
+
+#[test]
+fn memory_that_was_granted_and_does_not_fit_ends_with_the_signal() {
+    let name = "memory_that_was_granted_and_does_not_fit_ends_with_the_signal";
+    if let Some(role) = role() {
+        let backend = common::BACKENDS.iter().find(|b| b.to_string() == role);
+        let (heap, _bound) = bounded(*backend.unwrap());
+        let layout = Layout::from_size_align(2 * ROOM, PAGE).unwrap();
+        let block = heap.allocate_zeroed(layout).unwrap().cast::<u64>();
+        let mut random = Random::new(5);
+        for i in 0..2 * ROOM / 8 {
+            // SAFETY: within the block.
+            let at = unsafe { block.as_ptr().add(i) };
+            // SAFETY: as above.
+            unsafe { at.write(random.next()) };
+        }
+        black_box(block);
+        return;
+    }
+    for backend in common::BACKENDS {
+        let status = run_alone(name, &backend.to_string(), &[]);
+        let signal = match backend {
+            Backend::Guard | Backend::GuardMprotect => libc::SIGSEGV,
+            // It cannot send the signal of a touch.
+            Backend::Monitor => libc::SIGABRT,
+            _ => libc::SIGBUS,
+        };
+        assert_eq!(status.signal(), Some(signal), "{backend}: {status}");
+    }
+}
+
+#[test]
+fn memory_beside_the_heap_makes_the_heap_give_way() {
+    alone_on_each(
+        "memory_beside_the_heap_makes_the_heap_give_way",
+        |backend| {
+            let _watchdog = Watchdog::new("memory beside the heap", 55);
+            let (heap, bound) = bounded(backend);
+            let words = 2 * ROOM / 8;
+            let data = heap.slice_from_fn(words, word).unwrap();
+            let sampler = Sampler::new();
+            let before = heap.stats().resident_bytes;
+            let mut beside = Vec::new();
+            for _ in 0..20 {
+                beside.push(vec![1_u8; MIB]);
+                thread::sleep(Duration::from_millis(20));
+                black_box(data[beside.len() * 1000]);
+            }
+            let after = heap.stats().resident_bytes;
+            assert!(after + 10 * MIB < before, "{after} of {before} stayed");
+            assert!((0..words).all(|i| data[i] == word(i)));
+            assert_kept(sampler.end(), bound, &heap);
+            drop(beside);
+        },
+    );
+}
+
+#[test]
+fn too_little_for_the_process_as_it_is_is_said_at_once() {
+    let refused = Heap::builder().memory(2 * MIB).build().err();
+    let Some(Error::MemoryTooSmall { least_bytes, .. }) = refused else {
+        panic!("{refused:?}");
+    };
+    // What it names is enough, unless the tests beside this one took more meanwhile.
+    assert!(
+        Heap::builder()
+            .memory(least_bytes + 64 * MIB)
+            .build()
+            .is_ok()
+    );
+}
