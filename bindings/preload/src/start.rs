@@ -173,7 +173,7 @@ fn begins_at_once(settings: &Settings) -> bool {
         || settings.spill.is_some()
         || backend(settings) == Backend::Monitor
         || report::is_owed(settings)
-        || (settings.memory_limit > 0 && report::is_reporter(settings))
+        || (settings.memory_limit.max(settings.memory_each) > 0 && report::is_reporter(settings))
 }
 
 /// The program makes system calls that cannot be redirected: by the monitor the
@@ -232,7 +232,11 @@ fn take_over(settings: &Settings, patched: &patch::Report) -> Result<(), String>
         record(&heap, path)?;
     }
     let heap = ghost::set(heap, settings.ghost_from);
-    let most = settings.memory_limit.max(heap.stats().resident_limit_bytes);
+    // A bound holds stand-ins too, and they come at once: no more than the least.
+    let most = match settings.memory_each {
+        0 => settings.memory_limit.max(heap.stats().resident_limit_bytes),
+        _ => 0,
+    };
     bounce::process_may_use(most);
     cache::set_room((heap.stats().resident_limit_bytes / 16).min(CACHE_MOST));
     if patched.forks {
@@ -307,6 +311,9 @@ fn build(settings: &Settings) -> Result<Heap, String> {
         .background_in_children(false);
     if settings.limit > 0 {
         builder = builder.resident_limit(settings.limit);
+    }
+    if settings.memory_each > 0 {
+        builder = builder.memory(settings.memory_each);
     }
     if settings.memory_limit > 0 {
         builder = builder.memory_limit(settings.memory_limit);

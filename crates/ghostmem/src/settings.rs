@@ -179,6 +179,11 @@ settings! {
         /// beyond it fail.
         memory_limit("memory"): usize = 0, Bytes, "none", [plain "memory-limit"
             method HeapBuilder::memory_limit c "memory_limit_bytes" cpp "memory_limit_bytes"];
+        /// Bound on everything that each process takes of the machine: uncompressed,
+        /// compressed and bookkeeping memory, and what is not ghost memory. How much stays
+        /// uncompressed follows from it.
+        memory_each("memory-each"): usize = 0, Bytes, "none", [plain "memory-each"
+            method HeapBuilder::memory];
         /// The folder of a file for cold compressed pages.
         spill("spill"): Option<PathBuf> = None, Path, "none", [option "spill"
             method Spill::dir c "spill_dir" cpp "disk_folder"];
