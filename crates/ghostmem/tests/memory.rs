@@ -224,6 +224,30 @@ fn memory_beside_the_heap_makes_the_heap_give_way() {
 }
 
 #[test]
+fn memory_beside_the_heap_that_was_given_back_is_granted_at_once() {
+    alone_on_each(
+        "memory_beside_the_heap_that_was_given_back_is_granted_at_once",
+        |backend| {
+            let _watchdog = Watchdog::new("memory given back", 55);
+            let (heap, _bound) = bounded(backend);
+            let layout = Layout::from_size_align(ROOM / 2, PAGE).unwrap();
+            for turn in 0..10 {
+                let beside = vec![1_u8; ROOM - 6 * MIB];
+                // Longer than the heap leaves it unwatched.
+                thread::sleep(Duration::from_millis(120));
+                let full = heap.allocate_zeroed(layout);
+                assert!(full.is_err(), "turn {turn}: there was no room");
+                drop(black_box(beside));
+                let block = heap.allocate_zeroed(layout);
+                let block = block.unwrap_or_else(|error| panic!("turn {turn}: {error}"));
+                // SAFETY: the block is this heap's, of this layout, and unused.
+                unsafe { heap.deallocate(block.cast(), layout) }.unwrap();
+            }
+        },
+    );
+}
+
+#[test]
 fn too_little_for_the_process_as_it_is_is_said_at_once() {
     let refused = Heap::builder().memory(2 * MIB).build().err();
     let Some(Error::MemoryTooSmall { least_bytes, .. }) = refused else {

@@ -98,13 +98,14 @@ impl Engine {
     /// # Errors
     /// `ENOMEM` when not.
     pub(crate) fn admit(&self, spare_bytes: usize) -> Result<(), OsError> {
-        let Some(limit) = self.memory_limit() else {
-            return Ok(());
-        };
         // Copies of resident pages make room before anybody is refused, and freed
         // slots may still hold memory.
         let (mut tidied, mut waited) = (0, 0);
         loop {
+            // A bound leaves more when memory beside the heap went.
+            let Some(limit) = self.memory_limit() else {
+                return Ok(());
+            };
             let needed = self.needed_bytes().saturating_add(spare_bytes);
             if needed <= limit {
                 return Ok(());
@@ -120,7 +121,8 @@ impl Engine {
             }
             tidied += 1;
             self.quietly(needed - limit, |engine, missing, _| {
-                engine.make_room(missing, TIDY_SLOTS)
+                engine.make_room(missing, TIDY_SLOTS);
+                engine.look_again(0);
             })?;
         }
     }

@@ -36,6 +36,12 @@ impl Engine {
     /// Looks at what is held and sets the resident limit by it; whether that is higher
     /// now. Without a bound, or while somebody else looks, nothing happens.
     pub(crate) fn look(&self) -> bool {
+        self.look_again(MEASURE_NS)
+    }
+
+    /// As [`Engine::look`], with a measurement that is not older than `ns`: somebody is to
+    /// be refused by it.
+    pub(crate) fn look_again(&self, ns: u64) -> bool {
         let Some(bound) = &self.bound else {
             return false;
         };
@@ -44,7 +50,7 @@ impl Engine {
         };
         let own = self.own_bytes();
         let now = clock::now_ns();
-        if looking.is_due(now, MEASURE_NS)
+        if looking.is_due(now, ns)
             && let Some(total) = machine::process_bytes()
         {
             let total = usize::try_from(total).unwrap_or(usize::MAX);
