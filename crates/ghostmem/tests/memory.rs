@@ -12,7 +12,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use common::{PAGE, Random, Watchdog, alone_on_each, role, run_alone};
-use ghostmem::{Backend, Error, Heap};
+use ghostmem::{Backend, Error, Heap, Spill};
 
 mod common;
 
@@ -243,6 +243,34 @@ fn memory_beside_the_heap_that_was_given_back_is_granted_at_once() {
                 // SAFETY: the block is this heap's, of this layout, and unused.
                 unsafe { heap.deallocate(block.cast(), layout) }.unwrap();
             }
+        },
+    );
+}
+
+#[test]
+fn a_file_takes_what_memory_beside_the_heap_needs() {
+    alone_on_each(
+        "a_file_takes_what_memory_beside_the_heap_needs",
+        |backend| {
+            let _watchdog = Watchdog::new("memory beside a heap with a file", 55);
+            let bound = taken() + 2 * ROOM;
+            let spill = Spill::dir(env!("CARGO_TARGET_TMPDIR")).limit(512 * MIB as u64);
+            let builder = Heap::builder().memory(bound).backend(backend);
+            let heap = builder.spill(spill).build().unwrap();
+            let words = 3 * ROOM / 8;
+            let mut random = Random::new(9);
+            let data = heap.slice_from_fn(words, |_| random.next()).unwrap();
+            let sampler = Sampler::new();
+            let mut beside = Vec::new();
+            for _ in 0..2 * ROOM / MIB - 16 {
+                beside.push(vec![1_u8; MIB]);
+                thread::sleep(Duration::from_millis(20));
+                black_box(data[beside.len() * 1000]);
+            }
+            let mut random = Random::new(9);
+            assert!((0..words).all(|i| data[i] == random.next()));
+            assert_kept(sampler.end(), bound, &heap);
+            drop(beside);
         },
     );
 }

@@ -27,10 +27,20 @@ impl Engine {
     /// Sets the store's share by the limits and tables of now.
     pub(crate) fn share_store(&self) {
         let Some(spill) = &self.spill else { return };
+        let memory = self.memory_limit();
+        let resident = self.budget.limit().max(0) as usize * PAGE_SIZE;
+        let resident = match (&self.bound, memory) {
+            // The limit is what the store left: pages have half before the store.
+            (Some(bound), Some(memory)) => {
+                let most = bound.most_pages().max(0) as usize;
+                (memory / 2).min(most.saturating_mul(PAGE_SIZE))
+            }
+            _ => resident,
+        };
         let share = StoreShare::new(
             spill.store_limit_bytes,
-            self.memory_limit().map(|bytes| bytes as u64),
-            self.budget.limit().max(0) as u64 * PAGE_SIZE as u64,
+            memory.map(|bytes| bytes as u64),
+            resident as u64,
             self.table_bytes() as u64
                 + self.store.stats().metadata_bytes
                 + spill.tier.stats().metadata_bytes,

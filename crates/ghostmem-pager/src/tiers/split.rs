@@ -70,6 +70,9 @@ impl Engine {
         let (before, limit) = (self.budget.limit(), look.limit_pages());
         self.budget.set_limit(limit);
         looking.found(limit, look.reach_pages(), look.strain());
+        // What is not the heap's came off the store's share as well.
+        self.share_store();
+        self.wake_spiller();
         limit > before
     }
 
