@@ -22,7 +22,7 @@ use ghostmem_os::map::{Access, Reservation};
 use ghostmem_os::ranges::{drop_range, drop_ranges};
 use ghostmem_os::uffd::{FEATURE_SIGBUS, FEATURE_WP, Source, Uffd};
 use ghostmem_store::{Owner, SlabStore};
-use ghostmem_table::{PageTable, State};
+use ghostmem_table::{PageState, PageTable};
 
 /// Pages of a batch of reclaim.
 const BATCH: usize = 64;
@@ -117,7 +117,7 @@ mod eviction {
         let resident = {
             let seen = table.load(7);
             let claim = table.claim(7, seen).expect("nobody else is here");
-            let word = seen.with_state(State::Resident);
+            let word = seen.with_state(PageState::Resident);
             let _nobody_waits = table.release(claim, word);
             word
         };
@@ -127,7 +127,8 @@ mod eviction {
             let seen = table.load(7);
             let claim = table.begin_evict(7, seen, nonce).expect("nobody else");
             let claim = table.seal(claim).expect("nobody touched it");
-            let _nobody_waits = table.finish(claim, black_box(resident).with_state(State::Empty));
+            let _nobody_waits =
+                table.finish(claim, black_box(resident).with_state(PageState::Empty));
             let claim = table.claim(7, table.load(7)).expect("nobody else");
             table.release(claim, resident)
         });

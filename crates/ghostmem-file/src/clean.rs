@@ -17,7 +17,7 @@ use ghostmem_store::tier::{Moved, Packed, Tended, TierSlot, WriteError};
 use crate::seal::KEYS;
 use crate::segments::TRIM_SHARE;
 use crate::table::SlotNumber;
-use crate::table::{RECORDS, SEGMENT_BYTES, State, segment_offset};
+use crate::table::{RECORDS, SEGMENT_BYTES, SegmentState, segment_offset};
 use crate::tier::FileTier;
 use crate::write::{Stream, Writer};
 
@@ -106,13 +106,13 @@ impl FileTier {
         }
         let file = self.table.file(segment);
         w.file_users[file] -= 1;
-        let is_bad = self.table.state(segment) == State::Damaged;
+        let is_bad = self.table.state(segment) == SegmentState::Damaged;
         if w.own != Some(file) {
             self.let_go_of_file(w, file);
-            self.table.set_state(segment, State::Free);
+            self.table.set_state(segment, SegmentState::Free);
             self.retire_segment(&mut w.cold, segment);
         } else if self.is_frozen(w, segment) {
-            self.table.set_state(segment, State::Frozen);
+            self.table.set_state(segment, SegmentState::Frozen);
             self.counters.frozen_bytes.add(self.table.blocks(segment));
             self.push(&mut w.frozen, segment);
         } else {
@@ -179,7 +179,7 @@ impl FileTier {
         let mut best: Option<(usize, u32)> = None;
         let mut rarest: Option<(u32, Victim)> = None;
         for segment in 1..w.unused {
-            if self.table.state(segment) != State::Sealed || segment == w.passed_over {
+            if self.table.state(segment) != SegmentState::Sealed || segment == w.passed_over {
                 continue;
             }
             let (records, bytes) = self.table.live(segment);
@@ -284,7 +284,7 @@ impl FileTier {
         let got = self.files.read(file, &mut bytes[..wanted], start);
         let Ok(got) = got else {
             self.counters.read_errors.add(1);
-            self.table.set_state(segment, State::Damaged);
+            self.table.set_state(segment, SegmentState::Damaged);
             w.victim = Some(buffer);
             return Ok(());
         };
@@ -298,7 +298,7 @@ impl FileTier {
             };
             let Ok((owner, packed)) = self.open_any(&record, start, got, bytes) else {
                 self.counters.read_errors.add(1);
-                self.table.set_state(segment, State::Damaged);
+                self.table.set_state(segment, SegmentState::Damaged);
                 continue;
             };
             let page = Packed {

@@ -17,7 +17,7 @@
 use ghostmem_os::file::{File, Tether};
 
 use crate::segments::List;
-use crate::table::State;
+use crate::table::SegmentState;
 use crate::tier::FileTier;
 use crate::write::Writer;
 
@@ -102,7 +102,7 @@ impl FileTier {
             while next != 0 {
                 let segment = next;
                 next = self.table.next(segment);
-                self.table.set_state(segment, State::Free);
+                self.table.set_state(segment, SegmentState::Free);
                 self.retire_segment(&mut w.cold, segment);
             }
         }

@@ -18,7 +18,7 @@
 
 use ghostmem_os::file::BLOCK_BYTES;
 
-use crate::table::{SEGMENT_BYTES, State, segment_offset};
+use crate::table::{SEGMENT_BYTES, SegmentState, segment_offset};
 use crate::tier::FileTier;
 use crate::write::{Stream, Writer};
 
@@ -202,7 +202,7 @@ impl FileTier {
 
     /// Puts a segment that nobody reads any more where it can be used again.
     pub(crate) fn free_segment(&self, w: &mut Writer, segment: u32, is_bad: bool) {
-        self.table.set_state(segment, State::Free);
+        self.table.set_state(segment, SegmentState::Free);
         let blocks = self.table.blocks(segment);
         if is_bad {
             if blocks > 0 && self.punch(w, segment, 0, SEGMENT_BYTES) {

@@ -92,7 +92,7 @@ pub(crate) const fn segment_offset(segment: u32) -> u64 {
 
 /// What the background thread notes of a segment beside what readers use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum State {
+pub(crate) enum SegmentState {
     /// No record, in some list or never used.
     Free,
     /// Being filled.
@@ -257,21 +257,21 @@ impl Table {
         self.set(segment, word::GENERATION, generation);
         self.set(segment, word::FILE, file as u64);
         self.set(segment, word::BORN, born);
-        self.set_state(segment, State::Open);
+        self.set_state(segment, SegmentState::Open);
         self.row(segment)[word::LIVE].store(HELD, Release);
     }
 
-    pub(crate) fn state(&self, segment: u32) -> State {
+    pub(crate) fn state(&self, segment: u32) -> SegmentState {
         match self.get(segment, word::STATE) {
-            0 => State::Free,
-            1 => State::Open,
-            2 => State::Sealed,
-            3 => State::Damaged,
-            _ => State::Frozen,
+            0 => SegmentState::Free,
+            1 => SegmentState::Open,
+            2 => SegmentState::Sealed,
+            3 => SegmentState::Damaged,
+            _ => SegmentState::Frozen,
         }
     }
 
-    pub(crate) fn set_state(&self, segment: u32, state: State) {
+    pub(crate) fn set_state(&self, segment: u32, state: SegmentState) {
         self.set(segment, word::STATE, state as u64);
     }
 

@@ -20,7 +20,7 @@ use ghostmem_store::tier::{Packed, TierSlot, WriteError};
 use crate::files::FILES_TO_WRITE;
 use crate::seal::{Generation, KEYS, OWNER_BYTES};
 use crate::segments::{List, ROOM_BYTES_MIN};
-use crate::table::{RECORDS, Record, SEGMENT_BYTES, SlotNumber, State, segment_offset};
+use crate::table::{RECORDS, Record, SEGMENT_BYTES, SegmentState, SlotNumber, segment_offset};
 use crate::tier::FileTier;
 
 /// Bytes under the limit that only cleaning may use: for its next spare segment.
@@ -355,7 +355,7 @@ impl FileTier {
             return;
         };
         debug_assert_eq!(open.staged, 0, "what is staged is written first");
-        self.table.set_state(open.segment, State::Sealed);
+        self.table.set_state(open.segment, SegmentState::Sealed);
         self.table.let_go(open.segment);
     }
 
@@ -373,9 +373,9 @@ impl FileTier {
             return;
         };
         let state = if is_bad {
-            State::Damaged
+            SegmentState::Damaged
         } else {
-            State::Sealed
+            SegmentState::Sealed
         };
         self.table.set_state(open.segment, state);
         self.table.let_go(open.segment);

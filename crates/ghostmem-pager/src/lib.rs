@@ -34,7 +34,7 @@ mod tiers;
 mod watch;
 
 pub use ghostmem_store::tier::{TierCause, TierError};
-pub use ghostmem_table::State;
+pub use ghostmem_table::PageState;
 pub use parts::blocks as space;
 pub use parts::cold::{Cold, SpillSettings, UnusableTier};
 pub use parts::config::{Config, LIMIT_PAGES_MIN};

@@ -7,7 +7,7 @@ use core::sync::atomic::Ordering::{AcqRel, Acquire, Release};
 
 use crate::memory::{Memory, Word};
 use crate::slabs::Slabs;
-use crate::state::{Global, Phase, State, row};
+use crate::state::{Global, Phase, SlabState, row};
 
 /// Runs of slabs given to the kernel in one go.
 const RUNS_MAX: usize = 32;
@@ -38,7 +38,7 @@ impl<M: Memory> Slabs<M> {
         (free && word.swap_if(now, now + 1, AcqRel).is_ok()).then(|| Turn(self))
     }
 
-    fn level(&self, state: State) -> usize {
+    fn level(&self, state: SlabState) -> usize {
         let slots = self.mem.geometry(state.class()).slots as usize;
         (state.used() as usize * LEVELS / slots).min(LEVELS - 1)
     }
@@ -83,7 +83,7 @@ impl<M: Memory> Turn<'_, M> {
                 return Some(slabs.level(state));
             }
             let new = if empty {
-                State::new(Phase::Held, 0, 0, false)
+                SlabState::new(Phase::Held, 0, 0, false)
             } else {
                 state.with_listed(false)
             };
@@ -107,7 +107,7 @@ impl<M: Memory> Turn<'_, M> {
         if slabs.mem.global(Global::SpareBytes).load(Acquire) <= keep_bytes {
             return;
         }
-        let held = State::new(Phase::Held, 0, 0, false);
+        let held = SlabState::new(Phase::Held, 0, 0, false);
         while let Some(slab) = slabs.pop(slabs.spare_list()) {
             let bytes = slabs.backed_bytes(slab);
             slabs
@@ -241,19 +241,19 @@ impl<M: Memory> Turn<'_, M> {
 
     /// The state and backed bytes of a slab that serves a class and is
     /// neither empty nor full.
-    fn part_filled(&self, slab: u32) -> Option<(State, u64)> {
+    fn part_filled(&self, slab: u32) -> Option<(SlabState, u64)> {
         let state = self.0.state(slab);
         (state.used() > 0 && self.0.has_room(state)).then(|| (state, self.0.backed_bytes(slab)))
     }
 
     /// Bytes of the slots in use.
-    fn used_bytes(&self, state: State) -> u64 {
+    fn used_bytes(&self, state: SlabState) -> u64 {
         let slot_bytes = u64::from(self.0.mem.geometry(state.class()).slot_bytes);
         u64::from(state.used()) * slot_bytes
     }
 
     /// Free slots of a slab that need no new memory, about.
-    fn free_backed_slots(&self, state: State, backed: u64) -> u32 {
+    fn free_backed_slots(&self, state: SlabState, backed: u64) -> u32 {
         let cut = self.0.mem.geometry(state.class());
         let whole = (backed / u64::from(cut.slot_bytes)) as u32;
         whole.min(cut.slots).saturating_sub(state.used())
@@ -328,7 +328,7 @@ impl<M: Memory> Turn<'_, M> {
         while state.is(Phase::Draining) {
             let empty = state.used() == 0;
             let new = if empty && !state.listed() {
-                State::new(Phase::Held, 0, 0, false)
+                SlabState::new(Phase::Held, 0, 0, false)
             } else {
                 // Listed whether or not it has room: whoever meets a full slab
                 // on a list takes it off.

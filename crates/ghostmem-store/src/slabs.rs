@@ -19,7 +19,7 @@ use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
 use crate::class::PAGE_BYTES;
 use crate::memory::{Memory, Word};
-use crate::state::{Global, Phase, State, row};
+use crate::state::{Global, Phase, SlabState, row};
 
 /// How many larger classes may lend a slot when memory is short: each is at
 /// least 1/64 larger, so at most about an eighth of the slot is wasted.
@@ -78,17 +78,22 @@ impl<M: Memory> Slabs<M> {
         true
     }
 
-    pub(crate) fn state(&self, slab: u32) -> State {
+    pub(crate) fn state(&self, slab: u32) -> SlabState {
         #[cfg(test)]
         LOOKS.with(|looks| looks.set(looks.get() + 1));
-        State(self.mem.slab(slab)[row::STATE].load(Acquire))
+        SlabState(self.mem.slab(slab)[row::STATE].load(Acquire))
     }
 
     /// Replaces the state word; the one there now when it is not `from`.
-    pub(crate) fn change(&self, slab: u32, from: State, to: State) -> Result<(), State> {
+    pub(crate) fn change(
+        &self,
+        slab: u32,
+        from: SlabState,
+        to: SlabState,
+    ) -> Result<(), SlabState> {
         match self.mem.slab(slab)[row::STATE].swap_if(from.0, to.0, AcqRel) {
             Ok(_) => Ok(()),
-            Err(now) => Err(State(now)),
+            Err(now) => Err(SlabState(now)),
         }
     }
 
@@ -111,7 +116,7 @@ impl<M: Memory> Slabs<M> {
         self.mem.geometry(class).slots
     }
 
-    pub(crate) fn has_room(&self, state: State) -> bool {
+    pub(crate) fn has_room(&self, state: SlabState) -> bool {
         state.is(Phase::Active) && state.used() < self.slots(state.class())
     }
 
@@ -146,7 +151,7 @@ impl<M: Memory> Slabs<M> {
         }
         // The slab is nobody else's and its bitmap is clear. It starts with
         // one token, ours, so that it cannot be found empty meanwhile.
-        let state = State::new(Phase::Active, class, 1, true);
+        let state = SlabState::new(Phase::Active, class, 1, true);
         self.mem.slab(slab)[row::STATE].store(state.0, Release);
         self.list(class, slab);
         self.settle(slab, class)
@@ -186,11 +191,11 @@ impl<M: Memory> Slabs<M> {
 
     /// Turns an empty slab of another class into one of `class` and takes its
     /// first token.
-    fn convert(&self, slab: u32, empty: State, class: u8) -> bool {
+    fn convert(&self, slab: u32, empty: SlabState, class: u8) -> bool {
         if !self.affordable(slab, class) || !self.mem.prepare(slab, class) {
             return false;
         }
-        let ours = State::new(Phase::Active, class, 1, empty.listed());
+        let ours = SlabState::new(Phase::Active, class, 1, empty.listed());
         // Raised before the swap, so that nobody sees the slab misplaced and
         // the count zero, and again after it, in case the lists were rebuilt
         // and the count cleared in between. Too high a count does no harm.
@@ -376,7 +381,7 @@ impl<M: Memory> Slabs<M> {
             self.mem.global(Global::SpareBytes).fetch_add(bytes, AcqRel);
             (Phase::Spare, self.spare_list())
         };
-        self.mem.slab(slab)[row::STATE].store(State::new(phase, 0, 0, false).0, Release);
+        self.mem.slab(slab)[row::STATE].store(SlabState::new(phase, 0, 0, false).0, Release);
         self.push(list, slab);
     }
 

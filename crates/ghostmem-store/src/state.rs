@@ -44,13 +44,13 @@ pub(crate) enum Phase {
 
 /// A decoded copy of a state word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct State(pub(crate) u64);
+pub(crate) struct SlabState(pub(crate) u64);
 
 const CLASS_SHIFT: u32 = 16;
 const PHASE_SHIFT: u32 = 24;
 const LISTED: u64 = 1 << 27;
 
-impl State {
+impl SlabState {
     pub(crate) const fn new(phase: Phase, class: u8, used: u32, listed: bool) -> Self {
         let listed = if listed { LISTED } else { 0 };
         Self(used as u64 | (class as u64) << CLASS_SHIFT | (phase as u64) << PHASE_SHIFT | listed)
@@ -103,7 +103,7 @@ impl State {
 /// Words of a slab's row: one cache line, all an operation touches besides
 /// the payload and the class.
 pub(crate) mod row {
-    /// The [`State`](super::State) word.
+    /// The [`SlabState`](super::SlabState) word.
     pub(crate) const STATE: usize = 0;
     /// Which pages are backed by memory, bit 0 the first.
     pub(crate) const BACKED: usize = 1;
@@ -166,7 +166,7 @@ mod tests {
             Phase::Held,
         ] {
             for (class, used, listed) in [(0, 0, false), (255, 256, true), (7, 65_535, false)] {
-                let state = State::new(phase, class, used, listed);
+                let state = SlabState::new(phase, class, used, listed);
                 assert_eq!(state.phase(), phase);
                 assert_eq!((state.class(), state.used()), (class, used));
                 assert_eq!(state.listed(), listed);
@@ -174,9 +174,13 @@ mod tests {
                     .with_used(3)
                     .with_phase(Phase::Held)
                     .with_listed(!listed);
-                assert_eq!(other, State::new(Phase::Held, class, 3, !listed));
+                assert_eq!(other, SlabState::new(Phase::Held, class, 3, !listed));
             }
         }
-        assert_eq!(State(0).phase(), Phase::Cold, "fresh memory is a cold slab");
+        assert_eq!(
+            SlabState(0).phase(),
+            Phase::Cold,
+            "fresh memory is a cold slab"
+        );
     }
 }

@@ -44,4 +44,4 @@ mod word;
 
 pub use sync::AtomicU64;
 pub use table::{Claim, DropClaim, EvictClaim, PageTable, Waiters};
-pub use word::{PAYLOAD_MAX, State, Word};
+pub use word::{PAYLOAD_MAX, PageState, Word};

@@ -3,7 +3,7 @@
 use core::ops::Deref;
 
 use crate::sync::{AtomicU64, Ordering};
-use crate::word::{State, Word};
+use crate::word::{PageState, Word};
 
 /// Whether a released word had sleepers that the releaser must wake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,13 +130,13 @@ impl<A: Deref<Target = [AtomicU64]>> PageTable<A> {
     /// When `seen` is a state that belongs to another thread.
     pub fn claim(&self, page: usize, seen: Word) -> Result<Claim, Word> {
         assert!(
-            !matches!(seen.state(), State::Claimed | State::Dropping),
+            !matches!(seen.state(), PageState::Claimed | PageState::Dropping),
             "only its owner moves a claimed page on"
         );
-        self.swap(page, seen, seen.with_state(State::Claimed))?;
-        let before = if seen.state() == State::Evicting {
+        self.swap(page, seen, seen.with_state(PageState::Claimed))?;
+        let before = if seen.state() == PageState::Evicting {
             // The nonce of the cancelled eviction means nothing any more.
-            seen.with_state(State::Resident).with_payload(0)
+            seen.with_state(PageState::Resident).with_payload(0)
         } else {
             seen
         };
@@ -147,7 +147,7 @@ impl<A: Deref<Target = [AtomicU64]>> PageTable<A> {
     pub fn release(&self, claim: Claim, word: Word) -> Waiters {
         debug_assert!(!matches!(
             word.state(),
-            State::Claimed | State::Dropping | State::Evicting
+            PageState::Claimed | PageState::Dropping | PageState::Evicting
         ));
         self.publish(claim.page, word)
     }
@@ -169,7 +169,7 @@ impl<A: Deref<Target = [AtomicU64]>> PageTable<A> {
                 && seen.is_clean() == word.is_clean()
                 && !matches!(
                     seen.state(),
-                    State::Claimed | State::Dropping | State::Evicting
+                    PageState::Claimed | PageState::Dropping | PageState::Evicting
                 ),
             "amend changes policy bits only"
         );
@@ -192,10 +192,10 @@ impl<A: Deref<Target = [AtomicU64]>> PageTable<A> {
     /// than [`PAYLOAD_MAX`](crate::PAYLOAD_MAX).
     pub fn begin_evict(&self, page: usize, seen: Word, nonce: u64) -> Result<EvictClaim, Word> {
         assert!(
-            seen.state() == State::Resident && !seen.is_pinned() && !seen.is_clean(),
+            seen.state() == PageState::Resident && !seen.is_pinned() && !seen.is_clean(),
             "only dirty, unpinned resident pages are evicted this way"
         );
-        let evicting = seen.with_state(State::Evicting).with_payload(nonce);
+        let evicting = seen.with_state(PageState::Evicting).with_payload(nonce);
         self.swap(page, seen, evicting)?;
         Ok(EvictClaim {
             page,
@@ -210,7 +210,7 @@ impl<A: Deref<Target = [AtomicU64]>> PageTable<A> {
     /// cancelled already.
     #[must_use]
     pub fn hold(&self, claim: &EvictClaim) -> bool {
-        let held = claim.evicting.with_state(State::Claimed);
+        let held = claim.evicting.with_state(PageState::Claimed);
         self.swap(claim.page, claim.evicting, held).is_ok()
     }
 
@@ -227,7 +227,7 @@ impl<A: Deref<Target = [AtomicU64]>> PageTable<A> {
         self.swap(
             claim.page,
             claim.evicting,
-            claim.before.with_state(State::Dropping),
+            claim.before.with_state(PageState::Dropping),
         )
         .ok()?;
         Some(DropClaim {
@@ -240,7 +240,7 @@ impl<A: Deref<Target = [AtomicU64]>> PageTable<A> {
     /// already made it so. It may stay write-protected; the next store finds
     /// out.
     pub fn abandon(&self, claim: EvictClaim, word: Word) {
-        debug_assert_eq!(word.state(), State::Resident);
+        debug_assert_eq!(word.state(), PageState::Resident);
         // Nobody sleeps on an evicting page, so there is nobody to wake.
         let _cancelled = self.swap(claim.page, claim.evicting, word);
     }
@@ -255,10 +255,10 @@ impl<A: Deref<Target = [AtomicU64]>> PageTable<A> {
     /// When `seen` is not a resident, clean, unpinned page.
     pub fn begin_drop(&self, page: usize, seen: Word) -> Result<DropClaim, Word> {
         assert!(
-            seen.state() == State::Resident && seen.is_clean() && !seen.is_pinned(),
+            seen.state() == PageState::Resident && seen.is_clean() && !seen.is_pinned(),
             "only clean, unpinned resident pages are dropped this way"
         );
-        self.swap(page, seen, seen.with_state(State::Dropping))?;
+        self.swap(page, seen, seen.with_state(PageState::Dropping))?;
         Ok(DropClaim { page, before: seen })
     }
 
@@ -266,7 +266,7 @@ impl<A: Deref<Target = [AtomicU64]>> PageTable<A> {
     pub fn finish(&self, claim: DropClaim, word: Word) -> Waiters {
         debug_assert!(matches!(
             word.state(),
-            State::Stored | State::Filled | State::Empty | State::Resident
+            PageState::Stored | PageState::Filled | PageState::Empty | PageState::Resident
         ));
         self.publish(claim.page, word)
     }
@@ -282,7 +282,7 @@ impl<A: Deref<Target = [AtomicU64]>> PageTable<A> {
     /// already.
     #[must_use]
     pub fn announce_wait(&self, page: usize, seen: Word) -> Option<Word> {
-        if !matches!(seen.state(), State::Claimed | State::Dropping) {
+        if !matches!(seen.state(), PageState::Claimed | PageState::Dropping) {
             return None;
         }
         if seen.has_waiters() {

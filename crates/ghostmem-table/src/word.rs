@@ -15,7 +15,7 @@
 /// Where a page is. The numbers are those in the word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
-pub enum State {
+pub enum PageState {
     /// Nothing was ever stored here, or it was discarded: reads as zero.
     Empty = 0,
     /// Mapped; the program touches it freely.
@@ -34,7 +34,7 @@ pub enum State {
     Lost = 7,
 }
 
-impl State {
+impl PageState {
     const fn from_bits(bits: u64) -> Self {
         match bits & 7 {
             0 => Self::Empty,
@@ -85,13 +85,13 @@ impl Word {
 
     /// The state.
     #[must_use]
-    pub const fn state(self) -> State {
-        State::from_bits(self.0)
+    pub const fn state(self) -> PageState {
+        PageState::from_bits(self.0)
     }
 
     /// The same word in another state.
     #[must_use]
-    pub const fn with_state(self, state: State) -> Self {
+    pub const fn with_state(self, state: PageState) -> Self {
         Self((self.0 & !7) | state as u64)
     }
 
@@ -185,7 +185,7 @@ mod tests {
     #[test]
     fn fields_do_not_overlap() {
         let word = Word::EMPTY
-            .with_state(State::Lost)
+            .with_state(PageState::Lost)
             .with_heat(u16::MAX)
             .with_payload(PAYLOAD_MAX)
             .with_waiters(true)
@@ -197,7 +197,7 @@ mod tests {
         let bare = word.with_heat(3).with_payload(5).with_clean(false);
         assert_eq!(
             (bare.state(), bare.heat(), bare.payload()),
-            (State::Lost, 3, 5)
+            (PageState::Lost, 3, 5)
         );
         assert!(bare.is_pinned() && bare.has_waiters() && !bare.is_clean());
     }
@@ -205,7 +205,7 @@ mod tests {
     #[test]
     fn every_state_survives_the_round_trip() {
         for bits in 0..8 {
-            let state = State::from_bits(bits);
+            let state = PageState::from_bits(bits);
             assert_eq!(Word::EMPTY.with_state(state).state(), state);
         }
     }

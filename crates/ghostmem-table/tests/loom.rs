@@ -23,7 +23,7 @@ mod model;
 
 use std::collections::BTreeSet;
 
-use ghostmem_table::State;
+use ghostmem_table::PageState;
 use loom::sync::Arc;
 use loom::thread::{self, JoinHandle};
 
@@ -106,7 +106,7 @@ fn reader_beside_evictor() {
             let evictor = start(&world, |world| world.evict(1));
             assert_eq!(read_twice(&world), (content, content));
             assert_eq!(evictor.join().unwrap(), Evicted::Sealed);
-            let came_back = world.word().state() == State::Resident;
+            let came_back = world.word().state() == PageState::Resident;
             assert_eq!(world.content_at_rest(), content);
             came_back
         });
@@ -125,7 +125,7 @@ fn readers_beside_clean_drop() {
         assert_eq!(world.read(), OLD);
         assert_eq!(reader.join().unwrap(), OLD);
         assert_eq!(evictor.join().unwrap(), Evicted::Dropped);
-        let came_back = world.word().state() == State::Resident;
+        let came_back = world.word().state() == PageState::Resident;
         assert_eq!(world.content_at_rest(), OLD);
         came_back
     });
@@ -197,7 +197,7 @@ fn writer_beside_abandoned_eviction() {
         let evictor = start(&world, |world| world.evict_and_abandon(1));
         write_new(&world);
         evictor.join().unwrap();
-        assert_eq!(world.word().state(), State::Resident);
+        assert_eq!(world.word().state(), PageState::Resident);
         assert_eq!(world.content_at_rest(), NEW);
     });
 }
@@ -212,7 +212,7 @@ fn discard_beside_evictor() {
         let evictor = start(&world, |world| world.evict(1));
         world.discard();
         let evicted = evictor.join().unwrap();
-        assert_eq!(world.word().state(), State::Empty);
+        assert_eq!(world.word().state(), PageState::Empty);
         assert_eq!(world.content_at_rest(), 0);
         evicted
     });
@@ -243,7 +243,7 @@ fn discard_beside_clean_drop() {
         let evictor = start(&world, |world| world.evict(1));
         world.discard();
         let evicted = evictor.join().unwrap();
-        assert_eq!(world.word().state(), State::Empty);
+        assert_eq!(world.word().state(), PageState::Empty);
         assert_eq!(world.content_at_rest(), 0);
         evicted
     });
@@ -367,7 +367,7 @@ fn pin_beside_evictor() {
         world.pin();
         world.kernel_write(NEW);
         let evicted = evictor.join().unwrap();
-        assert_eq!(world.word().state(), State::Resident);
+        assert_eq!(world.word().state(), PageState::Resident);
         assert!(world.word().is_pinned());
         assert_eq!(world.content_at_rest(), NEW);
         evicted

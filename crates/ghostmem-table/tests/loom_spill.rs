@@ -13,7 +13,7 @@ mod model;
 
 use std::collections::BTreeSet;
 
-use ghostmem_table::State;
+use ghostmem_table::PageState;
 use loom::sync::Arc;
 use loom::thread::{self, JoinHandle};
 
@@ -115,7 +115,7 @@ fn read_and_drop_beside_spiller() {
         assert_eq!(world.read(), OLD);
         let evicted = world.evict(1);
         let spilled = spiller.join().unwrap();
-        assert!(!world.word().is_marked() || world.word().state() == State::Resident);
+        assert!(!world.word().is_marked() || world.word().state() == PageState::Resident);
         assert_eq!(world.content_at_rest(), OLD);
         (spilled, evicted)
     });

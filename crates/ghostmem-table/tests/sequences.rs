@@ -5,7 +5,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use ghostmem_table::{AtomicU64, Claim, DropClaim, EvictClaim, PageTable, State, Word};
+use ghostmem_table::{AtomicU64, Claim, DropClaim, EvictClaim, PageState, PageTable, Word};
 
 const PAGE: usize = 0;
 
@@ -55,7 +55,7 @@ struct Walk {
     evictions: Vec<(u64, EvictClaim)>,
     nonce: u64,
     // The model.
-    state: State,
+    state: PageState,
     clean: bool,
     waits: bool,
     /// The eviction that is on: only it may be held and sealed.
@@ -72,7 +72,7 @@ impl Walk {
             drop: None,
             evictions: Vec::new(),
             nonce: 0,
-            state: State::Empty,
+            state: PageState::Empty,
             clean: false,
             waits: false,
             live: None,
@@ -85,24 +85,24 @@ impl Walk {
         let word = self.table.load(PAGE);
         match step {
             Step::Claim => {
-                if matches!(word.state(), State::Claimed | State::Dropping) {
+                if matches!(word.state(), PageState::Claimed | PageState::Dropping) {
                     return false;
                 }
                 self.claim = Some(self.table.claim(PAGE, word).unwrap());
-                (self.state, self.live) = (State::Claimed, None);
+                (self.state, self.live) = (PageState::Claimed, None);
             }
-            Step::ReleaseEmpty => return self.release(State::Empty, false),
-            Step::ReleaseStored => return self.release(State::Stored, false),
-            Step::ReleaseClean => return self.release(State::Resident, true),
-            Step::ReleaseDirty => return self.release(State::Resident, false),
+            Step::ReleaseEmpty => return self.release(PageState::Empty, false),
+            Step::ReleaseStored => return self.release(PageState::Stored, false),
+            Step::ReleaseClean => return self.release(PageState::Resident, true),
+            Step::ReleaseDirty => return self.release(PageState::Resident, false),
             Step::BeginEvict => {
-                if word.state() != State::Resident || word.is_clean() {
+                if word.state() != PageState::Resident || word.is_clean() {
                     return false;
                 }
                 self.nonce += 1;
                 let claim = self.table.begin_evict(PAGE, word, self.nonce).unwrap();
                 self.evictions.push((self.nonce, claim));
-                (self.state, self.live) = (State::Evicting, Some(self.nonce));
+                (self.state, self.live) = (PageState::Evicting, Some(self.nonce));
             }
             Step::HoldOldest => {
                 let Some((nonce, claim)) = self.evictions.first() else {
@@ -114,7 +114,7 @@ impl Walk {
                 let held = self.table.hold(claim);
                 assert_eq!(held, self.live == Some(*nonce), "hold");
                 if held {
-                    (self.state, self.held) = (State::Claimed, true);
+                    (self.state, self.held) = (PageState::Claimed, true);
                 }
             }
             Step::LetGo => {
@@ -123,7 +123,7 @@ impl Walk {
                 }
                 let waiters = self.table.let_go(&self.evictions[0].1);
                 assert_eq!(waiters.0, self.waits, "let_go");
-                (self.state, self.held, self.waits) = (State::Evicting, false, false);
+                (self.state, self.held, self.waits) = (PageState::Evicting, false, false);
             }
             Step::SealOldest | Step::SealNewest | Step::AbandonOldest => {
                 let index = match step {
@@ -139,35 +139,35 @@ impl Walk {
                     let word = claim.before();
                     self.table.abandon(claim, word);
                     if own {
-                        (self.state, self.live) = (State::Resident, None);
+                        (self.state, self.live) = (PageState::Resident, None);
                     }
                 } else {
                     let sealed = self.table.seal(claim);
                     assert_eq!(sealed.is_some(), own, "seal");
                     if own {
                         self.drop = sealed;
-                        (self.state, self.live) = (State::Dropping, None);
+                        (self.state, self.live) = (PageState::Dropping, None);
                     }
                 }
             }
             Step::BeginDrop => {
-                if word.state() != State::Resident || !word.is_clean() {
+                if word.state() != PageState::Resident || !word.is_clean() {
                     return false;
                 }
                 self.drop = Some(self.table.begin_drop(PAGE, word).unwrap());
-                (self.state, self.clean) = (State::Dropping, false);
+                (self.state, self.clean) = (PageState::Dropping, false);
             }
             Step::Finish => {
                 let Some(claim) = self.drop.take() else {
                     return false;
                 };
-                let stored = Word::EMPTY.with_state(State::Stored).with_payload(4);
+                let stored = Word::EMPTY.with_state(PageState::Stored).with_payload(4);
                 assert_eq!(self.table.finish(claim, stored).0, self.waits, "finish");
-                (self.state, self.waits) = (State::Stored, false);
+                (self.state, self.waits) = (PageState::Stored, false);
             }
             Step::Wait => {
                 let announced = self.table.announce_wait(PAGE, word).is_some();
-                let owned = matches!(self.state, State::Claimed | State::Dropping);
+                let owned = matches!(self.state, PageState::Claimed | PageState::Dropping);
                 assert_eq!(announced, owned, "announce_wait");
                 self.waits |= announced;
             }
@@ -175,11 +175,11 @@ impl Walk {
         true
     }
 
-    fn release(&mut self, state: State, clean: bool) -> bool {
+    fn release(&mut self, state: PageState, clean: bool) -> bool {
         let Some(claim) = self.claim.take() else {
             return false;
         };
-        let payload = if clean || state == State::Stored {
+        let payload = if clean || state == PageState::Stored {
             4
         } else {
             0
@@ -198,7 +198,7 @@ impl Walk {
         let word = self.table.load(PAGE);
         assert_eq!(word.state(), self.state);
         assert_eq!(word.has_waiters(), self.waits);
-        if self.state == State::Resident {
+        if self.state == PageState::Resident {
             assert_eq!(word.is_clean(), self.clean);
         }
         if let Some(nonce) = self.live {

@@ -4,20 +4,20 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use ghostmem_table::{AtomicU64, PAYLOAD_MAX, PageTable, State, Word};
+use ghostmem_table::{AtomicU64, PAYLOAD_MAX, PageState, PageTable, Word};
 
 const PAGE: usize = 0;
 const NONCE: u64 = 77;
 
-const STATES: [State; 8] = [
-    State::Empty,
-    State::Resident,
-    State::Evicting,
-    State::Dropping,
-    State::Stored,
-    State::Filled,
-    State::Claimed,
-    State::Lost,
+const STATES: [PageState; 8] = [
+    PageState::Empty,
+    PageState::Resident,
+    PageState::Evicting,
+    PageState::Dropping,
+    PageState::Stored,
+    PageState::Filled,
+    PageState::Claimed,
+    PageState::Lost,
 ];
 
 type Table = PageTable<Box<[AtomicU64]>>;
@@ -52,7 +52,7 @@ fn attempt<T>(act: impl FnOnce() -> T) -> Option<T> {
 }
 
 fn owned(word: Word) -> bool {
-    matches!(word.state(), State::Claimed | State::Dropping)
+    matches!(word.state(), PageState::Claimed | PageState::Dropping)
 }
 
 /// A page can be claimed from every state nobody owns, and remembers what it
@@ -68,10 +68,10 @@ fn claim_takes_what_nobody_owns() {
         };
         assert!(!owned(word), "{word:?} was claimed twice");
         let claim = claim.unwrap();
-        assert_eq!(table.load(PAGE), word.with_state(State::Claimed));
-        let before = if word.state() == State::Evicting {
+        assert_eq!(table.load(PAGE), word.with_state(PageState::Claimed));
+        let before = if word.state() == PageState::Evicting {
             // A cancelled eviction: resident again, and no nonce left behind.
-            word.with_state(State::Resident).with_payload(0)
+            word.with_state(PageState::Resident).with_payload(0)
         } else {
             word
         };
@@ -84,7 +84,7 @@ fn claim_takes_what_nobody_owns() {
 #[test]
 fn evictions_begin_on_resident_unpinned_pages() {
     for word in words() {
-        let free = word.state() == State::Resident && !word.is_pinned();
+        let free = word.state() == PageState::Resident && !word.is_pinned();
 
         let table_evict = table(word);
         let evict = attempt(|| table_evict.begin_evict(PAGE, word, NONCE));
@@ -92,7 +92,7 @@ fn evictions_begin_on_resident_unpinned_pages() {
         let after = match evict {
             Some(claim) => {
                 assert_eq!(claim.unwrap().before(), word);
-                word.with_state(State::Evicting).with_payload(NONCE)
+                word.with_state(PageState::Evicting).with_payload(NONCE)
             }
             None => word,
         };
@@ -104,7 +104,7 @@ fn evictions_begin_on_resident_unpinned_pages() {
         let after = match drop {
             Some(claim) => {
                 assert_eq!(claim.unwrap().before(), word);
-                word.with_state(State::Dropping)
+                word.with_state(PageState::Dropping)
             }
             None => word,
         };
@@ -116,7 +116,7 @@ fn evictions_begin_on_resident_unpinned_pages() {
 /// equal.
 #[test]
 fn nonces_have_a_limit() {
-    let word = Word::EMPTY.with_state(State::Resident);
+    let word = Word::EMPTY.with_state(PageState::Resident);
     let table = table(word);
     assert!(attempt(|| table.begin_evict(PAGE, word, PAYLOAD_MAX + 1)).is_none());
     assert_eq!(table.load(PAGE), word);
@@ -127,8 +127,8 @@ fn nonces_have_a_limit() {
 /// else is there, neither hold, seal nor abandon touches it.
 #[test]
 fn evictors_know_their_own_word() {
-    let resident = Word::EMPTY.with_state(State::Resident).with_heat(3);
-    let own = resident.with_state(State::Evicting).with_payload(NONCE);
+    let resident = Word::EMPTY.with_state(PageState::Resident).with_heat(3);
+    let own = resident.with_state(PageState::Evicting).with_payload(NONCE);
     let next = own.with_payload(NONCE + 1);
     for word in words().chain([own, next]) {
         let begin = || {
@@ -144,7 +144,7 @@ fn evictors_know_their_own_word() {
         assert_eq!(sealed.is_some(), word == own, "sealed {word:?}");
         assert_eq!(
             table.load(PAGE),
-            after(resident.with_state(State::Dropping))
+            after(resident.with_state(PageState::Dropping))
         );
         if let Some(sealed) = sealed {
             assert_eq!(sealed.before(), resident);
@@ -156,7 +156,7 @@ fn evictors_know_their_own_word() {
 
         let (table, claim) = begin();
         assert_eq!(table.hold(&claim), word == own, "held {word:?}");
-        assert_eq!(table.load(PAGE), after(own.with_state(State::Claimed)));
+        assert_eq!(table.load(PAGE), after(own.with_state(PageState::Claimed)));
     }
 }
 
@@ -165,7 +165,7 @@ fn evictors_know_their_own_word() {
 #[test]
 fn a_held_page_can_be_waited_for() {
     for waits in [false, true] {
-        let resident = Word::EMPTY.with_state(State::Resident);
+        let resident = Word::EMPTY.with_state(PageState::Resident);
         let table = table(resident);
         let claim = table.begin_evict(PAGE, resident, NONCE).unwrap();
         let evicting = table.load(PAGE);
@@ -184,7 +184,7 @@ fn a_held_page_can_be_waited_for() {
 #[test]
 fn amend_changes_policy_bits_of_pages_at_rest() {
     for word in words() {
-        let at_rest = !owned(word) && word.state() != State::Evicting;
+        let at_rest = !owned(word) && word.state() != PageState::Evicting;
         let policy = word
             .with_heat(0x4907)
             .with_pinned(!word.is_pinned())
@@ -197,8 +197,8 @@ fn amend_changes_policy_bits_of_pages_at_rest() {
 
         table.repair_after_fork(PAGE, word);
         let elsewhere = match word.state() {
-            State::Empty => State::Resident,
-            _ => State::Empty,
+            PageState::Empty => PageState::Resident,
+            _ => PageState::Empty,
         };
         for more in [
             word.with_state(elsewhere),
@@ -227,7 +227,7 @@ fn only_owned_pages_are_waited_for() {
 /// changes nothing.
 #[test]
 fn stale_words_lose() {
-    let seen = Word::EMPTY.with_state(State::Resident).with_payload(1);
+    let seen = Word::EMPTY.with_state(PageState::Resident).with_payload(1);
     let clean = seen.with_clean(true);
     for now in words() {
         let table = table(now);
@@ -238,7 +238,7 @@ fn stale_words_lose() {
             Some(now)
         );
         assert_eq!(table.amend(PAGE, seen, seen.with_heat(1)), Err(now));
-        let claimed = seen.with_state(State::Claimed);
+        let claimed = seen.with_state(PageState::Claimed);
         assert_eq!(table.announce_wait(PAGE, claimed), None);
         assert_eq!(table.load(PAGE), now);
     }
@@ -254,14 +254,14 @@ fn claims_end_at_rest() {
         let empty = table(Word::EMPTY);
         let claim = empty.claim(PAGE, Word::EMPTY).unwrap();
         let released = attempt(|| empty.release(claim, word)).is_some();
-        let legal = !owned(word) && state != State::Evicting;
+        let legal = !owned(word) && state != PageState::Evicting;
         assert_eq!(released, legal, "release as {state:?}");
 
-        let seen = Word::EMPTY.with_state(State::Resident).with_clean(true);
+        let seen = Word::EMPTY.with_state(PageState::Resident).with_clean(true);
         let clean = table(seen);
         let claim = clean.begin_drop(PAGE, seen).unwrap();
         let finished = attempt(|| clean.finish(claim, word)).is_some();
-        let legal = legal && state != State::Lost;
+        let legal = legal && state != PageState::Lost;
         assert_eq!(finished, legal, "finish as {state:?}");
     }
 }

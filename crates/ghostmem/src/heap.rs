@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use ghostmem_os::lock::Lock;
 use ghostmem_os::map::{MapArc, Reservation};
 use ghostmem_os::{OsError, PAGE_SIZE, futex, thread};
-use ghostmem_pager::{Config, Engine, Recorder, SpillSettings, State};
+use ghostmem_pager::{Config, Engine, PageState, Recorder, SpillSettings};
 use ghostmem_small::{ALIGN_MAX, Arena, SIZE_MAX, SmallHeap, Space, fork, seam};
 
 use crate::{Backend, Error, HeapBuilder, SmallObjects, Stats};
@@ -326,7 +326,7 @@ impl Heap {
     #[must_use]
     pub fn is_resident<T: ?Sized>(&self, address: *const T) -> Option<bool> {
         let state = self.engine().page_state(address.addr())?;
-        Some(matches!(state, State::Resident | State::Evicting))
+        Some(matches!(state, PageState::Resident | PageState::Evicting))
     }
 
     /// The heap's figures. Lock-free, and cheap enough to be called every

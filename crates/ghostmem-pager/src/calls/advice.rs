@@ -3,7 +3,7 @@
 use ghostmem_fault::AccessKind;
 use ghostmem_os::OsError;
 use ghostmem_policy::Heat;
-use ghostmem_table::State;
+use ghostmem_table::PageState;
 
 use crate::calls::discard::STRETCH;
 use crate::parts::engine::Engine;
@@ -55,7 +55,7 @@ impl Engine {
         let absent = |page: &usize| {
             matches!(
                 region.table.load(*page).state(),
-                State::Stored | State::Filled
+                PageState::Stored | PageState::Filled
             )
         };
         let before = (first..end).filter(absent).count();
@@ -77,7 +77,7 @@ impl Engine {
         let mut next = region.resident.next(first);
         while let Some(page) = next.filter(|&page| page < end) {
             let word = region.table.load(page);
-            if matches!(word.state(), State::Resident) {
+            if matches!(word.state(), PageState::Resident) {
                 let cold = word.with_heat(Heat::COLD.to_bits());
                 let _raced = region.table.amend(page, word, cold);
             }

@@ -5,7 +5,7 @@
 
 use ghostmem_fault::Batch;
 use ghostmem_os::{OsError, PAGE_SIZE};
-use ghostmem_table::{Claim, State, Word};
+use ghostmem_table::{Claim, PageState, Word};
 
 use crate::parts::engine::Engine;
 use crate::parts::page::INVALID;
@@ -117,13 +117,13 @@ impl Engine {
                     left.pinned = true;
                     page += 1;
                 }
-                State::Claimed | State::Dropping if held > 0 => break,
-                State::Claimed | State::Dropping => self.wait_for(region, page, word),
+                PageState::Claimed | PageState::Dropping if held > 0 => break,
+                PageState::Claimed | PageState::Dropping => self.wait_for(region, page, word),
                 _ => {
                     let Ok(claim) = region.table.claim(page, word) else {
                         continue;
                     };
-                    if claim.before().state() == State::Resident {
+                    if claim.before().state() == PageState::Resident {
                         if !close(self, region, page, stretch.gone) {
                             if stretch.gone.is_none() || !self.backend.splits_mappings() {
                                 let before = claim.before();
@@ -147,7 +147,7 @@ impl Engine {
         for (at, claim) in claims.iter_mut().enumerate() {
             let Some(claim) = claim.take() else { continue };
             let before = claim.before();
-            let resident = before.state() == State::Resident;
+            let resident = before.state() == PageState::Resident;
             if resident && kept.has(claim.page()) {
                 // The frame stays, and so do its bytes.
                 left.kept = true;
@@ -165,7 +165,7 @@ impl Engine {
                 dropped += 1;
             }
             self.release(region, claim, Word::EMPTY);
-            if before.state() == State::Stored || before.is_clean() {
+            if before.state() == PageState::Stored || before.is_clean() {
                 self.free_slot(before);
             }
         }

@@ -9,7 +9,7 @@ use core::sync::atomic::{Ordering, fence};
 
 use ghostmem_fault::AccessKind;
 use ghostmem_os::{OsError, futex};
-use ghostmem_table::State;
+use ghostmem_table::PageState;
 
 use crate::parts::engine::Engine;
 use crate::parts::page::{INVALID, NO_MEMORY};
@@ -81,7 +81,7 @@ impl Engine {
     /// Pins a page that is resident; `false` when it is not, or is busy.
     fn pin_resident(&self, region: &Region, page: usize) -> Result<bool, OsError> {
         let word = region.table.load(page);
-        if word.state() != State::Resident {
+        if word.state() != PageState::Resident {
             return Ok(false);
         }
         let Ok(claim) = region.table.claim(page, word) else {
@@ -196,7 +196,7 @@ impl Engine {
     /// `false`: the page is busy, try again.
     fn unpin_page(&self, region: &Region, page: usize) -> bool {
         let word = region.table.load(page);
-        if matches!(word.state(), State::Claimed | State::Dropping) {
+        if matches!(word.state(), PageState::Claimed | PageState::Dropping) {
             return false;
         }
         if !word.is_pinned() {

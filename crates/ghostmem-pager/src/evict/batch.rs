@@ -17,7 +17,7 @@ use ghostmem_os::futex;
 use ghostmem_os::scratch::STACK_BYTES;
 use ghostmem_policy::Heat;
 use ghostmem_policy::hand::EVICT_BATCH_PAGES;
-use ghostmem_table::{DropClaim, EvictClaim, State, Word};
+use ghostmem_table::{DropClaim, EvictClaim, PageState, Word};
 
 use crate::evict::pack::{Packed, Victim};
 use crate::parts::engine::Engine;
@@ -166,7 +166,7 @@ impl Engine {
                 gone.word(before.with_heat(past.to_bits()), packed[index])
             };
             let page = claim.page();
-            if word.state() != State::Resident {
+            if word.state() != PageState::Resident {
                 region.resident.remove(page);
                 gone.pages += 1;
             }
@@ -245,19 +245,19 @@ impl Gone {
         match packed {
             _ if before.is_clean() => {
                 self.clean += 1;
-                stored.with_state(State::Stored)
+                stored.with_state(PageState::Stored)
             }
             Packed::Slot(slot, is_raw) => {
                 self.raw += u64::from(is_raw);
                 stored
-                    .with_state(State::Stored)
+                    .with_state(PageState::Stored)
                     .with_incompressible(is_raw)
                     .with_payload(slot.bits())
             }
             Packed::Filled(pattern) => {
                 self.filled += 1;
                 stored
-                    .with_state(State::Filled)
+                    .with_state(PageState::Filled)
                     .with_incompressible(false)
                     .with_payload(u64::from(pattern))
             }

@@ -6,7 +6,7 @@ use core::sync::atomic::Ordering;
 use ghostmem_fault::Scratch;
 use ghostmem_policy::Heat;
 use ghostmem_policy::hand::{EVICT_BATCH_PAGES, Judgement, Look, Walk};
-use ghostmem_table::{State, Word};
+use ghostmem_table::{PageState, Word};
 
 use crate::evict::pack::Victim;
 use crate::parts::engine::Engine;
@@ -108,7 +108,7 @@ impl Engine {
         while let Some(page) = region.resident.next(from).filter(|&page| page < end) {
             from = page + 1;
             let word = region.table.load(page);
-            if word.state() == State::Resident && !word.is_pinned() {
+            if word.state() == PageState::Resident && !word.is_pinned() {
                 victims[count] = Victim { page, word };
                 count += 1;
                 if count == EVICT_BATCH_PAGES {
@@ -124,7 +124,7 @@ impl Engine {
 /// Whether the hand takes a page; one it spares loses a credit.
 #[inline]
 fn judge(region: &Region, page: usize, word: Word, look: Look) -> bool {
-    if word.state() != State::Resident || word.is_pinned() {
+    if word.state() != PageState::Resident || word.is_pinned() {
         return false;
     }
     match look.judge(Heat::from_bits(word.heat())) {

@@ -2,7 +2,7 @@
 
 use ghostmem_fault::{Installed, Scratch, die, die_of};
 use ghostmem_os::PAGE_SIZE;
-use ghostmem_table::{Claim, State};
+use ghostmem_table::{Claim, PageState};
 
 use crate::fault::run::Run;
 use crate::parts::engine::Engine;
@@ -22,13 +22,13 @@ impl Engine {
         while place < run.count {
             let word = run.words[run.place(place)];
             // Steps that were passed over have the word of no page.
-            if word.state() != State::Resident {
+            if word.state() != PageState::Resident {
                 place += 1;
                 continue;
             }
             let goes_along = |place: usize| {
                 let next = run.words[run.place(place)];
-                next.state() == State::Resident && next.is_clean() == word.is_clean()
+                next.state() == PageState::Resident && next.is_clean() == word.is_clean()
             };
             let mut end = place + 1;
             while run.stride.unsigned_abs() == 1 && end < run.count && goes_along(end) {
@@ -66,7 +66,7 @@ impl Engine {
                     self.release(region, claim, before);
                     continue;
                 }
-                let word = before.with_state(State::Lost).with_clean(false);
+                let word = before.with_state(PageState::Lost).with_clean(false);
                 self.release(region, claim, word.with_payload(0));
                 // Nobody can ask for it again, and a place in the file that is
                 // nobody's would keep cleaning busy for ever.

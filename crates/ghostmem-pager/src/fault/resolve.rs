@@ -2,7 +2,7 @@
 
 use ghostmem_fault::{AccessKind, Fault, Installed, Scratch, Verdict, die_of};
 use ghostmem_os::clock;
-use ghostmem_table::{State, Word};
+use ghostmem_table::{PageState, Word};
 
 use crate::parts::engine::Engine;
 use crate::parts::metrics::Counter;
@@ -36,32 +36,32 @@ impl Engine {
         loop {
             let word = region.table.load(page);
             match word.state() {
-                State::Empty if !region.is_allocated(page) => return Verdict::Refused,
-                State::Empty | State::Stored | State::Filled => {
+                PageState::Empty if !region.is_allocated(page) => return Verdict::Refused,
+                PageState::Empty | PageState::Stored | PageState::Filled => {
                     return self.restore(region, word, write, fault, scratch);
                 }
-                State::Lost => return Verdict::Refused,
-                State::Resident | State::Evicting
+                PageState::Lost => return Verdict::Refused,
+                PageState::Resident | PageState::Evicting
                     if region.mapped.protects_from_loads()
-                        || (fault.present && (write || word.state() == State::Resident)) =>
+                        || (fault.present && (write || word.state() == PageState::Resident)) =>
                 {
                     if self.open(region, page, word) {
                         return Verdict::Resolved;
                     }
                 }
-                State::Resident
+                PageState::Resident
                     if self
                         .threads
                         .is_stale_again(fault.thread, self.number(region, page)) =>
                 {
                     return self.verify_mapping(region, page, word);
                 }
-                State::Resident | State::Evicting => {
+                PageState::Resident | PageState::Evicting => {
                     // Another thread was faster, or the page is mapped still.
                     self.metrics.add(Counter::fault_races, 1);
                     return Verdict::Retry;
                 }
-                State::Claimed | State::Dropping => {
+                PageState::Claimed | PageState::Dropping => {
                     self.metrics.add(Counter::fault_races, 1);
                     self.wait_for(region, page, word);
                     return Verdict::Retry;
@@ -91,7 +91,7 @@ impl Engine {
             self.free_slot(before);
             self.metrics.add(Counter::write_faults, 1);
         }
-        if word.state() == State::Evicting {
+        if word.state() == PageState::Evicting {
             self.metrics.add(Counter::evictions_cancelled, 1);
         }
         true

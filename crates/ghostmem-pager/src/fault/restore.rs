@@ -16,7 +16,7 @@ use ghostmem_fault::{Fault, RUN_PAGES, Scratch, Verdict};
 use ghostmem_os::{PAGE_SIZE, clock};
 use ghostmem_policy::{Heat, Past, Plan, stream, writes};
 use ghostmem_store::Place;
-use ghostmem_table::{Claim, State, Word};
+use ghostmem_table::{Claim, PageState, Word};
 
 use crate::fault::run::{Run, place_of_step};
 use crate::parts::engine::Engine;
@@ -93,8 +93,8 @@ impl Engine {
         scratch: &mut Scratch,
     ) -> Verdict {
         let page = fault.page;
-        let refault = word.state() != State::Empty;
-        let new = word.state() != State::Stored;
+        let refault = word.state() != PageState::Empty;
+        let new = word.state() != PageState::Stored;
         if let Some(slot) = slot_of_stored(word) {
             // Cold memory, while there is other work: stale by the time of
             // the claim at worst.
@@ -228,11 +228,11 @@ impl Engine {
             };
             let word = region.table.load(page);
             let wanted = match word.state() {
-                State::Stored | State::Filled => !run.fresh,
+                PageState::Stored | PageState::Filled => !run.fresh,
                 // Fresh pages follow only a fresh page: a program that fills
                 // its memory, not one that reads what is there.
-                State::Empty => run.fresh && run.write && region.is_allocated(page),
-                State::Resident | State::Evicting => continue,
+                PageState::Empty => run.fresh && run.write && region.is_allocated(page),
+                PageState::Resident | PageState::Evicting => continue,
                 _ => false,
             };
             if !wanted {
@@ -306,13 +306,13 @@ impl Engine {
         (step, now): (usize, u16),
     ) -> Word {
         let past = Past::from_bits(before.heat());
-        let clean = before.state() == State::Stored
+        let clean = before.state() == PageState::Stored
             && writes::keeps_copy(run.write, before.is_write_hot())
             && run.region.mapped.tracks_writes()
             && self.may_keep_copy(before)
             && !matches!(source, Source::File(len) if self.belongs_in_memory(past, len, now));
         let heat = match (before.state(), step) {
-            (State::Empty, _) => Heat::FRESH,
+            (PageState::Empty, _) => Heat::FRESH,
             // Pages that stay because they are hot are not seen.
             _ if self.is_recorded() => Heat::FRESH,
             (_, 0) => past.refault(self.clock(), now),
@@ -320,7 +320,7 @@ impl Engine {
         };
         let write_hot = writes::stays_write_hot(run.write, before.is_write_hot(), now);
         before
-            .with_state(State::Resident)
+            .with_state(PageState::Resident)
             .with_clean(clean)
             .with_payload(if clean { before.payload() } else { 0 })
             .with_write_hot(write_hot)
@@ -343,7 +343,7 @@ impl Engine {
             let before = claim.before();
             region.resident.insert(claim.page());
             self.release(region, claim, run.words[step]);
-            if before.state() == State::Stored && !run.words[step].is_clean() {
+            if before.state() == PageState::Stored && !run.words[step].is_clean() {
                 self.free_slot(before);
             }
         }
@@ -361,7 +361,7 @@ impl Engine {
         let word = claim.before();
         let out = &mut scratch.run[place];
         match word.state() {
-            State::Stored => {
+            PageState::Stored => {
                 let slot = match Place::from_bits(word.payload()) {
                     Some(Place::Store(slot)) => slot,
                     Some(Place::Cold(tier, slot)) => {
@@ -383,7 +383,7 @@ impl Engine {
                 }
                 ok.then_some(Source::Memory)
             }
-            State::Filled => {
+            PageState::Filled => {
                 codec::fill(word.payload() as u32, out);
                 Some(Source::Memory)
             }

@@ -4,7 +4,7 @@
 //! resident already have no claim. In the buffers the pages lie in address order, so
 //! that neighbours are mapped with one call whatever the direction of the run.
 
-use ghostmem_table::{Claim, State, Word};
+use ghostmem_table::{Claim, PageState, Word};
 
 use crate::parts::region::Region;
 
@@ -42,7 +42,7 @@ impl<'a, const MOST: usize> Run<'a, MOST> {
             first,
             stride,
             write,
-            fresh: claim.before().state() == State::Empty,
+            fresh: claim.before().state() == PageState::Empty,
             claims: [const { None }; MOST],
             words: [Word::EMPTY; MOST],
             count: 1,

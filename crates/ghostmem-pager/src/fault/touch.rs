@@ -2,7 +2,7 @@
 
 use ghostmem_fault::{AccessKind, Fault, Verdict, Waits};
 use ghostmem_os::{OsError, clock, thread};
-use ghostmem_table::State;
+use ghostmem_table::PageState;
 
 use crate::parts::engine::Engine;
 use crate::parts::page::INVALID;
@@ -30,7 +30,7 @@ impl Engine {
         };
         loop {
             let state = region.table.load(page).state();
-            if state == State::Resident {
+            if state == PageState::Resident {
                 return Ok(());
             }
             let mut refused = Ok(());
@@ -48,7 +48,7 @@ impl Engine {
             match verdict {
                 Verdict::Refused => {
                     // Lost, or freed meanwhile and nobody's any more.
-                    let lost = region.table.load(page).state() == State::Lost;
+                    let lost = region.table.load(page).state() == PageState::Lost;
                     let errno = if lost { IO } else { INVALID };
                     return Err(OsError::new("restore", errno));
                 }

@@ -3,7 +3,7 @@
 
 use ghostmem_fault::die;
 use ghostmem_os::PAGE_SIZE;
-use ghostmem_table::State;
+use ghostmem_table::PageState;
 
 use crate::parts::engine::Engine;
 use crate::parts::region::Region;
@@ -34,7 +34,7 @@ impl Engine {
                 Err(error) => die("a forked child cannot look at its memory", error.errno),
             }
             for (page, _) in (first..).zip(mapped).filter(|(_, seen)| **seen & 1 == 1) {
-                if region.table.load(page).state() != State::Resident {
+                if region.table.load(page).state() != PageState::Resident {
                     die(
                         "a fork handler touched ghost memory before it was restored in the child",
                         14,
@@ -48,7 +48,7 @@ impl Engine {
     /// own.
     pub(crate) fn take_over_region(&self, region: &Region) {
         self.repair_region(region);
-        let is_resident = |page: &usize| region.table.load(*page).state() == State::Resident;
+        let is_resident = |page: &usize| region.table.load(*page).state() == PageState::Resident;
         let resident = region.resident.all().filter(is_resident);
         if let Err(error) = region.mapped.after_fork_in_child(resident) {
             die("a forked child cannot take over a heap", error.errno);

@@ -10,7 +10,7 @@ use ghostmem_os::lock::Lock;
 use ghostmem_os::map::MapArc;
 use ghostmem_policy::EpochClock;
 use ghostmem_store::SlabStore;
-use ghostmem_table::State;
+use ghostmem_table::PageState;
 
 use crate::parts::blocks::BlockSpace;
 use crate::parts::bound::ProcessBound;
@@ -127,7 +127,7 @@ impl Engine {
 
     /// The state of the page at an address. Lock-free.
     #[must_use]
-    pub fn page_state(&self, address: usize) -> Option<State> {
+    pub fn page_state(&self, address: usize) -> Option<PageState> {
         let (region, page) = self.locate(address)?;
         Some(region.table.load(page).state())
     }

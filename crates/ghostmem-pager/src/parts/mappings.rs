@@ -16,7 +16,7 @@
 use core::sync::atomic::Ordering;
 
 use ghostmem_os::OsError;
-use ghostmem_table::State;
+use ghostmem_table::PageState;
 
 use crate::parts::engine::Engine;
 use crate::parts::region::Region;
@@ -194,6 +194,6 @@ impl Engine {
 fn may_be_open(region: &Region, page: usize) -> bool {
     !matches!(
         region.table.load(page).state(),
-        State::Empty | State::Stored | State::Filled | State::Lost
+        PageState::Empty | PageState::Stored | PageState::Filled | PageState::Lost
     )
 }

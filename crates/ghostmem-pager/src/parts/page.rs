@@ -3,7 +3,7 @@
 use ghostmem_os::{OsError, PAGE_SIZE, futex};
 use ghostmem_store::Place;
 use ghostmem_store::tier::{ColdTier, TierId, TierSlot};
-use ghostmem_table::{Claim, State, Word};
+use ghostmem_table::{Claim, PageState, Word};
 
 use crate::parts::cold::Cold;
 use crate::parts::engine::Engine;
@@ -55,7 +55,7 @@ impl Engine {
 
     /// Frees the slot, or the place in a file, that a word names.
     pub(crate) fn free_slot(&self, word: Word) {
-        if word.state() == State::Resident && word.is_clean() {
+        if word.state() == PageState::Resident && word.is_clean() {
             self.copies.sub(1);
         }
         match Place::from_bits(word.payload()) {
@@ -71,7 +71,7 @@ impl Engine {
         for _ in 0..SPINS {
             core::hint::spin_loop();
             seen = region.table.load(page);
-            if !matches!(seen.state(), State::Claimed | State::Dropping) {
+            if !matches!(seen.state(), PageState::Claimed | PageState::Dropping) {
                 return;
             }
         }

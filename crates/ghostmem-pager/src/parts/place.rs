@@ -3,7 +3,7 @@
 use ghostmem_os::PAGE_SIZE;
 use ghostmem_os::buffer::Buffer;
 use ghostmem_store::Slot;
-use ghostmem_table::{State, Word};
+use ghostmem_table::{PageState, Word};
 
 /// Packed bytes written in one batch: large enough for a disk to be at its best,
 /// small enough that nobody waits long for room.
@@ -71,7 +71,7 @@ impl Gathered<'_> {
 
 /// The slot of a stored page whose bytes are in memory.
 pub(crate) fn slot_of_stored(word: Word) -> Option<Slot> {
-    if word.state() != State::Stored {
+    if word.state() != PageState::Stored {
         return None;
     }
     Slot::from_bits(word.payload())

@@ -2,7 +2,7 @@
 
 use ghostmem_fault::sim::{Answer, Call, Manner, Odds, Simulation};
 use ghostmem_os::PAGE_SIZE;
-use ghostmem_table::State;
+use ghostmem_table::PageState;
 
 use crate::parts::metrics::Counter;
 use crate::sim::world::{Data, World, config};
@@ -68,7 +68,7 @@ fn a_block_freed_while_it_is_pinned_is_free_after_the_last_pin() {
         world.engine.pin(block, PAGE_SIZE).unwrap();
         world.free(block);
         assert_eq!(world.sim.frames(), 1);
-        assert_eq!(world.state(block), State::Resident);
+        assert_eq!(world.state(block), PageState::Resident);
         assert_ne!(world.allocate(4), block);
         world.engine.unpin(block, PAGE_SIZE).unwrap();
         assert_eq!(world.sim.frames(), 0);
@@ -141,7 +141,7 @@ fn prefetch_brings_pages_in_and_cold_sends_them_first() {
         assert_eq!(world.count(Counter::faults), faults);
         world.engine.cold(block, PAGE_SIZE).unwrap();
         assert!(world.engine.evict_coldest().unwrap());
-        assert_eq!(world.state(block), State::Stored);
+        assert_eq!(world.state(block), PageState::Stored);
         world.audit();
     });
 }

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use ghostmem_fault::sim::{Answer, Call, Manner, Outcome, Simulation};
 use ghostmem_os::PAGE_SIZE;
-use ghostmem_table::State;
+use ghostmem_table::PageState;
 
 use crate::parts::metrics::Counter;
 use crate::sim::world::{Data, Touch, World, config};
@@ -77,7 +77,7 @@ fn what_the_kernel_refuses_stays_where_it_is() {
                 .map(|&page| world.state(page))
                 .collect::<Vec<_>>()
         };
-        let stored = State::Stored;
+        let stored = PageState::Stored;
         for round in 0..3 {
             for &page in &pages {
                 world.store(page, Data::Text);
@@ -99,7 +99,7 @@ fn what_the_kernel_refuses_stays_where_it_is() {
                 }
             }
             assert_eq!(world.evict(block, 4), 3);
-            assert_eq!(states(), [stored, State::Resident, stored, stored]);
+            assert_eq!(states(), [stored, PageState::Resident, stored, stored]);
             assert_eq!(world.sim.answers_left(), 0);
             assert_eq!(
                 world.engine.stats().stored_pages,

@@ -2,7 +2,7 @@
 
 use ghostmem_fault::sim::{Answer, Call, Manner, Outcome, Simulation};
 use ghostmem_os::PAGE_SIZE;
-use ghostmem_table::State;
+use ghostmem_table::PageState;
 
 use crate::parts::metrics::Counter;
 use crate::sim::world::{Data, Touch, World, config};
@@ -16,8 +16,8 @@ fn a_first_touch_brings_zeros_and_a_refault_the_bytes() {
         world.store(block + PAGE_SIZE, Data::Text);
         assert_eq!(world.count(Counter::faults), 2);
         assert_eq!(world.evict(block, 2), 2);
-        assert_eq!(world.state(block), State::Filled);
-        assert_eq!(world.state(block + PAGE_SIZE), State::Stored);
+        assert_eq!(world.state(block), PageState::Filled);
+        assert_eq!(world.state(block + PAGE_SIZE), PageState::Stored);
         world.load(block);
         world.load(block + PAGE_SIZE);
         assert_eq!(world.count(Counter::refaults), 2);
@@ -80,7 +80,7 @@ fn a_mapping_that_the_program_took_away_reads_as_zero() {
         world.sim.forget(block);
         // Twice in a row before the mapping itself is looked at.
         world.load(block);
-        assert_eq!(world.state(block), State::Resident);
+        assert_eq!(world.state(block), PageState::Resident);
         assert!(world.count(Counter::fault_races) > 0);
         world.audit();
     });

@@ -2,7 +2,7 @@
 
 use ghostmem_fault::sim::{Manner, Simulation};
 use ghostmem_os::PAGE_SIZE;
-use ghostmem_table::State;
+use ghostmem_table::PageState;
 
 use crate::parts::metrics::Counter;
 use crate::sim::world::{Data, World, config};
@@ -54,7 +54,7 @@ fn a_child_trusts_no_copy_as_its_pages_are_not_protected() {
             world.audit();
             // Nobody is told of these stores.
             let faults = world.count(Counter::write_faults);
-            assert_eq!(world.state(block), State::Resident);
+            assert_eq!(world.state(block), PageState::Resident);
             world.store(block, Data::Few);
             assert_eq!(world.count(Counter::write_faults), faults);
             world.evict(block, 1);

@@ -11,7 +11,7 @@ use ghostmem_file::{Faults, Injected, Options};
 use ghostmem_os::PAGE_SIZE;
 use ghostmem_os::map::MapArc;
 use ghostmem_store::Place;
-use ghostmem_table::State;
+use ghostmem_table::PageState;
 
 use crate::evict::reclaimer::Reclaimer;
 use crate::parts::cold::{Cold, SpillSettings};
@@ -152,7 +152,7 @@ impl World {
         self.engine.metrics.sum(counter)
     }
 
-    pub(super) fn state(&self, address: usize) -> State {
+    pub(super) fn state(&self, address: usize) -> PageState {
         self.engine.page_state(address).unwrap()
     }
 
@@ -194,7 +194,7 @@ impl World {
         self.engine.discard(address, pages * PAGE_SIZE).unwrap();
         self.busy.replace(0..0);
         for page in range.step_by(PAGE_SIZE) {
-            if self.state(page) == State::Empty {
+            if self.state(page) == PageState::Empty {
                 self.model.borrow_mut().remove(&page);
                 continue;
             }
@@ -230,10 +230,10 @@ impl World {
         }
         // Pages that a block was to lose may be forgotten even where it keeps them.
         for page in (address + pages * PAGE_SIZE..address + before * PAGE_SIZE).step_by(PAGE_SIZE) {
-            if self.state(page) == State::Empty {
+            if self.state(page) == PageState::Empty {
                 self.model.borrow_mut().remove(&page);
             }
-            assert!(!resized || self.state(page) == State::Empty);
+            assert!(!resized || self.state(page) == PageState::Empty);
         }
         resized
     }
@@ -431,14 +431,17 @@ impl World {
                 first..(first + PAGE_SIZE / 8).min(region.pages())
             }) {
                 let word = region.table.load(page);
-                let clean = word.state() == State::Resident && word.is_clean();
-                resident += i64::from(word.state() == State::Resident);
+                let clean = word.state() == PageState::Resident && word.is_clean();
+                resident += i64::from(word.state() == PageState::Resident);
                 copies += usize::from(clean);
                 match word.state() {
-                    State::Empty | State::Filled | State::Resident | State::Stored => {}
+                    PageState::Empty
+                    | PageState::Filled
+                    | PageState::Resident
+                    | PageState::Stored => {}
                     state => panic!("page {page} was left {state:?}"),
                 }
-                if clean || word.state() == State::Stored {
+                if clean || word.state() == PageState::Stored {
                     let new = match Place::from_bits(word.payload()).unwrap() {
                         Place::Store(slot) => slots.insert(slot.bits()),
                         Place::Cold(..) => places.insert(word.payload()),

@@ -9,7 +9,7 @@ use core::time::Duration;
 use ghostmem_os::clock;
 use ghostmem_policy::pace::{Pace, StoreFigures, TURN_SLOTS_MIN};
 use ghostmem_store::{Owner, Slot, StoreStats};
-use ghostmem_table::State;
+use ghostmem_table::PageState;
 
 use crate::parts::engine::Engine;
 use crate::parts::region::place_of;
@@ -102,8 +102,8 @@ impl Engine {
             return false;
         }
         let word = region.table.load(page);
-        let owns =
-            word.state() == State::Stored || (word.state() == State::Resident && word.is_clean());
+        let owns = word.state() == PageState::Stored
+            || (word.state() == PageState::Resident && word.is_clean());
         if !owns || word.payload() != slot.bits() {
             return false;
         }

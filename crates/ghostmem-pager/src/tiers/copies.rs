@@ -17,7 +17,7 @@ use ghostmem_os::PAGE_SIZE;
 use ghostmem_policy::balance::{self, Copies};
 use ghostmem_policy::hand::{EVICT_BATCH_PAGES, LOOKS_PER_PAGE};
 use ghostmem_store::{Place, StoreStats};
-use ghostmem_table::{State, Word};
+use ghostmem_table::{PageState, Word};
 
 use crate::parts::cold::Spill;
 use crate::parts::engine::Engine;
@@ -117,7 +117,7 @@ impl Engine {
                 let word = region.table.load(page);
                 // A copy in a file takes no room here.
                 let in_store = matches!(Place::from_bits(word.payload()), Some(Place::Store(_)));
-                if word.state() != State::Resident || !word.is_clean() || !in_store {
+                if word.state() != PageState::Resident || !word.is_clean() || !in_store {
                     continue;
                 }
                 let Ok(claim) = region.table.claim(page, word) else {

@@ -37,7 +37,7 @@ use ghostmem_os::map::MapArc;
 use ghostmem_os::thread::EngineThread;
 use ghostmem_os::{OsError, clock, futex};
 use ghostmem_store::tier::{ColdTier, Packed, TierSlot};
-use ghostmem_table::State;
+use ghostmem_table::PageState;
 
 use crate::parts::cold::Spill;
 use crate::parts::engine::Engine;
@@ -153,8 +153,8 @@ impl Engine {
         };
         let inside = ghostmem_fault::gate().enter();
         let word = region.table.load(page);
-        let owns =
-            word.state() == State::Stored || (word.state() == State::Resident && word.is_clean());
+        let owns = word.state() == PageState::Stored
+            || (word.state() == PageState::Resident && word.is_clean());
         let moved = owns
             && word.payload() == spill.place(from)
             && region.table.claim(page, word).is_ok_and(|claim| {

@@ -17,7 +17,7 @@ use ghostmem_os::message::Line;
 use ghostmem_policy::Past;
 use ghostmem_store::Place;
 use ghostmem_store::tier::{ColdTier, TierError, TierId, TierSlot};
-use ghostmem_table::{Claim, State};
+use ghostmem_table::{Claim, PageState};
 
 use crate::parts::cold::Spill;
 use crate::parts::engine::Engine;
@@ -167,7 +167,7 @@ impl Spill {
     fn slot_of_claimed(&self, claim: &Claim) -> Option<TierSlot> {
         let before = claim.before();
         match Place::from_bits(before.payload()) {
-            Some(Place::Cold(tier, slot)) if before.state() == State::Stored => {
+            Some(Place::Cold(tier, slot)) if before.state() == PageState::Stored => {
                 self.named(tier).map(|_| slot)
             }
             _ => None,

@@ -37,7 +37,7 @@ pub struct Asking {
 
 #[derive(Debug, Default)]
 struct Shared {
-    state: Lock<State>,
+    state: Lock<SlabState>,
     /// Raised for each question.
     asked: AtomicU64,
     /// Raised for each answer.
@@ -62,7 +62,7 @@ struct Kept {
 type Answer = Result<(u8, Vec<u8>), TierCause>;
 
 #[derive(Debug, Default)]
-struct State {
+struct SlabState {
     pages: HashMap<u32, Kept>,
     free: VecDeque<u32>,
     next: u32,
@@ -72,7 +72,7 @@ struct State {
     questions: HashMap<u32, Option<Answer>>,
 }
 
-impl State {
+impl SlabState {
     fn keep(&mut self, page: Kept) -> TierSlot {
         let number = self.free.pop_front().unwrap_or(self.next);
         if number == self.next {

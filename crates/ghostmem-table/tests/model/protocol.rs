@@ -16,7 +16,9 @@
 //!
 //! Whoever meets `Claimed` or `Dropping` announces itself and sleeps.
 
-use ghostmem_table::{AtomicU64, Claim, DropClaim, EvictClaim, PageTable, State, Waiters, Word};
+use ghostmem_table::{
+    AtomicU64, Claim, DropClaim, EvictClaim, PageState, PageTable, Waiters, Word,
+};
 use loom::sync::atomic::{AtomicUsize, Ordering, fence};
 use loom::thread;
 
@@ -133,14 +135,14 @@ impl World {
         let word = self.table().load(PAGE);
         let store_refused = access == Access::Write && fault == Fault::Protected;
         match word.state() {
-            State::Empty | State::Stored | State::Filled => {
+            PageState::Empty | PageState::Stored | PageState::Filled => {
                 if let Some(claim) = self.claim(word) {
                     let word = self.install(&claim, access);
                     self.release(claim, word);
                 }
             }
             // From `Evicting` this claim is the cancellation.
-            State::Resident | State::Evicting if store_refused => {
+            PageState::Resident | PageState::Evicting if store_refused => {
                 if let Some(claim) = self.claim(word) {
                     let word = self.open(&claim);
                     self.release(claim, word);
@@ -148,9 +150,9 @@ impl World {
             }
             // Lost a race, or still readable: the access goes through now. The
             // yield only keeps loom from replaying one stale load for ever.
-            State::Resident | State::Evicting => thread::yield_now(),
-            State::Claimed | State::Dropping => self.sleep(word),
-            State::Lost => panic!("no page of the model is lost"),
+            PageState::Resident | PageState::Evicting => thread::yield_now(),
+            PageState::Claimed | PageState::Dropping => self.sleep(word),
+            PageState::Lost => panic!("no page of the model is lost"),
         }
     }
 
@@ -160,9 +162,9 @@ impl World {
     fn install(&self, claim: &Claim, access: Access) -> Word {
         let before = claim.before();
         // The mark of a spiller, which shares the bit, goes.
-        let resident = before.with_state(State::Resident).with_clean(false);
+        let resident = before.with_state(PageState::Resident).with_clean(false);
         match before.state() {
-            State::Stored => {
+            PageState::Stored => {
                 let content = self.get(before.payload());
                 let clean = access == Access::Read;
                 self.mapping.map(claim, content, clean);
@@ -173,11 +175,11 @@ impl World {
                     resident.with_payload(0)
                 }
             }
-            State::Filled => {
+            PageState::Filled => {
                 self.mapping.map(claim, before.payload(), false);
                 resident.with_payload(0)
             }
-            State::Empty => {
+            PageState::Empty => {
                 self.mapping.map(claim, 0, false);
                 resident
             }
@@ -189,7 +191,7 @@ impl World {
     /// say. The slot of a clean page goes: its bytes are about to be old.
     fn open(&self, claim: &Claim) -> Word {
         let before = claim.before();
-        assert_eq!(before.state(), State::Resident);
+        assert_eq!(before.state(), PageState::Resident);
         self.mapping.unprotect(claim);
         if before.is_clean() {
             self.free(before.payload());
@@ -202,7 +204,7 @@ impl World {
     /// Evicts the page if it may leave. `nonce` names the batch.
     pub(crate) fn evict(&self, nonce: u64) -> Evicted {
         let word = self.table().load(PAGE);
-        if word.state() == State::Resident && !word.is_pinned() && word.is_clean() {
+        if word.state() == PageState::Resident && !word.is_pinned() && word.is_clean() {
             return self.drop_clean(word);
         }
         let Some(claim) = self.begin(word, nonce) else {
@@ -236,7 +238,7 @@ impl World {
     /// anybody may cancel, so nothing is certain: the protection may come
     /// late, to a page that is open again, gone, or somebody else's.
     fn begin(&self, word: Word, nonce: u64) -> Option<EvictClaim> {
-        if word.state() != State::Resident || word.is_pinned() || word.is_clean() {
+        if word.state() != PageState::Resident || word.is_pinned() || word.is_clean() {
             return None;
         }
         let claim = self.table().begin_evict(PAGE, word, nonce).ok()?;
@@ -261,16 +263,16 @@ impl World {
     /// Puts a copied page away and takes its mapping, unless it was touched.
     fn seal(&self, claim: EvictClaim, content: u64) -> Evicted {
         let (state, payload) = if content < SAME_FILLED_END {
-            (State::Filled, content)
+            (PageState::Filled, content)
         } else {
-            (State::Stored, self.store.put(content))
+            (PageState::Stored, self.store.put(content))
         };
         if let Some(claim) = self.table().seal(claim) {
             let word = claim.before().with_state(state).with_payload(payload);
             self.take_away(claim, word);
             Evicted::Sealed
         } else {
-            if state == State::Stored {
+            if state == PageState::Stored {
                 self.store.free(payload);
             }
             Evicted::Cancelled
@@ -282,7 +284,10 @@ impl World {
         let Ok(claim) = self.table().begin_drop(PAGE, word) else {
             return Evicted::Skipped;
         };
-        let stored = claim.before().with_state(State::Stored).with_clean(false);
+        let stored = claim
+            .before()
+            .with_state(PageState::Stored)
+            .with_clean(false);
         self.take_away(claim, stored);
         Evicted::Dropped
     }
@@ -298,7 +303,7 @@ impl World {
     /// page is protected, no longer.
     pub(crate) fn evict_batch(&self, nonce: u64) -> Evicted {
         let word = self.table().load(PAGE);
-        if word.state() == State::Resident && !word.is_pinned() && word.is_clean() {
+        if word.state() == PageState::Resident && !word.is_pinned() && word.is_clean() {
             return self.drop_clean(word);
         }
         self.enter_protecting();
@@ -348,10 +353,10 @@ impl World {
     pub(crate) fn discard(&self) {
         let claim = self.claim_any();
         let before = claim.before();
-        if before.state() == State::Resident {
+        if before.state() == PageState::Resident {
             self.mapping.unmap(&claim);
         }
-        if before.state() == State::Stored || before.is_clean() {
+        if before.state() == PageState::Stored || before.is_clean() {
             self.free(before.payload());
         }
         self.release(claim, Word::EMPTY);
@@ -376,7 +381,7 @@ impl World {
     /// a late evictor may leave it protected.
     pub(crate) fn pin_without_waiting(&self) {
         let claim = self.claim_any();
-        let word = if claim.before().state() == State::Resident {
+        let word = if claim.before().state() == PageState::Resident {
             self.open(&claim)
         } else {
             self.install(&claim, Access::Write)
@@ -389,7 +394,7 @@ impl World {
     /// clock hand do. True when the change went in.
     pub(crate) fn amend(&self, change: impl FnOnce(Word) -> Word) -> bool {
         let word = self.table().load(PAGE);
-        word.state() == State::Resident && self.table().amend(PAGE, word, change(word)).is_ok()
+        word.state() == PageState::Resident && self.table().amend(PAGE, word, change(word)).is_ok()
     }
 
     // Places of stored pages, of either kind.
@@ -427,7 +432,7 @@ impl World {
     fn claim_any(&self) -> Claim {
         loop {
             let word = self.table().load(PAGE);
-            if matches!(word.state(), State::Claimed | State::Dropping) {
+            if matches!(word.state(), PageState::Claimed | PageState::Dropping) {
                 self.sleep(word);
             } else if let Some(claim) = self.claim(word) {
                 return claim;
@@ -474,9 +479,9 @@ impl World {
         let rest = self.mapping.at_rest();
         assert!(!word.has_waiters(), "a waiter was forgotten: {word:?}");
         let (resident, slot) = match word.state() {
-            State::Resident => (true, word.is_clean()),
-            State::Stored => (false, true),
-            State::Empty | State::Filled => (false, false),
+            PageState::Resident => (true, word.is_clean()),
+            PageState::Stored => (false, true),
+            PageState::Empty | PageState::Filled => (false, false),
             state => panic!("left in {state:?} with no owner"),
         };
         assert_eq!(rest.present, resident, "mapping against {word:?}");

@@ -11,7 +11,7 @@
 //! keeps the mark. The mark says that the page is as it was when it was marked
 //! last: a batch must not have an older copy of it.
 
-use ghostmem_table::State;
+use ghostmem_table::PageState;
 
 use super::World;
 use super::protocol::{FILE, PAGE};
@@ -88,7 +88,7 @@ impl World {
     /// marked. `None` when it is not a stored page.
     fn look(&self) -> Option<Copied> {
         let word = self.table().load(PAGE);
-        if word.state() != State::Stored || word.payload() >= FILE {
+        if word.state() != PageState::Stored || word.payload() >= FILE {
             return None;
         }
         let claim = self.claim(word)?;
@@ -107,7 +107,7 @@ impl World {
         let place = copy.place;
         loop {
             let now = self.table().load(PAGE);
-            let same = now.state() == State::Stored
+            let same = now.state() == PageState::Stored
                 && now.payload() < FILE
                 && match proof {
                     Proof::Mark => now.is_marked(),
@@ -120,7 +120,7 @@ impl World {
             // Lost to a relocation, which leaves the mark, or to a touch.
             let Some(claim) = self.claim(now) else {
                 loom::thread::yield_now();
-                if self.table().load(PAGE).state() == State::Claimed {
+                if self.table().load(PAGE).state() == PageState::Claimed {
                     self.file.free(place);
                     return Spilled::Touched;
                 }
@@ -136,8 +136,8 @@ impl World {
     /// same tier; whether it did.
     pub(crate) fn relocate(&self) -> bool {
         let word = self.table().load(PAGE);
-        let owns =
-            word.state() == State::Stored || (word.state() == State::Resident && word.is_clean());
+        let owns = word.state() == PageState::Stored
+            || (word.state() == PageState::Resident && word.is_clean());
         if !owns {
             return false;
         }
