@@ -214,16 +214,16 @@ impl Place {
         };
         let file = loop {
             let file = File::open_or_create(path).map_err(failed)?;
-            match claim(file, path) {
-                Ok(Claim::Ours) => break file,
-                Ok(Claim::Replaced) => file.close(),
-                Ok(Claim::InUse) => {
+            match take_over(file, path) {
+                Ok(Takeover::Ours) => break file,
+                Ok(Takeover::Replaced) => file.close(),
+                Ok(Takeover::InUse) => {
                     file.close();
                     return Err(OpenError::InUse {
                         path: Self::text(path),
                     });
                 }
-                Ok(Claim::Foreign) => {
+                Ok(Takeover::Foreign) => {
                     file.close();
                     return Err(OpenError::Foreign {
                         path: Self::text(path),
@@ -287,7 +287,7 @@ impl Place {
 }
 
 /// What a named file turned out to be.
-enum Claim {
+enum Takeover {
     Ours,
     InUse,
     Foreign,
@@ -295,29 +295,29 @@ enum Claim {
     Replaced,
 }
 
-fn claim(file: File, path: &CStr) -> Result<Claim, OsError> {
+fn take_over(file: File, path: &CStr) -> Result<Takeover, OsError> {
     let status = file.status()?;
     // Another user could read what is written, or write what is read.
     if !status.is_regular || !status.is_own {
-        return Ok(Claim::Foreign);
+        return Ok(Takeover::Foreign);
     }
     match file.try_lock() {
-        Err(error) if error.errno == libc::EWOULDBLOCK => return Ok(Claim::InUse),
+        Err(error) if error.errno == libc::EWOULDBLOCK => return Ok(Takeover::InUse),
         other => other?,
     }
     match file::identity_at(path) {
         Ok(there) if there == status.identity => {}
-        Ok(_) => return Ok(Claim::Replaced),
-        Err(error) if error.errno == libc::ENOENT => return Ok(Claim::Replaced),
+        Ok(_) => return Ok(Takeover::Replaced),
+        Err(error) if error.errno == libc::ENOENT => return Ok(Takeover::Replaced),
         Err(error) => return Err(error),
     }
     let mut begins = [0; MAGIC.len()];
     let len = file.read_at(&mut begins, 0)?;
     if file.status()?.len_bytes != 0 && (len != MAGIC.len() || begins != *MAGIC) {
-        return Ok(Claim::Foreign);
+        return Ok(Takeover::Foreign);
     }
     file.make_private()?;
-    Ok(Claim::Ours)
+    Ok(Takeover::Ours)
 }
 
 /// Writes the header, which shows whether the file takes writes, and how.

@@ -13,7 +13,7 @@ use ghostmem_os::map::ZeroArray;
 use crate::class::{self, CLASSES, Geometry, HEADER_BYTES, RAW_CLASS, SLAB_BYTES, SLAB_PAGES};
 use crate::handle::SLABS_MAX;
 use crate::memory::{Memory, Word};
-use crate::slabs::Claim;
+use crate::slabs::SlotRef;
 use crate::state::{GLOBALS, Global, row};
 
 /// Global words on a cache line of their own.
@@ -76,72 +76,72 @@ impl Arrays {
     }
 
     /// Byte offset of a slot in the arena.
-    fn offset(claim: Claim) -> usize {
-        let slot_bytes = class::geometry(claim.class).slot_bytes as usize;
-        claim.slab as usize * SLAB_BYTES + claim.index as usize * slot_bytes
+    fn offset(at: SlotRef) -> usize {
+        let slot_bytes = class::geometry(at.class).slot_bytes as usize;
+        at.slab as usize * SLAB_BYTES + at.index as usize * slot_bytes
     }
 
     /// Where the payload of a slot starts, and how much it can hold.
-    fn payload(claim: Claim) -> (usize, usize) {
-        let slot_bytes = class::geometry(claim.class).slot_bytes as usize;
-        let start = Self::offset(claim);
-        if claim.class == RAW_CLASS {
+    fn payload(at: SlotRef) -> (usize, usize) {
+        let slot_bytes = class::geometry(at.class).slot_bytes as usize;
+        let start = Self::offset(at);
+        if at.class == RAW_CLASS {
             (start, slot_bytes)
         } else {
             (start + HEADER_BYTES, slot_bytes - HEADER_BYTES)
         }
     }
 
-    fn raw_header(&self, claim: Claim) -> Option<&AtomicU64> {
-        let row = self.slabs[claim.slab as usize][row::RAW_ROW].load(Acquire);
+    fn raw_header(&self, at: SlotRef) -> Option<&AtomicU64> {
+        let row = self.slabs[at.slab as usize][row::RAW_ROW].load(Acquire);
         self.raw_headers
             .get(row.checked_sub(1)? as usize)?
-            .get(claim.index as usize)
+            .get(at.index as usize)
     }
 
     /// Reads the header of a slot; 0 where none can be.
-    pub(crate) fn header(&self, claim: Claim) -> u64 {
-        if claim.index >= class::geometry(claim.class).slots {
+    pub(crate) fn header(&self, at: SlotRef) -> u64 {
+        if at.index >= class::geometry(at.class).slots {
             return 0;
         }
-        if claim.class == RAW_CLASS {
-            return self.raw_header(claim).map_or(0, |word| word.load(Relaxed));
+        if at.class == RAW_CLASS {
+            return self.raw_header(at).map_or(0, |word| word.load(Relaxed));
         }
-        self.arena.read_word(Self::offset(claim))
+        self.arena.read_word(Self::offset(at))
     }
 
     /// Writes the header of a slot the caller owns.
-    pub(crate) fn set_header(&self, claim: Claim, header: u64) {
-        if claim.class != RAW_CLASS {
-            self.arena.write_word(Self::offset(claim), header);
-        } else if let Some(word) = self.raw_header(claim) {
+    pub(crate) fn set_header(&self, at: SlotRef, header: u64) {
+        if at.class != RAW_CLASS {
+            self.arena.write_word(Self::offset(at), header);
+        } else if let Some(word) = self.raw_header(at) {
             word.store(header, Relaxed);
         }
     }
 
     /// Starts to bring a slot's bytes into the cache.
-    pub(crate) fn prefetch(&self, claim: Claim) {
-        let slot_bytes = class::geometry(claim.class).slot_bytes as usize;
-        self.arena.prefetch(Self::offset(claim), slot_bytes);
+    pub(crate) fn prefetch(&self, at: SlotRef) {
+        let slot_bytes = class::geometry(at.class).slot_bytes as usize;
+        self.arena.prefetch(Self::offset(at), slot_bytes);
     }
 
     /// Fills `out`, or as much of it as the slot can hold, from the payload.
-    pub(crate) fn read(&self, claim: Claim, out: &mut [u8]) {
-        let (start, room) = Self::payload(claim);
+    pub(crate) fn read(&self, at: SlotRef, out: &mut [u8]) {
+        let (start, room) = Self::payload(at);
         let len = out.len().min(room);
         self.arena.read(start, &mut out[..len]);
     }
 
     /// Writes the payload of a slot the caller owns.
-    pub(crate) fn write(&self, claim: Claim, data: &[u8]) {
-        let (start, room) = Self::payload(claim);
+    pub(crate) fn write(&self, at: SlotRef, data: &[u8]) {
+        let (start, room) = Self::payload(at);
         debug_assert!(data.len() <= room, "the class was chosen to fit");
         self.arena.write(start, &data[..data.len().min(room)]);
     }
 
     /// Copies `len` payload bytes between two slots the caller owns, with
     /// little stack.
-    pub(crate) fn copy(&self, from: Claim, to: Claim, len: usize) {
+    pub(crate) fn copy(&self, from: SlotRef, to: SlotRef, len: usize) {
         let mut buffer = [0_u8; COPY_BYTES];
         let (source, room) = Self::payload(from);
         let (target, room_there) = Self::payload(to);
@@ -156,25 +156,25 @@ impl Arrays {
     }
 
     /// Counts a slot filled with `len` bytes.
-    pub(crate) fn count_insert(&self, claim: Claim, len: usize) {
-        let tally = self.tally_of(claim.slab);
+    pub(crate) fn count_insert(&self, at: SlotRef, len: usize) {
+        let tally = self.tally_of(at.slab);
         tally[tally::INSERTS].fetch_add(1, Relaxed);
         tally[tally::DATA_BYTES].fetch_add(len as u64, Relaxed);
-        let slot_bytes = u64::from(class::geometry(claim.class).slot_bytes);
+        let slot_bytes = u64::from(class::geometry(at.class).slot_bytes);
         tally[tally::SLOT_BYTES].fetch_add(slot_bytes, Relaxed);
-        if claim.class == RAW_CLASS {
+        if at.class == RAW_CLASS {
             tally[tally::RAW_SLOTS].fetch_add(1, Relaxed);
         }
     }
 
     /// Counts a slot with `len` bytes given back.
-    pub(crate) fn count_remove(&self, claim: Claim, len: usize) {
-        let tally = self.tally_of(claim.slab);
+    pub(crate) fn count_remove(&self, at: SlotRef, len: usize) {
+        let tally = self.tally_of(at.slab);
         tally[tally::REMOVES].fetch_add(1, Relaxed);
         tally[tally::DATA_BYTES].fetch_sub(len as u64, Relaxed);
-        let slot_bytes = u64::from(class::geometry(claim.class).slot_bytes);
+        let slot_bytes = u64::from(class::geometry(at.class).slot_bytes);
         tally[tally::SLOT_BYTES].fetch_sub(slot_bytes, Relaxed);
-        if claim.class == RAW_CLASS {
+        if at.class == RAW_CLASS {
             tally[tally::RAW_SLOTS].fetch_sub(1, Relaxed);
         }
     }

@@ -7,7 +7,7 @@ use crate::arrays::Arrays;
 use crate::class::CLASSES;
 use crate::maintain::Turn;
 use crate::memory::Memory;
-use crate::slabs::Claim;
+use crate::slabs::SlotRef;
 use crate::state::{Global, Phase};
 use crate::{Owner, SlabStore, Slot, SlotInfo};
 
@@ -145,14 +145,14 @@ impl SlabStore {
         }
         let mut moved = 0;
         turn.for_each_taken(slab, |index| {
-            let claim = Claim {
+            let at = SlotRef {
                 slab,
                 index,
                 class: state.class(),
             };
             if moved < most
-                && let Some(info) = SlotInfo::from_doubtful(self.slabs.mem.header(claim))
-                && relocate(info.owner, Slot::new(claim))
+                && let Some(info) = SlotInfo::from_doubtful(self.slabs.mem.header(at))
+                && relocate(info.owner, Slot::new(at))
             {
                 moved += 1;
             }

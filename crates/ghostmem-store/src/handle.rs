@@ -10,7 +10,7 @@
 
 use crate::MAX_SLOT_BYTES;
 use crate::class::{self, CLASSES, SLOTS_MAX};
-use crate::slabs::Claim;
+use crate::slabs::SlotRef;
 
 /// Bits of an owner and of a slot handle.
 const ID_BITS: u32 = 40;
@@ -84,17 +84,17 @@ impl Slot {
     /// a page and a header. Read off the handle, which may be stale.
     #[must_use]
     pub fn room_bytes(self) -> usize {
-        class::geometry(self.claim().class).slot_bytes as usize
+        class::geometry(self.parts().class).slot_bytes as usize
     }
 
-    pub(crate) const fn new(claim: Claim) -> Self {
-        let place = (claim.slab as u64) << 16 | (claim.class as u64) << 8 | claim.index as u64;
+    pub(crate) const fn new(at: SlotRef) -> Self {
+        let place = (at.slab as u64) << 16 | (at.class as u64) << 8 | at.index as u64;
         Self(place + 1)
     }
 
-    pub(crate) const fn claim(self) -> Claim {
+    pub(crate) const fn parts(self) -> SlotRef {
         let place = self.0 - 1;
-        Claim {
+        SlotRef {
             slab: (place >> 16) as u32,
             index: (place & 0xFF) as u32,
             class: (place >> 8) as u8,
@@ -285,21 +285,21 @@ mod tests {
 
     #[test]
     fn handles_are_never_zero_and_fit_forty_bits() {
-        let first = Claim {
+        let first = SlotRef {
             slab: 0,
             index: 0,
             class: 0,
         };
-        let last = Claim {
+        let last = SlotRef {
             slab: SLABS_MAX as u32 - 1,
             index: SLOTS_MAX as u32 - 1,
             class: CLASSES as u8 - 1,
         };
         assert_eq!(Slot::new(first).bits(), 1);
-        for claim in [first, last] {
-            let slot = Slot::new(claim);
+        for at in [first, last] {
+            let slot = Slot::new(at);
             assert_eq!(Slot::from_bits(slot.bits()), Some(slot));
-            assert_eq!(slot.claim(), claim);
+            assert_eq!(slot.parts(), at);
         }
         assert_eq!(Slot::from_bits(0), None);
         assert_eq!(Slot::from_bits(1 << 40), None);
@@ -317,7 +317,7 @@ mod tests {
                 assert_eq!(Slot::from_bits(place.bits()), None);
             }
         }
-        let slot = Slot::new(Claim {
+        let slot = Slot::new(SlotRef {
             slab: 0xFF_FFFF,
             index: 0xFF,
             class: CLASSES as u8 - 1,

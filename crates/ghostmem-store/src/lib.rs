@@ -68,7 +68,7 @@ use ghostmem_os::OsError;
 
 use crate::arrays::Arrays;
 use crate::memory::Memory;
-use crate::slabs::{Claim, Prefer, Slabs};
+use crate::slabs::{Prefer, Slabs, SlotRef};
 use crate::state::Global;
 
 pub use handle::{Owner, Place, Slot, SlotInfo, TierId, TierSlot};
@@ -120,11 +120,11 @@ impl SlabStore {
             len: data.len(),
             codec,
         };
-        let claim = self
+        let at = self
             .slabs
             .allocate(class::class_for(data.len()), Prefer::Spare)?;
-        self.slabs.mem.write(claim, data);
-        Some(self.publish(claim, info))
+        self.slabs.mem.write(at, data);
+        Some(self.publish(at, info))
     }
 
     /// What the header of a slot says. The caller owns the slot.
@@ -133,7 +133,7 @@ impl SlabStore {
     /// When the handle was not made by this store.
     #[must_use]
     pub fn info(&self, slot: Slot) -> SlotInfo {
-        SlotInfo::from_header(self.slabs.mem.header(slot.claim()))
+        SlotInfo::from_header(self.slabs.mem.header(slot.parts()))
     }
 
     /// Copies the payload of a slot into the front of `out`; the rest of `out`
@@ -142,16 +142,16 @@ impl SlabStore {
     /// # Panics
     /// When the handle was not made by this store.
     pub fn read(&self, slot: Slot, out: &mut [u8; MAX_SLOT_BYTES]) -> SlotInfo {
-        let claim = slot.claim();
-        let info = SlotInfo::from_header(self.slabs.mem.header(claim));
-        self.slabs.mem.read(claim, &mut out[..info.len]);
+        let at = slot.parts();
+        let info = SlotInfo::from_header(self.slabs.mem.header(at));
+        self.slabs.mem.read(at, &mut out[..info.len]);
         info
     }
 
     /// Starts to bring a slot's bytes into the cache: worth calling as soon as
     /// a slot is known that is about to be read. Changes nothing.
     pub fn prefetch(&self, slot: Slot) {
-        self.slabs.mem.prefetch(slot.claim());
+        self.slabs.mem.prefetch(slot.parts());
     }
 
     /// Gives a slot back. The caller owns it, does so exactly once, and does
@@ -161,12 +161,12 @@ impl SlabStore {
     /// When the handle was not made by this store; in debug builds, when the
     /// slot is not in use.
     pub fn remove(&self, slot: Slot) {
-        let claim = slot.claim();
-        let info = SlotInfo::from_header(self.slabs.mem.header(claim));
-        let taken = self.slabs.release(claim.slab, claim.index);
+        let at = slot.parts();
+        let info = SlotInfo::from_header(self.slabs.mem.header(at));
+        let taken = self.slabs.release(at.slab, at.index);
         debug_assert!(taken, "a slot is removed once");
         if taken {
-            self.slabs.mem.count_remove(claim, info.len);
+            self.slabs.mem.count_remove(at, info.len);
         }
     }
 
@@ -180,7 +180,7 @@ impl SlabStore {
     /// When the handle was not made by this store.
     #[must_use]
     pub fn copy(&self, slot: Slot) -> Option<Slot> {
-        let from = slot.claim();
+        let from = slot.parts();
         let info = SlotInfo::from_header(self.slabs.mem.header(from));
         let to = self
             .slabs
@@ -199,10 +199,10 @@ impl SlabStore {
             .store(bytes as u64, Relaxed);
     }
 
-    fn publish(&self, claim: Claim, info: SlotInfo) -> Slot {
-        self.slabs.mem.set_header(claim, info.to_header());
-        self.slabs.mem.count_insert(claim, info.len);
-        Slot::new(claim)
+    fn publish(&self, at: SlotRef, info: SlotInfo) -> Slot {
+        self.slabs.mem.set_header(at, info.to_header());
+        self.slabs.mem.count_insert(at, info.len);
+        Slot::new(at)
     }
 }
 

@@ -39,7 +39,7 @@ pub(crate) struct Slabs<M> {
 
 /// A slot taken by [`Slabs::allocate`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Claim {
+pub(crate) struct SlotRef {
     pub(crate) slab: u32,
     pub(crate) index: u32,
     /// The class of the slab, possibly larger than the one asked for.
@@ -57,7 +57,7 @@ pub(crate) enum Prefer {
 
 impl<M: Memory> Slabs<M> {
     /// Takes a slot of `class`; `None` when the store is full.
-    pub(crate) fn allocate(&self, class: u8, prefer: Prefer) -> Option<Claim> {
+    pub(crate) fn allocate(&self, class: u8, prefer: Prefer) -> Option<SlotRef> {
         let turn = self.mem.global(Global::Turn).load(Acquire);
         self.take_listed(class)
             .or_else(|| self.take_unused(class, prefer))
@@ -125,7 +125,7 @@ impl<M: Memory> Slabs<M> {
         self.push(usize::from(class), slab);
     }
 
-    fn take_listed(&self, class: u8) -> Option<Claim> {
+    fn take_listed(&self, class: u8) -> Option<SlotRef> {
         let list = usize::from(class);
         loop {
             let head = self.top(list);
@@ -140,7 +140,7 @@ impl<M: Memory> Slabs<M> {
         }
     }
 
-    fn take_unused(&self, class: u8, prefer: Prefer) -> Option<Claim> {
+    fn take_unused(&self, class: u8, prefer: Prefer) -> Option<SlotRef> {
         let slab = match prefer {
             Prefer::Spare => self.pop_spare().or_else(|| self.pop_cold(class)),
             Prefer::Cold => self.pop_cold(class).or_else(|| self.pop_spare()),
@@ -157,14 +157,14 @@ impl<M: Memory> Slabs<M> {
         self.settle(slab, class)
     }
 
-    fn take_larger(&self, class: u8) -> Option<Claim> {
+    fn take_larger(&self, class: u8) -> Option<SlotRef> {
         let class = usize::from(class);
         let end = self.mem.class_count().min(class + 1 + LENDERS);
         (class + 1..end).find_map(|larger| self.take_listed(larger as u8))
     }
 
     /// `turn` is the turn word from before the lists were consulted.
-    fn take_anywhere(&self, class: u8, turn: u64) -> Option<Claim> {
+    fn take_anywhere(&self, class: u8, turn: u64) -> Option<SlotRef> {
         let none_empty = self.mem.global(Global::Empties).load(Acquire) as i64 <= 0;
         let none_misplaced = self.mem.global(Global::Misplaced).load(Acquire) == 0;
         let at_rest = turn.is_multiple_of(2) && self.mem.global(Global::Turn).load(Acquire) == turn;
@@ -256,10 +256,10 @@ impl<M: Memory> Slabs<M> {
 
     /// Turns a token into a slot: a bit of the bitmap, then memory behind it.
     /// Gives the token back when the byte limit refuses the memory.
-    fn settle(&self, slab: u32, class: u8) -> Option<Claim> {
+    fn settle(&self, slab: u32, class: u8) -> Option<SlotRef> {
         let index = self.claim_bit(slab, class);
         if self.back(slab, self.mem.geometry(class).page_mask(index)) {
-            Some(Claim { slab, index, class })
+            Some(SlotRef { slab, index, class })
         } else {
             self.release(slab, index);
             None

@@ -34,7 +34,7 @@ use loom::thread;
 use class::Geometry;
 use explore::{Steps, explore};
 use memory::{Memory, Word};
-use slabs::{Claim, Prefer, Slabs};
+use slabs::{Prefer, Slabs, SlotRef};
 use state::{GLOBALS, Global, Phase, row};
 
 /// An atomic word whose every access is a step of the model's.
@@ -179,17 +179,17 @@ fn store(slab_count: usize) -> Arc<Slabs<Model>> {
 }
 
 /// Takes a slot and writes it.
-fn take(slabs: &Slabs<Model>, class: u8) -> Option<Claim> {
-    let claim = slabs.allocate(class, Prefer::Spare)?;
-    assert!(claim.class >= class, "only a larger class may lend");
-    slabs.mem.touch(claim.slab, claim.index);
-    Some(claim)
+fn take(slabs: &Slabs<Model>, class: u8) -> Option<SlotRef> {
+    let at = slabs.allocate(class, Prefer::Spare)?;
+    assert!(at.class >= class, "only a larger class may lend");
+    slabs.mem.touch(at.slab, at.index);
+    Some(at)
 }
 
 /// Writes a slot once more and gives it back.
-fn give(slabs: &Slabs<Model>, claim: Claim) {
-    slabs.mem.touch(claim.slab, claim.index);
-    assert!(slabs.release(claim.slab, claim.index));
+fn give(slabs: &Slabs<Model>, at: SlotRef) {
+    slabs.mem.touch(at.slab, at.index);
+    assert!(slabs.release(at.slab, at.index));
 }
 
 /// All slots have been given back: everything must be returnable.
@@ -273,8 +273,8 @@ fn takers_of_one_class_never_share_a_slot() {
         let other = {
             let slabs = slabs.clone();
             thread::spawn(move || {
-                let claim = take(&slabs, 0).unwrap();
-                give(&slabs, claim);
+                let at = take(&slabs, 0).unwrap();
+                give(&slabs, at);
                 take(&slabs, 0).unwrap()
             })
         };
@@ -314,11 +314,11 @@ fn a_free_slot_of_a_full_slab_is_found_again() {
 fn an_empty_slab_changes_class_in_place() {
     check(|| {
         let slabs = store(1);
-        let claim = take(&slabs, 0).unwrap();
+        let at = take(&slabs, 0).unwrap();
         let other = {
             let slabs = slabs.clone();
             thread::spawn(move || {
-                give(&slabs, claim);
+                give(&slabs, at);
                 take(&slabs, 0)
             })
         };
@@ -327,8 +327,8 @@ fn an_empty_slab_changes_class_in_place() {
         if let (Some(early), Some(theirs)) = (early, theirs) {
             assert_eq!(early.class, theirs.class, "one slab serves one class");
         }
-        for claim in [early, theirs].into_iter().flatten() {
-            give(&slabs, claim);
+        for at in [early, theirs].into_iter().flatten() {
+            give(&slabs, at);
         }
         let late = take(&slabs, 1).unwrap();
         give(&slabs, late);
@@ -342,13 +342,13 @@ fn an_empty_slab_changes_class_in_place() {
 fn trim_takes_only_empty_slabs() {
     check(|| {
         let slabs = store(2);
-        let claim = take(&slabs, 0).unwrap();
+        let at = take(&slabs, 0).unwrap();
         let other = {
             let slabs = slabs.clone();
             thread::spawn(move || {
-                give(&slabs, claim);
-                let claim = take(&slabs, 0).unwrap();
-                give(&slabs, claim);
+                give(&slabs, at);
+                let at = take(&slabs, 0).unwrap();
+                give(&slabs, at);
             })
         };
         let turn = slabs.maintenance_turn().unwrap();
@@ -366,13 +366,13 @@ fn trim_takes_only_empty_slabs() {
 fn draining_ends_well_under_concurrent_removes_and_inserts() {
     check(|| {
         let slabs = store(2);
-        let claim = take(&slabs, 0).unwrap();
+        let at = take(&slabs, 0).unwrap();
         let other = {
             let slabs = slabs.clone();
             thread::spawn(move || {
-                give(&slabs, claim);
-                let claim = take(&slabs, 0).unwrap();
-                give(&slabs, claim);
+                give(&slabs, at);
+                let at = take(&slabs, 0).unwrap();
+                give(&slabs, at);
             })
         };
         let turn = slabs.maintenance_turn().unwrap();
@@ -394,13 +394,13 @@ fn draining_ends_well_under_concurrent_removes_and_inserts() {
 fn what_is_drained_loses_its_memory_only_while_nobody_has_a_slot_of_it() {
     check(|| {
         let slabs = store(2);
-        let claim = take(&slabs, 0).unwrap();
+        let at = take(&slabs, 0).unwrap();
         let other = {
             let slabs = slabs.clone();
             thread::spawn(move || {
-                give(&slabs, claim);
-                let claim = take(&slabs, 0).unwrap();
-                give(&slabs, claim);
+                give(&slabs, at);
+                let at = take(&slabs, 0).unwrap();
+                give(&slabs, at);
             })
         };
         let turn = slabs.maintenance_turn().unwrap();
