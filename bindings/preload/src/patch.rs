@@ -7,7 +7,7 @@
 //! start, while there is one thread:
 //!
 //! ```text
-//!   libc                          stub (one per place, near libc)
+//!   libc                          stub (one per site, near libc)
 //!   ...                           mov eax, 1          the moved instructions
 //!   jmp stub  ──────────────────► is an argument ghost?
 //!   syscall   ◄────────────────── no: go on where we were
@@ -87,7 +87,7 @@ pub(crate) fn install(texts: &[Text], maps: bool, plans: &Plans) -> Report {
             left: plan.left,
             ..Report::default()
         };
-        patch_object(text, &plan.places, &mut here);
+        patch_object(text, &plan.sites, &mut here);
         if text.of_libc {
             report.patched += here.patched;
             report.left += here.left;
@@ -100,16 +100,16 @@ pub(crate) fn install(texts: &[Text], maps: bool, plans: &Plans) -> Report {
     report
 }
 
-/// Finds an object's places.
+/// Finds an object's sites.
 fn look_for(text: &Text, maps: bool) -> Plan {
     let mut found = Report {
         maps,
         ..Report::default()
     };
     let functions = || text.functions();
-    let places = find(code_of(text), text.start, functions, &mut found);
+    let sites = find(code_of(text), text.start, functions, &mut found);
     Plan {
-        places,
+        sites,
         left: found.left,
     }
 }
@@ -119,7 +119,7 @@ const CALL: usize = 2;
 
 /// One system call instruction, and how to redirect it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Place {
+pub(crate) struct Site {
     /// Where the jump goes, and how many bytes of instructions it replaces.
     pub(crate) window: usize,
     pub(crate) window_bytes: usize,
@@ -137,7 +137,7 @@ pub(crate) struct Place {
 /// Most distances of a window: instructions that have one take six bytes and more.
 pub(crate) const DISTANCES_MAX: usize = 3;
 
-impl Place {
+impl Site {
     /// The first byte behind what the jump replaces.
     pub(crate) fn end(&self) -> usize {
         self.window + self.window_bytes
@@ -149,24 +149,24 @@ impl Place {
     }
 }
 
-fn patch_object(text: &Text, places: &[Place], report: &mut Report) {
-    if places.is_empty() {
+fn patch_object(text: &Text, sites: &[Site], report: &mut Report) {
+    if sites.is_empty() {
         return;
     }
     let Some(area) = Area::near(text) else {
-        report.left += places.len();
+        report.left += sites.len();
         return;
     };
     area.set(ENTRY_AT, crate::calls::entry_address());
     let mut cursor = area.first();
     let (mut jumps, mut detours) = (Vec::new(), Vec::new());
-    for place in places {
-        match write_stub(place, &area, cursor) {
+    for site in sites {
+        match write_stub(site, &area, cursor) {
             Some(end) if end < area.end() => {
-                jumps.push(place);
+                jumps.push(site);
                 detours.push(Detour {
-                    window: place.window,
-                    window_bytes: place.window_bytes,
+                    window: site.window,
+                    window_bytes: site.window_bytes,
                     stub: cursor,
                 });
                 cursor = end.next_multiple_of(16);
@@ -183,32 +183,32 @@ fn patch_object(text: &Text, places: &[Place], report: &mut Report) {
     let forks = [c"_Fork", c"fork"].map(crate::start::next);
     report.forks |= jumps
         .iter()
-        .any(|place| place.number == Some(table::CLONE) && forks.contains(&place.function));
+        .any(|site| site.number == Some(table::CLONE) && forks.contains(&site.function));
 }
 
-/// The places in an object's code, which is at `base`, that can be redirected.
+/// The sites in an object's code, which is at `base`, that can be redirected.
 pub(crate) fn find(
     code: &[u8],
     base: usize,
     functions: impl FnOnce() -> Vec<usize>,
     report: &mut Report,
-) -> Vec<Place> {
+) -> Vec<Site> {
     // Most objects have none, and do without a look at their branches.
     let scan = Scan::for_calls(code, base);
     if scan.calls.is_empty() {
         return Vec::new();
     }
-    let mut places = candidates(code, &scan, &functions(), report);
-    if !places.is_empty() {
-        drop_entered(&Scan::of(code, base), &mut places, report);
+    let mut sites = candidates(code, &scan, &functions(), report);
+    if !sites.is_empty() {
+        drop_entered(&Scan::of(code, base), &mut sites, report);
     }
-    places
+    sites
 }
 
-/// Those places, some of which may be entered from another function.
-fn candidates(code: &[u8], scan: &Scan, functions: &[usize], report: &mut Report) -> Vec<Place> {
+/// Those sites, some of which may be entered from another function.
+fn candidates(code: &[u8], scan: &Scan, functions: &[usize], report: &mut Report) -> Vec<Site> {
     let base = scan.base;
-    let mut places = Vec::new();
+    let mut sites = Vec::new();
     let mut function = Function::default();
     let mut seen = 0;
     for &address in &scan.calls {
@@ -225,10 +225,10 @@ fn candidates(code: &[u8], scan: &Scan, functions: &[usize], report: &mut Report
         let end = end.min(base + code.len());
         if let Some(code) = code.get(start.wrapping_sub(base)..end - base) {
             function.decode(code, start);
-            find_places(code, &function, &mut places, report);
+            find_sites(code, &function, &mut sites, report);
         }
     }
-    places
+    sites
 }
 
 /// A function's instructions, and where its branches lead.
@@ -265,7 +265,7 @@ pub(crate) fn code_of(text: &Text) -> &'static [u8] {
 }
 
 /// Adds the system calls of one function that matter.
-fn find_places(code: &[u8], function: &Function, places: &mut Vec<Place>, report: &mut Report) {
+fn find_sites(code: &[u8], function: &Function, sites: &mut Vec<Site>, report: &mut Report) {
     let instructions = &function.instructions;
     // glibc lets the table entry of its signal trampoline begin a byte before
     // the code (for unwinders that look one byte back), so its instructions
@@ -292,12 +292,12 @@ fn find_places(code: &[u8], function: &Function, places: &mut Vec<Place>, report
             continue;
         }
         // What moved for the call before cannot move again: its bytes are a jump.
-        let free_from = places.last().map_or(0, Place::end);
+        let free_from = sites.last().map_or(0, Site::end);
         let window = window_before(&instructions[..index], call, function)
             .filter(|window| window.start >= free_from)
             .or_else(|| window_behind(&instructions[index..], function));
-        let place = window.and_then(|window| {
-            Some(Place {
+        let site = window.and_then(|window| {
+            Some(Site {
                 window: window.start,
                 window_bytes: window.len(),
                 call,
@@ -306,8 +306,8 @@ fn find_places(code: &[u8], function: &Function, places: &mut Vec<Place>, report
                 distances: distances(code, function, &window)?,
             })
         });
-        match place {
-            Some(place) => places.push(place),
+        match site {
+            Some(site) => sites.push(site),
             None if never_returns(instructions, index) => {}
             None => report.left += 1,
         }
@@ -433,7 +433,7 @@ fn distances(
     window: &Range<usize>,
 ) -> Option<[u8; DISTANCES_MAX]> {
     let mut found = [0; DISTANCES_MAX];
-    let mut places = found.iter_mut();
+    let mut sites = found.iter_mut();
     let within = |instruction: &&Instruction| window.contains(&(instruction.ip() as usize));
     for instruction in function.instructions.iter().filter(within) {
         if !instruction.is_ip_rel_memory_operand() {
@@ -447,35 +447,35 @@ fn distances(
         if offsets.displacement_size() != 4 {
             return None;
         }
-        let place = start - window.start + offsets.displacement_offset();
-        *places.next()? = u8::try_from(place).ok()?;
+        let site = start - window.start + offsets.displacement_offset();
+        *sites.next()? = u8::try_from(site).ok()?;
     }
     Some(found)
 }
 
-/// Gives up places that a branch from another function leads into: parts of a
+/// Gives up sites that a branch from another function leads into: parts of a
 /// function that the compiler moved away are functions of their own in the
 /// unwinding table. Only long branches reach that far; any bytes that look
 /// like one count.
-fn drop_entered(scan: &Scan, places: &mut Vec<Place>, report: &mut Report) {
-    places.retain(|place| {
-        let end = place.end().max(place.call + 1);
-        let kept = !(place.window + 1..end).any(|address| scan.is_entered(address));
+fn drop_entered(scan: &Scan, sites: &mut Vec<Site>, report: &mut Report) {
+    sites.retain(|site| {
+        let end = site.end().max(site.call + 1);
+        let kept = !(site.window + 1..end).any(|address| scan.is_entered(address));
         report.left += usize::from(!kept);
         kept
     });
 }
 
-/// Writes the stub of one place at `at`; where it ends.
-fn write_stub(place: &Place, area: &Area, at: usize) -> Option<usize> {
+/// Writes the stub of one site at `at`; where it ends.
+fn write_stub(site: &Site, area: &Area, at: usize) -> Option<usize> {
     let mut stub = Stub::new(area, at);
-    if !place.moves_the_call() {
-        stub.move_here(place)?;
+    if !site.moves_the_call() {
+        stub.move_here(site)?;
     }
     let mut to_slow = Vec::new();
-    let always = place.number.is_none_or(table::always);
+    let always = site.number.is_none_or(table::always);
     if !always {
-        for argument in table::pointers(place.number?) {
+        for argument in table::pointers(site.number?) {
             stub.test(argument);
             to_slow.push(stub.jump_below());
         }
@@ -484,14 +484,14 @@ fn write_stub(place: &Place, area: &Area, at: usize) -> Option<usize> {
         to_slow.push(stub.jump());
     }
     let in_place;
-    if place.moves_the_call() {
+    if site.moves_the_call() {
         in_place = stub.here();
-        stub.move_here(place)?;
-        stub.jump_to(place.end())?;
+        stub.move_here(site)?;
+        stub.jump_to(site.end())?;
     } else {
-        in_place = place.call;
+        in_place = site.call;
         if !always {
-            stub.jump_to(place.call)?;
+            stub.jump_to(site.call)?;
         }
     }
     for jump in to_slow {

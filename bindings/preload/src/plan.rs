@@ -1,4 +1,4 @@
-//! A kept plan: which places of an object are redirected, so that finding them
+//! A kept plan: which sites of an object are redirected, so that finding them
 //! again costs nothing.
 //!
 //! Where system calls stand and what may move depends on the object's code alone,
@@ -13,7 +13,7 @@
 //! A plan is a hint. It says *where*; the code of a stub is always made of the
 //! object's own instructions. A plan is used only if the file is the user's own and
 //! nobody else's to read or write, if it is whole, if it is for this build id and
-//! this table of calls, and if every place has the very bytes, in front of and at the
+//! this table of calls, and if every site has the very bytes, in front of and at the
 //! system call, that the plan was made for. One that does not fit is as good as none.
 //! With raised privileges (`AT_SECURE`, another effective user or group) none is read
 //! or written.
@@ -27,13 +27,13 @@ use std::path::{Path, PathBuf};
 
 use crate::calls::table;
 use crate::objects::Text;
-use crate::patch::{DISTANCES_MAX, Place, code_of};
+use crate::patch::{DISTANCES_MAX, Site, code_of};
 use crate::raw::call;
 
-/// The places of one object.
+/// The sites of one object.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Plan {
-    pub(crate) places: Vec<Place>,
+    pub(crate) sites: Vec<Site>,
     /// How many that matter cannot be redirected.
     pub(crate) left: usize,
 }
@@ -95,13 +95,13 @@ const SIGN: [u8; 8] = *b"gm-plan1";
 /// Bytes of the sign, the key's numbers, the count, and what is left.
 const HEAD: usize = 40;
 const HASH: usize = 8;
-/// Most places of one object: glibc has 470.
+/// Most sites of one object: glibc has 470.
 const PLACES_MAX: usize = 1 << 13;
 /// Most bytes of a window: four and one instruction.
 const WINDOW_MAX: usize = 19;
 const CALL_BYTES: usize = 2;
 
-/// One place, as it stands in a file: little endian.
+/// One site, as it stands in a file: little endian.
 ///
 /// | bytes | hold |
 /// |---|---|
@@ -119,21 +119,21 @@ const _: () = assert!(BYTES_AT + WINDOW_MAX + CALL_BYTES <= RECORD && DISTANCES_
 
 /// A plan as it stands in a file.
 pub(crate) fn write(plan: &Plan, key: &Key, code: &[u8], base: usize) -> Option<Vec<u8>> {
-    let mut file = Vec::with_capacity(HEAD + plan.places.len() * RECORD + HASH);
-    file.extend_from_slice(&head(key, plan.places.len(), plan.left));
-    for place in &plan.places {
+    let mut file = Vec::with_capacity(HEAD + plan.sites.len() * RECORD + HASH);
+    file.extend_from_slice(&head(key, plan.sites.len(), plan.left));
+    for site in &plan.sites {
         let mut record = [0; RECORD];
-        let at = u32::try_from(place.window.checked_sub(base)?).ok()?;
-        let function = u32::try_from(place.function.checked_sub(base)?).ok()?;
-        let number = place.number.and_then(|number| u16::try_from(number).ok());
+        let at = u32::try_from(site.window.checked_sub(base)?).ok()?;
+        let function = u32::try_from(site.function.checked_sub(base)?).ok()?;
+        let number = site.number.and_then(|number| u16::try_from(number).ok());
         record[0..4].copy_from_slice(&at.to_le_bytes());
         record[4..8].copy_from_slice(&function.to_le_bytes());
         record[8..10].copy_from_slice(&number.unwrap_or(NO_NUMBER).to_le_bytes());
-        record[10] = u8::try_from(place.window_bytes).ok()?;
-        record[11] = u8::from(place.moves_the_call());
-        record[12..12 + DISTANCES_MAX].copy_from_slice(&place.distances);
-        let end = place.end().max(place.call + CALL_BYTES) - base;
-        let bytes = code.get(place.window - base..end)?;
+        record[10] = u8::try_from(site.window_bytes).ok()?;
+        record[11] = u8::from(site.moves_the_call());
+        record[12..12 + DISTANCES_MAX].copy_from_slice(&site.distances);
+        let end = site.end().max(site.call + CALL_BYTES) - base;
+        let bytes = code.get(site.window - base..end)?;
         record[BYTES_AT..]
             .get_mut(..bytes.len())?
             .copy_from_slice(bytes);
@@ -175,24 +175,24 @@ pub(crate) fn read(file: &[u8], key: &Key, code: &[u8], base: usize) -> Option<P
         return None;
     }
     let mut plan = Plan {
-        places: Vec::with_capacity(count),
+        sites: Vec::with_capacity(count),
         left: usize::try_from(number(4)?).ok()?,
     };
     let mut free_from = base;
     for record in records.as_chunks::<RECORD>().0 {
-        let place = place(record, code, base)?;
+        let site = site(record, code, base)?;
         // Each behind the one before it: nothing is replaced twice.
-        if place.window < free_from {
+        if site.window < free_from {
             return None;
         }
-        free_from = place.end();
-        plan.places.push(place);
+        free_from = site.end();
+        plan.sites.push(site);
     }
     Some(plan)
 }
 
-/// One place, if the code has it.
-fn place(record: &[u8; RECORD], code: &[u8], base: usize) -> Option<Place> {
+/// One site, if the code has it.
+fn site(record: &[u8; RECORD], code: &[u8], base: usize) -> Option<Site> {
     let word = |at: usize| {
         let bytes = record.get(at..)?.first_chunk()?;
         Some(u32::from_le_bytes(*bytes) as usize)
@@ -213,7 +213,7 @@ fn place(record: &[u8; RECORD], code: &[u8], base: usize) -> Option<Place> {
     let mut distances = [0; DISTANCES_MAX];
     distances.copy_from_slice(&record[12..12 + DISTANCES_MAX]);
     let within = |&at: &u8| usize::from(at) + 4 <= window_bytes;
-    (whole && distances.iter().all(within)).then(|| Place {
+    (whole && distances.iter().all(within)).then(|| Site {
         window: base + at,
         window_bytes,
         call: base + call,

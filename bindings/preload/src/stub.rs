@@ -1,4 +1,4 @@
-//! Code of our own near an object's: what a rewritten place jumps to.
+//! Code of our own near an object's: what a rewritten site jumps to.
 //!
 //! ```text
 //!   object's text          area: data page        stubs
@@ -15,7 +15,7 @@ use iced_x86::{BlockEncoder, BlockEncoderOptions, Instruction, InstructionBlock}
 use ghostmem_os::guard;
 
 use crate::objects::Text;
-use crate::patch::Place;
+use crate::patch::Site;
 use crate::raw::{call, failed};
 
 /// The length of the jump that is written.
@@ -257,12 +257,12 @@ impl Stub {
 
     /// Adds the instructions of a window: their bytes, with the distances that count
     /// from where they are led to the same place from here.
-    pub(crate) fn move_here(&mut self, place: &Place) -> Option<()> {
+    pub(crate) fn move_here(&mut self, site: &Site) -> Option<()> {
         let start = self.bytes.len();
-        let farther = (place.window as isize).wrapping_sub(self.here() as isize);
-        let bytes = (place.window..place.end()).map(crate::raw::load::<u8>);
+        let farther = (site.window as isize).wrapping_sub(self.here() as isize);
+        let bytes = (site.window..site.end()).map(crate::raw::load::<u8>);
         self.bytes.extend(bytes);
-        for &at in place.distances.iter().filter(|&&at| at != 0) {
+        for &at in site.distances.iter().filter(|&&at| at != 0) {
             let at = start + usize::from(at);
             let distance = self.bytes.get_mut(at..)?.first_chunk_mut::<4>()?;
             let moved = i32::from_le_bytes(*distance) as isize + farther;

@@ -143,7 +143,7 @@ impl FileTier {
         self.counters.read_errors.add(1);
         match self.table.find(slot) {
             Some(record) => self.read_error(record.offset(), TierCause::Undecodable),
-            None => TierError::of(self.place.title, TierCause::Undecodable),
+            None => TierError::of(self.location.title, TierCause::Undecodable),
         }
     }
 
@@ -216,11 +216,11 @@ impl FileTier {
     fn find(&self, slot: TierSlot) -> Result<Record, TierError> {
         self.table
             .find(slot)
-            .ok_or(TierError::of(self.place.title, TierCause::NoRecord))
+            .ok_or(TierError::of(self.location.title, TierCause::NoRecord))
     }
 
     const fn read_error(&self, offset: u64, cause: TierCause) -> TierError {
-        TierError::at(self.place.title, offset, cause)
+        TierError::at(self.location.title, offset, cause)
     }
 
     fn count(&self, read: bool) {

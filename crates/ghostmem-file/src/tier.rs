@@ -36,14 +36,14 @@ pub struct FileTier {
     pub(crate) seals: Seals,
     pub(crate) counters: Counters,
     pub(crate) writer: Lock<Writer>,
-    pub(crate) place: Place,
+    pub(crate) location: FileLocation,
     pub(crate) limit_bytes: u64,
 }
 
 /// Where the file is, for messages and for a child's own file. Never freed: errors
 /// name it, and are copied.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Place {
+pub(crate) struct FileLocation {
     /// The directory.
     pub(crate) dir: &'static CStr,
     /// The file of a named tier.
@@ -89,7 +89,7 @@ impl FileTier {
             });
         }
         lineage::refuse_stranger().map_err(OpenError::Os)?;
-        let place = Place::new(options)?;
+        let location = FileLocation::new(options)?;
         let segments = options.limit_bytes / SEGMENT_BYTES_LEAST + 8;
         // Where address space is scarce, no more than a part of it goes for tables.
         let room = machine::address_space_left().map_or(u64::MAX, |bytes| bytes / 32);
@@ -99,7 +99,7 @@ impl FileTier {
         let seals = Seals::new(options.encrypt).map_err(OpenError::Os)?;
         let files = Files::new(options.faults);
         let mut writer = Writer::new(options.nonce_bits).map_err(OpenError::Os)?;
-        let (file, direct) = ghostmem_os::file::without_size_signal(|| place.open())?;
+        let (file, direct) = ghostmem_os::file::without_size_signal(|| location.open())?;
         writer.own = files.add(file, direct);
         let tier = Self {
             table,
@@ -107,7 +107,7 @@ impl FileTier {
             seals,
             counters: Counters::default(),
             writer: Lock::new(writer),
-            place,
+            location,
             limit_bytes: options.limit_bytes,
         };
         tier.counters.file_bytes_add(BLOCK_BYTES);
@@ -137,14 +137,14 @@ impl FileTier {
     /// The file, or the directory of an unlinked one, as messages name it.
     #[must_use]
     pub const fn title(&self) -> &'static str {
-        self.place.title
+        self.location.title
     }
 }
 
 impl Drop for FileTier {
     fn drop(&mut self) {
         let mut writer = self.writer.lock();
-        if let Some(path) = self.place.named.filter(|_| writer.removes_name)
+        if let Some(path) = self.location.named.filter(|_| writer.removes_name)
             && !lineage::is_stranger()
         {
             // Somebody else may have put another file there meanwhile.
@@ -161,7 +161,7 @@ impl Drop for FileTier {
     }
 }
 
-impl Place {
+impl FileLocation {
     fn new(options: &Options) -> Result<Self, OpenError> {
         let given = options.path.as_path();
         let bad = || OpenError::BadPath {

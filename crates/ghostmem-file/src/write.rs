@@ -403,7 +403,7 @@ impl FileTier {
             // The program's filter may end whoever opens a file.
             return Err(WriteError::Io { errno: libc::EPERM });
         }
-        let (file, direct) = self.place.open_unnamed().map_err(failed)?;
+        let (file, direct) = self.location.open_unnamed().map_err(failed)?;
         let Some(own) = self.files.add(file, direct) else {
             file.close();
             return Err(WriteError::Full);

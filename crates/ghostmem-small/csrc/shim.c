@@ -14,7 +14,7 @@
  *     theaps off our heaps first, under a lock that destruction takes too.
  *  3. fork must not catch a heap's theap list half changed.
  *  4. Whether a block's page is the calling thread's decides how its life is
- *     noted: gm_place says so, with the block's size. Where it is, the quick
+ *     noted: gm_block_info says so, with the block's size. Where it is, the quick
  *     paths note it themselves: one call for all of malloc or free.
  *
  * It reads mimalloc's internal headers, so it accepts exactly one version.
@@ -291,24 +291,24 @@ void* gm_allocate(mi_heap_t* heap, size_t size, size_t align, bool zero) {
   return zero ? mi_heap_zalloc_aligned(heap, size, align) : mi_heap_malloc_aligned(heap, size, align);
 }
 
-typedef struct gm_place_s {
+typedef struct gm_block_info_s {
   mi_page_t* page;  /* NULL when the block has none any more */
   uint32_t   bytes; /* of the block that may be used */
   uint32_t   own;   /* whether the calling thread owns the page */
-} gm_place_t;
+} gm_block_info_t;
 
 /* What mimalloc knows of a block in use. Only the owner of a page can give it
  * up, so `own` stays true or false until this thread calls mimalloc again. */
-gm_place_t gm_place(const void* block) {
+gm_block_info_t gm_block_info(const void* block) {
   mi_page_t* const page = _mi_ptr_page(block);
-  gm_place_t place = { page, 0, 0 };
+  gm_block_info_t info = { page, 0, 0 };
   if mi_likely(page != NULL) {
     /* A block of odd size and large alignment may begin inside of mimalloc's. */
-    place.bytes = (uint32_t)(mi_page_has_interior_pointers(page) ? mi_usable_size(block)
+    info.bytes = (uint32_t)(mi_page_has_interior_pointers(page) ? mi_usable_size(block)
                                                                  : mi_page_usable_block_size(page));
-    place.own   = (_mi_prim_thread_id() ^ mi_page_xthread_id(page)) <= MI_PAGE_FLAG_MASK;
+    info.own   = (_mi_prim_thread_id() ^ mi_page_xthread_id(page)) <= MI_PAGE_FLAG_MASK;
   }
-  return place;
+  return info;
 }
 
 /* mi_free, for a caller that has the page. */

@@ -45,13 +45,13 @@ pub(crate) struct Found {
 
 /// What mimalloc knows of a block: its page, null when it has none any more.
 #[repr(C)]
-pub(crate) struct Place {
+pub(crate) struct BlockInfo {
     pub(crate) page: *mut MiPage,
     bytes: u32,
     own: u32,
 }
 
-impl Place {
+impl BlockInfo {
     /// Bytes of the block that may be used.
     #[inline]
     pub(crate) fn bytes(&self) -> usize {
@@ -104,7 +104,7 @@ unsafe extern "C" {
         align: usize,
         zero: bool,
     ) -> *mut c_void;
-    pub(crate) fn gm_place(block: *const c_void) -> Place;
+    pub(crate) fn gm_block_info(block: *const c_void) -> BlockInfo;
     pub(crate) fn gm_free(page: *mut MiPage, own: bool, block: *mut c_void);
     pub(crate) fn gm_disown(heap: *mut MiHeap);
     pub(crate) fn gm_trim(heap: *mut MiHeap);

@@ -275,12 +275,12 @@ impl<S: Space> SmallHeap<S> {
             corrupt();
         }
         // SAFETY: a block in use of mimalloc's, which lies in our arena.
-        let place = unsafe { ffi::gm_place(block.as_ptr().cast()) };
+        let info = unsafe { ffi::gm_block_info(block.as_ptr().cast()) };
         // Taking the block may have given up its page, which was the last
         // thing this thread did with it.
-        self.core.begin(block, place.is_own());
+        self.core.begin(block, info.is_own());
         drop(inside);
-        Some(NonNull::slice_from_raw_parts(block, place.bytes()))
+        Some(NonNull::slice_from_raw_parts(block, info.bytes()))
     }
 
     /// How many steps of the arena are in use.
@@ -358,16 +358,16 @@ impl<S: Space> SmallHeap<S> {
         // SAFETY: a live block of mimalloc's. Should another thread free it
         // now, its page header, which is all this reads, still exists, or is
         // not found any more.
-        let place = unsafe { ffi::gm_place(block.as_ptr().cast()) };
+        let info = unsafe { ffi::gm_block_info(block.as_ptr().cast()) };
         // As the interrupted code, if there is any, may be in the middle of a
         // change to the owner's word, that word is left alone.
-        let own = inside.is_some() && place.is_own();
-        if place.page.is_null() || !places.end(bit, own) {
+        let own = inside.is_some() && info.is_own();
+        if info.page.is_null() || !places.end(bit, own) {
             return Err(wrong);
         }
         if inside.is_none() {
             self.core.put_off(address);
-            return Ok(place.bytes());
+            return Ok(info.bytes());
         }
         self.core.settle_put_off();
         if self.core.space.holds_any() {
@@ -377,9 +377,9 @@ impl<S: Space> SmallHeap<S> {
             // it was not freed since; ending its life made this call the only
             // free, by the caller's promise. The page is its page, which cannot
             // go or change hands to or from this thread meanwhile.
-            unsafe { ffi::gm_free(place.page, place.is_own(), block.as_ptr().cast()) };
+            unsafe { ffi::gm_free(info.page, info.is_own(), block.as_ptr().cast()) };
         }
-        Ok(place.bytes())
+        Ok(info.bytes())
     }
 
     /// The [`Space`] no longer holds these bytes: blocks there that were freed
@@ -421,8 +421,8 @@ impl<S: Space> SmallHeap<S> {
         // SAFETY: a live block of mimalloc's. Should another thread free it
         // now, its page header, which is all this reads, still exists, or is
         // not found any more.
-        let place = unsafe { ffi::gm_place(block.as_ptr().cast()) };
-        (!place.page.is_null()).then(|| place.bytes())
+        let info = unsafe { ffi::gm_block_info(block.as_ptr().cast()) };
+        (!info.page.is_null()).then(|| info.bytes())
     }
 
     /// Whether the address lies in the ghost range.
@@ -489,7 +489,7 @@ impl<S: Space> SmallHeap<S> {
     pub fn is_page_own(&self, block: NonNull<u8>) -> bool {
         self.is_live(block) && {
             // SAFETY: a live block of mimalloc's, which its owner keeps.
-            unsafe { ffi::gm_place(block.as_ptr().cast()) }.is_own()
+            unsafe { ffi::gm_block_info(block.as_ptr().cast()) }.is_own()
         }
     }
 

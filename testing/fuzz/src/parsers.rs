@@ -8,7 +8,7 @@ use ghostmem_os::report::{Reports, field_bytes, keyed, pressure};
 use iced_x86::Decoder;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::patch::Place;
+use crate::patch::Site;
 use crate::plan::{Key, Plan};
 use crate::{patch, plan, scratch};
 
@@ -30,9 +30,9 @@ pub(crate) fn settings(data: &[u8]) {
 /// Where the machine code of these targets is.
 const BASE: usize = 0x7f00_0000_0000;
 
-/// The places that are found in machine code. The first two bytes say where
+/// The sites that are found in machine code. The first two bytes say where
 /// functions begin.
-fn places(data: &[u8]) -> Option<(&[u8], Vec<Place>)> {
+fn sites(data: &[u8]) -> Option<(&[u8], Vec<Site>)> {
     let [one, two, code @ ..] = data else {
         return None;
     };
@@ -45,48 +45,48 @@ fn places(data: &[u8]) -> Option<(&[u8], Vec<Place>)> {
     functions.sort_unstable();
     functions.dedup();
     let mut report = patch::Report::default();
-    let places = patch::find(code, BASE, || functions, &mut report);
-    Some((code, places))
+    let sites = patch::find(code, BASE, || functions, &mut report);
+    Some((code, sites))
 }
 
 /// Machine code with system calls: what is moved is whole, in one piece, and
 /// nobody else's.
 pub(crate) fn patch(data: &[u8]) {
-    let Some((code, places)) = places(data) else {
+    let Some((code, sites)) = sites(data) else {
         return;
     };
     let mut taken = HashSet::new();
-    for place in &places {
-        let end = place.end();
-        assert!(place.window >= BASE && end <= BASE + code.len());
-        assert!(place.window_bytes >= 5, "room for a jump");
-        let call = place.call - BASE;
+    for site in &sites {
+        let end = site.end();
+        assert!(site.window >= BASE && end <= BASE + code.len());
+        assert!(site.window_bytes >= 5, "room for a jump");
+        let call = site.call - BASE;
         assert_eq!(code[call..call + 2], [0x0f, 0x05], "a system call");
-        assert!(place.call == place.window || place.call == end);
-        let window = &code[place.window - BASE..end - BASE];
-        let mut decoder = Decoder::with_ip(64, window, place.window as u64, 0);
+        assert!(site.call == site.window || site.call == end);
+        let window = &code[site.window - BASE..end - BASE];
+        let mut decoder = Decoder::with_ip(64, window, site.window as u64, 0);
         let mut distances = Vec::new();
         while decoder.can_decode() {
             let instruction = decoder.decode();
             assert!(!instruction.is_invalid(), "whole instructions");
             if instruction.is_ip_rel_memory_operand() {
                 let at = decoder.get_constant_offsets(&instruction);
-                let start = instruction.ip() as usize - place.window;
+                let start = instruction.ip() as usize - site.window;
                 distances.push(start + at.displacement_offset());
             }
         }
-        let found = place.distances.iter().filter(|&&at| at != 0);
+        let found = site.distances.iter().filter(|&&at| at != 0);
         assert!(found.map(|&at| usize::from(at)).eq(distances), "distances");
-        for address in place.window..end {
+        for address in site.window..end {
             assert!(taken.insert(address), "two jumps in one place");
         }
     }
     // What is written is read again, and only for this very code.
-    let plan = Plan { places, left: 3 };
+    let plan = Plan { sites, left: 3 };
     let key = Key::new(&[1, 2, 3], code.len(), false);
     let file = plan::write(&plan, &key, code, BASE).expect("a plan");
     assert_eq!(plan::read(&file, &key, code, BASE).as_ref(), Some(&plan));
-    let Some(first) = plan.places.first() else {
+    let Some(first) = plan.sites.first() else {
         return;
     };
     let mut other = code.to_vec();
@@ -94,7 +94,7 @@ pub(crate) fn patch(data: &[u8]) {
     assert_eq!(plan::read(&file, &key, &other, BASE), None);
 }
 
-/// A plan's file that anybody may have written: the places it names are the code's,
+/// A plan's file that anybody may have written: the sites it names are the code's,
 /// apart from each other, and with a call each. Behind the first byte, code; from
 /// where that says on, the file, whose hash is made right.
 pub(crate) fn plan(data: &[u8]) {
@@ -110,13 +110,13 @@ pub(crate) fn plan(data: &[u8]) {
         return;
     };
     let mut free_from = BASE;
-    for place in plan.places {
-        assert!(place.window >= free_from && place.end() <= BASE + code.len());
-        free_from = place.end();
-        let call = place.call - BASE;
+    for site in plan.sites {
+        assert!(site.window >= free_from && site.end() <= BASE + code.len());
+        free_from = site.end();
+        let call = site.call - BASE;
         assert_eq!(code[call..call + 2], [0x0f, 0x05], "a system call");
-        let within = |&at: &u8| usize::from(at) + 4 <= place.window_bytes;
-        assert!(place.distances.iter().all(within));
+        let within = |&at: &u8| usize::from(at) + 4 <= site.window_bytes;
+        assert!(site.distances.iter().all(within));
     }
 }
 
