@@ -55,16 +55,16 @@ const DEFAULT: Action = Action {
 
 /// An action that signal handlers read while another thread may set it: read
 /// again until the version stood still.
-struct Slot {
+struct SavedAction {
     version: AtomicU32,
     action: UnsafeCell<Action>,
 }
 
 // SAFETY: written under an odd version by one thread at a time, read as
 // volatile words and used only when the version did not change.
-unsafe impl Sync for Slot {}
+unsafe impl Sync for SavedAction {}
 
-impl Slot {
+impl SavedAction {
     const fn new() -> Self {
         Self {
             version: AtomicU32::new(0),
@@ -146,9 +146,9 @@ impl Drop for Blocked {
 }
 
 /// What the program believes to be installed.
-static THEIRS: [Slot; 2] = [const { Slot::new() }; 2];
+static THEIRS: [SavedAction; 2] = [const { SavedAction::new() }; 2];
 /// The engine's own handlers, as it installed them.
-static ENGINE: [Slot; 2] = [const { Slot::new() }; 2];
+static ENGINE: [SavedAction; 2] = [const { SavedAction::new() }; 2];
 /// Set once `front` is in the kernel.
 static FRONT: AtomicUsize = AtomicUsize::new(0);
 
@@ -159,10 +159,10 @@ fn place_of(signal: usize) -> Option<usize> {
 /// Before the engine is built: the handlers found become the program's, and
 /// the engine will find one that passes on to them.
 pub(crate) fn stand_behind() {
-    for (slot, signal) in THEIRS.iter().zip(OURS) {
+    for (saved, signal) in THEIRS.iter().zip(OURS) {
         let mut found = DEFAULT;
         let _cannot_fail = kernel_action(signal, None, Some(&mut found));
-        slot.set(found);
+        saved.set(found);
         // SAFETY: all zero is an empty mask and no flags.
         let mut action: libc::sigaction = unsafe { core::mem::zeroed() };
         action.sa_sigaction = passed_on as *const () as usize;
@@ -211,10 +211,10 @@ pub(crate) fn is_on_signal_stack() -> bool {
 /// Once the engine has its handlers in place and libc is patched: stands in
 /// front of them.
 pub(crate) fn stand_in_front() {
-    for (slot, signal) in ENGINE.iter().zip(OURS) {
+    for (saved, signal) in ENGINE.iter().zip(OURS) {
         let mut found = DEFAULT;
         let _cannot_fail = kernel_action(signal, None, Some(&mut found));
-        slot.set(found);
+        saved.set(found);
         let _cannot_fail = kernel_action(signal, Some(&as_front(found)), None);
     }
     FRONT.store(1, Ordering::Release);
@@ -239,8 +239,8 @@ pub(crate) fn return_by_doorway() {
     if FRONT.load(Ordering::Acquire) == 0 {
         return;
     }
-    for (slot, signal) in ENGINE.iter().zip(OURS) {
-        let _cannot_fail = kernel_action(signal, Some(&as_front(slot.get())), None);
+    for (saved, signal) in ENGINE.iter().zip(OURS) {
+        let _cannot_fail = kernel_action(signal, Some(&as_front(saved.get())), None);
     }
 }
 

@@ -196,8 +196,8 @@ fn remember_sink<S: FaultSink>(sink: &MapArc<S>) -> Result<(), OsError> {
 
 fn forget_sink(sink: *const ()) {
     let mut sinks = SINKS.lock();
-    if let Some(slot) = sinks.iter_mut().find(|s| s.is_some_and(|s| s.sink == sink)) {
-        *slot = None;
+    if let Some(entry) = sinks.iter_mut().find(|s| s.is_some_and(|s| s.sink == sink)) {
+        *entry = None;
     }
 }
 

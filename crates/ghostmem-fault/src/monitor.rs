@@ -127,21 +127,21 @@ fn threads() -> u64 {
 /// of our threads still holds the first, another may serve the second, and the
 /// program may have freed the page by the time the first is looked at. Whoever
 /// really touches a page that is not to be had does it again at once, for ever.
-struct Refusals([AtomicU64; Self::SLOTS]);
+struct Refusals([AtomicU64; Self::ENTRIES]);
 
 impl Refusals {
-    const SLOTS: usize = 64;
+    const ENTRIES: usize = 64;
     /// So many, each within [`Self::APART_MS`] of the one before, are no
     /// accident.
     const MOST: u64 = 32;
     const APART_MS: u64 = 1000;
 
     const fn new() -> Self {
-        Self([const { AtomicU64::new(0) }; Self::SLOTS])
+        Self([const { AtomicU64::new(0) }; Self::ENTRIES])
     }
 
     /// Counts a refusal at `now_ms`; `true` when it is one too many. Threads
-    /// that share a slot forget each other's.
+    /// that share an entry forget each other's.
     ///
     /// ```text
     ///   63        29 28       5 4     0
@@ -151,15 +151,15 @@ impl Refusals {
     /// ```
     fn one_more(&self, thread: u32, address: usize, now_ms: u64) -> bool {
         const TIME_MASK: u64 = (1 << 24) - 1;
-        let slot = &self.0[thread as usize % Self::SLOTS];
+        let entry = &self.0[thread as usize % Self::ENTRIES];
         let page = (address / PAGE_SIZE) as u64 & ((1 << 35) - 1);
         let now_ms = now_ms & TIME_MASK;
-        let before = slot.load(Ordering::Relaxed);
+        let before = entry.load(Ordering::Relaxed);
         let apart = now_ms.wrapping_sub(before >> 5 & TIME_MASK) & TIME_MASK;
         let again = before >> 29 == page && apart < Self::APART_MS;
         let count = if again { (before & 31) + 1 } else { 1 };
         // The count never reaches 32 but to say so.
-        slot.store(page << 29 | now_ms << 5 | count & 31, Ordering::Relaxed);
+        entry.store(page << 29 | now_ms << 5 | count & 31, Ordering::Relaxed);
         count >= Self::MOST
     }
 }

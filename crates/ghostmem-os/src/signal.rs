@@ -54,7 +54,7 @@ pub fn install(hook: FaultHook) -> Result<(), OsError> {
 
 fn install_locked(hook: FaultHook) -> Result<(), OsError> {
     let ours: usize = handler as *const () as usize;
-    for (slot, &signal) in SIGNALS.iter().enumerate() {
+    for (which, &signal) in SIGNALS.iter().enumerate() {
         let mut current = core::mem::MaybeUninit::<libc::sigaction>::uninit();
         // SAFETY: a null new action only reads the current one into `current`.
         let rc = unsafe { libc::sigaction(signal, core::ptr::null(), current.as_mut_ptr()) };
@@ -67,7 +67,7 @@ fn install_locked(hook: FaultHook) -> Result<(), OsError> {
             continue;
         }
         // Before our handler can be called for it.
-        PREVIOUS[slot].publish(current)?;
+        PREVIOUS[which].publish(current)?;
         let _set_once = HOOK.set(hook);
         let action = libc::sigaction {
             sa_sigaction: ours,
@@ -88,7 +88,7 @@ fn install_locked(hook: FaultHook) -> Result<(), OsError> {
         }
         // Another thread may have installed its own since we looked.
         if replaced.sa_sigaction != ours {
-            PREVIOUS[slot].publish(replaced)?;
+            PREVIOUS[which].publish(replaced)?;
         }
     }
     Ok(())
@@ -176,11 +176,11 @@ unsafe fn decode(info: *mut libc::siginfo_t, context: *mut libc::c_void) -> Opti
 /// # Safety
 /// As [`decode`].
 unsafe fn chain(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    let slot = usize::from(signal == libc::SIGSEGV);
-    let stack = (&raw const slot).addr() as u64;
+    let which = usize::from(signal == libc::SIGSEGV);
+    let stack = (&raw const which).addr() as u64;
     let passing = NESTING.pass_on(key() as u64, context.addr() as u64, stack);
     // Called by the very handler that we would call: on to the one before it.
-    let previous = PREVIOUS[slot].current(passing.level());
+    let previous = PREVIOUS[which].current(passing.level());
     let action = previous.map_or(libc::SIG_DFL, |p| p.sa_sigaction);
     // SAFETY: valid per this function's contract.
     let code = unsafe { (*info).si_code };

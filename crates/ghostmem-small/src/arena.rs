@@ -33,7 +33,7 @@
 //! our heaps is kept out of it (see `csrc/shim.c`), and its page headers are
 //! in the info area. It does *call back* at odd moments: any thread that uses
 //! mimalloc may purge free slices of any arena, also one being returned. The
-//! callback therefore goes through the slot, and detaching waits for it.
+//! callback therefore goes through the entry, and detaching waits for it.
 
 use core::ffi::c_void;
 use core::ptr;
@@ -87,7 +87,7 @@ const LENT: u8 = 2;
 const FREE: u8 = 3;
 const RETIRED: u8 = 4;
 
-/// `discard(context, address, length)`, as the slot remembers it.
+/// `discard(context, address, length)`, as the entry remembers it.
 pub(crate) type DiscardFn = unsafe fn(*const (), usize, usize);
 
 /// A step of an arena, one of mimalloc's arenas.
@@ -100,7 +100,7 @@ struct Step {
 }
 
 /// One place of the pool. Lives for ever: mimalloc holds its address.
-pub(crate) struct Slot {
+pub(crate) struct ArenaEntry {
     state: AtomicU8,
     step_bytes: AtomicUsize,
     steps: [Step; STEPS_MAX],
@@ -118,7 +118,7 @@ pub(crate) struct Slot {
     map: OnceLock<Reservation>,
 }
 
-impl Slot {
+impl ArenaEntry {
     const fn new() -> Self {
         Self {
             state: AtomicU8::new(EMPTY),
@@ -150,7 +150,7 @@ impl Slot {
     ///
     /// # Safety
     /// `discard(context, ..)` must be callable from any thread, inside
-    /// mimalloc, with any range inside the ghost range, until [`Slot::detach`]
+    /// mimalloc, with any range inside the ghost range, until [`ArenaEntry::detach`]
     /// returned. `context` must not be null.
     pub(crate) unsafe fn attach(&self, context: *const (), discard: DiscardFn) {
         self.discard.store(discard as *mut (), Ordering::Relaxed);
@@ -198,7 +198,7 @@ impl Slot {
     }
 }
 
-static POOL: [Slot; ARENAS_MAX] = [const { Slot::new() }; ARENAS_MAX];
+static POOL: [ArenaEntry; ARENAS_MAX] = [const { ArenaEntry::new() }; ARENAS_MAX];
 
 /// Steps that mimalloc knows.
 static MADE: AtomicUsize = AtomicUsize::new(0);
@@ -206,26 +206,26 @@ static MADE: AtomicUsize = AtomicUsize::new(0);
 /// mimalloc's commit callback, for all our arenas.
 ///
 /// # Safety
-/// Called by mimalloc only, with the address of a [`Slot`] of the pool.
+/// Called by mimalloc only, with the address of an [`ArenaEntry`] of the pool.
 unsafe extern "C" fn commit(
     commit: bool,
     start: *mut c_void,
     bytes: usize,
     _is_zero: *mut bool,
-    slot: *mut c_void,
+    entry: *mut c_void,
 ) -> bool {
     // SAFETY: mimalloc hands back the argument of `mi_manage_memory`, which is
     // the address of an element of the static POOL.
-    let slot = unsafe { &*slot.cast::<Slot>() };
+    let entry = unsafe { &*entry.cast::<ArenaEntry>() };
     if commit {
         // The first call, while a step is made, is for its metadata, where the
         // step starts. Other ones need nothing, and say nothing about zero: the
         // range may contain slices that were used, freed and not purged.
-        if slot.making.load(Ordering::Relaxed) == start as usize {
-            slot.making_info_bytes.store(bytes, Ordering::Relaxed);
+        if entry.making.load(Ordering::Relaxed) == start as usize {
+            entry.making_info_bytes.store(bytes, Ordering::Relaxed);
         }
     } else {
-        slot.purge(start as usize, bytes);
+        entry.purge(start as usize, bytes);
     }
     // For a purge: "no longer committed", so that it is not purged twice.
     true
@@ -240,7 +240,7 @@ unsafe extern "C" fn commit(
 /// ordinary zero memory there, which also undoes any userfaultfd registration.
 #[derive(Debug)]
 pub struct Arena {
-    slot: usize,
+    entry: usize,
     epoch: usize,
 }
 
@@ -264,33 +264,33 @@ impl Arena {
         }
         let found = POOL
             .iter()
-            .position(|slot| slot.take(FREE, LENT))
+            .position(|entry| entry.take(FREE, LENT))
             .map_or_else(Self::make, Ok)?;
         POOL[found].lent_steps.store(1, Ordering::Relaxed);
         drop(inside);
         Ok(Self {
-            slot: found,
+            entry: found,
             epoch: gate::epoch(),
         })
     }
 
-    /// Makes a new arena in an empty slot.
+    /// Makes a new arena in an empty entry.
     fn make() -> Result<usize, SmallError> {
         let index = POOL
             .iter()
-            .position(|slot| slot.take(EMPTY, MAKING))
+            .position(|entry| entry.take(EMPTY, MAKING))
             .ok_or(SmallError::TooManyArenas)?;
-        let slot = &POOL[index];
+        let entry = &POOL[index];
         let (mut step, mut bytes) = first_try_bytes();
         let made = loop {
-            match make_at(slot, step, bytes) {
+            match make_at(entry, step, bytes) {
                 Err(SmallError::Os(_)) if bytes / 2 >= ARENA_BYTES_MIN => bytes /= 2,
                 other => break other,
             }
             step = step.min(bytes);
         };
         let state = if made.is_ok() { LENT } else { EMPTY };
-        slot.state.store(state, Ordering::Release);
+        entry.state.store(state, Ordering::Release);
         made.map(|()| index)
     }
 
@@ -315,7 +315,7 @@ impl Arena {
     /// Bytes of a step.
     #[must_use]
     pub fn step_len(&self) -> usize {
-        self.slot().step_bytes.load(Ordering::Relaxed)
+        self.entry().step_bytes.load(Ordering::Relaxed)
     }
 
     /// The part of the first step that becomes ghost memory, `(address, bytes)`:
@@ -336,7 +336,7 @@ impl Arena {
 
     /// The same of any step it has.
     fn ghost_home_of(&self, step: usize) -> (&'static Reservation, usize, usize) {
-        let info = self.slot().steps[step].info_bytes.load(Ordering::Relaxed);
+        let info = self.entry().steps[step].info_bytes.load(Ordering::Relaxed);
         let bytes = self.step_len();
         (self.map(), step * bytes + info, bytes - info)
     }
@@ -352,9 +352,9 @@ impl Arena {
             return Err(OsError::new("an arena's next step", ENOMEM).into());
         }
         if self.id(step).is_null() {
-            make_step(self.slot(), self.map(), step, bytes)?;
+            make_step(self.entry(), self.map(), step, bytes)?;
         }
-        self.slot()
+        self.entry()
             .lent_steps
             .fetch_max(step + 1, Ordering::Relaxed);
         Ok(self.ghost_home_of(step))
@@ -366,25 +366,25 @@ impl Arena {
     }
 
     pub(crate) fn id(&self, step: usize) -> *mut c_void {
-        self.slot().steps[step].id.load(Ordering::Relaxed)
+        self.entry().steps[step].id.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn slot(&self) -> &'static Slot {
-        &POOL[self.slot]
+    pub(crate) fn entry(&self) -> &'static ArenaEntry {
+        &POOL[self.entry]
     }
 
     fn map(&self) -> &'static Reservation {
-        self.slot()
+        self.entry()
             .map
             .get()
-            .expect("a slot is lent only after its mapping was stored")
+            .expect("an entry is lent only after its mapping was stored")
     }
 }
 
 impl Drop for Arena {
     fn drop(&mut self) {
         let _inside = gate::enter();
-        let lent_steps = self.slot().lent_steps.load(Ordering::Relaxed);
+        let lent_steps = self.entry().lent_steps.load(Ordering::Relaxed);
         let mut cleared = true;
         for step in 0..lent_steps {
             let (map, offset, bytes) = self.ghost_home_of(step);
@@ -394,7 +394,7 @@ impl Drop for Arena {
         // that could not be cleared keeps its last holder's mapping.
         let reusable = cleared && self.is_own();
         let state = if reusable { FREE } else { RETIRED };
-        self.slot().state.store(state, Ordering::Release);
+        self.entry().state.store(state, Ordering::Release);
     }
 }
 
@@ -415,7 +415,7 @@ fn first_try_bytes() -> (usize, usize) {
 }
 
 /// Reserves `bytes` and hands the first step of them to mimalloc.
-fn make_at(slot: &'static Slot, step_bytes: usize, bytes: usize) -> Result<(), SmallError> {
+fn make_at(entry: &'static ArenaEntry, step_bytes: usize, bytes: usize) -> Result<(), SmallError> {
     // What is not used yet can not be accessed, and so does not count where the
     // kernel counts what could become memory.
     let access = if bytes == step_bytes {
@@ -427,17 +427,18 @@ fn make_at(slot: &'static Slot, step_bytes: usize, bytes: usize) -> Result<(), S
     // The engine counts 4 KiB pages; a huge page here would be metadata that
     // nobody asked for.
     map.keep_pages_small();
-    slot.step_bytes.store(step_bytes, Ordering::Relaxed);
-    make_step(slot, &map, 0, step_bytes)?;
-    slot.map
+    entry.step_bytes.store(step_bytes, Ordering::Relaxed);
+    make_step(entry, &map, 0, step_bytes)?;
+    entry
+        .map
         .set(map)
-        .expect("only the thread that makes a slot sets its mapping, once");
+        .expect("only the thread that makes an entry sets its mapping, once");
     Ok(())
 }
 
 /// Hands a step to mimalloc. Of the first, `map` stays for ever if this succeeds.
 fn make_step(
-    slot: &'static Slot,
+    entry: &'static ArenaEntry,
     map: &Reservation,
     step: usize,
     bytes: usize,
@@ -447,7 +448,7 @@ fn make_step(
         MADE.fetch_sub(1, Ordering::Relaxed);
         return Err(SmallError::TooManyArenas);
     }
-    let made = hand_over(slot, map, step, bytes);
+    let made = hand_over(entry, map, step, bytes);
     if made.is_err() {
         MADE.fetch_sub(1, Ordering::Relaxed);
     }
@@ -455,7 +456,7 @@ fn make_step(
 }
 
 fn hand_over(
-    slot: &'static Slot,
+    entry: &'static ArenaEntry,
     map: &Reservation,
     step: usize,
     bytes: usize,
@@ -466,9 +467,9 @@ fn hand_over(
     }
     let start = map.base() + step * bytes;
     let mut id = ptr::null_mut();
-    slot.making_info_bytes.store(0, Ordering::Relaxed);
-    slot.making.store(start, Ordering::Relaxed);
-    let argument = ptr::from_ref(slot).cast_mut().cast::<c_void>();
+    entry.making_info_bytes.store(0, Ordering::Relaxed);
+    entry.making.store(start, Ordering::Relaxed);
+    let argument = ptr::from_ref(entry).cast_mut().cast::<c_void>();
     // SAFETY: the range is mapped, zero, readable and writable, aligned to
     // 64 KiB, and ours to give; it is never unmapped once this succeeded
     // (stored in a static by the caller). On failure mimalloc keeps no trace of
@@ -487,17 +488,17 @@ fn hand_over(
             &raw mut id,
         )
     };
-    slot.making.store(0, Ordering::Relaxed);
+    entry.making.store(0, Ordering::Relaxed);
     if !managed || id.is_null() {
         return Err(SmallError::TooManyArenas);
     }
-    let info = slot.making_info_bytes.load(Ordering::Relaxed);
+    let info = entry.making_info_bytes.load(Ordering::Relaxed);
     let rounded = round_up_to_page(info).expect("metadata is far smaller than the arena");
     assert!(
         info > 0 && rounded < bytes && rounded.is_multiple_of(PAGE_SIZE),
         "mimalloc tells how long its metadata is"
     );
-    let made = &slot.steps[step];
+    let made = &entry.steps[step];
     made.info_bytes.store(rounded, Ordering::Relaxed);
     made.id.store(id, Ordering::Relaxed);
     Ok(())
@@ -509,7 +510,7 @@ pub(crate) fn lock_theaps() {
     // SAFETY: null stands for the main heap, which always exists.
     unsafe { ffi::gm_theaps_lock(ptr::null_mut()) };
     for_each_heap(|heap| {
-        // SAFETY: a heap in a slot is alive; destroying one needs the gate.
+        // SAFETY: a heap in an entry is alive; destroying one needs the gate.
         unsafe { ffi::gm_theaps_lock(heap) };
     });
 }
@@ -527,8 +528,8 @@ pub(crate) fn unlock_theaps() {
 
 /// In a child of fork: callbacks of threads that are not here never end.
 pub(crate) fn forget_callbacks() {
-    for slot in &POOL {
-        slot.callbacks.store(0, Ordering::SeqCst);
+    for entry in &POOL {
+        entry.callbacks.store(0, Ordering::SeqCst);
     }
 }
 
@@ -537,14 +538,14 @@ pub(crate) fn forget_callbacks() {
 /// that it left in the middle of a change.
 pub(crate) fn disown_pages() {
     for_each_heap(|heap| {
-        // SAFETY: a heap in a slot is alive, and no other thread exists. Its lists
+        // SAFETY: a heap in an entry is alive, and no other thread exists. Its lists
         // are whole: threads that change them are inside the gate.
         unsafe { ffi::gm_disown(heap) };
     });
 }
 
 fn for_each_heap(mut act: impl FnMut(*mut MiHeap)) {
-    for step in POOL.iter().flat_map(|slot| &slot.steps) {
+    for step in POOL.iter().flat_map(|entry| &entry.steps) {
         let heap = step.heap.load(Ordering::Acquire);
         if !heap.is_null() {
             act(heap);

@@ -8,7 +8,7 @@ use ghostmem_os::OsError;
 use ghostmem_os::lock::Lock;
 use ghostmem_os::map::{MapArc, Reservation, ZeroArray};
 
-use crate::arena::{Arena, Slot};
+use crate::arena::{Arena, ArenaEntry};
 use crate::error::SmallError;
 use crate::ffi::{self, Table};
 use crate::gate;
@@ -124,7 +124,7 @@ struct Core<S: Space> {
     /// Where retired blocks were put off, see [`Core::put_off`].
     put_off: PutOff,
     space: MapArc<S>,
-    slot: &'static Slot,
+    entry: &'static ArenaEntry,
     /// Steps of the arena in use, each with a mimalloc heap.
     steps: AtomicUsize,
     /// One thread at a time adds one; `true` when there are no more to be had.
@@ -166,12 +166,12 @@ impl<S: Space> SmallHeap<S> {
         let space = MapArc::new(space)?;
         seam::step()?;
         let inside = gate::enter();
-        let slot = arena.slot();
+        let entry = arena.entry();
         let heap = open_heap(&arena, 0)?;
         let context = MapArc::as_ptr(&space).cast::<()>();
         // SAFETY: `discard_in::<S>` takes a pointer to an `S`, which the core
         // keeps until it detached; `S` is Sync.
-        unsafe { slot.attach(context, discard_in::<S>) };
+        unsafe { entry.attach(context, discard_in::<S>) };
         drop(inside);
         let (start, _) = arena.ghost_range();
         let table = Table {
@@ -192,7 +192,7 @@ impl<S: Space> SmallHeap<S> {
             retired_count: AtomicUsize::new(0),
             put_off: PutOff::new(),
             space,
-            slot,
+            entry,
             steps: AtomicUsize::new(1),
             growth: Lock::new(false),
             epoch: gate::epoch(),
@@ -448,7 +448,7 @@ impl<S: Space> SmallHeap<S> {
         let _inside = gate::enter();
         for step in 0..self.steps() {
             // SAFETY: the heap lives.
-            unsafe { ffi::gm_trim(self.core.slot.heap(step)) };
+            unsafe { ffi::gm_trim(self.core.entry.heap(step)) };
         }
     }
 
@@ -553,10 +553,10 @@ impl<S: Space> Drop for Core<S> {
                 // follows. Its blocks are dead by the contract of `allocate`'s
                 // caller, who owned the heap. Threads that end now wait for the
                 // teardown lock.
-                unsafe { ffi::mi_heap_destroy(self.slot.heap(step)) };
+                unsafe { ffi::mi_heap_destroy(self.entry.heap(step)) };
             }
         }
-        self.slot.detach();
+        self.entry.detach();
     }
 }
 

@@ -38,7 +38,7 @@ impl<S: Space> SmallHeap<S> {
         }
         loop {
             let steps = self.core.steps.load(Ordering::Acquire);
-            for heap in (0..steps).rev().map(|step| self.core.slot.heap(step)) {
+            for heap in (0..steps).rev().map(|step| self.core.entry.heap(step)) {
                 if heap != current
                     && let Some(block) = allocate(heap)
                 {
@@ -75,7 +75,7 @@ impl<S: Space> SmallHeap<S> {
         let heap = open_heap(&self.arena, step)?;
         let adopted = self.core.space.adopt(reservation, offset, bytes);
         if let Err(error) = adopted.and_then(|()| seam::step()) {
-            self.core.slot.set_heap(step, ptr::null_mut());
+            self.core.entry.set_heap(step, ptr::null_mut());
             // SAFETY: fresh, used by nobody, destroyed once.
             unsafe { ffi::mi_heap_destroy(heap.as_ptr()) };
             return Err(error.into());
@@ -117,6 +117,6 @@ pub(super) fn open_heap(arena: &Arena, step: usize) -> Result<NonNull<MiHeap>, S
         unsafe { ffi::mi_heap_destroy(heap.as_ptr()) };
         return Err(SmallError::UnsupportedMimalloc);
     }
-    arena.slot().set_heap(step, heap.as_ptr());
+    arena.entry().set_heap(step, heap.as_ptr());
     Ok(heap)
 }
