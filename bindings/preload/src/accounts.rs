@@ -12,7 +12,7 @@ use core::ptr::NonNull;
 use ghostmem::Heap;
 
 use crate::raw::say;
-use crate::thread::{self, Inside};
+use crate::thread::{self, EngineScope};
 use crate::{cache, family, ghost, start};
 
 /// `struct mallinfo2` (glibc 2.33).
@@ -79,7 +79,7 @@ fn ghost_bytes() -> (usize, usize) {
         return (0, 0);
     };
     let current = thread::current();
-    let _inside = Inside::new(current);
+    let _inside = EngineScope::new(current);
     ghost::tell(current);
     let kept = cache::kept_bytes();
     (heap.stats().allocated_bytes.saturating_sub(kept), kept)
@@ -142,7 +142,7 @@ pub(crate) extern "C" fn malloc_trim(pad: usize) -> c_int {
         && current.inside.get() == 0
         && current.forking.get() == 0
     {
-        let _inside = Inside::new(current);
+        let _inside = EngineScope::new(current);
         let before = heap.stats().resident_bytes;
         while let Some(block) = cache::take_any().and_then(|at| NonNull::new(at as *mut u8)) {
             // SAFETY: a freed block that was kept, and is not any more.
@@ -162,14 +162,14 @@ pub(crate) extern "C" fn malloc_trim(pad: usize) -> c_int {
 pub(crate) extern "C" fn malloc_stats() {
     let (used, free) = ghost_bytes();
     let text = {
-        let _inside = Inside::new(thread::current());
+        let _inside = EngineScope::new(thread::current());
         format!(
             "GhostMem:\nsystem bytes     = {:>10}\nin use bytes     = {used:>10}\n",
             used + free
         )
     };
     say(text.as_bytes());
-    let _inside = Inside::new(thread::current());
+    let _inside = EngineScope::new(thread::current());
     drop(text);
     if let Some(stats) = libcs::<extern "C" fn()>(c"malloc_stats") {
         stats();

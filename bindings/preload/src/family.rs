@@ -12,7 +12,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use ghostmem_os::machine;
 
-use crate::thread::Inside;
+use crate::thread::EngineScope;
 use crate::{ghost, ordinary, raw, thread};
 
 /// What malloc's alignment is on x86-64.
@@ -56,7 +56,7 @@ fn allocate_without(size: usize, align: usize, zeroed: bool) -> *mut c_void {
     if bounded {
         return ptr::null_mut();
     }
-    let _inside = Inside::new(thread::current());
+    let _inside = EngineScope::new(thread::current());
     let errno = ghostmem_os::error::errno();
     let limited = machine::address_space_left().is_some();
     set_errno(errno);

@@ -14,7 +14,7 @@ use ghostmem_os::lock::Lock;
 use ghostmem_os::report::Reports;
 use ghostmem_os::{doorway, futex};
 
-use crate::thread::{self as own, Inside};
+use crate::thread::{self as own, EngineScope};
 use crate::{bounce, ghost, start};
 
 const LOOK: Duration = Duration::from_secs(1);
@@ -58,7 +58,7 @@ pub(crate) fn restart_after_fork() {
         && !doorway::is_confined()
         && let Some(heap) = ghost::heap()
     {
-        let _inside = Inside::new(own::current());
+        let _inside = EngineScope::new(own::current());
         start(heap);
     }
 }

@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 
 use ghostmem::{Heap, SmallObjects};
 
-use crate::thread::{self, Entered, Inside, Thread};
+use crate::thread::{self, EngineScope, Entered, Thread};
 use crate::{begin, cache, holds, put_off, raw};
 
 static HEAP: OnceLock<Heap> = OnceLock::new();
@@ -174,7 +174,7 @@ pub(crate) fn allocate(
         }
         bytes = class;
     }
-    let inside = Inside::new(thread);
+    let inside = EngineScope::new(thread);
     let block = Layout::from_size_align(bytes.max(1), align)
         .ok()
         .and_then(|layout| heap.allocate_block(layout, zeroed).ok())
@@ -317,7 +317,7 @@ unsafe fn free_now(thread: &'static Thread, heap: &Heap, block: NonNull<u8>) {
             }
         }
     }
-    let inside = Inside::new(thread);
+    let inside = EngineScope::new(thread);
     // SAFETY: the caller's promise.
     let freed = unsafe { heap.deallocate_block(block) };
     drop(inside);
@@ -347,7 +347,7 @@ pub(crate) unsafe fn resize(
     if !may_enter(thread) {
         return false;
     }
-    let _inside = Inside::new(thread);
+    let _inside = EngineScope::new(thread);
     // SAFETY: the caller's promise.
     unsafe { heap.resize_in_place(block, size) }
 }

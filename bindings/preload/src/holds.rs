@@ -25,7 +25,7 @@ use ghostmem::{Heap, Pinned};
 use crate::bounce;
 use crate::raw::{self, own};
 use crate::signals::Blocked;
-use crate::thread::{self, Inside};
+use crate::thread::{self, EngineScope};
 
 /// Ranges in a list: four times the kernel's own default bound on mappings
 /// (`vm.max_map_count`). The memory of unused places is never touched.
@@ -271,7 +271,7 @@ fn protect_again(start: usize, end: usize) {
 
 /// Runs `body` as the only thread that changes lists.
 fn with<R>(body: impl FnOnce() -> R) -> R {
-    let _inside = Inside::new(thread::current());
+    let _inside = EngineScope::new(thread::current());
     let _blocked = Blocked::new();
     while BUSY.swap(true, Ordering::Acquire) {
         std::thread::yield_now();

@@ -18,7 +18,7 @@ use ghostmem::Heap;
 
 use crate::calls::{Done, error};
 use crate::raw::{self, Answer, failed, own};
-use crate::thread::{self, Inside};
+use crate::thread::{self, EngineScope};
 use crate::{ghost, holds};
 
 const PAGE: usize = 4096;
@@ -155,7 +155,7 @@ fn map_over(args: [usize; 6]) -> Done {
         return error(libc::ENOMEM);
     };
     holds::forget(heap, address, bytes);
-    let _inside = Inside::new(thread::current());
+    let _inside = EngineScope::new(thread::current());
     let range = slice_from_raw_parts_mut(address as *mut u8, bytes);
     // SAFETY: the program replaced what was there.
     match unsafe { heap.discard(range) } {
@@ -176,7 +176,7 @@ pub(crate) fn unmap(heap: &Heap, address: usize, bytes: usize) -> Done {
         if let Some(block) = rest {
             free_block(block);
         } else {
-            let _inside = Inside::new(thread::current());
+            let _inside = EngineScope::new(thread::current());
             let range = slice_from_raw_parts_mut(from as *mut u8, to - from);
             // SAFETY: the program unmapped it.
             let _kept = unsafe { heap.discard(range) };
@@ -271,7 +271,7 @@ fn leave_zeros(heap: &Heap, address: usize, bytes: usize) -> Done {
     };
     holds::forget(heap, address, bytes);
     raw::copy(moved, address, bytes);
-    let _inside = Inside::new(thread::current());
+    let _inside = EngineScope::new(thread::current());
     let range = slice_from_raw_parts_mut(address as *mut u8, bytes);
     // SAFETY: the program moved what was there.
     match unsafe { heap.discard(range) } {

@@ -20,7 +20,7 @@ use ghostmem_os::report::Reports;
 use crate::patch;
 use crate::raw::{failed, own, say};
 use crate::settings::Settings;
-use crate::thread::{self, Inside};
+use crate::thread::{self, EngineScope};
 use crate::{ghost, ordinary, start};
 
 /// Stands for the process's number in the name of the file.
@@ -46,7 +46,7 @@ pub(crate) fn settle() -> [i32; 3] {
         && JSON.load(Ordering::Relaxed) < 0
         && owes_json(path)
     {
-        let _inside = Inside::new(thread::current());
+        let _inside = EngineScope::new(thread::current());
         let _asked_once = PROGRAM.get_or_init(program);
         if let Ok(file) = fs::File::create(with_process(path)) {
             let kept = move_up(file.as_raw_fd());
@@ -134,7 +134,7 @@ pub(crate) fn at_exit() {
     }
     let path = settings.stats_json.as_deref();
     let Some(heap) = ghost::heap() else { return };
-    let _inside = Inside::new(thread::current());
+    let _inside = EngineScope::new(thread::current());
     ordinary::leave_libc_alone();
     ghost::tell(thread::current());
     let figures = Figures {

@@ -24,7 +24,7 @@ use crate::guarded::{self, Touch};
 use ghostmem_os::doorway;
 
 use crate::raw::{Answer, call, failed, own};
-use crate::thread::{self, INFO_WORDS, Inside, Thread};
+use crate::thread::{self, EngineScope, INFO_WORDS, Thread};
 use crate::{ghost, holds, start};
 
 /// The signals that a touch of ghost memory can raise.
@@ -295,7 +295,7 @@ extern "C-unwind" fn front(signal: i32, info: *mut libc::siginfo_t, context: *mu
     let engine = ENGINE[place].get().handler;
     // SAFETY: the engine installed a handler of three arguments.
     let engine = unsafe { core::mem::transmute::<usize, Handler>(engine) };
-    let inside = Inside::new(thread::current());
+    let inside = EngineScope::new(thread::current());
     engine(signal, info, context);
     drop(inside);
 }

@@ -29,7 +29,7 @@ use crate::objects::Text;
 use crate::plan::Plans;
 use crate::raw::own;
 use crate::settings::{Settings, VARIABLE, value_in};
-use crate::thread::{self, Inside};
+use crate::thread::{self, EngineScope};
 use crate::{
     begin, bounce, cache, confine, entries, follow, ghost, holds, mappings, objects, ordinary,
     patch, put_off, report, signals, threads,
@@ -111,7 +111,7 @@ fn start(
     home: Option<&CStr>,
 ) -> Result<(), String> {
     refuse_valgrind()?;
-    let inside = Inside::new(thread::current());
+    let inside = EngineScope::new(thread::current());
     if !settings.children {
         forget_in_environment();
     }
@@ -211,7 +211,7 @@ fn say_refused(why: &str) {
 
 /// From here on the program's memory is ghost memory.
 fn take_over(settings: &Settings, patched: &patch::Report) -> Result<(), String> {
-    let inside = Inside::new(thread::current());
+    let inside = EngineScope::new(thread::current());
     confine::look();
     if let Some(texts) = TEXTS.get() {
         entries::redirect(texts);

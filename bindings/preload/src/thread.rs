@@ -80,23 +80,23 @@ pub(crate) fn current() -> &'static Thread {
 }
 
 /// Marks engine code; undone when dropped.
-pub(crate) struct Inside(&'static Thread);
+pub(crate) struct EngineScope(&'static Thread);
 
-impl Inside {
+impl EngineScope {
     pub(crate) fn new(thread: &'static Thread) -> Self {
         thread.inside.set(thread.inside.get() + 1);
         Self(thread)
     }
 }
 
-impl Drop for Inside {
+impl Drop for EngineScope {
     fn drop(&mut self) {
         self.0.inside.set(self.0.inside.get().wrapping_sub(1));
     }
 }
 
 /// Marks engine code on a thread that runs none yet; undone when dropped. Two
-/// plain stores, where [`Inside`] adds and subtracts: malloc and free are often
+/// plain stores, where [`EngineScope`] adds and subtracts: malloc and free are often
 /// so close that each sum would wait for the one before.
 pub(crate) struct Entered(&'static Thread);
 

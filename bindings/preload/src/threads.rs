@@ -9,7 +9,7 @@ use core::ffi::{c_int, c_void};
 use core::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 
 use crate::raw::own;
-use crate::thread::Inside;
+use crate::thread::EngineScope;
 use crate::{begin, ghost, holds, objects, ordinary, signals, start, thread};
 
 type Body = extern "C-unwind" fn(*mut c_void) -> *mut c_void;
@@ -73,7 +73,7 @@ extern "C" fn ends(round: *mut c_void) {
     }
     // Threads made without our knowing (thrd_create(3)) may go on; those that
     // are about to be gone take a moment.
-    let inside = Inside::new(thread::current());
+    let inside = EngineScope::new(thread::current());
     for _ in 0..100 {
         if running() <= 1 + ENGINE.load(Ordering::Acquire) {
             drop(inside);
@@ -188,7 +188,7 @@ pub(crate) unsafe extern "C" fn pthread_create(
     let current = thread::current();
     let standard = body as usize == begin_standard as *const () as usize;
     let engine = current.inside.get() != 0 || (objects::is_ours(body as usize) && !standard);
-    let _inside = engine.then(|| Inside::new(current));
+    let _inside = engine.then(|| EngineScope::new(current));
     let place = ordinary::allocate(size_of::<Start>(), align_of::<Start>(), false);
     let place = place.cast::<Start>();
     if place.is_null() {

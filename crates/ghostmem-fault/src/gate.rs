@@ -1,8 +1,8 @@
 //! Who is changing page states right now, and how to wait until nobody is.
 //!
 //! Everything that owns page transitions (a fault handler, a reclaim batch, a
-//! discard) is *inside* the gate while it does. [`Gate::synchronize`] waits
-//! until all who were inside at the call have left; [`Gate::freeze`] also
+//! discard) is *inside* the gate while it does. [`TransitionGate::synchronize`] waits
+//! until all who were inside at the call have left; [`TransitionGate::freeze`] also
 //! keeps others out, which is what fork(2) needs: the child must not inherit
 //! a page that some other thread was moving.
 //!
@@ -22,7 +22,7 @@ const SHARDS: usize = 16;
 struct Counter(AtomicU64);
 
 /// The gate; one for the process.
-pub struct Gate {
+pub struct TransitionGate {
     phase: AtomicU64,
     inside: [[Counter; SHARDS]; 2],
     /// [`thread::key`] of the thread that froze the gate, or 0.
@@ -44,7 +44,7 @@ impl Drop for Inside<'_> {
     }
 }
 
-impl Gate {
+impl TransitionGate {
     /// An open gate with nobody inside.
     #[must_use]
     pub const fn new() -> Self {
@@ -149,7 +149,7 @@ impl Gate {
         }
     }
 
-    /// Keeps every other thread out until [`Gate::thaw`], and waits until
+    /// Keeps every other thread out until [`TransitionGate::thaw`], and waits until
     /// those inside have left. The calling thread can still go in. In a child
     /// forked while the gate is frozen, the gate is as it is in the parent:
     /// nobody inside, no waiter half-way.
@@ -181,7 +181,7 @@ impl Gate {
     }
 }
 
-impl Default for Gate {
+impl Default for TransitionGate {
     fn default() -> Self {
         Self::new()
     }
@@ -194,7 +194,7 @@ mod tests {
 
     #[test]
     fn synchronize_waits_for_those_inside_and_for_no_one_else() {
-        let gate = Gate::new();
+        let gate = TransitionGate::new();
         let left = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let inside = gate.enter();
@@ -217,7 +217,7 @@ mod tests {
     #[cfg(not(windows))]
     #[test]
     fn a_frozen_gate_never_keeps_out_who_works_for_the_thread_that_froze_it() {
-        let gate = Gate::new();
+        let gate = TransitionGate::new();
         let (id, over) = (thread::tid(), AtomicBool::new(false));
         std::thread::scope(|scope| {
             scope.spawn(|| {
@@ -236,7 +236,7 @@ mod tests {
     #[cfg(not(windows))]
     #[test]
     fn a_frozen_gate_admits_whoever_works_for_the_thread_that_froze_it() {
-        let gate = Gate::new();
+        let gate = TransitionGate::new();
         let (me, other) = (thread::tid(), thread::tid() + 1);
         assert!(gate.enter_for(me).is_some_and(|(_, frozen)| !frozen));
         gate.freeze();
@@ -254,7 +254,7 @@ mod tests {
 
     #[test]
     fn a_frozen_gate_admits_only_the_thread_that_froze_it() {
-        let gate = Gate::new();
+        let gate = TransitionGate::new();
         let thawed = AtomicBool::new(false);
         gate.freeze();
         drop(gate.enter());

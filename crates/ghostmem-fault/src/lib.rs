@@ -66,7 +66,7 @@ pub use backend::Backend;
 pub use batch::Batch;
 pub use die::{die, die_of};
 pub use fork::{Enrolment, enrol};
-pub use gate::{Gate, Inside};
+pub use gate::{Inside, TransitionGate};
 pub use ghostmem_os::ghost::Installed;
 pub use ghostmem_os::scratch::{RUN_PAGES, Scratch};
 pub use ghostmem_os::signal::AccessKind;

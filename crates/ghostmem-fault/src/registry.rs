@@ -17,9 +17,9 @@ use ghostmem_os::signal::{self, AccessKind, Sign, SignalFault};
 use ghostmem_os::uffd::{FaultMessage, Uffd};
 use ghostmem_os::{OsError, clock, futex, lineage, thread};
 
-use crate::gate::Gate;
 #[cfg(not(windows))]
 use crate::gate::Inside;
+use crate::gate::TransitionGate;
 use crate::once::get_or_open;
 
 /// Regions do not share a granule of this many bytes of address space.
@@ -131,14 +131,14 @@ unsafe impl Sync for Entry {}
 
 static TABLE: [AtomicPtr<Entry>; GRANULES] =
     [const { AtomicPtr::new(core::ptr::null_mut()) }; GRANULES];
-pub(crate) static GATE: Gate = Gate::new();
+pub(crate) static GATE: TransitionGate = TransitionGate::new();
 pub(crate) static SCRATCH: OnceLock<ScratchPool> = OnceLock::new();
 /// Serialises what a fork must not meet half done: changes of the signal
 /// handlers and of the lists here.
 pub(crate) static SETUP: Lock<()> = Lock::new(());
 /// The gate every page transition passes.
 #[must_use]
-pub fn gate() -> &'static Gate {
+pub fn gate() -> &'static TransitionGate {
     &GATE
 }
 

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use ghostmem_fault::Gate;
+use ghostmem_fault::TransitionGate;
 use ghostmem_os::lock::Lock;
 use ghostmem_os::scratch::{POOL_SIZE, ScratchPool};
 
@@ -80,7 +80,7 @@ fn high_waits_for_low<T>(what: &'static str, hold: impl Fn() -> T + Sync, wait: 
     });
 }
 
-struct Thaw<'a>(&'a Gate);
+struct Thaw<'a>(&'a TransitionGate);
 
 impl Drop for Thaw<'_> {
     fn drop(&mut self) {
@@ -91,7 +91,7 @@ impl Drop for Thaw<'_> {
 #[test]
 fn waiting_lets_threads_of_lower_priority_run() {
     watch("a thread that waits");
-    let gate = Gate::new();
+    let gate = TransitionGate::new();
     high_waits_for_low("leaving the gate", || gate.enter(), || gate.synchronize());
     let freeze = || {
         gate.freeze();

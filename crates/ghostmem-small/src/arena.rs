@@ -47,7 +47,7 @@ use ghostmem_os::{OsError, PAGE_SIZE};
 
 use crate::error::SmallError;
 use crate::ffi::{self, MiHeap};
-use crate::gate;
+use crate::fork_gate;
 use crate::seam;
 
 /// How many arenas this process can have, and steps of all of them together:
@@ -162,7 +162,7 @@ impl ArenaEntry {
         self.context.store(ptr::null_mut(), Ordering::SeqCst);
         let mut tries = 0;
         while self.callbacks.load(Ordering::SeqCst) != 0 {
-            crate::gate::pause(&mut tries);
+            crate::fork_gate::pause(&mut tries);
         }
         for step in &self.steps {
             step.heap.store(ptr::null_mut(), Ordering::Release);
@@ -253,13 +253,13 @@ impl Arena {
     /// [`SmallError::TooManyArenas`], the kernel's refusal (of fork hooks
     /// too), or [`SmallError::UnsupportedMimalloc`].
     pub fn acquire() -> Result<Self, SmallError> {
-        let inside = gate::enter();
-        gate::note_use(&inside);
-        if !gate::is_hooked() {
+        let inside = fork_gate::enter();
+        fork_gate::note_use(&inside);
+        if !fork_gate::is_hooked() {
             return Err(OsError::new("pthread_atfork", ENOMEM).into());
         }
         let scarce = machine::address_space_left().is_some_and(|left| left < PLENTY_BYTES);
-        if !ffi::gm_setup(commit, gate::thread_ends, scarce) {
+        if !ffi::gm_setup(commit, fork_gate::thread_ends, scarce) {
             return Err(SmallError::UnsupportedMimalloc);
         }
         let found = POOL
@@ -270,7 +270,7 @@ impl Arena {
         drop(inside);
         Ok(Self {
             entry: found,
-            epoch: gate::epoch(),
+            epoch: fork_gate::epoch(),
         })
     }
 
@@ -362,7 +362,7 @@ impl Arena {
 
     /// Whether this process made it, rather than an ancestor by fork.
     pub(crate) fn is_own(&self) -> bool {
-        self.epoch == gate::epoch()
+        self.epoch == fork_gate::epoch()
     }
 
     pub(crate) fn id(&self, step: usize) -> *mut c_void {
@@ -383,7 +383,7 @@ impl Arena {
 
 impl Drop for Arena {
     fn drop(&mut self) {
-        let _inside = gate::enter();
+        let _inside = fork_gate::enter();
         let lent_steps = self.entry().lent_steps.load(Ordering::Relaxed);
         let mut cleared = true;
         for step in 0..lent_steps {

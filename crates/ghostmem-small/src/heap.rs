@@ -11,7 +11,7 @@ use ghostmem_os::map::{MapArc, Reservation, ZeroArray};
 use crate::arena::{Arena, ArenaEntry};
 use crate::error::SmallError;
 use crate::ffi::{self, Table};
-use crate::gate;
+use crate::fork_gate;
 use crate::live::Places;
 use crate::put_off::PutOff;
 use crate::seam;
@@ -129,7 +129,7 @@ struct Core<S: Space> {
     steps: AtomicUsize,
     /// One thread at a time adds one; `true` when there are no more to be had.
     growth: Lock<bool>,
-    /// The process the heap was made in, see [`gate::epoch`].
+    /// The process the heap was made in, see [`fork_gate::epoch`].
     epoch: usize,
 }
 
@@ -165,7 +165,7 @@ impl<S: Space> SmallHeap<S> {
         let mixed = ZeroArray::new(reach / MIXED_BYTES)?;
         let space = MapArc::new(space)?;
         seam::step()?;
-        let inside = gate::enter();
+        let inside = fork_gate::enter();
         let entry = arena.entry();
         let heap = open_heap(&arena, 0)?;
         let context = MapArc::as_ptr(&space).cast::<()>();
@@ -195,7 +195,7 @@ impl<S: Space> SmallHeap<S> {
             entry,
             steps: AtomicUsize::new(1),
             growth: Lock::new(false),
-            epoch: gate::epoch(),
+            epoch: fork_gate::epoch(),
         };
         Ok(Self { core, arena })
     }
@@ -268,7 +268,7 @@ impl<S: Space> SmallHeap<S> {
                 return Some(NonNull::slice_from_raw_parts(block, found.bytes));
             }
         }
-        let inside = gate::try_enter()?;
+        let inside = fork_gate::try_enter()?;
         self.core.settle_put_off();
         let block = self.allocate_generally(size, align, zeroed)?;
         if self.core.places_of(block.as_ptr() as usize).is_none() {
@@ -354,7 +354,7 @@ impl<S: Space> SmallHeap<S> {
             return Err(wrong);
         }
         // A fork must not find the block half freed.
-        let inside = gate::try_enter();
+        let inside = fork_gate::try_enter();
         // SAFETY: a live block of mimalloc's. Should another thread free it
         // now, its page header, which is all this reads, still exists, or is
         // not found any more.
@@ -389,7 +389,7 @@ impl<S: Space> SmallHeap<S> {
         // are let go, or we see the block.
         fence(Ordering::SeqCst);
         if self.core.retired_count.load(Ordering::SeqCst) > 0 {
-            let Some(_inside) = gate::try_enter() else {
+            let Some(_inside) = fork_gate::try_enter() else {
                 self.core
                     .put_off_range(address, address.saturating_add(bytes));
                 return;
@@ -445,7 +445,7 @@ impl<S: Space> SmallHeap<S> {
     /// thread's empty pages of this heap, then all free memory of any arena
     /// in the process. Reaches the [`Space`] through `discard`.
     pub fn trim(&self) {
-        let _inside = gate::enter();
+        let _inside = fork_gate::enter();
         for step in 0..self.steps() {
             // SAFETY: the heap lives.
             unsafe { ffi::gm_trim(self.core.entry.heap(step)) };
@@ -543,11 +543,11 @@ impl<S: Space> Core<S> {
 
 impl<S: Space> Drop for Core<S> {
     fn drop(&mut self) {
-        let inside = gate::enter();
+        let inside = fork_gate::enter();
         // In a child of fork the threads that have a part in this heap do not
-        // exist, and mimalloc would wait for them: leave it (see gate::child).
-        if self.epoch == gate::epoch() {
-            let _teardown = gate::teardown(&inside);
+        // exist, and mimalloc would wait for them: leave it (see fork_gate::child).
+        if self.epoch == fork_gate::epoch() {
+            let _teardown = fork_gate::teardown(&inside);
             for step in 0..*self.steps.get_mut() {
                 // SAFETY: `&mut self`: no call on this heap is under way, and none
                 // follows. Its blocks are dead by the contract of `allocate`'s

@@ -49,7 +49,7 @@
 mod arena;
 mod error;
 mod ffi;
-mod gate;
+mod fork_gate;
 mod heap;
 mod live;
 mod put_off;
@@ -71,5 +71,5 @@ pub fn reserve_nothing() {
 /// fork(2) and this crate: its handlers are in place from the start; here is
 /// what keeps a fork out.
 pub mod fork {
-    pub use crate::gate::{Inside, after, before, close_at_the_call, hold};
+    pub use crate::fork_gate::{NoFork, after, before, close_at_the_call, hold};
 }

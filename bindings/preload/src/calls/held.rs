@@ -18,7 +18,7 @@ use crate::ghost;
 use crate::guarded::{self, Touch};
 use crate::holds::{self, Reason};
 use crate::raw;
-use crate::thread::{self, Inside};
+use crate::thread::{self, EngineScope};
 
 use super::{Done, error};
 
@@ -171,7 +171,7 @@ impl Ranges {
 
 impl Drop for Ranges {
     fn drop(&mut self) {
-        let _inside = Inside::new(thread::current());
+        let _inside = EngineScope::new(thread::current());
         for pin in &mut self.pins[..self.count] {
             // SAFETY: the first `count` were written, and are dropped once.
             unsafe { pin.assume_init_drop() };
@@ -224,7 +224,7 @@ fn with_held(
     let thread = thread::current();
     for &argument in arguments {
         let address = args[argument];
-        let _inside = Inside::new(thread);
+        let _inside = EngineScope::new(thread);
         let held = if ghost::is_ghost(address) {
             ranges.hold(address)
         } else {

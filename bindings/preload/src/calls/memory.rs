@@ -13,7 +13,7 @@ use ghostmem::Heap;
 use crate::ghost;
 use crate::holds::{self, Reason};
 use crate::raw::{Answer, failed};
-use crate::thread::{self, Inside};
+use crate::thread::{self, EngineScope};
 
 use super::{Done, error};
 
@@ -101,7 +101,7 @@ fn advise(heap: &Heap, address: usize, bytes: usize, advice: i32) -> Done {
     if drops && holds::any_for(Reason::Locked, address, bytes) {
         return error(libc::EINVAL);
     }
-    let _inside = Inside::new(thread::current());
+    let _inside = EngineScope::new(thread::current());
     let range = range(address, bytes);
     match advice {
         _ if drops => {

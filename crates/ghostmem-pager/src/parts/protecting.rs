@@ -40,9 +40,9 @@ pub(crate) struct Protecting([AtomicU64; PLACES]);
 
 /// Being inside; leaving is dropping it.
 #[must_use]
-pub(crate) struct Inside<'a>(&'a AtomicU64);
+pub(crate) struct ProtectingNow<'a>(&'a AtomicU64);
 
-impl Drop for Inside<'_> {
+impl Drop for ProtectingNow<'_> {
     fn drop(&mut self) {
         // Release: who sees it sees the pages protected.
         self.0.fetch_add(1, Ordering::Release);
@@ -55,7 +55,7 @@ impl Protecting {
     }
 
     /// Goes inside. Async-signal-safe.
-    pub(crate) fn enter(&self) -> Inside<'_> {
+    pub(crate) fn enter(&self) -> ProtectingNow<'_> {
         let home = thread::shard(PLACES);
         let mut tries = 0_u32;
         loop {
@@ -68,7 +68,7 @@ impl Protecting {
                         .is_ok();
                 if taken {
                     fence(Ordering::SeqCst);
-                    return Inside(place);
+                    return ProtectingNow(place);
                 }
             }
             futex::pause(tries);

@@ -73,7 +73,7 @@ fn stripe() -> &'static AtomicUsize {
 
 /// Being inside the gate; leaves it when dropped.
 #[must_use]
-pub struct Inside {
+pub struct NoFork {
     /// For mimalloc, rather than to keep forks out.
     busy: bool,
     /// Entering is counted by thread: keep the value on it.
@@ -87,18 +87,18 @@ pub(crate) fn pause(tries: &mut u32) {
 }
 
 /// Enters to call mimalloc's slow paths, waiting while another thread forks.
-pub(crate) fn enter() -> Inside {
+pub(crate) fn enter() -> NoFork {
     BUSY.set(BUSY.get() + 1);
     go_in(true)
 }
 
 /// As [`enter`]; `None` where this thread is in mimalloc already, which then is
 /// code that a signal interrupted, or holds mimalloc's locks for a fork.
-pub(crate) fn try_enter() -> Option<Inside> {
+pub(crate) fn try_enter() -> Option<NoFork> {
     (BUSY.get() == 0 && !FORKING.get()).then(enter)
 }
 
-fn go_in(busy: bool) -> Inside {
+fn go_in(busy: bool) -> NoFork {
     let depth = DEPTH.get();
     DEPTH.set(depth + 1);
     if depth == 0 {
@@ -117,13 +117,13 @@ fn go_in(busy: bool) -> Inside {
             }
         }
     }
-    Inside {
+    NoFork {
         busy,
         not_send: core::marker::PhantomData,
     }
 }
 
-impl Drop for Inside {
+impl Drop for NoFork {
     fn drop(&mut self) {
         let depth = DEPTH.get() - 1;
         DEPTH.set(depth);
@@ -139,7 +139,7 @@ impl Drop for Inside {
 /// Keeps fork(2) from happening on other threads until the value is dropped:
 /// for what a child must find done or not begun. Waits while one is under way.
 /// May be nested; not for signal handlers.
-pub fn hold() -> Inside {
+pub fn hold() -> NoFork {
     go_in(false)
 }
 
@@ -147,7 +147,7 @@ pub fn hold() -> Inside {
 pub(crate) struct Teardown;
 
 /// Takes the teardown lock. Call inside the gate only.
-pub(crate) fn teardown(_inside: &Inside) -> Teardown {
+pub(crate) fn teardown(_inside: &NoFork) -> Teardown {
     ffi::gm_teardown_lock();
     Teardown
 }
@@ -167,7 +167,7 @@ pub(crate) extern "C" fn thread_ends() {
 }
 
 /// Inside the gate: from now on a fork has mimalloc's locks to take.
-pub(crate) fn note_use(_inside: &Inside) {
+pub(crate) fn note_use(_inside: &NoFork) {
     USED.store(true, Ordering::Release);
 }
 
