@@ -29,7 +29,7 @@ use crate::parts::region::Region;
 const PROTECT_GAP_PAGES: usize = 1024;
 
 /// What a batch takes of a handler's stack, bytes.
-const BATCH_BYTES: usize = EVICT_BATCH_PAGES
+const EVICT_BATCH_STACK_BYTES: usize = EVICT_BATCH_PAGES
     * (size_of::<Victim>()
         + size_of::<Option<EvictClaim>>()
         + size_of::<Packed>()
@@ -39,7 +39,7 @@ const BATCH_BYTES: usize = EVICT_BATCH_PAGES
 
 // The other half is for the rest of the way from the fault to the kernel, and
 // for the copies that unoptimised builds make.
-const _: () = assert!(BATCH_BYTES <= STACK_BYTES / 2);
+const _: () = assert!(EVICT_BATCH_STACK_BYTES <= STACK_BYTES / 2);
 
 impl Engine {
     /// Evicts pages of one region, given in address order; how many it was.

@@ -25,7 +25,7 @@ use ghostmem_store::tier::{
 };
 use ghostmem_store::{MAX_SLOT_BYTES, Place};
 
-use crate::parts::place::BATCH_BYTES;
+use crate::parts::place::DEMOTE_BATCH_BYTES;
 
 /// The tiers that cold pages can go to.
 #[derive(Debug)]
@@ -294,7 +294,7 @@ impl Spill {
     /// Whether the store is so far over its share that what makes it grow must
     /// wait.
     pub(crate) fn is_behind(&self, held_bytes: u64) -> bool {
-        held_bytes > self.share().behind_bytes(BATCH_BYTES as u64) && !self.is_failing()
+        held_bytes > self.share().behind_bytes(DEMOTE_BATCH_BYTES as u64) && !self.is_failing()
     }
 
     /// Whether the store is within its share, or will soon be.

@@ -7,10 +7,10 @@ use ghostmem_table::{PageState, Word};
 
 /// Packed bytes written in one batch: large enough for a disk to be at its best,
 /// small enough that nobody waits long for room.
-pub(crate) const BATCH_BYTES: usize = 1 << 20;
+pub(crate) const DEMOTE_BATCH_BYTES: usize = 1 << 20;
 
 /// Most pages in one batch.
-pub(crate) const BATCH_PAGES: usize = 1024;
+pub(crate) const DEMOTE_BATCH_PAGES: usize = 1024;
 
 /// A page of a batch.
 #[derive(Clone, Copy)]
@@ -40,7 +40,7 @@ impl Entry {
 
 /// The pages of one batch and their bytes.
 pub(crate) struct Gathered<'a> {
-    pub(crate) entries: [Entry; BATCH_PAGES],
+    pub(crate) entries: [Entry; DEMOTE_BATCH_PAGES],
     pub(crate) count: usize,
     pub(crate) bytes: &'a mut Buffer,
     pub(crate) used: usize,
@@ -48,7 +48,7 @@ pub(crate) struct Gathered<'a> {
 
 impl Gathered<'_> {
     pub(crate) fn is_full(&self) -> bool {
-        self.count == BATCH_PAGES || self.used + PAGE_SIZE > BATCH_BYTES
+        self.count == DEMOTE_BATCH_PAGES || self.used + PAGE_SIZE > DEMOTE_BATCH_BYTES
     }
 
     /// Whether a page comes after all that is here on the way round from the first
@@ -93,7 +93,7 @@ mod tests {
             jumps in proptest::collection::vec((0_u32..3, 0_u32..12), 1..60),
             start in 0_u32..36,
         ) {
-            let mut buffer = Buffer::new(BATCH_BYTES).unwrap();
+            let mut buffer = Buffer::new(DEMOTE_BATCH_BYTES).unwrap();
             let mut batch = empty(&mut buffer);
             for (region, page) in jumps {
                 put(&mut batch, region, page);
@@ -113,7 +113,7 @@ mod tests {
 
     fn empty(bytes: &mut Buffer) -> Gathered<'_> {
         Gathered {
-            entries: [Entry::NONE; BATCH_PAGES],
+            entries: [Entry::NONE; DEMOTE_BATCH_PAGES],
             count: 0,
             bytes,
             used: 0,

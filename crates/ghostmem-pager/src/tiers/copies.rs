@@ -29,7 +29,7 @@ use crate::parts::place::slot_of_stored;
 const LOOK_EVICTIONS: u64 = 64;
 
 /// What a batch of pages that do not shrink makes the store grow by, bytes.
-const BATCH_BYTES: usize = EVICT_BATCH_PAGES * PAGE_SIZE;
+const EVICT_BATCH_BYTES: usize = EVICT_BATCH_PAGES * PAGE_SIZE;
 
 /// Slots whose bytes add up to `bytes`, about.
 fn slots_of(bytes: usize, store: &StoreStats) -> usize {
@@ -71,9 +71,9 @@ impl Engine {
         // The resident limit will be used, whether it is now or not.
         let frames = self.budget.limit().max(self.budget.used()).max(0) as usize * PAGE_SIZE;
         let fixed = frames + self.table_bytes() + store.metadata_bytes as usize;
-        let copies = balance::copies(limit, BATCH_BYTES, fixed, store.slot_bytes as usize);
+        let copies = balance::copies(limit, EVICT_BATCH_BYTES, fixed, store.slot_bytes as usize);
         self.follow(copies, &store);
-        let margin = balance::copies_margin_bytes(limit, BATCH_BYTES);
+        let margin = balance::copies_margin_bytes(limit, EVICT_BATCH_BYTES);
         if fixed + store.held_bytes as usize > limit - margin / 2 {
             self.tidy_some();
         }

@@ -42,7 +42,9 @@ use ghostmem_table::PageState;
 use crate::parts::cold::Spill;
 use crate::parts::engine::Engine;
 use crate::parts::metrics::Counter;
-use crate::parts::place::{BATCH_BYTES, BATCH_PAGES, Entry, Gathered, slot_of_stored};
+use crate::parts::place::{
+    DEMOTE_BATCH_BYTES, DEMOTE_BATCH_PAGES, Entry, Gathered, slot_of_stored,
+};
 use crate::tiers::choose::Spiller;
 use crate::tiers::lap::Lap;
 
@@ -177,7 +179,7 @@ impl Engine {
             spiller.lap.begin();
         }
         let mut batch = Gathered {
-            entries: [Entry::NONE; BATCH_PAGES],
+            entries: [Entry::NONE; DEMOTE_BATCH_PAGES],
             count: 0,
             bytes: buffer,
             used: 0,
@@ -188,7 +190,7 @@ impl Engine {
             // that is over now.
             if store.held_bytes > spill.share().bytes() {
                 let inside = ghostmem_fault::gate().enter();
-                self.shed_copies(BATCH_PAGES / 4);
+                self.shed_copies(DEMOTE_BATCH_PAGES / 4);
                 drop(inside);
             }
             return false;
@@ -197,7 +199,7 @@ impl Engine {
             owner: 0,
             codec: 0,
             bytes: &[],
-        }; BATCH_PAGES];
+        }; DEMOTE_BATCH_PAGES];
         for (page, entry) in pages.iter_mut().zip(&batch.entries[..batch.count]) {
             *page = Packed {
                 owner: owner_of(entry),
@@ -205,7 +207,7 @@ impl Engine {
                 bytes: entry.bytes(&*batch.bytes),
             };
         }
-        let mut slots = [None; BATCH_PAGES];
+        let mut slots = [None; DEMOTE_BATCH_PAGES];
         let moving = spill.moving.lock();
         let written = spill
             .tier
@@ -233,7 +235,7 @@ impl Engine {
     /// can be done for now.
     fn spill_down(&self, spill: &Spill, spiller: &mut Spiller) -> bool {
         // Only while there is work: an idle heap holds no buffer.
-        let Ok(mut buffer) = Buffer::new(BATCH_BYTES) else {
+        let Ok(mut buffer) = Buffer::new(DEMOTE_BATCH_BYTES) else {
             return false;
         };
         let mut fruitless = 0;
