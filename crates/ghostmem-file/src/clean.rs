@@ -46,7 +46,7 @@ struct Victim {
 
 impl FileTier {
     /// See [`ColdTier::tend`](ghostmem_store::tier::ColdTier::tend).
-    pub fn tidy(&self, budget_bytes: u64, moved: &mut Moved<'_>) -> Tended {
+    pub fn clean(&self, budget_bytes: u64, moved: &mut Moved<'_>) -> Tended {
         let mut report = Tended::default();
         if lineage::is_stranger() {
             return report;

@@ -48,7 +48,7 @@ impl ColdTier for FileTier {
     }
 
     fn tend(&self, budget_bytes: u64, moved: &mut Moved<'_>) -> Tended {
-        self.tidy(budget_bytes, moved)
+        self.clean(budget_bytes, moved)
     }
 
     fn stats(&self) -> TierStats {

@@ -48,10 +48,10 @@
 //!   [`remove`](FileTier::remove) are async-signal-safe, take no lock, allocate
 //!   nothing and share no cache line that a write holds for long. They run in fault
 //!   handlers on any number of threads, beside a write.
-//! * [`FileTier::write`] and [`FileTier::tidy`] are for one background thread. They
+//! * [`FileTier::write`] and [`FileTier::clean`] are for one background thread. They
 //!   allocate nothing either.
 //! * Whoever got a slot owns it alone until it is removed, exactly once, after its
-//!   last read. A slot's number is given out again only by `write` and `tidy`.
+//!   last read. A slot's number is given out again only by `write` and `clean`.
 //! * Bytes are handed out only after their tag was checked. What fails says which
 //!   file, which offset and why.
 //! * Space that a forked child may still read is neither used again nor given back

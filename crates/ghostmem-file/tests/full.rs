@@ -180,7 +180,7 @@ fn fill(pair: &mut Pair, next: &mut u64, len: impl Fn(u64) -> usize, most: usize
     most
 }
 
-/// Tidies until there is no more to do.
+/// Cleans until there is no more to do.
 fn clean(pair: &mut Pair) {
     for _ in 0..2000 {
         if !pair.tend(2 * MIB).is_behind {
@@ -421,9 +421,9 @@ fn numbers_are_made_free_when_they_run_out() {
 }
 
 /// Each generation writes a page, is forked at once, and never has the time to
-/// tidy. In one process: what a child does after its fork is all there is to it.
+/// clean. In one process: what a child does after its fork is all there is to it.
 #[test]
-fn generations_without_rest_can_write_and_tidy_again() {
+fn generations_without_rest_can_write_and_clean_again() {
     let mut pair = Pair::new(FileTier::open(&Options::unnamed(std::env::temp_dir())).unwrap());
     let mut written = 0;
     for generation in 0..60 {

@@ -93,7 +93,7 @@ fn nothing_allocates_after_the_tier_is_open() {
                 };
             }
             quietly(|| {
-                tier.tidy(u64::MAX, &mut |owner, from, to| {
+                tier.clean(u64::MAX, &mut |owner, from, to| {
                     let slot = &mut slots[owner as usize];
                     *slot == Some(from) && slot.replace(to).is_some()
                 })

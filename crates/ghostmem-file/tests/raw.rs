@@ -65,7 +65,7 @@ fn written(path: &PathBuf, encrypt: bool) -> (FileTier, Vec<u8>) {
             tier.remove(slot.take().unwrap());
         }
     }
-    let report = tier.tidy(u64::MAX, &mut |owner, from, to| {
+    let report = tier.clean(u64::MAX, &mut |owner, from, to| {
         let slot = &mut slots[owner as usize];
         *slot == Some(from) && slot.replace(to).is_some()
     });

@@ -2,7 +2,7 @@
 //!
 //! Rewriting leaves holes in slabs. What a turn moves follows from how far the
 //! free space is above its target; how soon the next turn may come follows
-//! from how long this one took, so that tidying has a bounded share of the
+//! from how long this one took, so that compacting has a bounded share of the
 //! background thread's time however fast the program writes:
 //!
 //! ```text

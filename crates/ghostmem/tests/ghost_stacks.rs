@@ -132,7 +132,7 @@ fn ask_for_everything(heap: &Heap, stack: *mut [u8], data: *mut [u8], round: usi
     unsafe { short.cast::<u8>().write_bytes(7, short.len()) };
     heap.evict(stack).unwrap();
     free(heap, short);
-    // The limit refuses it, but not before the store was tidied.
+    // The limit refuses it, but not before the store was compacted.
     let huge = Layout::from_size_align(1 << 30, PAGE).unwrap();
     assert!(heap.allocate(huge).is_err());
 }

@@ -67,7 +67,7 @@ pub(crate) fn run(data: &[u8]) {
         damage = &rest[written.len()..];
     }
     if kind & 4 != 0 {
-        tier.tidy(1 << 20, &mut |owner, from, to| {
+        tier.clean(1 << 20, &mut |owner, from, to| {
             // A page that is not ours to move there is a page of another.
             match pages.get_mut(&owner).filter(|slot| **slot == from) {
                 Some(slot) => {

@@ -59,7 +59,7 @@ fn rewrite(writes: usize, pages: usize, nonce_bits: u32) {
                 tier.remove(old);
             }
         }
-        tier.tidy(1 << 20, &mut |owner, from, to| {
+        tier.clean(1 << 20, &mut |owner, from, to| {
             let slot = &mut slots[owner as usize];
             let is_there = *slot == Some(from);
             if is_there {

@@ -1,5 +1,5 @@
 //! The background thread: keeps frames free ahead of demand, and the store
-//! tidy.
+//! dense.
 //!
 //! Where faulting threads keep every processor busy it would only take turns
 //! with them: it stands back then, and they evict for themselves, a batch when
@@ -99,7 +99,7 @@ impl Engine {
     pub(crate) fn reclaimer_step(&self, reclaimer: &mut Reclaimer) -> Option<Duration> {
         self.worker.asleep.store(0, Ordering::Relaxed);
         let filled = self.refill(&mut reclaimer.pace);
-        self.tidy_if_needed(&mut reclaimer.pace);
+        self.compact_if_needed(&mut reclaimer.pace);
         let crowded = self.threads.active_since() >= reclaimer.processors;
         self.worker.crowded.store(crowded, Ordering::Relaxed);
         self.worker.asleep.store(1, Ordering::SeqCst);
@@ -148,7 +148,7 @@ impl Engine {
             if freed == 0 {
                 return false;
             }
-            self.tidy_if_needed(pace);
+            self.compact_if_needed(pace);
             self.look();
         }
         true

@@ -137,7 +137,7 @@ impl Engine {
             }
             self.metrics.add(Counter::direct_reclaims, 1);
             let freed = self.reclaim_directly(scratch);
-            self.help_tidying();
+            self.help_compacting();
             if freed == 0 {
                 return self.after_barren(fault.waits.barren + 1);
             }

@@ -38,16 +38,16 @@ const COSTS: PageCosts = PageCosts {
 };
 
 /// Slots moved to make room before an allocation is refused.
-const TIDY_SLOTS: usize = 4096;
+const COMPACT_SLOTS: usize = 4096;
 
-/// Times that the store is tidied before an allocation is refused.
-const TIDY_ROUNDS: u32 = 4;
+/// Times that the store is compacted before an allocation is refused.
+const COMPACT_ROUNDS: u32 = 4;
 
-/// Times that an allocation waits for another thread to end its tidying, and
+/// Times that an allocation waits for another thread to end its compacting, and
 /// how long each: it may have been interrupted while it had all the free
 /// memory in hand.
-const TIDY_WAITS: u32 = 200;
-const TIDY_WAIT: Duration = Duration::from_micros(500);
+const COMPACT_WAITS: u32 = 200;
+const COMPACT_WAIT: Duration = Duration::from_micros(500);
 
 /// `ENOMEM`
 const NO_MEMORY: i32 = 12;
@@ -100,7 +100,7 @@ impl Engine {
     pub(crate) fn admit(&self, spare_bytes: usize) -> Result<(), OsError> {
         // Copies of resident pages make room before anybody is refused, and freed
         // slots may still hold memory.
-        let (mut tidied, mut waited) = (0, 0);
+        let (mut compacted, mut waited) = (0, 0);
         loop {
             // A bound leaves more when memory beside the heap went.
             let Some(limit) = self.memory_limit() else {
@@ -110,18 +110,18 @@ impl Engine {
             if needed <= limit {
                 return Ok(());
             }
-            if self.store.is_maintained() && waited < TIDY_WAITS {
+            if self.store.is_maintained() && waited < COMPACT_WAITS {
                 waited += 1;
                 // Nobody wakes it.
-                futex::wait(&AtomicU64::new(0), 0, TIDY_WAIT);
+                futex::wait(&AtomicU64::new(0), 0, COMPACT_WAIT);
                 continue;
             }
-            if tidied == TIDY_ROUNDS {
+            if compacted == COMPACT_ROUNDS {
                 return Err(OsError::new("allocate", NO_MEMORY));
             }
-            tidied += 1;
+            compacted += 1;
             self.quietly(needed - limit, |engine, missing, _| {
-                engine.make_room(missing, TIDY_SLOTS);
+                engine.make_room(missing, COMPACT_SLOTS);
                 engine.look_again(0);
             })?;
         }

@@ -51,7 +51,7 @@ fn slots_move_and_pages_find_them() {
         for at in (0..2000).step_by(40) {
             world.load(page(at));
         }
-        let moved = world.engine.tidy_store(usize::MAX >> 1, 0);
+        let moved = world.engine.compact_store(usize::MAX >> 1, 0);
         assert!(moved > 0);
         assert!(world.engine.stats().store_held_bytes < held / 2);
         world.audit();

@@ -87,7 +87,7 @@ fn interrupt(world: &Rc<World>, call: Call, depth: &Cell<u32>) {
         1 => {
             let inside = ghostmem_fault::gate().enter();
             world.engine.shed_copies(1 + world.sim.below(8));
-            world.engine.tidy_some();
+            world.engine.compact_few();
             drop(inside);
         }
         2 => {
@@ -192,7 +192,7 @@ impl Walk {
             950..970 => {
                 let inside = ghostmem_fault::gate().enter();
                 world.engine.shed_copies(1 + sim.below(40));
-                world.engine.tidy_from_inside(sim.below(64), 0);
+                world.engine.compact_from_inside(sim.below(64), 0);
                 drop(inside);
             }
             _ => sim.advance(sim.random() % 300_000_000),

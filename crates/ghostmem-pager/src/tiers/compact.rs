@@ -15,7 +15,7 @@ use crate::parts::engine::Engine;
 use crate::parts::region::place_of;
 
 /// Stores smaller than this are left to the background thread: their classes'
-/// part-filled slabs alone are more than that share, whoever tidies.
+/// part-filled slabs alone are more than that share, whoever compacts.
 const HELP_BYTES_MIN: u64 = 16 << 20;
 
 /// What the pace goes by.
@@ -31,8 +31,8 @@ fn figures(store: &StoreStats) -> StoreFigures {
 }
 
 impl Engine {
-    /// Tidies the store if it is time and there is need; cheap to ask.
-    pub(crate) fn tidy_if_needed(&self, pace: &mut Pace) {
+    /// Compacts the store if it is time and there is need; cheap to ask.
+    pub(crate) fn compact_if_needed(&self, pace: &mut Pace) {
         let now = clock::now_ns();
         if !pace.may_look(now) {
             return;
@@ -42,7 +42,7 @@ impl Engine {
             return;
         }
         let start = clock::thread_ns();
-        let moved = self.tidy_store(
+        let moved = self.compact_store(
             before.slots_to_move() as usize,
             before.spare_target_bytes() as usize,
         );
@@ -53,9 +53,9 @@ impl Engine {
 
     /// Moves up to about `slots` slots out of sparse slabs and returns empty
     /// ones, but for `spare_bytes` of them; how many it moved.
-    pub(crate) fn tidy_store(&self, slots: usize, spare_bytes: usize) -> usize {
+    pub(crate) fn compact_store(&self, slots: usize, spare_bytes: usize) -> usize {
         let inside = ghostmem_fault::gate().enter();
-        let moved = self.tidy_from_inside(slots, spare_bytes);
+        let moved = self.compact_from_inside(slots, spare_bytes);
         drop(inside);
         moved
     }
@@ -63,27 +63,27 @@ impl Engine {
     /// A faulting thread that had to evict for itself moves a few slots as well
     /// when that is urgent: the background thread, which should have, gets no
     /// processor. The caller is inside the gate.
-    pub(crate) fn help_tidying(&self) {
+    pub(crate) fn help_compacting(&self) {
         // One load; where each fault evicts, the figures would cost as much.
         if self.store.held_bytes() < HELP_BYTES_MIN {
             return;
         }
         if self.config.background && figures(&self.store.stats()).is_urgent() {
-            self.tidy_some();
+            self.compact_few();
         }
     }
 
     /// Moves a few slots, by a bounded look however large the store is: for a
     /// thread in a fault. The caller is inside the gate.
-    pub(crate) fn tidy_some(&self) {
+    pub(crate) fn compact_few(&self) {
         self.store
             .compact_some(TURN_SLOTS_MIN as usize, &mut |owner, slot| {
                 self.relocate(owner, slot)
             });
     }
 
-    /// As [`Engine::tidy_store`], inside the gate.
-    pub(crate) fn tidy_from_inside(&self, slots: usize, spare_bytes: usize) -> usize {
+    /// As [`Engine::compact_store`], inside the gate.
+    pub(crate) fn compact_from_inside(&self, slots: usize, spare_bytes: usize) -> usize {
         let moved = self
             .store
             .compact(slots, &mut |owner, slot| self.relocate(owner, slot));

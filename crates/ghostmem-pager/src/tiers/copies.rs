@@ -75,7 +75,7 @@ impl Engine {
         self.follow(copies, &store);
         let margin = balance::copies_margin_bytes(limit, EVICT_BATCH_BYTES);
         if fixed + store.held_bytes as usize > limit - margin / 2 {
-            self.tidy_some();
+            self.compact_few();
         }
     }
 
@@ -91,14 +91,14 @@ impl Engine {
         }
     }
 
-    /// Gives copies up and tidies the store, for an allocation that `missing` bytes
+    /// Gives copies up and compacts the store, for an allocation that `missing` bytes
     /// are missing for. The caller is inside the gate and holds no claim.
-    pub(crate) fn make_room(&self, missing: usize, tidy_slots: usize) {
+    pub(crate) fn make_room(&self, missing: usize, slots: usize) {
         let copies = self.copies.sum();
         if copies > 0 {
             self.shed_copies(slots_of(missing, &self.store.stats()).min(copies));
         }
-        self.tidy_from_inside(tidy_slots, 0);
+        self.compact_from_inside(slots, 0);
     }
 
     /// Gives up copies of up to `wanted` resident pages, to make room in the store.

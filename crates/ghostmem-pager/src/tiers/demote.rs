@@ -8,7 +8,7 @@
 //!   write     one batch, no claim held, outside the gate
 //!   swing     where the mark is still there: claim, point the word to the file,
 //!             release, free the slot
-//!   tidy      both tiers: memory back to the kernel, thin parts of the file
+//!   tend      both tiers: memory back to the kernel, thin parts of the file
 //!             written again elsewhere
 //! ```
 //! In address order, so that what readahead asks for lies together in the
@@ -64,7 +64,7 @@ const BACK_OFF_MIN: Duration = Duration::from_millis(50);
 const BACK_OFF_MAX: Duration = Duration::from_secs(5);
 
 /// Slots moved to make the store dense after a batch.
-const TIDY_SLOTS: usize = 1024;
+const COMPACT_SLOTS: usize = 1024;
 
 /// Bytes of the file that cleaning may write again after each batch.
 const CLEAN_BYTES: u64 = 2 << 20;
@@ -243,7 +243,7 @@ impl Engine {
             self.share_store();
             let worked = self.spill_batch(spill, spiller, &mut buffer);
             if self.store.held_bytes() > spill.share().end_bytes() {
-                self.tidy_store(TIDY_SLOTS, 0);
+                self.compact_store(COMPACT_SLOTS, 0);
             }
             spill.progress.fetch_add(1, Ordering::AcqRel);
             futex::wake_all(&spill.progress);
