@@ -36,7 +36,7 @@ mod watch;
 pub use ghostmem_store::tier::{TierCause, TierError};
 pub use ghostmem_table::PageState;
 pub use parts::blocks as space;
-pub use parts::cold::{Cold, SpillSettings, UnusableTier};
+pub use parts::cold::{Cold, ColdSettings, UnusableTier};
 pub use parts::config::{Config, LIMIT_PAGES_MIN};
 pub use parts::engine::{Engine, REGION_ALIGN};
 pub use parts::figures::{Figure, FigureKind, FigureUnit, Stats};

@@ -66,12 +66,12 @@ impl Holdings {
         let squeezed = self.squeezable_bytes.min(self.resident_bytes);
         let leaving = beyond.saturating_add(squeezed);
         let packed = self.store_held_bytes.saturating_add(self.packed(leaving));
-        let spilled = packed.min(self.file_room_bytes);
-        let entries = pages(spilled) * costs.file_entry_bytes;
+        let demoted = packed.min(self.file_room_bytes);
+        let entries = pages(demoted) * costs.file_entry_bytes;
         let resident = self.resident_bytes - squeezed;
         [entries, tables, resident, untouched - beyond]
             .iter()
-            .fold(packed - spilled, |sum, &part| sum.saturating_add(part))
+            .fold(packed - demoted, |sum, &part| sum.saturating_add(part))
     }
 
     /// `bytes` at the ratio seen so far, or hoped for before any was seen.

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use ghostmem_os::lock::Lock;
 use ghostmem_os::map::{MapArc, Reservation};
 use ghostmem_os::{OsError, PAGE_SIZE, futex, thread};
-use ghostmem_pager::{Config, Engine, PageState, Recorder, SpillSettings};
+use ghostmem_pager::{ColdSettings, Config, Engine, PageState, Recorder};
 use ghostmem_small::{ALIGN_MAX, Arena, SIZE_MAX, SmallHeap, Space, fork, seam};
 
 use crate::{Backend, Error, HeapBuilder, SmallObjects, Stats};
@@ -158,7 +158,7 @@ impl Heap {
         builder.build()
     }
 
-    pub(crate) fn from_config(config: Config, spill: Option<SpillSettings>) -> Result<Self, Error> {
+    pub(crate) fn from_config(config: Config, spill: Option<ColdSettings>) -> Result<Self, Error> {
         let inner = MapArc::new(Inner {
             engine: Engine::new(config, spill)?,
             small: OnceLock::new(),

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use ghostmem_file::{Faults, Options};
-use ghostmem_pager::{Cold, SpillSettings};
+use ghostmem_pager::{Cold, ColdSettings};
 
 use crate::Error;
 
@@ -103,8 +103,8 @@ impl Spill {
     }
 
     /// Opens the file.
-    pub(crate) fn open(&self) -> Result<SpillSettings, Error> {
+    pub(crate) fn open(&self) -> Result<ColdSettings, Error> {
         let tier = Cold::file(&self.options).map_err(Error::Spill)?;
-        SpillSettings::new(tier, self.store_limit).map_err(Error::Tier)
+        ColdSettings::new(tier, self.store_limit).map_err(Error::Tier)
     }
 }

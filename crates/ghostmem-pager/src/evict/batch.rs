@@ -221,7 +221,7 @@ impl Engine {
             .add(Counter::evictions_dirty, gone.pages - gone.clean);
         self.metrics.add(Counter::same_filled_pages, gone.filled);
         self.metrics.add(Counter::raw_pages_evicted, gone.raw);
-        self.wake_spiller();
+        self.wake_demoter();
         self.fit_copies(evictions, evictions + gone.pages);
     }
 }

@@ -136,7 +136,7 @@ impl Engine {
             let Ok(pool) = ghostmem_fault::scratch() else {
                 return false;
             };
-            if self.is_spill_behind() {
+            if self.is_demoter_behind() {
                 // Ahead of demand is too soon; who writes waits for the file.
                 return false;
             }

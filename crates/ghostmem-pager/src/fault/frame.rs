@@ -122,7 +122,7 @@ impl Engine {
             }
             if self.is_full(new) {
                 self.make_room(EVICT_BATCH_PAGES * PAGE_SIZE, EVICT_BATCH_PAGES);
-                self.wake_spiller();
+                self.wake_demoter();
                 self.look();
                 if self.is_full(new) {
                     return self.after_barren(fault.waits.barren + 1);
@@ -133,7 +133,7 @@ impl Engine {
             }
             self.wake_worker();
             if fault.waits.barren == 0 && fault.access != AccessKind::Read {
-                self.wait_for_spill();
+                self.wait_for_demoter();
             }
             self.metrics.add(Counter::direct_reclaims, 1);
             let freed = self.reclaim_directly(scratch);

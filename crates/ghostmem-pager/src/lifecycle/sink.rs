@@ -25,7 +25,7 @@ impl FaultSink for Engine {
             self.registrations.release_after_fork();
             return false;
         }
-        if self.spill.as_ref().is_some_and(|s| !s.try_take_for_fork()) {
+        if self.cold.as_ref().is_some_and(|s| !s.try_take_for_fork()) {
             self.enrolment.release_after_fork();
             self.worker.thread.release_after_fork();
             self.registrations.release_after_fork();
@@ -38,8 +38,8 @@ impl FaultSink for Engine {
     }
 
     fn cancel_fork(&self) {
-        if let Some(spill) = &self.spill {
-            spill.cancel_fork();
+        if let Some(cold) = &self.cold {
+            cold.cancel_fork();
         }
         self.release_fork_locks();
     }
@@ -52,8 +52,8 @@ impl FaultSink for Engine {
     }
 
     fn after_fork_in_parent(&self) {
-        if let Some(spill) = &self.spill {
-            spill.after_fork_in_parent();
+        if let Some(cold) = &self.cold {
+            cold.after_fork_in_parent();
         }
         for region in self.regions() {
             region.mapped.after_fork_in_parent();
@@ -66,8 +66,8 @@ impl FaultSink for Engine {
             recorder.stop();
         }
         // First: putting the tables in order gives places in the file back.
-        if let Some(spill) = &self.spill {
-            spill.after_fork_in_child();
+        if let Some(cold) = &self.cold {
+            cold.after_fork_in_child();
         }
         for region in self.regions() {
             Self::refuse_strangers(region);
@@ -88,6 +88,6 @@ impl FaultSink for Engine {
 
     fn restart_threads_in_child(&self) {
         self.restart_worker_after_fork();
-        self.restart_spiller_after_fork();
+        self.restart_demoter_after_fork();
     }
 }

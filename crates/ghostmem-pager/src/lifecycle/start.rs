@@ -12,7 +12,7 @@ use ghostmem_store::SlabStore;
 
 use crate::parts::bound::ProcessBound;
 use crate::parts::budget::Budget;
-use crate::parts::cold::{Spill, SpillSettings};
+use crate::parts::cold::{ColdSettings, ColdTiers};
 use crate::parts::config::{Config, LIMIT_PAGES_MIN};
 use crate::parts::engine::{Engine, REGIONS_MAX};
 use crate::parts::metrics::Metrics;
@@ -22,12 +22,12 @@ use crate::parts::threads::ThreadTable;
 use crate::parts::wake::WorkerState;
 
 impl Engine {
-    /// An engine with no region yet, whose cold pages go to `spill`'s file when
+    /// An engine with no region yet, whose cold pages go to `cold`'s tier when
     /// the store has its share.
     ///
     /// # Errors
     /// The kernel's refusal of memory or of the background threads.
-    pub fn new(config: Config, spill: Option<SpillSettings>) -> Result<MapArc<Self>, OsError> {
+    pub fn new(config: Config, cold: Option<ColdSettings>) -> Result<MapArc<Self>, OsError> {
         // The buffers are the process's: they have room for whatever codec another heap
         // of it may choose.
         ghostmem_fault::scratch_with(AnyCodec::state_words_most())?;
@@ -37,7 +37,7 @@ impl Engine {
         let engine = MapArc::new(Self {
             backend: config.backend,
             store: SlabStore::new(config.store_capacity_bytes)?,
-            spill: spill.map(Spill::new),
+            cold: cold.map(ColdTiers::new),
             budget: Budget::new(limit),
             bound: bound.map(|bytes| ProcessBound::new(bytes, limit)),
             metrics: Metrics::new(),
@@ -88,7 +88,7 @@ impl Engine {
         if this.config.background {
             Self::start_worker(this)?;
         }
-        Self::start_spiller(this)
+        Self::start_demoter(this)
     }
 
     /// Ends the engine: no fault is resolved from now on. Called once, when
@@ -96,7 +96,7 @@ impl Engine {
     pub fn shut_down(&self) {
         self.closed.store(true, Ordering::Release);
         self.stop_worker();
-        self.stop_spiller();
+        self.stop_demoter();
         let mut registrations = self.registrations.lock();
         let gone = core::mem::replace(&mut *registrations, [const { None }; REGIONS_MAX]);
         drop(registrations);

@@ -135,7 +135,7 @@ impl Engine {
     /// space.
     fn needed_bytes(&self) -> usize {
         let store = self.store.stats();
-        let file = self.spill.as_ref().map(|spill| spill.tier.stats());
+        let file = self.cold.as_ref().map(|cold| cold.tier.stats());
         let file = file.unwrap_or_default();
         let bytes = |pages: i64| pages.max(0) as usize * PAGE_SIZE;
         let (used, least) = (self.budget.used(), self.least_resident_pages());
@@ -164,8 +164,8 @@ impl Engine {
 
     /// Packed bytes that the file takes beside what it has.
     fn room_in_file(&self, file: &TierStats) -> usize {
-        match &self.spill {
-            Some(spill) if !spill.is_failing() => {
+        match &self.cold {
+            Some(cold) if !cold.is_failing() => {
                 // Its limit is on the file, which is never quite full.
                 let room = (file.limit_bytes / 8 * 7).saturating_sub(file.live_bytes);
                 usize::try_from(room).unwrap_or(usize::MAX)

@@ -205,12 +205,12 @@ impl core::error::Error for UnusableTier {}
 
 /// A tier and how it is used.
 #[derive(Debug)]
-pub struct SpillSettings {
+pub struct ColdSettings {
     tier: Cold,
     store_limit_bytes: Option<usize>,
 }
 
-impl SpillSettings {
+impl ColdSettings {
     /// Where pages go, and bytes that the store in memory may hold before its
     /// coldest pages go there; 0: as soon as they are evicted. `None`: what the
     /// memory limit leaves beside resident pages and tables, or as much as may be
@@ -230,7 +230,7 @@ impl SpillSettings {
 }
 
 /// What the engine keeps of its tier.
-pub(crate) struct Spill {
+pub(crate) struct ColdTiers {
     pub(crate) tier: Cold,
     /// What page words call it.
     id: TierId,
@@ -251,8 +251,8 @@ pub(crate) struct Spill {
     pub(crate) rank: AtomicU8,
 }
 
-impl Spill {
-    pub(crate) fn new(settings: SpillSettings) -> Self {
+impl ColdTiers {
+    pub(crate) fn new(settings: ColdSettings) -> Self {
         Self {
             tier: settings.tier,
             id: TierId::new(0),
@@ -377,14 +377,14 @@ mod tests {
     #[test]
     fn a_page_word_names_its_own_tier_only() {
         let tier = Cold::file(&Options::unnamed(std::env::temp_dir())).unwrap();
-        let spill = Spill::new(SpillSettings::new(tier, None).unwrap());
+        let cold = ColdTiers::new(ColdSettings::new(tier, None).unwrap());
         let slot = TierSlot::from_number(77);
-        let Some(Place::Cold(own, found)) = Place::from_bits(spill.place(slot)) else {
+        let Some(Place::Cold(own, found)) = Place::from_bits(cold.place(slot)) else {
             panic!("a place in a tier");
         };
         assert_eq!(found, slot);
         for id in (0..TierId::COUNT).map(TierId::new) {
-            assert_eq!(spill.named(id).is_some(), id == own);
+            assert_eq!(cold.named(id).is_some(), id == own);
         }
     }
 

@@ -15,7 +15,7 @@ use ghostmem_table::PageState;
 use crate::parts::blocks::BlockSpace;
 use crate::parts::bound::ProcessBound;
 use crate::parts::budget::Budget;
-use crate::parts::cold::Spill;
+use crate::parts::cold::ColdTiers;
 use crate::parts::config::Config;
 use crate::parts::metrics::Metrics;
 use crate::parts::region::Region;
@@ -35,7 +35,7 @@ pub struct Engine {
     pub(crate) config: Config,
     pub(crate) backend: Opened,
     pub(crate) store: SlabStore,
-    pub(crate) spill: Option<Spill>,
+    pub(crate) cold: Option<ColdTiers>,
     pub(crate) budget: Budget,
     /// The bound on the whole process, if there is one; the budget's limit follows it.
     pub(crate) bound: Option<ProcessBound>,

@@ -90,6 +90,6 @@ impl Engine {
 
     /// The tier that page words call so.
     pub(crate) fn tier(&self, tier: TierId) -> Option<&Cold> {
-        self.spill.as_ref()?.named(tier)
+        self.cold.as_ref()?.named(tier)
     }
 }

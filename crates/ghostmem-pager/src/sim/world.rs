@@ -14,11 +14,11 @@ use ghostmem_store::Place;
 use ghostmem_table::PageState;
 
 use crate::evict::reclaimer::Reclaimer;
-use crate::parts::cold::{Cold, SpillSettings};
+use crate::parts::cold::{Cold, ColdSettings};
 use crate::parts::config::Config;
 use crate::parts::engine::Engine;
 use crate::parts::metrics::Counter;
-use crate::tiers::demote::Demoter;
+use crate::tiers::demote::Turns;
 
 /// Frames beyond the limit that [`crate::fault::frame`] may take when nothing can leave.
 const OVERDRAFT_MAX: i64 = 68;
@@ -60,7 +60,7 @@ pub(super) struct World {
     pub(super) blocks: RefCell<Vec<(usize, usize)>>,
     threads: RefCell<Vec<Thread>>,
     reclaimer: RefCell<Reclaimer>,
-    demoter: RefCell<Demoter>,
+    demoter: RefCell<Turns>,
     /// Addresses that a call at the bottom of the stack changes: nobody may touch them
     /// meanwhile, as neither order would be wrong.
     pub(super) busy: RefCell<Range<usize>>,
@@ -111,26 +111,26 @@ impl Faults for Disk {
 
 /// A file tier below a store that may hold `store_bytes`. The file is a real one without a
 /// name; what it is asked goes through the simulation.
-pub(super) fn file(store_bytes: usize) -> SpillSettings {
+pub(super) fn file(store_bytes: usize) -> ColdSettings {
     let options = Options::unnamed(std::env::temp_dir()).direct(false);
     let file = Cold::file(&options.faults(&Disk)).unwrap();
-    SpillSettings::new(file, Some(store_bytes)).unwrap()
+    ColdSettings::new(file, Some(store_bytes)).unwrap()
 }
 
 impl World {
     pub(super) fn new(
         sim: &Rc<Simulation>,
         config: Config,
-        spill: Option<SpillSettings>,
+        cold: Option<ColdSettings>,
     ) -> Rc<Self> {
-        let engine = Engine::new(config, spill).unwrap();
+        let engine = Engine::new(config, cold).unwrap();
         Rc::new(Self {
             sim: sim.clone(),
             model: RefCell::default(),
             blocks: RefCell::default(),
             threads: RefCell::new((1..=8).map(Thread::new).collect()),
             reclaimer: RefCell::new(Reclaimer::new(8)),
-            demoter: RefCell::new(Demoter::new()),
+            demoter: RefCell::new(Turns::new()),
             busy: RefCell::new(0..0),
             locked: RefCell::default(),
             active: Cell::new(0),
@@ -357,10 +357,10 @@ impl World {
     /// A turn of the thread that moves pages to the file, where there is one. For the
     /// bottom of the stack: it waits for those who read the file.
     pub(super) fn demoter_turn(&self) {
-        if let Some(spill) = &self.engine.spill {
+        if let Some(cold) = &self.engine.cold {
             let nap = self
                 .engine
-                .demoter_step(spill, &mut self.demoter.borrow_mut());
+                .demoter_step(cold, &mut self.demoter.borrow_mut());
             self.sim.note(nap.map_or(1, |nap| nap.as_nanos() as u64));
         }
     }

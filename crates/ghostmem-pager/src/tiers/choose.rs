@@ -9,7 +9,7 @@
 //! A page is in a batch once. The mark in a page's word says that the page is as the
 //! *last* look found it: an earlier copy in the same batch would pass for right.
 //!
-//! Only the spiller's thread runs this. It holds a claim for as long as one page's
+//! Only the demoter's thread runs this. It holds a claim for as long as one page's
 //! packed bytes take to copy, and is inside the gate for one group of pages.
 
 use core::ops::Range;
@@ -18,7 +18,7 @@ use core::time::Duration;
 use ghostmem_os::PAGE_SIZE;
 use ghostmem_policy::Past;
 
-use crate::parts::cold::Spill;
+use crate::parts::cold::ColdTiers;
 use crate::parts::engine::Engine;
 use crate::parts::place::{Entry, Gathered, slot_of_stored};
 use crate::parts::region::Region;
@@ -31,8 +31,8 @@ const GROUP_PAGES: usize = PAGE_SIZE / size_of::<u64>();
 /// Part of the stored bytes that one ranking finds, at least.
 const RANK_SHARE: u64 = 8;
 
-/// The spiller's own state.
-pub(crate) struct Spiller {
+/// The demoter's own state.
+pub(crate) struct Demoter {
     /// Where it is on its way through all pages; a ranking begins a new lap.
     pub(crate) lap: Lap,
     pub(crate) back_off: Duration,
@@ -44,7 +44,7 @@ impl Engine {
     /// Finds out how dispensable the pages are that are to go: at least
     /// `wanted_bytes`, and at least an eighth of what is stored, so that ranking
     /// stays cheap beside writing.
-    pub(crate) fn rank(&self, spill: &Spill, wanted_bytes: u64) {
+    pub(crate) fn rank(&self, cold: &ColdTiers, wanted_bytes: u64) {
         const RANKS: usize = Past::DISPENSABLE_MAX as usize + 1;
         let mut census = [0_u64; RANKS];
         let mut stored = 0_u64;
@@ -69,15 +69,15 @@ impl Engine {
             found += bytes;
             found >= wanted
         });
-        spill.set_rank(reached.unwrap_or(0) as u8);
+        cold.set_rank(reached.unwrap_or(0) as u8);
     }
 
     /// Copies packed bytes of dispensable pages into `batch` until it is full, has
     /// `wanted_bytes` or the hand has been everywhere.
     pub(crate) fn gather(
         &self,
-        spill: &Spill,
-        spiller: &mut Spiller,
+        cold: &ColdTiers,
+        demoter: &mut Demoter,
         batch: &mut Gathered<'_>,
         wanted_bytes: u64,
     ) {
@@ -88,12 +88,12 @@ impl Engine {
             let first = group * GROUP_PAGES;
             Some(first..(first + GROUP_PAGES).min(region.pages()))
         };
-        while let Some((index, pages)) = spiller.lap.next(self.region_count(), group) {
+        while let Some((index, pages)) = demoter.lap.next(self.region_count(), group) {
             let Some(region) = self.region(index) else {
                 return;
             };
-            let next = self.gather_from(region, pages, spill.rank(), batch);
-            spiller.lap.advance(next);
+            let next = self.gather_from(region, pages, cold.rank(), batch);
+            demoter.lap.advance(next);
             if batch.is_full() || batch.used as u64 >= wanted_bytes {
                 return;
             }

@@ -8,7 +8,7 @@
 //! free again. A page that did not shrink never keeps a copy in memory: its slot is
 //! as large as its frame.
 //!
-//! With a file that takes pages none of this is asked: the spiller keeps the store
+//! With a file that takes pages none of this is asked: the demoter keeps the store
 //! within its share, and gives up copies for it.
 
 use core::sync::atomic::Ordering;
@@ -19,7 +19,7 @@ use ghostmem_policy::hand::{EVICT_BATCH_PAGES, LOOKS_PER_PAGE};
 use ghostmem_store::{Place, StoreStats};
 use ghostmem_table::{PageState, Word};
 
-use crate::parts::cold::Spill;
+use crate::parts::cold::ColdTiers;
 use crate::parts::engine::Engine;
 use crate::parts::metrics::Counter;
 use crate::parts::place::slot_of_stored;
@@ -53,7 +53,7 @@ impl Engine {
             return;
         }
         let due = before / LOOK_EVICTIONS != after / LOOK_EVICTIONS;
-        if !due || !self.spill.as_ref().is_none_or(Spill::is_failing) {
+        if !due || !self.cold.as_ref().is_none_or(ColdTiers::is_failing) {
             return;
         }
         let Some(limit) = self.memory_limit() else {

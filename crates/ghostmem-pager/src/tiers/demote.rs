@@ -39,13 +39,13 @@ use ghostmem_os::{OsError, clock, futex};
 use ghostmem_store::tier::{ColdTier, Packed, TierSlot};
 use ghostmem_table::PageState;
 
-use crate::parts::cold::Spill;
+use crate::parts::cold::ColdTiers;
 use crate::parts::engine::Engine;
 use crate::parts::metrics::Counter;
 use crate::parts::place::{
     DEMOTE_BATCH_BYTES, DEMOTE_BATCH_PAGES, Entry, Gathered, slot_of_stored,
 };
-use crate::tiers::choose::Spiller;
+use crate::tiers::choose::Demoter;
 use crate::tiers::lap::Lap;
 
 /// Pages pointed to the file in one go, inside the gate.
@@ -70,55 +70,55 @@ const COMPACT_SLOTS: usize = 1024;
 const CLEAN_BYTES: u64 = 2 << 20;
 
 impl Engine {
-    pub(crate) fn start_spiller(this: &MapArc<Self>) -> Result<(), OsError> {
-        if let Some(spill) = &this.spill {
+    pub(crate) fn start_demoter(this: &MapArc<Self>) -> Result<(), OsError> {
+        if let Some(cold) = &this.cold {
             this.share_store();
             let thread = EngineThread::spawn_with(c"ghostmem-spill", this.clone(), run)?;
-            *spill.thread.lock() = Some(thread);
+            *cold.thread.lock() = Some(thread);
         }
         Ok(())
     }
 
-    pub(crate) fn stop_spiller(&self) {
-        let Some(spill) = &self.spill else { return };
-        let thread = spill.thread.lock().take();
+    pub(crate) fn stop_demoter(&self) {
+        let Some(cold) = &self.cold else { return };
+        let thread = cold.thread.lock().take();
         if let Some(thread) = thread {
-            spill.asleep.store(0, Ordering::Release);
-            futex::wake_all(&spill.asleep);
+            cold.asleep.store(0, Ordering::Release);
+            futex::wake_all(&cold.asleep);
             thread.join();
         }
     }
 
     /// In a forked child the thread does not exist; start a new one, or go on
     /// without: what is in the file can be read all the same.
-    pub(crate) fn restart_spiller_after_fork(&self) {
-        let Some(spill) = &self.spill else { return };
-        let lost = spill.thread.lock().take();
+    pub(crate) fn restart_demoter_after_fork(&self) {
+        let Some(cold) = &self.cold else { return };
+        let lost = cold.thread.lock().take();
         let mut started = false;
         if let Some(lost) = lost {
             lost.forget_after_fork();
             let handle = self.handle();
             if let Some(handle) = handle.filter(|_| self.config.background_in_children) {
-                started = Self::start_spiller(&handle).is_ok();
+                started = Self::start_demoter(&handle).is_ok();
             }
         }
         // Nobody writes: nobody waits for it, and its room does not count.
-        spill.failing.store(!started, Ordering::Relaxed);
+        cold.failing.store(!started, Ordering::Relaxed);
     }
 
     /// Points the pages of a batch to their places in the file; how many it
     /// was. Places of pages that were touched meanwhile are given back.
-    fn swing(&self, spill: &Spill, batch: &Gathered<'_>, slots: &[Option<TierSlot>]) -> usize {
+    fn swing(&self, cold: &ColdTiers, batch: &Gathered<'_>, slots: &[Option<TierSlot>]) -> usize {
         let mut moved = 0;
         let entries = &batch.entries[..batch.count];
         for (entries, slots) in entries.chunks(SWING_PAGES).zip(slots.chunks(SWING_PAGES)) {
             let inside = ghostmem_fault::gate().enter();
             for (entry, slot) in entries.iter().zip(slots) {
                 let Some(slot) = slot else { continue };
-                if self.swing_one(spill, entry, *slot) {
+                if self.swing_one(cold, entry, *slot) {
                     moved += 1;
                 } else {
-                    spill.tier.remove(*slot);
+                    cold.tier.remove(*slot);
                 }
             }
             drop(inside);
@@ -126,7 +126,7 @@ impl Engine {
         moved
     }
 
-    fn swing_one(&self, spill: &Spill, entry: &Entry, to: TierSlot) -> bool {
+    fn swing_one(&self, cold: &ColdTiers, entry: &Entry, to: TierSlot) -> bool {
         let Some(region) = self.region(entry.region as usize) else {
             return false;
         };
@@ -140,7 +140,7 @@ impl Engine {
         let Ok(claim) = region.table.claim(page, word) else {
             return false;
         };
-        let moved = word.with_marked(false).with_payload(spill.place(to));
+        let moved = word.with_marked(false).with_payload(cold.place(to));
         self.release(region, claim, moved);
         self.store.remove(slot);
         true
@@ -148,7 +148,7 @@ impl Engine {
 
     /// The file moves a page: points its word to the new place, if it is still
     /// at the old one.
-    fn move_spilled(&self, spill: &Spill, owner: u64, from: TierSlot, to: TierSlot) -> bool {
+    fn move_spilled(&self, cold: &ColdTiers, owner: u64, from: TierSlot, to: TierSlot) -> bool {
         let (index, page) = crate::parts::region::place_of(ghostmem_store::Owner::new(owner));
         let Some(region) = self.region(index).filter(|region| page < region.pages()) else {
             return false;
@@ -158,9 +158,9 @@ impl Engine {
         let owns = word.state() == PageState::Stored
             || (word.state() == PageState::Resident && word.is_clean());
         let moved = owns
-            && word.payload() == spill.place(from)
+            && word.payload() == cold.place(from)
             && region.table.claim(page, word).is_ok_and(|claim| {
-                self.release(region, claim, word.with_payload(spill.place(to)));
+                self.release(region, claim, word.with_payload(cold.place(to)));
                 true
             });
         drop(inside);
@@ -168,15 +168,15 @@ impl Engine {
     }
 
     /// One batch, from the store to the file: whether anything moved.
-    fn spill_batch(&self, spill: &Spill, spiller: &mut Spiller, buffer: &mut Buffer) -> bool {
+    fn demote_batch(&self, cold: &ColdTiers, demoter: &mut Demoter, buffer: &mut Buffer) -> bool {
         let store = self.store.stats();
-        let wanted = store.slot_bytes.saturating_sub(spill.share().end_bytes());
+        let wanted = store.slot_bytes.saturating_sub(cold.share().end_bytes());
         if wanted == 0 {
             return false;
         }
-        if spiller.lap.is_done() {
-            self.rank(spill, wanted);
-            spiller.lap.begin();
+        if demoter.lap.is_done() {
+            self.rank(cold, wanted);
+            demoter.lap.begin();
         }
         let mut batch = Gathered {
             entries: [Entry::NONE; DEMOTE_BATCH_PAGES],
@@ -184,11 +184,11 @@ impl Engine {
             bytes: buffer,
             used: 0,
         };
-        self.gather(spill, spiller, &mut batch, wanted);
+        self.gather(cold, demoter, &mut batch, wanted);
         if batch.count == 0 {
             // Everything is a copy of a resident page, or too warm by a ranking
             // that is over now.
-            if store.held_bytes > spill.share().bytes() {
+            if store.held_bytes > cold.share().bytes() {
                 let inside = ghostmem_fault::gate().enter();
                 self.shed_copies(DEMOTE_BATCH_PAGES / 4);
                 drop(inside);
@@ -208,22 +208,22 @@ impl Engine {
             };
         }
         let mut slots = [None; DEMOTE_BATCH_PAGES];
-        let moving = spill.moving.lock();
-        let written = spill
+        let moving = cold.moving.lock();
+        let written = cold
             .tier
             .write(&pages[..batch.count], &mut slots[..batch.count]);
         if written.is_err() {
             // The pages are where they were; their marks mean nothing any more.
             self.metrics.add(Counter::spill_write_errors, 1);
-            spill.failing.store(true, Ordering::Relaxed);
-            spiller.retry_ns = clock::now_ns() + spiller.back_off.as_nanos() as u64;
-            spiller.back_off = (spiller.back_off * 2).min(BACK_OFF_MAX);
-            futex::wake_all(&spill.progress);
+            cold.failing.store(true, Ordering::Relaxed);
+            demoter.retry_ns = clock::now_ns() + demoter.back_off.as_nanos() as u64;
+            demoter.back_off = (demoter.back_off * 2).min(BACK_OFF_MAX);
+            futex::wake_all(&cold.progress);
             return false;
         }
-        spill.failing.store(false, Ordering::Relaxed);
-        spiller.back_off = BACK_OFF_MIN;
-        let moved = self.swing(spill, &batch, &slots[..batch.count]);
+        cold.failing.store(false, Ordering::Relaxed);
+        demoter.back_off = BACK_OFF_MIN;
+        let moved = self.swing(cold, &batch, &slots[..batch.count]);
         drop(moving);
         self.metrics.add(Counter::pages_spilled, moved as u64);
         let in_vain = (batch.count - moved) as u64;
@@ -233,7 +233,7 @@ impl Engine {
 
     /// Writes batches until the store has come down; `false` when nothing more
     /// can be done for now.
-    fn spill_down(&self, spill: &Spill, spiller: &mut Spiller) -> bool {
+    fn demote_down(&self, cold: &ColdTiers, demoter: &mut Demoter) -> bool {
         // Only while there is work: an idle heap holds no buffer.
         let Ok(mut buffer) = Buffer::new(DEMOTE_BATCH_BYTES) else {
             return false;
@@ -241,19 +241,19 @@ impl Engine {
         let mut fruitless = 0;
         while !self.closed.load(Ordering::Acquire) {
             self.share_store();
-            let worked = self.spill_batch(spill, spiller, &mut buffer);
-            if self.store.held_bytes() > spill.share().end_bytes() {
+            let worked = self.demote_batch(cold, demoter, &mut buffer);
+            if self.store.held_bytes() > cold.share().end_bytes() {
                 self.compact_store(COMPACT_SLOTS, 0);
             }
-            spill.progress.fetch_add(1, Ordering::AcqRel);
-            futex::wake_all(&spill.progress);
-            self.clean_file(spill);
-            if self.store.held_bytes() <= spill.share().begin_bytes() {
+            cold.progress.fetch_add(1, Ordering::AcqRel);
+            futex::wake_all(&cold.progress);
+            self.clean_file(cold);
+            if self.store.held_bytes() <= cold.share().begin_bytes() {
                 return true;
             }
             // A lap that found nothing is followed by a ranking, and one more.
             fruitless = if worked { 0 } else { fruitless + 1 };
-            if fruitless == 2 || spill.is_failing() {
+            if fruitless == 2 || cold.is_failing() {
                 return false;
             }
         }
@@ -262,9 +262,9 @@ impl Engine {
 
     /// Keeps the file dense, and gives back what nothing lives in any more; whether
     /// there is more to do.
-    fn clean_file(&self, spill: &Spill) -> bool {
-        let mut moved = |owner, from, to| self.move_spilled(spill, owner, from, to);
-        spill.tier.tend(CLEAN_BYTES, &mut moved).is_behind
+    fn clean_file(&self, cold: &ColdTiers) -> bool {
+        let mut moved = |owner, from, to| self.move_spilled(cold, owner, from, to);
+        cold.tier.tend(CLEAN_BYTES, &mut moved).is_behind
     }
 }
 
@@ -273,16 +273,16 @@ fn owner_of(entry: &Entry) -> u64 {
 }
 
 /// What the thread remembers from turn to turn.
-pub(crate) struct Demoter {
-    spiller: Spiller,
+pub(crate) struct Turns {
+    demoter: Demoter,
     nap: Duration,
     done: bool,
 }
 
-impl Demoter {
+impl Turns {
     pub(crate) const fn new() -> Self {
         Self {
-            spiller: Spiller {
+            demoter: Demoter {
                 lap: Lap::NONE,
                 back_off: BACK_OFF_MIN,
                 retry_ns: 0,
@@ -296,43 +296,43 @@ impl Demoter {
 impl Engine {
     /// One turn of the thread: how long it rests now; `None` when it goes on at once.
     /// `spill.asleep` says whether it can be woken.
-    pub(crate) fn demoter_step(&self, spill: &Spill, demoter: &mut Demoter) -> Option<Duration> {
-        spill.asleep.store(0, Ordering::Relaxed);
-        if demoter.done {
-            demoter.nap = NAP;
+    pub(crate) fn demoter_step(&self, cold: &ColdTiers, turns: &mut Turns) -> Option<Duration> {
+        cold.asleep.store(0, Ordering::Relaxed);
+        if turns.done {
+            turns.nap = NAP;
         }
-        let spiller = &mut demoter.spiller;
+        let demoter = &mut turns.demoter;
         self.share_store();
-        let over = self.store.held_bytes() > spill.share().begin_bytes();
-        let may = clock::now_ns() >= spiller.retry_ns;
-        demoter.done = !over || (may && self.spill_down(spill, spiller));
+        let over = self.store.held_bytes() > cold.share().begin_bytes();
+        let may = clock::now_ns() >= demoter.retry_ns;
+        turns.done = !over || (may && self.demote_down(cold, demoter));
         if !over && may {
             // Nothing to try it with: who asks for memory may count on it.
-            spill.failing.store(false, Ordering::Relaxed);
+            cold.failing.store(false, Ordering::Relaxed);
         }
-        let cleaning = self.clean_file(spill);
+        let cleaning = self.clean_file(cold);
         // Room comes as the program frees and evicts, or with time.
-        demoter.nap = match (demoter.done, cleaning) {
+        turns.nap = match (turns.done, cleaning) {
             (true, false) => IDLE,
             (true, true) => NAP,
-            (false, _) => (demoter.nap * 2).clamp(NAP, BACK_OFF_MAX),
+            (false, _) => (turns.nap * 2).clamp(NAP, BACK_OFF_MAX),
         };
         // Not to be woken for each batch of evictions that changes nothing.
-        let asleep = u64::from(demoter.nap >= NAP_LIGHT);
-        spill.asleep.store(asleep, Ordering::SeqCst);
-        let still = !demoter.done || self.store.held_bytes() <= spill.share().begin_bytes();
-        (still && !self.closed.load(Ordering::Acquire)).then_some(demoter.nap)
+        let asleep = u64::from(turns.nap >= NAP_LIGHT);
+        cold.asleep.store(asleep, Ordering::SeqCst);
+        let still = !turns.done || self.store.held_bytes() <= cold.share().begin_bytes();
+        (still && !self.closed.load(Ordering::Acquire)).then_some(turns.nap)
     }
 }
 
 fn run(engine: &Engine) {
-    let Some(spill) = &engine.spill else { return };
-    let mut demoter = Demoter::new();
+    let Some(cold) = &engine.cold else { return };
+    let mut turns = Turns::new();
     while !engine.closed.load(Ordering::Acquire) {
-        if let Some(nap) = engine.demoter_step(spill, &mut demoter) {
+        if let Some(nap) = engine.demoter_step(cold, &mut turns) {
             // Woken before it sleeps, it finds another value.
             let asleep = u32::from(nap >= NAP_LIGHT);
-            futex::wait(&spill.asleep, asleep, nap);
+            futex::wait(&cold.asleep, asleep, nap);
         }
     }
 }

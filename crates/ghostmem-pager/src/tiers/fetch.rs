@@ -19,7 +19,7 @@ use ghostmem_store::Place;
 use ghostmem_store::tier::{ColdTier, TierError, TierId, TierSlot};
 use ghostmem_table::{Claim, PageState};
 
-use crate::parts::cold::Spill;
+use crate::parts::cold::ColdTiers;
 use crate::parts::engine::Engine;
 use crate::parts::lost::{LostDecision, LostPage};
 use crate::parts::metrics::Counter;
@@ -86,7 +86,7 @@ impl Engine {
         place: impl Fn(usize) -> usize,
         scratch: &mut Scratch,
     ) -> (u64, u64) {
-        let Some(spill) = &self.spill else {
+        let Some(cold) = &self.cold else {
             return (0, 0);
         };
         let mut pages = [(TierSlot::from_number(0), 0); RUN_PAGES];
@@ -94,7 +94,7 @@ impl Engine {
         let mut count = 0;
         for (step, claim) in claims.iter().enumerate() {
             if let Some(claim) = claim
-                && let Some(slot) = spill.slot_of_claimed(claim)
+                && let Some(slot) = cold.slot_of_claimed(claim)
             {
                 pages[count] = (slot, region.owner(claim.page()).get());
                 steps[count] = step as u8;
@@ -118,8 +118,7 @@ impl Engine {
                 (false, _) => failed |= 1 << step,
             }
         };
-        spill
-            .tier
+        cold.tier
             .read_run(&pages[..count], io.0.as_flattened_mut(), &mut take);
         let read = u64::from(fetched.count_ones());
         self.metrics.add(Counter::spilled_reads, read);
@@ -155,14 +154,14 @@ impl Engine {
     /// is expected to. Otherwise what was cold once would be read from the disk
     /// for ever, until it is written. Not while the store has no room to give.
     pub(crate) fn belongs_in_memory(&self, past: Past, bytes: usize, now: u16) -> bool {
-        self.spill.as_ref().is_some_and(|spill| {
-            past.dispensable(bytes, self.clock(), now) < spill.rank()
-                && spill.has_room(self.store.held_bytes())
+        self.cold.as_ref().is_some_and(|cold| {
+            past.dispensable(bytes, self.clock(), now) < cold.rank()
+                && cold.has_room(self.store.held_bytes())
         })
     }
 }
 
-impl Spill {
+impl ColdTiers {
     /// Where in the tier a claimed page is, if it is there.
     fn slot_of_claimed(&self, claim: &Claim) -> Option<TierSlot> {
         let before = claim.before();

@@ -1,4 +1,4 @@
-//! The spiller's way through all pages: a [`Lap`] comes by each page once.
+//! The demoter's way through all pages: a [`Lap`] comes by each page once.
 //!
 //! ```text
 //!   region    0 ........ 1 .............. 2 ......

@@ -16,17 +16,17 @@ const WAITS_MAX: u32 = 50;
 
 impl Engine {
     /// The store may have grown: once for each batch of evictions.
-    pub(crate) fn wake_spiller(&self) {
-        if let Some(spill) = &self.spill
-            && self.store.held_bytes() > spill.share().begin_bytes()
+    pub(crate) fn wake_demoter(&self) {
+        if let Some(cold) = &self.cold
+            && self.store.held_bytes() > cold.share().begin_bytes()
         {
-            spill.wake();
+            cold.wake();
         }
     }
 
     /// Sets the store's share by the limits and tables of now.
     pub(crate) fn share_store(&self) {
-        let Some(spill) = &self.spill else { return };
+        let Some(cold) = &self.cold else { return };
         let memory = self.memory_limit();
         let resident = self.budget.limit().max(0) as usize * PAGE_SIZE;
         let resident = match (&self.bound, memory) {
@@ -38,36 +38,36 @@ impl Engine {
             _ => resident,
         };
         let share = StoreShare::new(
-            spill.store_limit_bytes,
+            cold.store_limit_bytes,
             memory.map(|bytes| bytes as u64),
             resident as u64,
             self.table_bytes() as u64
                 + self.store.stats().metadata_bytes
-                + spill.tier.stats().metadata_bytes,
+                + cold.tier.stats().metadata_bytes,
         );
-        spill.share_bytes.store(share.bytes(), Ordering::Relaxed);
+        cold.share_bytes.store(share.bytes(), Ordering::Relaxed);
     }
 
     /// Whether eviction ahead of demand is to wait for the file.
-    pub(crate) fn is_spill_behind(&self) -> bool {
-        self.spill
+    pub(crate) fn is_demoter_behind(&self) -> bool {
+        self.cold
             .as_ref()
-            .is_some_and(|spill| spill.is_behind(self.store.held_bytes()))
+            .is_some_and(|cold| cold.is_behind(self.store.held_bytes()))
     }
 
     /// A fault that is going to write needs a frame, for which a page may have
     /// to be compressed: waits, for a tenth of a second at most, while the store
     /// is too far over its share. The caller owns no page.
-    pub(crate) fn wait_for_spill(&self) {
-        let Some(spill) = &self.spill else { return };
+    pub(crate) fn wait_for_demoter(&self) {
+        let Some(cold) = &self.cold else { return };
         for _ in 0..WAITS_MAX {
-            let progress = spill.progress.load(Ordering::Acquire);
-            if !spill.is_behind(self.store.held_bytes()) || self.closed.load(Ordering::Relaxed) {
+            let progress = cold.progress.load(Ordering::Acquire);
+            if !cold.is_behind(self.store.held_bytes()) || self.closed.load(Ordering::Relaxed) {
                 return;
             }
             self.metrics.add(Counter::spill_waits, 1);
-            spill.wake();
-            futex::wait(&spill.progress, progress as u32, WAIT);
+            cold.wake();
+            futex::wait(&cold.progress, progress as u32, WAIT);
         }
     }
 }

@@ -26,7 +26,7 @@ impl Engine {
     /// Bytes that the heap's own counters say it takes.
     fn own_bytes(&self) -> usize {
         let store = self.store.stats();
-        let file = self.spill.as_ref().map(|spill| spill.tier.stats());
+        let file = self.cold.as_ref().map(|cold| cold.tier.stats());
         let file_tables = file.map_or(0, |file| file.metadata_bytes);
         self.budget.used().max(0) as usize * PAGE_SIZE
             + self.table_bytes()
@@ -72,7 +72,7 @@ impl Engine {
         looking.found(limit, look.reach_pages(), look.strain());
         // What is not the heap's came off the store's share as well.
         self.share_store();
-        self.wake_spiller();
+        self.wake_demoter();
         limit > before
     }
 

@@ -20,7 +20,7 @@ impl Engine {
     #[must_use]
     pub fn stats(&self) -> Stats {
         let store = self.store.stats();
-        let file = self.spill.as_ref().map(|spill| spill.tier.stats());
+        let file = self.cold.as_ref().map(|cold| cold.tier.stats());
         let file = file.unwrap_or_default();
         let gauges = Gauges {
             allocated_bytes: self.allocated_bytes() + self.lent.sum(),

@@ -3,16 +3,16 @@
 //! [`PageTable`](ghostmem_table::PageTable).
 #![allow(dead_code, unused_imports, reason = "two tests share the model")]
 
+mod demote;
 mod explore;
 mod futex;
 mod mapping;
 mod protocol;
-mod spill;
 mod store;
 
+pub(crate) use demote::Demoted;
 pub(crate) use explore::explore;
 pub(crate) use protocol::{Evicted, World};
-pub(crate) use spill::Spilled;
 
 /// What the program does to the page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

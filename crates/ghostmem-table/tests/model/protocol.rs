@@ -12,7 +12,7 @@
 //!              ─ wait for evictors that protect ─ claim ─ unprotect ─ release
 //!  protect   enter ─ begin_evict ─ pins? exactly : neighbours too ─ leave
 //! ```
-//! What moves stored pages from one place to another is in `spill`.
+//! What moves stored pages from one place to another is in `demote`.
 //!
 //! Whoever meets `Claimed` or `Dropping` announces itself and sleeps.
 
@@ -161,7 +161,7 @@ impl World {
     /// protection that tells of the first write.
     fn install(&self, claim: &Claim, access: Access) -> Word {
         let before = claim.before();
-        // The mark of a spiller, which shares the bit, goes.
+        // The mark of a demoter, which shares the bit, goes.
         let resident = before.with_state(PageState::Resident).with_clean(false);
         match before.state() {
             PageState::Stored => {

@@ -2,12 +2,12 @@
 //! slot to slot.
 //!
 //! ```text
-//!  spill     load ─ claim ─ copy ─ release marked ─ write (no claim held)
+//!  demote    load ─ claim ─ copy ─ release marked ─ write (no claim held)
 //!              ─ load ─┬─ marked: claim ─ release Stored(file) ─ free slot
 //!                      └─ else: free what was written
 //!  relocate  load ─ claim ─ copy to another slot ─ free slot ─ release
 //! ```
-//! A relocation in the middle of a spill changes the slot and not the bytes: it
+//! A relocation in the middle of a demotion changes the slot and not the bytes: it
 //! keeps the mark. The mark says that the page is as it was when it was marked
 //! last: a batch must not have an older copy of it.
 
@@ -16,9 +16,9 @@ use ghostmem_table::PageState;
 use super::World;
 use super::protocol::{FILE, PAGE};
 
-/// How an attempt to spill ended.
+/// How an attempt to demote ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Spilled {
+pub(crate) enum Demoted {
     /// Not a stored page, or one in the file already.
     Skipped,
     /// The page was touched while its bytes were written.
@@ -35,7 +35,7 @@ struct Copied {
     slot: u64,
 }
 
-/// What tells a spiller that the page is as it was.
+/// What tells a demoter that the page is as it was.
 enum Proof {
     Mark,
     Slot,
@@ -43,44 +43,44 @@ enum Proof {
 
 impl World {
     /// A page in the file.
-    pub(crate) fn spilled(content: u64) -> Self {
+    pub(crate) fn demoted(content: u64) -> Self {
         let world = Self::stored(content);
-        assert_eq!(world.spill(), Spilled::Moved);
+        assert_eq!(world.demote(), Demoted::Moved);
         world
     }
 
     /// Moves the page to the file, if it is stored.
-    pub(crate) fn spill(&self) -> Spilled {
-        self.spill_trusting(Proof::Mark)
+    pub(crate) fn demote(&self) -> Demoted {
+        self.demote_trusting(Proof::Mark)
     }
 
-    /// [`World::spill`] by one who goes by the slot instead of the mark.
-    pub(crate) fn spill_by_slot(&self) -> Spilled {
-        self.spill_trusting(Proof::Slot)
+    /// [`World::demote`] by one who goes by the slot instead of the mark.
+    pub(crate) fn demote_by_slot(&self) -> Demoted {
+        self.demote_trusting(Proof::Slot)
     }
 
-    /// [`World::spill`] with a batch that has the page twice: the walk came by
+    /// [`World::demote`] with a batch that has the page twice: the walk came by
     /// again before the batch was written.
-    pub(crate) fn spill_twice_in_a_batch(&self) -> Spilled {
+    pub(crate) fn demote_twice_in_a_batch(&self) -> Demoted {
         let copies = [self.look(), self.look()];
         let ends = copies
-            .map(|copy| copy.map_or(Spilled::Skipped, |copy| self.swing(&copy, &Proof::Mark)));
-        ends.into_iter().max().unwrap_or(Spilled::Skipped)
+            .map(|copy| copy.map_or(Demoted::Skipped, |copy| self.swing(&copy, &Proof::Mark)));
+        ends.into_iter().max().unwrap_or(Demoted::Skipped)
     }
 
-    /// [`World::spill`] after a batch that could not be written, and whose marks
+    /// [`World::demote`] after a batch that could not be written, and whose marks
     /// nobody took back.
-    pub(crate) fn spill_after_a_failed_write(&self) -> Spilled {
+    pub(crate) fn demote_after_a_failed_write(&self) -> Demoted {
         if let Some(unwritten) = self.look() {
             self.file.free(unwritten.place);
         }
-        self.spill()
+        self.demote()
     }
 
-    fn spill_trusting(&self, proof: Proof) -> Spilled {
+    fn demote_trusting(&self, proof: Proof) -> Demoted {
         match self.look() {
             Some(copy) => self.swing(&copy, &proof),
-            None => Spilled::Skipped,
+            None => Demoted::Skipped,
         }
     }
 
@@ -103,7 +103,7 @@ impl World {
     }
 
     /// Points the page to what was written, if it is as it was.
-    fn swing(&self, copy: &Copied, proof: &Proof) -> Spilled {
+    fn swing(&self, copy: &Copied, proof: &Proof) -> Demoted {
         let place = copy.place;
         loop {
             let now = self.table().load(PAGE);
@@ -115,20 +115,20 @@ impl World {
                 };
             if !same {
                 self.file.free(place);
-                return Spilled::Touched;
+                return Demoted::Touched;
             }
             // Lost to a relocation, which leaves the mark, or to a touch.
             let Some(claim) = self.claim(now) else {
                 loom::thread::yield_now();
                 if self.table().load(PAGE).state() == PageState::Claimed {
                     self.file.free(place);
-                    return Spilled::Touched;
+                    return Demoted::Touched;
                 }
                 continue;
             };
             self.release(claim, now.with_marked(false).with_payload(FILE + place));
             self.store.free(now.payload());
-            return Spilled::Moved;
+            return Demoted::Moved;
         }
     }
 
