@@ -1,4 +1,4 @@
-//! Which pages leave: those the hand meets that have no credit, gathered until a batch is
+//! Which pages leave: those the hand meets that have no credit, collected until a batch is
 //! worth its round of interrupts.
 
 use core::sync::atomic::Ordering;
@@ -33,7 +33,7 @@ impl Engine {
             page: 0,
             word: Word::EMPTY,
         }; EVICT_BATCH_PAGES];
-        // Victims of one region, gathered over as many windows as it takes:
+        // Victims of one region, collected over as many windows as it takes:
         // spared pages must not make the batch small, as each batch costs a
         // round of interrupts.
         let (mut from_region, mut count) = (None, 0);
@@ -45,7 +45,7 @@ impl Engine {
             };
             let same = from_region.is_some_and(|before: &Region| core::ptr::eq(before, region));
             if count > 0 && !same {
-                let gone = self.evict_gathered(from_region, &mut victims[..count], scratch);
+                let gone = self.evict_collected(from_region, &mut victims[..count], scratch);
                 walk.missed(count.saturating_sub(gone));
                 freed += gone;
                 count = 0;
@@ -73,11 +73,11 @@ impl Engine {
         }
         self.dirty_lead
             .fetch_add(walk.dirty_lead(), Ordering::Relaxed);
-        freed + self.evict_gathered(from_region, &mut victims[..count], scratch)
+        freed + self.evict_collected(from_region, &mut victims[..count], scratch)
     }
 
-    /// Evicts the victims gathered from one region.
-    fn evict_gathered(
+    /// Evicts the victims collected from one region.
+    fn evict_collected(
         &self,
         region: Option<&Region>,
         victims: &mut [Victim],

@@ -39,14 +39,14 @@ impl Entry {
 }
 
 /// The pages of one batch and their bytes.
-pub(crate) struct Gathered<'a> {
+pub(crate) struct DemoteBatch<'a> {
     pub(crate) entries: [Entry; DEMOTE_BATCH_PAGES],
     pub(crate) count: usize,
     pub(crate) bytes: &'a mut Buffer,
     pub(crate) used: usize,
 }
 
-impl Gathered<'_> {
+impl DemoteBatch<'_> {
     pub(crate) fn is_full(&self) -> bool {
         self.count == DEMOTE_BATCH_PAGES || self.used + PAGE_SIZE > DEMOTE_BATCH_BYTES
     }
@@ -111,8 +111,8 @@ mod tests {
         }
     }
 
-    fn empty(bytes: &mut Buffer) -> Gathered<'_> {
-        Gathered {
+    fn empty(bytes: &mut Buffer) -> DemoteBatch<'_> {
+        DemoteBatch {
             entries: [Entry::NONE; DEMOTE_BATCH_PAGES],
             count: 0,
             bytes,
@@ -120,7 +120,7 @@ mod tests {
         }
     }
 
-    fn put(batch: &mut Gathered<'_>, region: u32, page: u32) -> bool {
+    fn put(batch: &mut DemoteBatch<'_>, region: u32, page: u32) -> bool {
         let admitted = batch.admits(region, page);
         if admitted {
             batch.entries[batch.count] = Entry {

@@ -20,7 +20,7 @@ use ghostmem_policy::Past;
 
 use crate::parts::cold::ColdTiers;
 use crate::parts::engine::Engine;
-use crate::parts::place::{Entry, Gathered, slot_of_stored};
+use crate::parts::place::{DemoteBatch, Entry, slot_of_stored};
 use crate::parts::region::Region;
 use crate::tiers::lap::Lap;
 
@@ -74,11 +74,11 @@ impl Engine {
 
     /// Copies packed bytes of dispensable pages into `batch` until it is full, has
     /// `wanted_bytes` or the hand has been everywhere.
-    pub(crate) fn gather(
+    pub(crate) fn choose(
         &self,
         cold: &ColdTiers,
         demoter: &mut Demoter,
-        batch: &mut Gathered<'_>,
+        batch: &mut DemoteBatch<'_>,
         wanted_bytes: u64,
     ) {
         // The tables' parts that were never written hold no page.
@@ -92,7 +92,7 @@ impl Engine {
             let Some(region) = self.region(index) else {
                 return;
             };
-            let next = self.gather_from(region, pages, cold.rank(), batch);
+            let next = self.choose_from(region, pages, cold.rank(), batch);
             demoter.lap.advance(next);
             if batch.is_full() || batch.used as u64 >= wanted_bytes {
                 return;
@@ -101,12 +101,12 @@ impl Engine {
     }
 
     /// The same for the pages of one group; where to go on.
-    fn gather_from(
+    fn choose_from(
         &self,
         region: &Region,
         pages: Range<usize>,
         rank: u8,
-        batch: &mut Gathered<'_>,
+        batch: &mut DemoteBatch<'_>,
     ) -> usize {
         let (clock, now) = (self.clock(), self.clock().epoch(self.evictions()));
         let inside = ghostmem_fault::gate().enter();

@@ -4,7 +4,7 @@
 //! ```text
 //!   rank      how dispensable the stored pages are, by coldness and size; an
 //!             eighth of the bytes at least is to go
-//!   gather    in address order: claim, copy the packed bytes, release marked
+//!   choose    in address order: claim, copy the packed bytes, release marked
 //!   write     one batch, no claim held, outside the gate
 //!   swing     where the mark is still there: claim, point the word to the file,
 //!             release, free the slot
@@ -15,7 +15,7 @@
 //! file. The mark in the word, not the slot, proves that a page is what was
 //! written (see [`ghostmem_table::Word::is_marked`]); only this thread marks, and
 //! a page is in a batch once. A mark that a failed batch left behind proves nothing
-//! wrong: a page that is gathered again is copied and marked anew.
+//! wrong: a page that is chosen again is copied and marked anew.
 //!
 //! # The share of the store
 //! ```text
@@ -43,7 +43,7 @@ use crate::parts::cold::ColdTiers;
 use crate::parts::engine::Engine;
 use crate::parts::metrics::Counter;
 use crate::parts::place::{
-    DEMOTE_BATCH_BYTES, DEMOTE_BATCH_PAGES, Entry, Gathered, slot_of_stored,
+    DEMOTE_BATCH_BYTES, DEMOTE_BATCH_PAGES, DemoteBatch, Entry, slot_of_stored,
 };
 use crate::tiers::choose::Demoter;
 use crate::tiers::lap::Lap;
@@ -108,7 +108,12 @@ impl Engine {
 
     /// Points the pages of a batch to their places in the file; how many it
     /// was. Places of pages that were touched meanwhile are given back.
-    fn swing(&self, cold: &ColdTiers, batch: &Gathered<'_>, slots: &[Option<TierSlot>]) -> usize {
+    fn swing(
+        &self,
+        cold: &ColdTiers,
+        batch: &DemoteBatch<'_>,
+        slots: &[Option<TierSlot>],
+    ) -> usize {
         let mut moved = 0;
         let entries = &batch.entries[..batch.count];
         for (entries, slots) in entries.chunks(SWING_PAGES).zip(slots.chunks(SWING_PAGES)) {
@@ -178,13 +183,13 @@ impl Engine {
             self.rank(cold, wanted);
             demoter.lap.begin();
         }
-        let mut batch = Gathered {
+        let mut batch = DemoteBatch {
             entries: [Entry::NONE; DEMOTE_BATCH_PAGES],
             count: 0,
             bytes: buffer,
             used: 0,
         };
-        self.gather(cold, demoter, &mut batch, wanted);
+        self.choose(cold, demoter, &mut batch, wanted);
         if batch.count == 0 {
             // Everything is a copy of a resident page, or too warm by a ranking
             // that is over now.

@@ -6,7 +6,7 @@
 //!             ──► hand ─► start                      the second ("wrapped"), up to
 //!                                                    where the lap began
 //! ```
-//! A lap never comes by a page twice: a batch is gathered within one lap, and must
+//! A lap never comes by a page twice: a batch is chosen within one lap, and must
 //! not have two copies of one page. What is added behind the hand during a lap is
 //! for the next one.
 
