@@ -6,7 +6,7 @@
 //!             eighth of the bytes at least is to go
 //!   choose    in address order: claim, copy the packed bytes, release marked
 //!   write     one batch, no claim held, outside the gate
-//!   swing     where the mark is still there: claim, point the word to the file,
+//!   repoint   where the mark is still there: claim, point the word to the file,
 //!             release, free the slot
 //!   tend      both tiers: memory back to the kernel, thin parts of the file
 //!             written again elsewhere
@@ -49,7 +49,7 @@ use crate::tiers::choose::Demoter;
 use crate::tiers::lap::Lap;
 
 /// Pages pointed to the file in one go, inside the gate.
-const SWING_PAGES: usize = 64;
+const REPOINT_PAGES: usize = 64;
 
 /// How long the thread sleeps when there is nothing to do.
 const IDLE: Duration = Duration::from_secs(2);
@@ -108,7 +108,7 @@ impl Engine {
 
     /// Points the pages of a batch to their places in the file; how many it
     /// was. Places of pages that were touched meanwhile are given back.
-    fn swing(
+    fn repoint(
         &self,
         cold: &ColdTiers,
         batch: &DemoteBatch<'_>,
@@ -116,11 +116,14 @@ impl Engine {
     ) -> usize {
         let mut moved = 0;
         let entries = &batch.entries[..batch.count];
-        for (entries, slots) in entries.chunks(SWING_PAGES).zip(slots.chunks(SWING_PAGES)) {
+        for (entries, slots) in entries
+            .chunks(REPOINT_PAGES)
+            .zip(slots.chunks(REPOINT_PAGES))
+        {
             let inside = ghostmem_fault::gate().enter();
             for (entry, slot) in entries.iter().zip(slots) {
                 let Some(slot) = slot else { continue };
-                if self.swing_one(cold, entry, *slot) {
+                if self.repoint_one(cold, entry, *slot) {
                     moved += 1;
                 } else {
                     cold.tier.remove(*slot);
@@ -131,7 +134,7 @@ impl Engine {
         moved
     }
 
-    fn swing_one(&self, cold: &ColdTiers, entry: &Entry, to: TierSlot) -> bool {
+    fn repoint_one(&self, cold: &ColdTiers, entry: &Entry, to: TierSlot) -> bool {
         let Some(region) = self.region(entry.region as usize) else {
             return false;
         };
@@ -153,7 +156,7 @@ impl Engine {
 
     /// The file moves a page: points its word to the new place, if it is still
     /// at the old one.
-    fn move_spilled(&self, cold: &ColdTiers, owner: u64, from: TierSlot, to: TierSlot) -> bool {
+    fn repoint_moved(&self, cold: &ColdTiers, owner: u64, from: TierSlot, to: TierSlot) -> bool {
         let (index, page) = crate::parts::region::place_of(ghostmem_store::Owner::new(owner));
         let Some(region) = self.region(index).filter(|region| page < region.pages()) else {
             return false;
@@ -228,7 +231,7 @@ impl Engine {
         }
         cold.failing.store(false, Ordering::Relaxed);
         demoter.back_off = BACK_OFF_MIN;
-        let moved = self.swing(cold, &batch, &slots[..batch.count]);
+        let moved = self.repoint(cold, &batch, &slots[..batch.count]);
         drop(moving);
         self.metrics.add(Counter::pages_spilled, moved as u64);
         let in_vain = (batch.count - moved) as u64;
@@ -268,7 +271,7 @@ impl Engine {
     /// Keeps the file dense, and gives back what nothing lives in any more; whether
     /// there is more to do.
     fn clean_file(&self, cold: &ColdTiers) -> bool {
-        let mut moved = |owner, from, to| self.move_spilled(cold, owner, from, to);
+        let mut moved = |owner, from, to| self.repoint_moved(cold, owner, from, to);
         cold.tier.tend(CLEAN_BYTES, &mut moved).is_behind
     }
 }

@@ -64,7 +64,7 @@ impl World {
     pub(crate) fn demote_twice_in_a_batch(&self) -> Demoted {
         let copies = [self.look(), self.look()];
         let ends = copies
-            .map(|copy| copy.map_or(Demoted::Skipped, |copy| self.swing(&copy, &Proof::Mark)));
+            .map(|copy| copy.map_or(Demoted::Skipped, |copy| self.repoint(&copy, &Proof::Mark)));
         ends.into_iter().max().unwrap_or(Demoted::Skipped)
     }
 
@@ -79,7 +79,7 @@ impl World {
 
     fn demote_trusting(&self, proof: Proof) -> Demoted {
         match self.look() {
-            Some(copy) => self.swing(&copy, &proof),
+            Some(copy) => self.repoint(&copy, &proof),
             None => Demoted::Skipped,
         }
     }
@@ -103,7 +103,7 @@ impl World {
     }
 
     /// Points the page to what was written, if it is as it was.
-    fn swing(&self, copy: &Copied, proof: &Proof) -> Demoted {
+    fn repoint(&self, copy: &Copied, proof: &Proof) -> Demoted {
         let place = copy.place;
         loop {
             let now = self.table().load(PAGE);
