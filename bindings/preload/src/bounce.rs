@@ -7,7 +7,7 @@
 //! wrote is copied back; loads and stores bring pages in as always. That costs
 //! a copy, pins nothing and interrupts no other processor.
 //!
-//! Buffers come from two pools of fixed pieces, lent with one atomic each, or
+//! Buffers come from two pools of fixed pieces, leased with one atomic each, or
 //! from a mapping made for the call when those are all out or too short. A
 //! thread may sit in a call for hours with its piece, and a signal handler may
 //! jump out of it: the piece is then lost, nothing else.

@@ -284,7 +284,7 @@ impl Backend for Guard {
                 libc::EFAULT,
             );
         }
-        self.map.adopt(file)?;
+        self.map.replace_file(file)?;
         self.dumped.set_again();
         self.spares.iter().for_each(Spare::hold);
         advise(self.span, libc::MADV_DONTFORK)?;

@@ -48,7 +48,7 @@ pub enum Home {
     Own(Reservation),
     /// `len` bytes at `offset` of a reservation that lives for ever; ordinary
     /// zero memory again when the region is gone.
-    Lent {
+    Adopted {
         /// The reservation.
         reservation: &'static Reservation,
         /// Where the region begins in it, bytes.

@@ -69,7 +69,7 @@ impl Region {
     pub fn new(opened: Opened, home: Home) -> Result<Self, OsError> {
         let span = match &home {
             Home::Own(reservation) => reservation.span(0, reservation.len())?,
-            Home::Lent {
+            Home::Adopted {
                 reservation,
                 offset,
                 len,
@@ -282,7 +282,7 @@ impl Region {
 impl Drop for Region {
     fn drop(&mut self) {
         with!(&self.mechanism, backend => backend.leave());
-        if let Home::Lent {
+        if let Home::Adopted {
             reservation,
             offset,
             len,

@@ -191,7 +191,7 @@ impl FileMap {
     ///
     /// # Errors
     /// The kernel's refusal of mmap(2).
-    pub fn adopt(&self, copy: i32) -> Result<(), OsError> {
+    pub fn replace_file(&self, copy: i32) -> Result<(), OsError> {
         close(self.file.swap(copy, Ordering::Relaxed));
         self.map_front()
     }

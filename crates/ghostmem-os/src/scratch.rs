@@ -1,4 +1,4 @@
-//! Working memory of the fault path: buffers made once, lent without a lock.
+//! Working memory of the fault path: buffers made once, leased without a lock.
 //!
 //! ```text
 //!   lease 0                            lease 1
@@ -56,7 +56,7 @@ const SCRATCH_OFFSET: usize = PAGE_SIZE + STACK_BYTES;
 /// Bytes of a [`Scratch`] before the codec's state: whole pages all of them.
 const FIXED_BYTES: usize = (RUN_PAGES + 2 + IO_PAGES) * PAGE_SIZE;
 
-/// A fixed pool of [`Scratch`], lent and returned with one atomic each.
+/// A fixed pool of [`Scratch`], leased and returned with one atomic each.
 pub struct ScratchPool {
     memory: Reservation,
     /// Words of the codec's state in each set.
@@ -65,10 +65,10 @@ pub struct ScratchPool {
     stride: usize,
     /// Groups that there are sets for.
     groups: usize,
-    /// One bit each, set while lent; groups of [`GROUP`], each on a cache line
+    /// One bit each, set while leased; groups of [`GROUP`], each on a cache line
     /// of its own. A thread starts at its group's lowest set, so that only
     /// about as many are ever backed by memory as there are faulting threads.
-    lent: [Group; POOL_SIZE / GROUP],
+    leased: [Group; POOL_SIZE / GROUP],
 }
 
 /// With less address space than this left there is one group only, bytes.
@@ -114,7 +114,7 @@ impl ScratchPool {
             state_words,
             stride,
             groups,
-            lent: [const { Group(AtomicU64::new(0)) }; POOL_SIZE / GROUP],
+            leased: [const { Group(AtomicU64::new(0)) }; POOL_SIZE / GROUP],
         })
     }
 
@@ -138,7 +138,7 @@ impl ScratchPool {
         loop {
             for step in 0..words {
                 let at = (home + step) % words;
-                if let Some(index) = self.lend_from(at) {
+                if let Some(index) = self.lease_from(at) {
                     return Lease { pool: self, index };
                 }
             }
@@ -148,8 +148,8 @@ impl ScratchPool {
     }
 
     /// Lends the first free set of group `at`, if there is one.
-    fn lend_from(&self, at: usize) -> Option<usize> {
-        let word = &self.lent[at].0;
+    fn lease_from(&self, at: usize) -> Option<usize> {
+        let word = &self.leased[at].0;
         let mut seen = word.load(Ordering::Relaxed);
         while seen & GROUP_MASK != GROUP_MASK {
             let bit = (!seen).trailing_zeros();
@@ -169,7 +169,7 @@ impl ScratchPool {
     /// Marks every set free: for a forked child, where no lease holder of the
     /// parent exists.
     pub fn reset_after_fork(&self) {
-        for word in &self.lent {
+        for word in &self.leased {
             word.0.store(0, Ordering::Release);
         }
     }
@@ -270,7 +270,7 @@ impl core::ops::DerefMut for Lease<'_> {
 impl Drop for Lease<'_> {
     fn drop(&mut self) {
         let bit = 1_u64 << (self.index % GROUP);
-        self.pool.lent[self.index / GROUP]
+        self.pool.leased[self.index / GROUP]
             .0
             .fetch_and(!bit, Ordering::Release);
     }

@@ -84,7 +84,7 @@ impl Heap {
             Some(small) if small.contains(block.as_ptr().addr()) => {
                 let bytes = small.usable_size(block).unwrap_or(size);
                 // What the block has beyond what was asked for counts too.
-                self.engine().take_back(size.wrapping_sub(bytes));
+                self.engine().uncount_foreign(size.wrapping_sub(bytes));
                 bytes
             }
             _ => self.block_bytes(block).unwrap_or(size),
@@ -97,7 +97,7 @@ impl Heap {
     fn allocate_quick(&self, layout: Layout, zeroed: bool) -> Option<NonNull<[u8]>> {
         let small = self.small_objects()?;
         let block = small.allocate(layout.size(), layout.align(), zeroed)?;
-        self.engine().note_lent(block.len());
+        self.engine().note_foreign(block.len());
         Some(block)
     }
 
@@ -125,7 +125,7 @@ impl Heap {
     /// Counts bytes that [`SmallObjects::allocate`] handed out, less those that
     /// [`SmallObjects::free`] took back.
     pub fn count_small(&self, bytes: isize) {
-        self.engine().note_lent(bytes.cast_unsigned());
+        self.engine().note_foreign(bytes.cast_unsigned());
     }
 
     /// Whether an address lies where this heap's small objects are. Lock-free.
@@ -149,7 +149,7 @@ impl Heap {
         let address = block.as_ptr().addr();
         // SAFETY: the caller's promise.
         if let Some(freed) = unsafe { self.free_small(block) } {
-            return freed.inspect(|&bytes| self.engine().take_back(bytes));
+            return freed.inspect(|&bytes| self.engine().uncount_foreign(bytes));
         }
         self.engine()
             .free(address)

@@ -255,12 +255,12 @@ impl Heap {
             && align <= ALIGN_MAX
             && let Some(small) = self.small()
         {
-            self.or_after_trim(|| self.engine().lend(size))
+            self.or_after_trim(|| self.engine().count_foreign(size))
                 .map_err(|_| out_of_memory())?;
             if let Some(block) = small.allocate(size, align, zeroed) {
                 return Ok(NonNull::slice_from_raw_parts(block, size));
             }
-            self.engine().take_back(size);
+            self.engine().uncount_foreign(size);
         }
         let pages = size.div_ceil(PAGE_SIZE);
         let align_pages = align.div_ceil(PAGE_SIZE);
@@ -305,7 +305,7 @@ impl Heap {
         {
             // SAFETY: the caller's promise: the block is no longer used.
             unsafe { small.deallocate(block) }.map_err(|_| Error::NotAllocated { address })?;
-            self.engine().take_back(layout.size());
+            self.engine().uncount_foreign(layout.size());
             return Ok(());
         }
         self.engine()

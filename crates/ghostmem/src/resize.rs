@@ -137,10 +137,10 @@ impl Heap {
     fn count_change(&self, held: Held, old: usize, new: usize) -> Result<(), Error> {
         if let Held::Small(_) = held {
             if new > old {
-                let refused = self.or_after_trim(|| self.engine().lend(new - old));
+                let refused = self.or_after_trim(|| self.engine().count_foreign(new - old));
                 refused.map_err(|_| Error::OutOfMemory { bytes: new })?;
             } else {
-                self.engine().take_back(old - new);
+                self.engine().uncount_foreign(old - new);
             }
         }
         Ok(())

@@ -33,7 +33,7 @@ impl Veh {
     pub(crate) fn over(home: &Home, span: Span) -> Result<Self, OsError> {
         let (reservation, offset, len) = match home {
             Home::Own(reservation) => (reservation, 0, reservation.len()),
-            Home::Lent {
+            Home::Adopted {
                 reservation,
                 offset,
                 len,

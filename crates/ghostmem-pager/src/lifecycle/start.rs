@@ -63,7 +63,7 @@ impl Engine {
             recorder: OnceLock::new(),
             allocated: AtomicUsize::new(0),
             pinned_pages: AtomicUsize::new(0),
-            lent: Tally::new(),
+            foreign: Tally::new(),
             copies: Tally::new(),
             copies_fit: AtomicBool::new(true),
             closed: AtomicBool::new(false),
@@ -145,7 +145,7 @@ impl Engine {
     ) -> Result<(), OsError> {
         Self::add_region(
             this,
-            Home::Lent {
+            Home::Adopted {
                 reservation,
                 offset,
                 len,

@@ -62,8 +62,8 @@ impl Engine {
     /// # Errors
     /// `ENOMEM` when the memory limit does not hold them; nothing is counted
     /// then.
-    pub fn lend(&self, bytes: usize) -> Result<(), OsError> {
-        let before = self.lent.mine().fetch_add(bytes, Ordering::Relaxed);
+    pub fn count_foreign(&self, bytes: usize) -> Result<(), OsError> {
+        let before = self.foreign.mine().fetch_add(bytes, Ordering::Relaxed);
         if !self.has_memory_limit() || before / PAGE_SIZE == before.wrapping_add(bytes) / PAGE_SIZE
         {
             return Ok(());
@@ -74,20 +74,20 @@ impl Engine {
         let ahead = (self.reach_pages() / 8).clamp(0, RUN_PAGES as i64 - 1);
         let run = 1 + ahead as usize;
         self.admit(run * PAGE_SIZE)
-            .inspect_err(|_| self.take_back(bytes))
+            .inspect_err(|_| self.uncount_foreign(bytes))
     }
 
     /// Counts `bytes` that the owner of an adopted region handed out, where no
     /// limit is to be asked; a number below zero, wrapped, takes them back.
     #[inline]
-    pub fn note_lent(&self, bytes: usize) {
-        self.lent.mine().fetch_add(bytes, Ordering::Relaxed);
+    pub fn note_foreign(&self, bytes: usize) {
+        self.foreign.mine().fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Undoes [`Engine::lend`]: the bytes came back.
+    /// Undoes [`Engine::count_foreign`]: the bytes came back.
     #[inline]
-    pub fn take_back(&self, bytes: usize) {
-        self.lent.mine().fetch_sub(bytes, Ordering::Relaxed);
+    pub fn uncount_foreign(&self, bytes: usize) {
+        self.foreign.mine().fetch_sub(bytes, Ordering::Relaxed);
     }
 
     /// Whether the memory limit holds what is counted as handed out, with
@@ -146,7 +146,7 @@ impl Engine {
             0
         };
         Holdings {
-            handed_out_bytes: self.allocated_bytes().saturating_add(self.lent.sum()),
+            handed_out_bytes: self.allocated_bytes().saturating_add(self.foreign.sum()),
             resident_bytes: bytes(used),
             squeezable_bytes: bytes(squeezable),
             frames_free_bytes: bytes(least - used),

@@ -69,7 +69,7 @@ pub struct Engine {
     /// Pages with at least one pin, of all regions.
     pub(crate) pinned_pages: AtomicUsize,
     /// Bytes of adopted regions that their owners handed out.
-    pub(crate) lent: Tally,
+    pub(crate) foreign: Tally,
     /// Resident pages that keep a copy, in the store or in a file.
     pub(crate) copies: Tally,
     /// The memory limit has room for more copies.

@@ -35,7 +35,7 @@ impl Engine {
         }
     }
 
-    /// Whether there is a memory limit, and [`Engine::lend`] may refuse.
+    /// Whether there is a memory limit, and [`Engine::count_foreign`] may refuse.
     #[must_use]
     #[inline]
     pub fn has_memory_limit(&self) -> bool {

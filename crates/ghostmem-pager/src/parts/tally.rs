@@ -11,7 +11,7 @@ const SHARES: usize = 64;
 pub(crate) struct Tally([Share; SHARES]);
 
 /// The share of the threads whose number says so; wraps below zero where they
-/// take back what others lent.
+/// take back what others handed out.
 #[repr(align(128))]
 struct Share(AtomicUsize);
 
@@ -41,9 +41,9 @@ impl Tally {
         }
     }
 
-    /// Never below zero: what one thread lends and another takes back while the
+    /// Never below zero: what one thread hands out and another takes back while the
     /// shares are read may be seen in one of them only, and an owner may take
-    /// back more than it lent.
+    /// back more than it handed out.
     pub(crate) fn sum(&self) -> usize {
         let sum = |total: usize, share: &Share| total.wrapping_add(share.0.load(Ordering::Relaxed));
         let sum = self.0.iter().fold(0, sum) as isize;

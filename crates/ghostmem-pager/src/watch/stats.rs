@@ -12,7 +12,7 @@ impl Engine {
     /// [`Engine::stats`] reads every counter.
     #[must_use]
     pub fn bytes_in_use(&self) -> usize {
-        self.allocated_bytes() + self.lent.sum()
+        self.allocated_bytes() + self.foreign.sum()
     }
 
     /// The figures now. Lock-free, and cheap enough to be called every
@@ -23,7 +23,7 @@ impl Engine {
         let file = self.cold.as_ref().map(|cold| cold.tier.stats());
         let file = file.unwrap_or_default();
         let gauges = Gauges {
-            allocated_bytes: self.allocated_bytes() + self.lent.sum(),
+            allocated_bytes: self.allocated_bytes() + self.foreign.sum(),
             resident_bytes: self.budget.used().max(0) as usize * PAGE_SIZE,
             resident_limit_bytes: self.budget.limit().max(0) as usize * PAGE_SIZE,
             stored_pages: store.live_slots as usize,
