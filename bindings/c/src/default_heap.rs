@@ -142,7 +142,7 @@ pub extern "C" fn ghostmem_default_heap(default_pages: usize) -> *mut GhostmemHe
     if let Some(default) = DEFAULT.get() {
         return pointer(default);
     }
-    let _no_fork = fork::hold();
+    let _no_fork = fork::keep_out();
     let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(default) = DEFAULT.get() {
         return pointer(default);
@@ -168,7 +168,7 @@ pub unsafe extern "C" fn ghostmem_default_heap_configure(
         Ok(asked) => asked,
         Err(status) => return status,
     };
-    let _no_fork = fork::hold();
+    let _no_fork = fork::keep_out();
     let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(default) = DEFAULT.get() else {
         return make(asked, default_pages).map_or_else(|status| status, |_| GhostmemStatus::Ok);

@@ -139,7 +139,7 @@ impl Drop for NoFork {
 /// Keeps fork(2) from happening on other threads until the value is dropped:
 /// for what a child must find done or not begun. Waits while one is under way.
 /// May be nested; not for signal handlers.
-pub fn hold() -> NoFork {
+pub fn keep_out() -> NoFork {
     go_in(false)
 }
 

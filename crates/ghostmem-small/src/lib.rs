@@ -5,7 +5,7 @@
 //!   [`Arena::ghost_range`] is what the pager turns into ghost memory.
 //! * [`SmallHeap`] allocates in it, and answers double frees and foreign
 //!   pointers with an error.
-//! * [`fork::hold`] keeps a fork from happening.
+//! * [`fork::keep_out`] keeps a fork from happening.
 //!
 //! # What this room owes the others
 //! * Nothing here calls the program's allocator: mimalloc maps its own memory,
@@ -71,5 +71,5 @@ pub fn reserve_nothing() {
 /// fork(2) and this crate: its handlers are in place from the start; here is
 /// what keeps a fork out.
 pub mod fork {
-    pub use crate::fork_gate::{NoFork, after, before, close_at_the_call, hold};
+    pub use crate::fork_gate::{NoFork, after, before, close_at_the_call, keep_out};
 }

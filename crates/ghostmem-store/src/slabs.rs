@@ -303,7 +303,7 @@ impl<M: Memory> Slabs<M> {
         if missing == 0 {
             return true;
         }
-        if !self.hold(Self::mask_bytes(missing)) {
+        if !self.charge(Self::mask_bytes(missing)) {
             return false;
         }
         // A neighbour may have backed a shared page first and paid for it.
@@ -316,7 +316,7 @@ impl<M: Memory> Slabs<M> {
     }
 
     /// Adds to the held bytes unless that would exceed the limit.
-    fn hold(&self, bytes: u64) -> bool {
+    fn charge(&self, bytes: u64) -> bool {
         let held = self.mem.global(Global::Held);
         let mut now = held.load(Acquire);
         loop {

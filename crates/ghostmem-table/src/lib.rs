@@ -22,8 +22,8 @@
 //! * *Claimed* and *Dropping* belong to one thread; others wait on the word.
 //! * *Evicting* belongs to the evicting thread until somebody touches the
 //!   page: a claim taken from *Evicting* cancels the eviction, and the evictor
-//!   learns of it when it tries to seal. While it copies the page it holds it
-//!   ([`PageTable::hold`]: *Claimed* for a moment), so that the mapping cannot
+//!   learns of it when it tries to seal. While it copies the page it steadies it
+//!   ([`PageTable::steady`]: *Claimed* for a moment), so that the mapping cannot
 //!   be cancelled away under the copy.
 //! * A thread that changes a mapping always holds *Claimed* or *Dropping*, or
 //!   has protected the page while holding *Evicting*, so two changes of one

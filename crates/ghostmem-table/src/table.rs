@@ -209,12 +209,12 @@ impl<A: Deref<Target = [AtomicU64]>> PageTable<A> {
     /// nobody can take the mapping away. `false` when the eviction is
     /// cancelled already.
     #[must_use]
-    pub fn hold(&self, claim: &EvictClaim) -> bool {
-        let held = claim.evicting.with_state(PageState::Claimed);
-        self.swap(claim.page, claim.evicting, held).is_ok()
+    pub fn steady(&self, claim: &EvictClaim) -> bool {
+        let steadied = claim.evicting.with_state(PageState::Claimed);
+        self.swap(claim.page, claim.evicting, steadied).is_ok()
     }
 
-    /// Ends [`PageTable::hold`]: the page can be touched and the eviction
+    /// Ends [`PageTable::steady`]: the page can be touched and the eviction
     /// cancelled again.
     pub fn let_go(&self, claim: &EvictClaim) -> Waiters {
         self.publish(claim.page, claim.evicting)

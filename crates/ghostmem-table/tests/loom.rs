@@ -222,14 +222,14 @@ fn discard_beside_evictor() {
     );
 }
 
-/// Why an evictor holds the page while it copies: a discard may have taken
+/// Why an evictor steadies the page while it copies: a discard may have taken
 /// the mapping away, and the copy would fault inside the engine.
 #[test]
 #[should_panic(expected = "copied from an absent page")]
-fn copy_that_does_not_hold_finds_the_page_gone() {
+fn copy_that_does_not_steady_finds_the_page_gone() {
     explore(TWO, || {
         let world = Arc::new(World::dirty(OLD));
-        let evictor = start(&world, |world| world.evict_without_hold(1));
+        let evictor = start(&world, |world| world.evict_without_steadying(1));
         world.discard();
         evictor.join().unwrap();
     });

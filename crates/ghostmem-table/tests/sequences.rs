@@ -19,7 +19,7 @@ enum Step {
     ReleaseDirty,
     /// Each eviction that begins has the next nonce.
     BeginEvict,
-    HoldOldest,
+    SteadyOldest,
     LetGo,
     SealOldest,
     SealNewest,
@@ -36,7 +36,7 @@ const STEPS: [Step; 14] = [
     Step::ReleaseClean,
     Step::ReleaseDirty,
     Step::BeginEvict,
-    Step::HoldOldest,
+    Step::SteadyOldest,
     Step::LetGo,
     Step::SealOldest,
     Step::SealNewest,
@@ -58,10 +58,10 @@ struct Walk {
     state: PageState,
     clean: bool,
     waits: bool,
-    /// The eviction that is on: only it may be held and sealed.
+    /// The eviction that is on: only it may be steadied and sealed.
     live: Option<u64>,
     /// The owner of `Claimed` is the live evictor, at its copy.
-    held: bool,
+    steadied: bool,
 }
 
 impl Walk {
@@ -76,7 +76,7 @@ impl Walk {
             clean: false,
             waits: false,
             live: None,
-            held: false,
+            steadied: false,
         }
     }
 
@@ -104,33 +104,33 @@ impl Walk {
                 self.evictions.push((self.nonce, claim));
                 (self.state, self.live) = (PageState::Evicting, Some(self.nonce));
             }
-            Step::HoldOldest => {
+            Step::SteadyOldest => {
                 let Some((nonce, claim)) = self.evictions.first() else {
                     return false;
                 };
-                if self.held {
+                if self.steadied {
                     return false;
                 }
-                let held = self.table.hold(claim);
-                assert_eq!(held, self.live == Some(*nonce), "hold");
-                if held {
-                    (self.state, self.held) = (PageState::Claimed, true);
+                let steadied = self.table.steady(claim);
+                assert_eq!(steadied, self.live == Some(*nonce), "steady");
+                if steadied {
+                    (self.state, self.steadied) = (PageState::Claimed, true);
                 }
             }
             Step::LetGo => {
-                if !self.held {
+                if !self.steadied {
                     return false;
                 }
                 let waiters = self.table.let_go(&self.evictions[0].1);
                 assert_eq!(waiters.0, self.waits, "let_go");
-                (self.state, self.held, self.waits) = (PageState::Evicting, false, false);
+                (self.state, self.steadied, self.waits) = (PageState::Evicting, false, false);
             }
             Step::SealOldest | Step::SealNewest | Step::AbandonOldest => {
                 let index = match step {
                     Step::SealNewest => self.evictions.len().saturating_sub(1),
                     _ => 0,
                 };
-                if self.evictions.is_empty() || (self.held && index == 0) {
+                if self.evictions.is_empty() || (self.steadied && index == 0) {
                     return false;
                 }
                 let (nonce, claim) = self.evictions.remove(index);

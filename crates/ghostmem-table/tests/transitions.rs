@@ -124,7 +124,7 @@ fn nonces_have_a_limit() {
 }
 
 /// An evictor goes on exactly when the word is the one it wrote: whatever
-/// else is there, neither hold, seal nor abandon touches it.
+/// else is there, neither steady, seal nor abandon touches it.
 #[test]
 fn evictors_know_their_own_word() {
     let resident = Word::EMPTY.with_state(PageState::Resident).with_heat(3);
@@ -155,21 +155,21 @@ fn evictors_know_their_own_word() {
         assert_eq!(table.load(PAGE), after(resident));
 
         let (table, claim) = begin();
-        assert_eq!(table.hold(&claim), word == own, "held {word:?}");
+        assert_eq!(table.steady(&claim), word == own, "steadied {word:?}");
         assert_eq!(table.load(PAGE), after(own.with_state(PageState::Claimed)));
     }
 }
 
-/// Somebody who waits while a page is held for its copy is reported, and the
+/// Somebody who waits while a page is steadied for its copy is reported, and the
 /// eviction goes on as if nothing had been.
 #[test]
-fn a_held_page_can_be_waited_for() {
+fn a_steadied_page_can_be_waited_for() {
     for waits in [false, true] {
         let resident = Word::EMPTY.with_state(PageState::Resident);
         let table = table(resident);
         let claim = table.begin_evict(PAGE, resident, NONCE).unwrap();
         let evicting = table.load(PAGE);
-        assert!(table.hold(&claim));
+        assert!(table.steady(&claim));
         if waits {
             assert!(table.announce_wait(PAGE, table.load(PAGE)).is_some());
         }

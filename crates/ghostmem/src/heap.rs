@@ -116,7 +116,7 @@ impl Heap {
             return Ok(heap);
         }
         // A child must not wait for a thread that does not exist there.
-        let _no_fork = fork::hold();
+        let _no_fork = fork::keep_out();
         let mut tries = 0_u32;
         loop {
             if let Some(heap) = GLOBAL.get() {
@@ -192,7 +192,7 @@ impl Heap {
             return Some(small);
         }
         // A child must not find this half done, and nobody left to finish it.
-        let _no_fork = fork::hold();
+        let _no_fork = fork::keep_out();
         let mut failed = self.inner.small_setup.lock();
         if let Some(small) = self.small_if_made() {
             return Some(small);

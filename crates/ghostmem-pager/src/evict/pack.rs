@@ -1,4 +1,4 @@
-//! From a page held in place to a slot.
+//! From a steadied page to a slot.
 
 use core::sync::atomic::Ordering;
 
@@ -46,8 +46,8 @@ impl Engine {
             let Some(claim) = claim else { continue };
             let page = claim.page();
             // A touch may have cancelled it, and then the mapping may be gone:
-            // copy only what is held in place.
-            if !region.table.hold(claim) {
+            // copy only what is steadied.
+            if !region.table.steady(claim) {
                 continue;
             }
             let read = region.mapped.read(page, &mut scratch.page);

@@ -170,7 +170,7 @@ impl BlockSpace {
         if order > self.height {
             return None;
         }
-        let _locked = self.lock.hold();
+        let _locked = self.lock.lock();
         let mut at = Position::root(self);
         if !self.has_free(at, order) {
             return None;
@@ -221,7 +221,7 @@ impl BlockSpace {
     /// # Errors
     /// [`FreeError`] when no run starts there.
     pub fn begin_free(&self, first: usize) -> Result<PageRun, FreeError> {
-        let _locked = self.lock.hold();
+        let _locked = self.lock.lock();
         match self.find(first) {
             Some((at, run, TAKEN)) if run.first == first => {
                 self.nodes[at.node].store(FREEING, Ordering::Release);
@@ -252,7 +252,7 @@ impl BlockSpace {
     }
 
     fn turn(&self, first: usize, from: u8, to: u8) -> bool {
-        let _locked = self.lock.hold();
+        let _locked = self.lock.lock();
         let found = self.find(first).filter(|&(_, run, _)| run.first == first);
         found.is_some_and(|(at, _, state)| {
             if state == from {
@@ -265,7 +265,7 @@ impl BlockSpace {
     /// Makes the run free that the caller [began to
     /// finish](BlockSpace::begin_finish).
     pub fn finish_free(&self, first: usize) {
-        let _locked = self.lock.hold();
+        let _locked = self.lock.lock();
         let Some((at, run, FINISHING)) = self.find(first) else {
             debug_assert!(false, "finished by whoever began it");
             return;
@@ -284,7 +284,7 @@ impl BlockSpace {
         let Ok(length) = u32::try_from(pages) else {
             return false;
         };
-        let _locked = self.lock.hold();
+        let _locked = self.lock.lock();
         let Some((at, run, TAKEN)) = self.find(first) else {
             return false;
         };

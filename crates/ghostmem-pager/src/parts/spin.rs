@@ -13,7 +13,7 @@ pub(crate) struct SpinLock {
 }
 
 /// Holding the lock; lets go when dropped.
-pub(crate) struct Held<'a>(&'a SpinLock);
+pub(crate) struct SpinGuard<'a>(&'a SpinLock);
 
 impl SpinLock {
     /// Tries before the processor is offered to others.
@@ -25,9 +25,9 @@ impl SpinLock {
         }
     }
 
-    pub(crate) fn hold(&self) -> Held<'_> {
+    pub(crate) fn lock(&self) -> SpinGuard<'_> {
         self.acquire();
-        Held(self)
+        SpinGuard(self)
     }
 
     pub(crate) fn acquire(&self) {
@@ -50,7 +50,7 @@ impl SpinLock {
     }
 }
 
-impl Drop for Held<'_> {
+impl Drop for SpinGuard<'_> {
     fn drop(&mut self) {
         self.0.release();
     }

@@ -3,7 +3,7 @@
 //! ```text
 //!  fault     load ─ claim ─ read slot ─ map filled ─ free slot (write) ─ release
 //!  upgrade   load ─ claim ─ unprotect ─ free slot (clean) ─ release
-//!  evict     load ─ begin_evict ─ protect ─ hold ─ copy ─ let_go ─ put
+//!  evict     load ─ begin_evict ─ protect ─ steady ─ copy ─ let_go ─ put
 //!              ─ seal ─┬─ Some: unmap ─ finish
 //!                      └─ None: free what was put
 //!  drop      load ─ begin_drop ─ unmap ─ finish (same slot)
@@ -210,14 +210,14 @@ impl World {
         let Some(claim) = self.begin(word, nonce) else {
             return Evicted::Skipped;
         };
-        let Some(content) = self.copy_held(&claim) else {
+        let Some(content) = self.copy_steadied(&claim) else {
             return Evicted::Cancelled;
         };
         self.seal(claim, content)
     }
 
     /// [`World::evict`] by an evictor that trusts the page to be there still.
-    pub(crate) fn evict_without_hold(&self, nonce: u64) -> Evicted {
+    pub(crate) fn evict_without_steadying(&self, nonce: u64) -> Evicted {
         let word = self.table().load(PAGE);
         let Some(claim) = self.begin(word, nonce) else {
             return Evicted::Skipped;
@@ -249,8 +249,8 @@ impl World {
     /// Copies a page that is being evicted, which nobody can cancel for the
     /// moment; `None` when somebody has. Protected since this very eviction
     /// began, the page cannot change under the copy.
-    fn copy_held(&self, claim: &EvictClaim) -> Option<u64> {
-        if !self.table().hold(claim) {
+    fn copy_steadied(&self, claim: &EvictClaim) -> Option<u64> {
+        if !self.table().steady(claim) {
             return None;
         }
         self.mapping.enter();
@@ -312,7 +312,7 @@ impl World {
         let Some(claim) = claim else {
             return Evicted::Skipped;
         };
-        let Some(content) = self.copy_held(&claim) else {
+        let Some(content) = self.copy_steadied(&claim) else {
             return Evicted::Cancelled;
         };
         self.seal(claim, content)
