@@ -110,7 +110,7 @@ impl FileTier {
         if w.own != Some(file) {
             self.let_go_of_file(w, file);
             self.table.set_state(segment, SegmentState::Free);
-            self.retire_segment(&mut w.cold, segment);
+            self.retire_segment(&mut w.unbacked, segment);
         } else if self.is_frozen(w, segment) {
             self.table.set_state(segment, SegmentState::Frozen);
             self.counters.frozen_bytes.add(self.table.blocks(segment));

@@ -94,7 +94,7 @@ impl FileTier {
             self.table.set_blocks(segment, 0);
         }
         if let Some(spare) = w.spare.take() {
-            self.retire_segment(&mut w.cold, spare);
+            self.retire_segment(&mut w.unbacked, spare);
         }
         let lists: [fn(&mut Writer) -> &mut List; 2] = [|w| &mut w.warm, |w| &mut w.frozen];
         for list in lists {
@@ -103,7 +103,7 @@ impl FileTier {
                 let segment = next;
                 next = self.table.next(segment);
                 self.table.set_state(segment, SegmentState::Free);
-                self.retire_segment(&mut w.cold, segment);
+                self.retire_segment(&mut w.unbacked, segment);
             }
         }
         if let Some(place) = parents {

@@ -4,7 +4,7 @@
 //! ```text
 //!   spare    a whole segment's blocks, reserved on the disk: for cleaning only
 //!   warm     its blocks are kept for the next fillings
-//!   cold     no blocks
+//!   unbacked no blocks
 //!   bad      a write or a read failed there: used when there is no other
 //!   frozen   a forked child may still read what is there
 //! ```
@@ -55,13 +55,13 @@ impl FileTier {
         if kept.is_some() {
             return kept;
         }
-        let segment = self.take_cold(w).or_else(|| self.pop(&mut w.bad))?;
+        let segment = self.take_unbacked(w).or_else(|| self.pop(&mut w.bad))?;
         self.counters.rows.add(1);
         Some(segment)
     }
 
-    fn take_cold(&self, w: &mut Writer) -> Option<u32> {
-        if let Some(segment) = self.pop(&mut w.cold) {
+    fn take_unbacked(&self, w: &mut Writer) -> Option<u32> {
+        if let Some(segment) = self.pop(&mut w.unbacked) {
             return Some(segment);
         }
         let segment = w.unused;
@@ -78,7 +78,7 @@ impl FileTier {
             return;
         };
         let segment = self.take_fullest(w).or_else(|| {
-            let segment = self.take_cold(w)?;
+            let segment = self.take_unbacked(w)?;
             self.counters.rows.add(1);
             Some(segment)
         });
@@ -95,7 +95,7 @@ impl FileTier {
         } else if self.table.blocks(segment) > 0 {
             self.push(&mut w.warm, segment);
         } else {
-            self.retire_segment(&mut w.cold, segment);
+            self.retire_segment(&mut w.unbacked, segment);
         }
     }
 
@@ -196,7 +196,7 @@ impl FileTier {
             self.counters.file_bytes.sub(blocks);
             self.table.set_blocks(segment, 0);
         }
-        self.retire_segment(&mut w.cold, segment);
+        self.retire_segment(&mut w.unbacked, segment);
         true
     }
 

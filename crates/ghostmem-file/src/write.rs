@@ -73,7 +73,7 @@ pub(crate) struct Writer {
     pub(crate) spare: Option<u32>,
     /// Segments without records: with blocks, and without.
     pub(crate) warm: List,
-    pub(crate) cold: List,
+    pub(crate) unbacked: List,
     /// Segments without records that a child may still read.
     pub(crate) frozen: List,
     /// The first segment never used.
@@ -120,7 +120,7 @@ impl Writer {
             grown_bytes: 0,
             spare: None,
             warm: List::default(),
-            cold: List::default(),
+            unbacked: List::default(),
             frozen: List::default(),
             unused: 1,
             bad: List::default(),

@@ -35,7 +35,7 @@ pub(crate) mod tally {
     pub(crate) const RAW_SLOTS: usize = 4;
 }
 
-/// The lists: one for every class, spare slabs, cold slabs.
+/// The lists: one for every class, spare slabs, unbacked slabs.
 pub(crate) const LISTS: usize = CLASSES + 2;
 
 /// Number of tallies: one page of them.

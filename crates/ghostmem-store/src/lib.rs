@@ -21,7 +21,7 @@
 //!            class 1 ─► slab              after `trim` and `compact`
 //!              ...
 //!            spare   ─► slab ─► slab      empty, memory behind them
-//!            cold    ─► slab              empty, given back to the kernel
+//!            unbacked─► slab              empty, given back to the kernel
 //! ```
 //! A slab is 64 KiB of *addresses*; only the pages that its slots reached are
 //! backed and counted as held. That makes many tight classes affordable (`class.rs`
@@ -184,7 +184,7 @@ impl SlabStore {
         let info = SlotInfo::from_header(self.slabs.mem.header(from));
         let to = self
             .slabs
-            .allocate(class::class_for(info.len), Prefer::Cold)?;
+            .allocate(class::class_for(info.len), Prefer::Unbacked)?;
         self.slabs.mem.copy(from, to, info.len);
         Some(self.publish(to, info))
     }

@@ -1,7 +1,7 @@
 //! Lock-free stacks of slabs, linked through the slabs' rows.
 //!
 //! One stack for each class (its partly filled slabs), one of spare slabs
-//! (empty, backed by memory) and one of cold ones (empty, not backed). A slab
+//! (empty, backed by memory) and one of unbacked ones (empty, not backed). A slab
 //! is on at most one stack, so one link word each is enough. The head carries
 //! a 32-bit tag that every change raises: a thread would have to sleep through
 //! exactly 2^32 changes of one stack between its load and its swap to be
@@ -50,8 +50,8 @@ impl<M: Memory> Slabs<M> {
         self.mem.class_count()
     }
 
-    /// The list of cold slabs.
-    pub(crate) fn cold_list(&self) -> usize {
+    /// The list of unbacked slabs.
+    pub(crate) fn unbacked_list(&self) -> usize {
         self.spare_list() + 1
     }
 

@@ -131,7 +131,7 @@ impl<M: Memory> Turn<'_, M> {
         }
         let mut runs = [(0_u32, 0_u32); RUNS_MAX];
         let mut count = 0;
-        // Downwards, so that the lowest slabs end up on top of the cold list.
+        // Downwards, so that the lowest slabs end up on top of the unbacked list.
         for slab in (0..bump).rev() {
             if !slabs.state(slab).is(Phase::Held) {
                 continue;

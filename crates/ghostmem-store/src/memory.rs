@@ -28,7 +28,7 @@ pub(crate) trait Memory {
     /// A slab's row, see [`crate::state::row`].
     fn slab(&self, slab: u32) -> &[Self::Word; 8];
     /// A list's row, see [`crate::state::list`]: the classes first, then the
-    /// spare and the cold list.
+    /// spare and the unbacked list.
     fn list(&self, list: usize) -> &[Self::Word; 8];
     fn global(&self, name: Global) -> &Self::Word;
     /// Slabs there is address space for.

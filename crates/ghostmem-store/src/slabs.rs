@@ -5,7 +5,7 @@
 //!
 //! Where a new slot comes from, in this order:
 //! 1. the top of the class's list of partly filled slabs;
-//! 2. a slab that serves no class: spare (backed), cold, or never used;
+//! 2. a slab that serves no class: spare (backed), unbacked, or never used;
 //! 3. a partly filled slab of a slightly larger class;
 //! 4. any slab that has room or is empty, found by looking at all of them.
 //!
@@ -51,8 +51,8 @@ pub(crate) struct SlotRef {
 pub(crate) enum Prefer {
     /// A spare one: its memory is there, no page fault.
     Spare,
-    /// A cold one: only the pages that get used become backed.
-    Cold,
+    /// An unbacked one: only the pages that get used become backed.
+    Unbacked,
 }
 
 impl<M: Memory> Slabs<M> {
@@ -142,8 +142,8 @@ impl<M: Memory> Slabs<M> {
 
     fn take_unused(&self, class: u8, prefer: Prefer) -> Option<SlotRef> {
         let slab = match prefer {
-            Prefer::Spare => self.pop_spare().or_else(|| self.pop_cold(class)),
-            Prefer::Cold => self.pop_cold(class).or_else(|| self.pop_spare()),
+            Prefer::Spare => self.pop_spare().or_else(|| self.pop_unbacked(class)),
+            Prefer::Unbacked => self.pop_unbacked(class).or_else(|| self.pop_spare()),
         }?;
         if !self.mem.prepare(slab, class) {
             self.put_away(slab);
@@ -351,12 +351,12 @@ impl<M: Memory> Slabs<M> {
         Some(slab)
     }
 
-    fn pop_cold(&self, class: u8) -> Option<u32> {
+    fn pop_unbacked(&self, class: u8) -> Option<u32> {
         // Asked first, lest a store at its limit activates slabs in vain.
         if !self.affords(self.mem.geometry(class).page_mask(0)) {
             return None;
         }
-        self.pop(self.cold_list()).or_else(|| self.pop_bump())
+        self.pop(self.unbacked_list()).or_else(|| self.pop_bump())
     }
 
     fn pop_bump(&self) -> Option<u32> {
@@ -372,11 +372,11 @@ impl<M: Memory> Slabs<M> {
     }
 
     /// Puts an empty slab that the caller owns on the spare list, or on the
-    /// cold one if it has no memory.
+    /// unbacked one if it has no memory.
     pub(crate) fn put_away(&self, slab: u32) {
         let bytes = self.backed_bytes(slab);
         let (phase, list) = if bytes == 0 {
-            (Phase::Cold, self.cold_list())
+            (Phase::Unbacked, self.unbacked_list())
         } else {
             self.mem.global(Global::SpareBytes).fetch_add(bytes, AcqRel);
             (Phase::Spare, self.spare_list())

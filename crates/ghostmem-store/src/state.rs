@@ -7,7 +7,7 @@
 //! └──────────────────────┴────┴─────┴─────────┴───────────────────┘
 //!
 //!            activate                 mark                 all moved
-//!   Cold ──────────────► Active ◄───────────► Draining ───────────────┐
+//!   Unbacked ──────────► Active ◄───────────► Draining ───────────────┐
 //!    ▲                   ▲  │ unlisted when                           │
 //!    │ given back        │  │ found empty                             │
 //!    │ to the kernel     │  ▼                                         │
@@ -30,8 +30,8 @@
 /// What a slab is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
-    /// Holds nothing and no memory; on the cold list, or never used.
-    Cold,
+    /// Holds nothing and no memory; on the unbacked list, or never used.
+    Unbacked,
     /// Holds nothing but memory; on the spare list.
     Spare,
     /// Serves one class.
@@ -71,7 +71,7 @@ impl SlabState {
 
     pub(crate) const fn phase(self) -> Phase {
         match (self.0 >> PHASE_SHIFT) & 7 {
-            0 => Phase::Cold,
+            0 => Phase::Unbacked,
             1 => Phase::Spare,
             2 => Phase::Active,
             3 => Phase::Draining,
@@ -159,7 +159,7 @@ mod tests {
     #[test]
     fn fields_do_not_disturb_each_other() {
         for phase in [
-            Phase::Cold,
+            Phase::Unbacked,
             Phase::Spare,
             Phase::Active,
             Phase::Draining,
@@ -179,8 +179,8 @@ mod tests {
         }
         assert_eq!(
             SlabState(0).phase(),
-            Phase::Cold,
-            "fresh memory is a cold slab"
+            Phase::Unbacked,
+            "fresh memory is an unbacked slab"
         );
     }
 }

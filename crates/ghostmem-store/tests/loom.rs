@@ -203,7 +203,7 @@ fn finish(slabs: &Slabs<Model>) {
         assert_eq!(value, 0, "{name:?}");
     }
     for slab in 0..slabs.bump() {
-        assert!(slabs.state(slab).is(Phase::Cold));
+        assert!(slabs.state(slab).is(Phase::Unbacked));
     }
 }
 
@@ -241,7 +241,7 @@ fn no_order_of_a_swap_and_a_load_is_missed() {
 fn a_list_never_hands_one_slab_to_two() {
     check(|| {
         let slabs = store(2);
-        let list = slabs.cold_list();
+        let list = slabs.unbacked_list();
         slabs.push(list, 1);
         slabs.push(list, 0);
         let other = {
