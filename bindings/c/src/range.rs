@@ -168,7 +168,7 @@ pub unsafe extern "C" fn ghostmem_cold(
     bytes: usize,
 ) -> GhostmemStatus {
     // SAFETY: the caller's promise.
-    match unsafe { on_range(heap, start, bytes, Heap::cold) } {
+    match unsafe { on_range(heap, start, bytes, Heap::make_cold) } {
         Ok(()) => GhostmemStatus::Ok,
         Err(status) => status,
     }

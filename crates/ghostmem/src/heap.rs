@@ -421,10 +421,10 @@ impl Heap {
     ///
     /// # Errors
     /// [`Error::NotGhost`].
-    pub fn cold<T>(&self, range: *const [T]) -> Result<(), Error> {
+    pub fn make_cold<T>(&self, range: *const [T]) -> Result<(), Error> {
         let (address, len) = parts(range);
         self.engine()
-            .cold(address, len)
+            .make_cold(address, len)
             .map_err(|_| Error::NotGhost { address })
     }
 

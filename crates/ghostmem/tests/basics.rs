@@ -248,7 +248,7 @@ fn advice_does_what_it_says() {
         let prefetched = heap.prefetch(range).unwrap();
         assert_eq!(prefetched, evicted, "{backend}");
         assert_eq!(heap.is_resident(&data[0]), Some(true));
-        heap.cold(range).unwrap();
+        heap.make_cold(range).unwrap();
         assert!(heap.evict_coldest().unwrap());
         assert!(
             data.iter().enumerate().all(|(i, &w)| w == word(i, 1)),

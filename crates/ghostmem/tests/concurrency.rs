@@ -273,7 +273,7 @@ fn advice_runs_against_readers_and_writers() {
                 let range = std::ptr::slice_from_raw_parts(start, count);
                 match random.below(5) {
                     0 => drop(heap.prefetch(range).unwrap()),
-                    1 => heap.cold(range).unwrap(),
+                    1 => heap.make_cold(range).unwrap(),
                     2 => drop(heap.evict_coldest().unwrap()),
                     3 => {
                         let at = random.below(scratch.len());

@@ -155,7 +155,7 @@ fn advise(heap: &Heap, block: Block, seed: u64, stop: &AtomicBool) {
         match random.below(4) {
             0 => drop(heap.prefetch(range).unwrap()),
             1 => drop(heap.evict(range).unwrap()),
-            2 => heap.cold(range).unwrap(),
+            2 => heap.make_cold(range).unwrap(),
             _ => drop(heap.evict_coldest().unwrap()),
         }
     }

@@ -115,7 +115,7 @@ fn ask_for_everything(heap: &Heap, stack: *mut [u8], data: *mut [u8], round: usi
     heap.evict(stack).unwrap();
     heap.evict(data).unwrap();
     drop(pinned);
-    heap.cold(data).unwrap();
+    heap.make_cold(data).unwrap();
     // SAFETY: nobody refers to it.
     unsafe { heap.discard(some) }.unwrap();
     for page in 0..DATA_PAGES {

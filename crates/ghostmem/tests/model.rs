@@ -185,7 +185,7 @@ fn run(backend: Backend, steps: &[Step]) {
             }
             Step::Cold(block, from, to) => {
                 let block = &blocks[block.index(count)];
-                heap.cold(block.range(block.part(from, to)).cast_const())
+                heap.make_cold(block.range(block.part(from, to)).cast_const())
                     .unwrap();
             }
             Step::Discard(block, from, to) => {

@@ -125,7 +125,7 @@ fn advise(heap: &Heap, address: usize, bytes: usize, advice: i32) -> Done {
             Done::With(0)
         }
         libc::MADV_COLD => {
-            let _advice = heap.cold(range.cast_const());
+            let _advice = heap.make_cold(range.cast_const());
             Done::With(0)
         }
         libc::MADV_PAGEOUT => {

@@ -72,7 +72,7 @@ impl Engine {
     ///
     /// # Errors
     /// `EINVAL` when the range is not this engine's.
-    pub fn cold(&self, address: usize, len: usize) -> Result<(), OsError> {
+    pub fn make_cold(&self, address: usize, len: usize) -> Result<(), OsError> {
         let (region, first, end) = self.pages_of("cold", address, len)?;
         let mut next = region.resident.next(first);
         while let Some(page) = next.filter(|&page| page < end) {

@@ -139,7 +139,7 @@ fn prefetch_brings_pages_in_and_cold_sends_them_first() {
         let faults = world.count(Counter::faults);
         pages().for_each(|page| world.load(page));
         assert_eq!(world.count(Counter::faults), faults);
-        world.engine.cold(block, PAGE_SIZE).unwrap();
+        world.engine.make_cold(block, PAGE_SIZE).unwrap();
         assert!(world.engine.evict_coldest().unwrap());
         assert_eq!(world.state(block), PageState::Stored);
         world.audit();

@@ -161,7 +161,7 @@ impl Walk {
             }
             775..785 => {
                 if let Some((range, pages)) = some_range(world, 40) {
-                    world.engine.cold(range, pages * PAGE_SIZE).unwrap();
+                    world.engine.make_cold(range, pages * PAGE_SIZE).unwrap();
                 }
             }
             785..825 => {
