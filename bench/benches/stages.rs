@@ -5,7 +5,7 @@
 //!  fault:     (signal, see `faults`)  claim a page  read the slot
 //!             decompress  put the page in place  publish
 //!  eviction:  claim for eviction  write-protect 64  compress  insert the slot
-//!             seal and publish  drop 64
+//!             commit and publish  drop 64
 //! ```
 //!
 //! One page of text-like bytes that LZ4 packs about three to one; all state is
@@ -112,7 +112,7 @@ mod eviction {
     use super::*;
 
     #[divan::bench]
-    fn claim_seal_and_publish(bencher: Bencher<'_, '_>) {
+    fn claim_commit_and_publish(bencher: Bencher<'_, '_>) {
         let table = PageTable::new((0..BATCH).map(|_| AtomicU64::new(0)).collect::<Vec<_>>());
         let resident = {
             let seen = table.load(7);
@@ -126,7 +126,7 @@ mod eviction {
             nonce += 1;
             let seen = table.load(7);
             let claim = table.begin_evict(7, seen, nonce).expect("nobody else");
-            let claim = table.seal(claim).expect("nobody touched it");
+            let claim = table.commit_evict(claim).expect("nobody touched it");
             let _nobody_waits =
                 table.finish(claim, black_box(resident).with_state(PageState::Empty));
             let claim = table.claim(7, table.load(7)).expect("nobody else");

@@ -85,7 +85,7 @@ fn redirect_in(text: &Text, entries: &[&Entry]) {
         bypasses.push((entry.bypass, bypass));
         cursor = end.next_multiple_of(16);
     }
-    if !area.seal() {
+    if !area.make_executable() {
         return;
     }
     // A bypass is good before the jump is there, and needed from then on.

@@ -174,7 +174,7 @@ fn patch_object(text: &Text, sites: &[Site], report: &mut Report) {
             _ => report.left += 1,
         }
     }
-    if !area.seal() || !write_jumps(text, &detours) {
+    if !area.make_executable() || !write_jumps(text, &detours) {
         report.left += jumps.len();
         return;
     }

@@ -5,7 +5,7 @@
 //!   ... jmp ────────┐      bounds, addresses ◄─── cmp rcx, [rip + ...]
 //!                   └─────────────────────────► ...
 //! ```
-//! An area is writable until it is sealed, and its code never changes after.
+//! An area is writable until it is executable, and its code never changes after.
 //! The data page stays writable: the bounds of ghost memory move.
 
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -118,7 +118,7 @@ impl Area {
     }
 
     /// Makes the stubs executable, and their bounds follow.
-    pub(crate) fn seal(&self) -> bool {
+    pub(crate) fn make_executable(&self) -> bool {
         let executable = libc::PROT_READ | libc::PROT_EXEC;
         let first = self.first();
         let sealed = call!(libc::SYS_mprotect, first, AREA - DATA, executable);

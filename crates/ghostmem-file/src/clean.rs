@@ -179,7 +179,7 @@ impl FileTier {
         let mut best: Option<(usize, u32)> = None;
         let mut rarest: Option<(u32, Victim)> = None;
         for segment in 1..w.unused {
-            if self.table.state(segment) != SegmentState::Sealed || segment == w.passed_over {
+            if self.table.state(segment) != SegmentState::Closed || segment == w.passed_over {
                 continue;
             }
             let (records, bytes) = self.table.live(segment);

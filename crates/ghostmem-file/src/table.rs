@@ -98,7 +98,7 @@ pub(crate) enum SegmentState {
     /// Being filled.
     Open,
     /// Filled; it may be cleaned.
-    Sealed,
+    Closed,
     /// Filled, and cleaning it makes no sense: it could not be read.
     Damaged,
     /// No record, but a child may still read what is there.
@@ -265,7 +265,7 @@ impl Table {
         match self.get(segment, word::STATE) {
             0 => SegmentState::Free,
             1 => SegmentState::Open,
-            2 => SegmentState::Sealed,
+            2 => SegmentState::Closed,
             3 => SegmentState::Damaged,
             _ => SegmentState::Frozen,
         }

@@ -1,7 +1,7 @@
 //! Writing batches: the background thread's half.
 //!
 //! ```text
-//!   free ──► open ──► sealed ──► emptied ──► free, its blocks kept ("warm")
+//!   free ──► open ──► closed ──► emptied ──► free, its blocks kept ("warm")
 //!             │  append, flush      ▲              or given back
 //!             └─ write failed ──────┘
 //! ```
@@ -355,7 +355,7 @@ impl FileTier {
             return;
         };
         debug_assert_eq!(open.staged, 0, "what is staged is written first");
-        self.table.set_state(open.segment, SegmentState::Sealed);
+        self.table.set_state(open.segment, SegmentState::Closed);
         self.table.let_go(open.segment);
     }
 
@@ -375,7 +375,7 @@ impl FileTier {
         let state = if is_bad {
             SegmentState::Damaged
         } else {
-            SegmentState::Sealed
+            SegmentState::Closed
         };
         self.table.set_state(open.segment, state);
         self.table.let_go(open.segment);

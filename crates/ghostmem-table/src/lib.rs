@@ -14,7 +14,7 @@
 //!                        │  └─────────────────────────────┤ Evicting ──┐
 //!                        │  ▲                             │    │       │ touched:
 //!                        │  └─────────────────────────────│────┼───────┘ claim (= cancel)
-//!                        ▼ release                        │    │ seal
+//!                        ▼ release                        │    │ commit
 //!              Empty, Resident, Stored, Filled            ▼    ▼
 //!                                   begin_drop (clean) ► Dropping ──finish──► Stored, Filled
 //! ```
@@ -22,7 +22,7 @@
 //! * *Claimed* and *Dropping* belong to one thread; others wait on the word.
 //! * *Evicting* belongs to the evicting thread until somebody touches the
 //!   page: a claim taken from *Evicting* cancels the eviction, and the evictor
-//!   learns of it when it tries to seal. While it copies the page it steadies it
+//!   learns of it when it tries to commit. While it copies the page it steadies it
 //!   ([`PageTable::steady`]: *Claimed* for a moment), so that the mapping cannot
 //!   be cancelled away under the copy.
 //! * A thread that changes a mapping always holds *Claimed* or *Dropping*, or

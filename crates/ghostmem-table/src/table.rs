@@ -19,18 +19,18 @@ pub struct Claim {
     before: Word,
 }
 
-/// The right to seal a page that is being evicted, unless a touch cancels it.
+/// The right to commit a page that is being evicted, unless a touch cancels it.
 #[derive(Debug)]
-#[must_use = "an eviction is sealed or abandoned"]
+#[must_use = "an eviction is committed or abandoned"]
 pub struct EvictClaim {
     page: usize,
     before: Word,
     evicting: Word,
 }
 
-/// The right to take away the mapping of a sealed page.
+/// The right to take away the mapping of a committed page.
 #[derive(Debug)]
-#[must_use = "a page stays sealed until its drop is finished"]
+#[must_use = "a page stays committed until its drop is finished"]
 pub struct DropClaim {
     page: usize,
     before: Word,
@@ -71,7 +71,7 @@ impl DropClaim {
         self.page
     }
 
-    /// The word as it was before the page was sealed.
+    /// The word as it was before the page was committed.
     #[must_use]
     pub const fn before(&self) -> Word {
         self.before
@@ -182,7 +182,7 @@ impl<A: Deref<Target = [AtomicU64]>> PageTable<A> {
     /// `nonce` must differ between any two evictions that can be under way
     /// while a third is: the evictor uses the number of its batch. Without it
     /// an evictor that slept through a cancelled eviction *and* the start of
-    /// the next would seal the page with bytes that are no longer its own.
+    /// the next would commit the page with bytes that are no longer its own.
     ///
     /// # Errors
     /// The word as it is now, when it is no longer `seen`.
@@ -220,10 +220,10 @@ impl<A: Deref<Target = [AtomicU64]>> PageTable<A> {
         self.publish(claim.page, claim.evicting)
     }
 
-    /// Seals an eviction: from now on a touch waits. `None` when a
+    /// Commits an eviction: from now on a touch waits. `None` when a
     /// touch, a pin or a discard cancelled it: its bytes must not be dropped.
     #[must_use]
-    pub fn seal(&self, claim: EvictClaim) -> Option<DropClaim> {
+    pub fn commit_evict(&self, claim: EvictClaim) -> Option<DropClaim> {
         self.swap(
             claim.page,
             claim.evicting,
@@ -245,7 +245,7 @@ impl<A: Deref<Target = [AtomicU64]>> PageTable<A> {
         let _cancelled = self.swap(claim.page, claim.evicting, word);
     }
 
-    /// Seals a clean page at once: it has been write-protected since it was
+    /// Commits a clean page at once: it has been write-protected since it was
     /// restored, so its slot holds its bytes.
     ///
     /// # Errors

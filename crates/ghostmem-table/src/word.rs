@@ -22,7 +22,7 @@ pub enum PageState {
     Resident = 1,
     /// Write-protected, being compressed; a touch cancels.
     Evicting = 2,
-    /// Sealed: the mapping is being taken away; a touch waits.
+    /// Committed: the mapping is being taken away; a touch waits.
     Dropping = 3,
     /// Compressed; the payload is its slot.
     Stored = 4,

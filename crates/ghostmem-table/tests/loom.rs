@@ -105,7 +105,7 @@ fn reader_beside_evictor() {
             let world = Arc::new(World::dirty(content));
             let evictor = start(&world, |world| world.evict(1));
             assert_eq!(read_twice(&world), (content, content));
-            assert_eq!(evictor.join().unwrap(), Evicted::Sealed);
+            assert_eq!(evictor.join().unwrap(), Evicted::Committed);
             let came_back = world.word().state() == PageState::Resident;
             assert_eq!(world.content_at_rest(), content);
             came_back
@@ -147,7 +147,10 @@ fn writer_beside_evictor() {
             assert_eq!(world.content_at_rest(), NEW);
             evicted
         });
-        assert_eq!(seen, BTreeSet::from([Evicted::Cancelled, Evicted::Sealed]));
+        assert_eq!(
+            seen,
+            BTreeSet::from([Evicted::Cancelled, Evicted::Committed])
+        );
     }
 }
 
@@ -183,7 +186,7 @@ fn first_write_beside_clean_drop() {
         BTreeSet::from([
             Evicted::Skipped,
             Evicted::Cancelled,
-            Evicted::Sealed,
+            Evicted::Committed,
             Evicted::Dropped
         ])
     );
@@ -218,7 +221,7 @@ fn discard_beside_evictor() {
     });
     assert_eq!(
         seen,
-        BTreeSet::from([Evicted::Skipped, Evicted::Cancelled, Evicted::Sealed])
+        BTreeSet::from([Evicted::Skipped, Evicted::Cancelled, Evicted::Committed])
     );
 }
 
@@ -309,7 +312,7 @@ fn discard_beside_reader_and_evictor() {
 
 // cancel, then a second evictor
 
-/// An evictor sleeps before its seal while its eviction is cancelled by a
+/// An evictor sleeps before its commit while its eviction is cancelled by a
 /// write and another begins.
 fn stale_evictor(first_nonce: u64, second_nonce: u64) -> BTreeSet<(Evicted, Evicted)> {
     explore(TWO, move || {
@@ -323,15 +326,15 @@ fn stale_evictor(first_nonce: u64, second_nonce: u64) -> BTreeSet<(Evicted, Evic
     })
 }
 
-/// With a nonce for each batch the stale seal fails and the second stands.
+/// With a nonce for each batch the stale commit fails and the second stands.
 #[test]
-fn stale_evictor_cannot_seal() {
+fn stale_evictor_cannot_commit() {
     let seen = stale_evictor(1, 2);
-    assert!(seen.contains(&(Evicted::Cancelled, Evicted::Sealed)));
-    assert!(seen.contains(&(Evicted::Sealed, Evicted::Skipped)));
+    assert!(seen.contains(&(Evicted::Cancelled, Evicted::Committed)));
+    assert!(seen.contains(&(Evicted::Committed, Evicted::Skipped)));
 }
 
-/// With equal nonces it seals bytes from before the write: what the nonce is
+/// With equal nonces it commits bytes from before the write: what the nonce is
 /// for, and the proof that this model would notice.
 #[test]
 #[should_panic(expected = "a write was lost")]
@@ -351,8 +354,8 @@ fn two_evictors_beside_writer() {
         assert_eq!(world.content_at_rest(), NEW);
         ends
     });
-    assert!(seen.contains(&(Evicted::Cancelled, Evicted::Sealed)));
-    assert!(seen.contains(&(Evicted::Sealed, Evicted::Cancelled)));
+    assert!(seen.contains(&(Evicted::Cancelled, Evicted::Committed)));
+    assert!(seen.contains(&(Evicted::Committed, Evicted::Cancelled)));
 }
 
 // pin / evict
@@ -374,7 +377,7 @@ fn pin_beside_evictor() {
     });
     assert_eq!(
         seen,
-        BTreeSet::from([Evicted::Skipped, Evicted::Cancelled, Evicted::Sealed])
+        BTreeSet::from([Evicted::Skipped, Evicted::Cancelled, Evicted::Committed])
     );
 }
 
@@ -470,8 +473,8 @@ fn amend_beside_evictor() {
         (amended, evicted)
     });
     let ends = [
-        (false, Evicted::Sealed),
-        (true, Evicted::Sealed),
+        (false, Evicted::Committed),
+        (true, Evicted::Committed),
         (true, Evicted::Skipped),
     ];
     assert_eq!(seen, BTreeSet::from(ends));

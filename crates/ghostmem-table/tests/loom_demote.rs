@@ -63,8 +63,8 @@ fn rewrite_beside(demote: fn(&World) -> Demoted) -> BTreeSet<(Demoted, Evicted)>
 #[test]
 fn rewrite_and_evict_beside_demoter() {
     let seen = rewrite_beside(World::demote);
-    assert!(seen.contains(&(Demoted::Touched, Evicted::Sealed)));
-    assert!(seen.contains(&(Demoted::Moved, Evicted::Sealed)));
+    assert!(seen.contains(&(Demoted::Touched, Evicted::Committed)));
+    assert!(seen.contains(&(Demoted::Moved, Evicted::Committed)));
 }
 
 /// Why the mark is there: by the slot alone the old bytes win, and the proof
@@ -87,8 +87,8 @@ fn a_page_twice_in_a_batch_loses_a_write() {
 #[test]
 fn rewrite_beside_a_demoter_whose_first_write_failed() {
     let seen = rewrite_beside(World::demote_after_a_failed_write);
-    assert!(seen.contains(&(Demoted::Touched, Evicted::Sealed)));
-    assert!(seen.contains(&(Demoted::Moved, Evicted::Sealed)));
+    assert!(seen.contains(&(Demoted::Touched, Evicted::Committed)));
+    assert!(seen.contains(&(Demoted::Moved, Evicted::Committed)));
 }
 
 /// The same on threads of their own.
@@ -103,7 +103,7 @@ fn writer_and_evictor_beside_demoter() {
         assert_eq!(world.content_at_rest(), NEW);
         ends
     });
-    assert!(seen.contains(&(Demoted::Touched, Evicted::Sealed)));
+    assert!(seen.contains(&(Demoted::Touched, Evicted::Committed)));
 }
 
 /// A page read and dropped again has lost the mark and stays where it is.
@@ -166,7 +166,7 @@ fn write_and_drop_of_a_demoted_page() {
         evicted
     });
     assert!(seen.contains(&Evicted::Dropped));
-    assert!(seen.contains(&Evicted::Sealed));
+    assert!(seen.contains(&Evicted::Committed));
 }
 
 /// Cleaning the file beside a reader and a writer.

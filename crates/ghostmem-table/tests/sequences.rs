@@ -21,8 +21,8 @@ enum Step {
     BeginEvict,
     SteadyOldest,
     LetGo,
-    SealOldest,
-    SealNewest,
+    CommitOldest,
+    CommitNewest,
     AbandonOldest,
     BeginDrop,
     Finish,
@@ -38,8 +38,8 @@ const STEPS: [Step; 14] = [
     Step::BeginEvict,
     Step::SteadyOldest,
     Step::LetGo,
-    Step::SealOldest,
-    Step::SealNewest,
+    Step::CommitOldest,
+    Step::CommitNewest,
     Step::AbandonOldest,
     Step::BeginDrop,
     Step::Finish,
@@ -58,7 +58,7 @@ struct Walk {
     state: PageState,
     clean: bool,
     waits: bool,
-    /// The eviction that is on: only it may be steadied and sealed.
+    /// The eviction that is on: only it may be steadied and committed.
     live: Option<u64>,
     /// The owner of `Claimed` is the live evictor, at its copy.
     steadied: bool,
@@ -125,9 +125,9 @@ impl Walk {
                 assert_eq!(waiters.0, self.waits, "let_go");
                 (self.state, self.steadied, self.waits) = (PageState::Evicting, false, false);
             }
-            Step::SealOldest | Step::SealNewest | Step::AbandonOldest => {
+            Step::CommitOldest | Step::CommitNewest | Step::AbandonOldest => {
                 let index = match step {
-                    Step::SealNewest => self.evictions.len().saturating_sub(1),
+                    Step::CommitNewest => self.evictions.len().saturating_sub(1),
                     _ => 0,
                 };
                 if self.evictions.is_empty() || (self.steadied && index == 0) {
@@ -142,10 +142,10 @@ impl Walk {
                         (self.state, self.live) = (PageState::Resident, None);
                     }
                 } else {
-                    let sealed = self.table.seal(claim);
-                    assert_eq!(sealed.is_some(), own, "seal");
+                    let committed = self.table.commit_evict(claim);
+                    assert_eq!(committed.is_some(), own, "commit");
                     if own {
-                        self.drop = sealed;
+                        self.drop = committed;
                         (self.state, self.live) = (PageState::Dropping, None);
                     }
                 }
@@ -239,11 +239,11 @@ fn walk(path: &mut Vec<Step>, ends: &mut usize) {
 }
 
 /// Long enough for an eviction to begin, be cancelled, another to begin, and
-/// the first to try its seal.
+/// the first to try its commit.
 const DEPTH: usize = 10;
 
 /// No sequence of operations leads where the model does not expect it: one
-/// owner at most, no seal but of the live eviction, no waiter unreported.
+/// owner at most, no commit but of the live eviction, no waiter unreported.
 #[test]
 fn every_short_sequence_follows_the_model() {
     let mut ends = 0;

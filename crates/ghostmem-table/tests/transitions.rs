@@ -124,7 +124,7 @@ fn nonces_have_a_limit() {
 }
 
 /// An evictor goes on exactly when the word is the one it wrote: whatever
-/// else is there, neither steady, seal nor abandon touches it.
+/// else is there, neither steady, commit nor abandon touches it.
 #[test]
 fn evictors_know_their_own_word() {
     let resident = Word::EMPTY.with_state(PageState::Resident).with_heat(3);
@@ -140,14 +140,14 @@ fn evictors_know_their_own_word() {
         let after = |own_word: Word| if word == own { own_word } else { word };
 
         let (table, claim) = begin();
-        let sealed = table.seal(claim);
-        assert_eq!(sealed.is_some(), word == own, "sealed {word:?}");
+        let committed = table.commit_evict(claim);
+        assert_eq!(committed.is_some(), word == own, "committed {word:?}");
         assert_eq!(
             table.load(PAGE),
             after(resident.with_state(PageState::Dropping))
         );
-        if let Some(sealed) = sealed {
-            assert_eq!(sealed.before(), resident);
+        if let Some(committed) = committed {
+            assert_eq!(committed.before(), resident);
         }
 
         let (table, claim) = begin();
@@ -175,7 +175,7 @@ fn a_steadied_page_can_be_waited_for() {
         }
         assert_eq!(table.let_go(&claim).0, waits);
         assert_eq!(table.load(PAGE), evicting);
-        assert!(table.seal(claim).is_some());
+        assert!(table.commit_evict(claim).is_some());
     }
 }
 

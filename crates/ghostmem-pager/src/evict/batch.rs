@@ -3,7 +3,7 @@
 //! ```text
 //!   protect    dirty victims are write-protected, neighbours in one call
 //!   compress   each into a slot; a touch meanwhile cancels            (`pack`)
-//!   seal       victims nobody touched (and clean ones, which have a slot)
+//!   commit     victims nobody touched (and clean ones, which have a slot)
 //!   drop       one vectored call takes all their mappings away
 //!   finish     words say Stored, frames go back to the budget
 //! ```
@@ -76,7 +76,7 @@ impl Engine {
         if dirty > 0 {
             self.pack_all(region, &claims[..victims.len()], &mut packed, scratch);
         }
-        self.drop_sealed(region, victims, &mut claims, &packed)
+        self.drop_committed(region, victims, &mut claims, &packed)
     }
 
     /// Write-protects the pages of `claims`, neighbours in one call, and gives up
@@ -125,9 +125,9 @@ impl Engine {
         }
     }
 
-    /// Seals what was not touched meanwhile, drops all of it at once and
+    /// Commits what was not touched meanwhile, drops all of it at once and
     /// finishes the words; how many pages left.
-    fn drop_sealed(
+    fn drop_committed(
         &self,
         region: &Region,
         victims: &[Victim],
@@ -138,7 +138,7 @@ impl Engine {
         let mut batch = Batch::new();
         let epoch = self.clock().epoch(self.evictions());
         for (index, victim) in victims.iter().enumerate() {
-            drops[index] = self.seal(region, victim, claims[index].take(), packed[index]);
+            drops[index] = self.commit(region, victim, claims[index].take(), packed[index]);
             if drops[index].is_some() {
                 region.mapped.add_to(&mut batch, victim.page, 1);
             }
@@ -146,7 +146,7 @@ impl Engine {
         let mut kept = [false; EVICT_BATCH_PAGES];
         region.mapped.drop_batch(&mut batch, false, &mut |page| {
             // A hand that wrapped may have taken a page twice, and either of
-            // the two may be the one that was sealed.
+            // the two may be the one that was committed.
             for (kept, victim) in kept.iter_mut().zip(victims) {
                 *kept |= victim.page == page;
             }
@@ -180,7 +180,7 @@ impl Engine {
 
     /// Takes a victim from those who could touch it still; `None` where one of them
     /// was faster, or it could not be packed.
-    fn seal(
+    fn commit(
         &self,
         region: &Region,
         victim: &Victim,
@@ -198,14 +198,14 @@ impl Engine {
                 region.table.abandon(claim, word);
                 None
             }
-            Packed::Filled(_) => region.table.seal(claim),
+            Packed::Filled(_) => region.table.commit_evict(claim),
             Packed::Slot(slot, _) => {
-                let sealed = region.table.seal(claim);
-                if sealed.is_none() {
+                let committed = region.table.commit_evict(claim);
+                if committed.is_none() {
                     // Touched after it was compressed.
                     self.store.remove(slot);
                 }
-                sealed
+                committed
             }
         }
     }
@@ -261,7 +261,7 @@ impl Gone {
                     .with_incompressible(false)
                     .with_payload(u64::from(pattern))
             }
-            // Not sealed, so not here.
+            // Not committed, so not here.
             Packed::Not => before,
         }
     }

@@ -4,7 +4,7 @@
 //!  fault     load ─ claim ─ read slot ─ map filled ─ free slot (write) ─ release
 //!  upgrade   load ─ claim ─ unprotect ─ free slot (clean) ─ release
 //!  evict     load ─ begin_evict ─ protect ─ steady ─ copy ─ let_go ─ put
-//!              ─ seal ─┬─ Some: unmap ─ finish
+//!              ─ commit ─┬─ Some: unmap ─ finish
 //!                      └─ None: free what was put
 //!  drop      load ─ begin_drop ─ unmap ─ finish (same slot)
 //!  discard   load ─ claim ─ unmap ─ free slot ─ release Empty
@@ -41,7 +41,7 @@ pub(crate) enum Evicted {
     /// Begun, and cancelled by a touch, a pin or a discard.
     Cancelled,
     /// Compressed and unmapped.
-    Sealed,
+    Committed,
     /// Clean, and unmapped.
     Dropped,
 }
@@ -88,7 +88,7 @@ impl World {
     /// A page in the store, or in its word when `content` is same-filled.
     pub(crate) fn stored(content: u64) -> Self {
         let world = Self::dirty(content);
-        assert_eq!(world.evict(0), Evicted::Sealed);
+        assert_eq!(world.evict(0), Evicted::Committed);
         world
     }
 
@@ -213,7 +213,7 @@ impl World {
         let Some(content) = self.copy_steadied(&claim) else {
             return Evicted::Cancelled;
         };
-        self.seal(claim, content)
+        self.commit(claim, content)
     }
 
     /// [`World::evict`] by an evictor that trusts the page to be there still.
@@ -223,7 +223,7 @@ impl World {
             return Evicted::Skipped;
         };
         let content = self.mapping.copy_out();
-        self.seal(claim, content)
+        self.commit(claim, content)
     }
 
     /// Begins to evict and thinks better of it.
@@ -234,7 +234,7 @@ impl World {
         }
     }
 
-    /// Begins to evict a dirty page and protects it. From here until the seal
+    /// Begins to evict a dirty page and protects it. From here until the commit
     /// anybody may cancel, so nothing is certain: the protection may come
     /// late, to a page that is open again, gone, or somebody else's.
     fn begin(&self, word: Word, nonce: u64) -> Option<EvictClaim> {
@@ -261,16 +261,16 @@ impl World {
     }
 
     /// Puts a copied page away and takes its mapping, unless it was touched.
-    fn seal(&self, claim: EvictClaim, content: u64) -> Evicted {
+    fn commit(&self, claim: EvictClaim, content: u64) -> Evicted {
         let (state, payload) = if content < SAME_FILLED_END {
             (PageState::Filled, content)
         } else {
             (PageState::Stored, self.store.put(content))
         };
-        if let Some(claim) = self.table().seal(claim) {
+        if let Some(claim) = self.table().commit_evict(claim) {
             let word = claim.before().with_state(state).with_payload(payload);
             self.take_away(claim, word);
-            Evicted::Sealed
+            Evicted::Committed
         } else {
             if state == PageState::Stored {
                 self.store.free(payload);
@@ -315,7 +315,7 @@ impl World {
         let Some(content) = self.copy_steadied(&claim) else {
             return Evicted::Cancelled;
         };
-        self.seal(claim, content)
+        self.commit(claim, content)
     }
 
     /// Protects the pages around this one, which lies between them, unless the
