@@ -74,7 +74,7 @@ impl<M: Memory> Slabs<M> {
         if word.fetch_and(!bit, Release) & bit == 0 {
             return false;
         }
-        self.drop_token(slab);
+        self.drop_ticket(slab);
         true
     }
 
@@ -130,7 +130,7 @@ impl<M: Memory> Slabs<M> {
         loop {
             let head = self.top(list);
             let slab = head.slab()?;
-            if self.take_token(slab, class) {
+            if self.take_ticket(slab, class) {
                 return self.settle(slab, class);
             }
             // Full, draining, or of another class: it does not belong here.
@@ -150,7 +150,7 @@ impl<M: Memory> Slabs<M> {
             return None;
         }
         // The slab is nobody else's and its bitmap is clear. It starts with
-        // one token, ours, so that it cannot be found empty meanwhile.
+        // one ticket, ours, so that it cannot be found empty meanwhile.
         let state = SlabState::new(Phase::Active, class, 1, true);
         self.mem.slab(slab)[row::STATE].store(state.0, Release);
         self.list(class, slab);
@@ -177,7 +177,7 @@ impl<M: Memory> Slabs<M> {
                 return None;
             }
             let taken = if state.class() == class {
-                self.take_token(slab, class)
+                self.take_ticket(slab, class)
             } else {
                 state.used() == 0 && self.convert(slab, state, class)
             };
@@ -190,7 +190,7 @@ impl<M: Memory> Slabs<M> {
     }
 
     /// Turns an empty slab of another class into one of `class` and takes its
-    /// first token.
+    /// first ticket.
     fn convert(&self, slab: u32, empty: SlabState, class: u8) -> bool {
         if !self.affordable(slab, class) || !self.mem.prepare(slab, class) {
             return false;
@@ -210,7 +210,7 @@ impl<M: Memory> Slabs<M> {
     }
 
     /// Raises `used` if the slab serves `class` and has room.
-    fn take_token(&self, slab: u32, class: u8) -> bool {
+    fn take_ticket(&self, slab: u32, class: u8) -> bool {
         let slots = self.slots(class);
         let mut state = self.state(slab);
         loop {
@@ -231,10 +231,10 @@ impl<M: Memory> Slabs<M> {
     }
 
     /// Lowers `used`, and lists the slab if that made the first room in it.
-    fn drop_token(&self, slab: u32) {
+    fn drop_ticket(&self, slab: u32) {
         let mut state = self.state(slab);
         loop {
-            debug_assert!(state.used() > 0, "a token is given back once");
+            debug_assert!(state.used() > 0, "a ticket is given back once");
             let active = state.is(Phase::Active);
             let list_it = active && !state.listed();
             let used = state.used().saturating_sub(1);
@@ -254,8 +254,8 @@ impl<M: Memory> Slabs<M> {
         }
     }
 
-    /// Turns a token into a slot: a bit of the bitmap, then memory behind it.
-    /// Gives the token back when the byte limit refuses the memory.
+    /// Turns a ticket into a slot: a bit of the bitmap, then memory behind it.
+    /// Gives the ticket back when the byte limit refuses the memory.
     fn settle(&self, slab: u32, class: u8) -> Option<SlotRef> {
         let index = self.claim_bit(slab, class);
         if self.back(slab, self.mem.geometry(class).page_mask(index)) {
@@ -267,7 +267,7 @@ impl<M: Memory> Slabs<M> {
     }
 
     /// The lowest free slot, so that slabs fill from the front and their tails
-    /// stay unbacked. The caller's token guarantees that there is one at every
+    /// stay unbacked. The caller's ticket guarantees that there is one at every
     /// instant; a failed round means that other threads took and gave back
     /// slots meanwhile.
     fn claim_bit(&self, slab: u32, class: u8) -> u32 {

@@ -14,11 +14,11 @@
 //!   Held ◄──────────── Spare ◄────────────────────────────────────────┘
 //! ```
 //!
-//! `used` counts *tokens*. A slot is taken by first raising `used` (allowed
+//! `used` counts *tickets*. A slot is taken by first raising `used` (allowed
 //! only in phase Active, in the right class, below the class's slot count) and
 //! then setting a bit of the bitmap; it is given back by clearing the bit
 //! first and lowering `used` afterwards. At every instant therefore
-//! `set bits <= used <= slots`, so whoever holds a token finds a clear bit,
+//! `set bits <= used <= slots`, so whoever holds a ticket finds a clear bit,
 //! and `used == 0` proves that nobody is between the two steps: a slab seen
 //! empty can change class or leave by one compare-and-swap, whatever happened
 //! to it before. That is why the word needs no version.

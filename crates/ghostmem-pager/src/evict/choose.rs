@@ -25,7 +25,7 @@ impl Engine {
     }
 
     fn reclaim_by(&self, walk: Walk, scratch: &mut Scratch) -> usize {
-        if self.privileged() != 0 {
+        if self.token_holder() != 0 {
             return 0;
         }
         let mut walk = walk.ignoring_credit(self.backend.splits_mappings());

@@ -28,7 +28,7 @@ use crate::parts::threads::PAGES_PER_INSTRUCTION;
 use crate::parts::token::WAIT;
 
 /// What one instruction may need beyond the limit, twice over: pages it has may
-/// be taken from it before it is privileged.
+/// be taken from it before it has the token.
 const INSTRUCTION_PAGES: i64 = 2 * PAGES_PER_INSTRUCTION as i64;
 
 /// Rounds of reclaim without a page freed, before a thread exceeds the limit.
@@ -38,9 +38,9 @@ const BARREN_ROUNDS: u32 = 200;
 const BARREN_WAITS: u32 = 1500;
 
 impl Engine {
-    /// Takes a frame for the privileged thread, whatever the limit says;
+    /// Takes a frame for the thread with the token, whatever the limit says;
     /// `false` when it has had more than any instruction needs.
-    pub(crate) fn overdraw_privileged(&self) -> bool {
+    pub(crate) fn overdraw_for_token(&self) -> bool {
         self.overdraw(INSTRUCTION_PAGES)
     }
 
@@ -97,24 +97,24 @@ impl Engine {
             // Asked first: `is_stuck` makes this fault the thread's last.
             let moved_on = self.threads.moved_on(fault.thread, fault.instant);
             if suspect && self.threads.is_stuck(fault, refault) {
-                self.grant_privilege(fault.thread);
-            } else if moved_on && self.stuck.load(Ordering::Relaxed) == fault.thread {
-                self.end_privilege(fault.thread);
+                self.grant_token(fault.thread);
+            } else if moved_on && self.token.load(Ordering::Relaxed) == fault.thread {
+                self.end_token(fault.thread);
             }
         }
         loop {
-            let privileged = self.privileged();
-            if privileged == fault.thread {
+            let token_holder = self.token_holder();
+            if token_holder == fault.thread {
                 // Nobody evicts while this thread collects what its
                 // instruction needs.
-                if self.overdraw_privileged() {
+                if self.overdraw_for_token() {
                     return Ok(());
                 }
                 // No instruction needs so many: it was not stuck.
-                self.end_privilege(fault.thread);
+                self.end_token(fault.thread);
                 continue;
             }
-            if privileged != 0 {
+            if token_holder != 0 {
                 return Err(Verdict::Wait {
                     barren: false,
                     most: WAIT,

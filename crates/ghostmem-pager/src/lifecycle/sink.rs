@@ -73,7 +73,7 @@ impl FaultSink for Engine {
             Self::refuse_strangers(region);
             self.take_over_region(region);
         }
-        self.stuck.store(0, Ordering::Release);
+        self.token.store(0, Ordering::Release);
         if let Some(bound) = &self.bound {
             bound.after_fork_in_child();
         }

@@ -53,8 +53,8 @@ impl Engine {
             dirty_rules: AtomicBool::new(true),
             nonce: AtomicU64::new(0),
             evictions: AtomicU64::new(0),
-            stuck: AtomicU64::new(0),
-            stuck_since: AtomicU64::new(0),
+            token: AtomicU64::new(0),
+            token_since: AtomicU64::new(0),
             worker: WorkerState {
                 asleep: AtomicU64::new(0),
                 crowded: AtomicBool::new(false),

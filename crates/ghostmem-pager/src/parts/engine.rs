@@ -59,9 +59,9 @@ pub struct Engine {
     pub(crate) nonce: AtomicU64,
     pub(crate) evictions: AtomicU64,
     /// The thread that may exceed the limit because it gets nowhere, or 0.
-    pub(crate) stuck: AtomicU64,
+    pub(crate) token: AtomicU64,
     /// When it last faulted, nanoseconds.
-    pub(crate) stuck_since: AtomicU64,
+    pub(crate) token_since: AtomicU64,
     pub(crate) worker: WorkerState,
     pub(crate) recorder: OnceLock<Recorder>,
     /// Bytes handed out as blocks of pages.
