@@ -80,7 +80,7 @@ impl Engine {
             let out = &mut scratch.packed[..WORTHWHILE_BYTES];
             codec.compress(&mut scratch.codec, &scratch.page, out)
         };
-        let owner = region.owner(page);
+        let owner = region.id(page).owner();
         let insert = |scratch: &Scratch| {
             let (codec, bytes) = match len {
                 Some(len) => (codec, &scratch.packed[..len]),

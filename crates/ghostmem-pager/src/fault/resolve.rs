@@ -52,7 +52,7 @@ impl Engine {
                 PageState::Resident
                     if self
                         .threads
-                        .is_stale_again(fault.thread, self.number(region, page)) =>
+                        .is_stale_again(fault.thread, region.id(page).get()) =>
                 {
                     return self.verify_mapping(region, page, word);
                 }

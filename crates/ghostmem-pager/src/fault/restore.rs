@@ -103,7 +103,7 @@ impl Engine {
         if let Err(wait) = self.take_frame(fault, refault, new, scratch) {
             return wait;
         }
-        let number = self.number(region, page);
+        let number = region.id(page).get();
         let plan = if self.config.readahead {
             self.threads.plan(fault.thread, number)
         } else {

@@ -40,11 +40,6 @@ impl Engine {
         Ok((region, first, end))
     }
 
-    /// A page's number, unique in the heap.
-    pub(crate) fn number(&self, region: &Region, page: usize) -> u64 {
-        region.owner(page).get()
-    }
-
     /// Ends a claim and wakes whoever slept on it.
     pub(crate) fn release(&self, region: &Region, claim: Claim, word: Word) {
         let page = claim.page();

@@ -15,7 +15,7 @@ use crate::parts::protecting::Protecting;
 use crate::parts::resident::ResidentSet;
 
 /// Pages in a region are numbered with this many bits, so that a region and a
-/// page fit in the 40 bits of an [`Owner`].
+/// page fit in the 40 bits of a [`PageId`].
 const PAGE_BITS: u32 = 32;
 
 pub(crate) struct Region {
@@ -79,9 +79,9 @@ impl Region {
             .is_none_or(|blocks| blocks.block_of(page).is_some())
     }
 
-    /// The page's number in the store.
-    pub(crate) fn owner(&self, page: usize) -> Owner {
-        owner(self.index, page)
+    /// The page's number, unique in the heap.
+    pub(crate) fn id(&self, page: usize) -> PageId {
+        PageId::new(self.index, page)
     }
 
     /// Memory this region's tables take now, bytes, at most: from counters, in
@@ -109,15 +109,37 @@ impl Region {
     }
 }
 
-/// The number in the store of a page of a region.
-pub(crate) fn owner(region: u32, page: usize) -> Owner {
-    Owner::new((u64::from(region) << PAGE_BITS) | page as u64)
-}
+/// A page of a heap, by region and number there: 40 bits, which the tiers keep beside
+/// the page's bytes as their [`Owner`].
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub(crate) struct PageId(Owner);
 
-/// Region and page of an [`Owner`].
-pub(crate) fn place_of(owner: Owner) -> (usize, usize) {
-    (
-        (owner.get() >> PAGE_BITS) as usize,
-        (owner.get() & ((1 << PAGE_BITS) - 1)) as usize,
-    )
+impl PageId {
+    pub(crate) fn new(region: u32, page: usize) -> Self {
+        Self(Owner::new((u64::from(region) << PAGE_BITS) | page as u64))
+    }
+
+    /// The page whose bytes a tier keeps; nonsense where the tier has it from a slot
+    /// that changed meanwhile.
+    pub(crate) const fn of(owner: Owner) -> Self {
+        Self(owner)
+    }
+
+    pub(crate) const fn owner(self) -> Owner {
+        self.0
+    }
+
+    pub(crate) const fn get(self) -> u64 {
+        self.0.get()
+    }
+
+    /// The region's number; there may be no such region.
+    pub(crate) const fn region(self) -> usize {
+        (self.get() >> PAGE_BITS) as usize
+    }
+
+    /// The page's number in the region; it may be beyond the region's end.
+    pub(crate) const fn page(self) -> usize {
+        (self.get() & ((1 << PAGE_BITS) - 1)) as usize
+    }
 }

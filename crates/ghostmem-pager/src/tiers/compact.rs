@@ -12,7 +12,7 @@ use ghostmem_store::{Owner, Slot, StoreStats};
 use ghostmem_table::PageState;
 
 use crate::parts::engine::Engine;
-use crate::parts::region::place_of;
+use crate::parts::region::PageId;
 
 /// Stores smaller than this are left to the background thread: their classes'
 /// part-filled slabs alone are more than that share, whoever compacts.
@@ -94,7 +94,8 @@ impl Engine {
     /// Moves one slot elsewhere, if its page still owns it and nobody is busy
     /// with the page.
     fn relocate(&self, owner: Owner, slot: Slot) -> bool {
-        let (index, page) = place_of(owner);
+        let id = PageId::of(owner);
+        let (index, page) = (id.region(), id.page());
         let Some(region) = self.region(index) else {
             return false;
         };

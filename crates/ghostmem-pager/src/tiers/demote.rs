@@ -45,6 +45,7 @@ use crate::parts::metrics::Counter;
 use crate::parts::place::{
     DEMOTE_BATCH_BYTES, DEMOTE_BATCH_PAGES, DemoteBatch, Entry, slot_of_stored,
 };
+use crate::parts::region::PageId;
 use crate::tiers::choose::Demoter;
 use crate::tiers::lap::Lap;
 
@@ -157,7 +158,8 @@ impl Engine {
     /// The file moves a page: points its word to the new place, if it is still
     /// at the old one.
     fn repoint_moved(&self, cold: &ColdTiers, owner: u64, from: TierSlot, to: TierSlot) -> bool {
-        let (index, page) = crate::parts::region::place_of(ghostmem_store::Owner::new(owner));
+        let id = PageId::of(ghostmem_store::Owner::new(owner));
+        let (index, page) = (id.region(), id.page());
         let Some(region) = self.region(index).filter(|region| page < region.pages()) else {
             return false;
         };
@@ -277,7 +279,7 @@ impl Engine {
 }
 
 fn owner_of(entry: &Entry) -> u64 {
-    crate::parts::region::owner(entry.region, entry.page as usize).get()
+    PageId::new(entry.region, entry.page as usize).get()
 }
 
 /// What the thread remembers from turn to turn.

@@ -39,7 +39,7 @@ impl Engine {
         scratch: &mut Scratch,
     ) -> Option<usize> {
         let tier = self.tier(tier)?;
-        let owner = region.owner(page).get();
+        let owner = region.id(page).get();
         let io = scratch.io.0.as_flattened_mut();
         let mut tries = 0;
         loop {
@@ -96,7 +96,7 @@ impl Engine {
             if let Some(claim) = claim
                 && let Some(slot) = cold.slot_of_claimed(claim)
             {
-                pages[count] = (slot, region.owner(claim.page()).get());
+                pages[count] = (slot, region.id(claim.page()).get());
                 steps[count] = step as u8;
                 count += 1;
             }
