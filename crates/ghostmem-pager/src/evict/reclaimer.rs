@@ -49,7 +49,7 @@ impl Reclaimer {
 
 impl Engine {
     pub(crate) fn start_worker(this: &MapArc<Self>) -> Result<(), OsError> {
-        let thread = EngineThread::spawn_with(c"ghost-reclaim", this.clone(), run)?;
+        let thread = EngineThread::spawn_with(c"ghost-reclaim", this.clone(), reclaimer_main)?;
         *this.worker.thread.lock() = Some(thread);
         Ok(())
     }
@@ -155,7 +155,7 @@ impl Engine {
     }
 }
 
-fn run(engine: &Engine) {
+fn reclaimer_main(engine: &Engine) {
     let mut reclaimer = Reclaimer::new(machine::cpus());
     while !engine.closed.load(Ordering::Acquire) {
         if let Some(nap) = engine.reclaimer_step(&mut reclaimer) {

@@ -74,7 +74,7 @@ impl Engine {
     pub(crate) fn start_demoter(this: &MapArc<Self>) -> Result<(), OsError> {
         if let Some(cold) = &this.cold {
             this.share_store();
-            let thread = EngineThread::spawn_with(c"ghostmem-spill", this.clone(), run)?;
+            let thread = EngineThread::spawn_with(c"ghostmem-spill", this.clone(), demoter_main)?;
             *cold.thread.lock() = Some(thread);
         }
         Ok(())
@@ -335,7 +335,7 @@ impl Engine {
     }
 }
 
-fn run(engine: &Engine) {
+fn demoter_main(engine: &Engine) {
     let Some(cold) = &engine.cold else { return };
     let mut turns = Turns::new();
     while !engine.closed.load(Ordering::Acquire) {
