@@ -6,6 +6,8 @@ use core::fmt;
 pub const EPERM: i32 = 1;
 /// `EIO`
 pub const EIO: i32 = 5;
+/// `EAGAIN`
+pub const EAGAIN: i32 = 11;
 /// `ENOMEM`
 pub const ENOMEM: i32 = 12;
 /// `EEXIST`

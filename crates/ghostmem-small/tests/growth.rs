@@ -12,6 +12,7 @@ use std::thread;
 
 use common::Random;
 use ghostmem_os::OsError;
+use ghostmem_os::error::ENOMEM;
 use ghostmem_os::map::Reservation;
 use ghostmem_small::{
     ARENAS_MAX, Arena, SIZE_MAX, STEP_BYTES_MIN, STEPS_MAX, SmallError, SmallHeap, Space, seam,
@@ -36,7 +37,7 @@ impl Space for Adopting {
     ) -> Result<(), OsError> {
         let left = self.refuse_after.load(Ordering::Relaxed);
         if left == 0 {
-            return Err(OsError::new("adopt", 12));
+            return Err(OsError::new("adopt", ENOMEM));
         }
         self.refuse_after.store(left - 1, Ordering::Relaxed);
         let range = (reservation.base() + offset, bytes);

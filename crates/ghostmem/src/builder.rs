@@ -4,6 +4,7 @@ use core::fmt;
 
 use ghostmem_codec::AnyCodec;
 use ghostmem_fault::{BackendKind, Opened};
+use ghostmem_os::error::ENOSYS;
 use ghostmem_os::{OsError, PAGE_SIZE, machine};
 use ghostmem_pager::{Config, LIMIT_PAGES_MIN};
 
@@ -276,7 +277,7 @@ impl HeapBuilder {
         let spill = || self.spill.as_ref().map(Spill::open).transpose();
         match self.backend {
             Backend::Auto => {
-                let mut cause = OsError::new("userfaultfd", 38);
+                let mut cause = OsError::new("userfaultfd", ENOSYS);
                 for &kind in BackendKind::PREFERRED {
                     match Opened::open(kind) {
                         Ok(opened) => return Heap::from_config(config(opened), spill()?),
@@ -308,7 +309,7 @@ impl HeapBuilder {
 /// for tables and slots.
 fn check_memory(bytes: usize) -> Result<(), Error> {
     const LEAST: usize = 2 << 20;
-    let taken = machine::process_bytes().ok_or(OsError::new("/proc/self/status", 38))?;
+    let taken = machine::process_bytes().ok_or(OsError::new("/proc/self/status", ENOSYS))?;
     let taken_bytes = usize::try_from(taken).unwrap_or(usize::MAX);
     // Up to an eighth of the bound stays free.
     let least_bytes = taken_bytes.saturating_add(LEAST).saturating_mul(8) / 7;

@@ -3,6 +3,7 @@
 use core::sync::atomic::Ordering;
 
 use ghostmem_fault::Home;
+use ghostmem_os::error::ENOMEM;
 use ghostmem_os::map::{Access, MapArc, Reservation};
 use ghostmem_os::{OsError, PAGE_SIZE, machine};
 
@@ -27,7 +28,7 @@ impl Engine {
         pages: usize,
         align_pages: usize,
     ) -> Result<usize, OsError> {
-        let full = OsError::new("allocate", 12);
+        let full = OsError::new("allocate", ENOMEM);
         let bytes = pages.checked_mul(PAGE_SIZE).ok_or(full)?;
         this.allocated.fetch_add(bytes, Ordering::Relaxed);
         this.admit(0)
@@ -37,7 +38,7 @@ impl Engine {
 
     /// Finds room for a block that was admitted, in a new region if need be.
     fn place(this: &MapArc<Self>, pages: usize, align_pages: usize) -> Result<usize, OsError> {
-        let full = OsError::new("allocate", 12);
+        let full = OsError::new("allocate", ENOMEM);
         loop {
             for region in this.regions() {
                 // Runs are aligned within their region: its start must be too.

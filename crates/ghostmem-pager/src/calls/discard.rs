@@ -4,11 +4,11 @@
 //! then it is empty. Pages that the kernel keeps (locked memory) and pinned ones stay.
 
 use ghostmem_fault::Batch;
+use ghostmem_os::error::EINVAL;
 use ghostmem_os::{OsError, PAGE_SIZE};
 use ghostmem_table::{Claim, PageState, Word};
 
 use crate::parts::engine::Engine;
-use crate::parts::page::INVALID;
 use crate::parts::region::Region;
 
 /// Pages handled with signals blocked at a stretch.
@@ -54,7 +54,7 @@ impl Engine {
     pub fn discard(&self, address: usize, len: usize) -> Result<(), OsError> {
         let start = address
             .checked_next_multiple_of(PAGE_SIZE)
-            .ok_or(OsError::new("discard", INVALID))?;
+            .ok_or(OsError::new("discard", EINVAL))?;
         let end = address.saturating_add(len) & !(PAGE_SIZE - 1);
         if start >= end {
             return self.pages_of("discard", address, len).map(drop);

@@ -6,12 +6,12 @@
 
 use core::sync::atomic::{Ordering, fence};
 
+use ghostmem_os::error::EINVAL;
 use ghostmem_os::{OsError, PAGE_SIZE};
 
 use crate::calls::discard::Left;
 use crate::parts::blocks::{BlockSpace, PageRun};
 use crate::parts::engine::Engine;
-use crate::parts::page::INVALID;
 use crate::parts::region::Region;
 
 impl Engine {
@@ -24,7 +24,7 @@ impl Engine {
     /// `EINVAL` when no block starts there: never allocated, freed already,
     /// or the middle of one.
     pub fn free(&self, address: usize) -> Result<usize, OsError> {
-        let wrong = OsError::new("free", INVALID);
+        let wrong = OsError::new("free", EINVAL);
         let (region, page) = self.locate(address).ok_or(wrong)?;
         let blocks = region.blocks.as_ref().ok_or(wrong)?;
         if !address.is_multiple_of(PAGE_SIZE) {

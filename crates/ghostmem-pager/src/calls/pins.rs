@@ -8,21 +8,17 @@
 use core::sync::atomic::{Ordering, fence};
 
 use ghostmem_fault::AccessKind;
+use ghostmem_os::error::{EAGAIN, EINVAL, ENOMEM};
 use ghostmem_os::{OsError, futex};
 use ghostmem_table::PageState;
 
 use crate::parts::engine::Engine;
-use crate::parts::page::{INVALID, NO_MEMORY};
 use crate::parts::region::Region;
-
-/// `EAGAIN`
-const AGAIN: i32 = 11;
-
 /// Pinned pages would leave too few for everything else.
-const TOO_MANY: OsError = OsError::new("pin", NO_MEMORY);
+const TOO_MANY: OsError = OsError::new("pin", ENOMEM);
 
 /// The page's pins are as many as can be counted.
-const TOO_OFTEN: OsError = OsError::new("one more pin of a page with 2^32 - 1 pins", AGAIN);
+const TOO_OFTEN: OsError = OsError::new("one more pin of a page with 2^32 - 1 pins", EAGAIN);
 
 impl Engine {
     /// Makes the pages of a range resident and keeps them so, open for loads
@@ -104,7 +100,7 @@ impl Engine {
     /// that is refused.
     fn count_pin(&self, region: &Region, page: usize) -> Result<(), OsError> {
         if !region.is_allocated(page) {
-            return Err(OsError::new("pin", INVALID));
+            return Err(OsError::new("pin", EINVAL));
         }
         let pins = region.pins[page].load(Ordering::Acquire);
         let more = pins.checked_add(1).ok_or(TOO_OFTEN)?;

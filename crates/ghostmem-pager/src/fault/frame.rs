@@ -18,6 +18,7 @@ use core::time::Duration;
 
 use ghostmem_fault::{AccessKind, Fault, Scratch, Verdict, die};
 use ghostmem_os::PAGE_SIZE;
+use ghostmem_os::error::ENOMEM;
 use ghostmem_os::message::Line;
 use ghostmem_policy::hand::EVICT_BATCH_PAGES;
 
@@ -67,7 +68,7 @@ impl Engine {
             }
             die(
                 "no page can be evicted: memory is locked (mlock), or the store is full",
-                12,
+                ENOMEM,
             );
         }
         wait(WAIT)

@@ -2,6 +2,7 @@
 
 use ghostmem_fault::{Installed, Scratch, die, die_of};
 use ghostmem_os::PAGE_SIZE;
+use ghostmem_os::error::EEXIST;
 use ghostmem_table::{Claim, PageState};
 
 use crate::fault::run::Run;
@@ -49,7 +50,7 @@ impl Engine {
             match self.with_mappings(|| region.mapped.install(first, &data[done..], protect)) {
                 Ok(Installed::Bytes(bytes)) => done += bytes,
                 Ok(Installed::Exists) => {
-                    die("a page is mapped that the page table says is not", 17)
+                    die("a page is mapped that the page table says is not", EEXIST)
                 }
                 Err(error) => die_of("a page cannot be put in place", error),
             }

@@ -1,16 +1,12 @@
 //! A fault that nobody took: a call needs its page.
 
 use ghostmem_fault::{AccessKind, Fault, Verdict, Waits};
+use ghostmem_os::error::{EINVAL, EIO};
 use ghostmem_os::{OsError, clock, thread};
 use ghostmem_table::PageState;
 
 use crate::parts::engine::Engine;
-use crate::parts::page::INVALID;
 use crate::parts::region::Region;
-
-/// `EIO`
-const IO: i32 = 5;
-
 impl Engine {
     /// Resolves a fault that nobody took.
     pub(crate) fn touch(
@@ -49,7 +45,7 @@ impl Engine {
                 Verdict::Refused => {
                     // Lost, or freed meanwhile and nobody's any more.
                     let lost = region.table.load(page).state() == PageState::Lost;
-                    let errno = if lost { IO } else { INVALID };
+                    let errno = if lost { EIO } else { EINVAL };
                     return Err(OsError::new("restore", errno));
                 }
                 Verdict::Resolved | Verdict::Retry | Verdict::Wait { .. } => {}

@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 
 use ghostmem_codec::AnyCodec;
 use ghostmem_fault::{Home, enrol, register};
+use ghostmem_os::error::ENOMEM;
 use ghostmem_os::lock::Lock;
 use ghostmem_os::map::{MapArc, Reservation};
 use ghostmem_os::{OsError, machine};
@@ -113,7 +114,7 @@ impl Engine {
     ) -> Result<usize, OsError> {
         let mut registrations = this.registrations.lock();
         let index = this.region_count();
-        let no_room = OsError::new("region", 12);
+        let no_room = OsError::new("region", ENOMEM);
         let cell = this.regions.get(index).ok_or(no_room)?;
         let number = u32::try_from(index).map_err(|_| no_room)?;
         let region = Region::new(this.backend, home, number, blocks)?;

@@ -14,6 +14,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 
 use ghostmem_fault::RUN_PAGES;
+use ghostmem_os::error::ENOMEM;
 use ghostmem_os::{OsError, PAGE_SIZE, futex};
 use ghostmem_policy::forecast::{Holdings, PageCosts};
 use ghostmem_store::tier::{ColdTier, TierStats};
@@ -48,10 +49,6 @@ const COMPACT_ROUNDS: u32 = 4;
 /// memory in hand.
 const COMPACT_WAITS: u32 = 200;
 const COMPACT_WAIT: Duration = Duration::from_micros(500);
-
-/// `ENOMEM`
-const NO_MEMORY: i32 = 12;
-
 impl Engine {
     /// Counts `bytes` that the owner of an adopted region hands out.
     ///
@@ -117,7 +114,7 @@ impl Engine {
                 continue;
             }
             if compacted == COMPACT_ROUNDS {
-                return Err(OsError::new("allocate", NO_MEMORY));
+                return Err(OsError::new("allocate", ENOMEM));
             }
             compacted += 1;
             self.quietly(needed - limit, |engine, missing, _| {

@@ -38,6 +38,7 @@ use core::fmt;
 use core::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
 
 use ghostmem_os::OsError;
+use ghostmem_os::error::EINVAL;
 use ghostmem_os::map::ZeroArray;
 use ghostmem_os::touched::Touched;
 
@@ -58,10 +59,6 @@ const FINISHING: u8 = TAKEN - 2;
 
 /// The root; the children of `n` are `2n` and `2n + 1`.
 const ROOT: usize = 1;
-
-/// `EINVAL` of errno(3); the same number on every Linux.
-const EINVAL: i32 = 22;
-
 /// Consecutive pages, numbered from the start of the region.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PageRun {

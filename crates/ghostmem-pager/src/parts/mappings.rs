@@ -16,6 +16,7 @@
 use core::sync::atomic::Ordering;
 
 use ghostmem_os::OsError;
+use ghostmem_os::error::ENOMEM;
 use ghostmem_table::PageState;
 
 use crate::parts::engine::Engine;
@@ -36,8 +37,7 @@ const ATTEMPTS: usize = 8;
 
 /// Whether a call failed for want of mappings.
 fn is_full(error: &OsError) -> bool {
-    const NO_MEMORY: i32 = 12;
-    error.errno == NO_MEMORY && error.call == "mprotect"
+    error.errno == ENOMEM && error.call == "mprotect"
 }
 
 impl Engine {

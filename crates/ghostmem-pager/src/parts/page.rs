@@ -1,5 +1,6 @@
 //! What every verb does with one page: end a claim, wait for one, give a slot back.
 
+use ghostmem_os::error::EINVAL;
 use ghostmem_os::{OsError, PAGE_SIZE, futex};
 use ghostmem_store::Place;
 use ghostmem_store::tier::{ColdTier, TierId, TierSlot};
@@ -9,13 +10,6 @@ use crate::parts::cold::Cold;
 use crate::parts::engine::Engine;
 use crate::parts::region::Region;
 use crate::parts::token::WAIT;
-
-/// `EINVAL`
-pub(crate) const INVALID: i32 = 22;
-
-/// `ENOMEM`
-pub(crate) const NO_MEMORY: i32 = 12;
-
 /// Looks at a claimed word before going to sleep on it: about the time a
 /// restore takes, which is far less than a sleep and a wake.
 const SPINS: u32 = 200;
@@ -28,14 +22,14 @@ impl Engine {
         address: usize,
         len: usize,
     ) -> Result<(&Region, usize, usize), OsError> {
-        let (region, first) = self.locate(address).ok_or(OsError::new(call, INVALID))?;
+        let (region, first) = self.locate(address).ok_or(OsError::new(call, EINVAL))?;
         let offset = address - region.base();
         let end = offset
             .checked_add(len)
-            .ok_or(OsError::new(call, INVALID))?
+            .ok_or(OsError::new(call, EINVAL))?
             .div_ceil(PAGE_SIZE);
         if end > region.pages() {
-            return Err(OsError::new(call, INVALID));
+            return Err(OsError::new(call, EINVAL));
         }
         Ok((region, first, end))
     }

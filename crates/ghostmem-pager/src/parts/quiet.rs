@@ -32,10 +32,10 @@ use core::hint::black_box;
 
 use ghostmem_fault::Scratch;
 use ghostmem_os::OsError;
+use ghostmem_os::error::EINVAL;
 use ghostmem_os::thread::SignalsBlocked;
 
 use crate::parts::engine::Engine;
-use crate::parts::page::INVALID;
 use crate::parts::region::Region;
 
 /// What runs quietly, and what came of it. Lies on the caller's stack.
@@ -117,7 +117,7 @@ impl Engine {
         }
         // It always ran.
         call.result
-            .ok_or(OsError::new("a call on another stack", INVALID))
+            .ok_or(OsError::new("a call on another stack", EINVAL))
     }
 
     /// As [`Engine::quietly`], for pages of one region of this engine's.
@@ -136,6 +136,6 @@ impl Engine {
             let region = engine.region(index)?;
             Some(body(engine, region, arguments, scratch))
         })?
-        .ok_or(OsError::new("a region", INVALID))
+        .ok_or(OsError::new("a region", EINVAL))
     }
 }

@@ -25,6 +25,7 @@
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use core::time::Duration;
 
+use ghostmem_os::error::EINVAL;
 use ghostmem_os::map::MapArc;
 use ghostmem_os::shared::SharedWords;
 use ghostmem_os::{OsError, futex};
@@ -163,7 +164,7 @@ impl Recorder {
     pub fn open(path: &core::ffi::CStr) -> Result<Self, OsError> {
         let words = SharedWords::open(path)?;
         if words.len() != HEAD + SLOTS {
-            return Err(OsError::new("open", 22));
+            return Err(OsError::new("open", EINVAL));
         }
         Ok(Self {
             words: MapArc::new(words)?,

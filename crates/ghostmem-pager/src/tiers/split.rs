@@ -11,6 +11,7 @@
 //! So an error of the counters that stays the same is measured with it. Everything here
 //! is async-signal-safe and takes no lock; the one who looks is whoever comes first.
 
+use ghostmem_os::error::{ENOMEM, ENOSYS};
 use ghostmem_os::{OsError, PAGE_SIZE, clock, machine};
 use ghostmem_policy::bound::{Look, Strain};
 use ghostmem_store::tier::ColdTier;
@@ -106,11 +107,11 @@ impl Engine {
         };
         let measured = machine::process_bytes();
         if measured.is_none() {
-            return Err(OsError::new("/proc/self/status", 38));
+            return Err(OsError::new("/proc/self/status", ENOSYS));
         }
         self.look();
         if bound.strain() != Strain::None {
-            return Err(OsError::new("memory bound", 12));
+            return Err(OsError::new("memory bound", ENOMEM));
         }
         Ok(())
     }
