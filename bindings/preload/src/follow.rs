@@ -27,7 +27,7 @@ const STEP: u64 = 32;
 pub(crate) fn start(heap: &'static Heap) {
     adjust(heap);
     let builder = thread::Builder::new()
-        .name("ghostmem-limit".to_owned())
+        .name("ghost-limit".to_owned())
         .stack_size(128 << 10);
     // Without the thread the limit stays what it was at the start.
     let _without = builder.spawn(move || {

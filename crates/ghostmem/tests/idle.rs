@@ -17,7 +17,7 @@ fn background_ns() -> u64 {
     tasks
         .filter(|task| {
             let name = fs::read_to_string(task.path().join("comm")).unwrap_or_default();
-            name.trim_end() == "ghost-reclaim"
+            name.trim_end() == "ghost-evict"
         })
         .map(|task| {
             let figures = fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();

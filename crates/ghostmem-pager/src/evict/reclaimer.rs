@@ -49,7 +49,7 @@ impl Reclaimer {
 
 impl Engine {
     pub(crate) fn start_worker(this: &MapArc<Self>) -> Result<(), OsError> {
-        let thread = EngineThread::spawn_with(c"ghost-reclaim", this.clone(), reclaimer_main)?;
+        let thread = EngineThread::spawn_with(c"ghost-evict", this.clone(), reclaimer_main)?;
         *this.worker.thread.lock() = Some(thread);
         Ok(())
     }

@@ -74,7 +74,7 @@ impl Engine {
     pub(crate) fn start_demoter(this: &MapArc<Self>) -> Result<(), OsError> {
         if let Some(cold) = &this.cold {
             this.share_store();
-            let thread = EngineThread::spawn_with(c"ghostmem-spill", this.clone(), demoter_main)?;
+            let thread = EngineThread::spawn_with(c"ghost-demote", this.clone(), demoter_main)?;
             *cold.thread.lock() = Some(thread);
         }
         Ok(())
