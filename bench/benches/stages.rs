@@ -17,7 +17,7 @@ use std::sync::atomic::AtomicU64;
 
 use divan::{Bencher, counter::BytesCount};
 use ghostmem_codec::lz4::Lz4;
-use ghostmem_codec::{Codec, PAGE_BYTES, WORTHWHILE_BYTES};
+use ghostmem_codec::{Codec, PAGE_SIZE, WORTHWHILE_BYTES};
 use ghostmem_os::map::{Access, Reservation};
 use ghostmem_os::ranges::{drop_range, drop_ranges};
 use ghostmem_os::uffd::{FEATURE_SIGBUS, FEATURE_WP, Source, Uffd};
@@ -32,7 +32,7 @@ fn main() {
 }
 
 /// Words of a small vocabulary in a random order.
-fn page() -> [u8; PAGE_BYTES] {
+fn page() -> [u8; PAGE_SIZE] {
     const WORDS: [&str; 12] = [
         "page ",
         "frame ",
@@ -49,16 +49,16 @@ fn page() -> [u8; PAGE_BYTES] {
     ];
     let mut rng = ghostmem_lab::rng::Rng::new(3);
     let mut bytes = Vec::new();
-    while bytes.len() < PAGE_BYTES {
+    while bytes.len() < PAGE_SIZE {
         bytes.extend_from_slice(WORDS[rng.below(12) as usize].as_bytes());
         bytes.push(rng.below(256) as u8);
     }
-    bytes.truncate(PAGE_BYTES);
+    bytes.truncate(PAGE_SIZE);
     bytes.try_into().expect("just cut to a page")
 }
 
 fn packed() -> Vec<u8> {
-    let mut out = [0; PAGE_BYTES];
+    let mut out = [0; PAGE_SIZE];
     let mut state = vec![0; Lz4.state_words()];
     let len = Lz4
         .compress(&mut state, &page(), &mut out[..WORTHWHILE_BYTES])
@@ -84,16 +84,16 @@ mod fault {
     fn read_slot(bencher: Bencher<'_, '_>) {
         let store = SlabStore::new(64 << 20).expect("address space");
         let slot = store.insert(Owner::new(1), 1, &packed()).expect("room");
-        let mut out = [0; PAGE_BYTES];
+        let mut out = [0; PAGE_SIZE];
         bencher.bench_local(|| store.read(black_box(slot), &mut out));
     }
 
     #[divan::bench]
     fn decompress(bencher: Bencher<'_, '_>) {
         let packed = packed();
-        let mut out = [0; PAGE_BYTES];
+        let mut out = [0; PAGE_SIZE];
         bencher
-            .counter(BytesCount::new(PAGE_BYTES))
+            .counter(BytesCount::new(PAGE_SIZE))
             .bench_local(|| Lz4.decompress(black_box(&packed), &mut out));
     }
 
@@ -138,13 +138,11 @@ mod eviction {
     fn compress(bencher: Bencher<'_, '_>) {
         let page = page();
         let mut state = vec![0; Lz4.state_words()];
-        let mut out = [0; PAGE_BYTES];
-        bencher
-            .counter(BytesCount::new(PAGE_BYTES))
-            .bench_local(|| {
-                let out = &mut out[..WORTHWHILE_BYTES];
-                Lz4.compress(&mut state, black_box(&page), out)
-            });
+        let mut out = [0; PAGE_SIZE];
+        bencher.counter(BytesCount::new(PAGE_SIZE)).bench_local(|| {
+            let out = &mut out[..WORTHWHILE_BYTES];
+            Lz4.compress(&mut state, black_box(&page), out)
+        });
     }
 
     #[divan::bench]
@@ -162,7 +160,7 @@ mod eviction {
         let memory = Memory::new();
         bencher
             .with_inputs(|| memory.fill())
-            .bench_local_values(|()| memory.uffd.protect(memory.base(), BATCH * PAGE_BYTES, true));
+            .bench_local_values(|()| memory.uffd.protect(memory.base(), BATCH * PAGE_SIZE, true));
     }
 
     #[divan::bench]
@@ -182,8 +180,8 @@ struct Memory {
 
 impl Memory {
     fn new() -> Self {
-        let len = BATCH * PAGE_BYTES;
-        let reservation = Reservation::new(len, PAGE_BYTES, Access::ReadWrite).expect("memory");
+        let len = BATCH * PAGE_SIZE;
+        let reservation = Reservation::new(len, PAGE_SIZE, Access::ReadWrite).expect("memory");
         let uffd = Uffd::open(Source::UserModeOnly, FEATURE_SIGBUS | FEATURE_WP)
             .expect("userfaultfd: `ghostmem doctor` says what is missing");
         uffd.register(reservation.base(), len).expect("registering");
@@ -195,7 +193,7 @@ impl Memory {
     }
 
     fn drop_all(&self) {
-        let ranges = [drop_range(self.base(), BATCH * PAGE_BYTES)];
+        let ranges = [drop_range(self.base(), BATCH * PAGE_SIZE)];
         // SAFETY: private anonymous memory of ours that holds nothing.
         unsafe { drop_ranges(&ranges, false, &mut |_| ()) };
     }

@@ -9,7 +9,7 @@ use std::ptr::NonNull;
 
 use ghostmem::Heap;
 
-use crate::buffer::{Buffer, PAGE};
+use crate::buffer::{Buffer, PAGE_SIZE};
 
 /// A block of memory, given back on drop.
 ///
@@ -117,7 +117,7 @@ impl<'a> GhostBlock<'a> {
     /// When the block is smaller or not aligned.
     pub(crate) fn buffer(&self, pages: u32) -> Buffer<'_> {
         assert!(
-            self.layout.size() / PAGE >= pages as usize,
+            self.layout.size() / PAGE_SIZE >= pages as usize,
             "block too small"
         );
         // SAFETY: large enough (checked above), aligned (checked there), owned

@@ -9,8 +9,7 @@ use std::marker::PhantomData;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Bytes of a page.
-pub(crate) const PAGE: usize = 4096;
+pub(crate) use ghostmem_os::PAGE_SIZE;
 
 /// A borrowed range of whole pages of the memory under test.
 #[derive(Debug, Clone, Copy)]
@@ -33,7 +32,11 @@ impl Buffer<'_> {
     /// The range must be page-aligned, mapped readable and writable, usable
     /// from any thread and used by nobody else for the whole of `'a`.
     pub(crate) unsafe fn new(base: NonNull<u8>, pages: u32) -> Self {
-        assert_eq!(base.as_ptr() as usize % PAGE, 0, "buffer not page-aligned");
+        assert_eq!(
+            base.as_ptr() as usize % PAGE_SIZE,
+            0,
+            "buffer not page-aligned"
+        );
         Self {
             base,
             pages,
@@ -47,9 +50,9 @@ impl Buffer<'_> {
     }
 
     fn at(&self, page: u32, offset: usize, len: usize) -> *mut u8 {
-        let start = page as usize * PAGE + offset;
+        let start = page as usize * PAGE_SIZE + offset;
         assert!(
-            start + len <= self.pages as usize * PAGE,
+            start + len <= self.pages as usize * PAGE_SIZE,
             "access past the end of the buffer"
         );
         // SAFETY: the offset lies within the range (checked above), which the

@@ -12,7 +12,7 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::buffer::PAGE;
+use crate::buffer::PAGE_SIZE;
 use crate::cgroup::Cgroup;
 use crate::contenders::ghost::Ghost;
 use crate::contenders::kernel::{Beyond, Kernel};
@@ -405,6 +405,6 @@ pub(crate) const fn bound_of_all(limit: u64) -> u64 {
 /// page compressed at the data set's ratio and a tenth more for slots, tables
 /// and buffers of the engine.
 pub(crate) fn bound(pages: u32, resident: u64, ratio: f64) -> u64 {
-    let bytes = f64::from(pages) * PAGE as f64;
+    let bytes = f64::from(pages) * PAGE_SIZE as f64;
     resident + (bytes / ratio * 1.1 + bytes / 64.0) as u64 + (32 << 20)
 }

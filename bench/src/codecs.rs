@@ -13,7 +13,7 @@ use clap::Args;
 use lz4_flex::block::{CompressTable, compress_into_with_table, decompress_into};
 use serde_json::{Value, json};
 
-use crate::buffer::PAGE;
+use crate::buffer::PAGE_SIZE;
 use crate::compare::report_mix;
 use crate::error::{Error, Result};
 use crate::lz4::{self, Lz4};
@@ -27,7 +27,7 @@ const FLEX: &str = if cfg!(feature = "lz4-flex-safe") {
 };
 
 /// Room for one coded page, more than either library's worst case.
-const ROOM: usize = 2 * PAGE;
+const ROOM: usize = 2 * PAGE_SIZE;
 
 /// Arguments of the command.
 #[derive(Debug, Args)]
@@ -91,9 +91,9 @@ struct Figures {
 pub(crate) fn run(args: &CodecsArgs) -> Result<()> {
     let (data, mix) = args.data.build(1)?;
     report_mix(&mix, args.data.size.0);
-    let count = (args.sample.0 / PAGE as u64).clamp(1, u64::from(data.pages())) as u32;
-    let mut pages = vec![0_u8; count as usize * PAGE];
-    for (index, page) in (0_u64..).zip(pages.chunks_exact_mut(PAGE)) {
+    let count = (args.sample.0 / PAGE_SIZE as u64).clamp(1, u64::from(data.pages())) as u32;
+    let mut pages = vec![0_u8; count as usize * PAGE_SIZE];
+    for (index, page) in (0_u64..).zip(pages.chunks_exact_mut(PAGE_SIZE)) {
         let from = index * u64::from(data.pages()) / u64::from(count);
         data.read(from as u32, page)?;
     }
@@ -157,10 +157,10 @@ pub(crate) fn run(args: &CodecsArgs) -> Result<()> {
 /// page as a fault handler does: nanoseconds per page both ways, and bytes in
 /// total with a page that grows counted as stored raw.
 fn one_round(codec: &mut dyn Codec, pages: &[u8], packed: &mut [u8]) -> Result<(f64, f64, usize)> {
-    let count = pages.len() / PAGE;
+    let count = pages.len() / PAGE_SIZE;
     let mut lengths = vec![0_usize; count];
     let failed = Error::Failed(format!("{} failed", codec.name()));
-    let slots = || pages.chunks_exact(PAGE).zip(0..count);
+    let slots = || pages.chunks_exact(PAGE_SIZE).zip(0..count);
 
     let start = Instant::now();
     for (page, index) in slots() {
@@ -172,11 +172,11 @@ fn one_round(codec: &mut dyn Codec, pages: &[u8], packed: &mut [u8]) -> Result<(
     }
     let compress = start.elapsed().as_nanos() as f64 / count as f64;
 
-    let mut back = vec![0_u8; PAGE];
+    let mut back = vec![0_u8; PAGE_SIZE];
     let packed = |index: usize| &packed[index * ROOM..index * ROOM + lengths[index]];
     let start = Instant::now();
     for index in 0..count {
-        if codec.decompress(packed(index), &mut back) != Some(PAGE) {
+        if codec.decompress(packed(index), &mut back) != Some(PAGE_SIZE) {
             return Err(failed);
         }
     }
@@ -187,6 +187,6 @@ fn one_round(codec: &mut dyn Codec, pages: &[u8], packed: &mut [u8]) -> Result<(
             return Err(Error::Failed(format!("{}: wrong contents", codec.name())));
         }
     }
-    let total = lengths.iter().map(|&length| length.min(PAGE)).sum();
+    let total = lengths.iter().map(|&length| length.min(PAGE_SIZE)).sum();
     Ok((compress, decompress, total))
 }

@@ -114,7 +114,7 @@ pub(crate) fn run(args: &CompareArgs, call: &[&str]) -> Result<()> {
     {
         return Err(Error::Failed("--ratios: 0.1 to 1000".into()));
     }
-    let page = crate::buffer::PAGE as u64;
+    let page = crate::buffer::PAGE_SIZE as u64;
     let mut limits: Vec<u64> = args
         .ratios
         .iter()

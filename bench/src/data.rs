@@ -28,7 +28,7 @@ use std::path::PathBuf;
 
 use ghostmem_lab::rng::{Rng, mix};
 
-use crate::buffer::PAGE;
+use crate::buffer::PAGE_SIZE;
 use crate::error::{Error, Result};
 use crate::lz4::Lz4;
 use crate::sys;
@@ -46,7 +46,7 @@ const SAMPLE_PAGES: usize = 512;
 
 /// Byte offset of `slot`'s tag in `page`, a multiple of 8.
 pub(crate) fn tag_offset(page: u32, slot: u32) -> usize {
-    let words = (PAGE / 8) as u64 - u64::from(TAG_SLOTS_MAX) + 1;
+    let words = (PAGE_SIZE / 8) as u64 - u64::from(TAG_SLOTS_MAX) + 1;
     let first = mix(u64::from(page) ^ 0x7461_6773) % words;
     (first as usize + slot as usize) * 8
 }
@@ -140,7 +140,7 @@ impl DataSet {
     pub(crate) fn build(spec: &Spec) -> Result<(Self, Mix)> {
         let mut streams = streams(spec)?;
         let sizes: Vec<f64> = streams.iter_mut().map(|s| mean_size(s, spec)).collect();
-        let target = PAGE as f64 / spec.ratio;
+        let target = PAGE_SIZE as f64 / spec.ratio;
         let mut streams = self::streams(spec)?;
 
         let file = sys::memfd("ghostmem-bench-data")
@@ -152,8 +152,8 @@ impl DataSet {
         };
         let mut rng = Rng::new(spec.seed);
         let mut lz4 = Lz4::new();
-        let mut run = vec![0_u8; RUN_PAGES.1 as usize * PAGE];
-        let mut packed = vec![0_u8; 2 * PAGE];
+        let mut run = vec![0_u8; RUN_PAGES.1 as usize * PAGE_SIZE];
+        let mut packed = vec![0_u8; 2 * PAGE_SIZE];
         let mut compressed = 0_u64;
         // Per kind: pages and compressed bytes.
         let mut built = [(0_u32, 0_u64); Kind::ALL.len()];
@@ -170,22 +170,26 @@ impl DataSet {
             let shares = solve(&sizes, left.clamp(target * 0.8, target * 1.25));
             let kind = pick(&shares, rng.unit());
             let stream = &mut streams[kind];
-            let bytes = &mut run[..length as usize * PAGE];
-            for (number, bytes) in (page..).zip(bytes.chunks_exact_mut(PAGE)) {
+            let bytes = &mut run[..length as usize * PAGE_SIZE];
+            for (number, bytes) in (page..).zip(bytes.chunks_exact_mut(PAGE_SIZE)) {
                 stream.fill(bytes);
                 stamp(bytes, number, std::iter::repeat_n(0, spec.slots as usize));
-                let size = lz4.compress(bytes, &mut packed).unwrap_or(PAGE).min(PAGE) as u64;
+                let size = lz4
+                    .compress(bytes, &mut packed)
+                    .unwrap_or(PAGE_SIZE)
+                    .min(PAGE_SIZE) as u64;
                 compressed += size;
                 built[kind].0 += 1;
                 built[kind].1 += size;
             }
             set.file
-                .write_all_at(bytes, u64::from(page) * PAGE as u64)
+                .write_all_at(bytes, u64::from(page) * PAGE_SIZE as u64)
                 .map_err(|err| Error::io("writing the data set", &err))?;
             page += length;
         }
         let kinds = Kind::ALL.iter().zip(built);
-        let ratio = |pages: u32, bytes: u64| f64::from(pages) * PAGE as f64 / bytes.max(1) as f64;
+        let ratio =
+            |pages: u32, bytes: u64| f64::from(pages) * PAGE_SIZE as f64 / bytes.max(1) as f64;
         Ok((
             set,
             Mix {
@@ -224,7 +228,7 @@ impl DataSet {
     /// Reads whole pages from `page` on; all tags have version 0.
     pub(crate) fn read(&self, page: u32, bytes: &mut [u8]) -> Result<()> {
         self.file
-            .read_exact_at(bytes, u64::from(page) * PAGE as u64)
+            .read_exact_at(bytes, u64::from(page) * PAGE_SIZE as u64)
             .map_err(|err| Error::io("reading the data set", &err))
     }
 }
@@ -270,8 +274,8 @@ fn streams(spec: &Spec) -> Result<Vec<Stream>> {
 /// Mean compressed bytes of a page of one stream.
 fn mean_size(stream: &mut Stream, spec: &Spec) -> f64 {
     let mut lz4 = Lz4::new();
-    let mut page = vec![0_u8; PAGE];
-    let mut packed = vec![0_u8; 2 * PAGE];
+    let mut page = vec![0_u8; PAGE_SIZE];
+    let mut packed = vec![0_u8; 2 * PAGE_SIZE];
     let mut total = 0;
     for number in 0..SAMPLE_PAGES as u32 {
         // Spread the sample over the files: a few pages here and there.
@@ -286,7 +290,10 @@ fn mean_size(stream: &mut Stream, spec: &Spec) -> f64 {
             number,
             std::iter::repeat_n(0, spec.slots as usize),
         );
-        total += lz4.compress(&page, &mut packed).unwrap_or(PAGE).min(PAGE);
+        total += lz4
+            .compress(&page, &mut packed)
+            .unwrap_or(PAGE_SIZE)
+            .min(PAGE_SIZE);
     }
     total as f64 / SAMPLE_PAGES as f64
 }
@@ -344,7 +351,7 @@ mod tests {
     fn ratio_and_tags() {
         let (set, mix) = small(1);
         assert!((mix.ratio - 3.0).abs() < 0.1, "{}", mix.ratio);
-        let mut page = vec![0; PAGE];
+        let mut page = vec![0; PAGE_SIZE];
         for number in 0..set.pages() {
             set.read(number, &mut page).unwrap();
             for slot in 0..2 {
@@ -360,7 +367,7 @@ mod tests {
     #[test]
     fn deterministic() {
         let read = |seed| {
-            let mut bytes = vec![0; 4096 * PAGE];
+            let mut bytes = vec![0; 4096 * PAGE_SIZE];
             small(seed).0.read(0, &mut bytes).unwrap();
             bytes
         };

@@ -13,7 +13,7 @@ use ghostmem_lab::trace::{self, BENCH_THETA, BenchPart, Trace};
 use ghostmem_lab::{Blind, Contender, run as measure};
 use serde_json::{Value, json};
 
-use crate::buffer::PAGE;
+use crate::buffer::PAGE_SIZE;
 use crate::error::{Error, Result};
 use crate::options::Size;
 use crate::report;
@@ -214,7 +214,7 @@ fn replay(args: &LabArgs) -> Result<()> {
             trace.name,
             trace.touches.len(),
             trace.distinct,
-            report::mib(u64::from(trace.distinct) * PAGE as u64),
+            report::mib(u64::from(trace.distinct) * PAGE_SIZE as u64),
         );
         let limits: Vec<(usize, Option<u32>)> = if args.limits.is_empty() {
             let shares = args.parts.iter();
@@ -224,11 +224,11 @@ fn replay(args: &LabArgs) -> Result<()> {
         } else {
             let limits = args.limits.iter();
             limits
-                .map(|limit| (limit.0 as usize / PAGE, None))
+                .map(|limit| (limit.0 as usize / PAGE_SIZE, None))
                 .collect()
         };
         for (limit, part) in limits {
-            let size = format!("{} MiB", report::mib(limit as u64 * PAGE as u64));
+            let size = format!("{} MiB", report::mib(limit as u64 * PAGE_SIZE as u64));
             if (limit as u64) < 2 * window.max(1) {
                 // What stayed open while it was recorded is not in the record.
                 println!("{}: {size} left out, as less than two windows", trace.name);

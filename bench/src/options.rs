@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use clap::Args;
 
-use crate::buffer::PAGE;
+use crate::buffer::PAGE_SIZE;
 use crate::data::{DataSet, Mix, Spec, TAG_SLOTS_MAX};
 use crate::error::{Error, Result};
 use crate::report::meminfo_bytes;
@@ -54,7 +54,7 @@ pub(crate) struct DataArgs {
 impl DataArgs {
     /// Builds the data set with tags for `threads` threads.
     pub(crate) fn build(&self, threads: u32) -> Result<(DataSet, Mix)> {
-        let pages = u32::try_from(self.size.0 / PAGE as u64)
+        let pages = u32::try_from(self.size.0 / PAGE_SIZE as u64)
             .map_err(|_| Error::Failed("--size: at most 16 TiB".into()))?;
         if pages < 1024 {
             return Err(Error::Failed("--size: at least 4M".into()));

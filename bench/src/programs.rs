@@ -164,7 +164,7 @@ fn prepare(
 
 /// The limit for a share of the plain peak, whole pages.
 fn limit(peak: u64, percent: u32) -> u64 {
-    let page = crate::buffer::PAGE as u64;
+    let page = crate::buffer::PAGE_SIZE as u64;
     (peak * u64::from(percent) / 100).max(LIMIT_MIN) / page * page
 }
 

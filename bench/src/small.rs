@@ -14,7 +14,7 @@ use ghostmem_lab::rng::Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::blocks::{Block, Blocks, GhostBlock, SystemBlocks};
-use crate::buffer::PAGE;
+use crate::buffer::PAGE_SIZE;
 use crate::contenders::peer::Library;
 use crate::contenders::{Kind, ghost};
 use crate::error::{Error, Result};
@@ -44,20 +44,20 @@ pub(crate) struct Outcome {
 pub(crate) fn run(kind: &Kind, peer: &[std::path::PathBuf], rounds: u32) -> Result<Outcome> {
     match kind {
         Kind::Ghost(backend) => {
-            let heap = ghost::heap(backend, LIMIT_PAGES * PAGE as u64)?;
+            let heap = ghost::heap(backend, LIMIT_PAGES * PAGE_SIZE as u64)?;
             measure(rounds, |bytes| {
-                let layout = Layout::from_size_align(bytes, PAGE)
+                let layout = Layout::from_size_align(bytes, PAGE_SIZE)
                     .map_err(|err| Error::Failed(err.to_string()))?;
                 GhostBlock::new(heap, layout)
                     .map_err(|err| Error::Failed(format!("allocating: {err}")))
             })
         }
         Kind::Peer => {
-            let library = Library::load(peer, LIMIT_PAGES * PAGE as u64)?;
+            let library = Library::load(peer, LIMIT_PAGES * PAGE_SIZE as u64)?;
             measure(rounds, |bytes| library.take(bytes))
         }
         Kind::Plain => measure(rounds, |bytes| {
-            let layout = Layout::from_size_align(bytes, PAGE)
+            let layout = Layout::from_size_align(bytes, PAGE_SIZE)
                 .map_err(|err| Error::Failed(err.to_string()))?;
             let block = SystemBlocks::new(layout).take();
             block.ok_or_else(|| Error::Failed(format!("no {bytes} bytes")))
@@ -72,8 +72,8 @@ fn measure<B: Block>(rounds: u32, take: impl Fn(usize) -> Result<B>) -> Result<O
         .map(|_| rng.below(ELEMENTS as u64) as usize)
         .collect();
     let allocate = || {
-        let mut block = take(PAGE)?;
-        for index in 0..PAGE / 4 {
+        let mut block = take(PAGE_SIZE)?;
+        for index in 0..PAGE_SIZE / 4 {
             block.set(index, 42);
         }
         Ok(())

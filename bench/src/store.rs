@@ -23,7 +23,7 @@ use ghostmem::Heap;
 use ghostmem_lab::rng::Rng;
 use serde_json::json;
 
-use crate::buffer::{Buffer, PAGE};
+use crate::buffer::{Buffer, PAGE_SIZE};
 use crate::compare::report_mix;
 use crate::contenders::ghost::Ghost;
 use crate::contenders::{self, Contender, Figures};
@@ -212,7 +212,7 @@ fn rewrite(
     seed: u64,
 ) -> Result<()> {
     let mut rng = Rng::new(seed);
-    let mut bytes = vec![0; PAGE];
+    let mut bytes = vec![0; PAGE_SIZE];
     for _ in 0..count {
         let page = rng.below(origins.len() as u64) as usize;
         let from = rng.below(u64::from(data.pages())) as u32;
@@ -225,8 +225,8 @@ fn rewrite(
 
 /// Compares every page with the one its contents came from.
 fn verify(ghost: &Ghost, data: &DataSet, origin: &[u32]) -> Result<()> {
-    let mut expected = vec![0; PAGE];
-    let mut actual = vec![0; PAGE];
+    let mut expected = vec![0; PAGE_SIZE];
+    let mut actual = vec![0; PAGE_SIZE];
     for (page, &from) in (0..).zip(origin) {
         data.read(from, &mut expected)?;
         ghost.buffer().read(page, &mut actual);

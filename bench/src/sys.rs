@@ -12,7 +12,7 @@ use std::process::{Child, ExitStatus};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::buffer::{Buffer, PAGE};
+use crate::buffer::{Buffer, PAGE_SIZE};
 
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 {
@@ -115,7 +115,7 @@ impl Mapping {
 
     /// The whole pages of the mapping as memory under test.
     pub(crate) fn buffer(&self) -> Buffer<'_> {
-        let pages = u32::try_from(self.len / PAGE).unwrap_or(u32::MAX);
+        let pages = u32::try_from(self.len / PAGE_SIZE).unwrap_or(u32::MAX);
         // SAFETY: the kernel maps page-aligned and at least this many pages;
         // the borrow keeps the mapping alive, and nothing but its
         // buffers, which are copies of one another, accesses it.

@@ -21,7 +21,7 @@ use ghostmem_lab::rng::Rng;
 use ghostmem_lab::trace::{BenchPart, bench_order};
 use hdrhistogram::Histogram;
 
-use crate::buffer::{Buffer, PAGE};
+use crate::buffer::{Buffer, PAGE_SIZE};
 use crate::data::{DataSet, stamp, tag_offset, tag_value};
 use crate::error::{Error, Result};
 use crate::sys;
@@ -290,10 +290,10 @@ pub(crate) fn share(count: u32, threads: u32, thread: u32) -> Range<u32> {
 }
 
 fn fill_part(buffer: Buffer<'_>, data: &DataSet, part: Range<u32>) -> Result<()> {
-    let mut bytes = vec![0; RUN as usize * PAGE];
+    let mut bytes = vec![0; RUN as usize * PAGE_SIZE];
     for first in part.clone().step_by(RUN as usize) {
         let count = RUN.min(part.end - first) as usize;
-        let bytes = &mut bytes[..count * PAGE];
+        let bytes = &mut bytes[..count * PAGE_SIZE];
         data.read(first, bytes)?;
         buffer.write(first, bytes);
     }
@@ -302,17 +302,17 @@ fn fill_part(buffer: Buffer<'_>, data: &DataSet, part: Range<u32>) -> Result<()>
 
 /// Compares every byte with what must be there.
 pub(crate) fn verify(buffer: Buffer<'_>, data: &DataSet, versions: &Versions) -> Result<()> {
-    let mut expected = vec![0; RUN as usize * PAGE];
+    let mut expected = vec![0; RUN as usize * PAGE_SIZE];
     let mut actual = expected.clone();
     for first in (0..buffer.pages()).step_by(RUN as usize) {
         let count = RUN.min(buffer.pages() - first) as usize;
-        let expected = &mut expected[..count * PAGE];
-        let actual = &mut actual[..count * PAGE];
+        let expected = &mut expected[..count * PAGE_SIZE];
+        let actual = &mut actual[..count * PAGE_SIZE];
         data.read(first, expected)?;
         buffer.read(first, actual);
         let pairs = expected
-            .chunks_exact_mut(PAGE)
-            .zip(actual.chunks_exact(PAGE));
+            .chunks_exact_mut(PAGE_SIZE)
+            .zip(actual.chunks_exact(PAGE_SIZE));
         for (page, (expected, actual)) in (first..).zip(pairs) {
             stamp(
                 expected,

@@ -31,7 +31,7 @@ pub(super) fn measure_all(setup: &Setup, call: &[&str]) -> Result<()> {
     let mut record = Record {
         machine: report::machine(),
         mix: mix_json(&mix),
-        data_bytes: u64::from(data.pages()) * crate::buffer::PAGE as u64,
+        data_bytes: u64::from(data.pages()) * crate::buffer::PAGE_SIZE as u64,
         runs: Vec::new(),
         small: Vec::new(),
         skipped: Vec::new(),

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::path::Path;
 
-use crate::buffer::PAGE;
+use crate::buffer::PAGE_SIZE;
 use crate::error::{Error, Result};
 use crate::sys;
 
@@ -27,13 +27,13 @@ pub(crate) fn turn_on(path: &str, bytes: u64) -> Result<()> {
 /// Writes the header of a swap area, as mkswap(8) does (layout: `union
 /// swap_header` in the kernel's include/linux/swap.h).
 fn write_header(path: &str, bytes: u64) -> Result<()> {
-    let mut header = vec![0_u8; PAGE];
-    let last_page = u32::try_from(bytes / PAGE as u64 - 1)
+    let mut header = vec![0_u8; PAGE_SIZE];
+    let last_page = u32::try_from(bytes / PAGE_SIZE as u64 - 1)
         .map_err(|_| Error::Failed("swap area too large".into()))?;
     header[1024..1028].copy_from_slice(&1_u32.to_le_bytes());
     header[1028..1032].copy_from_slice(&last_page.to_le_bytes());
     header[LABEL_AT..LABEL_AT + LABEL.len()].copy_from_slice(LABEL);
-    header[PAGE - 10..].copy_from_slice(b"SWAPSPACE2");
+    header[PAGE_SIZE - 10..].copy_from_slice(b"SWAPSPACE2");
     let mut file = fs::OpenOptions::new()
         .write(true)
         .open(path)
@@ -45,7 +45,7 @@ fn write_header(path: &str, bytes: u64) -> Result<()> {
 
 /// Whether a device or file carries our label.
 pub(crate) fn is_ours(path: &Path) -> bool {
-    let mut header = vec![0_u8; PAGE];
+    let mut header = vec![0_u8; PAGE_SIZE];
     fs::File::open(path)
         .and_then(|mut file| file.read_exact(&mut header))
         .is_ok_and(|()| header[LABEL_AT..LABEL_AT + LABEL.len()] == *LABEL)

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::{BACKENDS, Contender, Figures, Probe};
 use crate::blocks::{Block, GhostBlock};
-use crate::buffer::{Buffer, PAGE};
+use crate::buffer::{Buffer, PAGE_SIZE};
 use crate::cgroup::Cgroup;
 use crate::error::{Error, Result};
 use crate::report::status_bytes;
@@ -120,7 +120,7 @@ impl Ghost {
     }
 
     fn on(heap: &'static Heap, before: u64, pages: u32) -> Result<Self> {
-        let layout = Layout::from_size_align(pages as usize * PAGE, PAGE)
+        let layout = Layout::from_size_align(pages as usize * PAGE_SIZE, PAGE_SIZE)
             .map_err(|err| Error::Failed(err.to_string()))?;
         let block = GhostBlock::new(heap, layout)
             .map_err(|err| Error::Failed(format!("allocating the buffer: {err}")))?;
@@ -160,7 +160,8 @@ impl Ghost {
 
     /// Compresses the whole buffer away.
     pub(crate) fn evict_all(&self) -> Result<()> {
-        let range = NonNull::slice_from_raw_parts(self.block.base(), self.pages as usize * PAGE);
+        let range =
+            NonNull::slice_from_raw_parts(self.block.base(), self.pages as usize * PAGE_SIZE);
         self.heap
             .evict(range.as_ptr().cast_const())
             .map(drop)

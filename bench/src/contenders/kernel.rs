@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{Contender, Figures, Probe, zram, zswap};
-use crate::buffer::{Buffer, PAGE};
+use crate::buffer::{Buffer, PAGE_SIZE};
 use crate::cgroup::Cgroup;
 use crate::error::{Error, Result};
 use crate::report::status_bytes;
@@ -67,7 +67,7 @@ impl Kernel {
         scratch: &Path,
     ) -> Result<Self> {
         sys::lock_current_memory().map_err(|err| Error::io("mlockall", &err))?;
-        let len = pages as usize * PAGE;
+        let len = pages as usize * PAGE_SIZE;
         let mapping = match beyond {
             Beyond::File => Mapping::file(&unnamed_file(scratch, len as u64)?, len),
             _ => Mapping::anonymous(len),

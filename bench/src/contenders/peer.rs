@@ -15,7 +15,7 @@ use std::ptr::NonNull;
 
 use super::{Contender, Figures, Probe};
 use crate::blocks::Block;
-use crate::buffer::{Buffer, PAGE};
+use crate::buffer::{Buffer, PAGE_SIZE};
 use crate::error::{Error, Result};
 use crate::report::status_bytes;
 use crate::sys;
@@ -148,7 +148,7 @@ impl Library {
             // SAFETY: as above.
             let free: Free = unsafe { std::mem::transmute(free) };
             // SAFETY: the shim takes any number.
-            if unsafe { open(limit as usize / PAGE) } == 0 {
+            if unsafe { open(limit as usize / PAGE_SIZE) } == 0 {
                 return Err(Error::Failed("--peer: Initialize answered false".into()));
             }
             return Ok(Self(Calls::Shim { allocate, free }));
@@ -255,8 +255,8 @@ impl Peer {
     /// Allocates `pages` pages, of which `resident` bytes may be uncompressed.
     pub(crate) fn open(paths: &[PathBuf], pages: u32, resident: u64) -> Result<Self> {
         let before = status_bytes("VmRSS");
-        let block = Library::load(paths, resident)?.take(pages as usize * PAGE)?;
-        if !block.base.addr().get().is_multiple_of(PAGE) {
+        let block = Library::load(paths, resident)?.take(pages as usize * PAGE_SIZE)?;
+        if !block.base.addr().get().is_multiple_of(PAGE_SIZE) {
             return Err(Error::Skipped(
                 "the peer's blocks are not page-aligned".into(),
             ));

@@ -15,7 +15,7 @@
 use ghostmem_lab::rng::mix;
 
 use super::Timing;
-use crate::buffer::{Buffer, PAGE};
+use crate::buffer::{Buffer, PAGE_SIZE};
 use crate::error::{Error, Result};
 
 /// Bytes of an object.
@@ -23,7 +23,7 @@ const OBJECT: usize = 64;
 /// Objects of a chunk.
 const CHUNK: u64 = 16;
 /// Chunks of a page.
-const CHUNKS_PER_PAGE: u64 = (PAGE / OBJECT) as u64 / CHUNK;
+const CHUNKS_PER_PAGE: u64 = (PAGE_SIZE / OBJECT) as u64 / CHUNK;
 
 /// The chunk after `chunk` in the one cycle over `chunks` (a power of two):
 /// multiplier 1 modulo 4 and odd increment give the full period (Hull and
@@ -49,7 +49,7 @@ const fn object(chunk: u64, step: u64) -> u64 {
 /// Page and offset of an object.
 fn place(object: u64) -> (u32, usize) {
     let at = object as usize * OBJECT;
-    ((at / PAGE) as u32, at % PAGE)
+    ((at / PAGE_SIZE) as u32, at % PAGE_SIZE)
 }
 
 /// Writes the list into the buffer; every page up to its end is changed.
@@ -111,10 +111,10 @@ mod tests {
     /// a damaged key is found.
     #[test]
     fn one_cycle() {
-        let mapping = Mapping::anonymous(20 * PAGE).unwrap();
+        let mapping = Mapping::anonymous(20 * PAGE_SIZE).unwrap();
         let buffer = mapping.buffer();
         build(buffer);
-        let objects = 16 * (PAGE / OBJECT) as u64;
+        let objects = 16 * (PAGE_SIZE / OBJECT) as u64;
         let mut seen = vec![false; objects as usize];
         let mut at = 0;
         for _ in 0..objects {

@@ -17,12 +17,12 @@ use std::ops::Range;
 use ghostmem_lab::rng::mix;
 
 use super::{Timing, share};
-use crate::buffer::{Buffer, PAGE};
+use crate::buffer::{Buffer, PAGE_SIZE};
 use crate::data::DataSet;
 use crate::error::{Error, Result};
 
 const ENTRY: usize = 16;
-const ENTRIES_PER_PAGE: u32 = (PAGE / ENTRY) as u32;
+const ENTRIES_PER_PAGE: u32 = (PAGE_SIZE / ENTRY) as u32;
 /// Entries looked at before a word is counted outside the table.
 const PROBES: u32 = 64;
 
@@ -67,7 +67,7 @@ fn text_pages(pages: u32) -> u32 {
 /// What must come out, from the data set alone.
 pub(crate) fn expected(data: &DataSet) -> Result<Sum> {
     let mut sum = Sum::default();
-    let mut page = [0; PAGE];
+    let mut page = [0; PAGE_SIZE];
     for number in 0..text_pages(data.pages()) {
         data.read(number, &mut page)?;
         words(&page, |hash| sum.add(hash, 1));
@@ -143,7 +143,7 @@ pub(crate) fn count(
             let part = share(buffer.pages() - text, threads, thread);
             let pages = text + part.start..text + part.end;
             for page in pages.clone() {
-                buffer.write(page, &[0; PAGE]);
+                buffer.write(page, &[0; PAGE_SIZE]);
             }
             Ok(Table {
                 buffer,
@@ -152,7 +152,7 @@ pub(crate) fn count(
             })
         },
         |thread, mut table| {
-            let mut page = [0; PAGE];
+            let mut page = [0; PAGE_SIZE];
             let part = share(text, threads, thread);
             let touches = part.len() as u64;
             for number in part {
@@ -216,7 +216,7 @@ mod tests {
             from: vec![env!("CARGO_MANIFEST_DIR").into()],
         };
         let (data, _) = DataSet::build(&spec).unwrap();
-        let mapping = Mapping::anonymous(2048 * PAGE).unwrap();
+        let mapping = Mapping::anonymous(2048 * PAGE_SIZE).unwrap();
         let buffer = mapping.buffer();
         fill(buffer, &data).unwrap();
         let expected = expected(&data).unwrap();

@@ -11,7 +11,8 @@
 
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-const PAGE: usize = 4096;
+use ghostmem_os::PAGE_SIZE;
+
 /// Smallest and largest block kept, in bytes: smaller ones are not blocks of
 /// pages.
 const LEAST: usize = 36 << 10;
@@ -52,7 +53,7 @@ pub(crate) fn class_of(size: usize) -> Option<(usize, usize)> {
     let quarter = 1_usize << (power - 2);
     let class = size.next_multiple_of(quarter);
     let index = (power as usize - 15) * 4 + (class >> (power - 2)) - 5;
-    (index < SHELVES && class.is_multiple_of(PAGE)).then_some((class, index))
+    (index < SHELVES && class.is_multiple_of(PAGE_SIZE)).then_some((class, index))
 }
 
 /// A kept block from a shelf.

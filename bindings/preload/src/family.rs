@@ -10,14 +10,13 @@ use core::ffi::{c_int, c_void};
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use ghostmem_os::machine;
+use ghostmem_os::{PAGE_SIZE, machine};
 
 use crate::thread::EngineScope;
 use crate::{ghost, ordinary, raw, thread};
 
 /// What malloc's alignment is on x86-64.
 const ALIGN: usize = 16;
-const PAGE: usize = 4096;
 /// Blocks from this many bytes on have pages of their own and may change their
 /// length where they are.
 const IN_PLACE_FROM: usize = 64 << 10;
@@ -263,17 +262,17 @@ pub(crate) extern "C" fn memalign(align: usize, size: usize) -> *mut c_void {
 /// valloc(3).
 #[unsafe(no_mangle)]
 pub(crate) extern "C" fn valloc(size: usize) -> *mut c_void {
-    memalign(PAGE, size)
+    memalign(PAGE_SIZE, size)
 }
 
 /// pvalloc(3): whole pages.
 #[unsafe(no_mangle)]
 pub(crate) extern "C" fn pvalloc(size: usize) -> *mut c_void {
-    let Some(size) = size.max(1).checked_next_multiple_of(PAGE) else {
+    let Some(size) = size.max(1).checked_next_multiple_of(PAGE_SIZE) else {
         set_errno(libc::ENOMEM);
         return ptr::null_mut();
     };
-    memalign(PAGE, size)
+    memalign(PAGE_SIZE, size)
 }
 
 /// malloc_usable_size(3).

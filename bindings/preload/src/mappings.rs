@@ -15,13 +15,13 @@ use core::ptr::{NonNull, slice_from_raw_parts_mut};
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use ghostmem::Heap;
+use ghostmem_os::PAGE_SIZE;
 
 use crate::calls::{Done, error};
 use crate::raw::{self, Answer, failed, own};
 use crate::thread::{self, EngineScope};
 use crate::{ghost, holds};
 
-const PAGE: usize = 4096;
 const RANGES_MAX: usize = 4096;
 
 /// Mappings of at least so many bytes are taken; 0: none.
@@ -102,7 +102,7 @@ pub(crate) fn map(args: [usize; 6]) -> Done {
     {
         return Done::Asis;
     }
-    let Some(bytes) = bytes.checked_next_multiple_of(PAGE) else {
+    let Some(bytes) = bytes.checked_next_multiple_of(PAGE_SIZE) else {
         return Done::Asis;
     };
     match allocate(bytes) {
@@ -114,7 +114,7 @@ pub(crate) fn map(args: [usize; 6]) -> Done {
 /// A block of zero pages, on the list.
 fn allocate(bytes: usize) -> Option<usize> {
     // More than small objects, so that it is a block of pages.
-    let start = ghost::allocate(thread::current(), bytes.max(64 << 10), PAGE, true) as usize;
+    let start = ghost::allocate(thread::current(), bytes.max(64 << 10), PAGE_SIZE, true) as usize;
     if start == 0 {
         return None;
     }
@@ -148,10 +148,10 @@ fn map_over(args: [usize; 6]) -> Done {
         return error(libc::EEXIST);
     }
     let private = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as usize;
-    if flags & private != private || !address.is_multiple_of(PAGE) {
+    if flags & private != private || !address.is_multiple_of(PAGE_SIZE) {
         return error(libc::ENOMEM);
     }
-    let Some(bytes) = bytes.checked_next_multiple_of(PAGE) else {
+    let Some(bytes) = bytes.checked_next_multiple_of(PAGE_SIZE) else {
         return error(libc::ENOMEM);
     };
     holds::forget(heap, address, bytes);
@@ -166,7 +166,7 @@ fn map_over(args: [usize; 6]) -> Done {
 
 /// munmap of ghost memory.
 pub(crate) fn unmap(heap: &Heap, address: usize, bytes: usize) -> Done {
-    if !address.is_multiple_of(PAGE) || bytes == 0 {
+    if !address.is_multiple_of(PAGE_SIZE) || bytes == 0 {
         return error(libc::EINVAL);
     }
     holds::forget(heap, address, bytes);
@@ -214,12 +214,12 @@ fn cut(list: &mut [Range], start: usize, end: usize) -> Option<(usize, usize, Op
 pub(crate) fn remap(heap: &Heap, args: [usize; 6]) -> Done {
     let [address, old, new, flags, fixed, _] = args;
     let (Some(old), Some(new)) = (
-        old.checked_next_multiple_of(PAGE),
-        new.checked_next_multiple_of(PAGE),
+        old.checked_next_multiple_of(PAGE_SIZE),
+        new.checked_next_multiple_of(PAGE_SIZE),
     ) else {
         return error(libc::EINVAL);
     };
-    if !address.is_multiple_of(PAGE) || new == 0 || old == 0 {
+    if !address.is_multiple_of(PAGE_SIZE) || new == 0 || old == 0 {
         return error(libc::EINVAL);
     }
     const KNOWN: i32 = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED | libc::MREMAP_DONTUNMAP;
@@ -240,7 +240,7 @@ pub(crate) fn remap(heap: &Heap, args: [usize; 6]) -> Done {
     }
     if to_a_place {
         let overlaps = fixed < address.saturating_add(old) && address < fixed.saturating_add(new);
-        if !fixed.is_multiple_of(PAGE) || overlaps {
+        if !fixed.is_multiple_of(PAGE_SIZE) || overlaps {
             return error(libc::EINVAL);
         }
         return move_to(heap, address, old, new, fixed);

@@ -16,12 +16,12 @@ pub mod lz4;
 pub mod raw;
 
 /// Bytes of a page.
-pub const PAGE_BYTES: usize = 4096;
+pub const PAGE_SIZE: usize = 4096;
 
 /// Largest compressed page worth storing as such. Above it, the page is
 /// stored raw: a slot so large saves less than one part in sixteen, and a raw
 /// page needs no decompression.
-pub const WORTHWHILE_BYTES: usize = PAGE_BYTES - PAGE_BYTES / 16;
+pub const WORTHWHILE_BYTES: usize = PAGE_SIZE - PAGE_SIZE / 16;
 
 /// Encodings there can be: a slot in memory has four bits for one.
 const ENCODINGS: u8 = 16;
@@ -168,7 +168,7 @@ impl AnyCodec {
 ///
 /// Cheap on ordinary pages: the first difference ends it.
 #[must_use]
-pub fn fill_pattern(page: &[u8; PAGE_BYTES]) -> Option<u32> {
+pub fn fill_pattern(page: &[u8; PAGE_SIZE]) -> Option<u32> {
     let (words, _) = page.as_chunks::<8>();
     let first = u64::from_ne_bytes(words[0]);
     if first as u32 != (first >> 32) as u32 {
@@ -186,7 +186,7 @@ pub fn fill_pattern(page: &[u8; PAGE_BYTES]) -> Option<u32> {
 }
 
 /// Fills a page with a 32-bit value.
-pub fn fill(pattern: u32, page: &mut [u8; PAGE_BYTES]) {
+pub fn fill(pattern: u32, page: &mut [u8; PAGE_SIZE]) {
     if pattern == 0 {
         page.fill(0);
         return;
@@ -202,7 +202,7 @@ mod tests {
 
     #[test]
     fn patterns_are_found_exactly() {
-        let mut page = [0_u8; PAGE_BYTES];
+        let mut page = [0_u8; PAGE_SIZE];
         assert_eq!(fill_pattern(&page), Some(0));
         for pattern in [1_u32, 0x0101_0101, u32::MAX, 0xDEAD_BEEF] {
             fill(pattern, &mut page);

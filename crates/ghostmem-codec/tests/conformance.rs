@@ -6,7 +6,7 @@ use std::cell::Cell;
 use std::collections::HashSet;
 
 use ghostmem_codec::{
-    AnyCodec, Codec, Corrupt, PAGE_BYTES, WORTHWHILE_BYTES, decode, fill, fill_pattern,
+    AnyCodec, Codec, Corrupt, PAGE_SIZE, WORTHWHILE_BYTES, decode, fill, fill_pattern,
 };
 use proptest::prelude::*;
 
@@ -142,7 +142,7 @@ fn noise(len: usize, seed: u64) -> Vec<u8> {
 /// Every kind of page a program has, `len` bytes of it.
 fn kinds(len: usize) -> Vec<(&'static str, Vec<u8>)> {
     let text = include_bytes!("conformance.rs");
-    let mut pattern = [0; PAGE_BYTES];
+    let mut pattern = [0; PAGE_SIZE];
     fill(0xDEAD_BEEF, &mut pattern);
     let mut sparse = vec![0; len];
     sparse.iter_mut().step_by(509).for_each(|byte| *byte = 1);
@@ -181,10 +181,10 @@ const LENGTHS: [usize; 9] = [
     13,
     64,
     1000,
-    PAGE_BYTES,
-    PAGE_BYTES + 1,
-    4 * PAGE_BYTES,
-    16 * PAGE_BYTES,
+    PAGE_SIZE,
+    PAGE_SIZE + 1,
+    4 * PAGE_SIZE,
+    16 * PAGE_SIZE,
 ];
 
 #[test]
@@ -205,7 +205,7 @@ fn what_does_not_shrink_is_said_not_to_fit() {
     for &codec in AnyCodec::ALL {
         let mut trial = Trial::new(codec);
         for seed in 0..50 {
-            let page = noise(PAGE_BYTES, seed);
+            let page = noise(PAGE_SIZE, seed);
             assert_eq!(trial.compress(&page, WORTHWHILE_BYTES), None, "{codec:?}");
         }
     }
@@ -215,8 +215,8 @@ fn what_does_not_shrink_is_said_not_to_fit() {
 #[test]
 fn one_page_does_not_leak_into_the_next() {
     for &codec in AnyCodec::ALL {
-        let room = room_for_anything(PAGE_BYTES);
-        let fresh: Vec<_> = kinds(PAGE_BYTES)
+        let room = room_for_anything(PAGE_SIZE);
+        let fresh: Vec<_> = kinds(PAGE_SIZE)
             .iter()
             .map(|(_, page)| Trial::new(codec).compress(page, room))
             .collect();
@@ -224,7 +224,7 @@ fn one_page_does_not_leak_into_the_next() {
         // And whatever else another codec left there.
         used.state.fill(u64::MAX);
         for _ in 0..2 {
-            for ((kind, page), fresh) in kinds(PAGE_BYTES).iter().zip(&fresh) {
+            for ((kind, page), fresh) in kinds(PAGE_SIZE).iter().zip(&fresh) {
                 assert_eq!(&used.compress(page, room), fresh, "{codec:?}: {kind}");
             }
         }
@@ -233,8 +233,8 @@ fn one_page_does_not_leak_into_the_next() {
 
 #[test]
 fn a_state_that_is_too_small_is_no_state() {
-    let page = [7; PAGE_BYTES];
-    let mut out = [0; PAGE_BYTES];
+    let page = [7; PAGE_SIZE];
+    let mut out = [0; PAGE_SIZE];
     for &codec in AnyCodec::ALL {
         assert!(codec.state_words() * 8 >= codec.state_bytes());
         assert!(codec.state_words() <= AnyCodec::state_words_most());
@@ -268,7 +268,7 @@ fn numbers_keep_their_meaning() {
     let mut text = [0; 20];
     assert_eq!(decode(1, lz4, &mut text), Ok(()));
     assert_eq!(&text, b"abcabcabcabcabcbcabc");
-    let mut page = [0; PAGE_BYTES];
+    let mut page = [0; PAGE_SIZE];
     for id in (0..=u8::MAX).filter(|id| !seen.contains(id)) {
         assert_eq!(decode(id, &[0; 8], &mut page), Err(Corrupt), "number {id}");
     }
@@ -278,10 +278,10 @@ fn numbers_keep_their_meaning() {
 fn nothing_is_no_page() {
     for &codec in AnyCodec::ALL {
         let trial = Trial::new(codec);
-        assert_eq!(trial.decode(&[], PAGE_BYTES), Err(Corrupt), "{codec:?}");
+        assert_eq!(trial.decode(&[], PAGE_SIZE), Err(Corrupt), "{codec:?}");
         for byte in [0, 0x0F, 0xF0, 0xFF] {
             let bytes = [byte; 40];
-            assert_eq!(trial.decode(&bytes, PAGE_BYTES), Err(Corrupt), "{codec:?}");
+            assert_eq!(trial.decode(&bytes, PAGE_SIZE), Err(Corrupt), "{codec:?}");
         }
     }
 }
@@ -289,12 +289,12 @@ fn nothing_is_no_page() {
 proptest! {
     #[test]
     fn any_bytes_come_back(seed in any::<u64>(), alphabet in 1_u64..256, run in 1_usize..64) {
-        let mut page = [0_u8; PAGE_BYTES];
+        let mut page = [0_u8; PAGE_SIZE];
         let mut random = Random(seed);
         let mut at = 0;
-        while at < PAGE_BYTES {
+        while at < PAGE_SIZE {
             let byte = (random.next() % alphabet) as u8;
-            let len = (1 + random.next() as usize % run).min(PAGE_BYTES - at);
+            let len = (1 + random.next() as usize % run).min(PAGE_SIZE - at);
             page[at..at + len].fill(byte);
             at += len;
         }
@@ -302,7 +302,7 @@ proptest! {
             Trial::new(codec).round_trip(&page);
         }
         if let Some(pattern) = fill_pattern(&page) {
-            let mut back = [0; PAGE_BYTES];
+            let mut back = [0; PAGE_SIZE];
             fill(pattern, &mut back);
             prop_assert!(back == page);
         }
@@ -313,7 +313,7 @@ proptest! {
     #[test]
     fn hostile_bytes_never_overrun(
         bytes in proptest::collection::vec(any::<u8>(), 0..4096),
-        len in prop_oneof![Just(PAGE_BYTES), 0_usize..70_000],
+        len in prop_oneof![Just(PAGE_SIZE), 0_usize..70_000],
     ) {
         for &codec in AnyCodec::ALL {
             let _either_way = Trial::new(codec).decode(&bytes, len);
@@ -330,16 +330,16 @@ proptest! {
     ) {
         for &codec in AnyCodec::ALL {
             let mut trial = Trial::new(codec);
-            let kinds = kinds(PAGE_BYTES);
+            let kinds = kinds(PAGE_SIZE);
             let (_, page) = &kinds[seed as usize % kinds.len()];
-            let mut packed = trial.compress(page, room_for_anything(PAGE_BYTES)).unwrap();
+            let mut packed = trial.compress(page, room_for_anything(PAGE_SIZE)).unwrap();
             for &(at, with) in &flips {
                 let at = at % packed.len();
                 packed[at] ^= with;
             }
             packed.truncate(cut % (packed.len() + 1));
             packed.extend(&more);
-            let _either_way = trial.decode(&packed, PAGE_BYTES);
+            let _either_way = trial.decode(&packed, PAGE_SIZE);
         }
     }
 }

@@ -10,13 +10,13 @@ use std::path::Path;
 use std::time::Instant;
 
 use ghostmem_file::{FileTier, Options};
+use ghostmem_os::PAGE_SIZE;
 use ghostmem_os::buffer::Buffer;
 use ghostmem_store::tier::{Packed, TierSlot};
 
 /// What LZ4 makes of a page on average.
 const PACKED_BYTES: usize = 1365;
 const BATCH: usize = 768;
-const PAGE: usize = 4096;
 const RUN: usize = 64;
 
 fn random(state: &mut u64) -> u64 {
@@ -73,13 +73,18 @@ fn plain(dir: &Path, pages: usize) {
         len,
         start,
     );
-    let (block, count) = (&mut buffer[..PAGE], 20_000);
+    let (block, count) = (&mut buffer[..PAGE_SIZE], 20_000);
     let start = Instant::now();
     for _ in 0..count {
-        let offset = random(&mut state) as usize % (len / PAGE) * PAGE;
+        let offset = random(&mut state) as usize % (len / PAGE_SIZE) * PAGE_SIZE;
         file.read_exact_at(block, offset as u64).expect("a read");
     }
-    report("plain pread, 4 KiB, random", count, count * PAGE, start);
+    report(
+        "plain pread, 4 KiB, random",
+        count,
+        count * PAGE_SIZE,
+        start,
+    );
     for size in [16 << 10, 88 << 10, 1 << 20] {
         let start = Instant::now();
         for offset in (0..len / size * size).step_by(size) {
@@ -114,8 +119,8 @@ fn tier(options: &Options, pages: usize, what: &str) {
         pages * PACKED_BYTES,
         start,
     );
-    let work = blocks(72 * PAGE);
-    let mut out = [0; PAGE];
+    let work = blocks(72 * PAGE_SIZE);
+    let mut out = [0; PAGE_SIZE];
     let count = 20_000;
     let start = Instant::now();
     for _ in 0..count {
@@ -159,8 +164,8 @@ fn tier(options: &Options, pages: usize, what: &str) {
         for thread in 0..4_u64 {
             let (tier, slots, bytes) = (&tier, &slots, &bytes);
             scope.spawn(move || {
-                let work = blocks(4 * PAGE);
-                let (mut out, mut state) = ([0; PAGE], thread);
+                let work = blocks(4 * PAGE_SIZE);
+                let (mut out, mut state) = ([0; PAGE_SIZE], thread);
                 for _ in 0..count / 4 {
                     let owner = random(&mut state) as usize % pages;
                     let slot = slots[owner].expect("written");

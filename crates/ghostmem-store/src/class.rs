@@ -22,11 +22,10 @@
 /// enough that a slab empties often and is cheap to empty by compaction.
 pub(crate) const SLAB_BYTES: usize = 64 << 10;
 
-/// Bytes of a memory page, the grain in which slabs become backed.
-pub(crate) const PAGE_BYTES: usize = ghostmem_os::PAGE_SIZE;
+pub(crate) use ghostmem_os::PAGE_SIZE;
 
 /// Pages in a slab: the bits of its backed mask.
-pub(crate) const SLAB_PAGES: usize = SLAB_BYTES / PAGE_BYTES;
+pub(crate) const SLAB_PAGES: usize = SLAB_BYTES / PAGE_SIZE;
 
 /// Most slots a slab may have: four bitmap words, eight bits of a handle.
 pub(crate) const SLOTS_MAX: usize = 256;
@@ -54,8 +53,8 @@ impl Geometry {
     /// The mask of pages slot `index` lies on, bit 0 being the slab's first.
     pub(crate) const fn page_mask(self, index: u32) -> u64 {
         let start = (index * self.slot_bytes) as usize;
-        let first = start / PAGE_BYTES;
-        let last = (start + self.slot_bytes as usize - 1) / PAGE_BYTES;
+        let first = start / PAGE_SIZE;
+        let last = (start + self.slot_bytes as usize - 1) / PAGE_SIZE;
         (u64::MAX << first) & (u64::MAX >> (63 - last))
     }
 }
@@ -67,7 +66,7 @@ const fn best_cut(bytes: usize) -> Geometry {
     let mut best_slots = 1;
     let mut pages = 1;
     while pages <= SLAB_PAGES {
-        let fit = pages * PAGE_BYTES / bytes;
+        let fit = pages * PAGE_SIZE / bytes;
         let slots = if fit > SLOTS_MAX { SLOTS_MAX } else { fit };
         // At equal cost the larger slab wins: fewer descriptors.
         if slots > 0 && (best_pages == 0 || pages * best_slots <= best_pages * slots) {
@@ -77,7 +76,7 @@ const fn best_cut(bytes: usize) -> Geometry {
         pages += 1;
     }
     Geometry {
-        slot_bytes: ((best_pages * PAGE_BYTES / best_slots) & !7) as u32,
+        slot_bytes: ((best_pages * PAGE_SIZE / best_slots) & !7) as u32,
         slots: best_slots as u32,
     }
 }
@@ -95,9 +94,9 @@ const fn next_size(slot_bytes: usize) -> usize {
 const fn count_classes() -> usize {
     let mut bytes = SLOT_BYTES_MIN;
     let mut count = 1;
-    while bytes < PAGE_BYTES {
+    while bytes < PAGE_SIZE {
         let cut = best_cut(bytes);
-        if cut.slot_bytes as usize >= PAGE_BYTES {
+        if cut.slot_bytes as usize >= PAGE_SIZE {
             break;
         }
         count += 1;
@@ -116,7 +115,7 @@ const _: () = assert!(CLASSES <= 254, "a class number must fit eight bits");
 
 const fn build() -> [Geometry; CLASSES] {
     let raw = Geometry {
-        slot_bytes: PAGE_BYTES as u32,
+        slot_bytes: PAGE_SIZE as u32,
         slots: SLAB_PAGES as u32,
     };
     let mut table = [raw; CLASSES];
@@ -133,9 +132,9 @@ const fn build() -> [Geometry; CLASSES] {
 static TABLE: [Geometry; CLASSES] = build();
 
 /// The class for every payload length, by eighths of it rounded up.
-static BY_LENGTH: [u8; PAGE_BYTES / 8 + 1] = {
+static BY_LENGTH: [u8; PAGE_SIZE / 8 + 1] = {
     let table = build();
-    let mut by_length = [RAW_CLASS; PAGE_BYTES / 8 + 1];
+    let mut by_length = [RAW_CLASS; PAGE_SIZE / 8 + 1];
     let mut eighths = 0;
     let mut class = 0;
     while eighths < by_length.len() {
@@ -157,7 +156,7 @@ pub(crate) fn geometry(class: u8) -> Geometry {
 /// The class whose slots fit a payload of `len` bytes most tightly
 /// (`len <= 4096`).
 pub(crate) fn class_for(len: usize) -> u8 {
-    BY_LENGTH[len.div_ceil(8).min(PAGE_BYTES / 8)]
+    BY_LENGTH[len.div_ceil(8).min(PAGE_SIZE / 8)]
 }
 
 #[cfg(test)]
@@ -176,7 +175,7 @@ mod tests {
 
     #[test]
     fn every_length_gets_the_tightest_class_that_holds_it() {
-        for len in 1..=PAGE_BYTES {
+        for len in 1..=PAGE_SIZE {
             let class = class_for(len);
             assert!(room(class) >= len, "{len} in class {class}");
             assert!(class == 0 || room(class - 1) < len, "{len} is not tight");
@@ -192,7 +191,7 @@ mod tests {
             assert!(cut.slots as usize <= SLOTS_MAX);
             let used = (cut.slots * cut.slot_bytes) as usize;
             assert!(used <= SLAB_BYTES);
-            let tail = used.next_multiple_of(PAGE_BYTES) - used;
+            let tail = used.next_multiple_of(PAGE_SIZE) - used;
             assert!(
                 tail * 100 <= used * 2,
                 "class {class} {cut:?} wastes {tail}"

@@ -75,7 +75,7 @@ pub use handle::{Owner, Place, Slot, SlotInfo, TierId, TierSlot};
 pub use stats::StoreStats;
 
 /// Most payload bytes of a slot: a whole page, stored as it is.
-pub const MAX_SLOT_BYTES: usize = 4096;
+pub const MAX_SLOT_BYTES: usize = ghostmem_os::PAGE_SIZE;
 
 /// A store of compressed pages in RAM.
 #[derive(Debug)]

@@ -17,7 +17,7 @@
 
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
-use crate::class::PAGE_BYTES;
+use crate::class::PAGE_SIZE;
 use crate::memory::{Memory, Word};
 use crate::state::{Global, Phase, SlabState, row};
 
@@ -104,7 +104,7 @@ impl<M: Memory> Slabs<M> {
 
     /// Bytes of pages in a backed mask.
     pub(crate) fn mask_bytes(mask: u64) -> u64 {
-        u64::from(mask.count_ones()) * PAGE_BYTES as u64
+        u64::from(mask.count_ones()) * PAGE_SIZE as u64
     }
 
     /// Bytes of a slab's backed pages.

@@ -6,7 +6,7 @@ mod common;
 use std::alloc::Layout;
 use std::ptr::NonNull;
 
-use common::{PAGE, Random};
+use common::{PAGE_SIZE, Random};
 use ghostmem::{Backend, Error, Heap};
 
 fn heap() -> Heap {
@@ -22,8 +22,8 @@ fn what_was_allocated_is_freed_to_the_last_byte() {
     for round in 0..common::steps(20_000) {
         if random.below(2) == 0 || live.is_empty() {
             let size = match random.below(8) {
-                0 => random.below(20 * PAGE),
-                1..=2 => random.below(2 * PAGE),
+                0 => random.below(20 * PAGE_SIZE),
+                1..=2 => random.below(2 * PAGE_SIZE),
                 _ => random.below(200),
             };
             let align = 1 << random.below(13);
@@ -99,7 +99,7 @@ fn what_is_no_blocks_start_is_refused() {
 #[test]
 fn taking_back_more_than_was_lent_does_not_use_up_the_memory_limit() {
     let heap = Heap::builder()
-        .resident_limit(64 * PAGE)
+        .resident_limit(64 * PAGE_SIZE)
         .memory_limit(16 << 20)
         .build()
         .unwrap();

@@ -6,13 +6,13 @@
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use common::{PAGE, Watchdog, alone_on_each, heap, stamped};
+use common::{PAGE_SIZE, Watchdog, alone_on_each, heap, stamped};
 use ghostmem::GhostSlice;
 
 mod common;
 
 /// Twice what is resident.
-const WORDS: usize = 128 * PAGE / 8;
+const WORDS: usize = 128 * PAGE_SIZE / 8;
 const LIMIT_PAGES: usize = 64;
 
 static DATA: OnceLock<GhostSlice<AtomicU64>> = OnceLock::new();
@@ -82,7 +82,7 @@ fn a_fault_leaves_errno_alone() {
             .slice_from_fn(WORDS, |index| AtomicU64::new(stamped(index, 0)))
             .unwrap();
         for turn in 0..2 {
-            for index in (0..WORDS).step_by(PAGE / 8) {
+            for index in (0..WORDS).step_by(PAGE_SIZE / 8) {
                 // SAFETY: the calling thread's own.
                 unsafe { *libc::__errno_location() = 77 };
                 let seen = words[index].fetch_add(0, Ordering::Relaxed);

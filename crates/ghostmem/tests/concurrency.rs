@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread;
 
-use common::{BACKENDS, PAGE, Random, Watchdog, heap, word};
+use common::{BACKENDS, PAGE_SIZE, Random, Watchdog, heap, word};
 use ghostmem::{Backend, Heap};
 
 mod common;
@@ -21,7 +21,7 @@ fn eight_threads_restore_shared_read_only_data() {
     let _watchdog = Watchdog::new("shared reading", 60);
     for backend in BACKENDS {
         let heap = heap(backend, 128);
-        let count = 1024 * PAGE / 8;
+        let count = 1024 * PAGE_SIZE / 8;
         let data = heap.slice_from_fn(count, |i| word(i, 3)).unwrap();
         thread::scope(|scope| {
             for me in 0..THREADS {
@@ -45,7 +45,10 @@ fn eight_threads_restore_shared_read_only_data() {
         });
         let stats = heap.stats();
         assert!(stats.refaults > 1000, "{backend}: {stats:?}");
-        assert!(stats.resident_bytes <= 128 * PAGE, "{backend}: {stats:?}");
+        assert!(
+            stats.resident_bytes <= 128 * PAGE_SIZE,
+            "{backend}: {stats:?}"
+        );
         assert_eq!(stats.overdrafts, 0, "{backend}: {stats:?}");
     }
 }
@@ -57,7 +60,7 @@ fn neighbouring_words_of_one_page_keep_every_store_under_constant_eviction() {
         let heap = heap(backend, 5);
         // Page 0 is shared; the others press it out of its frame.
         let words = heap
-            .slice_from_fn(32 * PAGE / 8, |_| AtomicU64::new(0))
+            .slice_from_fn(32 * PAGE_SIZE / 8, |_| AtomicU64::new(0))
             .unwrap();
         // Until it has been pressed out often enough, however long that takes.
         let pressed = || {
@@ -87,7 +90,8 @@ fn neighbouring_words_of_one_page_keep_every_store_under_constant_eviction() {
             scope.spawn(|| {
                 let mut random = Random::new(9);
                 while !done.load(Ordering::Relaxed) {
-                    words[PAGE / 8 + random.below(31 * PAGE / 8)].fetch_add(1, Ordering::Relaxed);
+                    words[PAGE_SIZE / 8 + random.below(31 * PAGE_SIZE / 8)]
+                        .fetch_add(1, Ordering::Relaxed);
                 }
             });
             while !pressed() {
@@ -121,7 +125,7 @@ impl Block {
             0 => 8 + random.below(200),
             1 => 8 + random.below(5000),
             2 => 8 + random.below(60_000),
-            _ => PAGE,
+            _ => PAGE_SIZE,
         };
         let layout = Layout::from_size_align(size, 8 << random.below(4)).unwrap();
         let start = heap.allocate(layout).unwrap().cast::<u8>();
@@ -222,7 +226,7 @@ fn advice_runs_against_readers_and_writers() {
     let _watchdog = Watchdog::new("advice", 60);
     for backend in BACKENDS {
         let heap = heap(backend, 48);
-        let part = 32 * PAGE / 8;
+        let part = 32 * PAGE_SIZE / 8;
         let shared = heap.slice_from_fn(part, |i| word(i, 1)).unwrap();
         let mut written: Vec<_> = (0..2)
             .map(|_| heap.slice_from_fn(part, |i| word(i, 0)).unwrap())
@@ -232,7 +236,7 @@ fn advice_runs_against_readers_and_writers() {
             .chain([&shared])
             .map(|slice| (slice.as_ptr().addr(), slice.len()))
             .collect();
-        let mut scratch = heap.slice_from_fn(8 * PAGE / 8, |_| 7_u64).unwrap();
+        let mut scratch = heap.slice_from_fn(8 * PAGE_SIZE / 8, |_| 7_u64).unwrap();
         let stop = AtomicBool::new(false);
         let rounds = thread::scope(|scope| {
             // Also when a check below fails: the threads must not go on.

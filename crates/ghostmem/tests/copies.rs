@@ -3,7 +3,7 @@
 #![cfg(not(windows))]
 #![allow(clippy::unwrap_used)] // a test ends at the first failure
 
-use common::{BACKENDS, PAGE, Random, Watchdog};
+use common::{BACKENDS, PAGE_SIZE, Random, Watchdog};
 use ghostmem::{Heap, Stats};
 
 mod common;
@@ -54,8 +54,8 @@ fn reading_alone_stays_within_the_memory_limit() {
         };
         let mut at = Random::new(5);
         for turn in 0..40_000 {
-            let (chunk, page) = (at.below(CHUNKS), at.below(CHUNK_WORDS * 8 / PAGE));
-            assert_eq!(chunks[chunk][page * PAGE / 8 + 300], 7, "{backend}");
+            let (chunk, page) = (at.below(CHUNKS), at.below(CHUNK_WORDS * 8 / PAGE_SIZE));
+            assert_eq!(chunks[chunk][page * PAGE_SIZE / 8 + 300], 7, "{backend}");
             if turn % 64 == 0 {
                 look(&heap);
             }
@@ -84,7 +84,7 @@ fn pages_that_do_not_shrink_keep_no_copy() {
         let heap = common::heap(backend, RESIDENT_PAGES);
         let mut random = Random::new(9);
         let data = heap
-            .slice_from_fn(PAGES * PAGE / 8, |_| random.next())
+            .slice_from_fn(PAGES * PAGE_SIZE / 8, |_| random.next())
             .unwrap();
         let mut again = Random::new(9);
         for turn in 0..3 {
@@ -93,7 +93,7 @@ fn pages_that_do_not_shrink_keep_no_copy() {
                 if turn == 2 {
                     assert_eq!(word, again.next(), "{backend}");
                 }
-                if index.is_multiple_of(64 * PAGE / 8) {
+                if index.is_multiple_of(64 * PAGE_SIZE / 8) {
                     most = most.max(heap.stats().stored_pages);
                 }
             }
@@ -135,7 +135,7 @@ fn copies_make_room_before_an_allocation_is_refused() {
         );
         assert_eq!(copies > 1000, tracks, "{backend}: {copies} copies");
         // At the data's ratio this fits in what the copies take, and in no less.
-        let layout = std::alloc::Layout::from_size_align(10 << 20, PAGE).unwrap();
+        let layout = std::alloc::Layout::from_size_align(10 << 20, PAGE_SIZE).unwrap();
         let block = heap.allocate(layout);
         assert!(block.is_ok(), "{backend}: {:?}", heap.stats());
         assert!(!tracks || heap.stats().kept_copies < copies, "{backend}");
@@ -150,21 +150,21 @@ fn no_copy_is_left_when_its_page_is_gone() {
         let heap = common::heap(backend, 64);
         let mut random = Random::new(2);
         let mut data = heap
-            .slice_from_fn(PAGES * PAGE / 8, |index| half(&mut random, index))
+            .slice_from_fn(PAGES * PAGE_SIZE / 8, |index| half(&mut random, index))
             .unwrap();
         for round in 0..8 {
-            let sum = data.iter().step_by(PAGE / 8).fold(0, |a, b| a ^ b);
+            let sum = data.iter().step_by(PAGE_SIZE / 8).fold(0, |a, b| a ^ b);
             assert_ne!(sum, 1, "{backend}");
             let copies = heap.stats().kept_copies;
             assert!(copies <= 64, "{backend}: {copies} copies of 64 pages");
-            let at = round * 32 * PAGE / 8;
+            let at = round * 32 * PAGE_SIZE / 8;
             assert_eq!(data[at + 300], 7, "{backend}");
             match round % 4 {
-                0 => data[at..at + PAGE].fill(round as u64),
-                1 => drop(heap.pin(&raw const data[at..at + PAGE]).unwrap()),
-                2 => drop(heap.evict(&raw const data[at..at + 8 * PAGE]).unwrap()),
+                0 => data[at..at + PAGE_SIZE].fill(round as u64),
+                1 => drop(heap.pin(&raw const data[at..at + PAGE_SIZE]).unwrap()),
+                2 => drop(heap.evict(&raw const data[at..at + 8 * PAGE_SIZE]).unwrap()),
                 // SAFETY: words that nobody refers to; zero is a word.
-                _ => unsafe { heap.discard(&raw mut data[at..at + PAGE]) }.unwrap(),
+                _ => unsafe { heap.discard(&raw mut data[at..at + PAGE_SIZE]) }.unwrap(),
             }
         }
         drop(data);

@@ -6,7 +6,7 @@ use std::alloc::Layout;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
-use common::{BACKENDS, PAGE, Random, Watchdog, heap, stats_at_rest, word};
+use common::{BACKENDS, PAGE_SIZE, Random, Watchdog, heap, stats_at_rest, word};
 use ghostmem::{Backend, Heap};
 
 mod common;
@@ -19,7 +19,7 @@ const RUNS: usize = 6;
 const PAGES: usize = WRITERS * RUNS * RUN_PAGES;
 /// A fraction of the pages: most touches find their page gone.
 const LIMIT_PAGES: usize = 12;
-const WORDS: usize = PAGE / 8;
+const WORDS: usize = PAGE_SIZE / 8;
 const STEPS: usize = 250;
 
 /// The block all threads work in, used through raw pointers as its bytes
@@ -178,7 +178,7 @@ fn discarded_pages_are_zero_and_their_neighbours_whole() {
     println!("seed {seed}");
     for backend in BACKENDS {
         let heap = heap(backend, LIMIT_PAGES);
-        let layout = Layout::from_size_align(PAGES * PAGE, PAGE).unwrap();
+        let layout = Layout::from_size_align(PAGES * PAGE_SIZE, PAGE_SIZE).unwrap();
         let start = heap.allocate(layout).unwrap().cast::<u8>();
         let block = Block(start.as_ptr().cast());
         let discarded = [const { AtomicU64::new(0) }; 2];

@@ -6,7 +6,7 @@
 use std::alloc::Layout;
 use std::sync::OnceLock;
 
-use common::{PAGE, Random, Watchdog, alone, heap, role, run_alone, word};
+use common::{PAGE_SIZE, Random, Watchdog, alone, heap, role, run_alone, word};
 use ghostmem::{Backend, Error, Heap};
 
 mod common;
@@ -115,7 +115,7 @@ fn with_the_system_call_alone_refused_auto_works() {
 fn address_space() -> u64 {
     let text = std::fs::read_to_string("/proc/self/statm").unwrap();
     let pages: u64 = text.split(' ').next().unwrap().parse().unwrap();
-    pages * PAGE as u64
+    pages * PAGE_SIZE as u64
 }
 
 #[test]
@@ -189,7 +189,7 @@ extern "C" fn on_abort(_: i32) {
     let over = stats
         .resident_bytes
         .saturating_sub(stats.resident_limit_bytes);
-    let bounded = over > 0 && over <= 68 * PAGE && stats.overdrafts >= 68;
+    let bounded = over > 0 && over <= 68 * PAGE_SIZE && stats.overdrafts >= 68;
     // SAFETY: ends the process.
     unsafe { libc::_exit(if bounded { 77 } else { 78 }) };
 }
@@ -208,7 +208,7 @@ fn with_all_memory_locked_the_limit_is_exceeded_by_so_much_and_no_more() {
     }
     let _watchdog = Watchdog::new("locked memory", 50);
     let heap = LOCKED.get_or_init(|| common::heap(Backend::Auto, 256));
-    let layout = Layout::from_size_align(512 * PAGE, PAGE).unwrap();
+    let layout = Layout::from_size_align(512 * PAGE_SIZE, PAGE_SIZE).unwrap();
     let block = heap.allocate(layout).unwrap().cast::<u8>();
     // SAFETY: our own block; every page is locked as it comes in.
     let rc = unsafe { libc::mlock2(block.as_ptr().cast(), layout.size(), 1) };
@@ -219,7 +219,7 @@ fn with_all_memory_locked_the_limit_is_exceeded_by_so_much_and_no_more() {
     unsafe { libc::signal(libc::SIGABRT, on_abort as *const () as usize) };
     for page in 0..512 {
         // SAFETY: inside the block.
-        unsafe { block.add(page * PAGE).write_volatile(1) };
+        unsafe { block.add(page * PAGE_SIZE).write_volatile(1) };
     }
 }
 

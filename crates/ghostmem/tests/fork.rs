@@ -9,13 +9,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use common::{PAGE, Watchdog, alone_on_each, fork, heap, stamped, wait_for};
+use common::{PAGE_SIZE, Watchdog, alone_on_each, fork, heap, stamped, wait_for};
 use ghostmem::{Backend, GhostSlice, Heap};
 
 mod common;
 
 /// Words of one thread's part: 64 pages.
-const PART: usize = 64 * PAGE / 8;
+const PART: usize = 64 * PAGE_SIZE / 8;
 const PARTS: usize = 4;
 
 type Words = GhostSlice<AtomicU64>;
@@ -107,7 +107,7 @@ fn forks_in_the_middle_of_faulting_leave_both_sides_whole() {
                         // The child's heap is a whole one.
                         let more = words.heap().slice_from_fn(PART, |i| i).unwrap();
                         assert!(more.iter().copied().eq(0..PART));
-                        assert!(words.heap().stats().resident_bytes <= 96 * PAGE);
+                        assert!(words.heap().stats().resident_bytes <= 96 * PAGE_SIZE);
                     });
                     let status = wait_for(child);
                     assert!(status.success(), "{backend}, child {turn}: {status}");
@@ -250,7 +250,7 @@ fn a_raw_clone_is_stopped_rather_than_given_zeros() {
                     "{backend}, resident {resident}: {status}"
                 );
                 // What the child tried has not touched the parent.
-                assert!(heap.stats().resident_bytes <= 96 * PAGE);
+                assert!(heap.stats().resident_bytes <= 96 * PAGE_SIZE);
                 for (i, value) in words.iter().enumerate() {
                     let seen = value.load(Ordering::Relaxed);
                     assert_eq!(seen, stamped(i % PART, 0), "{backend}: word {i}");

@@ -7,11 +7,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use ghostmem::Backend;
 
-use common::{PAGE, Watchdog, alone_on_each, fork, heap, stamped, wait_for};
+use common::{PAGE_SIZE, Watchdog, alone_on_each, fork, heap, stamped, wait_for};
 
 mod common;
 
-const WORDS: usize = 300 * PAGE / 8;
+const WORDS: usize = 300 * PAGE_SIZE / 8;
 
 /// Opens descriptors until the process may have no more; those that were opened.
 fn open_all() -> Vec<i32> {

@@ -9,12 +9,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use common::{PAGE, Watchdog, alone_on_each, fork, heap, stamped, wait_for};
+use common::{PAGE_SIZE, Watchdog, alone_on_each, fork, heap, stamped, wait_for};
 
 mod common;
 
 /// Words of one thread's part.
-const PART: usize = 24 * PAGE / 8;
+const PART: usize = 24 * PAGE_SIZE / 8;
 const PARTS: usize = 3;
 
 /// A word that some round wrote at its place.
@@ -29,7 +29,9 @@ fn a_call_into_a_pinned_buffer_works_during_forks() {
         let _watchdog = Watchdog::new("calls into pinned buffers", 50);
         let heap = heap(backend, 256);
         let other = heap
-            .slice_from_fn(160 * PAGE / 8, |index| AtomicU64::new(stamped(index, 1)))
+            .slice_from_fn(160 * PAGE_SIZE / 8, |index| {
+                AtomicU64::new(stamped(index, 1))
+            })
             .unwrap();
         let buffer = heap
             .slice_from_fn(PART, |index| AtomicU64::new(stamped(index, 1)))
@@ -121,11 +123,11 @@ fn pages_that_are_unpinned_and_evicted_around_a_fork_keep_their_bytes() {
                         round += 1;
                         drop(pin);
                         // One page after the other, so that some go at any moment.
-                        for page in mine.chunks(PAGE / 8) {
+                        for page in mine.chunks(PAGE_SIZE / 8) {
                             heap.evict(&raw const *page).unwrap();
                         }
                         // A touch, not a pin: a hole would read as zero.
-                        for (index, word) in mine.iter().enumerate().step_by(PAGE / 8) {
+                        for (index, word) in mine.iter().enumerate().step_by(PAGE_SIZE / 8) {
                             let seen = word.load(Ordering::Relaxed);
                             assert_eq!(seen, stamped(first + index, round), "{backend}");
                         }

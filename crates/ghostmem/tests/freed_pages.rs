@@ -9,7 +9,7 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
-use common::{BACKENDS, PAGE, Random, Watchdog, heap, stats_at_rest};
+use common::{BACKENDS, PAGE_SIZE, Random, Watchdog, heap, stats_at_rest};
 use ghostmem::Heap;
 
 mod common;
@@ -39,8 +39,8 @@ impl Shared<'_> {
             self.busy.fetch_add(1, Ordering::SeqCst);
             let block = self.block.load(Ordering::SeqCst);
             if block != 0 {
-                let first = block + random.below(PAGES - 1) * PAGE;
-                let range = std::ptr::slice_from_raw_parts(first as *const u8, 2 * PAGE);
+                let first = block + random.below(PAGES - 1) * PAGE_SIZE;
+                let range = std::ptr::slice_from_raw_parts(first as *const u8, 2 * PAGE_SIZE);
                 // Refused once it is free, and when others pin too much.
                 let pinned = self.heap.pin(range);
                 self.pins
@@ -74,7 +74,7 @@ impl Drop for Stopper<'_> {
 #[test]
 fn pins_against_frees_leave_no_page_and_no_byte() {
     let _watchdog = Watchdog::new("pins against frees", 120);
-    let layout = Layout::from_size_align(PAGES * PAGE, PAGE).unwrap();
+    let layout = Layout::from_size_align(PAGES * PAGE_SIZE, PAGE_SIZE).unwrap();
     for backend in BACKENDS {
         let heap = heap(backend, LIMIT_PAGES);
         let shared = Shared {
@@ -97,7 +97,7 @@ fn pins_against_frees_leave_no_page_and_no_byte() {
                 if round % 2 == 0 {
                     for page in 0..PAGES {
                         // SAFETY: inside the block, nobody else knows it yet.
-                        let word = unsafe { block.cast::<u64>().add(page * PAGE / 8) };
+                        let word = unsafe { block.cast::<u64>().add(page * PAGE_SIZE / 8) };
                         // SAFETY: as before.
                         let found = unsafe { word.read_volatile() };
                         assert_eq!(found, 0, "{backend}: round {round}, page {page}");
@@ -140,11 +140,11 @@ fn first_touches_against_frees_leave_no_page() {
     /// As many pages as have their words on one page.
     const GROUP: usize = 512;
     let _watchdog = Watchdog::new("first touches against frees", 120);
-    let layout = Layout::from_size_align(GROUP * PAGE, GROUP * PAGE).unwrap();
+    let layout = Layout::from_size_align(GROUP * PAGE_SIZE, GROUP * PAGE_SIZE).unwrap();
     let heap = heap(BACKENDS[0], 64);
     let mut random = Random::new(7);
     // Each block lies where none was before: its page stays in use.
-    let kept = Layout::from_size_align(GROUP / 2 * PAGE, PAGE).unwrap();
+    let kept = Layout::from_size_align(GROUP / 2 * PAGE_SIZE, PAGE_SIZE).unwrap();
     for round in 0..common::steps(2000) {
         let block = heap.allocate(layout).unwrap().cast::<u8>();
         let address = block.as_ptr().addr();
@@ -152,7 +152,7 @@ fn first_touches_against_frees_leave_no_page() {
         let (heap, start) = (&heap, &start);
         thread::scope(|scope| {
             scope.spawn(move || {
-                let page = std::ptr::slice_from_raw_parts(address as *const u8, PAGE);
+                let page = std::ptr::slice_from_raw_parts(address as *const u8, PAGE_SIZE);
                 start.wait();
                 // Refused once it is free.
                 drop(heap.pin(page));

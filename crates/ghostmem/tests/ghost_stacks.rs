@@ -9,7 +9,7 @@ use std::hint::black_box;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use common::{PAGE, Watchdog};
+use common::{PAGE_SIZE, Watchdog};
 use ghostmem::{Backend, Heap};
 
 mod common;
@@ -62,7 +62,7 @@ fn use_alternate_stack(memory: &mut [u8]) {
 /// Goes `depth` frames of a page and more down, and comes back.
 #[inline(never)]
 fn descend(depth: usize, seed: u64) -> u64 {
-    let frame = black_box([seed; PAGE / 8]);
+    let frame = black_box([seed; PAGE_SIZE / 8]);
     let below = if depth > 0 {
         descend(depth - 1, seed + 1)
     } else {
@@ -74,26 +74,26 @@ fn descend(depth: usize, seed: u64) -> u64 {
 /// What `descend` returns.
 fn expected(depth: usize, seed: u64) -> u64 {
     (0..=depth as u64)
-        .map(|d| (seed + d) * (PAGE as u64 / 8))
+        .map(|d| (seed + d) * (PAGE_SIZE as u64 / 8))
         .sum()
 }
 
 fn heap(backend: Backend) -> Heap {
     Heap::builder()
         .backend(backend)
-        .resident_limit(LIMIT_PAGES * PAGE)
+        .resident_limit(LIMIT_PAGES * PAGE_SIZE)
         .memory_limit(8 << 20)
         .build()
         .unwrap()
 }
 
 fn allocate(heap: &Heap, pages: usize) -> *mut [u8] {
-    let layout = Layout::from_size_align(pages * PAGE, PAGE).unwrap();
+    let layout = Layout::from_size_align(pages * PAGE_SIZE, PAGE_SIZE).unwrap();
     heap.allocate(layout).unwrap().as_ptr()
 }
 
 fn free(heap: &Heap, block: *mut [u8]) {
-    let layout = Layout::from_size_align(block.len(), PAGE).unwrap();
+    let layout = Layout::from_size_align(block.len(), PAGE_SIZE).unwrap();
     let start = core::ptr::NonNull::new(block.cast::<u8>()).unwrap();
     // SAFETY: the test's own block, not used afterwards.
     unsafe { heap.deallocate(start, layout) }.unwrap();
@@ -102,7 +102,7 @@ fn free(heap: &Heap, block: *mut [u8]) {
 /// One of everything, on a stack that may be gone at any time. `stack` is that.
 fn ask_for_everything(heap: &Heap, stack: *mut [u8], data: *mut [u8], round: usize) {
     let words = data.cast::<u64>();
-    let word = |page: usize| words.wrapping_add(page * PAGE / 8);
+    let word = |page: usize| words.wrapping_add(page * PAGE_SIZE / 8);
     for page in 0..DATA_PAGES {
         // SAFETY: inside the block, which is this thread's.
         unsafe { word(page).write_volatile((round * 1000 + page) as u64) };
@@ -110,7 +110,7 @@ fn ask_for_everything(heap: &Heap, stack: *mut [u8], data: *mut [u8], round: usi
     heap.evict(stack).unwrap();
     heap.evict_coldest().unwrap();
     heap.prefetch(data).unwrap();
-    let some = core::ptr::slice_from_raw_parts_mut(data.cast::<u8>(), PINNED_PAGES * PAGE);
+    let some = core::ptr::slice_from_raw_parts_mut(data.cast::<u8>(), PINNED_PAGES * PAGE_SIZE);
     let pinned = heap.pin(some.cast_const()).unwrap();
     heap.evict(stack).unwrap();
     heap.evict(data).unwrap();
@@ -133,7 +133,7 @@ fn ask_for_everything(heap: &Heap, stack: *mut [u8], data: *mut [u8], round: usi
     heap.evict(stack).unwrap();
     free(heap, short);
     // The limit refuses it, but not before the store was compacted.
-    let huge = Layout::from_size_align(1 << 30, PAGE).unwrap();
+    let huge = Layout::from_size_align(1 << 30, PAGE_SIZE).unwrap();
     assert!(heap.allocate(huge).is_err());
 }
 
@@ -149,7 +149,7 @@ fn a_stack_of_ghost_memory_may_leave_at_any_time() {
         // Addresses: pointers do not cross threads.
         let [stack, data] = [STACK_PAGES, DATA_PAGES].map(|n| allocate(&heap, n).addr());
         let block = |start: usize, pages: usize| {
-            core::ptr::slice_from_raw_parts_mut(start as *mut u8, pages * PAGE)
+            core::ptr::slice_from_raw_parts_mut(start as *mut u8, pages * PAGE_SIZE)
         };
         thread::scope(|scope| {
             let (heap, stop, block) = (&heap, &stop, &block);
@@ -163,7 +163,7 @@ fn a_stack_of_ghost_memory_may_leave_at_any_time() {
             let user = scope.spawn(move || {
                 let mut alternate = vec![0; 1 << 16];
                 use_alternate_stack(&mut alternate);
-                on_stack(stack + STACK_PAGES * PAGE, &mut || {
+                on_stack(stack + STACK_PAGES * PAGE_SIZE, &mut || {
                     for round in 0..ROUNDS {
                         // A frame and its copies take three pages at most.
                         let depth = round % (STACK_PAGES / 4);

@@ -6,7 +6,7 @@
 use std::fs;
 use std::time::Duration;
 
-use common::{PAGE, Random};
+use common::{PAGE_SIZE, Random};
 use ghostmem::Heap;
 
 mod common;
@@ -33,13 +33,15 @@ fn the_background_thread_of_an_idle_heap_rests() {
     // Pages of every compressed size: each class has a part-filled slab.
     let pages = 16 << 8;
     let mut random = Random::new(3);
-    let mut data = heap.slice_from_fn(pages * PAGE / 8, |_| 0_u64).unwrap();
-    for (number, page) in data.chunks_mut(PAGE / 8).enumerate() {
+    let mut data = heap
+        .slice_from_fn(pages * PAGE_SIZE / 8, |_| 0_u64)
+        .unwrap();
+    for (number, page) in data.chunks_mut(PAGE_SIZE / 8).enumerate() {
         let noise = number % 480 + 8;
         page[..noise].fill_with(|| random.next());
     }
     // A third goes again, scattered, so that there is free space to win.
-    for page in data.chunks_mut(PAGE / 8).step_by(3) {
+    for page in data.chunks_mut(PAGE_SIZE / 8).step_by(3) {
         page.fill(1);
     }
     assert!(heap.stats().evictions_dirty > 0);

@@ -6,7 +6,7 @@ use std::arch::asm;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
-use common::{BACKENDS, PAGE, Random, Watchdog, heap};
+use common::{BACKENDS, PAGE_SIZE, Random, Watchdog, heap};
 use ghostmem::{Backend, GhostSlice};
 
 mod common;
@@ -15,7 +15,7 @@ const LIMIT_PAGES: usize = 5;
 
 fn bytes(backend: Backend, pages: usize) -> GhostSlice<u8> {
     heap(backend, LIMIT_PAGES)
-        .slice_from_fn(pages * PAGE, byte)
+        .slice_from_fn(pages * PAGE_SIZE, byte)
         .unwrap()
 }
 
@@ -25,7 +25,7 @@ fn byte(i: usize) -> u8 {
 
 /// Offsets of lanes that each lie across a border of two pages of their own.
 fn straddling<const N: usize>(turn: usize) -> [i32; N] {
-    std::array::from_fn(|lane| ((2 * lane + 1) * PAGE - 1 - turn % 3) as i32)
+    std::array::from_fn(|lane| ((2 * lane + 1) * PAGE_SIZE - 1 - turn % 3) as i32)
 }
 
 fn expected(at: i32) -> u32 {
@@ -111,9 +111,9 @@ fn rep_movs_across_pages_of_source_and_destination_finishes() {
     let _watchdog = Watchdog::new("rep movs", 60);
     for backend in BACKENDS {
         let from = bytes(backend, 24);
-        let mut to = from.heap().slice_from_fn(24 * PAGE, |_| 0_u8).unwrap();
+        let mut to = from.heap().slice_from_fn(24 * PAGE_SIZE, |_| 0_u8).unwrap();
         for turn in 0..6 {
-            let count = 20 * PAGE + turn;
+            let count = 20 * PAGE_SIZE + turn;
             let (source, target) = (1 + turn, 3 * turn);
             // SAFETY: both ranges lie inside their slices and do not overlap.
             unsafe {
@@ -153,7 +153,7 @@ fn eight_threads_that_need_four_pages_for_each_instruction_finish() {
         // Each thread: 2 pages to read from, 2 to write to, one word across
         // each border. 32 pages wanted at once, 5 to be had.
         let data = heap(backend, LIMIT_PAGES)
-            .slice_from_fn(8 * 4 * PAGE, byte)
+            .slice_from_fn(8 * 4 * PAGE_SIZE, byte)
             .unwrap();
         let start = data.as_ptr().expose_provenance();
         let done = AtomicU64::new(0);
@@ -162,10 +162,10 @@ fn eight_threads_that_need_four_pages_for_each_instruction_finish() {
                 let done = &done;
                 scope.spawn(move || {
                     for turn in 0..30_usize {
-                        let at = me * 4 * PAGE + PAGE - 1 - turn % 7;
+                        let at = me * 4 * PAGE_SIZE + PAGE_SIZE - 1 - turn % 7;
                         let source: *const u64 = std::ptr::with_exposed_provenance(start + at);
                         let target: *mut u64 =
-                            std::ptr::with_exposed_provenance_mut(start + at + 2 * PAGE);
+                            std::ptr::with_exposed_provenance_mut(start + at + 2 * PAGE_SIZE);
                         // SAFETY: inside this thread's own four pages.
                         unsafe {
                             asm!(
@@ -187,10 +187,10 @@ fn eight_threads_that_need_four_pages_for_each_instruction_finish() {
         assert_eq!(done.load(Ordering::Relaxed), 8 * 30);
         // Once everybody is through, the limit holds again.
         let heap = data.heap();
-        for i in (0..data.len()).step_by(PAGE) {
+        for i in (0..data.len()).step_by(PAGE_SIZE) {
             std::hint::black_box(data[i]);
         }
         let resident = heap.stats().resident_bytes;
-        assert!(resident <= LIMIT_PAGES * PAGE, "{backend}: {resident}");
+        assert!(resident <= LIMIT_PAGES * PAGE_SIZE, "{backend}: {resident}");
     }
 }

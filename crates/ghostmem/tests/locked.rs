@@ -6,7 +6,7 @@
 use std::alloc::Layout;
 use std::ptr::NonNull;
 
-use common::{PAGE, heap, stats_at_rest};
+use common::{PAGE_SIZE, heap, stats_at_rest};
 use ghostmem::{Backend, Heap};
 use refuse::refuse;
 
@@ -20,7 +20,7 @@ const PAGES: usize = 12;
 const DONTNEED_LOCKED: u32 = 24;
 
 fn layout() -> Layout {
-    Layout::from_size_align(PAGES * PAGE, PAGE).unwrap()
+    Layout::from_size_align(PAGES * PAGE_SIZE, PAGE_SIZE).unwrap()
 }
 
 fn allocate(heap: &Heap) -> NonNull<u8> {
@@ -31,12 +31,12 @@ fn fill(block: NonNull<u8>) {
     for page in 0..PAGES {
         // No page of one value, which would take no slot.
         // SAFETY: inside the test's own block.
-        unsafe { block.add(page * PAGE).cast::<[u8; 2]>().write([7, 9]) };
+        unsafe { block.add(page * PAGE_SIZE).cast::<[u8; 2]>().write([7, 9]) };
     }
 }
 
 fn assert_zero(block: NonNull<u8>, what: &str) {
-    for at in 0..PAGES * PAGE {
+    for at in 0..PAGES * PAGE_SIZE {
         // SAFETY: inside the test's own block.
         let byte = unsafe { block.add(at).read_volatile() };
         assert_eq!(byte, 0, "{what}: byte {at}");
@@ -48,7 +48,7 @@ fn locked(heap: &Heap) -> NonNull<u8> {
     let block = allocate(heap);
     fill(block);
     // SAFETY: the test's own block, all of it resident.
-    let rc = unsafe { libc::mlock(block.as_ptr().cast(), PAGES * PAGE) };
+    let rc = unsafe { libc::mlock(block.as_ptr().cast(), PAGES * PAGE_SIZE) };
     assert_eq!(rc, 0, "mlock: {}", std::io::Error::last_os_error());
     block
 }
@@ -68,7 +68,7 @@ fn reuse_after_a_lock(backend: Backend) {
     assert_zero(again, "handed out again");
     // The lock went with the block that it was asked for: this ends.
     fill(again);
-    let range = NonNull::slice_from_raw_parts(again, PAGES * PAGE);
+    let range = NonNull::slice_from_raw_parts(again, PAGES * PAGE_SIZE);
     let mut evicted = 0;
     while evicted < PAGES {
         // A monitor may have its hand on the last page still.
@@ -123,9 +123,9 @@ fn what_a_locked_block_loses_is_zero_when_it_grows_again() {
         let block = locked(&heap);
         // SAFETY: the test's own block, which nobody else resizes.
         let resize = |bytes| unsafe { heap.resize_in_place(block, bytes) };
-        assert!(resize(PAGE) && resize(PAGES * PAGE), "{backend}");
+        assert!(resize(PAGE_SIZE) && resize(PAGES * PAGE_SIZE), "{backend}");
         // SAFETY: inside the block.
-        unsafe { block.write_bytes(0, PAGE) };
+        unsafe { block.write_bytes(0, PAGE_SIZE) };
         assert_zero(block, "grown again");
         free(&heap, block);
     });

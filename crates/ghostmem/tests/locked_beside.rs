@@ -7,14 +7,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use ghostmem::Backend;
 
-use common::{PAGE, Watchdog, alone_on_each, fork, heap, stamped, wait_for};
+use common::{PAGE_SIZE, Watchdog, alone_on_each, fork, heap, stamped, wait_for};
 
 mod common;
 
 const LOCKED_PAGES: usize = 24;
 const PAGES: usize = 600;
 const LIMIT_PAGES: usize = 64;
-const PAGE_WORDS: usize = PAGE / 8;
+const PAGE_WORDS: usize = PAGE_SIZE / 8;
 
 /// Locks whole pages as they come in; `false` where the machine does not allow it.
 fn lock(words: &[AtomicU64]) -> bool {
@@ -67,7 +67,7 @@ fn pages_beside_locked_ones_are_evicted() {
             write(&words, round + 1);
             let stats = heap.stats();
             assert!(
-                stats.resident_bytes <= LIMIT_PAGES * PAGE && stats.overdrafts == 0,
+                stats.resident_bytes <= LIMIT_PAGES * PAGE_SIZE && stats.overdrafts == 0,
                 "{backend}: {} bytes resident, {} overdrafts",
                 stats.resident_bytes,
                 stats.overdrafts
@@ -90,9 +90,10 @@ fn a_block_that_was_locked_before_it_was_touched_can_be_used() {
         let _watchdog = Watchdog::new("a locked block", 50);
         let heap = heap(backend, 256);
         // In memory that nothing was put in so far.
-        let layout = std::alloc::Layout::from_size_align(LOCKED_PAGES * PAGE, PAGE).unwrap();
+        let layout =
+            std::alloc::Layout::from_size_align(LOCKED_PAGES * PAGE_SIZE, PAGE_SIZE).unwrap();
         let far = heap
-            .allocate(std::alloc::Layout::from_size_align(1 << 28, PAGE).unwrap())
+            .allocate(std::alloc::Layout::from_size_align(1 << 28, PAGE_SIZE).unwrap())
             .unwrap();
         let far = far.cast::<AtomicU64>();
         // SAFETY: a fresh block, zero, in the middle of which these words lie.

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use common::{PAGE, Watchdog, alone_on_each, heap};
+use common::{PAGE_SIZE, Watchdog, alone_on_each, heap};
 use ghostmem::Backend;
 
 mod common;
@@ -28,9 +28,9 @@ fn freeing_lets_any_number_of_waiting_threads_go_on() {
         }
         let _watchdog = Watchdog::new("many waiters", 50);
         let heap = heap(backend, LIMIT_PAGES);
-        let layout = Layout::from_size_align(MOST_PAGES * PAGE, PAGE).unwrap();
+        let layout = Layout::from_size_align(MOST_PAGES * PAGE_SIZE, PAGE_SIZE).unwrap();
         let locked = heap.allocate(layout).unwrap().cast::<u8>();
-        let other = Layout::from_size_align(WAITERS * PAGE, PAGE).unwrap();
+        let other = Layout::from_size_align(WAITERS * PAGE_SIZE, PAGE_SIZE).unwrap();
         let wanted = heap.allocate(other).unwrap().cast::<u8>();
         // SAFETY: our own block; every page is locked as it comes in.
         let rc = unsafe { libc::mlock2(locked.as_ptr().cast(), layout.size(), 1) };
@@ -40,7 +40,7 @@ fn freeing_lets_any_number_of_waiting_threads_go_on() {
         }
         for page in 0..MOST_PAGES {
             // SAFETY: inside the block.
-            unsafe { locked.add(page * PAGE).write_volatile(1) };
+            unsafe { locked.add(page * PAGE_SIZE).write_volatile(1) };
         }
         let begun = AtomicUsize::new(0);
         let done = AtomicUsize::new(0);
@@ -50,7 +50,8 @@ fn freeing_lets_any_number_of_waiting_threads_go_on() {
                 let (begun, done) = (&begun, &done);
                 scope.spawn(move || {
                     begun.fetch_add(1, Ordering::Relaxed);
-                    let page: *mut u8 = std::ptr::with_exposed_provenance_mut(address + me * PAGE);
+                    let page: *mut u8 =
+                        std::ptr::with_exposed_provenance_mut(address + me * PAGE_SIZE);
                     // SAFETY: this thread's own page.
                     unsafe { page.write_volatile(me as u8) };
                     done.fetch_add(1, Ordering::Relaxed);
@@ -72,7 +73,8 @@ fn freeing_lets_any_number_of_waiting_threads_go_on() {
         assert_eq!(done.load(Ordering::Relaxed), WAITERS);
         for me in 0..WAITERS {
             // SAFETY: inside the block.
-            assert_eq!(unsafe { wanted.add(me * PAGE).read_volatile() }, me as u8);
+            let seen = unsafe { wanted.add(me * PAGE_SIZE).read_volatile() };
+            assert_eq!(seen, me as u8);
         }
         // SAFETY: allocated above, used no more.
         unsafe { heap.deallocate(wanted, other) }.unwrap();

@@ -5,11 +5,11 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::{ptr, thread};
 
-use common::{PAGE, Random, Watchdog, alone_on_each, fork, heap, stamped, wait_for};
+use common::{PAGE_SIZE, Random, Watchdog, alone_on_each, fork, heap, stamped, wait_for};
 
 mod common;
 
-const PAGE_WORDS: usize = PAGE / 8;
+const PAGE_WORDS: usize = PAGE_SIZE / 8;
 
 /// Leaves the process about `spare` mappings: takes all others, as neighbours that
 /// may be accessed differently.
@@ -21,11 +21,11 @@ fn take_all_mappings_but(spare: usize) {
         .unwrap();
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     // SAFETY: new address space.
-    let base = unsafe { libc::mmap(ptr::null_mut(), (most + 2) * PAGE, 0, flags, -1, 0) };
+    let base = unsafe { libc::mmap(ptr::null_mut(), (most + 2) * PAGE_SIZE, 0, flags, -1, 0) };
     assert_ne!(base, libc::MAP_FAILED);
     let open = |at: usize, prot| {
         // SAFETY: inside the mapping above, which nobody uses.
-        unsafe { libc::mprotect(base.byte_add(at * PAGE), PAGE, prot) == 0 }
+        unsafe { libc::mprotect(base.byte_add(at * PAGE_SIZE), PAGE_SIZE, prot) == 0 }
     };
     let mut taken = 0;
     while open(2 * taken + 1, libc::PROT_READ) {
@@ -127,7 +127,7 @@ fn a_large_block_may_be_used_anywhere_without_a_mapping_left() {
     alone_on_each(name, |backend| {
         let _watchdog = Watchdog::new("a block without mappings", 50);
         let heap = heap(backend, 64);
-        let layout = std::alloc::Layout::from_size_align(1 << 30, PAGE).unwrap();
+        let layout = std::alloc::Layout::from_size_align(1 << 30, PAGE_SIZE).unwrap();
         let block = heap.allocate(layout).unwrap().cast::<AtomicU64>();
         // SAFETY: a fresh block, all zero.
         let words = unsafe { std::slice::from_raw_parts(block.as_ptr(), layout.size() / 8) };

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use common::{PAGE, Random, Watchdog, alone_on_each, role, run_alone};
+use common::{PAGE_SIZE, Random, Watchdog, alone_on_each, role, run_alone};
 use ghostmem::{Backend, Error, Heap, Spill};
 
 mod common;
@@ -173,7 +173,7 @@ fn memory_that_was_granted_and_does_not_fit_ends_with_the_signal() {
     if let Some(role) = role() {
         let backend = common::BACKENDS.iter().find(|b| b.to_string() == role);
         let (heap, _bound) = bounded(*backend.unwrap());
-        let layout = Layout::from_size_align(2 * ROOM, PAGE).unwrap();
+        let layout = Layout::from_size_align(2 * ROOM, PAGE_SIZE).unwrap();
         let block = heap.allocate_zeroed(layout).unwrap().cast::<u64>();
         let mut random = Random::new(5);
         for i in 0..2 * ROOM / 8 {
@@ -230,7 +230,7 @@ fn memory_beside_the_heap_that_was_given_back_is_granted_at_once() {
         |backend| {
             let _watchdog = Watchdog::new("memory given back", 55);
             let (heap, _bound) = bounded(backend);
-            let layout = Layout::from_size_align(ROOM / 2, PAGE).unwrap();
+            let layout = Layout::from_size_align(ROOM / 2, PAGE_SIZE).unwrap();
             for turn in 0..10 {
                 let beside = vec![1_u8; ROOM - 6 * MIB];
                 // Longer than the heap leaves it unwatched.

@@ -5,7 +5,7 @@
 use std::alloc::Layout;
 use std::ptr::NonNull;
 
-use common::{PAGE, Random, heap};
+use common::{PAGE_SIZE, Random, heap};
 use ghostmem::{Backend, Heap, Pinned};
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -122,8 +122,8 @@ impl Block {
             return;
         }
         let base = self.start.addr().get();
-        let first = (base + from).next_multiple_of(PAGE);
-        let end = (base + to) / PAGE * PAGE;
+        let first = (base + from).next_multiple_of(PAGE_SIZE);
+        let end = (base + to) / PAGE_SIZE * PAGE_SIZE;
         if first < end {
             self.model[first - base..end - base].fill(Some(0));
         }
@@ -156,7 +156,7 @@ fn run(backend: Backend, steps: &[Step]) {
                 continue;
             }
             Step::Limit(pages) => {
-                heap.set_resident_limit(pages * PAGE).unwrap();
+                heap.set_resident_limit(pages * PAGE_SIZE).unwrap();
                 continue;
             }
             _ if blocks.is_empty() => continue,

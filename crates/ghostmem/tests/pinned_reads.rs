@@ -8,7 +8,7 @@ use std::os::fd::AsRawFd as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use common::{BACKENDS, PAGE, Random, Watchdog, heap};
+use common::{BACKENDS, PAGE_SIZE, Random, Watchdog, heap};
 use ghostmem::Heap;
 
 mod common;
@@ -20,7 +20,7 @@ const PINNED: usize = 3;
 const ROUNDS: usize = 4000;
 
 fn pages(block: usize, first: usize, count: usize) -> *const [u8] {
-    core::ptr::slice_from_raw_parts((block + first * PAGE) as *const u8, count * PAGE)
+    core::ptr::slice_from_raw_parts((block + first * PAGE_SIZE) as *const u8, count * PAGE_SIZE)
 }
 
 /// Stores to every page and sends all of them away, but for those that are pinned.
@@ -28,7 +28,7 @@ fn evict(heap: &Heap, block: usize, stop: &AtomicBool, seed: u64) {
     let mut random = Random::new(seed);
     while !stop.load(Ordering::Relaxed) {
         for _ in 0..PAGES / 2 {
-            let word = (block + random.below(PAGES) * PAGE + PAGE - 8) as *mut u64;
+            let word = (block + random.below(PAGES) * PAGE_SIZE + PAGE_SIZE - 8) as *mut u64;
             // SAFETY: inside the block; the last word of a page is nobody's.
             unsafe { word.write_volatile(random.next()) };
         }
@@ -42,7 +42,7 @@ fn a_pinned_page_is_never_protected_from_the_kernel() {
     let file = std::fs::File::open("/dev/zero").unwrap();
     for backend in BACKENDS {
         let heap = heap(backend, LIMIT_PAGES);
-        let layout = Layout::from_size_align(PAGES * PAGE, PAGE).unwrap();
+        let layout = Layout::from_size_align(PAGES * PAGE_SIZE, PAGE_SIZE).unwrap();
         let start = heap.allocate(layout).unwrap().cast::<u8>();
         let block = start.as_ptr().addr();
         let stop = AtomicBool::new(false);
@@ -58,8 +58,8 @@ fn a_pinned_page_is_never_protected_from_the_kernel() {
                 let first = random.below(PAGES - count);
                 let pinned = heap.pin(pages(block, first, count)).unwrap();
                 // All but the last word of the last page.
-                let bytes = count * PAGE - 8;
-                let to = (block + first * PAGE) as *mut libc::c_void;
+                let bytes = count * PAGE_SIZE - 8;
+                let to = (block + first * PAGE_SIZE) as *mut libc::c_void;
                 // SAFETY: inside the block; what it overwrites is nobody's.
                 let got = unsafe { libc::read(file.as_raw_fd(), to, bytes) };
                 drop(pinned);

@@ -6,7 +6,7 @@ use std::ptr::NonNull;
 use std::sync::Barrier;
 use std::thread;
 
-use common::{BACKENDS, PAGE, Watchdog, heap};
+use common::{BACKENDS, PAGE_SIZE, Watchdog, heap};
 use ghostmem::{Error, Heap};
 
 mod common;
@@ -15,7 +15,7 @@ mod common;
 const PAGES: usize = 12;
 
 fn layout() -> Layout {
-    Layout::from_size_align(PAGES * PAGE, PAGE).unwrap()
+    Layout::from_size_align(PAGES * PAGE_SIZE, PAGE_SIZE).unwrap()
 }
 
 fn allocate(heap: &Heap) -> NonNull<u8> {
@@ -23,7 +23,7 @@ fn allocate(heap: &Heap) -> NonNull<u8> {
 }
 
 fn range(block: NonNull<u8>) -> *const [u8] {
-    NonNull::slice_from_raw_parts(block, PAGES * PAGE).as_ptr()
+    NonNull::slice_from_raw_parts(block, PAGES * PAGE_SIZE).as_ptr()
 }
 
 fn free(heap: &Heap, block: NonNull<u8>) -> Result<(), Error> {
@@ -38,7 +38,7 @@ fn a_block_freed_while_pinned_stays_until_the_last_pin_is_gone() {
         let block = allocate(&heap);
         let first = heap.pin(range(block)).unwrap();
         // SAFETY: ours, and pinned.
-        unsafe { block.write_bytes(7, PAGES * PAGE) };
+        unsafe { block.write_bytes(7, PAGES * PAGE_SIZE) };
         let second = heap.pin(range(block)).unwrap();
         free(&heap, block).unwrap();
         // Freed is freed.
@@ -50,7 +50,8 @@ fn a_block_freed_while_pinned_stays_until_the_last_pin_is_gone() {
         let other = allocate(&heap);
         assert_ne!(other, block, "{backend}");
         // SAFETY: the pages are pinned still.
-        assert_eq!(unsafe { block.add(PAGE).read_volatile() }, 7, "{backend}");
+        let seen = unsafe { block.add(PAGE_SIZE).read_volatile() };
+        assert_eq!(seen, 7, "{backend}");
         let others = heap.pin(range(other)).unwrap();
         drop(second);
         // The later pin is untouched by the earlier ones' end.
@@ -61,7 +62,8 @@ fn a_block_freed_while_pinned_stays_until_the_last_pin_is_gone() {
         let again = allocate(&heap);
         assert_eq!(again, block, "{backend}");
         // SAFETY: ours.
-        assert_eq!(unsafe { again.add(PAGE).read_volatile() }, 0, "{backend}");
+        let seen = unsafe { again.add(PAGE_SIZE).read_volatile() };
+        assert_eq!(seen, 0, "{backend}");
         free(&heap, again).unwrap();
         free(&heap, other).unwrap();
         let stats = heap.stats();
@@ -111,7 +113,7 @@ fn a_block_made_shorter_beside_pins_keeps_no_bytes_it_lost() {
         let mut outcomes = [0; 2];
         for _ in 0..common::steps(2000) {
             // SAFETY: inside the block, whose length is PAGES.
-            let tail = unsafe { block.add(last * PAGE) };
+            let tail = unsafe { block.add(last * PAGE_SIZE) };
             // SAFETY: as above.
             unsafe { tail.write_volatile(7) };
             let start = Barrier::new(2);
@@ -120,17 +122,17 @@ fn a_block_made_shorter_beside_pins_keeps_no_bytes_it_lost() {
                 scope.spawn(|| {
                     start.wait();
                     // Refused once the page is lost.
-                    let page = core::ptr::slice_from_raw_parts(address as *const u8, PAGE);
+                    let page = core::ptr::slice_from_raw_parts(address as *const u8, PAGE_SIZE);
                     drop(heap.pin(page));
                 });
                 start.wait();
                 // SAFETY: nobody uses what it loses: a pin touches no byte.
-                unsafe { heap.resize_in_place(block, PAGE) }
+                unsafe { heap.resize_in_place(block, PAGE_SIZE) }
             });
             outcomes[usize::from(shrunk)] += 1;
             if shrunk {
                 // SAFETY: the test's own block.
-                assert!(unsafe { heap.resize_in_place(block, PAGES * PAGE) });
+                assert!(unsafe { heap.resize_in_place(block, PAGES * PAGE_SIZE) });
                 // SAFETY: inside the block again.
                 let found = unsafe { tail.read_volatile() };
                 assert_eq!(found, 0, "{backend}: {outcomes:?}");

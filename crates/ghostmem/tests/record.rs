@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 
 use ghostmem::record::{Recording, SeenTouch};
 use ghostmem::{Backend, Heap};
+use ghostmem_os::PAGE_SIZE;
 
-const PAGE: usize = 4096;
 const PAGES: usize = 64;
 
 /// A heap of five pages with a block of 64, and its record from now on.
 fn recorded(backend: Backend) -> Option<(Heap, NonNull<u8>, Recording)> {
     let built = Heap::builder()
-        .resident_limit(5 * PAGE)
+        .resident_limit(5 * PAGE_SIZE)
         .backend(backend)
         .readahead(false)
         .background(false)
@@ -27,7 +27,7 @@ fn recorded(backend: Backend) -> Option<(Heap, NonNull<u8>, Recording)> {
             return None;
         }
     };
-    let layout = Layout::from_size_align(PAGES * PAGE, PAGE).unwrap();
+    let layout = Layout::from_size_align(PAGES * PAGE_SIZE, PAGE_SIZE).unwrap();
     let block = heap.allocate(layout).unwrap().cast::<u8>();
     let recording = Recording::new().unwrap();
     assert!(heap.record(recording.recorder()));
@@ -37,7 +37,7 @@ fn recorded(backend: Backend) -> Option<(Heap, NonNull<u8>, Recording)> {
 
 fn touch(block: NonNull<u8>, page: usize, write: bool) {
     // SAFETY: the block has 64 pages.
-    let at = unsafe { block.as_ptr().add(page * PAGE + 8) };
+    let at = unsafe { block.as_ptr().add(page * PAGE_SIZE + 8) };
     if write {
         // SAFETY: in the block, which no reference is into.
         unsafe { at.write_volatile(1) };
@@ -49,7 +49,7 @@ fn touch(block: NonNull<u8>, page: usize, write: bool) {
 
 /// Page numbers and kinds within the block, in the order recorded.
 fn taken(block: NonNull<u8>, recording: &mut Recording) -> Vec<(usize, bool)> {
-    let first = block.as_ptr() as u64 / PAGE as u64;
+    let first = block.as_ptr() as u64 / PAGE_SIZE as u64;
     std::iter::from_fn(|| recording.take())
         .filter_map(|SeenTouch { page, write, .. }| {
             let page = page.checked_sub(first)? as usize;
@@ -136,7 +136,7 @@ fn threads_are_told_apart_and_children_left_out() {
     unsafe { libc::waitpid(child, &raw mut status, 0) };
     assert_eq!(status, 0);
     touch(block, 60, true);
-    let first = address as u64 / PAGE as u64;
+    let first = address as u64 / PAGE_SIZE as u64;
     let seen: Vec<_> = std::iter::from_fn(|| recording.take())
         .filter(|touch| touch.page >= first && touch.page < first + PAGES as u64)
         .collect();

@@ -11,7 +11,7 @@ use std::process::ExitStatus;
 use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use common::{PAGE, Watchdog, alone_on_each, fork, heap, wait_for, word};
+use common::{PAGE_SIZE, Watchdog, alone_on_each, fork, heap, wait_for, word};
 use ghostmem::{Backend, GhostSlice};
 
 mod common;
@@ -132,7 +132,7 @@ fn code_in_memory_made_executable_runs_from_a_page_that_was_absent() {
             let page = (&raw const data[7 * 512]).cast_mut();
             let access = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC;
             // SAFETY: a whole page of our own.
-            assert_eq!(unsafe { libc::mprotect(page.cast(), PAGE, access) }, 0);
+            assert_eq!(unsafe { libc::mprotect(page.cast(), PAGE_SIZE, access) }, 0);
             if backend != Backend::GuardMprotect {
                 data.heap().evict(&data[7 * 512..][..512]).unwrap();
                 assert_eq!(data.heap().is_resident(page), Some(false));
@@ -165,9 +165,9 @@ fn a_store_that_the_program_itself_forbade_reaches_it() {
         let _watchdog = Watchdog::new("store to read-only memory", 60);
         let status = child(backend, true, SEGV_ACCERR, |data| {
             let word = place(data, 7, false).cast_mut();
-            let page = word.map_addr(|address| address & !(PAGE - 1));
+            let page = word.map_addr(|address| address & !(PAGE_SIZE - 1));
             // SAFETY: a whole page of our own.
-            let rc = unsafe { libc::mprotect(page.cast(), PAGE, libc::PROT_READ) };
+            let rc = unsafe { libc::mprotect(page.cast(), PAGE_SIZE, libc::PROT_READ) };
             assert_eq!(rc, 0);
             // SAFETY: the handler ends the process.
             unsafe { word.write_volatile(1) };
@@ -196,7 +196,7 @@ fn poison(page: usize) -> bool {
     (0..1024).rev().filter(is_uffd).any(|fd| {
         let mut arg = Poison {
             start: page as u64,
-            len: PAGE as u64,
+            len: PAGE_SIZE as u64,
             mode: 0,
             updated: 0,
         };
@@ -224,10 +224,10 @@ fn a_touch_of_broken_memory_reaches_the_program() {
             for handled in [false, true] {
                 let status = child(backend, handled, libc::BUS_MCEERR_AR, |data| {
                     let word = place(data, 7, absent);
-                    let page = word.addr() & !(PAGE - 1);
+                    let page = word.addr() & !(PAGE_SIZE - 1);
                     if !absent {
                         // SAFETY: the page's bytes are not needed any more.
-                        unsafe { libc::madvise(page as *mut _, PAGE, libc::MADV_DONTNEED) };
+                        unsafe { libc::madvise(page as *mut _, PAGE_SIZE, libc::MADV_DONTNEED) };
                     }
                     if !poison(page) {
                         eprintln!("SKIPPED: no UFFDIO_POISON in this kernel (Linux 6.6)");
@@ -266,10 +266,11 @@ fn a_touch_that_a_protection_key_forbids_reaches_the_program() {
                 // SAFETY: ends the process.
                 unsafe { libc::_exit(SKIPPED) };
             }
-            let page = word.addr() & !(PAGE - 1);
+            let page = word.addr() & !(PAGE_SIZE - 1);
             let access = libc::PROT_READ | libc::PROT_WRITE;
             // SAFETY: a whole page of our own.
-            let rc = unsafe { libc::syscall(libc::SYS_pkey_mprotect, page, PAGE, access, key) };
+            let rc =
+                unsafe { libc::syscall(libc::SYS_pkey_mprotect, page, PAGE_SIZE, access, key) };
             assert_eq!(rc, 0);
             // SAFETY: the handler ends the process.
             unsafe { word.read_volatile() };

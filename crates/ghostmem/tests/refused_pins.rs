@@ -4,7 +4,7 @@
 
 use std::alloc::Layout;
 
-use common::{PAGE, heap};
+use common::{PAGE_SIZE, heap};
 use ghostmem::{Backend, Heap};
 use refuse::refuse;
 
@@ -20,17 +20,17 @@ const GUARD_REMOVE: u32 = 103;
 
 /// Pages of a fresh block, of which the first `ROOM` are resident.
 fn block(heap: &Heap) -> *mut u8 {
-    let layout = Layout::from_size_align(PAGES * PAGE, PAGE).unwrap();
+    let layout = Layout::from_size_align(PAGES * PAGE_SIZE, PAGE_SIZE).unwrap();
     let block = heap.allocate(layout).unwrap().as_ptr().cast::<u8>();
     for page in 0..ROOM {
         // SAFETY: inside the block.
-        unsafe { block.wrapping_add(page * PAGE).write_volatile(7) };
+        unsafe { block.wrapping_add(page * PAGE_SIZE).write_volatile(7) };
     }
     block
 }
 
 fn pages(block: *mut u8, first: usize, count: usize) -> *const [u8] {
-    core::ptr::slice_from_raw_parts(block.wrapping_add(first * PAGE), count * PAGE)
+    core::ptr::slice_from_raw_parts(block.wrapping_add(first * PAGE_SIZE), count * PAGE_SIZE)
 }
 
 /// Makes opening pages fail where the argument `index` of the call is `value`, on
@@ -56,7 +56,7 @@ fn a_page_that_cannot_be_opened_is_not_pinned() {
     common::alone_on_each("a_page_that_cannot_be_opened_is_not_pinned", |backend| {
         let heap = heap(backend, 5 + ROOM);
         let block = block(&heap);
-        refuse_opening(0, block.addr() + PAGE);
+        refuse_opening(0, block.addr() + PAGE_SIZE);
         // What opens pages of a userfaultfd cannot be told from what closes them.
         for _ in 0..ROOM + 1 {
             let pinned = heap.pin(pages(block, 0, 2));
@@ -78,7 +78,7 @@ fn a_range_that_cannot_be_opened_is_not_pinned() {
     common::alone_on_each("a_range_that_cannot_be_opened_is_not_pinned", |backend| {
         let heap = heap(backend, 5 + ROOM);
         let block = block(&heap);
-        refuse_opening(1, ROOM * PAGE);
+        refuse_opening(1, ROOM * PAGE_SIZE);
         for _ in 0..2 {
             let pinned = heap.pin(pages(block, 0, ROOM));
             assert_eq!(pinned.is_err(), is_guard(backend), "{backend}");

@@ -6,7 +6,7 @@ use std::alloc::{GlobalAlloc, Layout};
 use std::ptr::NonNull;
 
 use allocator_api2::alloc::Allocator;
-use common::{BACKENDS, PAGE, heap};
+use common::{BACKENDS, PAGE_SIZE, heap};
 use ghostmem::{Error, GhostAlloc, Heap};
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -59,7 +59,7 @@ impl Block {
     fn fill(&mut self, from: usize, seed: usize) {
         let at = self.at.as_ptr();
         for i in from..self.layout.size() {
-            let byte = (i * 31 + seed * 7 + i / PAGE) as u8;
+            let byte = (i * 31 + seed * 7 + i / PAGE_SIZE) as u8;
             // SAFETY: within the live block.
             unsafe { at.add(i).write(byte) };
             self.model.push(byte);
@@ -165,10 +165,10 @@ proptest! {
 fn what_has_room_stays_where_it_is_and_is_not_touched() {
     for backend in BACKENDS {
         let heap = heap(backend, 64);
-        let pages = |pages: usize| layout(pages * PAGE - 100, 4);
+        let pages = |pages: usize| layout(pages * PAGE_SIZE - 100, 4);
         let block: NonNull<u8> = Allocator::allocate(&heap, pages(20)).unwrap().cast();
         // SAFETY: so many bytes are ours.
-        unsafe { block.as_ptr().write_bytes(7, 20 * PAGE - 100) };
+        unsafe { block.as_ptr().write_bytes(7, 20 * PAGE_SIZE - 100) };
         while heap.evict_coldest().unwrap() {}
         let before = heap.stats();
         for (from, to) in [(20, 32), (32, 17), (17, 30), (30, 20)] {
@@ -184,9 +184,9 @@ fn what_has_room_stays_where_it_is_and_is_not_touched() {
         }
         let after = heap.stats();
         assert_eq!(after.faults, before.faults, "{backend}");
-        assert_eq!(after.allocated_bytes, 20 * PAGE);
+        assert_eq!(after.allocated_bytes, 20 * PAGE_SIZE);
         // SAFETY: the first 17 pages were part of the block all the time.
-        let kept = unsafe { std::slice::from_raw_parts(block.as_ptr(), 17 * PAGE - 100) };
+        let kept = unsafe { std::slice::from_raw_parts(block.as_ptr(), 17 * PAGE_SIZE - 100) };
         assert!(kept.iter().all(|&byte| byte == 7));
         // SAFETY: nobody uses it any more.
         unsafe { heap.deallocate(block, pages(20)) }.unwrap();
@@ -200,8 +200,8 @@ fn what_has_room_stays_where_it_is_and_is_not_touched() {
 fn a_refused_change_leaves_the_block_as_it_was() {
     for backend in BACKENDS {
         let heap = Heap::builder()
-            .resident_limit(64 * PAGE)
-            .memory_limit(256 * PAGE)
+            .resident_limit(64 * PAGE_SIZE)
+            .memory_limit(256 * PAGE_SIZE)
             .backend(backend)
             .build()
             .unwrap();
@@ -218,7 +218,7 @@ fn a_refused_change_leaves_the_block_as_it_was() {
         // SAFETY: it lives on.
         let bytes = unsafe { std::slice::from_raw_parts(block.as_ptr(), small.size()) };
         assert!(bytes.iter().all(|&byte| byte == 3));
-        assert_eq!(heap.stats().allocated_bytes, 10 * PAGE);
+        assert_eq!(heap.stats().allocated_bytes, 10 * PAGE_SIZE);
         // SAFETY: nobody uses it any more.
         unsafe { heap.deallocate(block, small) }.unwrap();
     }

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering}
 use std::thread;
 use std::time::Duration;
 
-use common::{BACKENDS, PAGE, Random, Watchdog, alone, alone_on_each, fork, heap};
+use common::{BACKENDS, PAGE_SIZE, Random, Watchdog, alone, alone_on_each, fork, heap};
 use common::{wait_for, word};
 use ghostmem::{Backend, Heap};
 
@@ -28,7 +28,7 @@ extern "C" fn count_in_ghost_memory(_signal: i32) {
     for step in [0, 31] {
         let page = (number + step) % STORM_PAGES;
         // SAFETY: the block has that many pages and outlives the storm.
-        let count = unsafe { &*words.add(page * PAGE / 8) };
+        let count = unsafe { &*words.add(page * PAGE_SIZE / 8) };
         // A load, then a store.
         std::hint::black_box(count.load(Ordering::Relaxed));
         count.fetch_add(1, Ordering::Relaxed);
@@ -111,7 +111,7 @@ fn storms_of_signals_touch_ghost_memory_while_everything_goes_on() {
         let _watchdog = Watchdog::new("signal storm", 50);
         let heap = heap(backend, 48);
         let counts = heap
-            .slice_from_fn(STORM_PAGES * PAGE / 8, |_| AtomicU64::new(0))
+            .slice_from_fn(STORM_PAGES * PAGE_SIZE / 8, |_| AtomicU64::new(0))
             .unwrap();
         STORM.store(counts.as_ptr().cast_mut(), Ordering::Relaxed);
         for signal in [libc::SIGALRM, libc::SIGPROF] {
@@ -194,7 +194,7 @@ extern "C" fn repair_plain(_signal: i32) {
     unsafe {
         libc::mmap(
             BROKEN_PAGE.load(Ordering::Relaxed) as *mut libc::c_void,
-            PAGE,
+            PAGE_SIZE,
             libc::PROT_READ | libc::PROT_WRITE,
             libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED,
             -1,
@@ -214,7 +214,7 @@ fn fault_of_the_program(signal: i32) -> usize {
         (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED, fd)
     };
     // SAFETY: a new mapping.
-    let page = unsafe { libc::mmap(ptr::null_mut(), PAGE, protection, flags, fd, 0) };
+    let page = unsafe { libc::mmap(ptr::null_mut(), PAGE_SIZE, protection, flags, fd, 0) };
     assert_ne!(page, libc::MAP_FAILED);
     BROKEN_PAGE.store(page as usize, Ordering::Relaxed);
     // SAFETY: the handler makes the page good.

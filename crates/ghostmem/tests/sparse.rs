@@ -7,7 +7,7 @@ use std::alloc::Layout;
 use std::sync::Barrier;
 use std::thread;
 
-use common::{BACKENDS, PAGE, Random, Watchdog, alone_on_each, fork, heap, wait_for};
+use common::{BACKENDS, PAGE_SIZE, Random, Watchdog, alone_on_each, fork, heap, wait_for};
 use ghostmem::{Backend, Heap};
 
 mod common;
@@ -31,7 +31,7 @@ fn mappings() -> usize {
 }
 
 fn block(heap: &Heap, bytes: usize) -> *mut u64 {
-    let layout = Layout::from_size_align(bytes, PAGE).unwrap();
+    let layout = Layout::from_size_align(bytes, PAGE_SIZE).unwrap();
     heap.allocate(layout).unwrap().cast().as_ptr()
 }
 
@@ -42,13 +42,17 @@ fn value(page: usize) -> u64 {
 
 fn write(block: *mut u64, page: usize) {
     // SAFETY: callers name pages of their block.
-    unsafe { block.add(page * PAGE / 8 + 3).write_volatile(value(page)) };
+    unsafe {
+        block
+            .add(page * PAGE_SIZE / 8 + 3)
+            .write_volatile(value(page))
+    };
 }
 
 fn check(block: *mut u64, page: usize) {
     // SAFETY: as in `write`.
     let (zero, seen) = unsafe {
-        let page = block.add(page * PAGE / 8);
+        let page = block.add(page * PAGE_SIZE / 8);
         (page.read_volatile(), page.add(3).read_volatile())
     };
     assert_eq!((zero, seen), (0, value(page)), "page {page}");
@@ -64,7 +68,9 @@ fn a_large_block_costs_page_tables_where_it_is_used() {
         write(first, 0);
         let (tables, metadata) = (page_tables(), heap.stats().metadata_bytes);
         let block = block(&heap, 16 * GIB);
-        let used: Vec<usize> = (0..40).map(|at| at * (400 * MIB / PAGE) + at).collect();
+        let used: Vec<usize> = (0..40)
+            .map(|at| at * (400 * MIB / PAGE_SIZE) + at)
+            .collect();
         used.iter().for_each(|&page| write(block, page));
         let grown = page_tables() - tables;
         // One page table for each, the ones above it, and the engine's own
@@ -73,7 +79,7 @@ fn a_large_block_costs_page_tables_where_it_is_used() {
         if backend == Backend::Guard {
             // What stays is counted.
             let counted = heap.stats().metadata_bytes - metadata;
-            assert!(counted >= 40 * PAGE, "{counted} bytes counted");
+            assert!(counted >= 40 * PAGE_SIZE, "{counted} bytes counted");
         }
         used.iter().for_each(|&page| check(block, page));
         let child = fork(|| used.iter().for_each(|&page| check(block, page)));
@@ -103,7 +109,8 @@ fn scattered_pages_do_not_use_up_the_process_s_mappings() {
         // What lies between is fresh.
         for page in (0..4095).map(|at| at * 1024 + 700) {
             // SAFETY: inside the block.
-            assert_eq!(unsafe { block.add(page * PAGE / 8).read_volatile() }, 0);
+            let seen = unsafe { block.add(page * PAGE_SIZE / 8).read_volatile() };
+            assert_eq!(seen, 0);
         }
     });
 }

@@ -6,7 +6,7 @@
 use std::thread;
 use std::time::Duration;
 
-use common::{BACKENDS, PAGE, Random, Watchdog, alone_on_each, word};
+use common::{BACKENDS, PAGE_SIZE, Random, Watchdog, alone_on_each, word};
 use ghostmem::{Backend, Heap, Spill, Stats};
 
 mod common;
@@ -19,7 +19,7 @@ const PART: usize = 12 << 20 >> 3;
 
 fn heap(backend: Backend, spill: Spill) -> Heap {
     Heap::builder()
-        .resident_limit(RESIDENT * PAGE)
+        .resident_limit(RESIDENT * PAGE_SIZE)
         .backend(backend)
         .spill(spill.store_limit(STORE))
         .build()
@@ -55,24 +55,28 @@ fn ten_times_the_stores_share_comes_back_word_for_word() {
                     let heap = &heap;
                     scope.spawn(move || {
                         let mut random = Random::new(part);
-                        let mut rounds = vec![part; PART * 8 / PAGE];
+                        let mut rounds = vec![part; PART * 8 / PAGE_SIZE];
                         let mut data = heap.slice_from_fn(PART, |i| word(i, part)).unwrap();
                         for _ in 0..4000 {
                             let page = random.below(rounds.len());
-                            let first = page * PAGE / 8;
+                            let first = page * PAGE_SIZE / 8;
                             let round = &mut rounds[page];
-                            for i in first..first + PAGE / 8 {
+                            for i in first..first + PAGE_SIZE / 8 {
                                 assert_eq!(data[i], word(i, *round), "word {i} of {part}");
                             }
                             if random.next() & 3 == 0 {
                                 *round += 4;
-                                for i in first..first + PAGE / 8 {
+                                for i in first..first + PAGE_SIZE / 8 {
                                     data[i] = word(i, *round);
                                 }
                             }
                         }
                         for (i, value) in data.iter().enumerate() {
-                            assert_eq!(*value, word(i, rounds[i * 8 / PAGE]), "word {i} of {part}");
+                            assert_eq!(
+                                *value,
+                                word(i, rounds[i * 8 / PAGE_SIZE]),
+                                "word {i} of {part}"
+                            );
                         }
                     });
                 }
@@ -122,7 +126,7 @@ fn pages_leave_at_once_where_memory_has_no_share() {
     let heap = heap(Backend::Auto, dir());
     drop(heap);
     let heap = Heap::builder()
-        .resident_limit(RESIDENT * PAGE)
+        .resident_limit(RESIDENT * PAGE_SIZE)
         .spill(dir().store_limit(0))
         .build()
         .unwrap();
@@ -130,7 +134,7 @@ fn pages_leave_at_once_where_memory_has_no_share() {
     let stats = wait_until(&heap, "pages stay in memory", |stats| {
         stats.store_held_bytes <= 1 << 20
     });
-    let absent = (32 << 20) / PAGE - stats.resident_bytes / PAGE;
+    let absent = (32 << 20) / PAGE_SIZE - stats.resident_bytes / PAGE_SIZE;
     assert!(stats.file_pages + 300 >= absent, "{absent} of {stats:?}");
     assert!(data.iter().enumerate().all(|(i, &w)| w == word(i, 1)));
 }
@@ -144,7 +148,7 @@ fn pages_go_raw_where_they_are_not_to_be_compressed() {
         stats.store_held_bytes <= STORE
     });
     let bytes_per_page = stats.file_data_bytes / stats.file_pages as u64;
-    assert_eq!(bytes_per_page, PAGE as u64, "{stats:?}");
+    assert_eq!(bytes_per_page, PAGE_SIZE as u64, "{stats:?}");
     assert!(data.iter().enumerate().all(|(i, &w)| w == i as u64));
 }
 
@@ -175,12 +179,12 @@ fn what_is_read_again_and_again_leaves_the_file() {
     const PAGES: usize = 12_000;
     const HOT: usize = 800;
     let heap = Heap::builder()
-        .resident_limit(RESIDENT * PAGE)
+        .resident_limit(RESIDENT * PAGE_SIZE)
         .spill(dir().store_limit(4 << 20))
         .build()
         .unwrap();
     let _watchdog = Watchdog::new("a hot set in the file", 50);
-    let words_per_page = PAGE / 8;
+    let words_per_page = PAGE_SIZE / 8;
     let data = heap
         .slice_from_fn(PAGES * words_per_page, |i| word(i, 1))
         .unwrap();

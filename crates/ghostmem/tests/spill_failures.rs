@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use common::{PAGE, Random, Watchdog, role, word};
+use common::{PAGE_SIZE, Random, Watchdog, role, word};
 use ghostmem::{Error, Heap, LostDecision, LostPage, Spill, Stats};
 use ghostmem_file::{Faults, Injected};
 
@@ -20,7 +20,7 @@ const STORE: usize = 1 << 20;
 
 fn builder(spill: Spill) -> ghostmem::HeapBuilder {
     Heap::builder()
-        .resident_limit(RESIDENT * PAGE)
+        .resident_limit(RESIDENT * PAGE_SIZE)
         .spill(spill.store_limit(STORE))
 }
 
@@ -121,7 +121,7 @@ fn past_the_memory_limit_a_full_disk_makes_allocations_fail() {
     let _watchdog = Watchdog::new("memory limit", 60);
     let limited = |spill: Option<Spill>| {
         let builder = Heap::builder()
-            .resident_limit(RESIDENT * PAGE)
+            .resident_limit(RESIDENT * PAGE_SIZE)
             .memory_limit(8 << 20);
         match spill {
             Some(spill) => builder.spill(spill),
@@ -172,7 +172,7 @@ fn a_handler_may_have_a_page_read_again() {
     static ASKED: AtomicU64 = AtomicU64::new(0);
     fn retry(lost: &LostPage) -> LostDecision {
         ASKED.fetch_add(1, Ordering::Relaxed);
-        assert!(lost.address.is_multiple_of(PAGE) && lost.tries < 1000);
+        assert!(lost.address.is_multiple_of(PAGE_SIZE) && lost.tries < 1000);
         LostDecision::Retry
     }
     let _watchdog = Watchdog::new("retries", 60);
@@ -330,7 +330,7 @@ fn only_the_page_that_is_touched_can_be_lost() {
     fn count(lost: &LostPage) -> LostDecision {
         let touched = TOUCHED.load(Ordering::Relaxed);
         OTHERS.fetch_add(
-            u64::from(lost.address / PAGE != touched as usize / PAGE),
+            u64::from(lost.address / PAGE_SIZE != touched as usize / PAGE_SIZE),
             Ordering::Relaxed,
         );
         LostDecision::Retry
@@ -364,7 +364,7 @@ fn lost_pages_keep_no_place_in_the_file() {
     });
     DISK.read_errno.store(libc::EIO, Ordering::Relaxed);
     let lost = data
-        .chunks(PAGE / 8 * 100)
+        .chunks(PAGE_SIZE / 8 * 100)
         .filter(|chunk| {
             matches!(
                 heap.prefetch(&raw const chunk[..]),

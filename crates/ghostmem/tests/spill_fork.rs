@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use common::{PAGE, Random, Watchdog, alone, alone_on_each, fork, stamped, wait_for};
+use common::{PAGE_SIZE, Random, Watchdog, alone, alone_on_each, fork, stamped, wait_for};
 use ghostmem::{Backend, GhostSlice, Heap, Spill};
 use ghostmem_file::{Faults, Injected};
 
@@ -17,14 +17,14 @@ mod common;
 type Words = GhostSlice<AtomicU64>;
 
 /// Words of one thread's part: 320 pages.
-const PART: usize = 320 * PAGE / 8;
+const PART: usize = 320 * PAGE_SIZE / 8;
 const PARTS: usize = 4;
 
 fn words(backend: Backend) -> Words {
     let heap = Heap::builder()
-        .resident_limit(128 * PAGE)
+        .resident_limit(128 * PAGE_SIZE)
         .backend(backend)
-        .spill(Spill::dir(std::env::temp_dir()).store_limit(64 * PAGE))
+        .spill(Spill::dir(std::env::temp_dir()).store_limit(64 * PAGE_SIZE))
         .build()
         .unwrap();
     heap.slice_from_fn(PARTS * PART, |i| AtomicU64::new(mixed(i, 0)))
@@ -177,7 +177,7 @@ fn a_child_without_background_threads_does_not_wait_for_the_file() {
     alone(name, || {
         let _watchdog = Watchdog::new("a child without threads", 55);
         let heap = Heap::builder()
-            .resident_limit(256 * PAGE)
+            .resident_limit(256 * PAGE_SIZE)
             .background_in_children(false)
             .spill(Spill::dir(std::env::temp_dir()).store_limit(1 << 20))
             .build()
@@ -230,7 +230,7 @@ fn a_child_inherits_no_place_that_is_nobodys() {
         let _watchdog = Watchdog::new("forks while writing", 55);
         let spill = Spill::dir(std::env::temp_dir()).store_limit(1 << 20);
         let heap = Heap::builder()
-            .resident_limit(256 * PAGE)
+            .resident_limit(256 * PAGE_SIZE)
             .spill(spill.faults(&DISK))
             .build()
             .unwrap();
@@ -273,7 +273,7 @@ fn a_heap_that_a_child_drops_closes_its_files() {
         let _watchdog = Watchdog::new("a heap dropped in a child", 55);
         let before = files();
         let heap = Heap::builder()
-            .resident_limit(256 * PAGE)
+            .resident_limit(256 * PAGE_SIZE)
             .spill(Spill::dir(std::env::temp_dir()).store_limit(1 << 20))
             .build()
             .unwrap();

@@ -6,7 +6,7 @@
 use std::fs;
 use std::path::Path;
 
-use common::{PAGE, Random, Watchdog, alone};
+use common::{PAGE_SIZE, Random, Watchdog, alone};
 use ghostmem::{Heap, Spill};
 
 mod common;
@@ -45,14 +45,14 @@ fn cached_bytes(folder: &Path) -> usize {
             )
         };
         assert_ne!(at, libc::MAP_FAILED, "{}", std::io::Error::last_os_error());
-        let mut pages = vec![0_u8; len.div_ceil(PAGE)];
+        let mut pages = vec![0_u8; len.div_ceil(PAGE_SIZE)];
         // SAFETY: the mapping above and a byte for each of its pages.
         let rc = unsafe { libc::mincore(at, len, pages.as_mut_ptr()) };
         assert_eq!(rc, 0, "{}", std::io::Error::last_os_error());
         // SAFETY: the mapping above, used no more.
         unsafe { libc::munmap(at, len) };
         files += 1;
-        cached += pages.iter().filter(|page| **page & 1 == 1).count() * PAGE;
+        cached += pages.iter().filter(|page| **page & 1 == 1).count() * PAGE_SIZE;
     }
     assert_eq!(files, 1, "files in {}", folder.display());
     cached

@@ -2,7 +2,7 @@
 //! background thread compacts between batches of reclaim, as hard as needed.
 #![allow(clippy::unwrap_used, clippy::multiple_unsafe_ops_per_block)] // a test ends at the first failure
 
-use common::{PAGE, Random, Watchdog};
+use common::{PAGE_SIZE, Random, Watchdog};
 use ghostmem::Heap;
 
 mod common;
@@ -23,7 +23,9 @@ fn overhead_stays_below_six_per_cent_while_pages_are_rewritten() {
     // Never a free frame for long: the background thread never rests.
     let heap = Heap::builder().resident_limit(8 << 20).build().unwrap();
     let mut random = Random::new(7);
-    let mut data = heap.slice_from_fn(PAGES * PAGE / 8, |_| 0_u64).unwrap();
+    let mut data = heap
+        .slice_from_fn(PAGES * PAGE_SIZE / 8, |_| 0_u64)
+        .unwrap();
     let (mut peak, mut fresh): (f64, f64) = (0.0, 0.0);
     for round in 0..PAGES * 5 {
         // First all pages, then random ones; the sizes drift, so that
@@ -35,7 +37,11 @@ fn overhead_stays_below_six_per_cent_while_pages_are_rewritten() {
         };
         let drift = round / 512;
         let len = 1024 + drift + random.below(1024);
-        write(&mut data[page * PAGE / 8..][..PAGE / 8], len, &mut random);
+        write(
+            &mut data[page * PAGE_SIZE / 8..][..PAGE_SIZE / 8],
+            len,
+            &mut random,
+        );
         if round >= PAGES && round.is_multiple_of(64) {
             let stats = heap.stats();
             let all = (stats.store_held_bytes + stats.metadata_bytes) as f64;

@@ -5,12 +5,12 @@
 
 use std::io::Error;
 
-use common::{BACKENDS, PAGE, heap, word};
+use common::{BACKENDS, PAGE_SIZE, heap, word};
 use ghostmem::{Backend, GhostSlice, Heap, doctor};
 
 mod common;
 
-const COUNT: usize = 4 * PAGE;
+const COUNT: usize = 4 * PAGE_SIZE;
 
 fn byte(i: usize) -> u8 {
     word(i / 8, 5).to_le_bytes()[i % 8]

@@ -9,7 +9,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 
-use common::{PAGE, Watchdog, alone, word};
+use common::{PAGE_SIZE, Watchdog, alone, word};
 use ghostmem::{Backend, Error, Heap};
 use windows_sys::Win32::Foundation::EXCEPTION_ACCESS_VIOLATION;
 use windows_sys::Win32::System::Diagnostics::Debug::{
@@ -69,7 +69,9 @@ fn committed_memory_stays_within_the_limit_over_eight_times_as_much_data() {
             let heap = Heap::builder().resident_limit(LIMIT).build().unwrap();
             assert_eq!(heap.backend(), Backend::Veh);
             // Reserves the region, and with it what the system keeps for that.
-            let first = heap.slice_from_fn(64 * PAGE / 8, |i| word(i, 0)).unwrap();
+            let first = heap
+                .slice_from_fn(64 * PAGE_SIZE / 8, |i| word(i, 0))
+                .unwrap();
             let charged_before = charged();
             let mut looks = 0;
             let mut most = (0, 0, 0);
@@ -110,7 +112,7 @@ fn committed_memory_stays_within_the_limit_over_eight_times_as_much_data() {
             let beside = stats.store_held_bytes + stats.metadata_bytes + (8 << 20);
             assert!(private <= beside, "{private} bytes beside {beside}");
             assert!(charged <= LIMIT + beside, "{charged} bytes charged");
-            assert!(stats.evictions_dirty > 8 * LIMIT as u64 / PAGE as u64);
+            assert!(stats.evictions_dirty > 8 * LIMIT as u64 / PAGE_SIZE as u64);
         },
     );
 }
@@ -121,9 +123,9 @@ fn threads_that_fault_on_one_page_at_once_all_see_the_whole_of_it() {
     const ROUNDS: u64 = 150;
     let _watchdog = Watchdog::new("one page, many threads", 100);
     let heap = common::heap(Backend::Veh, 16);
-    let layout = Layout::from_size_align(8 * PAGE, PAGE).unwrap();
+    let layout = Layout::from_size_align(8 * PAGE_SIZE, PAGE_SIZE).unwrap();
     let block = heap.allocate(layout).unwrap().cast::<u64>();
-    let words = PAGE / 8;
+    let words = PAGE_SIZE / 8;
     let at = block.as_ptr() as usize;
     let (round, ready, seen) = (AtomicU64::new(0), AtomicUsize::new(0), AtomicU64::new(0));
     thread::scope(|scope| {
@@ -183,13 +185,13 @@ unsafe extern "system" fn their_handler(exception: *mut EXCEPTION_POINTERS) -> i
     let record = unsafe { &*(*exception).ExceptionRecord };
     let page = THEIRS.load(Ordering::Relaxed);
     if record.ExceptionCode != EXCEPTION_ACCESS_VIOLATION
-        || record.ExceptionInformation[1].wrapping_sub(page) >= PAGE
+        || record.ExceptionInformation[1].wrapping_sub(page) >= PAGE_SIZE
     {
         return EXCEPTION_CONTINUE_SEARCH;
     }
     CALLS.fetch_add(1, Ordering::Relaxed);
     // SAFETY: the program's own reserved page.
-    unsafe { VirtualAlloc(page as *const c_void, PAGE, MEM_COMMIT, PAGE_READWRITE) };
+    unsafe { VirtualAlloc(page as *const c_void, PAGE_SIZE, MEM_COMMIT, PAGE_READWRITE) };
     EXCEPTION_CONTINUE_EXECUTION
 }
 
@@ -200,7 +202,8 @@ fn faults_that_are_not_ours_go_to_the_programs_handlers() {
         || {
             let touch_theirs = || {
                 // SAFETY: fresh address space.
-                let page = unsafe { VirtualAlloc(ptr::null(), PAGE, MEM_RESERVE, PAGE_READWRITE) };
+                let page =
+                    unsafe { VirtualAlloc(ptr::null(), PAGE_SIZE, MEM_RESERVE, PAGE_READWRITE) };
                 THEIRS.store(page as usize, Ordering::Relaxed);
                 let before = CALLS.load(Ordering::Relaxed);
                 // SAFETY: the handler commits it.
@@ -208,7 +211,9 @@ fn faults_that_are_not_ours_go_to_the_programs_handlers() {
                 assert_eq!(CALLS.load(Ordering::Relaxed), before + 1);
             };
             let check = |heap: &Heap| {
-                let data = heap.slice_from_fn(64 * PAGE / 8, |i| word(i, 1)).unwrap();
+                let data = heap
+                    .slice_from_fn(64 * PAGE_SIZE / 8, |i| word(i, 1))
+                    .unwrap();
                 assert!(data.iter().enumerate().all(|(i, v)| *v == word(i, 1)));
             };
             // SAFETY: a handler that stays.

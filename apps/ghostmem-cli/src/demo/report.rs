@@ -1,6 +1,7 @@
 //! What the demo found, as one table for people and one JSON object for machines.
 
 use comfy_table::{CellAlignment, Table, presets};
+use ghostmem_os::PAGE_SIZE;
 use serde::Serialize;
 
 use super::baseline::Baseline;
@@ -86,8 +87,6 @@ pub(crate) struct Report {
     baseline_missing: Option<String>,
 }
 
-const PAGE_BYTES: f64 = 4096.0;
-
 impl Report {
     /// Judges both runs.
     pub(crate) fn new(
@@ -112,7 +111,7 @@ impl Report {
             && same_results != Some(false);
         let beyond_limit_bytes = ghost.memory.beyond_limit_bytes(limit_bytes);
         let memory_rule_held = ghost.memory.rule_held(limit_bytes);
-        let stored = ghost.full.stored_pages as f64 * PAGE_BYTES;
+        let stored = ghost.full.stored_pages as f64 * PAGE_SIZE as f64;
         Self {
             version: env!("CARGO_PKG_VERSION"),
             ok: verified && memory_rule_held,

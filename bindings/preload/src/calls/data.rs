@@ -17,6 +17,8 @@
 //! Stand-ins lie at the same offset in their page as the buffer, so that what
 //! O_DIRECT asks for holds for both or for neither.
 
+use ghostmem_os::PAGE_SIZE;
+
 use crate::bounce::{Lease, most_bytes};
 use crate::ghost;
 use crate::guarded::{self, Touch, load};
@@ -24,7 +26,6 @@ use crate::raw::{self, Answer, call, failed, own};
 
 use super::{Done, error};
 
-const PAGE: usize = 4096;
 /// What the kernel takes at most in one call (read(2)).
 const LONGEST: usize = 0x7fff_f000;
 /// The most buffers in one call (`IOV_MAX`).
@@ -206,7 +207,7 @@ pub(super) fn plain(number: usize, args: [usize; 6]) -> Touch<Done> {
     in_pieces(
         fd,
         bytes,
-        base % PAGE,
+        base % PAGE_SIZE,
         reads(number),
         |place, part, done| {
             let at = if positioned { offset + done } else { 0 };

@@ -13,6 +13,7 @@
 use core::mem::MaybeUninit;
 
 use ghostmem::{Error, Heap, Pinned};
+use ghostmem_os::PAGE_SIZE;
 
 use crate::ghost;
 use crate::guarded::{self, Touch};
@@ -22,7 +23,6 @@ use crate::thread::{self, EngineScope};
 
 use super::{Done, error};
 
-const PAGE: usize = 4096;
 /// Ranges held for one call. Structures with more pointers are arrays, whose
 /// targets lie side by side more often than not.
 const RANGES_MAX: usize = 16;
@@ -63,8 +63,8 @@ enum Share {
 impl Share {
     fn of(self, limit: usize) -> usize {
         match self {
-            Self::Usual => ((limit / 16) & !(PAGE - 1)).clamp(LEAST_BYTES, MOST_BYTES),
-            Self::Large => ((limit / 4) & !(PAGE - 1)).max(LEAST_BYTES),
+            Self::Usual => ((limit / 16) & !(PAGE_SIZE - 1)).clamp(LEAST_BYTES, MOST_BYTES),
+            Self::Large => ((limit / 4) & !(PAGE_SIZE - 1)).max(LEAST_BYTES),
         }
     }
 }
@@ -107,7 +107,7 @@ impl Ranges {
         if self.has(address) || self.count == RANGES_MAX {
             return Ok(());
         }
-        let start = address & !(PAGE - 1);
+        let start = address & !(PAGE_SIZE - 1);
         if self.most == 0 {
             // Not asked before it is needed: most calls hold nothing.
             self.most = self.share.of(self.heap.stats().resident_limit_bytes);
@@ -118,11 +118,11 @@ impl Ranges {
                 self.cut |= behind > self.most;
                 behind.min(self.most)
             }
-            None => SMALL_BYTES + PAGE,
+            None => SMALL_BYTES + PAGE_SIZE,
         };
         // What is protected is in memory, and the kernel is to find it protected.
         while bytes > 0 && holds::any_for(Reason::Protected, start, bytes) {
-            bytes = (bytes / 2) & !(PAGE - 1);
+            bytes = (bytes / 2) & !(PAGE_SIZE - 1);
         }
         // A small object's neighbours may not be there, and the limit may have
         // little room: as much as can be had.
@@ -135,9 +135,9 @@ impl Ranges {
                     self.count += 1;
                     return Ok(());
                 }
-                Err(Error::TooManyPinned) if bytes == PAGE => return Err(NoRoom),
-                Err(_) if bytes <= SMALL_BYTES + PAGE => bytes -= PAGE,
-                Err(_) => bytes = (bytes / 2) & !(PAGE - 1),
+                Err(Error::TooManyPinned) if bytes == PAGE_SIZE => return Err(NoRoom),
+                Err(_) if bytes <= SMALL_BYTES + PAGE_SIZE => bytes -= PAGE_SIZE,
+                Err(_) => bytes = (bytes / 2) & !(PAGE_SIZE - 1),
             }
         }
         // No page of a block: the kernel says what it thinks of that.
@@ -257,13 +257,13 @@ pub(super) fn for_good(number: usize, args: [usize; 6]) -> Touch<Done> {
     let Some(heap) = ghost::owner(address) else {
         return Ok(Done::Asis);
     };
-    let start = address & !(PAGE - 1);
+    let start = address & !(PAGE_SIZE - 1);
     let bytes = match number {
-        334 => args[1].min(PAGE),
+        334 => args[1].min(PAGE_SIZE),
         273 => 24,
         _ => 4,
     };
-    let end = (address + bytes).next_multiple_of(PAGE);
+    let end = (address + bytes).next_multiple_of(PAGE_SIZE);
     if !holds::hold(heap, Reason::Kernel, start, end - start, 0) {
         return Ok(error(libc::ENOMEM));
     }

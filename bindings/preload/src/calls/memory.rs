@@ -9,6 +9,7 @@
 use core::ptr::slice_from_raw_parts_mut;
 
 use ghostmem::Heap;
+use ghostmem_os::PAGE_SIZE;
 
 use crate::ghost;
 use crate::holds::{self, Reason};
@@ -16,8 +17,6 @@ use crate::raw::{Answer, failed};
 use crate::thread::{self, EngineScope};
 
 use super::{Done, error};
-
-const PAGE: usize = 4096;
 
 /// mprotect, munmap, mremap, msync, madvise, shmat, mlock, munlock, mbind, mlock2,
 /// pkey_mprotect, set_mempolicy_home_node, whatever the kernel sees.
@@ -39,7 +38,7 @@ pub(super) fn advised(number: usize, args: [usize; 6]) -> Done {
     if address.checked_add(bytes).is_none() {
         return error(libc::EINVAL);
     }
-    let Some(bytes) = bytes.checked_next_multiple_of(PAGE) else {
+    let Some(bytes) = bytes.checked_next_multiple_of(PAGE_SIZE) else {
         return error(libc::EINVAL);
     };
     match number {
@@ -180,7 +179,7 @@ fn guard(heap: &Heap, address: usize, bytes: usize) -> Done {
 /// so they are held resident until they are opened again.
 fn protect(heap: &Heap, number: usize, args: [usize; 6], bytes: usize) -> Done {
     let [address, _, access, ..] = args;
-    if !address.is_multiple_of(PAGE) {
+    if !address.is_multiple_of(PAGE_SIZE) {
         return error(libc::EINVAL);
     }
     let open = (libc::PROT_READ | libc::PROT_WRITE) as usize;
@@ -211,8 +210,10 @@ fn protect(heap: &Heap, number: usize, args: [usize; 6], bytes: usize) -> Done {
 
 /// Whole pages around a range.
 fn pages(address: usize, bytes: usize) -> Option<(usize, usize)> {
-    let start = address & !(PAGE - 1);
-    let end = address.checked_add(bytes)?.checked_next_multiple_of(PAGE)?;
+    let start = address & !(PAGE_SIZE - 1);
+    let end = address
+        .checked_add(bytes)?
+        .checked_next_multiple_of(PAGE_SIZE)?;
     Some((start, end - start))
 }
 

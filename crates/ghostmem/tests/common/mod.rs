@@ -13,8 +13,7 @@ use std::time::{Duration, Instant};
 
 use ghostmem::{Backend, Heap, Stats};
 
-/// Bytes of a page.
-pub(crate) const PAGE: usize = 4096;
+pub(crate) use ghostmem_os::PAGE_SIZE;
 
 /// Every backend there is on Windows.
 #[cfg(windows)]
@@ -31,7 +30,7 @@ pub(crate) const BACKENDS: [Backend; 4] = [
 /// A heap on `backend` with `pages` resident at most.
 pub(crate) fn heap(backend: Backend, pages: usize) -> Heap {
     Heap::builder()
-        .resident_limit(pages * PAGE)
+        .resident_limit(pages * PAGE_SIZE)
         .backend(backend)
         .build()
         .unwrap()
