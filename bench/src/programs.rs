@@ -211,7 +211,7 @@ fn measure(
 /// A run in a group that swaps to zram; again when the kernel kills it.
 fn swapping(args: &ProgramsArgs, known: &Known, limit: u64, work: &Path) -> Result<Ended> {
     for _ in 0..ATTEMPTS {
-        let place = swap::Place::set_up(limit, known.peak)?;
+        let place = swap::SwapGroup::set_up(limit, known.peak)?;
         let attempt = Attempt::in_group(&place, &known.command, work);
         let (ended, lent) = place.lending(|| attempt.run(args.timeout));
         let ended = Ended { lent, ..ended? };

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use ghostmem_os::report::field_bytes;
 
-use super::swap::Place;
+use super::swap::SwapGroup;
 use crate::contenders::zram;
 use crate::error::{Error, Result};
 use crate::sys::{self, Spent};
@@ -114,7 +114,7 @@ impl<'a> Attempt<'a> {
     }
 
     /// The program in a group that swaps.
-    pub(super) fn in_group(place: &Place, command: &[String], work: &'a Path) -> Self {
+    pub(super) fn in_group(place: &SwapGroup, command: &[String], work: &'a Path) -> Self {
         let mut shell = Command::new("/bin/sh");
         shell
             .args(["-c", "echo $$ >\"$0\" && exec \"$@\""])

@@ -21,14 +21,14 @@ const WATCH: Duration = Duration::from_millis(1);
 
 /// Swap and group of one run. Fields are dropped in this order: the program is gone
 /// by then.
-pub(super) struct Place {
+pub(super) struct SwapGroup {
     swap: zram::Swap,
     _zswap: Option<zswap::Switch>,
     group: Cgroup,
     limit: u64,
 }
 
-impl Place {
+impl SwapGroup {
     /// A group of `limit` bytes for a program that takes `peak` bytes without one.
     ///
     /// # Errors
@@ -65,9 +65,9 @@ impl Place {
         let answer = std::thread::scope(|scope| {
             scope.spawn(|| {
                 while !done.load(Ordering::Acquire) {
-                    if self.group.is_waiting() && self.lend().is_ok() {
+                    if self.group.is_waiting() && self.loan().is_ok() {
                         loans.fetch_add(1, Ordering::Relaxed);
-                        self.take_back(&done);
+                        self.end_loan(&done);
                     }
                     std::thread::sleep(WATCH);
                 }
@@ -80,13 +80,13 @@ impl Place {
     }
 
     /// Lends more than the group has, whatever it was lent before.
-    fn lend(&self) -> Result<()> {
+    fn loan(&self) -> Result<()> {
         let has = self.group.usage()?.max(self.limit);
         self.group.set_limit(has + LOAN)
     }
 
     /// Ends a loan. The kernel refuses while it finds too little to swap out.
-    fn take_back(&self, done: &AtomicBool) {
+    fn end_loan(&self, done: &AtomicBool) {
         loop {
             std::thread::sleep(LOAN_LASTS);
             if self.group.set_limit(self.limit).is_ok()

@@ -247,7 +247,7 @@ impl Plans {
             path.is_absolute().then_some(path)
         };
         let folder = path(cache).or_else(|| path(home).map(|home| home.join(".cache")));
-        let folder = folder.filter(|_| !is_privileged());
+        let folder = folder.filter(|_| !has_raised_rights());
         Self {
             folder: folder.map(|folder| folder.join("ghostmem/plans")),
             user,
@@ -336,7 +336,7 @@ impl Plans {
 }
 
 /// Whether the process has more rights than whoever started it.
-fn is_privileged() -> bool {
+fn has_raised_rights() -> bool {
     // SAFETY: no preconditions.
     let secure = unsafe { libc::getauxval(libc::AT_SECURE) } != 0;
     secure
