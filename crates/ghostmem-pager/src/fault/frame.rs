@@ -49,9 +49,6 @@ impl Engine {
     /// goes on with a frame beyond the limit, or tries again later.
     pub(crate) fn after_barren(&self, rounds: u32) -> Result<(), Verdict> {
         let wait = |most| Err(Verdict::Wait { barren: true, most });
-        if self.bound.as_ref().is_some_and(ProcessBound::is_refusing) {
-            return Err(Verdict::Refused);
-        }
         if rounds <= BARREN_ROUNDS {
             return wait(Duration::ZERO);
         }
@@ -126,6 +123,10 @@ impl Engine {
                 self.wake_demoter();
                 self.look();
                 if self.is_full(new) {
+                    // Others waited for this one too.
+                    if self.bound.as_ref().is_some_and(ProcessBound::is_refusing) {
+                        return Err(Verdict::Refused);
+                    }
                     return self.after_barren(fault.waits.barren + 1);
                 }
             }

@@ -268,8 +268,8 @@ figures! {
         /// Frames taken beyond the limit because a thread could not go on
         /// otherwise.
         overdrafts: Pages, [c 18 table];
-        /// Looks that found the process over its bound: memory that is not the heap's
-        /// grew faster than the heap made room.
+        /// Looks that found the process over its bound, as memory that is not the heap's
+        /// grew faster than the heap made room, or that could not see what it takes.
         bound_overruns: Events, [table];
         /// Nanoseconds spent compressing.
         compress_ns: Nanoseconds, [c 19];

@@ -51,13 +51,15 @@ impl Engine {
         };
         let own = self.own_bytes();
         let now = clock::now_ns();
-        if looking.is_due(now, ns)
-            && let Some(total) = machine::process_bytes()
-        {
-            let total = usize::try_from(total).unwrap_or(usize::MAX);
-            looking.measured(now, total, own);
-            self.metrics
-                .add(Counter::bound_overruns, u64::from(total > bound.bytes));
+        if looking.is_due(now, ns) {
+            let total = machine::process_bytes();
+            let total = total.map(|total| usize::try_from(total).unwrap_or(usize::MAX));
+            if let Some(total) = total {
+                looking.measured(now, total, own);
+            }
+            // Who cannot see does not keep the bound either.
+            let over = total.is_none_or(|total| total > bound.bytes);
+            self.metrics.add(Counter::bound_overruns, u64::from(over));
         }
         let look = Look {
             bound_bytes: bound.bytes as u64,
