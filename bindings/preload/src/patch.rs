@@ -301,7 +301,8 @@ fn find_sites(code: &[u8], function: &Function, sites: &mut Vec<Site>, report: &
                 window: window.start,
                 window_bytes: window.len(),
                 call,
-                number,
+                // A plan keeps sixteen bits of it; no kernel has a call beyond.
+                number: number.filter(|&number| number <= usize::from(u16::MAX)),
                 function: function.start,
                 distances: distances(code, function, &window)?,
             })
