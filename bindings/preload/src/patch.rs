@@ -29,7 +29,7 @@ use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, OpKind, 
 
 use crate::calls::table;
 use crate::objects::Text;
-use crate::plan::{Key, Plan, Plans};
+use crate::plan::{Key, NUMBERS, Plan, Plans};
 use crate::scan::Scan;
 use crate::stub::{Area, Detour, ENTRY_AT, JUMP, Stub, write_jumps};
 
@@ -301,8 +301,8 @@ fn find_sites(code: &[u8], function: &Function, sites: &mut Vec<Site>, report: &
                 window: window.start,
                 window_bytes: window.len(),
                 call,
-                // A plan keeps sixteen bits of it; no kernel has a call beyond.
-                number: number.filter(|&number| number <= usize::from(u16::MAX)),
+                // No kernel has such a call, and no plan keeps it.
+                number: number.filter(|&number| number < NUMBERS),
                 function: function.start,
                 distances: distances(code, function, &window)?,
             })

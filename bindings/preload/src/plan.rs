@@ -88,7 +88,7 @@ const fn calls_hash(maps: bool) -> u64 {
 }
 
 /// Call numbers are below this.
-const NUMBERS: usize = 1 << 10;
+pub(crate) const NUMBERS: usize = 1 << 10;
 
 /// What a plan's file begins with; another form has another sign.
 const SIGN: [u8; 8] = *b"gm-plan1";
