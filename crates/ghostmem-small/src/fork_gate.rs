@@ -40,6 +40,9 @@ struct Stripe(AtomicUsize);
 static INSIDE: [Stripe; STRIPES] = [const { Stripe(AtomicUsize::new(0)) }; STRIPES];
 static CLOSED: AtomicBool = AtomicBool::new(false);
 static AT_THE_CALL: AtomicBool = AtomicBool::new(false);
+/// The handler before a fork closed the gate: those after it open it, whatever was
+/// said meanwhile. Changed only while the gate is closed.
+static CLOSED_BY_HANDLER: AtomicBool = AtomicBool::new(false);
 /// Some heap was made, and with it mimalloc is in use.
 static USED: AtomicBool = AtomicBool::new(false);
 /// [`prepare`] took mimalloc's locks; changed only while the gate is closed.
@@ -178,15 +181,16 @@ extern "C" fn hook_at_load() {
     extern "C" fn before() {
         if !AT_THE_CALL.load(Ordering::Acquire) {
             prepare();
+            CLOSED_BY_HANDLER.store(true, Ordering::Relaxed);
         }
     }
     extern "C" fn in_parent() {
-        if !AT_THE_CALL.load(Ordering::Acquire) {
+        if CLOSED_BY_HANDLER.swap(false, Ordering::Relaxed) {
             parent();
         }
     }
     extern "C" fn in_child() {
-        if !AT_THE_CALL.load(Ordering::Acquire) {
+        if CLOSED_BY_HANDLER.swap(false, Ordering::Relaxed) {
             child();
         }
     }
