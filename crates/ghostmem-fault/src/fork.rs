@@ -361,6 +361,12 @@ pub enum Call {
     Refused,
 }
 
+/// Whether the calling thread forks, and what a child must find free is taken.
+#[must_use]
+pub fn is_under_way() -> bool {
+    SETUP.is_mine()
+}
+
 /// Right before the system call of a fork whose handlers have run on the
 /// calling thread. From here to [`after_call`] the caller must not touch ghost
 /// memory.

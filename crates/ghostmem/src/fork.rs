@@ -38,6 +38,10 @@ pub fn freeze_at_the_call() {
 /// memory.
 #[must_use]
 pub fn before_call() -> Call {
+    // Its handlers took everything before the library took over.
+    if ghostmem_fault::fork::is_under_way() {
+        return Call::Strange;
+    }
     ghostmem_small::fork::before();
     let call = ghostmem_fault::fork::before_call();
     if call != Call::Ready {

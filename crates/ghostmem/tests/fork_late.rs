@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use common::{Watchdog, fork, wait_for};
 use ghostmem::Heap;
+use ghostmem::fork::{Call, before_call};
 
 mod common;
 
@@ -22,6 +23,8 @@ extern "C" fn late() {
         thread::spawn(ghostmem::fork::freeze_at_the_call)
             .join()
             .unwrap();
+        // What the library does next, at this very fork.
+        assert_eq!(before_call(), Call::Strange);
     }
 }
 
