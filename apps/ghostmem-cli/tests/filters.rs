@@ -5,40 +5,11 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 
-use ghostmem::doctor;
+use common::{assert_ok, backends, built};
 
-fn built(name: &str, test: &str) -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"))
-        .join("filters")
-        .join(test);
-    fs::create_dir_all(&folder).unwrap();
-    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs");
-    let built = folder.join(name);
-    let status = Command::new("cc")
-        .args(["-O1", "-g", "-w", "-pthread", "-o"])
-        .arg(&built)
-        .arg(sources.join(name).with_extension("c"))
-        .status()
-        .expect("a C compiler named cc");
-    assert!(status.success(), "cc {name}.c: {status}");
-    built
-}
-
-fn backends() -> Vec<&'static str> {
-    let report = doctor::probe();
-    let works = [
-        ("inline", report.inline_works),
-        ("monitor", report.monitor_works),
-        ("guard", report.guard_works && report.guard_pages),
-        ("guard-mprotect", report.guard_works),
-    ];
-    let working: Vec<_> = works.iter().filter(|(_, works)| *works).collect();
-    assert!(!working.is_empty(), "no backend works here");
-    working.into_iter().map(|(name, _)| *name).collect()
-}
+mod common;
 
 /// `ghostmem run` with a limit far below what the programs use; ended when it hangs.
 fn ghostmem(options: &[&str]) -> Command {
@@ -46,16 +17,6 @@ fn ghostmem(options: &[&str]) -> Command {
     command.args(["-s", "KILL", "60", env!("CARGO_BIN_EXE_ghostmem"), "run"]);
     command.args(["--limit", "4M"]).args(options).arg("--");
     command
-}
-
-fn assert_ok(output: &Output, what: &str) {
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success() && output.stdout == b"ok\n",
-        "{what}: {:?} {} {said}",
-        output.status,
-        String::from_utf8_lossy(&output.stdout),
-    );
 }
 
 /// A program that confines itself, natively and on each backend.

@@ -4,62 +4,14 @@
 //! machine's kernel does is what is asked for, and then on every backend that works here.
 #![allow(clippy::unwrap_used)]
 
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
-use ghostmem::doctor;
+use common::{assert_ok, backends, compile, scratch};
+
+mod common;
 
 /// Bytes the programs touch to push everything else out: more than the limits below.
 const PRESSURE: &str = "20000000";
-
-/// A folder of this test's own.
-fn scratch(name: &str) -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"))
-        .join("kernel")
-        .join(name);
-    let _fresh = fs::remove_dir_all(&folder);
-    fs::create_dir_all(&folder).unwrap();
-    folder.canonicalize().unwrap()
-}
-
-fn compile(name: &str, folder: &Path) -> PathBuf {
-    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs");
-    let built = folder.join(name);
-    let status = Command::new("cc")
-        .args(["-O1", "-g", "-w", "-pthread", "-o"])
-        .arg(&built)
-        .arg(sources.join(name).with_extension("c"))
-        .status()
-        .expect("a C compiler named cc");
-    assert!(status.success(), "cc {name}.c: {status}");
-    built
-}
-
-fn backends() -> Vec<&'static str> {
-    let report = doctor::probe();
-    let works = [
-        ("inline", report.inline_works),
-        ("monitor", report.monitor_works),
-        ("guard", report.guard_works && report.guard_pages),
-        ("guard-mprotect", report.guard_works),
-    ];
-    for (name, _) in works.iter().filter(|(_, works)| !works) {
-        println!("the {name} backend does not work here and is not tested");
-    }
-    let working = works.iter().filter(|(_, works)| *works);
-    working.map(|(name, _)| *name).collect()
-}
-
-fn assert_ok(output: &Output, what: &str) {
-    assert!(
-        output.status.success() && output.stdout == b"ok\n",
-        "{what}: {:?}\n{}\n{}",
-        output.status,
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
-}
 
 /// Runs a program natively, then under each backend with a limit and `more` arguments.
 fn check(name: &str, limit: &str, more: &[&str]) {
@@ -69,7 +21,8 @@ fn check(name: &str, limit: &str, more: &[&str]) {
 /// The same, with `options` of `ghostmem run`.
 fn check_with(options: &[&str], name: &str, limit: &str, more: &[&str]) {
     let folder = scratch(name);
-    let built = compile(name, &folder);
+    let built = folder.join(name);
+    compile(&[], &format!("{name}.c"), &built, &[]);
     let arguments = [folder.to_str().unwrap(), PRESSURE];
     let run = |command: &mut Command, more: &[&str], what: &str| {
         let output = command
@@ -82,9 +35,7 @@ fn check_with(options: &[&str], name: &str, limit: &str, more: &[&str]) {
         assert_ok(&output, what);
     };
     run(&mut Command::new(&built), &[], "natively");
-    let backends = backends();
-    assert!(!backends.is_empty(), "no backend works here");
-    for backend in backends {
+    for backend in backends() {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ghostmem"));
         command.args(["run", "--limit", limit, "--backend", backend]);
         command.args(options).arg("--");
@@ -158,7 +109,8 @@ fn a_child_that_is_to_be_traced_comes_to_its_exec() {
 #[test]
 fn a_process_ends_with_its_code_wherever_a_signal_came() {
     let folder = scratch("exits");
-    let built = compile("exits", &folder);
+    let built = folder.join("exits");
+    compile(&[], "exits.c", &built, &[]);
     for small in ["on", "off"] {
         for seed in 1..=12 {
             let mut command = Command::new("timeout");

@@ -6,54 +6,12 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::OnceLock;
 
 use ghostmem::doctor;
 
-/// A folder of this test run's own.
-fn scratch(name: &str) -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"))
-        .join("plans")
-        .join(name);
-    let _fresh = fs::remove_dir_all(&folder);
-    fs::create_dir_all(&folder).unwrap();
-    folder.canonicalize().unwrap()
-}
+use common::{cache, compile, run_with, scratch, text};
 
-fn compile(flags: &[&str], source: &str, built: &Path, more: &[&Path]) {
-    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs");
-    let status = Command::new("cc")
-        .args(["-O1", "-g", "-w", "-pthread"])
-        .args(flags)
-        .arg("-o")
-        .arg(built)
-        .arg(sources.join(source))
-        .args(more)
-        .status()
-        .expect("a C compiler named cc");
-    assert!(status.success(), "cc {source}: {status}");
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-/// A program by `run`, with the plans of a cache of the test's own.
-fn run_with(cache: &Path, options: &[&str], program: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_ghostmem"))
-        .arg("run")
-        .args(options)
-        .arg("--")
-        .args(program)
-        .env("XDG_CACHE_HOME", cache)
-        .output()
-        .unwrap()
-}
-
-fn cache() -> &'static Path {
-    static CACHE: OnceLock<PathBuf> = OnceLock::new();
-    CACHE.get_or_init(|| scratch("cache"))
-}
+mod common;
 
 /// The line of `--verbose`, without the process's number.
 fn verbose(cache: &Path) -> String {

@@ -2,39 +2,19 @@
 //! `ghostmem run`.
 #![allow(clippy::unwrap_used)]
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use ghostmem::doctor;
+use common::{assert_ok, built};
 
-fn built(test: &str) -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"))
-        .join("rlimits")
-        .join(test);
-    fs::create_dir_all(&folder).unwrap();
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs/limits.c");
-    let built = folder.join("limits");
-    let status = Command::new("cc")
-        .args(["-O1", "-g", "-w", "-o"])
-        .args([&built, &source])
-        .status()
-        .expect("a C compiler named cc");
-    assert!(status.success(), "cc limits.c: {status}");
-    built
-}
+mod common;
 
 /// The backends that work here, faults by messages left out.
 fn backends() -> Vec<&'static str> {
-    let report = doctor::probe();
-    let works = [
-        ("inline", report.inline_works),
-        ("guard", report.guard_works && report.guard_pages),
-        ("guard-mprotect", report.guard_works),
-    ];
-    let working: Vec<_> = works.iter().filter(|(_, works)| *works).collect();
-    assert!(!working.is_empty(), "no backend works here");
-    working.into_iter().map(|(name, _)| *name).collect()
+    let mut works = common::backends();
+    works.retain(|&name| name != "monitor");
+    assert!(!works.is_empty(), "no backend works here");
+    works
 }
 
 /// A program under `ulimit`, its output in pipes; `options` of `ghostmem run`, or natively.
@@ -57,19 +37,9 @@ fn limited(ulimit: &str, options: Option<&[&str]>, program: &Path, arguments: &[
     command.output().unwrap()
 }
 
-fn assert_ok(output: &Output, what: &str) {
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success() && output.stdout == b"ok\n",
-        "{what}: {:?} {} {said}",
-        output.status,
-        String::from_utf8_lossy(&output.stdout),
-    );
-}
-
 /// At limits where the program runs by itself it runs on ghost memory too.
 fn runs_at(ulimits: &[&str], test: &str) {
-    let program = built(test);
+    let program = built("limits", test);
     for ulimit in ulimits {
         let natively = limited(ulimit, None, &program, &["40"]);
         assert_ok(&natively, &format!("{ulimit} natively"));
@@ -121,7 +91,7 @@ fn the_engine_s_threads_take_no_arenas_where_address_space_is_scarce() {
 /// so.
 #[test]
 fn without_room_for_regions_blocks_are_ordinary_memory() {
-    let program = built("least");
+    let program = built("limits", "least");
     let ulimit = "ulimit -v 300000";
     assert_ok(&limited(ulimit, None, &program, &["70"]), "natively");
     let output = limited(ulimit, Some(&[]), &program, &["70"]);
@@ -132,7 +102,7 @@ fn without_room_for_regions_blocks_are_ordinary_memory() {
 
 #[test]
 fn limits_set_meanwhile_leave_the_data_alone() {
-    let program = built("meanwhile");
+    let program = built("limits", "meanwhile");
     for which in ["fsize", "memlock", "data", "as"] {
         assert_ok(&limited("true", None, &program, &["20", which]), which);
         for backend in backends() {
@@ -145,7 +115,7 @@ fn limits_set_meanwhile_leave_the_data_alone() {
 
 #[test]
 fn a_small_limit_on_files_ends_nobody() {
-    let program = built("files");
+    let program = built("limits", "files");
     for ulimit in ["ulimit -f 0", "ulimit -f 2000"] {
         for backend in backends() {
             let output = limited(ulimit, Some(&["--backend", backend]), &program, &["20"]);

@@ -1,34 +1,12 @@
 //! A process has a heap, and the engine's thread, only where one is needed.
 #![allow(clippy::unwrap_used)]
 
-use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
 use std::sync::OnceLock;
 
-/// A folder of this test run's own.
-fn scratch(name: &str) -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"))
-        .join("start")
-        .join(name);
-    let _fresh = fs::remove_dir_all(&folder);
-    fs::create_dir_all(&folder).unwrap();
-    folder.canonicalize().unwrap()
-}
+use common::{cache, compile, run_with, scratch, text};
 
-fn compile(flags: &[&str], source: &str, built: &Path, more: &[&Path]) {
-    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs");
-    let status = Command::new("cc")
-        .args(["-O1", "-g", "-w", "-pthread"])
-        .args(flags)
-        .arg("-o")
-        .arg(built)
-        .arg(sources.join(source))
-        .args(more)
-        .status()
-        .expect("a C compiler named cc");
-    assert!(status.success(), "cc {source}: {status}");
-}
+mod common;
 
 fn small() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
@@ -37,27 +15,6 @@ fn small() -> &'static Path {
         compile(&[], "small.c", &built, &[]);
         built
     })
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-/// A program by `run`, with the plans of a cache of the test's own.
-fn run_with(cache: &Path, options: &[&str], program: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_ghostmem"))
-        .arg("run")
-        .args(options)
-        .arg("--")
-        .args(program)
-        .env("XDG_CACHE_HOME", cache)
-        .output()
-        .unwrap()
-}
-
-fn cache() -> &'static Path {
-    static CACHE: OnceLock<PathBuf> = OnceLock::new();
-    CACHE.get_or_init(|| scratch("cache"))
 }
 
 /// What the small program prints when this is done in it.
