@@ -239,3 +239,21 @@ fn what_cannot_work_is_refused_in_one_line() {
         "/proc/self",
     );
 }
+
+#[test]
+fn a_folder_in_memory_is_refused_before_the_program_starts() {
+    // Its name is no promise: what mountinfo(5) says is.
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let is_tmpfs = |line: &str| line.contains(" /dev/shm ") && line.contains(" - tmpfs ");
+    if !mounts.lines().any(is_tmpfs) {
+        eprintln!("SKIPPED: no tmpfs on /dev/shm");
+        return;
+    }
+    let output = under_run(Path::new("/dev/shm"), &[], &[]).output().unwrap();
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(125), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    for part in ["/dev/shm", "a tmpfs keeps files in memory", "/var/tmp"] {
+        assert!(said.contains(part), "{said}");
+    }
+}

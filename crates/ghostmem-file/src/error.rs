@@ -27,6 +27,13 @@ pub enum OpenError {
         /// The file.
         path: String,
     },
+    /// What is written there stays in memory.
+    InMemory {
+        /// The directory or file, as it was given.
+        path: String,
+        /// What keeps it there.
+        kept_by: &'static str,
+    },
     /// A path with a zero byte, or no file name.
     BadPath {
         /// The path.
@@ -62,6 +69,11 @@ impl fmt::Display for OpenError {
                 f,
                 "cannot spill to {path}: it is there and is not a spill file; remove it or \
                  choose another name"
+            ),
+            Self::InMemory { path, kept_by } => write!(
+                f,
+                "cannot spill to {path}: {kept_by} keeps files in memory, which would save \
+                 none; choose a directory on a disk, such as /var/tmp"
             ),
             Self::BadPath { path } => write!(
                 f,

@@ -20,6 +20,7 @@ pub struct Options {
     pub(crate) encrypt: bool,
     pub(crate) direct: bool,
     pub(crate) nonce_bits: u32,
+    pub(crate) on_disk_only: bool,
     pub(crate) faults: Option<&'static dyn Faults>,
 }
 
@@ -34,6 +35,7 @@ impl Options {
             encrypt: true,
             direct: true,
             nonce_bits: NONCE_BITS,
+            on_disk_only: false,
             faults: None,
         }
     }
@@ -65,6 +67,25 @@ impl Options {
     pub const fn direct(mut self, yes: bool) -> Self {
         self.direct = yes;
         self
+    }
+
+    /// Whether a folder that is known to keep its files in memory is refused (default:
+    /// no).
+    pub const fn on_disk_only(mut self, yes: bool) -> Self {
+        self.on_disk_only = yes;
+        self
+    }
+
+    /// What keeps the files of the folder in memory, if that is known of it.
+    #[cfg(not(windows))]
+    #[must_use]
+    pub fn kept_in_memory_by(&self) -> Option<&'static str> {
+        let folder = match self.path.parent() {
+            Some(parent) if self.is_named && parent.as_os_str().is_empty() => Path::new("."),
+            Some(parent) if self.is_named => parent,
+            _ => &self.path,
+        };
+        ghostmem_os::medium::in_memory(folder)
     }
 
     /// How many bits the counter in a nonce has, 1 to 56, before there is a new

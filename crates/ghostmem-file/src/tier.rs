@@ -89,6 +89,14 @@ impl FileTier {
             });
         }
         lineage::refuse_stranger().map_err(OpenError::Os)?;
+        if options.on_disk_only
+            && let Some(kept_by) = options.kept_in_memory_by()
+        {
+            return Err(OpenError::InMemory {
+                path: options.path.display().to_string(),
+                kept_by,
+            });
+        }
         let location = FileLocation::new(options)?;
         let segments = options.limit_bytes / SEGMENT_BYTES_LEAST + 8;
         // Where address space is scarce, no more than a part of it goes for tables.

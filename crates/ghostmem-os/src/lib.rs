@@ -48,6 +48,8 @@ pub mod machine;
 pub mod map;
 pub mod message;
 #[cfg(not(windows))]
+#[cfg(not(windows))]
+pub mod medium;
 mod nesting;
 #[cfg(windows)]
 #[path = "windows/placeholder.rs"]

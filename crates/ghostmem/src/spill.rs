@@ -18,7 +18,7 @@ use crate::Error;
 /// use ghostmem::{Heap, Spill};
 /// let heap = Heap::builder()
 ///     .resident_limit(1 << 20)
-///     .spill(Spill::dir(std::env::temp_dir()).store_limit(1 << 20))
+///     .spill(Spill::dir("/var/tmp").store_limit(1 << 20))
 ///     .build()?;
 /// // Sixteen megabytes that do not compress: one resident, about one in memory
 /// // as it is, the rest in the file.
@@ -44,7 +44,9 @@ pub struct Spill {
 }
 
 impl Spill {
-    /// A nameless file in a directory, which must allow writing.
+    /// A nameless file in a directory, which must allow writing. One that is known to
+    /// keep files in memory (tmpfs, ramfs, an overlay with its upper folder there) is
+    /// refused.
     pub fn dir(path: impl Into<PathBuf>) -> Self {
         Self::with(Options::unnamed(path.into()))
     }
@@ -58,7 +60,7 @@ impl Spill {
 
     const fn with(options: Options) -> Self {
         Self {
-            options,
+            options: options.on_disk_only(true),
             compress: true,
             store_limit: None,
         }
@@ -100,6 +102,22 @@ impl Spill {
     pub fn faults(mut self, faults: &'static dyn Faults) -> Self {
         self.options = self.options.faults(faults);
         self
+    }
+
+    /// Whether the folder will do, as far as that can be told without a file in it.
+    ///
+    /// # Errors
+    /// [`ghostmem_file::OpenError::InMemory`].
+    #[cfg(not(windows))]
+    #[doc(hidden)]
+    pub fn refuse_memory(folder: &std::path::Path) -> Result<(), Error> {
+        match Options::unnamed(folder).kept_in_memory_by() {
+            None => Ok(()),
+            Some(kept_by) => Err(Error::Spill(ghostmem_file::OpenError::InMemory {
+                path: folder.display().to_string(),
+                kept_by,
+            })),
+        }
     }
 
     /// Opens the file.

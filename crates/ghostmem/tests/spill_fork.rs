@@ -24,7 +24,7 @@ fn words(backend: Backend) -> Words {
     let heap = Heap::builder()
         .resident_limit(128 * PAGE_SIZE)
         .backend(backend)
-        .spill(Spill::dir(std::env::temp_dir()).store_limit(64 * PAGE_SIZE))
+        .spill(Spill::dir("/var/tmp").store_limit(64 * PAGE_SIZE))
         .build()
         .unwrap();
     heap.slice_from_fn(PARTS * PART, |i| AtomicU64::new(mixed(i, 0)))
@@ -179,7 +179,7 @@ fn a_child_without_background_threads_does_not_wait_for_the_file() {
         let heap = Heap::builder()
             .resident_limit(256 * PAGE_SIZE)
             .background_in_children(false)
-            .spill(Spill::dir(std::env::temp_dir()).store_limit(1 << 20))
+            .spill(Spill::dir("/var/tmp").store_limit(1 << 20))
             .build()
             .unwrap();
         let child = fork(|| {
@@ -228,7 +228,7 @@ fn a_child_inherits_no_place_that_is_nobodys() {
             is_slow: AtomicBool::new(true),
         };
         let _watchdog = Watchdog::new("forks while writing", 55);
-        let spill = Spill::dir(std::env::temp_dir()).store_limit(1 << 20);
+        let spill = Spill::dir("/var/tmp").store_limit(1 << 20);
         let heap = Heap::builder()
             .resident_limit(256 * PAGE_SIZE)
             .spill(spill.faults(&DISK))
@@ -261,7 +261,7 @@ fn a_child_inherits_no_place_that_is_nobodys() {
 fn a_heap_that_a_child_drops_closes_its_files() {
     fn files() -> usize {
         let ours = |path: std::path::PathBuf| {
-            path.starts_with(std::env::temp_dir()) && path.to_string_lossy().contains("(deleted)")
+            path.starts_with("/var/tmp") && path.to_string_lossy().contains("(deleted)")
         };
         std::fs::read_dir("/proc/self/fd")
             .unwrap()
@@ -274,7 +274,7 @@ fn a_heap_that_a_child_drops_closes_its_files() {
         let before = files();
         let heap = Heap::builder()
             .resident_limit(256 * PAGE_SIZE)
-            .spill(Spill::dir(std::env::temp_dir()).store_limit(1 << 20))
+            .spill(Spill::dir("/var/tmp").store_limit(1 << 20))
             .build()
             .unwrap();
         let data = heap.slice_from_fn(1 << 20, |i| mixed(i, 1)).unwrap();

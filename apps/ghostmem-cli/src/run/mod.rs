@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use ghostmem::settings::{RunSettings, VARIABLE};
-use ghostmem::{Backend, doctor};
+use ghostmem::{Backend, Spill, doctor};
 
 use crate::cli::{BackendName, RunArgs, SmallBlocks};
 use crate::failure::{EXIT_NOT_FOUND, EXIT_NOT_RUN, Failure};
@@ -108,6 +108,7 @@ fn settings(args: &RunArgs, raw_system_calls: Option<&str>) -> Result<RunSetting
                 folder.display()
             )));
         }
+        Spill::refuse_memory(folder).map_err(Failure::new)?;
         settings.spill = Some(absolute(folder)?);
     }
     if let Some(path) = &settings.stats_json {
