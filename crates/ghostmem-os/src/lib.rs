@@ -27,6 +27,8 @@ mod errno;
 pub mod error;
 #[cfg(not(windows))]
 pub mod file;
+#[cfg_attr(windows, path = "windows/found.rs")]
+pub mod found;
 #[cfg(windows)]
 #[path = "windows/frame.rs"]
 pub mod frame;
@@ -46,10 +48,10 @@ pub mod lock;
 #[cfg_attr(windows, path = "windows/machine.rs")]
 pub mod machine;
 pub mod map;
-pub mod message;
-#[cfg(not(windows))]
 #[cfg(not(windows))]
 pub mod medium;
+pub mod message;
+#[cfg(not(windows))]
 mod nesting;
 #[cfg(windows)]
 #[path = "windows/placeholder.rs"]

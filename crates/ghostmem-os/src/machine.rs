@@ -63,6 +63,12 @@ pub fn address_space_limit() -> Option<u64> {
     soft_limit(libc::RLIMIT_AS)
 }
 
+/// The soft limit on private writable memory (`RLIMIT_DATA`), bytes; `None` for none.
+#[must_use]
+pub fn data_limit() -> Option<u64> {
+    soft_limit(libc::RLIMIT_DATA)
+}
+
 fn soft_limit(resource: libc::__rlimit_resource_t) -> Option<u64> {
     let mut limit = libc::rlimit {
         rlim_cur: libc::RLIM_INFINITY,

@@ -133,6 +133,13 @@ impl<'a> Level<'a> {
         }
     }
 
+    /// The level's folder, below the root of the [`Reports`].
+    #[must_use]
+    pub fn folder(&self) -> &'a Path {
+        use std::os::unix::ffi::OsStrExt;
+        Path::new(std::ffi::OsStr::from_bytes(self.folder))
+    }
+
     /// Most that may be charged, bytes; `None` for no limit.
     #[must_use]
     pub fn limit_bytes(&self) -> Option<u64> {
