@@ -1,9 +1,12 @@
 //! Sizes as people write them (`20K`, `1.5G`, `12.5%`) and as people read them (`128 MiB`).
-//!
-//! Units are powers of 1024; `K`, `KB` and `KiB` mean the same. Nothing here rounds up silently:
-//! a fraction of a byte is dropped, a value beyond `u64` is an error.
+//! How they are read is the library's business, whose variables of the environment take the same.
 
 use std::fmt;
+
+use ghostmem::size;
+
+/// Most hundredths of the data that an amount may be.
+const PERCENT_MOST: u32 = 10_000;
 
 /// An amount of memory, absolute or relative to the data of the demo.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -30,36 +33,7 @@ impl Amount {
 /// # Errors
 /// One line saying what was wrong and what is accepted.
 pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
-    let trimmed = text.trim();
-    let split = trimmed
-        .find(|c: char| !(c.is_ascii_digit() || c == '.'))
-        .unwrap_or(trimmed.len());
-    let (number, unit) = trimmed.split_at(split);
-    let shift = match unit.trim().to_ascii_lowercase().as_str() {
-        "" | "b" => 0,
-        "k" | "kb" | "kib" => 10,
-        "m" | "mb" | "mib" => 20,
-        "g" | "gb" | "gib" => 30,
-        "t" | "tb" | "tib" => 40,
-        _ => {
-            return Err(format!(
-                "unknown unit '{unit}': write bytes or K, M, G, T (powers of 1024)"
-            ));
-        }
-    };
-    if let Ok(whole) = number.parse::<u64>() {
-        return whole
-            .checked_mul(1 << shift)
-            .ok_or_else(|| format!("'{trimmed}' is more than this machine can address"));
-    }
-    let value: f64 = number
-        .parse()
-        .map_err(|_| "not a size: write for example 4096, 20K, 4M or 1.5G".to_string())?;
-    let bytes = value * (1u64 << shift) as f64;
-    if bytes >= u64::MAX as f64 {
-        return Err(format!("'{trimmed}' is more than this machine can address"));
-    }
-    Ok(bytes as u64)
+    size::parse_size(text).map_err(|error| error.to_string())
 }
 
 /// Reads a size that must hold something.
@@ -78,13 +52,10 @@ pub(crate) fn parse_nonzero_size(text: &str) -> Result<u64, String> {
 /// # Errors
 /// As [`parse_size`], and for zero or a percentage outside 0 to 10000.
 pub(crate) fn parse_amount(text: &str) -> Result<Amount, String> {
-    let Some(number) = text.trim().strip_suffix('%') else {
-        return parse_nonzero_size(text).map(Amount::Bytes);
-    };
-    match number.trim().parse::<f64>() {
-        Ok(percent) if percent > 0.0 && percent <= 10_000.0 => Ok(Amount::Percent(percent)),
-        Ok(_) => Err("must be more than 0% and at most 10000%".to_string()),
-        Err(_) => Err("not a percentage: write for example 12.5%".to_string()),
+    match size::parse_percent(text, PERCENT_MOST) {
+        None => parse_nonzero_size(text).map(Amount::Bytes),
+        Some(Ok(percent)) => Ok(Amount::Percent(percent)),
+        Some(Err(error)) => Err(error.to_string()),
     }
 }
 

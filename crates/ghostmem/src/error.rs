@@ -7,7 +7,7 @@ use ghostmem_os::OsError;
 use ghostmem_pager::UnusableTier;
 use ghostmem_small::SmallError;
 
-use crate::Backend;
+use crate::{Backend, MemorySizeError};
 
 /// A refused request. The heap is as it was before.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +30,17 @@ pub enum Error {
     },
     /// What the process may take leaves too little for ghost pages beside what it takes
     /// already.
+    /// A part of the memory there is that is not more than 0 and at most 100 %.
+    MemoryPercent,
+    /// A variable of the environment has a value that cannot be read.
+    Environment {
+        /// Its name.
+        name: &'static str,
+        /// What it holds.
+        value: String,
+        /// Why that cannot be read.
+        cause: MemorySizeError,
+    },
     MemoryTooSmall {
         /// What was asked for, bytes.
         bytes: usize,
@@ -102,6 +113,12 @@ impl fmt::Display for Error {
             Self::MemoryLimitTooSmall {
                 limit_bytes,
                 least_bytes,
+            Self::MemoryPercent => {
+                f.write_str("a percentage of the memory there is: more than 0 and at most 100")
+            }
+            Self::Environment { name, value, cause } => {
+                write!(f, "{name}={}: {cause}", value.escape_debug())
+            }
             } => write!(
                 f,
                 "memory limit of {limit_bytes} bytes is too small for the resident limit: use at \

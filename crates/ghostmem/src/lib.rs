@@ -43,10 +43,13 @@ mod error;
 #[cfg(not(windows))]
 pub mod fork;
 mod heap;
+mod memory_size;
 mod resize;
 #[cfg(not(windows))]
 #[doc(hidden)]
 pub mod settings;
+#[doc(hidden)]
+pub mod size;
 mod slice;
 mod spill;
 
@@ -58,6 +61,9 @@ pub use ghostmem_file::OpenError;
 pub use ghostmem_pager::{Figure, FigureKind, FigureUnit, LatencyHistogram, Stats};
 pub use ghostmem_pager::{LostDecision, LostHandler, LostPage, TierCause, TierError, UnusableTier};
 pub use heap::{Heap, Pinned};
+#[doc(hidden)]
+pub use memory_size::from_environment;
+pub use memory_size::{MemorySize, MemorySizeError};
 pub use slice::GhostSlice;
 pub use spill::Spill;
 
