@@ -54,7 +54,7 @@ fn spilling_heap(limit: u64, dir: &Path, idle: bool) -> Result<&'static Heap> {
     } else {
         let all = usize::try_from(limit).unwrap_or(usize::MAX);
         builder(name, limit / RESIDENT_SHARE)?
-            .memory_limit(all)
+            .heap_limit(all)
             .spill(spill)
     };
     build(name, builder)

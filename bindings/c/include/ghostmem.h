@@ -122,13 +122,15 @@ typedef struct ghostmem_config {
   // How much of the structure is filled in, set by `ghostmem_config_init`.
   size_t struct_bytes;
   // Most bytes of uncompressed pages mapped at any moment, at least 5 pages
-  // (20480). 0: half of the smaller of the control group's limit and the
-  // machine's memory.
+  // (20480). 0: what the bound on the process leaves.
   size_t resident_limit_bytes;
-  // Bound on resident pages, compressed pages and metadata together.
-  // Allocations that would not fit, going by the compression seen so far,
-  // fail. 0: none.
-  size_t memory_limit_bytes;
+  // The most that the process takes of the machine, bytes, as the kernel
+  // charges it: uncompressed and compressed pages, tables, and memory that is
+  // not ghost. How many pages stay uncompressed follows from it. Allocations
+  // that cannot fit, going by the compression seen so far, fail. SIZE_MAX:
+  // what control groups, limits of the process and the machine leave it. 0:
+  // the same where there is no resident limit either, else none.
+  size_t memory_bytes;
   // One of `ghostmem_backend`.
   uint32_t backend;
   // One of `ghostmem_codec`.
@@ -142,8 +144,9 @@ typedef struct ghostmem_config {
   // Not 0: a page restored for reading keeps its compressed copy, so that
   // evicting it again is free. Default 1.
   uint32_t keep_copies;
-  // 0.
-  uint32_t reserved;
+  // In place of `memory_bytes`: hundredths, 1 to 100, of the smallest of those
+  // limits. 0: none.
+  uint32_t memory_percent;
   // A folder: cold compressed pages go to a nameless file there when memory
   // has its share of them. Null: they stay in memory. The text may be freed
   // when the heap is made.
@@ -256,9 +259,11 @@ extern "C" {
 void ghostmem_config_init(struct ghostmem_config *config, size_t config_bytes);
 
 // The process's default heap, made at the first call. `default_pages` is its
-// resident limit, unless a configuration or the environment (`GHOSTMEM_LIMIT`
-// in bytes, `GHOSTMEM_MAX_PHYSICAL_PAGES`) said otherwise; 0 stands for half
-// of the memory this process may use. Null when it cannot be made, see
+// resident limit, unless a configuration or the environment said otherwise:
+// `GHOSTMEM_MEMORY` as `memory_bytes`, `GHOSTMEM_LIMIT` as
+// `resident_limit_bytes`, both with a unit (64M), as a percentage (25%) or
+// auto, `GHOSTMEM_MAX_PHYSICAL_PAGES`. 0 stands for what the process may have
+// here. Null when it cannot be made, or a variable cannot be read, see
 // `ghostmem_last_error`.
 struct ghostmem_heap *ghostmem_default_heap(size_t default_pages);
 

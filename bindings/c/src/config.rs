@@ -7,7 +7,7 @@
 use core::ffi::{CStr, c_char};
 use std::path::{Path, PathBuf};
 
-use ghostmem::{Backend, Codec, Heap, HeapBuilder, Spill};
+use ghostmem::{Backend, Codec, Heap, HeapBuilder, MemorySize, Spill};
 
 use crate::status::{GhostmemStatus, invalid};
 
@@ -51,13 +51,15 @@ pub struct GhostmemConfig {
     /// How much of the structure is filled in, set by `ghostmem_config_init`.
     pub struct_bytes: usize,
     /// Most bytes of uncompressed pages mapped at any moment, at least 5 pages
-    /// (20480). 0: half of the smaller of the control group's limit and the
-    /// machine's memory.
+    /// (20480). 0: what the bound on the process leaves.
     pub resident_limit_bytes: usize,
-    /// Bound on resident pages, compressed pages and metadata together.
-    /// Allocations that would not fit, going by the compression seen so far,
-    /// fail. 0: none.
-    pub memory_limit_bytes: usize,
+    /// The most that the process takes of the machine, bytes, as the kernel
+    /// charges it: uncompressed and compressed pages, tables, and memory that is
+    /// not ghost. How many pages stay uncompressed follows from it. Allocations
+    /// that cannot fit, going by the compression seen so far, fail. SIZE_MAX:
+    /// what control groups, limits of the process and the machine leave it. 0:
+    /// the same where there is no resident limit either, else none.
+    pub memory_bytes: usize,
     /// One of `ghostmem_backend`.
     pub backend: u32,
     /// One of `ghostmem_codec`.
@@ -71,8 +73,9 @@ pub struct GhostmemConfig {
     /// Not 0: a page restored for reading keeps its compressed copy, so that
     /// evicting it again is free. Default 1.
     pub keep_copies: u32,
-    /// 0.
-    pub reserved: u32,
+    /// In place of `memory_bytes`: hundredths, 1 to 100, of the smallest of those
+    /// limits. 0: none.
+    pub memory_percent: u32,
     /// A folder: cold compressed pages go to a nameless file there when memory
     /// has its share of them. Null: they stay in memory. The text may be freed
     /// when the heap is made.
@@ -100,7 +103,8 @@ pub struct GhostmemConfig {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Asked {
     pub(crate) resident_limit_bytes: usize,
-    pub(crate) memory_limit_bytes: usize,
+    pub(crate) memory_bytes: usize,
+    pub(crate) memory_percent: u32,
     pub(crate) backend: u32,
     codec: u32,
     readahead: bool,
@@ -139,13 +143,13 @@ impl GhostmemConfig {
     pub(crate) const DEFAULT: Self = Self {
         struct_bytes: size_of::<Self>(),
         resident_limit_bytes: 0,
-        memory_limit_bytes: 0,
+        memory_bytes: 0,
         backend: GhostmemBackend::Auto as u32,
         codec: GhostmemCodec::Auto as u32,
         readahead: 1,
         background: 1,
         keep_copies: 1,
-        reserved: 0,
+        memory_percent: 0,
         spill_dir: core::ptr::null(),
         spill_file: core::ptr::null(),
         spill_limit_bytes: 0,
@@ -203,13 +207,13 @@ impl Asked {
         let GhostmemConfig {
             struct_bytes: _,
             resident_limit_bytes,
-            memory_limit_bytes,
+            memory_bytes,
             backend,
             codec,
             readahead,
             background,
             keep_copies,
-            reserved: _,
+            memory_percent,
             spill_dir: _,
             spill_file: _,
             spill_limit_bytes,
@@ -219,7 +223,8 @@ impl Asked {
         } = *config;
         Self {
             resident_limit_bytes,
-            memory_limit_bytes,
+            memory_bytes,
+            memory_percent,
             backend,
             codec,
             readahead: readahead != 0,
@@ -292,8 +297,16 @@ impl Asked {
         if self.resident_limit_bytes != 0 {
             builder = builder.resident_limit(self.resident_limit_bytes);
         }
-        if self.memory_limit_bytes != 0 {
-            builder = builder.memory_limit(self.memory_limit_bytes);
+        match (self.memory_bytes, self.memory_percent) {
+            (0, 0) => {}
+            (0, percent) => builder = builder.memory(MemorySize::Percent(percent.into())),
+            (usize::MAX, 0) => builder = builder.memory(MemorySize::Auto),
+            (bytes, 0) => builder = builder.memory(bytes),
+            _ => {
+                return Err(invalid(
+                    "both memory_bytes and memory_percent are set: leave one of them 0",
+                ));
+            }
         }
         if let Some(spill) = self.spill()? {
             builder = builder.spill(spill);
@@ -342,6 +355,10 @@ mod tests {
         assert!(refused(|asked| asked.backend = 77));
         assert!(refused(|asked| asked.codec = 77));
         assert!(refused(|asked| asked.spill_compress = false));
+        assert!(refused(|asked| {
+            asked.memory_bytes = 1 << 30;
+            asked.memory_percent = 50;
+        }));
         assert!(refused(|asked| {
             asked.spill_dir = Some("/tmp".into());
             asked.spill_file = Some("/tmp/name".into());

@@ -1,10 +1,12 @@
 //! The heap of the process that needs no handle: what the C++ headers use.
 //!
 //! It is made at the first request and lives until the process ends, as global
-//! containers free their memory after `main`. Where its resident limit comes
-//! from, first match: the configuration, `GHOSTMEM_LIMIT` (bytes),
-//! `GHOSTMEM_MAX_PHYSICAL_PAGES` (pages), the caller's default.
-//! `GHOSTMEM_BACKEND` chooses the backend where the configuration does not.
+//! containers free their memory after `main`. Where its limits come from, first
+//! match: the configuration, `GHOSTMEM_MEMORY` and `GHOSTMEM_LIMIT` (bytes, with a
+//! unit or not, a percentage, or `auto`), `GHOSTMEM_MAX_PHYSICAL_PAGES` (pages), the
+//! caller's default. With a bound on the process, a resident limit is only what was
+//! asked for. `GHOSTMEM_BACKEND` chooses the backend where the configuration does not.
+//! No heap is made where one of the limits cannot be read.
 
 use core::fmt;
 use std::io::{self, Write};
@@ -12,6 +14,7 @@ use std::path::{self, Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::{env, fs, process};
 
+use ghostmem::MemorySize;
 use ghostmem_small::fork;
 
 use crate::GHOSTMEM_PAGE_SIZE;
@@ -43,17 +46,22 @@ fn report(what: fmt::Arguments<'_>) {
     let _told = writeln!(io::stderr(), "ghostmem: {what}");
 }
 
-/// A number from the environment; what is no number is reported and ignored.
-fn number(name: &str, unit: &str) -> Option<usize> {
-    let text = env::var_os(name)?;
+/// A number of pages from the environment; what is none is reported.
+fn pages(name: &str) -> Result<Option<usize>, GhostmemStatus> {
+    let Some(text) = env::var_os(name) else {
+        return Ok(None);
+    };
     let number = text.to_str().and_then(|text| text.trim().parse().ok());
-    if number.is_none() {
-        report(format_args!(
-            "{name}={} is not a number of {unit}: ignored",
-            text.display()
-        ));
-    }
-    number
+    number.map(Some).ok_or_else(|| {
+        let why = format!("{name}={} is not a number of pages", text.display());
+        report(format_args!("{why}"));
+        refuse(GhostmemStatus::InvalidArgument, format_args!("{why}"))
+    })
+}
+
+/// A size from the environment.
+fn size(name: &'static str) -> Result<Option<MemorySize>, GhostmemStatus> {
+    ghostmem::from_environment(name).map_err(|error| status_of(Err(error)))
 }
 
 fn backend() -> Option<GhostmemBackend> {
@@ -77,22 +85,37 @@ fn backend() -> Option<GhostmemBackend> {
 }
 
 /// Fills in from the environment, then the default, what `asked` leaves open.
-fn complete(asked: &Asked, default_pages: usize) -> Asked {
+fn complete(asked: &Asked, default_pages: usize) -> Result<Asked, GhostmemStatus> {
     let mut config = asked.clone();
+    let bytes = |size: MemorySize| size.bytes().unwrap_or(usize::MAX);
+    if config.memory_bytes == 0 && config.memory_percent == 0 {
+        config.memory_bytes = match size("GHOSTMEM_MEMORY")? {
+            None => 0,
+            Some(MemorySize::Auto) => usize::MAX,
+            Some(memory) => bytes(memory),
+        };
+    }
+    let is_bounded = config.memory_bytes != 0 || config.memory_percent != 0;
     if config.resident_limit_bytes == 0 {
-        let pages = |pages: usize| pages.saturating_mul(GHOSTMEM_PAGE_SIZE);
-        config.resident_limit_bytes = number("GHOSTMEM_LIMIT", "bytes")
-            .or_else(|| number("GHOSTMEM_MAX_PHYSICAL_PAGES", "pages").map(pages))
-            .unwrap_or(pages(default_pages));
+        let in_bytes = |pages: usize| pages.saturating_mul(GHOSTMEM_PAGE_SIZE);
+        config.resident_limit_bytes = match size("GHOSTMEM_LIMIT")? {
+            Some(MemorySize::Auto) => 0,
+            Some(limit) => bytes(limit),
+            None => match pages("GHOSTMEM_MAX_PHYSICAL_PAGES")? {
+                Some(pages) => in_bytes(pages),
+                None if is_bounded => 0,
+                None => in_bytes(default_pages),
+            },
+        };
     }
     if config.backend == GhostmemBackend::Auto as u32 {
         config.backend = backend().unwrap_or(GhostmemBackend::Auto) as u32;
     }
-    config
+    Ok(config)
 }
 
 fn make(asked: Asked, default_pages: usize) -> Result<&'static Default, GhostmemStatus> {
-    let heap = complete(&asked, default_pages)
+    let heap = complete(&asked, default_pages)?
         .builder()?
         .build()
         .map_err(|error| status_of(Err(error)))?;
@@ -132,9 +155,11 @@ extern "C" fn remove_name() {
 }
 
 /// The process's default heap, made at the first call. `default_pages` is its
-/// resident limit, unless a configuration or the environment (`GHOSTMEM_LIMIT`
-/// in bytes, `GHOSTMEM_MAX_PHYSICAL_PAGES`) said otherwise; 0 stands for half
-/// of the memory this process may use. Null when it cannot be made, see
+/// resident limit, unless a configuration or the environment said otherwise:
+/// `GHOSTMEM_MEMORY` as `memory_bytes`, `GHOSTMEM_LIMIT` as
+/// `resident_limit_bytes`, both with a unit (64M), as a percentage (25%) or
+/// auto, `GHOSTMEM_MAX_PHYSICAL_PAGES`. 0 stands for what the process may have
+/// here. Null when it cannot be made, or a variable cannot be read, see
 /// `ghostmem_last_error`.
 #[unsafe(no_mangle)]
 pub extern "C" fn ghostmem_default_heap(default_pages: usize) -> *mut GhostmemHeap {
@@ -184,7 +209,10 @@ pub unsafe extern "C" fn ghostmem_default_heap_configure(
             ),
         );
     }
-    let limit_bytes = complete(&asked, default_pages).resident_limit_bytes;
+    let limit_bytes = match complete(&asked, default_pages) {
+        Ok(config) => config.resident_limit_bytes,
+        Err(status) => return status,
+    };
     if limit_bytes == 0 {
         // Neither the caller nor the environment names a limit.
         return GhostmemStatus::Ok;

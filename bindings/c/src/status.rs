@@ -130,9 +130,8 @@ pub(crate) fn status_of(result: Result<(), Error>) -> GhostmemStatus {
         Err(error) => error,
     };
     let status = match error {
-        Error::LimitTooSmall { .. }
-        | Error::MemoryLimitTooSmall { .. }
-        | Error::MemoryTooSmall { .. } => GhostmemStatus::LimitTooSmall,
+        Error::LimitTooSmall { .. } | Error::MemoryTooSmall { .. } => GhostmemStatus::LimitTooSmall,
+        Error::MemoryPercent | Error::Environment { .. } => GhostmemStatus::InvalidArgument,
         Error::BackendUnavailable { .. } | Error::NoBackend { .. } | Error::PageSize => {
             GhostmemStatus::BackendUnavailable
         }

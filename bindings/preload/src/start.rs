@@ -24,6 +24,7 @@ use std::sync::OnceLock;
 
 use ghostmem::record::Recorder;
 use ghostmem::{Backend, Heap, Spill};
+use ghostmem_os::machine;
 
 use crate::objects::Text;
 use crate::plan::Plans;
@@ -280,7 +281,7 @@ pub(crate) fn backend(settings: &Settings) -> Backend {
 /// arena of libc's: it takes 64 MiB for each other one, of the engine's threads too.
 fn spare_address_space() {
     const PLENTY_BYTES: u64 = 1 << 30;
-    if ghostmem_os::machine::address_space_left().is_some_and(|left| left < PLENTY_BYTES) {
+    if machine::address_space_left().is_some_and(|left| left < PLENTY_BYTES) {
         // SAFETY: a number that mallopt(3) knows; no thread of ours runs yet.
         unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
     }
@@ -294,7 +295,7 @@ fn why_not(error: String) -> String {
                 of the guard backend"
             .to_owned();
     }
-    match ghostmem_os::machine::address_space_left() {
+    match machine::address_space_left() {
         Some(left) => format!(
             "{error} (the limits on address space and data, ulimit -v and -d, leave {left} bytes)"
         ),
@@ -311,12 +312,17 @@ fn build(settings: &Settings) -> Result<Heap, String> {
         .background_in_children(false);
     if settings.limit > 0 {
         builder = builder.resident_limit(settings.limit);
+    } else if settings.memory_each.max(settings.memory_limit) == 0 {
+        // Until the first look at what is free.
+        let group = machine::cgroup_limit_bytes().unwrap_or(u64::MAX);
+        let half = machine::ram_bytes().min(group) / 2;
+        builder = builder.resident_limit(usize::try_from(half).unwrap_or(usize::MAX));
     }
     if settings.memory_each > 0 {
         builder = builder.memory(settings.memory_each);
     }
     if settings.memory_limit > 0 {
-        builder = builder.memory_limit(settings.memory_limit);
+        builder = builder.heap_limit(settings.memory_limit);
     }
     if let Some(folder) = &settings.spill {
         let mut spill = Spill::dir(folder);

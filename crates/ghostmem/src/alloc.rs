@@ -2,12 +2,15 @@
 //! ([`GhostAlloc`]).
 
 use core::alloc::{GlobalAlloc, Layout};
+use core::fmt::Write as _;
 use core::ptr::{self, NonNull};
 use std::alloc::System;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use allocator_api2::alloc::{AllocError, Allocator};
+use ghostmem_os::message::Line;
 
-use crate::Heap;
+use crate::{Error, Heap, MemorySize};
 
 // SAFETY: blocks stay valid and in place until they are freed or the last
 // handle of the heap is gone; clones are the same allocator.
@@ -68,36 +71,88 @@ unsafe impl Allocator for Heap {
 /// keeps blocks below `ghost_from` bytes in ordinary memory, so that the
 /// buffers of the standard library are.
 ///
-/// ```no_run
-/// use ghostmem::GhostAlloc;
+/// What the process may take is the one number that matters: `GHOSTMEM_MEMORY` of the
+/// environment, else what [`GhostAlloc::with_memory`] says, else what the machine and the
+/// control groups leave it. Where the heap cannot be made, a line on the standard error
+/// stream says so once, and all memory is the system's.
+///
+/// ```
+/// use ghostmem::{GhostAlloc, Heap};
+///
 /// #[global_allocator]
-/// static ALLOCATOR: GhostAlloc = GhostAlloc::new();
+/// static ALLOCATOR: GhostAlloc = GhostAlloc::with_memory(256 << 20);
+///
+/// let words: Vec<u64> = (0..1000).collect();
+/// let heap = Heap::global()?;
+/// assert!(heap.is_ghost(words.as_ptr()));
+/// assert_eq!(heap.stats().process_bound_bytes, 256 << 20);
+/// # Ok::<(), ghostmem::Error>(())
 /// ```
 #[derive(Debug)]
 pub struct GhostAlloc {
     ghost_from: usize,
+    memory: MemorySize,
 }
 
 impl GhostAlloc {
     /// Every allocation of at least one byte is ghost memory.
     #[must_use]
     pub const fn new() -> Self {
-        Self { ghost_from: 1 }
+        Self {
+            ghost_from: 1,
+            memory: MemorySize::Auto,
+        }
+    }
+
+    /// Every allocation of at least one byte is ghost memory, and the process takes at
+    /// most `bytes` of the machine, see [`HeapBuilder::memory`]. `GHOSTMEM_MEMORY` and
+    /// `GHOSTMEM_LIMIT` of the environment may say otherwise.
+    ///
+    /// [`HeapBuilder::memory`]: crate::HeapBuilder::memory
+    #[must_use]
+    pub const fn with_memory(bytes: usize) -> Self {
+        Self {
+            ghost_from: 1,
+            memory: MemorySize::Bytes(bytes),
+        }
     }
 
     /// Allocations of at least `bytes` are ghost memory, smaller ones the
     /// system's.
     #[must_use]
     pub const fn from_size(bytes: usize) -> Self {
-        Self { ghost_from: bytes }
+        Self::new().ghost_from(bytes)
+    }
+
+    /// The same with a size of its own:
+    /// `GhostAlloc::with_memory(64 << 20).ghost_from(4096)`.
+    #[must_use]
+    pub const fn ghost_from(mut self, bytes: usize) -> Self {
+        self.ghost_from = bytes;
+        self
     }
 
     fn heap(&self, layout: Layout) -> Option<&'static Heap> {
         if layout.size() < self.ghost_from {
-            None
-        } else {
-            Heap::global().ok()
+            return None;
         }
+        let heap = Heap::global_or(self.memory);
+        heap.inspect_err(say_without).ok()
+    }
+}
+
+/// Says once that all memory is the system's.
+#[cold]
+fn say_without(error: &Error) {
+    static SAID: AtomicBool = AtomicBool::new(false);
+    // What the heap's own making allocates cannot be on it, and a variable that cannot be
+    // read was reported as it was read.
+    let is_known = matches!(error, Error::Reentered | Error::Environment { .. });
+    if !is_known && !SAID.swap(true, Ordering::Relaxed) {
+        let mut line = Line::new();
+        // Cut off where it is too long.
+        let _written = write!(line, "{error}: the program goes on without ghost memory");
+        line.print();
     }
 }
 

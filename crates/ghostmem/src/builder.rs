@@ -8,7 +8,7 @@ use ghostmem_os::error::ENOSYS;
 use ghostmem_os::{OsError, PAGE_SIZE, machine};
 use ghostmem_pager::{Config, LIMIT_PAGES_MIN};
 
-use crate::{Error, Heap, LostHandler, Spill};
+use crate::{Error, Heap, LostHandler, MemorySize, Spill};
 
 /// How a heap learns of touches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
@@ -82,8 +82,8 @@ const SCARCE_BYTES: usize = 512 << 20;
 #[must_use = "a builder does nothing until `build`"]
 pub struct HeapBuilder {
     resident_limit: Option<usize>,
-    memory_limit: Option<usize>,
-    memory: Option<usize>,
+    heap_limit: Option<usize>,
+    memory: Option<MemorySize>,
     backend: Backend,
     codec: Codec,
     readahead: bool,
@@ -98,7 +98,7 @@ impl HeapBuilder {
     pub(crate) const fn new() -> Self {
         Self {
             resident_limit: None,
-            memory_limit: None,
+            heap_limit: None,
             memory: None,
             backend: Backend::Auto,
             codec: Codec::Auto,
@@ -112,22 +112,23 @@ impl HeapBuilder {
     }
 
     /// Most bytes of uncompressed ghost pages mapped at any moment, rounded
-    /// down to pages; at least 5 pages (20480). Default: half of the smaller
-    /// of the control group's limit and the machine's memory.
+    /// down to pages; at least 5 pages (20480). Default: what [`HeapBuilder::memory`]
+    /// leaves.
     pub fn resident_limit(mut self, bytes: usize) -> Self {
         self.resident_limit = Some(bytes);
         self
     }
 
-    /// Bound on resident pages, compressed pages and metadata together, bytes.
-    /// Allocations that would not fit, going by the compression seen so far,
-    /// fail. Default: none.
-    pub fn memory_limit(mut self, bytes: usize) -> Self {
-        self.memory_limit = Some(bytes);
+    /// Bound on what this heap takes, resident pages, compressed pages and metadata
+    /// together, bytes: for tests of what is refused at an allocation, which know what
+    /// the heap takes and not what the process does.
+    #[doc(hidden)]
+    pub fn heap_limit(mut self, bytes: usize) -> Self {
+        self.heap_limit = Some(bytes);
         self
     }
 
-    /// The most that the *process* takes of the machine, bytes, as the kernel charges it:
+    /// The most that the *process* takes of the machine, as the kernel charges it:
     /// resident ghost pages, compressed pages, copies and tables, and the memory that is
     /// not ghost, which is measured. How many pages are resident follows from what is
     /// left; [`HeapBuilder::resident_limit`] is then only the most of them. Allocations
@@ -135,9 +136,20 @@ impl HeapBuilder {
     /// be served within it gets the signal of a lost page, after a line on standard error.
     ///
     /// Memory that is not ghost cannot be refused when it grows; the heap makes room for
-    /// it. Default: no bound. Linux only.
-    pub fn memory(mut self, bytes: usize) -> Self {
-        self.memory = Some(bytes);
+    /// it. Default: [`MemorySize::Auto`], or no bound where there is a resident limit.
+    /// Elsewhere than on Linux there is no bound, and bytes are refused.
+    ///
+    /// ```
+    /// use ghostmem::{Heap, MemorySize};
+    /// let heap = Heap::builder().memory(512 << 20).build()?;
+    /// assert_eq!(heap.stats().process_bound_bytes, 512 << 20);
+    /// let heap = Heap::builder().memory(MemorySize::Percent(50.0)).build()?;
+    /// let asked: MemorySize = "auto".parse().expect("the simplest");
+    /// let heap = Heap::builder().memory(asked).build()?;
+    /// # Ok::<(), ghostmem::Error>(())
+    /// ```
+    pub fn memory(mut self, size: impl Into<MemorySize>) -> Self {
+        self.memory = Some(size.into());
         self
     }
 
@@ -202,6 +214,48 @@ impl HeapBuilder {
         self
     }
 
+    /// The bound on the process, bytes, if there is to be one.
+    fn process_bound(&self) -> Result<Option<usize>, Error> {
+        let limited = self.resident_limit.is_some() || self.heap_limit.is_some();
+        let size = match self.memory {
+            None if limited => return Ok(None),
+            asked => asked.unwrap_or_default(),
+        };
+        if let MemorySize::Percent(percent) = size
+            && !(percent > 0.0 && percent <= 100.0)
+        {
+            return Err(Error::MemoryPercent);
+        }
+        let bytes = size.bytes();
+        bytes.map_or(Ok(()), check_memory)?;
+        Ok(bytes)
+    }
+
+    /// Builds the heap that [`Heap::global`] gives from now on, before anything else
+    /// needs it. The environment changes nothing of it.
+    ///
+    /// ```
+    /// use ghostmem::{Error, Heap};
+    /// let heap = Heap::builder().resident_limit(1 << 20).install_global()?;
+    /// assert_eq!(Heap::global()?.stats().resident_limit_bytes, 1 << 20);
+    /// // Once it is there it stays as it is.
+    /// let again = Heap::builder().resident_limit(2 << 20).install_global();
+    /// assert_eq!(again.unwrap_err(), Error::AlreadyGlobal);
+    /// # Ok::<(), ghostmem::Error>(())
+    /// ```
+    ///
+    /// With [`GhostAlloc`] as the global allocator the heap is there before `main`:
+    /// [`GhostAlloc::with_memory`] sets that one up.
+    ///
+    /// [`GhostAlloc`]: crate::GhostAlloc
+    /// [`GhostAlloc::with_memory`]: crate::GhostAlloc::with_memory
+    ///
+    /// # Errors
+    /// As [`HeapBuilder::build`]; [`Error::AlreadyGlobal`] when it is there already.
+    pub fn install_global(self) -> Result<&'static Heap, Error> {
+        Heap::install(self)
+    }
+
     /// Builds the heap.
     ///
     /// # Errors
@@ -216,45 +270,34 @@ impl HeapBuilder {
             limit.min(machine::ram_bytes())
         });
         let machine_bytes = usize::try_from(machine_bytes).unwrap_or(usize::MAX);
-        let default_bytes = match (&self.spill, self.memory_limit) {
+        let memory = self.process_bound()?;
+        let default_bytes = match (&self.spill, self.heap_limit) {
             // Some of the limit is for compressed pages: with a file they may
             // be many times as many.
-            (Some(_), Some(memory)) => (machine_bytes / 2).min(memory / 4 * 3),
-            _ if self.memory.is_some() => machine_bytes,
+            (Some(_), Some(limit)) => (machine_bytes / 2).min(limit / 4 * 3),
+            _ if memory.is_some() => machine_bytes,
             _ => machine_bytes / 2,
         };
         let limit_bytes = self
             .resident_limit
             .unwrap_or(default_bytes.max(least_bytes));
+        // More resident pages than the heap may have cannot be held.
+        let limit_bytes = self
+            .heap_limit
+            .map_or(limit_bytes, |limit| limit_bytes.min(limit));
         if limit_bytes < least_bytes {
             return Err(Error::LimitTooSmall {
                 limit_bytes,
                 least_bytes,
             });
         }
-        if let Some(memory) = self.memory_limit
-            && memory < least_bytes * 2
-        {
-            let least_bytes = least_bytes * 2;
-            return Err(Error::MemoryLimitTooSmall {
-                limit_bytes: memory,
-                least_bytes,
-            });
-        }
-        if let Some(bytes) = self.memory {
-            check_memory(bytes)?;
-        }
-        // More resident pages than the memory limit allows cannot be held.
-        let limit_bytes = self
-            .memory_limit
-            .map_or(limit_bytes, |memory| limit_bytes.min(memory));
         let address_space_bytes = machine::address_space_left().map_or(usize::MAX, |limit| {
             usize::try_from(limit).unwrap_or(usize::MAX)
         });
         let config = |backend| Config {
             limit_pages: limit_bytes / PAGE_SIZE,
-            memory_limit_bytes: self.memory_limit,
-            process_limit_bytes: self.memory,
+            memory_limit_bytes: self.heap_limit,
+            process_limit_bytes: memory,
             backend,
             codec: self.codec.chosen(),
             compress: self.spill.as_ref().is_none_or(|spill| spill.compress),
@@ -309,10 +352,15 @@ impl HeapBuilder {
 /// for tables and slots.
 fn check_memory(bytes: usize) -> Result<(), Error> {
     const LEAST: usize = 2 << 20;
-    let taken = machine::process_bytes().ok_or(OsError::new("/proc/self/status", ENOSYS))?;
-    let taken_bytes = usize::try_from(taken).unwrap_or(usize::MAX);
     // Up to an eighth of the bound stays free.
-    let least_bytes = taken_bytes.saturating_add(LEAST).saturating_mul(8) / 7;
+    let least_for = |taken: usize| taken.saturating_add(LEAST).saturating_mul(8) / 7;
+    let taken_bytes = match machine::process_bytes() {
+        Some(taken) => usize::try_from(taken).unwrap_or(usize::MAX),
+        // Too little for any process.
+        None if bytes < least_for(0) => 0,
+        None => return Err(OsError::new("/proc/self/status", ENOSYS).into()),
+    };
+    let least_bytes = least_for(taken_bytes);
     if bytes < least_bytes {
         return Err(Error::MemoryTooSmall {
             bytes,

@@ -20,16 +20,16 @@ pub enum Error {
         /// What it takes, bytes.
         least_bytes: usize,
     },
-    /// The memory limit is below the resident limit's smallest value plus
-    /// room for the store.
-    MemoryLimitTooSmall {
-        /// What was asked for, bytes.
-        limit_bytes: usize,
-        /// What it takes, bytes.
-        least_bytes: usize,
-    },
     /// What the process may take leaves too little for ghost pages beside what it takes
     /// already.
+    MemoryTooSmall {
+        /// What was asked for, bytes.
+        bytes: usize,
+        /// What the process takes now, bytes.
+        taken_bytes: usize,
+        /// What would do, bytes.
+        least_bytes: usize,
+    },
     /// A part of the memory there is that is not more than 0 and at most 100 %.
     MemoryPercent,
     /// A variable of the environment has a value that cannot be read.
@@ -40,14 +40,6 @@ pub enum Error {
         value: String,
         /// Why that cannot be read.
         cause: MemorySizeError,
-    },
-    MemoryTooSmall {
-        /// What was asked for, bytes.
-        bytes: usize,
-        /// What the process takes now, bytes.
-        taken_bytes: usize,
-        /// What would do, bytes.
-        least_bytes: usize,
     },
     /// The backend asked for cannot work here.
     BackendUnavailable {
@@ -98,6 +90,8 @@ pub enum Error {
     Os(OsError),
     /// The global heap is being set up by this very call.
     Reentered,
+    /// The global heap is there already, with the settings of whoever needed it first.
+    AlreadyGlobal,
 }
 
 impl fmt::Display for Error {
@@ -110,20 +104,6 @@ impl fmt::Display for Error {
                 f,
                 "resident limit of {limit_bytes} bytes is too small: use at least {least_bytes}"
             ),
-            Self::MemoryLimitTooSmall {
-                limit_bytes,
-                least_bytes,
-            Self::MemoryPercent => {
-                f.write_str("a percentage of the memory there is: more than 0 and at most 100")
-            }
-            Self::Environment { name, value, cause } => {
-                write!(f, "{name}={}: {cause}", value.escape_debug())
-            }
-            } => write!(
-                f,
-                "memory limit of {limit_bytes} bytes is too small for the resident limit: use at \
-                 least {least_bytes}"
-            ),
             Self::MemoryTooSmall {
                 bytes,
                 taken_bytes,
@@ -133,6 +113,12 @@ impl fmt::Display for Error {
                 "memory of {bytes} bytes is too little for a process that takes {taken_bytes} \
                  already: use at least {least_bytes}"
             ),
+            Self::MemoryPercent => {
+                f.write_str("a percentage of the memory there is: more than 0 and at most 100")
+            }
+            Self::Environment { name, value, cause } => {
+                write!(f, "{name}={}: {cause}", value.escape_debug())
+            }
             Self::BackendUnavailable { backend, cause } => write!(
                 f,
                 "the {backend} backend cannot work here: {cause}; use Backend::Auto, or see \
@@ -169,6 +155,10 @@ impl fmt::Display for Error {
             Self::Small(error) => write!(f, "small objects: {error}"),
             Self::Os(error) => write!(f, "{error}"),
             Self::Reentered => f.write_str("the global heap is still being set up"),
+            Self::AlreadyGlobal => f.write_str(
+                "the global heap is in use already: set it up before the first allocation; a \
+                 global allocator has its size from GhostAlloc::with_memory",
+            ),
         }
     }
 }

@@ -11,7 +11,7 @@ use ghostmem_os::{OsError, PAGE_SIZE, futex, thread};
 use ghostmem_pager::{ColdSettings, Config, Engine, PageState, Recorder};
 use ghostmem_small::{ALIGN_MAX, Arena, SIZE_MAX, SmallHeap, Space, fork, seam};
 
-use crate::{Backend, Error, HeapBuilder, SmallObjects, Stats};
+use crate::{Backend, Error, HeapBuilder, MemorySize, SmallObjects, Stats, from_environment};
 
 /// Ghost memory with a resident limit of its own.
 ///
@@ -96,7 +96,9 @@ impl Heap {
         HeapBuilder::new()
     }
 
-    /// A heap with default settings.
+    /// A heap with default settings: it follows [`MemorySize::Auto`].
+    ///
+    /// [`MemorySize::Auto`]: crate::MemorySize::Auto
     ///
     /// # Errors
     /// As [`HeapBuilder::build`].
@@ -104,23 +106,49 @@ impl Heap {
         Self::builder().build()
     }
 
-    /// The process's shared heap, made at the first call with default
-    /// settings; `GHOSTMEM_LIMIT` in the environment (bytes) sets its
-    /// resident limit.
+    /// The process's shared heap, made at the first call. What it may take, first match:
+    ///
+    /// 1. the settings that [`HeapBuilder::install_global`] was given before;
+    /// 2. `GHOSTMEM_MEMORY` of the environment: `64M`, `25%` or `auto`;
+    /// 3. what [`GhostAlloc::with_memory`] says, where that is the global allocator;
+    /// 4. [`MemorySize::Auto`].
+    ///
+    /// `GHOSTMEM_LIMIT`, which takes the same, is a resident limit beside 2 to 4.
     ///
     /// # Errors
-    /// As [`HeapBuilder::build`]; [`Error::Reentered`] when called while this
-    /// thread is building it.
+    /// As [`HeapBuilder::build`]; [`Error::Environment`] when a variable cannot be read;
+    /// [`Error::Reentered`] when called while this thread is building it.
+    ///
+    /// [`GhostAlloc::with_memory`]: crate::GhostAlloc::with_memory
+    /// [`MemorySize::Auto`]: crate::MemorySize::Auto
     pub fn global() -> Result<&'static Self, Error> {
+        Self::global_or(MemorySize::Auto)
+    }
+
+    /// The same; the environment may say what `memory` is instead.
+    pub(crate) fn global_or(memory: MemorySize) -> Result<&'static Self, Error> {
         if let Some(heap) = GLOBAL.get() {
             return Ok(heap);
         }
+        Self::make_global(|| Self::build_global(memory), Ok)
+    }
+
+    /// Makes the global heap of a builder's settings.
+    pub(crate) fn install(builder: HeapBuilder) -> Result<&'static Self, Error> {
+        Self::make_global(|| builder.build(), |_| Err(Error::AlreadyGlobal))
+    }
+
+    /// Makes the global heap, or says what to make of the one that is there.
+    fn make_global(
+        build: impl FnOnce() -> Result<Self, Error>,
+        there: impl Fn(&'static Self) -> Result<&'static Self, Error>,
+    ) -> Result<&'static Self, Error> {
         // A child must not wait for a thread that does not exist there.
         let _no_fork = fork::keep_out();
         let mut tries = 0_u32;
         loop {
             if let Some(heap) = GLOBAL.get() {
-                return Ok(heap);
+                return there(heap);
             }
             let me = thread::key();
             match BUILDING.compare_exchange(0, me, Ordering::AcqRel, Ordering::Acquire) {
@@ -133,8 +161,8 @@ impl Heap {
             }
         }
         let result = match GLOBAL.get() {
-            Some(heap) => Ok(heap),
-            None => Self::build_global().map(|heap| GLOBAL.get_or_init(|| heap)),
+            Some(heap) => there(heap),
+            None => build().map(|heap| GLOBAL.get_or_init(|| heap)),
         };
         BUILDING.store(0, Ordering::Release);
         result
@@ -145,14 +173,16 @@ impl Heap {
         GLOBAL.get()
     }
 
-    fn build_global() -> Result<Self, Error> {
+    fn build_global(memory: MemorySize) -> Result<Self, Error> {
         // Allocates a little: with a global allocator on this heap, from the
         // system, as the heap does not exist yet.
-        let limit = std::env::var("GHOSTMEM_LIMIT")
-            .ok()
-            .and_then(|text| text.parse().ok());
-        let mut builder = Self::builder();
-        if let Some(bytes) = limit {
+        let asked = from_environment("GHOSTMEM_MEMORY")?;
+        let limit = from_environment("GHOSTMEM_LIMIT")?;
+        let mut builder = Self::builder().memory(asked.unwrap_or(memory));
+        // An automatic limit is what memory leaves.
+        if let Some(limit @ (MemorySize::Bytes(_) | MemorySize::Percent(_))) = limit
+            && let Some(bytes) = limit.bytes()
+        {
             builder = builder.resident_limit(bytes);
         }
         builder.build()

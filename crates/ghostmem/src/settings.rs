@@ -177,13 +177,12 @@ settings! {
         follow("follow"): bool = false, Flag, "", [];
         /// Bound on uncompressed, compressed and bookkeeping memory together; allocations
         /// beyond it fail.
-        memory_limit("memory"): usize = 0, Bytes, "none", [plain "memory-limit"
-            method HeapBuilder::memory_limit c "memory_limit_bytes" cpp "memory_limit_bytes"];
+        memory_limit("memory"): usize = 0, Bytes, "none", [plain "memory-limit"];
         /// Bound on everything that each process takes of the machine: uncompressed,
         /// compressed and bookkeeping memory, and what is not ghost memory. How much stays
         /// uncompressed follows from it.
         memory_each("memory-each"): usize = 0, Bytes, "none", [plain "memory-each"
-            method HeapBuilder::memory];
+            method HeapBuilder::memory c "memory_bytes" cpp "memory_bytes" env "GHOSTMEM_MEMORY"];
         /// The folder of a file for cold compressed pages.
         spill("spill"): Option<PathBuf> = None, Path, "none", [option "spill"
             method Spill::dir c "spill_dir" cpp "disk_folder"];
@@ -234,6 +233,8 @@ settings! {
     others {
         /// Most pages of 4 KiB mapped at once.
         limit_pages: Pages, "5", [cpp "max_memory_pages" env "GHOSTMEM_MAX_PHYSICAL_PAGES"];
+        /// That bound in hundredths of what there is.
+        memory_percent: Count, "none", [c "memory_percent" cpp "memory_percent"];
         /// How pages are compressed.
         codec: Choice, "auto", [method HeapBuilder::codec c "codec" cpp "codec"];
         /// Pages ahead of a sequential or strided run are restored before they are touched.
@@ -487,7 +488,7 @@ mod tests {
             let text = fs::read_to_string(format!("{root}/src/{file}.rs")).unwrap();
             for part in text.split("\n    pub fn ").skip(1) {
                 let (name, rest) = part.split_once('(').unwrap();
-                let hidden = name == "faults";
+                let hidden = ["faults", "heap_limit"].contains(&name);
                 if hidden || !rest.split('{').next().unwrap().contains("-> Self") {
                     continue;
                 }

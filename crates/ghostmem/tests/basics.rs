@@ -104,7 +104,7 @@ fn limits_too_small_are_refused_with_the_least_that_works() {
     );
     assert!(error.to_string().contains("20480"));
     assert!(Heap::builder().resident_limit(0).build().is_err());
-    assert!(Heap::builder().memory_limit(4096).build().is_err());
+    assert!(Heap::builder().heap_limit(4096).build().is_err());
 }
 
 #[test]

@@ -100,7 +100,7 @@ fn what_is_no_blocks_start_is_refused() {
 fn taking_back_more_than_was_lent_does_not_use_up_the_memory_limit() {
     let heap = Heap::builder()
         .resident_limit(64 * PAGE_SIZE)
-        .memory_limit(16 << 20)
+        .heap_limit(16 << 20)
         .build()
         .unwrap();
     // 100 bytes counted, the whole block taken back.

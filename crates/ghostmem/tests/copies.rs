@@ -30,7 +30,7 @@ fn reading_alone_stays_within_the_memory_limit() {
     let _watchdog = Watchdog::new("reading under a memory limit", 120);
     for backend in BACKENDS {
         let heap = Heap::builder()
-            .memory_limit(LIMIT)
+            .heap_limit(LIMIT)
             .resident_limit(RESIDENT)
             .backend(backend)
             .build()
@@ -111,7 +111,7 @@ fn copies_make_room_before_an_allocation_is_refused() {
     const CHUNK_WORDS: usize = (256 << 10) / 8;
     for backend in BACKENDS {
         let heap = Heap::builder()
-            .memory_limit(LIMIT)
+            .heap_limit(LIMIT)
             .resident_limit(8 << 20)
             .backend(backend)
             .build()

@@ -228,7 +228,7 @@ fn small_objects_are_held_to_the_memory_limit() {
     const LIMIT: usize = 8 << 20;
     let heap = Heap::builder()
         .resident_limit(1 << 20)
-        .memory_limit(LIMIT)
+        .heap_limit(LIMIT)
         .build()
         .unwrap();
     for size in [200_usize, 3000, 20_000] {
@@ -278,7 +278,7 @@ fn the_memory_limit_is_kept_at_allocation() {
     const CHUNK: usize = 256 << 10;
     let heap = Heap::builder()
         .resident_limit(2 << 20)
-        .memory_limit(LIMIT)
+        .heap_limit(LIMIT)
         .build()
         .unwrap();
     let mut random = Random::new(4);

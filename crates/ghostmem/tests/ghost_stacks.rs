@@ -82,7 +82,7 @@ fn heap(backend: Backend) -> Heap {
     Heap::builder()
         .backend(backend)
         .resident_limit(LIMIT_PAGES * PAGE_SIZE)
-        .memory_limit(8 << 20)
+        .heap_limit(8 << 20)
         .build()
         .unwrap()
 }

@@ -201,7 +201,7 @@ fn a_refused_change_leaves_the_block_as_it_was() {
     for backend in BACKENDS {
         let heap = Heap::builder()
             .resident_limit(64 * PAGE_SIZE)
-            .memory_limit(256 * PAGE_SIZE)
+            .heap_limit(256 * PAGE_SIZE)
             .backend(backend)
             .build()
             .unwrap();

@@ -122,7 +122,7 @@ fn past_the_memory_limit_a_full_disk_makes_allocations_fail() {
     let limited = |spill: Option<Spill>| {
         let builder = Heap::builder()
             .resident_limit(RESIDENT * PAGE_SIZE)
-            .memory_limit(8 << 20);
+            .heap_limit(8 << 20);
         match spill {
             Some(spill) => builder.spill(spill),
             None => builder,

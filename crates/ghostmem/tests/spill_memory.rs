@@ -69,7 +69,7 @@ fn ten_times_the_memory_stays_within_it_page_cache_counted() {
                 .unwrap();
             let before = memory("VmRSS");
             let heap = Heap::builder()
-                .memory_limit(MEMORY)
+                .heap_limit(MEMORY)
                 .resident_limit(MEMORY / 3)
                 .spill(Spill::dir(&folder))
                 .build()

@@ -95,8 +95,9 @@ struct GhostConfig {
     /// other file of that name is refused. Empty: a nameless file in
     /// disk_folder, of which nothing is left however the process ends.
     std::string disk_file_path = "ghostmem.swap";
-    /// Pages resident at most; 0: the environment (GHOSTMEM_LIMIT in bytes,
-    /// GHOSTMEM_MAX_PHYSICAL_PAGES), else MAX_PHYSICAL_PAGES.
+    /// Pages resident at most; 0, without any other limit here: the environment
+    /// (GHOSTMEM_MEMORY, GHOSTMEM_LIMIT, GHOSTMEM_MAX_PHYSICAL_PAGES), else
+    /// MAX_PHYSICAL_PAGES.
     std::size_t max_memory_pages = 0;
     /// Compress pages before they go to that file. Off, with disk backing:
     /// evicted pages are not compressed at all.
@@ -110,9 +111,14 @@ struct GhostConfig {
 
     /// The resident limit in bytes; 0: max_memory_pages says it.
     std::size_t resident_limit_bytes = 0;
-    /// Bound on resident pages, compressed pages and metadata together; 0:
-    /// none.
-    std::size_t memory_limit_bytes = 0;
+    /// The most that the process takes of the machine: uncompressed and
+    /// compressed pages, tables, and memory that is not ghost. How many pages
+    /// are resident follows from it. SIZE_MAX: what control groups, limits of
+    /// the process and the machine leave it; 0: no bound.
+    std::size_t memory_bytes = 0;
+    /// In place of memory_bytes: hundredths, 1 to 100, of the smallest of those
+    /// limits; 0: none.
+    std::uint32_t memory_percent = 0;
     /// How touches are noticed; Auto: GHOSTMEM_BACKEND of the environment
     /// (inline, monitor, guard, guard-mprotect), else the best there is.
     GhostMem::Backend backend = GhostMem::Backend::Auto;
@@ -129,7 +135,7 @@ struct GhostConfig {
     /// Most bytes of the file; 0: what the disk allows.
     std::uint64_t disk_limit_bytes = 0;
     /// Bytes of compressed pages that stay in memory before the coldest go to
-    /// the file; 0: none. SIZE_MAX: what memory_limit_bytes leaves beside
+    /// the file; 0: none. SIZE_MAX: what memory_bytes leaves beside
     /// resident pages, or as many as may be resident where there is none.
     std::size_t disk_store_bytes = SIZE_MAX;
 };
@@ -168,7 +174,8 @@ public:
         settings.resident_limit_bytes = config.max_memory_pages != 0
                                             ? config.max_memory_pages * GHOSTMEM_PAGE_SIZE
                                             : config.resident_limit_bytes;
-        settings.memory_limit_bytes = config.memory_limit_bytes;
+        settings.memory_bytes = config.memory_bytes;
+        settings.memory_percent = config.memory_percent;
         settings.backend = static_cast<std::uint32_t>(config.backend);
         settings.codec = static_cast<std::uint32_t>(config.codec);
         settings.readahead = config.readahead ? 1 : 0;

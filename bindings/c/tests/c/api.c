@@ -247,8 +247,13 @@ static void bad_settings_are_refused_with_a_reason(void) {
     config.struct_bytes = 8;
     CHECK(ghostmem_heap_create(&config, &heap) == GHOSTMEM_STATUS_INVALID_ARGUMENT);
     config = small_config(8);
-    config.memory_limit_bytes = PAGE;
+    config.memory_bytes = PAGE;
     CHECK(ghostmem_heap_create(&config, &heap) == GHOSTMEM_STATUS_LIMIT_TOO_SMALL);
+    config.memory_percent = 50;
+    CHECK(ghostmem_heap_create(&config, &heap) == GHOSTMEM_STATUS_INVALID_ARGUMENT);
+    config.memory_bytes = 0;
+    config.memory_percent = 101;
+    CHECK(ghostmem_heap_create(&config, &heap) == GHOSTMEM_STATUS_INVALID_ARGUMENT);
     CHECK(ghostmem_heap_create(&config, NULL) == GHOSTMEM_STATUS_INVALID_ARGUMENT);
     ghostmem_config_init(NULL, 0);
 

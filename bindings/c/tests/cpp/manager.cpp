@@ -76,8 +76,10 @@ void what_cannot_be_done_is_refused_with_a_reason() {
     config.resident_limit_bytes = 1 << 20;
     refused(config, "both");
     config = GhostConfig();
-    config.memory_limit_bytes = 1;
-    refused(config, "memory limit");
+    config.memory_bytes = 1;
+    refused(config, "memory of 1 bytes is too little");
+    config.memory_percent = 50;
+    refused(config, "memory_percent");
 }
 
 void a_limit_can_be_set_and_changed() {
