@@ -196,6 +196,66 @@ fn what_has_room_stays_where_it_is_and_is_not_touched() {
     }
 }
 
+/// What a vector does that grows to twice its length, again and again: nothing is moved
+/// while nobody else is behind it.
+#[test]
+fn a_block_grows_over_free_memory_behind_it() {
+    for backend in BACKENDS {
+        let heap = heap(backend, 64);
+        let pages = |pages: usize| layout(pages * PAGE_SIZE, 4);
+        let block: NonNull<u8> = heap.allocate(pages(16)).unwrap().cast();
+        // SAFETY: so many bytes are ours.
+        unsafe { block.as_ptr().write_bytes(7, 16 * PAGE_SIZE) };
+        let before = heap.stats().faults;
+        let mut held = 16;
+        for wanted in [32, 64, 100, 256, 512] {
+            // SAFETY: a live block.
+            let grown = unsafe { heap.grow_zeroed(block, pages(held), pages(wanted)) };
+            assert_eq!(
+                grown.unwrap().cast(),
+                block,
+                "{backend}: {held} to {wanted} pages"
+            );
+            held = wanted;
+        }
+        assert_eq!(heap.stats().faults, before, "{backend}: touched");
+        assert_eq!(heap.stats().allocated_bytes, 512 * PAGE_SIZE);
+        // SAFETY: so many bytes are ours.
+        let bytes = unsafe { std::slice::from_raw_parts(block.as_ptr(), 512 * PAGE_SIZE) };
+        let (old, new) = bytes.split_at(16 * PAGE_SIZE);
+        assert!(old.iter().all(|&byte| byte == 7), "{backend}");
+        assert!(new.iter().all(|&byte| byte == 0), "{backend}");
+        // What is behind belongs to another: it moves, whole.
+        let other: NonNull<u8> = heap.allocate(pages(16)).unwrap().cast();
+        // SAFETY: a live block.
+        let moved = unsafe { heap.grow(block, pages(512), pages(600)) };
+        let moved: NonNull<u8> = moved.unwrap().cast();
+        assert_ne!(moved, block, "{backend}");
+        // SAFETY: as above.
+        assert_eq!(unsafe { moved.as_ptr().read() }, 7);
+        // SAFETY: nobody uses them any more.
+        unsafe { heap.deallocate(moved, pages(600)) }.unwrap();
+        // SAFETY: as above.
+        unsafe { heap.deallocate(other, pages(16)) }.unwrap();
+        assert_eq!(heap.stats().allocated_bytes, 0);
+    }
+}
+
+#[test]
+fn small_objects_stay_while_they_have_room() {
+    let heap = heap(ghostmem::Backend::Auto, 64);
+    let block: NonNull<u8> = heap.allocate(layout(20_000, 4)).unwrap().cast();
+    let room = heap.block_bytes(block).unwrap();
+    assert!(room > 20_000);
+    for (from, to) in [(20_000, room), (room, room / 2 + 1), (room / 2 + 1, 20_000)] {
+        // SAFETY: a live block.
+        let resized = unsafe { heap.reallocate(block, layout(from, 4), layout(to, 4)) };
+        assert_eq!(resized.unwrap().cast(), block, "{from} to {to}");
+    }
+    // SAFETY: nobody uses it any more.
+    unsafe { heap.deallocate(block, layout(20_000, 4)) }.unwrap();
+}
+
 #[test]
 fn a_refused_change_leaves_the_block_as_it_was() {
     for backend in BACKENDS {

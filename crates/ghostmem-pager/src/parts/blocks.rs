@@ -25,7 +25,9 @@
 //! ```
 //! Both arrays are demand-zero and are written only on the way from the root
 //! to a run: a region of terabytes costs what is used of it, at most 6 bytes
-//! for a page handed out alone. Below a `TAKEN` or a 0 everything is 0.
+//! for a page handed out alone. Below a 0 everything is 0, and below a `TAKEN`
+//! but for the nodes at the left edge of a run that grew: what they held when it
+//! did stays, so that a query on its way down there still finds the run.
 //!
 //! # Concurrency
 //! Changes are made under one small lock, held for some hundred nanoseconds,
@@ -267,6 +269,11 @@ impl BlockSpace {
             debug_assert!(false, "finished by whoever began it");
             return;
         };
+        // What is left of where it was before it grew.
+        let mut below = at;
+        while below.order > 0 && self.nodes[below.left().node].swap(0, Ordering::Relaxed) != 0 {
+            below = below.left();
+        }
         self.nodes[at.node].store(0, Ordering::Release);
         self.lengths[first].store(0, Ordering::Relaxed);
         self.update_above(at);
@@ -274,8 +281,9 @@ impl BlockSpace {
     }
 
     /// Makes the run that starts at page `first` `pages` pages long, where it
-    /// is; `false` when no run starts there, for no pages, or when it would
-    /// outgrow what its length was rounded up to.
+    /// is. One that outgrows what its length was rounded up to takes the half
+    /// behind it, again and again, while all of that is free. `false` when that
+    /// is not so, when no run starts there, and for no pages.
     #[must_use]
     pub fn resize(&self, first: usize, pages: usize) -> bool {
         let Ok(length) = u32::try_from(pages) else {
@@ -285,14 +293,38 @@ impl BlockSpace {
         let Some((at, run, TAKEN)) = self.find(first) else {
             return false;
         };
-        let fits = pages > 0 && pages <= 1 << at.order && first + pages <= self.page_count;
-        if run.first != first || !fits {
+        if run.first != first || pages == 0 || pages > self.page_count - first {
             return false;
         }
+        let Some(grown) = self.room_for(at, pages) else {
+            return false;
+        };
         self.lengths[first].store(length, Ordering::Relaxed);
+        if grown.order > at.order {
+            // A query that came by before goes on down to the node that is taken still.
+            self.nodes[grown.node].store(TAKEN, Ordering::Release);
+            self.update_above(grown);
+        }
         self.used.fetch_add(pages, Ordering::Relaxed);
         self.used.fetch_sub(run.pages, Ordering::Relaxed);
         true
+    }
+
+    /// The node with room for so many pages that a run would fill which fills `at` now;
+    /// `None` where others are in the way.
+    fn room_for(&self, mut at: Position, pages: usize) -> Option<Position> {
+        while pages > 1 << at.order {
+            let is_upper = at.node & 1 == 1;
+            if at.node == ROOT || is_upper || self.nodes[at.node + 1].load(Ordering::Relaxed) != 0 {
+                return None;
+            }
+            at = Position {
+                node: at.node / 2,
+                order: at.order + 1,
+                first: at.first,
+            };
+        }
+        Some(at)
     }
 
     /// The run a page belongs to, if any.
@@ -489,6 +521,20 @@ mod tests {
                 })
         }
 
+        fn resize(&mut self, page: usize, pages: usize, count: usize) -> bool {
+            let Some(&(_, taken)) = self.0.get(&page) else {
+                return false;
+            };
+            let size = pages.next_power_of_two().max(taken);
+            let others = self.0.range(page + 1..page + size).next().is_some();
+            let fits = page.is_multiple_of(size) && size <= count.next_power_of_two();
+            if pages == 0 || others || page + pages > count || (size > taken && !fits) {
+                return false;
+            }
+            self.0.insert(page, (pages, size));
+            true
+        }
+
         fn block_of(&self, page: usize) -> Option<PageRun> {
             let (&first, &(pages, _)) = self.0.range(..=page).next_back()?;
             (page < first + pages).then_some(PageRun { first, pages })
@@ -513,6 +559,8 @@ mod tests {
         FreeRun(prop::sample::Index),
         /// Frees some page, most often wrongly.
         FreePage(usize),
+        /// Makes the n-th run there is so many pages long.
+        Resize(prop::sample::Index, usize),
     }
 
     fn step() -> impl Strategy<Value = Step> {
@@ -521,6 +569,8 @@ mod tests {
             1 => (0_usize..400, 0_u32..10).prop_map(|(p, a)| Step::Allocate(p, a)),
             4 => any::<prop::sample::Index>().prop_map(Step::FreeRun),
             1 => (0_usize..400).prop_map(Step::FreePage),
+            3 => (any::<prop::sample::Index>(), 0_usize..100)
+                .prop_map(|(index, pages)| Step::Resize(index, pages)),
         ]
     }
 
@@ -547,6 +597,14 @@ mod tests {
                     }
                     Step::FreePage(page) => {
                         prop_assert_eq!(space.free(page), model.free(page));
+                    }
+                    Step::Resize(index, pages) => {
+                        if !model.0.is_empty() {
+                            let nth = index.index(model.0.len());
+                            let first = *model.0.keys().nth(nth).unwrap();
+                            let grown = model.resize(first, pages, count);
+                            prop_assert_eq!(space.resize(first, pages), grown);
+                        }
                     }
                 }
                 let used: usize = model.0.values().map(|&(pages, _)| pages).sum();
@@ -706,6 +764,70 @@ mod tests {
         assert_eq!(end.first, 64);
         assert!(space.resize(64, 36));
         assert!(!space.resize(64, 37));
+    }
+
+    #[test]
+    fn a_run_grows_over_the_free_half_behind_it() {
+        let space = BlockSpace::new(64).unwrap();
+        assert_eq!(space.allocate(8, 1).unwrap().first, 0);
+        assert!(space.resize(0, 9) && space.resize(0, 30));
+        let whole = PageRun {
+            first: 0,
+            pages: 30,
+        };
+        for page in [0, 8, 29] {
+            assert_eq!(space.block_of(page), Some(whole));
+        }
+        assert_eq!(space.allocate(4, 1).unwrap().first, 32);
+        assert!(!space.resize(0, 33), "somebody is there");
+        assert!(!space.resize(32, 33), "it would end outside");
+        assert!(space.resize(32, 32) && !space.resize(32, 33));
+        assert_eq!(space.free(0), Ok(30));
+        assert_eq!(
+            space.allocate(32, 1).unwrap().first,
+            0,
+            "all of it is free again"
+        );
+        assert_eq!(space.free(0), Ok(32));
+        assert_eq!(space.free(32), Ok(32));
+        assert!(
+            space
+                .nodes
+                .iter()
+                .all(|node| node.load(Ordering::Relaxed) == 0)
+        );
+    }
+
+    #[test]
+    fn queries_find_a_run_while_it_grows() {
+        const ROUNDS: usize = 20_000;
+        let space = BlockSpace::new(1 << 12).unwrap();
+        // Odd while the run lives.
+        let round = AtomicUsize::new(0);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..ROUNDS {
+                    assert_eq!(space.allocate(1, 1).unwrap().first, 0);
+                    round.fetch_add(1, Ordering::SeqCst);
+                    for order in 1..11 {
+                        assert!(space.resize(0, 1 << order));
+                    }
+                    round.fetch_add(1, Ordering::SeqCst);
+                    space.free(0).unwrap();
+                }
+            });
+            loop {
+                let before = round.load(Ordering::SeqCst);
+                let seen = space.block_of(0);
+                let same = before == round.load(Ordering::SeqCst);
+                if before % 2 == 1 && same {
+                    assert!(seen.is_some_and(|run| run.first == 0), "{seen:?}");
+                }
+                if before == 2 * ROUNDS {
+                    return;
+                }
+            }
+        });
     }
 
     #[test]
