@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use ghostmem::{Heap, Stats};
-use ghostmem_os::doorway;
 use ghostmem_os::report::Reports;
+use ghostmem_os::{clock, doorway};
 
 use crate::patch;
 use crate::raw::{failed, own, say};
@@ -140,6 +140,7 @@ pub(crate) fn at_exit() {
     let figures = Figures {
         peak_rss: peak_rss_bytes().unwrap_or(0),
         peak_allocated: ghost::peak_bytes(),
+        processor_seconds: processor_seconds(),
         backend: heap.backend().to_string(),
         stats: heap.stats(),
     };
@@ -242,9 +243,16 @@ fn peak_rss_bytes() -> Option<u64> {
     Reports::of_this_machine().status_bytes("VmHWM")
 }
 
+/// Processor time of the process, all threads together.
+fn processor_seconds() -> f64 {
+    clock::process_ns().map_or(0.0, |ns| ns as f64 / 1e9)
+}
+
 struct Figures {
     peak_rss: u64,
     peak_allocated: usize,
+    /// Processor time of the process.
+    processor_seconds: f64,
     backend: String,
     stats: Stats,
 }
@@ -262,6 +270,12 @@ impl Figures {
         latency.total_ns() as f64 / 1e9
     }
 
+    /// That as a part of the processor time; faults that wait may take more than there is.
+    fn fault_share(&self) -> f64 {
+        let faults = self.fault_seconds();
+        faults / self.processor_seconds.max(faults).max(1e-9)
+    }
+
     fn table(&self) -> String {
         let stats = &self.stats;
         let mut table = String::from("ghostmem: what the program used\n");
@@ -274,6 +288,29 @@ impl Figures {
             "resident limit of ghost memory",
             mib(stats.resident_limit_bytes as u64),
         );
+        if stats.process_bound_bytes > 0 {
+            row(
+                "bound on the process, most it took",
+                format!(
+                    "{}, {}",
+                    mib(stats.process_bound_bytes as u64),
+                    mib(stats.process_peak_bytes as u64)
+                ),
+            );
+            for (name, bytes) in [
+                ("  of which uncompressed pages", stats.peak_resident_bytes),
+                ("  compressed pages", stats.peak_stored_bytes),
+                ("  copies of uncompressed pages", stats.peak_copies_bytes),
+                ("  tables", stats.peak_tables_bytes),
+                ("  ordinary memory", stats.peak_ordinary_bytes),
+            ] {
+                row(name, mib(bytes as u64));
+            }
+            row(
+                "it would have taken, about",
+                mib(stats.plain_peak_bytes as u64),
+            );
+        }
         row(
             "most ghost memory allocated",
             mib(self.peak_allocated.max(stats.allocated_bytes) as u64),
@@ -306,10 +343,26 @@ impl Figures {
             "faults, of those on evicted pages",
             format!("{}, {}", stats.faults, stats.refaults),
         );
-        row("time in faults", format!("{:.3} s", self.fault_seconds()));
+        row(
+            "first writes to clean pages",
+            stats.write_faults.to_string(),
+        );
+        row("time in faults", {
+            let (faults, processor) = (self.fault_seconds(), self.processor_seconds);
+            let percent = self.fault_share() * 100.0;
+            format!("{faults:.3} s, {percent:.1} % of {processor:.3} s of processor time")
+        });
         row(
             "pages evicted, compressed / clean",
             format!("{} / {}", stats.evictions_dirty, stats.evictions_clean),
+        );
+        row(
+            "evictions that a touch cancelled",
+            stats.evictions_cancelled.to_string(),
+        );
+        row(
+            "copies kept at the end, given up",
+            format!("{}, {}", stats.kept_copies, stats.copies_shed),
         );
         for figure in stats.figures() {
             if figure.in_table && figure.value > 0 {
@@ -335,9 +388,12 @@ impl Figures {
         }
         let _written = writeln!(
             json,
-            "\"compression_ratio\":{:.3},\"fault_seconds\":{:.6},\"backend\":\"{}\"}}",
+            "\"compression_ratio\":{:.3},\"fault_seconds\":{:.6},\"processor_seconds\":{:.6},\
+             \"fault_share\":{:.6},\"backend\":\"{}\"}}",
             self.ratio(),
             self.fault_seconds(),
+            self.processor_seconds,
+            self.fault_share(),
             self.backend
         );
         json

@@ -1,4 +1,4 @@
-//! Monotonic time, and a thread's own.
+//! Monotonic time, and a thread's and the process's own.
 
 /// Nanoseconds of `CLOCK_MONOTONIC` (clock_gettime(2), through the vDSO).
 /// Async-signal-safe.
@@ -12,6 +12,13 @@ pub fn now_ns() -> u64 {
 #[must_use]
 pub fn thread_ns() -> u64 {
     read(libc::CLOCK_THREAD_CPUTIME_ID)
+}
+
+/// Nanoseconds of processor time that the process has used, all threads together: a
+/// system call. `None` where it cannot be had. Async-signal-safe.
+#[must_use]
+pub fn process_ns() -> Option<u64> {
+    Some(read(libc::CLOCK_PROCESS_CPUTIME_ID))
 }
 
 fn read(clock: libc::clockid_t) -> u64 {

@@ -102,6 +102,28 @@ fn assert_kept(most: usize, bound: usize, heap: &Heap) {
     );
 }
 
+/// Checks what the figures say of the peak: the parts are those of the whole.
+fn assert_parts_are_told(heap: &Heap, bound: usize) {
+    let stats = heap.stats();
+    let parts = [
+        stats.peak_resident_bytes,
+        stats.peak_stored_bytes,
+        stats.peak_copies_bytes,
+        stats.peak_tables_bytes,
+        stats.peak_ordinary_bytes,
+    ];
+    let sum: usize = parts.iter().sum();
+    assert_eq!(sum, stats.process_peak_bytes, "{parts:?}");
+    assert!(parts[..2].iter().all(|&bytes| bytes > MIB), "{parts:?}");
+    assert!(parts[3..].iter().all(|&bytes| bytes > 0), "{parts:?}");
+    // Three times the room, and what was there before.
+    let plain = stats.plain_peak_bytes;
+    assert!(
+        plain > bound + ROOM && plain < bound + 4 * ROOM,
+        "{plain} of {bound}"
+    );
+}
+
 /// A word that compresses to about a fifth beside its neighbours.
 fn word(index: usize) -> u64 {
     match index % 8 {
@@ -135,6 +157,7 @@ fn data_of_three_times_the_bound_is_kept_within_it() {
             assert_kept(most, bound, &heap);
             // Not by keeping little: what there is is used.
             assert!(most > bound - ROOM / 3, "{} of {bound} bytes used", most);
+            assert_parts_are_told(&heap, bound);
         },
     );
 }

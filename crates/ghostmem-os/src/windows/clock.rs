@@ -27,6 +27,12 @@ pub fn now_ns() -> u64 {
     wide as u64
 }
 
+/// Processor time of the process: not asked for on Windows.
+#[must_use]
+pub const fn process_ns() -> Option<u64> {
+    None
+}
+
 /// Nanoseconds of processor time the calling thread has used, in steps of the
 /// scheduler's clock. Safe in an exception handler.
 #[must_use]

@@ -76,6 +76,7 @@ impl FaultSink for Engine {
         self.token.store(0, Ordering::Release);
         if let Some(bound) = &self.bound {
             bound.after_fork_in_child();
+            self.metrics.peak.forget();
         }
         self.release_fork_locks();
     }

@@ -224,6 +224,20 @@ figures! {
         process_bound_bytes: usize, Bytes, [];
         /// Most that the process was seen to take under that bound, bytes.
         process_peak_bytes: usize, Bytes, [];
+        /// Uncompressed pages at that moment, bytes.
+        peak_resident_bytes: usize, Bytes, [];
+        /// Compressed pages at that moment, bytes.
+        peak_stored_bytes: usize, Bytes, [];
+        /// Copies of uncompressed pages at that moment, bytes.
+        peak_copies_bytes: usize, Bytes, [];
+        /// Tables at that moment, bytes.
+        peak_tables_bytes: usize, Bytes, [];
+        /// What was not the heap's at that moment, bytes.
+        peak_ordinary_bytes: usize, Bytes, [];
+        /// Most that the process would have been seen to take had all pages been
+        /// uncompressed, bytes; pages of one repeated value that are away do not count.
+        /// 0 where there is no bound.
+        plain_peak_bytes: usize, Bytes, [];
     }
     counters {
         /// Pages moved from memory to the file.

@@ -7,6 +7,7 @@ use ghostmem_os::thread;
 
 pub(crate) use crate::parts::figures::Counter;
 use crate::parts::latency::LatencyHistogram;
+use crate::parts::peak::Peak;
 
 const SHARDS: usize = 8;
 
@@ -18,6 +19,8 @@ struct Shard {
 
 pub(crate) struct Metrics {
     shards: [Shard; SHARDS],
+    /// What the looks under a bound found.
+    pub(crate) peak: Peak,
 }
 
 impl Metrics {
@@ -29,6 +32,7 @@ impl Metrics {
                     latency: [const { AtomicU64::new(0) }; LatencyHistogram::BUCKETS],
                 }
             }; SHARDS],
+            peak: Peak::new(),
         }
     }
 

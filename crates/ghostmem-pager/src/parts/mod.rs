@@ -14,6 +14,7 @@ pub(crate) mod lost;
 pub(crate) mod mappings;
 pub(crate) mod metrics;
 pub(crate) mod page;
+pub(crate) mod peak;
 pub(crate) mod place;
 pub(crate) mod protecting;
 pub(crate) mod quiet;

@@ -7,5 +7,6 @@ pub(crate) mod copies;
 pub(crate) mod demote;
 pub(crate) mod fetch;
 pub(crate) mod lap;
+pub(crate) mod peak;
 pub(crate) mod share;
 pub(crate) mod split;

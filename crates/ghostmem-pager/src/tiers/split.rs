@@ -56,6 +56,7 @@ impl Engine {
             let total = total.map(|total| usize::try_from(total).unwrap_or(usize::MAX));
             if let Some(total) = total {
                 looking.measured(now, total, own);
+                self.note_peak(own.saturating_add(bound.other_bytes()));
             }
             // Who cannot see does not keep the bound either.
             let over = total.is_none_or(|total| total > bound.bytes);

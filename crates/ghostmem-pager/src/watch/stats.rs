@@ -22,6 +22,7 @@ impl Engine {
         let store = self.store.stats();
         let file = self.cold.as_ref().map(|cold| cold.tier.stats());
         let file = file.unwrap_or_default();
+        let peak = self.metrics.peak.parts();
         let gauges = Gauges {
             allocated_bytes: self.allocated_bytes() + self.foreign.sum(),
             resident_bytes: self.budget.used().max(0) as usize * PAGE_SIZE,
@@ -38,6 +39,12 @@ impl Engine {
             raw_pages: store.raw_slots as usize,
             process_bound_bytes: self.bound.as_ref().map_or(0, |bound| bound.bytes),
             process_peak_bytes: self.bound.as_ref().map_or(0, ProcessBound::peak_bytes),
+            peak_resident_bytes: peak.resident,
+            peak_stored_bytes: peak.stored,
+            peak_copies_bytes: peak.copies,
+            peak_tables_bytes: peak.tables,
+            peak_ordinary_bytes: peak.other,
+            plain_peak_bytes: peak.plain,
         };
         let sum = |counter| self.metrics.sum(counter);
         Stats::of(&gauges, sum, self.metrics.latency())
