@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use ghostmem::{Heap, Stats};
+use ghostmem_os::doorway;
 use ghostmem_os::report::Reports;
-use ghostmem_os::{clock, doorway};
 
 use crate::patch;
 use crate::raw::{failed, own, say};
@@ -140,7 +140,7 @@ pub(crate) fn at_exit() {
     let figures = Figures {
         peak_rss: peak_rss_bytes().unwrap_or(0),
         peak_allocated: ghost::peak_bytes(),
-        processor_seconds: processor_seconds(),
+        user_seconds: user_seconds(),
         backend: heap.backend().to_string(),
         stats: heap.stats(),
     };
@@ -243,16 +243,23 @@ fn peak_rss_bytes() -> Option<u64> {
     Reports::of_this_machine().status_bytes("VmHWM")
 }
 
-/// Processor time of the process, all threads together.
-fn processor_seconds() -> f64 {
-    clock::process_ns().map_or(0.0, |ns| ns as f64 / 1e9)
+/// User time of the process, all threads together.
+fn user_seconds() -> f64 {
+    // SAFETY: all zero is a valid structure of numbers.
+    let mut usage: libc::rusage = unsafe { core::mem::zeroed() };
+    let asked = own!(libc::SYS_getrusage, libc::RUSAGE_SELF, &raw mut usage);
+    let time = usage.ru_utime;
+    if failed(asked) {
+        return 0.0;
+    }
+    time.tv_sec as f64 + time.tv_usec as f64 / 1e6
 }
 
 struct Figures {
     peak_rss: u64,
     peak_allocated: usize,
-    /// Processor time of the process.
-    processor_seconds: f64,
+    /// User time of the process.
+    user_seconds: f64,
     backend: String,
     stats: Stats,
 }
@@ -270,10 +277,10 @@ impl Figures {
         latency.total_ns() as f64 / 1e9
     }
 
-    /// That as a part of the processor time; faults that wait may take more than there is.
+    /// That as a part of it and of the program's own time.
     fn fault_share(&self) -> f64 {
         let faults = self.fault_seconds();
-        faults / self.processor_seconds.max(faults).max(1e-9)
+        faults / (faults + self.user_seconds).max(1e-9)
     }
 
     fn table(&self) -> String {
@@ -348,9 +355,9 @@ impl Figures {
             stats.write_faults.to_string(),
         );
         row("time in faults", {
-            let (faults, processor) = (self.fault_seconds(), self.processor_seconds);
+            let (faults, user) = (self.fault_seconds(), self.user_seconds);
             let percent = self.fault_share() * 100.0;
-            format!("{faults:.3} s, {percent:.1} % of {processor:.3} s of processor time")
+            format!("{faults:.3} s, {percent:.1} % of that and {user:.3} s of user time")
         });
         row(
             "pages evicted, compressed / clean",
@@ -388,11 +395,11 @@ impl Figures {
         }
         let _written = writeln!(
             json,
-            "\"compression_ratio\":{:.3},\"fault_seconds\":{:.6},\"processor_seconds\":{:.6},\
+            "\"compression_ratio\":{:.3},\"fault_seconds\":{:.6},\"user_seconds\":{:.6},\
              \"fault_share\":{:.6},\"backend\":\"{}\"}}",
             self.ratio(),
             self.fault_seconds(),
-            self.processor_seconds,
+            self.user_seconds,
             self.fault_share(),
             self.backend
         );

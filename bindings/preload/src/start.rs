@@ -309,7 +309,8 @@ fn build(settings: &Settings) -> Result<Heap, String> {
         .backend(backend(settings))
         // Recorded is what was touched, not what was expected to be.
         .readahead(settings.trace.is_none())
-        .background_in_children(false);
+        .background_in_children(false)
+        .report_thrashing(report::is_reporter(settings));
     if settings.limit > 0 {
         builder = builder.resident_limit(settings.limit);
     } else if settings.memory_each.max(settings.memory_limit) == 0 {

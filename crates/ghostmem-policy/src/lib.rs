@@ -8,7 +8,8 @@
 //! finds pages to evict, and [`stream`] for readahead. [`writes`] says which
 //! pages keep a copy, [`balance`] what each kind of memory may take, [`bound`] how
 //! many pages may be resident under a bound on the whole process, [`forecast`]
-//! what an allocation will take, and [`pace`] when the store is compacted.
+//! what an allocation will take, [`pace`] when the store is compacted, and [`thrash`]
+//! whether a program does little but fault.
 #![forbid(unsafe_code)]
 
 pub mod balance;
@@ -18,6 +19,7 @@ pub mod hand;
 pub mod heat;
 pub mod pace;
 pub mod stream;
+pub mod thrash;
 pub mod writes;
 
 pub use heat::{Heat, Past};

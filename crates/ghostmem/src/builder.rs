@@ -90,6 +90,7 @@ pub struct HeapBuilder {
     background: bool,
     background_in_children: bool,
     keep_copies: bool,
+    report_thrashing: bool,
     spill: Option<Spill>,
     on_lost: Option<LostHandler>,
 }
@@ -106,6 +107,7 @@ impl HeapBuilder {
             background: true,
             background_in_children: true,
             keep_copies: true,
+            report_thrashing: false,
             spill: None,
             on_lost: None,
         }
@@ -194,6 +196,15 @@ impl HeapBuilder {
     /// evicting it again is free. Costs the copies' memory. Default: yes.
     pub fn keep_copies(mut self, on: bool) -> Self {
         self.keep_copies = on;
+        self
+    }
+
+    /// Whether a line on the standard error stream says, once, that the program has done
+    /// little but fault for some seconds, and what it would take to hold all of its pages
+    /// uncompressed. Only with a background thread, and not in forked children. Default:
+    /// no.
+    pub fn report_thrashing(mut self, on: bool) -> Self {
+        self.report_thrashing = on;
         self
     }
 
@@ -309,6 +320,7 @@ impl HeapBuilder {
             // Compressed pages live in memory too: never more than there is.
             // Nor more than a quarter of the address space that is left, an eighth
             // where that is scarce.
+            report_thrashing: self.report_thrashing,
             store_capacity_bytes: machine_bytes.max(1 << 30).min(
                 if address_space_bytes < SCARCE_BYTES {
                     address_space_bytes / 8

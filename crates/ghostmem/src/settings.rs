@@ -246,6 +246,9 @@ settings! {
         /// A page restored for reading keeps its compressed copy.
         keep_copies: Flag, "on", [method HeapBuilder::keep_copies c "keep_copies"
             cpp "keep_copies"];
+        /// A program that does little but fault for some seconds is told so once, on
+        /// standard error.
+        report_thrashing: Flag, "off", [method HeapBuilder::report_thrashing];
         /// There is a file for cold pages that memory has no room for.
         spilling: Flag, "off", [method HeapBuilder::spill cpp "use_disk_backing"];
         /// The name of the file for cold pages, where it has one.

@@ -23,6 +23,12 @@ pub fn complain(line: &[u8]) {
     };
 }
 
+/// Which file the standard error stream is: not asked for on Windows.
+#[must_use]
+pub const fn error_stream() -> Option<[u64; 2]> {
+    Some([0; 2])
+}
+
 /// Ends the process at once (a fail-fast exception, which no handler sees).
 pub fn abort() -> ! {
     std::process::abort()

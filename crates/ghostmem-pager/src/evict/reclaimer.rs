@@ -8,14 +8,17 @@
 //! It owns no ghost memory (its stack is our own mapping and it allocates
 //! nothing), so it never faults on what it manages.
 
+use core::fmt::Write as _;
 use core::sync::atomic::Ordering;
 use core::time::Duration;
 
 use ghostmem_os::map::MapArc;
+use ghostmem_os::message::Line;
 use ghostmem_os::thread::EngineThread;
-use ghostmem_os::{OsError, clock, futex, machine};
+use ghostmem_os::{OsError, PAGE_SIZE, clock, futex, machine, stop};
 use ghostmem_policy::hand::{self, EVICT_BATCH_PAGES};
 use ghostmem_policy::pace::Pace;
+use ghostmem_policy::thrash::{Spent, Thrash};
 
 use crate::parts::bound::ProcessBound;
 use crate::parts::engine::Engine;
@@ -35,6 +38,10 @@ pub(crate) struct Reclaimer {
     pace: Pace,
     /// Evictions at the end of the last turn.
     evictions: u64,
+    thrash: Thrash,
+    /// The standard error stream as it was: a program may have put data of its own there
+    /// since, which gets no advice.
+    error_stream: Option<[u64; 2]>,
 }
 
 impl Reclaimer {
@@ -43,6 +50,8 @@ impl Reclaimer {
             processors,
             pace: Pace::new(clock::now_ns()),
             evictions: 0,
+            thrash: Thrash::default(),
+            error_stream: stop::error_stream(),
         }
     }
 }
@@ -100,6 +109,9 @@ impl Engine {
         self.worker.asleep.store(0, Ordering::Relaxed);
         let filled = self.refill(&mut reclaimer.pace);
         self.compact_if_needed(&mut reclaimer.pace);
+        if self.config.report_thrashing {
+            self.look_for_thrashing(reclaimer);
+        }
         let crowded = self.threads.active_since() >= reclaimer.processors;
         self.worker.crowded.store(crowded, Ordering::Relaxed);
         self.worker.asleep.store(1, Ordering::SeqCst);
@@ -124,6 +136,26 @@ impl Engine {
         let nap_for_store = reclaimer.pace.nap();
         reclaimer.evictions = self.evictions();
         Some(nap_for_store.map_or(nap, |nap_for_store| nap.min(nap_for_store)))
+    }
+
+    /// Says once that the program does little but fault.
+    fn look_for_thrashing(&self, reclaimer: &mut Reclaimer) {
+        let now_ns = clock::now_ns();
+        if !reclaimer.thrash.is_due(now_ns) {
+            return;
+        }
+        let Some(processor_ns) = clock::process_ns() else {
+            return;
+        };
+        let spent = Spent {
+            now_ns,
+            faults_ns: self.metrics.latency().total_ns(),
+            processor_ns,
+        };
+        let is_there = stop::error_stream().is_some_and(|now| reclaimer.error_stream == Some(now));
+        if reclaimer.thrash.look(spent) && is_there {
+            say_thrashing(self.budget.limit(), self.plain_bytes(), self.bound.as_ref());
+        }
     }
 
     /// Evicts until the high watermark is reached; `false` when nothing more
@@ -153,6 +185,33 @@ impl Engine {
         }
         true
     }
+}
+
+/// One line, without an allocation, with the number that would help.
+#[cold]
+fn say_thrashing(limit_pages: i64, plain_bytes: usize, bound: Option<&ProcessBound>) {
+    let mib = |bytes: usize| bytes.div_ceil(1 << 20);
+    let resident = limit_pages.max(0) as usize * PAGE_SIZE;
+    let mut line = Line::new();
+    // Cut off where it is too long.
+    let _written = write!(
+        line,
+        "for some seconds most of the time went into faults: {} of {} MiB of pages may \
+         stay uncompressed; ",
+        mib(resident),
+        mib(plain_bytes)
+    );
+    let _written = match bound {
+        // An eighth at most stays free.
+        Some(bound) => write!(
+            line,
+            "with memory of {}M all would",
+            mib((plain_bytes + bound.other_bytes()) / 7 * 8)
+        ),
+        None => write!(line, "with a limit of {}M all would", mib(plain_bytes)),
+    };
+    let _written = line.write_str(", and less than that may do: see docs/run.md");
+    line.print();
 }
 
 fn reclaimer_main(engine: &Engine) {

@@ -35,6 +35,8 @@ pub struct Config {
     pub background_in_children: bool,
     /// Keep the compressed copy of pages restored for reading.
     pub keep_copies: bool,
+    /// Say once on the standard error stream that the program does little but fault.
+    pub report_thrashing: bool,
     /// Address space for the store, bytes.
     pub store_capacity_bytes: usize,
 }
@@ -64,6 +66,7 @@ impl Config {
             background: false,
             background_in_children: false,
             keep_copies: true,
+            report_thrashing: false,
             store_capacity_bytes: 1 << 20,
         }
     }

@@ -77,6 +77,7 @@ pub(super) fn config(manner: Manner, limit_pages: usize) -> Config {
     Config {
         readahead: true,
         background: true,
+        report_thrashing: false,
         store_capacity_bytes: 64 << 20,
         ..Config::for_tests_on(Opened::sim(manner), limit_pages)
     }

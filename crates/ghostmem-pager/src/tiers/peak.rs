@@ -38,4 +38,10 @@ impl Engine {
             plain: resident + away * PAGE_SIZE + other,
         }
     }
+
+    /// Bytes that the heap's pages would take if all of them were uncompressed.
+    pub(crate) fn plain_bytes(&self) -> usize {
+        let parts = self.parts_of(0);
+        parts.plain
+    }
 }
