@@ -7,24 +7,25 @@
 //! a page that some other thread was moving.
 //!
 //! Two sets of counters are used in turn (as in sleepable RCU), so that a
-//! steady stream of newcomers cannot starve a waiter. Counters are sharded by
-//! thread: faults of different threads do not share a cache line.
+//! steady stream of newcomers cannot starve a waiter. Each processor has counters of
+//! its own, both sets on one cache line: faults of different processors share none.
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use core::time::Duration;
 
 use ghostmem_os::lock::Lock;
+use ghostmem_os::shards::{SHARDS_MAX, shards};
 use ghostmem_os::{futex, thread};
 
-const SHARDS: usize = 16;
-
+/// Who is inside on one processor, counted in two sets.
 #[repr(align(128))]
-struct Counter(AtomicU64);
+struct Counters([AtomicU64; 2]);
 
 /// The gate; one for the process.
 pub struct TransitionGate {
     phase: AtomicU64,
-    inside: [[Counter; SHARDS]; 2],
+    /// Only the first [`shards`] are used, and exist.
+    inside: [Counters; SHARDS_MAX],
     /// [`thread::key`] of the thread that froze the gate, or 0.
     frozen_by: AtomicU64,
     /// The kernel's id of that thread, known from before the gate is frozen.
@@ -35,12 +36,12 @@ pub struct TransitionGate {
 /// Proof of being inside; leaving is dropping it.
 #[must_use]
 pub struct Inside<'a> {
-    counter: &'a Counter,
+    counter: &'a AtomicU64,
 }
 
 impl Drop for Inside<'_> {
     fn drop(&mut self) {
-        self.counter.0.fetch_sub(1, Ordering::Release);
+        self.counter.fetch_sub(1, Ordering::Release);
     }
 }
 
@@ -50,7 +51,7 @@ impl TransitionGate {
     pub const fn new() -> Self {
         Self {
             phase: AtomicU64::new(0),
-            inside: [const { [const { Counter(AtomicU64::new(0)) }; SHARDS] }; 2],
+            inside: [const { Counters([const { AtomicU64::new(0) }; 2]) }; SHARDS_MAX],
             frozen_by: AtomicU64::new(0),
             frozen_by_id: AtomicU32::new(0),
             waiting: Lock::new(()),
@@ -72,17 +73,21 @@ impl TransitionGate {
     /// Async-signal-safe.
     #[must_use]
     pub fn try_enter(&self) -> Option<Inside<'_>> {
-        let shard = thread::shard(SHARDS);
-        let phase = self.phase.load(Ordering::Acquire) & 1;
-        let counter = &self.inside[phase as usize][shard];
+        let counter = self.counter();
         // SeqCst pairs with the store in `freeze`: either it sees us
         // counted, or we see it frozen.
-        counter.0.fetch_add(1, Ordering::SeqCst);
+        counter.fetch_add(1, Ordering::SeqCst);
         if self.keeps_out() == 0 {
             return Some(Inside { counter });
         }
-        counter.0.fetch_sub(1, Ordering::Release);
+        counter.fetch_sub(1, Ordering::Release);
         None
+    }
+
+    /// Where those count themselves who go inside now on this processor.
+    fn counter(&self) -> &AtomicU64 {
+        let phase = self.phase.load(Ordering::Acquire) & 1;
+        &self.inside[thread::shard(shards())].0[phase as usize]
     }
 
     /// Waits, for a while at least, as long as another thread keeps the gate
@@ -110,10 +115,9 @@ impl TransitionGate {
     pub(crate) fn enter_for(&self, id: u32) -> Option<(Inside<'_>, bool)> {
         /// Short: the message of the thread that froze the gate may be the next.
         const MOMENT: Duration = Duration::from_micros(100);
-        let phase = self.phase.load(Ordering::Acquire) & 1;
-        let counter = &self.inside[phase as usize][thread::shard(SHARDS)];
+        let counter = self.counter();
         // As in `enter`.
-        counter.0.fetch_add(1, Ordering::SeqCst);
+        counter.fetch_add(1, Ordering::SeqCst);
         let inside = Inside { counter };
         let frozen_by = self.frozen_by.load(Ordering::SeqCst);
         if frozen_by == 0 {
@@ -139,9 +143,9 @@ impl TransitionGate {
         // only after the first look.
         for _ in 0..2 {
             let old = self.phase.fetch_add(1, Ordering::SeqCst) & 1;
-            for counter in &self.inside[old as usize] {
+            for counters in &self.inside[..shards()] {
                 let mut tries = 0;
-                while counter.0.load(Ordering::SeqCst) != 0 {
+                while counters.0[old as usize].load(Ordering::SeqCst) != 0 {
                     futex::pause(tries);
                     tries = tries.saturating_add(1);
                 }
@@ -168,8 +172,8 @@ impl TransitionGate {
     /// threads that were about to find it frozen when the process was copied.
     #[cfg(not(windows))]
     pub(crate) fn forget_others_after_fork(&self) {
-        for counter in self.inside.iter().flatten() {
-            counter.0.store(0, Ordering::SeqCst);
+        for counter in self.inside[..shards()].iter().flat_map(|shard| &shard.0) {
+            counter.store(0, Ordering::SeqCst);
         }
     }
 
@@ -212,6 +216,32 @@ mod tests {
             drop(inside);
             waiter.join().unwrap();
         });
+    }
+
+    #[test]
+    fn a_wait_is_for_those_inside_on_every_shard_in_either_set() {
+        for (shard, set) in (0..shards()).flat_map(|shard| [(shard, 0), (shard, 1)]) {
+            let gate = TransitionGate::new();
+            let ended = AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                let counter = &gate.inside[shard].0[set];
+                counter.fetch_add(1, Ordering::SeqCst);
+                let inside = Inside { counter };
+                scope.spawn(|| {
+                    gate.synchronize();
+                    ended.store(true, Ordering::SeqCst);
+                });
+                // Whichever set is current, both are waited for.
+                while gate.phase.load(Ordering::SeqCst) < 1 + set as u64 {
+                    std::thread::yield_now();
+                }
+                for _ in 0..100 {
+                    std::thread::yield_now();
+                }
+                assert!(!ended.load(Ordering::SeqCst), "shard {shard}, set {set}");
+                drop(inside);
+            });
+        }
     }
 
     #[cfg(not(windows))]

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use ghostmem_fault::TransitionGate;
 use ghostmem_os::lock::Lock;
-use ghostmem_os::scratch::{POOL_SIZE, ScratchPool};
+use ghostmem_os::scratch::ScratchPool;
 
 /// Puts the calling thread on processor 0, at a priority of `SCHED_FIFO`;
 /// `false` when it may not.
@@ -102,7 +102,7 @@ fn waiting_lets_threads_of_lower_priority_run() {
     let lock = Lock::new(());
     high_waits_for_low("a lock", || lock.lock(), || drop(lock.lock()));
     let pool = ScratchPool::new(0).unwrap();
-    let all = || (0..POOL_SIZE).map(|_| pool.lease()).collect::<Vec<_>>();
+    let all = || (0..pool.sets()).map(|_| pool.lease()).collect::<Vec<_>>();
     high_waits_for_low("buffers", all, || drop(pool.lease()));
 }
 

@@ -67,6 +67,7 @@ mod reservation;
 #[cfg(not(windows))]
 pub mod saved;
 pub mod scratch;
+pub mod shards;
 #[cfg_attr(windows, path = "windows/shared.rs")]
 pub mod shared;
 #[cfg_attr(windows, path = "windows/signal.rs")]

@@ -17,20 +17,36 @@ pub fn page_size_is_supported() -> bool {
     unsafe { libc::sysconf(libc::_SC_PAGESIZE) == PAGE_SIZE as libc::c_long }
 }
 
-/// Processors this process may run on, at least 1.
-#[must_use]
-pub fn cpus() -> usize {
+/// The processors this process may run on; `None` on machines with more of them than a
+/// set of libc's has room for.
+pub(crate) fn affinity() -> Option<libc::cpu_set_t> {
     let mut set = core::mem::MaybeUninit::<libc::cpu_set_t>::zeroed();
     // SAFETY: `set` is writable and of the size given.
     let rc = unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), set.as_mut_ptr()) };
-    if rc != 0 {
-        return 1;
-    }
     // SAFETY: zeroed, then filled by the kernel.
-    let set = unsafe { set.assume_init() };
+    (rc == 0).then(|| unsafe { set.assume_init() })
+}
+
+/// Processors this process may run on, at least 1.
+#[must_use]
+pub fn cpus() -> usize {
+    let Some(set) = affinity() else { return 1 };
     // SAFETY: a valid set.
     let count = unsafe { libc::CPU_COUNT(&set) };
     usize::try_from(count).unwrap_or(1).max(1)
+}
+
+/// One more than the highest number of a processor this process may run on: from its
+/// affinity, which takes no file to read and knows of control groups.
+#[must_use]
+pub fn processor_numbers() -> usize {
+    let most = libc::CPU_SETSIZE as usize;
+    let Some(set) = affinity() else { return most };
+    // SAFETY: a valid set and numbers below its size.
+    let last = (0..most)
+        .rev()
+        .find(|&number| unsafe { libc::CPU_ISSET(number, &set) });
+    last.map_or(1, |last| last + 1)
 }
 
 /// Installed memory in bytes.
@@ -141,6 +157,7 @@ mod tests {
     fn the_machine_has_sizes() {
         assert!(page_size_is_supported());
         assert!(cpus() >= 1);
+        assert!(processor_numbers() >= cpus());
         assert!(ram_bytes() > 1 << 26);
         let mut buffer = [0; 65];
         assert!(kernel_release(&mut buffer).starts_with(|c: char| c.is_ascii_digit()));

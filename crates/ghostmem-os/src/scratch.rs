@@ -18,15 +18,14 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{ENOMEM, OsError};
-use crate::map::{Access, PAGE_SIZE, Reservation};
+use crate::map::{Access, PAGE_SIZE, Reservation, ZeroArray};
+use crate::shards::{LINE_BYTES, shards};
 
 /// Pages one fault or readahead can restore in one call.
 pub const RUN_PAGES: usize = 64;
 /// Pages of buffer for what is read from a file: a run of pages that do not
 /// shrink, what a file adds to each, and both ends rounded to its blocks.
 pub const IO_PAGES: usize = RUN_PAGES + 8;
-/// Leases that can be out at once; a thread that finds none waits and retries.
-pub const POOL_SIZE: usize = 128;
 
 /// One set of buffers. All-zero bytes are its initial value.
 #[repr(C, align(4096))]
@@ -63,24 +62,32 @@ pub struct ScratchPool {
     state_words: usize,
     /// Bytes of a lease's part of the pool.
     stride: usize,
-    /// Groups that there are sets for.
-    groups: usize,
-    /// One bit each, set while leased; groups of [`GROUP`], each on a cache line
-    /// of its own. A thread starts at its group's lowest set, so that only
-    /// about as many are ever backed by memory as there are faulting threads.
-    leased: [Group; POOL_SIZE / GROUP],
+    /// Sets in each group.
+    group: usize,
+    /// A group for each processor, on a cache line of its own; one bit for each set,
+    /// set while it is leased. A thread starts at the lowest set of its processor's
+    /// group, so that only about as many sets are ever backed by memory as there are
+    /// faulting threads.
+    leased: ZeroArray<[AtomicU64; LINE_BYTES / 8]>,
 }
 
 /// With less address space than this left there is one group only, bytes.
 const PLENTY_BYTES: u64 = 1 << 30;
 
-/// Sets in one group: what threads of one shard share before they look
-/// elsewhere.
+/// Groups where processors are few, or address space is limited, and sets in each.
+const GROUPS: usize = 16;
 const GROUP: usize = 8;
-const GROUP_MASK: u64 = (1 << GROUP) - 1;
 
-#[repr(align(128))]
-struct Group(AtomicU64);
+/// Groups, and sets in each, for so many processors: one for the thread that runs and one
+/// for a thread that was interrupted in the middle of a fault. A set takes half a MiB of
+/// address space, and two mappings.
+const fn groups_for(processors: usize) -> (usize, usize) {
+    if processors <= GROUPS {
+        return (GROUPS, GROUP);
+    }
+    let group = (GROUPS * GROUP).div_ceil(processors);
+    (processors, if group < 2 { 2 } else { group })
+}
 
 impl ScratchPool {
     /// Reserves the pool, with `state_words` words of eight bytes for a codec in
@@ -91,12 +98,16 @@ impl ScratchPool {
     /// has room for.
     pub fn new(state_words: usize) -> Result<Self, OsError> {
         let left = crate::machine::address_space_left();
-        let groups = if left.is_some_and(|left| left < PLENTY_BYTES) {
-            1
-        } else {
-            POOL_SIZE / GROUP
+        let (groups, group) = match left {
+            Some(left) if left < PLENTY_BYTES => (1, GROUP),
+            Some(_) => (GROUPS, GROUP),
+            None => groups_for(shards()),
         };
-        let sets = groups * GROUP;
+        Self::with_groups(state_words, groups, group)
+    }
+
+    fn with_groups(state_words: usize, groups: usize, group: usize) -> Result<Self, OsError> {
+        let sets = groups * group;
         let sizes = || {
             let state = state_words.checked_mul(size_of::<u64>())?;
             let state = state.checked_next_multiple_of(PAGE_SIZE)?;
@@ -113,9 +124,15 @@ impl ScratchPool {
             memory,
             state_words,
             stride,
-            groups,
-            leased: [const { Group(AtomicU64::new(0)) }; POOL_SIZE / GROUP],
+            group,
+            leased: ZeroArray::new(groups)?,
         })
+    }
+
+    /// Leases that can be out at once; a thread that finds none waits and retries.
+    #[must_use]
+    pub fn sets(&self) -> usize {
+        self.leased.len() * self.group
     }
 
     /// Words of eight bytes that a codec has in each set.
@@ -132,7 +149,7 @@ impl ScratchPool {
     /// A thread gets the set it had before whenever that is free: its lines
     /// are in the cache of the processor the thread runs on.
     pub fn lease(&self) -> Lease<'_> {
-        let words = self.groups;
+        let words = self.leased.len();
         let home = crate::thread::shard(words);
         let mut tries = 0;
         loop {
@@ -149,9 +166,10 @@ impl ScratchPool {
 
     /// Lends the first free set of group `at`, if there is one.
     fn lease_from(&self, at: usize) -> Option<usize> {
-        let word = &self.leased[at].0;
+        let all = (1 << self.group) - 1;
+        let word = &self.leased[at][0];
         let mut seen = word.load(Ordering::Relaxed);
-        while seen & GROUP_MASK != GROUP_MASK {
+        while seen & all != all {
             let bit = (!seen).trailing_zeros();
             match word.compare_exchange_weak(
                 seen,
@@ -159,7 +177,7 @@ impl ScratchPool {
                 Ordering::Acquire,
                 Ordering::Relaxed,
             ) {
-                Ok(_) => return Some(at * GROUP + bit as usize),
+                Ok(_) => return Some(at * self.group + bit as usize),
                 Err(now) => seen = now,
             }
         }
@@ -169,8 +187,8 @@ impl ScratchPool {
     /// Marks every set free: for a forked child, where no lease holder of the
     /// parent exists.
     pub fn reset_after_fork(&self) {
-        for word in &self.leased {
-            word.0.store(0, Ordering::Release);
+        for word in self.leased.iter() {
+            word[0].store(0, Ordering::Release);
         }
     }
 }
@@ -269,10 +287,9 @@ impl core::ops::DerefMut for Lease<'_> {
 
 impl Drop for Lease<'_> {
     fn drop(&mut self) {
-        let bit = 1_u64 << (self.index % GROUP);
-        self.pool.leased[self.index / GROUP]
-            .0
-            .fetch_and(!bit, Ordering::Release);
+        let group = self.pool.group;
+        let bit = 1_u64 << (self.index % group);
+        self.pool.leased[self.index / group][0].fetch_and(!bit, Ordering::Release);
     }
 }
 
@@ -322,6 +339,23 @@ mod tests {
             first.codec.fill(u64::MAX);
             second.codec.fill(1);
             assert!(first.codec.iter().all(|&word| word == u64::MAX));
+        }
+    }
+
+    #[test]
+    fn every_set_is_lent_once_whatever_the_groups() {
+        for processors in [1, 2, 16, 17, 64, 65, 256] {
+            let (groups, group) = groups_for(processors);
+            let pool = ScratchPool::with_groups(0, groups, group).unwrap();
+            assert!(groups >= processors && pool.sets() >= 128.max(2 * processors));
+            let leases: Vec<Lease<'_>> = (0..pool.sets()).map(|_| pool.lease()).collect();
+            let mut seen: Vec<usize> = leases.iter().map(|lease| lease.index).collect();
+            seen.sort_unstable();
+            assert!(seen.into_iter().eq(0..pool.sets()), "{processors}");
+            assert!((0..groups).all(|at| pool.lease_from(at).is_none()));
+            drop(leases);
+            // Each group's first set is its own processor's.
+            assert!((0..groups).all(|at| pool.lease_from(at) == Some(at * group)));
         }
     }
 

@@ -5,6 +5,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use crate::error::OsError;
 use crate::kernel;
 use crate::map::{Access, MapArc, PAGE_SIZE, Reservation};
+use crate::shards;
 
 /// Gives up the processor (sched_yield(2)). Async-signal-safe.
 pub fn yield_now() {
@@ -48,7 +49,7 @@ pub fn shard(count: usize) -> usize {
     }
     // SAFETY: no preconditions.
     let processor = unsafe { libc::sched_getcpu() };
-    usize::try_from(processor).unwrap_or(0) % count
+    shards::of_processor(usize::try_from(processor).unwrap_or(0), count)
 }
 
 /// The kernel's id of the calling thread (gettid(2)). Async-signal-safe.

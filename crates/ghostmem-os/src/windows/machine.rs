@@ -35,6 +35,18 @@ pub fn cpus() -> usize {
     (own.count_ones() as usize).max(1)
 }
 
+/// One more than the highest number of a processor this process may run on, within its
+/// processor group.
+#[must_use]
+pub fn processor_numbers() -> usize {
+    let (mut own, mut all) = (0_usize, 0_usize);
+    // SAFETY: no preconditions; the handle it returns needs no closing.
+    let process = unsafe { GetCurrentProcess() };
+    // SAFETY: a valid handle and two writable places.
+    unsafe { GetProcessAffinityMask(process, &raw mut own, &raw mut all) };
+    (usize::BITS - own.leading_zeros()).max(1) as usize
+}
+
 /// Installed memory in bytes.
 #[must_use]
 pub fn ram_bytes() -> u64 {

@@ -10,6 +10,7 @@ use windows_sys::Win32::System::Threading::{
 
 use crate::error::OsError;
 use crate::map::MapArc;
+use crate::shards;
 
 /// Gives up the processor. Safe in an exception handler.
 pub fn yield_now() {
@@ -40,7 +41,7 @@ pub fn key() -> usize {
 pub fn shard(count: usize) -> usize {
     // SAFETY: no preconditions.
     let processor = unsafe { GetCurrentProcessorNumber() };
-    processor as usize % count
+    shards::of_processor(processor as usize, count)
 }
 
 /// The system's id of the calling thread. Safe in an exception handler.
