@@ -8,6 +8,7 @@ use ghostmem_fault::{Home, enrol, register};
 use ghostmem_os::error::ENOMEM;
 use ghostmem_os::lock::Lock;
 use ghostmem_os::map::{MapArc, Reservation};
+use ghostmem_os::shards::shards;
 use ghostmem_os::{OsError, machine};
 use ghostmem_store::SlabStore;
 
@@ -41,7 +42,7 @@ impl Engine {
             cold: cold.map(ColdTiers::new),
             budget: Budget::new(limit),
             bound: bound.map(|bytes| ProcessBound::new(bytes, limit)),
-            metrics: Metrics::new(),
+            metrics: Metrics::new(shards())?,
             threads: ThreadTable::new(machine::cpus())?,
             regions: [const { OnceLock::new() }; REGIONS_MAX],
             regions_len: AtomicUsize::new(0),
@@ -64,8 +65,8 @@ impl Engine {
             recorder: OnceLock::new(),
             allocated: AtomicUsize::new(0),
             pinned_pages: AtomicUsize::new(0),
-            foreign: Tally::new(),
-            copies: Tally::new(),
+            foreign: Tally::new(shards())?,
+            copies: Tally::new(shards())?,
             copies_fit: AtomicBool::new(true),
             closed: AtomicBool::new(false),
             config,

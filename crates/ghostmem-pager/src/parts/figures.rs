@@ -321,7 +321,7 @@ mod tests {
     #[test]
     fn the_iterator_says_what_the_fields_hold() {
         let mut stats = numbered();
-        let metrics = crate::parts::metrics::Metrics::new();
+        let metrics = crate::parts::metrics::Metrics::new(2).unwrap();
         for ns in [100, 100, 10_000] {
             metrics.record_latency(ns);
         }
