@@ -159,7 +159,7 @@ impl Engine {
             self.threads
                 .cut_short(fault.thread, plan, number, covered as u32);
         }
-        if self.budget.free() < self.low_watermark() {
+        if self.budget.is_below(self.low_watermark()) {
             self.wake_worker();
         }
         Verdict::Resolved
@@ -178,7 +178,7 @@ impl Engine {
             && self.config.readahead
             && plan.count < count
             && limit >= AMPLE_PAGES_MIN
-            && limit - self.budget.used() > limit / 2;
+            && limit - self.budget.taken() > limit / 2;
         if !wanted {
             return plan;
         }

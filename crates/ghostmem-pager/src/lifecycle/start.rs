@@ -40,7 +40,7 @@ impl Engine {
             backend: config.backend,
             store: SlabStore::new(config.store_capacity_bytes)?,
             cold: cold.map(ColdTiers::new),
-            budget: Budget::new(limit),
+            budget: Budget::new(limit, shards())?,
             bound: bound.map(|bytes| ProcessBound::new(bytes, limit)),
             metrics: Metrics::new(shards())?,
             threads: ThreadTable::new(machine::cpus())?,

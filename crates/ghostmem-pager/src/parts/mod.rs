@@ -23,6 +23,7 @@ pub(crate) mod region;
 pub(crate) mod resident;
 pub(crate) mod ring;
 pub(crate) mod spin;
+pub(crate) mod sync;
 pub(crate) mod tally;
 pub(crate) mod threads;
 pub(crate) mod token;
