@@ -182,7 +182,7 @@ fn build_id(notes: usize, bytes: usize) -> Option<Vec<u8>> {
 /// unwinding (LSB, `.eh_frame_hdr`): version 1, encodings, then pairs of
 /// signed 32-bit offsets from the table's own address. Anything else gives
 /// nothing.
-fn functions(table: usize) -> Vec<usize> {
+pub(crate) fn functions(table: usize) -> Vec<usize> {
     let header: [u8; 4] = crate::raw::load(table);
     // DW_EH_PE_udata4 for the count, DW_EH_PE_datarel | sdata4 for the table.
     if header[0] != 1 || header[2] != 0x03 || header[3] != 0x3b {

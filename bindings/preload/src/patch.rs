@@ -46,7 +46,7 @@ pub(crate) struct Report {
     pub(crate) own_patched: usize,
     pub(crate) own_left: usize,
     /// mmap is among them.
-    maps: bool,
+    pub(crate) maps: bool,
 }
 
 /// Most bytes of code outside glibc that one start looks at, where no plan is kept
