@@ -182,12 +182,12 @@ fn table(machine: &Machine) -> Table {
         (
             "memory",
             Bytes(machine.ram_bytes).to_string(),
-            "half of it is the default limit",
+            "auto never has more",
         ),
         (
             "memory limit of the cgroup",
             bytes(machine.cgroup_limit_bytes),
-            "half of it, if smaller",
+            "nor more than this",
         ),
         (
             "address space limit",
@@ -198,12 +198,32 @@ fn table(machine: &Machine) -> Table {
     for (name, found, why) in rows {
         table.add_row([name, &found, why]);
     }
+    for limit in &machine.limits {
+        let decides = limit.source == machine.auto_from && machine.auto_bytes.is_some();
+        let left = Bytes(limit.left_bytes);
+        let why = if decides {
+            "auto comes from here"
+        } else {
+            "auto looks at it"
+        };
+        table.add_row([
+            format!("limit: {}", limit.source),
+            format!("{}, {left} left", Bytes(limit.limit_bytes)),
+            why.to_owned(),
+        ]);
+    }
+    table.add_row([
+        "auto, a process's memory",
+        &bytes(machine.auto_bytes),
+        "what a library's heap may take, with all else of its process",
+    ]);
     table
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::FoundLimit;
 
     #[test]
     fn exit_codes_are_as_documented() {
@@ -212,6 +232,33 @@ mod tests {
         assert_eq!(exit_code(Some("guard")), 1);
         assert_eq!(exit_code(Some("guard-mprotect")), 1);
         assert_eq!(exit_code(None), 2);
+    }
+
+    #[test]
+    fn what_auto_finds_is_shown_with_where_it_comes_from() {
+        let mut machine = probe();
+        let sources: Vec<_> = machine.limits.iter().map(|limit| &limit.source).collect();
+        assert!(
+            sources.contains(&&"available memory".to_owned()),
+            "{sources:?}"
+        );
+        assert!(sources.contains(&&machine.auto_from), "{sources:?}");
+        machine.limits = vec![FoundLimit {
+            source: "/groups/a".to_owned(),
+            limit_bytes: 300 << 20,
+            left_bytes: 280 << 20,
+        }];
+        machine.auto_from = "/groups/a".to_owned();
+        machine.auto_bytes = Some(283 << 20);
+        let text = describe(&machine);
+        for part in [
+            "limit: /groups/a",
+            "300 MiB, 280 MiB left",
+            "comes from here",
+            "283 MiB",
+        ] {
+            assert!(text.contains(part), "{text}");
+        }
     }
 
     #[test]

@@ -118,6 +118,14 @@ pub(crate) struct HeapBytes {
     pub(crate) has_file: bool,
 }
 
+/// A limit on what a process may take here.
+#[derive(Debug, Serialize)]
+pub(crate) struct FoundLimit {
+    pub(crate) source: String,
+    pub(crate) limit_bytes: u64,
+    pub(crate) left_bytes: u64,
+}
+
 /// What the machine allows.
 #[derive(Debug, Serialize)]
 pub(crate) struct Machine {
@@ -126,6 +134,11 @@ pub(crate) struct Machine {
     pub(crate) cpus: u64,
     pub(crate) ram_bytes: u64,
     pub(crate) cgroup_limit_bytes: Option<u64>,
+    /// What `--memory auto` stands for now; null where the kernel does not say.
+    pub(crate) auto_bytes: Option<u64>,
+    /// The limit that it comes from.
+    pub(crate) auto_from: String,
+    pub(crate) limits: Vec<FoundLimit>,
     pub(crate) address_space_limit_bytes: Option<u64>,
     pub(crate) seccomp_mode: Option<u64>,
     pub(crate) max_map_count: Option<u64>,
@@ -158,6 +171,17 @@ pub(crate) fn probe() -> Machine {
         cpus: report.cpus as u64,
         ram_bytes: report.ram_bytes,
         cgroup_limit_bytes: report.cgroup_limit_bytes,
+        auto_bytes: report.auto_bytes,
+        auto_from: report.auto_from,
+        limits: report
+            .limits
+            .into_iter()
+            .map(|limit| FoundLimit {
+                source: limit.source,
+                limit_bytes: limit.limit_bytes,
+                left_bytes: limit.left_bytes,
+            })
+            .collect(),
         address_space_limit_bytes: report.address_space_limit_bytes,
         seccomp_mode: report.seccomp_mode,
         max_map_count: report.max_map_count,

@@ -3,6 +3,7 @@
 
 use ghostmem_fault::Probe;
 use ghostmem_file::Options;
+use ghostmem_os::found::{self, Source};
 use ghostmem_os::{machine, trial};
 
 use crate::Backend;
@@ -21,6 +22,15 @@ pub struct Report {
     pub ram_bytes: u64,
     /// The control group's memory limit, bytes.
     pub cgroup_limit_bytes: Option<u64>,
+    /// Each limit on what a process may take here, inner levels of its control groups
+    /// first, the machine last.
+    pub limits: Vec<FoundLimit>,
+    /// What [`MemorySize::Auto`](crate::MemorySize::Auto) stands for now, bytes: what a
+    /// process takes, and what is left of the limit that leaves least. `None` where the
+    /// kernel does not say what a process takes.
+    pub auto_bytes: Option<u64>,
+    /// The source of that limit.
+    pub auto_from: String,
     /// `RLIMIT_AS`, bytes.
     pub address_space_limit_bytes: Option<u64>,
     /// Seccomp mode: 0 none, 2 filter.
@@ -65,6 +75,43 @@ pub struct Report {
     pub hints: Vec<String>,
 }
 
+/// A limit on what a process may take.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct FoundLimit {
+    /// Where it comes from: `RLIMIT_AS`, `RLIMIT_DATA`, `available memory`, or the folder
+    /// of a control group.
+    pub source: String,
+    /// Most that may be taken, bytes.
+    pub limit_bytes: u64,
+    /// What is left of it now, bytes.
+    pub left_bytes: u64,
+}
+
+/// Each limit, and the source of the one that leaves this process least.
+fn limits() -> (Vec<FoundLimit>, String) {
+    let taken = machine::process_bytes().unwrap_or(0);
+    let (mut limits, mut least) = (Vec::new(), (u64::MAX, String::new()));
+    found::each_limit(|limit| {
+        let source = match limit.source {
+            Source::Group(folder) => folder.display().to_string(),
+            Source::AddressSpace => "RLIMIT_AS".to_owned(),
+            Source::Data => "RLIMIT_DATA".to_owned(),
+            Source::Machine => "available memory".to_owned(),
+        };
+        let reach = limit.bytes.min(taken.saturating_add(limit.left_bytes));
+        if reach < least.0 {
+            least = (reach, source.clone());
+        }
+        limits.push(FoundLimit {
+            source,
+            limit_bytes: limit.bytes,
+            left_bytes: limit.left_bytes,
+        });
+    });
+    (limits, least.1)
+}
+
 /// Where [`probe`] tries a file for cold pages: a folder that is kept on a disk.
 pub const SPILL_DIR: &str = "/var/tmp";
 
@@ -100,17 +147,18 @@ fn probe_spill() -> Result<SpillReport, String> {
 /// Tries everything once and reports.
 #[must_use]
 pub fn probe() -> Report {
-    let found = Probe::run();
+    let probed = Probe::run();
     let mut release = [0; 65];
     let text = |probe: &ghostmem_fault::UserfaultfdProbe| probe.features.map_err(|e| e.to_string());
-    let chosen = found.choice().map(|kind| match kind {
+    let chosen = probed.choice().map(|kind| match kind {
         ghostmem_fault::BackendKind::Inline => Backend::Inline,
         ghostmem_fault::BackendKind::Monitor => Backend::Monitor,
-        ghostmem_fault::BackendKind::Guard if found.guard_pages => Backend::Guard,
+        ghostmem_fault::BackendKind::Guard if probed.guard_pages => Backend::Guard,
         ghostmem_fault::BackendKind::Guard => Backend::GuardMprotect,
         ghostmem_fault::BackendKind::Veh => Backend::Veh,
     });
-    let monitor_works = found.allows(ghostmem_fault::BackendKind::Monitor);
+    let (limits, auto_from) = limits();
+    let monitor_works = probed.allows(ghostmem_fault::BackendKind::Monitor);
     let seccomp_mode = machine::seccomp_mode();
     let reason = match chosen {
         Some(Backend::Inline) => {
@@ -120,7 +168,7 @@ pub fn probe() -> Report {
         None => "neither userfaultfd nor memory files can be had",
     };
     let mut hints = Vec::new();
-    if !found.allows(ghostmem_fault::BackendKind::Inline) {
+    if !probed.allows(ghostmem_fault::BackendKind::Inline) {
         if seccomp_mode == Some(2) {
             hints.push(
                 "a seccomp filter is active: allow the userfaultfd system call in the container's \
@@ -141,7 +189,7 @@ pub fn probe() -> Report {
                 .to_owned(),
         );
     }
-    if !found.guard_pages {
+    if !probed.guard_pages {
         hints.push(
             "a kernel of 6.15 or later has guard pages for memory files: a faster guard backend"
                 .to_owned(),
@@ -149,29 +197,32 @@ pub fn probe() -> Report {
     }
     Report {
         kernel_release: machine::kernel_release(&mut release).to_owned(),
-        page_size_ok: found.page_size_ok,
+        page_size_ok: probed.page_size_ok,
         cpus: machine::cpus(),
         ram_bytes: machine::ram_bytes(),
         cgroup_limit_bytes: machine::cgroup_limit_bytes(),
+        limits,
+        auto_bytes: found::within_reach_bytes(),
+        auto_from,
         address_space_limit_bytes: machine::address_space_limit(),
         seccomp_mode,
         sysctl_unprivileged_userfaultfd: machine::number_in(
             "/proc/sys/vm/unprivileged_userfaultfd",
         ),
         max_map_count: machine::number_in("/proc/sys/vm/max_map_count"),
-        userfaultfd_device: text(&found.device),
-        userfaultfd_syscall: text(&found.syscall),
-        userfaultfd_user_mode: text(&found.user_mode_only),
-        inline_works: found.allows(ghostmem_fault::BackendKind::Inline),
+        userfaultfd_device: text(&probed.device),
+        userfaultfd_syscall: text(&probed.syscall),
+        userfaultfd_user_mode: text(&probed.user_mode_only),
+        inline_works: probed.allows(ghostmem_fault::BackendKind::Inline),
         monitor_works,
-        guard_works: found.allows(ghostmem_fault::BackendKind::Guard),
-        guard_refusal: found.memory_file.err().map(|error| error.to_string()),
-        guard_pages: found.guard_pages,
+        guard_works: probed.allows(ghostmem_fault::BackendKind::Guard),
+        guard_refusal: probed.memory_file.err().map(|error| error.to_string()),
+        guard_pages: probed.guard_pages,
         spill: probe_spill(),
-        filters: found.filters,
-        calls_userfaultfd: found.calls_userfaultfd,
-        drops_vectored: found.drops_vectored,
-        uffd_move: found.user_mode_only.has_move() || found.syscall.has_move(),
+        filters: probed.filters,
+        calls_userfaultfd: probed.calls_userfaultfd,
+        drops_vectored: probed.drops_vectored,
+        uffd_move: probed.user_mode_only.has_move() || probed.syscall.has_move(),
         chosen,
         reason: reason.to_owned(),
         hints,
