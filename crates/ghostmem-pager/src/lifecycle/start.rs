@@ -8,7 +8,7 @@ use ghostmem_fault::{Home, enrol, register};
 use ghostmem_os::error::ENOMEM;
 use ghostmem_os::lock::Lock;
 use ghostmem_os::map::{MapArc, Reservation};
-use ghostmem_os::shards::shards;
+use ghostmem_os::shards::{LineStart, shards};
 use ghostmem_os::{OsError, machine};
 use ghostmem_store::SlabStore;
 
@@ -69,6 +69,12 @@ impl Engine {
             copies: Tally::new(shards())?,
             copies_fit: AtomicBool::new(true),
             closed: AtomicBool::new(false),
+            _frames: LineStart,
+            _evicted: LineStart,
+            _swept: LineStart,
+            _pinned: LineStart,
+            _blocks: LineStart,
+            _background: LineStart,
             config,
         })?;
         engine.first_look()?;

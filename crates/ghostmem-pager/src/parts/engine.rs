@@ -8,6 +8,7 @@ use ghostmem_fault::{Enrolment, Opened, Registration};
 use ghostmem_os::PAGE_SIZE;
 use ghostmem_os::lock::Lock;
 use ghostmem_os::map::MapArc;
+use ghostmem_os::shards::LineStart;
 use ghostmem_policy::EpochClock;
 use ghostmem_store::SlabStore;
 use ghostmem_table::PageState;
@@ -31,24 +32,46 @@ pub(crate) const REGIONS_MAX: usize = 64;
 pub const REGION_ALIGN: usize = 1 << 26;
 
 /// One heap's engine.
+///
+/// What faults and frees read lies apart from what others write meanwhile: between two
+/// [`LineStart`]s stands what is written by the same ones.
+#[repr(C)]
 pub struct Engine {
+    // Read by every fault, written when a heap is made or something rare happens.
     pub(crate) config: Config,
     pub(crate) backend: Opened,
+    /// Keeps the words that it writes on lines of their own.
     pub(crate) store: SlabStore,
-    pub(crate) cold: Option<ColdTiers>,
+    pub(crate) threads: ThreadTable,
+    pub(crate) metrics: Metrics,
+    pub(crate) regions_len: AtomicUsize,
+    pub(crate) recorder: OnceLock<Recorder>,
+    /// Bytes of adopted regions that their owners handed out.
+    pub(crate) foreign: Tally,
+    /// Resident pages that keep a copy, in the store or in a file.
+    pub(crate) copies: Tally,
+    /// The memory limit has room for more copies.
+    pub(crate) copies_fit: AtomicBool,
+    pub(crate) closed: AtomicBool,
+    /// The thread that may exceed the limit because it gets nowhere, or 0.
+    pub(crate) token: AtomicU64,
+    /// When it last faulted, nanoseconds.
+    pub(crate) token_since: AtomicU64,
+    pub(crate) regions: [OnceLock<Region>; REGIONS_MAX],
+
+    pub(crate) _frames: LineStart,
     pub(crate) budget: Budget,
     /// The bound on the whole process, if there is one; the budget's limit follows it.
     pub(crate) bound: Option<ProcessBound>,
-    pub(crate) metrics: Metrics,
-    pub(crate) threads: ThreadTable,
-    pub(crate) regions: [OnceLock<Region>; REGIONS_MAX],
-    pub(crate) regions_len: AtomicUsize,
-    pub(crate) registrations: Lock<Registrations>,
-    pub(crate) enrolment: Lock<Option<Enrolment<Engine>>>,
+
+    // Written with each batch of evictions, and read by every restore.
+    pub(crate) _evicted: LineStart,
+    pub(crate) evictions: AtomicU64,
+
+    // Written with each batch of evictions, and read by those who evict.
+    pub(crate) _swept: LineStart,
     /// Clock hand: region << 40 | page.
     pub(crate) hand: AtomicU64,
-    /// Where closing pages goes on, as the hand.
-    pub(crate) closing: AtomicU64,
     /// How often the hand has been everywhere.
     pub(crate) sweeps: AtomicU64,
     /// Dirty pages it met in this sweep, less the clean ones.
@@ -57,24 +80,25 @@ pub struct Engine {
     pub(crate) dirty_rules: AtomicBool,
     /// Number of the next eviction batch.
     pub(crate) nonce: AtomicU64,
-    pub(crate) evictions: AtomicU64,
-    /// The thread that may exceed the limit because it gets nowhere, or 0.
-    pub(crate) token: AtomicU64,
-    /// When it last faulted, nanoseconds.
-    pub(crate) token_since: AtomicU64,
-    pub(crate) worker: WorkerState,
-    pub(crate) recorder: OnceLock<Recorder>,
-    /// Bytes handed out as blocks of pages.
-    pub(crate) allocated: AtomicUsize,
+    /// Where closing pages goes on, as the hand.
+    pub(crate) closing: AtomicU64,
+
+    // Written by each pin, and read by every free.
+    pub(crate) _pinned: LineStart,
     /// Pages with at least one pin, of all regions.
     pub(crate) pinned_pages: AtomicUsize,
-    /// Bytes of adopted regions that their owners handed out.
-    pub(crate) foreign: Tally,
-    /// Resident pages that keep a copy, in the store or in a file.
-    pub(crate) copies: Tally,
-    /// The memory limit has room for more copies.
-    pub(crate) copies_fit: AtomicBool,
-    pub(crate) closed: AtomicBool,
+
+    // Written where blocks of pages are made and freed.
+    pub(crate) _blocks: LineStart,
+    /// Bytes handed out as blocks of pages.
+    pub(crate) allocated: AtomicUsize,
+
+    // Written by background threads and by those who wake them.
+    pub(crate) _background: LineStart,
+    pub(crate) worker: WorkerState,
+    pub(crate) cold: Option<ColdTiers>,
+    pub(crate) registrations: Lock<Registrations>,
+    pub(crate) enrolment: Lock<Option<Enrolment<Engine>>>,
 }
 
 type Registrations = [Option<Registration<Engine>>; REGIONS_MAX];
@@ -183,5 +207,38 @@ impl Engine {
     /// Memory of the page words, resident sets and block tables, bytes.
     pub(crate) fn table_bytes(&self) -> usize {
         self.regions().map(Region::metadata_bytes).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use core::mem::offset_of;
+    use ghostmem_os::shards::LINE_BYTES;
+
+    use super::*;
+
+    #[test]
+    fn words_that_others_write_are_on_no_line_that_is_read_elsewhere() {
+        let written = [
+            offset_of!(Engine, budget),
+            offset_of!(Engine, bound),
+            offset_of!(Engine, evictions),
+            offset_of!(Engine, hand),
+            offset_of!(Engine, pinned_pages),
+            offset_of!(Engine, allocated),
+            offset_of!(Engine, worker),
+        ];
+        // Each begins a line, and what is read by all ends before the first.
+        assert!(written.is_sorted());
+        assert!(written.iter().all(|offset| offset % LINE_BYTES == 0));
+        let read = [
+            offset_of!(Engine, token_since) + size_of::<AtomicU64>(),
+            offset_of!(Engine, regions) + size_of::<[OnceLock<Region>; REGIONS_MAX]>(),
+            offset_of!(Engine, copies_fit) + size_of::<AtomicBool>(),
+        ];
+        assert!(read.iter().all(|end| *end <= written[0]));
+        // What one batch of evictions moves is on one line.
+        let swept = offset_of!(Engine, closing) + size_of::<AtomicU64>();
+        assert!(swept - offset_of!(Engine, hand) <= LINE_BYTES);
     }
 }

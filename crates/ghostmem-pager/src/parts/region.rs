@@ -6,6 +6,7 @@ use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use ghostmem_fault::{Home, Opened, Region as Mapped};
 use ghostmem_os::OsError;
 use ghostmem_os::map::ZeroArray;
+use ghostmem_os::shards::LineStart;
 use ghostmem_os::touched::Touched;
 use ghostmem_store::Owner;
 use ghostmem_table::{AtomicU64, PageTable};
@@ -18,6 +19,8 @@ use crate::parts::resident::ResidentSet;
 /// page fit in the 40 bits of a [`PageId`].
 const PAGE_BITS: u32 = 32;
 
+/// What faults read lies apart from what evictors and allocations write.
+#[repr(C)]
 pub(crate) struct Region {
     pub(crate) mapped: Mapped,
     pub(crate) table: PageTable<ZeroArray<AtomicU64>>,
@@ -28,12 +31,13 @@ pub(crate) struct Region {
     pub(crate) pins_touched: Touched,
     /// Pages with at least one pin.
     pub(crate) pinned_pages: AtomicUsize,
-    /// Evictors that protect its pages.
-    pub(crate) protecting: Protecting,
+    pub(crate) index: u32,
     /// Which pages belong to blocks; `None` when somebody else (the small
     /// object allocator) hands them out.
     pub(crate) blocks: Option<BlockSpace>,
-    pub(crate) index: u32,
+    _written: LineStart,
+    /// Evictors that protect its pages.
+    pub(crate) protecting: Protecting,
 }
 
 impl Region {
@@ -52,7 +56,6 @@ impl Region {
             pins: ZeroArray::new(pages)?,
             pins_touched: Touched::new::<AtomicU32>(pages)?,
             pinned_pages: AtomicUsize::new(0),
-            protecting: Protecting::new(),
             blocks: if with_blocks {
                 Some(BlockSpace::new(pages)?)
             } else {
@@ -60,6 +63,8 @@ impl Region {
             },
             mapped,
             index,
+            _written: LineStart,
+            protecting: Protecting::new(),
         })
     }
 
