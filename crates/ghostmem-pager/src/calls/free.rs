@@ -45,24 +45,30 @@ impl Engine {
         blocks: &BlockSpace,
         run: PageRun,
     ) -> Result<(), OsError> {
-        let end = run.first + run.pages;
+        let first = run.first;
+        let mut end = first + run.pages;
         // Pairs with the one in `unpin_pages`: either we see the pin gone, or
         // whoever took it off sees that the block was given back. And with the
         // one in `keep_allocated`: no fault claims an empty page of the block
         // after we passed it.
         fence(Ordering::SeqCst);
-        while !region.has_pins_in(run.first, end) && blocks.begin_finish(run.first) {
+        while !region.has_pins_in(first, end) {
+            // Of the run that is there now, should ours be free already.
+            let Some(run) = blocks.begin_finish(first) else {
+                break;
+            };
+            end = first + run.pages;
             // The contents go before the address space can be handed out again.
-            let discarded = self.discard_pages(region, run.first, end, true);
+            let discarded = self.discard_pages(region, first, end, true);
             // A page that was pinned when we passed it is full still, however
             // soon it was let go.
-            if discarded == Ok(Left::default()) && !region.has_pins_in(run.first, end) {
-                blocks.finish_free(run.first);
+            if discarded == Ok(Left::default()) && !region.has_pins_in(first, end) {
+                blocks.finish_free(first);
                 self.note_freed(run.pages * PAGE_SIZE);
                 return Ok(());
             }
             // Pinned by a thread that came before the block was given back.
-            blocks.cancel_finish(run.first);
+            blocks.cancel_finish(first);
             if discarded?.kept {
                 return Ok(());
             }
@@ -97,6 +103,27 @@ mod tests {
         // A page that is only read counts as backed, too.
         let looked_at = region.table.array().backed_bytes();
         assert_eq!(looked_at, 2 * PAGE_SIZE);
+        engine.shut_down();
+    }
+
+    #[test]
+    fn a_late_free_leaves_no_page_of_the_next_owner_behind() {
+        let engine = Engine::new(Config::for_tests(64), None).unwrap();
+        let address = Engine::allocate(&engine, 5, 1).unwrap();
+        let (region, first) = engine.locate(address).unwrap();
+        let blocks = region.blocks.as_ref().unwrap();
+        let run = blocks.begin_free(first).unwrap();
+        // Whoever took off a last pin is faster, and a longer block comes in its place.
+        engine.finish_free(region, blocks, run).unwrap();
+        assert_eq!(Engine::allocate(&engine, 8, 1), Ok(address));
+        engine.pin(address + 7 * PAGE_SIZE, PAGE_SIZE).unwrap();
+        engine.unpin(address + 7 * PAGE_SIZE, PAGE_SIZE).unwrap();
+        assert_eq!(engine.budget.used(), 1);
+        blocks.begin_free(first).unwrap();
+        engine.finish_free(region, blocks, run).unwrap();
+        assert_eq!(blocks.block_of(first), None);
+        assert_eq!(region.table.load(first + 7), Word::EMPTY);
+        assert_eq!((engine.budget.used(), engine.allocated_bytes()), (0, 0));
         engine.shut_down();
     }
 }

@@ -31,8 +31,9 @@
 //!
 //! # Concurrency
 //! Changes are made under one small lock, held for some hundred nanoseconds,
-//! never while ghost memory is touched, never in a fault handler. Queries take
-//! no lock: every node above a run that stays alive keeps a value that is
+//! never while ghost memory is touched, never in a fault handler. Only the
+//! turns of a run that was given back take none: its node alone changes, by
+//! compare-and-swap. Queries take no lock: every node above a run that stays alive keeps a value that is
 //! neither 0 nor `TAKEN`, whatever happens to its neighbours. No unsafe code
 //! depends on any of this; all data are atomics.
 
@@ -42,6 +43,7 @@ use core::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
 use ghostmem_os::OsError;
 use ghostmem_os::error::EINVAL;
 use ghostmem_os::map::ZeroArray;
+use ghostmem_os::shards::LineStart;
 use ghostmem_os::touched::Touched;
 
 use crate::parts::spin::SpinLock;
@@ -111,6 +113,7 @@ impl core::error::Error for FreeError {}
 
 /// The pages of one region, and who has them.
 #[derive(Debug)]
+#[repr(C)]
 pub struct BlockSpace {
     nodes: ZeroArray<AtomicU8>,
     lengths: ZeroArray<AtomicU32>,
@@ -120,8 +123,11 @@ pub struct BlockSpace {
     /// Order of the root: the tree covers `1 << height` pages, perhaps more
     /// than there are. A run may round up past the end, not reach past it.
     height: u32,
+    /// Queries read none of what follows.
+    _written: LineStart,
     used: AtomicUsize,
     lock: SpinLock,
+    _end: LineStart,
 }
 
 impl BlockSpace {
@@ -145,8 +151,10 @@ impl BlockSpace {
             lengths_touched: Touched::new::<AtomicU32>(page_count)?,
             page_count,
             height: covered.trailing_zeros(),
+            _written: LineStart,
             used: AtomicUsize::new(0),
             lock: SpinLock::new(),
+            _end: LineStart,
         })
     }
 
@@ -207,7 +215,7 @@ impl BlockSpace {
     pub fn free(&self, first: usize) -> Result<usize, FreeError> {
         let run = self.begin_free(first)?;
         // Somebody else may, who saw it given back.
-        if self.begin_finish(first) {
+        if self.begin_finish(first).is_some() {
             self.finish_free(first);
         }
         Ok(run.pages)
@@ -238,11 +246,19 @@ impl BlockSpace {
         (state != TAKEN).then_some(run)
     }
 
-    /// Makes the caller the one that makes a given-back run free; `false` when
+    /// Makes the caller the one that makes a given-back run free: the run; `None` when
     /// another thread is, or when there is none.
+    ///
+    /// It need not be the run that the caller gave back: another thread may have made
+    /// that one free, and the next owner of its pages may have given them back since.
+    /// What is to be done for a run that becomes free is done for the one returned.
     #[must_use = "whoever begins finishes"]
-    pub fn begin_finish(&self, first: usize) -> bool {
-        self.turn(first, FREEING, FINISHING)
+    pub fn begin_finish(&self, first: usize) -> Option<PageRun> {
+        let node = self.turn(first, FREEING, FINISHING)?;
+        // Nobody changes the length any more.
+        let pages = self.lengths[first].load(Ordering::Relaxed) as usize;
+        debug_assert!(self.nodes[node].load(Ordering::Relaxed) == FINISHING);
+        Some(PageRun { first, pages })
     }
 
     /// Undoes [`BlockSpace::begin_finish`]: the run's pages are in use again.
@@ -250,15 +266,14 @@ impl BlockSpace {
         self.turn(first, FINISHING, FREEING);
     }
 
-    fn turn(&self, first: usize, from: u8, to: u8) -> bool {
-        let _locked = self.lock.lock();
-        let found = self.find(first).filter(|&(_, run, _)| run.first == first);
-        found.is_some_and(|(at, _, state)| {
-            if state == from {
-                self.nodes[at.node].store(to, Ordering::Release);
-            }
-            state == from
-        })
+    /// Turns the state of a run that was given back, without the lock: nodes above it
+    /// stay as they are, and only one thread of several succeeds. The run's node.
+    fn turn(&self, first: usize, from: u8, to: u8) -> Option<usize> {
+        let (at, _, _) = self.find(first).filter(|(_, run, _)| run.first == first)?;
+        // Acquire: the length is seen that its owner gave it back with.
+        let turned =
+            self.nodes[at.node].compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed);
+        turned.is_ok().then_some(at.node)
     }
 
     /// Makes the run free that the caller [began to
@@ -733,13 +748,54 @@ mod tests {
         assert_eq!(space.block_of(2), None);
         assert_eq!(space.freeing(2), Some(run));
         assert_eq!(space.allocate(5, 1).unwrap().first, 8, "not free yet");
-        assert!(space.begin_finish(0) && !space.begin_finish(0));
+        assert_eq!(space.begin_finish(0), Some(run));
+        assert_eq!(space.begin_finish(0), None);
         space.cancel_finish(0);
-        assert!(space.begin_finish(0));
+        assert_eq!(space.begin_finish(0), Some(run));
         space.finish_free(0);
         assert_eq!(space.freeing(2), None);
         assert_eq!(space.allocate(5, 1), Some(run));
-        assert!(!space.begin_finish(0), "taken, not given back");
+        assert_eq!(space.begin_finish(0), None, "taken, not given back");
+    }
+
+    #[test]
+    fn whoever_finishes_late_finishes_the_run_that_is_there_now() {
+        let space = BlockSpace::new(64).unwrap();
+        let run = space.allocate(5, 1).unwrap();
+        assert_eq!(space.begin_free(0), Ok(run));
+        // Somebody else is faster, and the pages have a new owner, who has more of them.
+        assert_eq!(space.begin_finish(0), Some(run));
+        space.finish_free(0);
+        let next = space.allocate(8, 1).unwrap();
+        assert_eq!(space.begin_free(0), Ok(next));
+        assert_eq!(space.begin_finish(0), Some(PageRun { first: 0, pages: 8 }));
+        space.finish_free(0);
+        assert_eq!(space.used_pages(), 0);
+    }
+
+    #[test]
+    fn of_many_that_begin_to_finish_one_does() {
+        let space = BlockSpace::new(1 << 10).unwrap();
+        for round in 0..500 {
+            let run = space.allocate(1 + round % 9, 1).unwrap();
+            space.begin_free(run.first).unwrap();
+            let start = std::sync::Barrier::new(3);
+            let begun = AtomicUsize::new(0);
+            thread::scope(|scope| {
+                for _ in 0..3 {
+                    scope.spawn(|| {
+                        start.wait();
+                        if let Some(began) = space.begin_finish(run.first) {
+                            assert_eq!(began, run);
+                            begun.fetch_add(1, Ordering::Relaxed);
+                        }
+                    });
+                }
+            });
+            assert_eq!(begun.into_inner(), 1);
+            space.finish_free(run.first);
+        }
+        assert_eq!(space.used_pages(), 0);
     }
 
     #[test]
