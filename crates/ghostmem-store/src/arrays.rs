@@ -6,9 +6,10 @@ use core::sync::atomic::{
     Ordering::{AcqRel, Acquire, Relaxed},
 };
 
-use ghostmem_os::OsError;
 use ghostmem_os::bytes::ByteArena;
 use ghostmem_os::map::ZeroArray;
+use ghostmem_os::shards::{LINE_BYTES, shards};
+use ghostmem_os::{OsError, thread};
 
 use crate::class::{self, CLASSES, Geometry, HEADER_BYTES, RAW_CLASS, SLAB_BYTES, SLAB_PAGES};
 use crate::handle::SLABS_MAX;
@@ -16,9 +17,9 @@ use crate::memory::{Memory, Word};
 use crate::slabs::SlotRef;
 use crate::state::{GLOBALS, Global, row};
 
-/// Global words on a cache line of their own.
+/// Global words on lines of their own: two of 64 bytes, which processors move at once.
 #[derive(Debug)]
-#[repr(align(64))]
+#[repr(align(128))]
 struct Globals([AtomicU64; GLOBALS]);
 
 /// Words of a tally, one cache line of counters.
@@ -41,6 +42,12 @@ pub(crate) const LISTS: usize = CLASSES + 2;
 /// Number of tallies: one page of them.
 const TALLIES: usize = 64;
 
+/// Listed slabs that a processor passes over at most.
+const APART: usize = 8;
+
+/// For each class the slab that a processor used last, in whole lines.
+pub(crate) type LastSlabs = [AtomicU64; CLASSES.next_multiple_of(LINE_BYTES / 8)];
+
 /// Bytes copied at a time from slot to slot.
 const COPY_BYTES: usize = 512;
 
@@ -53,6 +60,8 @@ pub(crate) struct Arrays {
     /// Headers of raw slots. A slab gets a row of it the first time it serves
     /// the raw class, for good, so that rows are as dense as raw slabs.
     raw_headers: ZeroArray<[AtomicU64; SLAB_PAGES]>,
+    /// A row for each processor.
+    last: ZeroArray<LastSlabs>,
     globals: Globals,
 }
 
@@ -69,6 +78,7 @@ impl Arrays {
             lists: ZeroArray::new(LISTS)?,
             tallies: ZeroArray::new(TALLIES)?,
             raw_headers: ZeroArray::new(slabs)?,
+            last: ZeroArray::new(shards())?,
             globals: Globals([const { AtomicU64::new(0) }; GLOBALS]),
         };
         arrays.global(Global::Limit).store(u64::MAX, Relaxed);
@@ -210,6 +220,12 @@ impl Memory for Arrays {
 
     fn global(&self, name: Global) -> &AtomicU64 {
         &self.globals.0[name as usize]
+    }
+
+    fn last_slab(&self, class: u8) -> Option<(&AtomicU64, usize)> {
+        let processor = thread::shard(self.last.len());
+        let last = self.last[processor].get(usize::from(class))?;
+        Some((last, processor % APART))
     }
 
     fn slab_count(&self) -> u32 {

@@ -284,6 +284,44 @@ mod tests {
     }
 
     #[test]
+    fn processors_take_slots_of_slabs_of_their_own_where_a_class_has_several() {
+        let (store, mut slots) = sparse(20_000);
+        let class = class::class_for(2000);
+        let last = [(); 3].map(|()| core::sync::atomic::AtomicU64::new(0));
+        let mut taken: Vec<Vec<u32>> = vec![Vec::new(); last.len()];
+        for round in 0..200 {
+            let processor = round % last.len();
+            let last = Some((&last[processor], processor));
+            let at = store.slabs.allocate_by(class, Prefer::Spare, last).unwrap();
+            taken[processor].push(at.slab);
+            assert_eq!(at.class, class);
+            let info = SlotInfo {
+                owner: Owner::new(round as u64),
+                len: 2000,
+                codec: 0,
+            };
+            store.slabs.mem.write(at, &[2; 2000]);
+            slots.push(Some(store.publish(at, info)));
+        }
+        for slabs in &mut taken {
+            // One after the other, each until it is full.
+            slabs.dedup();
+            assert!((2..10).contains(&slabs.len()), "{slabs:?}");
+        }
+        let all: std::collections::BTreeSet<u32> = taken.iter().flatten().copied().collect();
+        let sum: usize = taken.iter().map(Vec::len).sum();
+        // They begin apart, and may meet where one of them moves on.
+        assert!(all.len() + last.len() >= sum, "{taken:?}");
+        let first: std::collections::BTreeSet<u32> = taken.iter().map(|slabs| slabs[0]).collect();
+        assert_eq!(first.len(), last.len());
+        slots
+            .into_iter()
+            .flatten()
+            .for_each(|slot| store.remove(slot));
+        assert_eq!(store.stats().live_slots, 0);
+    }
+
+    #[test]
     fn held_bytes_are_never_less_than_what_the_kernel_backs() {
         let store = SlabStore::new(16 << 20).unwrap();
         let data = [1; MAX_SLOT_BYTES];

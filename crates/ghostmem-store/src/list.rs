@@ -29,7 +29,7 @@ impl Head {
     }
 }
 
-const fn unlink(link: u64) -> Option<u32> {
+pub(crate) const fn unlink(link: u64) -> Option<u32> {
     if link == 0 {
         None
     } else {
@@ -37,7 +37,7 @@ const fn unlink(link: u64) -> Option<u32> {
     }
 }
 
-const fn link_to(slab: Option<u32>) -> u64 {
+pub(crate) const fn link_to(slab: Option<u32>) -> u64 {
     match slab {
         None => 0,
         Some(slab) => slab as u64 + 1,

@@ -40,6 +40,13 @@ pub(crate) trait Memory {
     /// Gives whole slabs (first, count), owned by the caller, back to the
     /// kernel. Whether that worked.
     fn decommit(&self, runs: &[(u32, u32)]) -> bool;
+    /// The word in which the calling thread's processor keeps the slab of `class` that it
+    /// took a slot of last (a link, see [`crate::list`]), and how many listed slabs it
+    /// passes over to find one that other processors do not use. `None`: it keeps none.
+    fn last_slab(&self, class: u8) -> Option<(&Self::Word, usize)> {
+        let _all = class;
+        None
+    }
     /// Lets other threads run while one of them is about to make room.
     fn relax(&self) {
         core::hint::spin_loop();

@@ -4,7 +4,9 @@
 //! at once. See [`crate::state`] for the protocol of a single slab.
 //!
 //! Where a new slot comes from, in this order:
-//! 1. the top of the class's list of partly filled slabs;
+//! 0. the slab of the class that the processor took one of last: evictors of one class
+//!    meet in a row only where its list is short;
+//! 1. the class's list of partly filled slabs;
 //! 2. a slab that serves no class: spare (backed), unbacked, or never used;
 //! 3. a partly filled slab of a slightly larger class;
 //! 4. any slab that has room or is empty, found by looking at all of them.
@@ -18,12 +20,17 @@
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
 use crate::class::PAGE_SIZE;
+use crate::list::{link_to, unlink};
 use crate::memory::{Memory, Word};
 use crate::state::{Global, Phase, SlabState, row};
 
 /// How many larger classes may lend a slot when memory is short: each is at
 /// least 1/64 larger, so at most about an eighth of the slot is wasted.
 const LENDERS: usize = 8;
+
+/// Listed slabs that a processor looks at for one of its own: those that were filled up
+/// stay listed until they come to the top.
+const LOOKS_APART: usize = 16;
 
 #[cfg(test)]
 std::thread_local! {
@@ -58,11 +65,35 @@ pub(crate) enum Prefer {
 impl<M: Memory> Slabs<M> {
     /// Takes a slot of `class`; `None` when the store is full.
     pub(crate) fn allocate(&self, class: u8, prefer: Prefer) -> Option<SlotRef> {
+        // What is copied goes where it is dense, see `Prefer`.
+        let last = match prefer {
+            Prefer::Spare => self.mem.last_slab(class),
+            Prefer::Unbacked => None,
+        };
+        self.allocate_by(class, prefer, last)
+    }
+
+    /// As [`Slabs::allocate`], on a processor that keeps its last slab in a word.
+    pub(crate) fn allocate_by(
+        &self,
+        class: u8,
+        prefer: Prefer,
+        last: Option<(&M::Word, usize)>,
+    ) -> Option<SlotRef> {
         let turn = self.mem.global(Global::Turn).load(Acquire);
-        self.take_listed(class)
+        let at = last
+            .and_then(|(last, steps)| self.take_own(class, last, steps))
+            .or_else(|| self.take_listed(class))
             .or_else(|| self.take_unused(class, prefer))
             .or_else(|| self.take_larger(class))
-            .or_else(|| self.take_anywhere(class, turn))
+            .or_else(|| self.take_anywhere(class, turn))?;
+        if let Some((last, _)) = last.filter(|_| at.class == class) {
+            let link = link_to(Some(at.slab));
+            if last.load(Relaxed) != link {
+                last.store(link, Relaxed);
+            }
+        }
+        Some(at)
     }
 
     /// Gives a slot back. `false`, and nothing happens, when it was not taken.
@@ -123,6 +154,31 @@ impl<M: Memory> Slabs<M> {
     /// Lists a slab whose `list` flag the caller set.
     pub(crate) fn list(&self, class: u8, slab: u32) {
         self.push(usize::from(class), slab);
+    }
+
+    /// Takes a slot of the slab that the processor used last, or else of the one that
+    /// comes after `steps` others with room in the list. A slab that is full by now, or something else, is
+    /// looked at in vain: a note of it says nothing about it.
+    fn take_own(&self, class: u8, last: &M::Word, steps: usize) -> Option<SlotRef> {
+        let kept = unlink(last.load(Relaxed));
+        if let Some(slab) = kept.filter(|&slab| self.take_ticket(slab, class)) {
+            return self.settle(slab, class);
+        }
+        if steps == 0 {
+            return None; // the top
+        }
+        // Links may be stale, but lead to slabs.
+        let below = |slab: &u32| self.next(*slab);
+        let with_room = |slab: &u32| {
+            let state = self.state(*slab);
+            state.class() == class && self.has_room(state)
+        };
+        core::iter::successors(self.top(usize::from(class)).slab(), below)
+            .take(LOOKS_APART)
+            .filter(with_room)
+            .skip(steps)
+            .find(|&slab| self.take_ticket(slab, class))
+            .and_then(|slab| self.settle(slab, class))
     }
 
     fn take_listed(&self, class: u8) -> Option<SlotRef> {

@@ -3,9 +3,10 @@
 use core::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use ghostmem_os::PAGE_SIZE;
+use ghostmem_os::shards::shards;
 
 use crate::SlabStore;
-use crate::arrays::{LISTS, tally};
+use crate::arrays::{LISTS, LastSlabs, tally};
 use crate::class::SLAB_PAGES;
 use crate::memory::Memory;
 use crate::state::Global;
@@ -82,6 +83,7 @@ impl SlabStore {
     fn metadata_bytes(slabs: u64, raw_rows: u64) -> u64 {
         let pages = |bytes: u64| bytes.next_multiple_of(PAGE_SIZE as u64);
         let lists = pages(LISTS as u64 * 64) + PAGE_SIZE as u64;
-        lists + pages(slabs * 64) + pages(raw_rows * SLAB_PAGES as u64 * 8)
+        let last = pages((shards() * size_of::<LastSlabs>()) as u64);
+        lists + last + pages(slabs * 64) + pages(raw_rows * SLAB_PAGES as u64 * 8)
     }
 }

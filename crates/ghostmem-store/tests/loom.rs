@@ -88,6 +88,8 @@ struct Model {
     slabs: Vec<[Ticked; 8]>,
     lists: Vec<[Ticked; 8]>,
     globals: Vec<Ticked>,
+    /// The slab that the one processor used last, for each class; none in most models.
+    last: Vec<Ticked>,
     cells: Vec<Cell<u32>>,
 }
 
@@ -115,6 +117,10 @@ impl Memory for Model {
 
     fn global(&self, name: Global) -> &Ticked {
         &self.globals[name as usize]
+    }
+
+    fn last_slab(&self, class: u8) -> Option<(&Ticked, usize)> {
+        Some((self.last.get(class as usize)?, 1))
     }
 
     fn slab_count(&self) -> u32 {
@@ -167,11 +173,17 @@ impl Model {
 }
 
 fn store(slab_count: usize) -> Arc<Slabs<Model>> {
+    store_with(slab_count, 0)
+}
+
+/// A store that remembers what the processor used last, for `kept` classes.
+fn store_with(slab_count: usize, kept: usize) -> Arc<Slabs<Model>> {
     let steps = &Arc::new(Steps::new());
     let mem = Model {
         slabs: (0..slab_count).map(|_| row_of(steps)).collect(),
         lists: (0..CLASSES + 2).map(|_| row_of(steps)).collect(),
         globals: (0..GLOBALS).map(|_| word(steps)).collect(),
+        last: (0..kept).map(|_| word(steps)).collect(),
         cells: (0..slab_count * SLOTS).map(|_| Cell::new(0)).collect(),
     };
     mem.globals[Global::Limit as usize].store(u64::MAX, Ordering::Relaxed);
@@ -286,6 +298,41 @@ fn takers_of_one_class_never_share_a_slot() {
         give(&slabs, third);
         finish(&slabs);
     });
+}
+
+/// Two threads of one processor go by the same note of the slab used last, which is
+/// emptied, or serves another class, by the time one of them looks.
+#[test]
+fn a_slab_that_a_processor_used_last_is_taken_only_as_what_it_is() {
+    let seen = explore(2, || {
+        let slabs = store_with(1, CLASSES);
+        let first = take(&slabs, 0).unwrap();
+        let other = {
+            let slabs = slabs.clone();
+            thread::spawn(move || {
+                give(&slabs, first);
+                take(&slabs, 1)
+            })
+        };
+        let ours = take(&slabs, 0);
+        let theirs = other.join().unwrap();
+        if let (Some(ours), Some(theirs)) = (ours, theirs) {
+            assert_ne!(ours.index, theirs.index);
+            assert_eq!(ours.class, theirs.class, "one slab serves one class");
+        }
+        let classes = [ours, theirs].map(|at| at.map(|at| at.class));
+        for at in [ours, theirs].into_iter().flatten() {
+            give(&slabs, at);
+        }
+        finish(&slabs);
+        classes
+    });
+    // The note was of use, and in vain.
+    assert!(seen.contains(&[Some(0), None]), "{seen:?}");
+    assert!(
+        seen.iter().any(|[_, theirs]| *theirs == Some(1)),
+        "{seen:?}"
+    );
 }
 
 /// A slab that is full loses its place on the list and gets it back, whoever
