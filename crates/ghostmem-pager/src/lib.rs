@@ -40,6 +40,7 @@ pub use parts::cold::{Cold, ColdSettings, UnusableTier};
 pub use parts::config::{Config, LIMIT_PAGES_MIN};
 pub use parts::engine::{Engine, REGION_ALIGN};
 pub use parts::figures::{Figure, FigureKind, FigureUnit, Stats};
+pub use parts::holes::Hole;
 pub use parts::latency::LatencyHistogram;
 pub use parts::lost::{LostDecision, LostHandler, LostPage};
 pub use parts::ring::{Recorder, Recording, SeenTouch};

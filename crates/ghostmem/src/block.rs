@@ -10,9 +10,10 @@ use core::alloc::Layout;
 use core::ptr::NonNull;
 
 use ghostmem_os::PAGE_SIZE;
+use ghostmem_pager::Hole;
 use ghostmem_small::{SmallError, SmallHeap};
 
-use crate::heap::Discards;
+use crate::heap::{Discards, parts};
 use crate::{Error, Heap};
 
 /// A heap's small objects, for a malloc that counts them by itself, many at a time,
@@ -197,6 +198,54 @@ impl Heap {
     #[must_use]
     pub fn pages_around(&self, address: usize) -> Option<(usize, usize)> {
         self.engine().block_of(address)
+    }
+
+    /// Takes pages of a block away from the program, as munmap(2) does with
+    /// [`Hole::Unmapped`] and a mapping without access does with [`Hole::Closed`]:
+    /// their contents are gone, and a touch of them is the program's own fault, until
+    /// [`Heap::fill_holes`] or until the block is freed. Pinned pages stay.
+    ///
+    /// # Safety
+    /// Nobody may refer to the bytes.
+    ///
+    /// # Errors
+    /// [`Error::NotGhost`].
+    pub unsafe fn make_holes<T>(&self, range: *mut [T], hole: Hole) -> Result<(), Error> {
+        let (address, len) = parts(range.cast_const());
+        self.engine()
+            .make_holes(address, len, hole)
+            .map_err(|_| Error::NotGhost { address })
+    }
+
+    /// Gives the holes of a range back to their blocks, as zero pages.
+    ///
+    /// # Errors
+    /// [`Error::NotGhost`].
+    pub fn fill_holes<T>(&self, range: *const [T]) -> Result<(), Error> {
+        let (address, len) = parts(range);
+        self.engine()
+            .fill_holes(address, len)
+            .map_err(|_| Error::NotGhost { address })
+    }
+
+    /// Whether there ever was a hole in a block. A load for each region.
+    #[must_use]
+    pub fn has_holes(&self) -> bool {
+        self.engine().has_holes()
+    }
+
+    /// Whether some page of a range is unmapped, or part of no block. Lock-free.
+    #[must_use]
+    pub fn has_unmapped<T>(&self, range: *const [T]) -> bool {
+        let (address, len) = parts(range);
+        self.engine().has_unmapped(address, len)
+    }
+
+    /// Why a touch of an address would be refused; `None` where it would not, and for
+    /// what is not this heap's. Lock-free, async-signal-safe.
+    #[must_use]
+    pub fn hole_at(&self, address: usize) -> Option<Hole> {
+        self.engine().hole_at(address)
     }
 
     /// The ranges of address space this heap's memory lies in: first address

@@ -552,7 +552,7 @@ impl core::fmt::Debug for Heap {
     }
 }
 
-fn parts<T>(range: *const [T]) -> (usize, usize) {
+pub(crate) fn parts<T>(range: *const [T]) -> (usize, usize) {
     (range.cast::<u8>().addr(), range.len() * size_of::<T>())
 }
 

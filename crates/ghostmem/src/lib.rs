@@ -58,7 +58,7 @@ pub use block::SmallObjects;
 pub use builder::{Backend, Codec, HeapBuilder};
 pub use error::Error;
 pub use ghostmem_file::OpenError;
-pub use ghostmem_pager::{Figure, FigureKind, FigureUnit, LatencyHistogram, Stats};
+pub use ghostmem_pager::{Figure, FigureKind, FigureUnit, Hole, LatencyHistogram, Stats};
 pub use ghostmem_pager::{LostDecision, LostHandler, LostPage, TierCause, TierError, UnusableTier};
 pub use heap::{Heap, Pinned};
 #[doc(hidden)]

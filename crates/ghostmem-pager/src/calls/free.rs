@@ -63,6 +63,7 @@ impl Engine {
             // A page that was pinned when we passed it is full still, however
             // soon it was let go.
             if discarded == Ok(Left::default()) && !region.has_pins_in(first, end) {
+                region.holes.fill(first, end);
                 blocks.finish_free(first);
                 self.note_freed(run.pages * PAGE_SIZE);
                 return Ok(());

@@ -8,5 +8,6 @@ pub(crate) mod advice;
 pub(crate) mod blocks;
 pub(crate) mod discard;
 pub(crate) mod free;
+pub(crate) mod holes;
 pub(crate) mod pins;
 pub(crate) mod resize;

@@ -38,6 +38,7 @@ impl Engine {
             // that the block has lost after we passed it.
             fence(Ordering::SeqCst);
             if self.discard_pages(region, lost, end, true) == Ok(Left::default()) {
+                region.holes.fill(lost, end);
                 self.note_freed((end - lost) * PAGE_SIZE);
                 return true;
             }

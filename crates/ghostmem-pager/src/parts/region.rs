@@ -12,6 +12,7 @@ use ghostmem_store::Owner;
 use ghostmem_table::{AtomicU64, PageTable};
 
 use crate::parts::blocks::BlockSpace;
+use crate::parts::holes::Holes;
 use crate::parts::protecting::Protecting;
 use crate::parts::resident::ResidentSet;
 
@@ -35,6 +36,8 @@ pub(crate) struct Region {
     /// Which pages belong to blocks; `None` when somebody else (the small
     /// object allocator) hands them out.
     pub(crate) blocks: Option<BlockSpace>,
+    /// Pages of blocks that their owner does not have any more.
+    pub(crate) holes: Holes,
     _written: LineStart,
     /// Evictors that protect its pages.
     pub(crate) protecting: Protecting,
@@ -61,6 +64,7 @@ impl Region {
             } else {
                 None
             },
+            holes: Holes::new(pages)?,
             mapped,
             index,
             _written: LineStart,
@@ -77,11 +81,13 @@ impl Region {
     }
 
     /// Whether a page may be touched: it is part of a block, or of memory
-    /// handed out by somebody else.
+    /// handed out by somebody else, and no hole in it.
     pub(crate) fn is_allocated(&self, page: usize) -> bool {
-        self.blocks
+        let is_handed_out = self
+            .blocks
             .as_ref()
-            .is_none_or(|blocks| blocks.block_of(page).is_some())
+            .is_none_or(|blocks| blocks.block_of(page).is_some());
+        is_handed_out && self.holes.of(page).is_none()
     }
 
     /// The page's number, unique in the heap.
@@ -95,6 +101,7 @@ impl Region {
         self.resident.metadata_bytes()
             + self.mapped.metadata_bytes()
             + self.pins_touched.bytes()
+            + self.holes.metadata_bytes()
             + self.blocks.as_ref().map_or(0, BlockSpace::metadata_bytes)
     }
 
