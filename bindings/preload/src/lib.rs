@@ -9,7 +9,7 @@
 //! | `entries` | libc's own free, for those who find that one |
 //! | `scan`, `patch`, `plan`, `stub`, `objects` | redirect libc's system call instructions |
 //! | `calls`, `guarded` | stand-ins for ghost buffers while the kernel works |
-//! | `confine` | a program's own filters of system calls |
+//! | `confine`, `front` | a program's own filters of system calls |
 //! | `signals` | SIGBUS and SIGSEGV shared with the program |
 //! | `threads`, `follow`, `report` | threads, a limit that follows, figures |
 //!
@@ -34,6 +34,7 @@ mod descriptors;
 mod entries;
 mod family;
 mod follow;
+mod front;
 mod ghost;
 mod guarded;
 mod holds;
