@@ -92,6 +92,11 @@ fn taken_mappings_move_to_where_the_program_says() {
 }
 
 #[test]
+fn what_is_unmapped_or_mapped_over_faults_as_the_kernel_has_it() {
+    check_with(&["--mmap=64K"], "holes", "4M", &[]);
+}
+
+#[test]
 fn one_call_stays_one_call() {
     check("onecall", "4M", &["8388608"]);
 }

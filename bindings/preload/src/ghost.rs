@@ -293,6 +293,21 @@ pub(crate) unsafe fn free(thread: &'static Thread, heap: &Heap, block: NonNull<u
     }
 }
 
+/// Frees a block that the program unmapped: it is not kept for whoever asks next, as a
+/// touch of it is to fault.
+///
+/// # Safety
+/// As [`free`].
+pub(crate) unsafe fn unmap(thread: &'static Thread, heap: &Heap, block: NonNull<u8>) {
+    if !may_enter(thread) {
+        put_off::put(block.as_ptr().expose_provenance());
+        return;
+    }
+    let _inside = EngineScope::new(thread);
+    // SAFETY: the caller's promise.
+    let _of_this_heap = unsafe { heap.deallocate_block(block) };
+}
+
 /// As [`free`], where the thread may enter the heap.
 ///
 /// # Safety
@@ -307,6 +322,8 @@ unsafe fn free_now(thread: &'static Thread, heap: &Heap, block: NonNull<u8>) {
             // As a large block that is unmapped is unlocked by that.
             holds::forget(heap, start, bytes);
         }
+        let pages = ptr::slice_from_raw_parts(address as *const u8, bytes);
+        let _of_this_heap = heap.fill_holes(pages);
         if let Some((class, shelf)) = cache::class_of(bytes)
             && class == bytes
         {

@@ -3,8 +3,8 @@
 //! A large private anonymous mapping that is readable and writable becomes a
 //! block of pages of the heap. What the program later does to it by munmap,
 //! mremap or a fixed mmap is carried out on the block; the block is freed when
-//! no page of it is mapped any more. A part that was unmapped reads as zero
-//! instead of faulting until then.
+//! no page of it is mapped any more. A part that was unmapped before is a hole in
+//! it: a touch faults, as where nothing is mapped.
 //!
 //! The list of live ranges is a fixed array: this runs inside libc's malloc
 //! too, which maps memory with its own lock held. When it is full, mappings
@@ -14,13 +14,13 @@ use core::cell::UnsafeCell;
 use core::ptr::{NonNull, slice_from_raw_parts_mut};
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use ghostmem::Heap;
+use ghostmem::{Heap, Hole};
 use ghostmem_os::PAGE_SIZE;
 
 use crate::calls::{Done, error};
-use crate::raw::{self, Answer, failed, own};
+use crate::raw::{self, Answer, call, failed, own};
 use crate::thread::{self, EngineScope};
-use crate::{ghost, holds};
+use crate::{ghost, guarded, holds};
 
 const RANGES_MAX: usize = 4096;
 
@@ -59,8 +59,8 @@ fn with<R>(body: impl FnOnce(&mut [Range]) -> R) -> R {
     // SAFETY: BUSY was clear, so this is the only thread here; `body` does not
     // come back to this function.
     let list = unsafe { &mut *LIST.0.get() };
-    // Cutting one range out of another adds one.
-    let part = &mut list[..(used + 2).min(RANGES_MAX)];
+    // Cutting one range out of another adds one, and another may take its place.
+    let part = &mut list[..(used + 3).min(RANGES_MAX)];
     let result = body(part);
     let last = part.iter().rposition(|range| range.block != 0);
     USED.store(last.map_or(0, |last| last + 1), Ordering::Relaxed);
@@ -133,34 +133,187 @@ fn allocate(bytes: usize) -> Option<usize> {
 fn free_block(start: usize) {
     if let (Some(heap), Some(block)) = (ghost::heap(), NonNull::new(start as *mut u8)) {
         // SAFETY: a block of this module's that no mapping refers to.
-        unsafe { ghost::free(thread::current(), heap, block) };
+        unsafe { ghost::unmap(thread::current(), heap, block) };
     }
 }
 
-/// A mapping at an address that is ghost memory: fresh zero pages are the
-/// same as forgetting what is there. Anything else cannot be put there.
+/// Makes holes of what blocks have of a range.
+fn make_holes(heap: &Heap, start: usize, end: usize, hole: Hole) {
+    let _inside = EngineScope::new(thread::current());
+    let mut from = start;
+    while from < end {
+        let Some((block, bytes)) = heap.pages_around(from) else {
+            from += PAGE_SIZE;
+            continue;
+        };
+        let to = end.min(block + bytes);
+        let range = slice_from_raw_parts_mut(from as *mut u8, to - from);
+        // SAFETY: the program gave the range up.
+        let _of_this_heap = unsafe { heap.make_holes(range, hole) };
+        from = to;
+    }
+}
+
+/// A mapping at an address that is ghost memory. Fresh pages are the same as forgetting
+/// what is there, and a private mapping of a file is its bytes: whether it shows what
+/// others write to the file later is not specified (mmap(2)). What is shared cannot be
+/// put there, and is refused with a line.
 fn map_over(args: [usize; 6]) -> Done {
-    let [address, bytes, _, flags, ..] = args;
+    let [address, bytes, access, flags, ..] = args;
     let Some(heap) = ghost::owner(address) else {
-        return Done::Asis;
+        // The kernel would put it over ghost memory that begins later.
+        let overlaps = flags & FIXED_ONLY == libc::MAP_FIXED as usize
+            && bytes > 0
+            && ghost::is_ghost(address.saturating_add(bytes - 1));
+        return if overlaps { refuse() } else { Done::Asis };
     };
-    if flags & libc::MAP_FIXED_NOREPLACE as usize == libc::MAP_FIXED_NOREPLACE as usize {
+    if !address.is_multiple_of(PAGE_SIZE) || bytes == 0 {
+        return error(libc::EINVAL);
+    }
+    let end = bytes
+        .checked_next_multiple_of(PAGE_SIZE)
+        .and_then(|bytes| address.checked_add(bytes));
+    let Some(end) = end else {
+        return error(libc::ENOMEM);
+    };
+    let mut pages = (address..end).step_by(PAGE_SIZE);
+    if flags & libc::MAP_FIXED_NOREPLACE as usize != 0
+        && !pages
+            .clone()
+            .all(|page| heap.hole_at(page) == Some(Hole::Unmapped))
+    {
         return error(libc::EEXIST);
     }
-    let private = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as usize;
-    if flags & private != private || !address.is_multiple_of(PAGE_SIZE) {
+    // Pages of no block are not the program's to map over.
+    let has_blocks = |page| {
+        heap.is_among_small(page) || ghost::is_ghost(page) && heap.pages_around(page).is_some()
+    };
+    if flags & libc::MAP_PRIVATE as usize == 0 || !pages.all(has_blocks) {
+        return refuse();
+    }
+    let file = if flags & libc::MAP_ANONYMOUS as usize == 0 {
+        match Bytes::of(args) {
+            Ok(file) => Some(file),
+            Err(refused) => return Done::With(refused),
+        }
+    } else {
+        None
+    };
+    holds::forget(heap, address, end - address);
+    if fresh(heap, address, end).is_err() {
         return error(libc::ENOMEM);
     }
-    let Some(bytes) = bytes.checked_next_multiple_of(PAGE_SIZE) else {
-        return error(libc::ENOMEM);
-    };
-    holds::forget(heap, address, bytes);
+    add_again(heap, address, end);
+    if let Some(file) = file {
+        let has = file.len.min(end - address);
+        if guarded::copy(address, file.start, has).is_err() {
+            return error(libc::EACCES);
+        }
+        // Behind the last page of a file nothing can be touched.
+        make_holes(
+            heap,
+            address + has.next_multiple_of(PAGE_SIZE),
+            end,
+            Hole::Unmapped,
+        );
+    }
+    let bytes = end - address;
+    let open = (libc::PROT_READ | libc::PROT_WRITE) as usize;
+    if access & open == 0 && access & libc::PROT_EXEC as usize == 0 && !heap.is_among_small(address)
+    {
+        make_holes(heap, address, end, Hole::Closed);
+    } else if access != open {
+        let protected = crate::calls::protect_fresh(heap, [address, bytes, access, 0, 0, 0]);
+        if protected != Done::With(0) {
+            return protected;
+        }
+    }
+    Done::With(address as Answer)
+}
+
+/// The bits that tell MAP_FIXED from MAP_FIXED_NOREPLACE.
+const FIXED_ONLY: usize = (libc::MAP_FIXED | libc::MAP_FIXED_NOREPLACE) as usize;
+
+/// What cannot be put over ghost memory, said once.
+#[cold]
+fn refuse() -> Done {
+    static SAID: AtomicBool = AtomicBool::new(false);
+    if !SAID.swap(true, Ordering::Relaxed) {
+        raw::say(
+            b"ghostmem: this program maps shared memory, or memory at an address of its own \
+              choice, over ghost memory: mmap answers ENOMEM\n",
+        );
+    }
+    error(libc::ENOMEM)
+}
+
+/// A file's bytes, mapped elsewhere for as long as this lives.
+struct Bytes {
+    start: usize,
+    len: usize,
+    mapped: usize,
+}
+
+impl Bytes {
+    /// What a private mapping with these arguments would show; the kernel's refusal of
+    /// one.
+    fn of(args: [usize; 6]) -> Result<Self, Answer> {
+        let [_, bytes, access, flags, file, offset] = args;
+        let access = access | libc::PROT_READ as usize;
+        let flags = flags & !FIXED_ONLY;
+        let mapped = call!(libc::SYS_mmap, 0, bytes, access, flags, file, offset);
+        if failed(mapped) {
+            return Err(mapped);
+        }
+        // SAFETY: all zero is a structure of numbers.
+        let mut status: libc::stat = unsafe { core::mem::zeroed() };
+        let _known = own!(libc::SYS_fstat, file, &raw mut status);
+        let len = usize::try_from(status.st_size).unwrap_or(0);
+        Ok(Self {
+            start: mapped as usize,
+            len: len.saturating_sub(offset).min(bytes),
+            mapped: bytes,
+        })
+    }
+}
+
+impl Drop for Bytes {
+    fn drop(&mut self) {
+        let _gone = own!(libc::SYS_munmap, self.start, self.mapped);
+    }
+}
+
+/// Makes a range zero pages that can be loaded from and stored to.
+fn fresh(heap: &Heap, start: usize, end: usize) -> Result<(), ghostmem::Error> {
     let _inside = EngineScope::new(thread::current());
-    let range = slice_from_raw_parts_mut(address as *mut u8, bytes);
+    let range = slice_from_raw_parts_mut(start as *mut u8, end - start);
     // SAFETY: the program replaced what was there.
-    match unsafe { heap.discard(range) } {
-        Ok(()) => Done::With(address as Answer),
-        Err(_) => error(libc::ENOMEM),
+    unsafe { heap.discard(range) }?;
+    heap.fill_holes(range.cast_const())
+}
+
+/// Puts what was unmapped of a range, in blocks that this module has, back on the list.
+fn add_again(heap: &Heap, start: usize, end: usize) {
+    let mut from = start;
+    while let Some((block, bytes)) = heap.pages_around(from) {
+        let to = end.min(block + bytes);
+        with(|list| {
+            if !list.iter().any(|range| range.block == block) {
+                return;
+            }
+            while cut(list, from, to).is_some() {}
+            if let Some(place) = list.iter_mut().find(|place| place.block == 0) {
+                *place = Range {
+                    block,
+                    start: from,
+                    end: to,
+                };
+            }
+        });
+        from = to;
+        if from >= end {
+            return;
+        }
     }
 }
 
@@ -171,23 +324,20 @@ pub(crate) fn unmap(heap: &Heap, address: usize, bytes: usize) -> Done {
     }
     holds::forget(heap, address, bytes);
     let end = address + bytes;
+    // While no block of the range can be somebody else's yet.
+    make_holes(heap, address, end, Hole::Unmapped);
     // One block at a time, until none of the range is mapped.
-    while let Some((from, to, rest)) = with(|list| cut(list, address, end)) {
+    while let Some(rest) = with(|list| cut(list, address, end)) {
         if let Some(block) = rest {
             free_block(block);
-        } else {
-            let _inside = EngineScope::new(thread::current());
-            let range = slice_from_raw_parts_mut(from as *mut u8, to - from);
-            // SAFETY: the program unmapped it.
-            let _kept = unsafe { heap.discard(range) };
         }
     }
     Done::With(0)
 }
 
-/// Takes the first mapped piece inside a range off the list: the piece, and
-/// its block when nothing else of that is mapped.
-fn cut(list: &mut [Range], start: usize, end: usize) -> Option<(usize, usize, Option<usize>)> {
+/// Takes the first mapped piece inside a range off the list: its block, when nothing
+/// else of that is mapped.
+fn cut(list: &mut [Range], start: usize, end: usize) -> Option<Option<usize>> {
     let found = list
         .iter()
         .position(|range| range.block != 0 && range.start < end && start < range.end)?;
@@ -207,7 +357,7 @@ fn cut(list: &mut [Range], start: usize, end: usize) -> Option<(usize, usize, Op
         }
     }
     let more = list.iter().any(|range| range.block == block);
-    Some((from, to, (!more).then_some(block)))
+    Some((!more).then_some(block))
 }
 
 /// mremap of ghost memory: shrinking gives the end back, growing moves.

@@ -10,6 +10,10 @@
 //! system calls are not taken for the program's; `passed_on` takes the mark
 //! off again for the program's handler, which may jump out of it.
 //!
+//! A touch of ghost memory that is not the program's (freed, unmapped, mapped without
+//! access) is told as the kernel tells of such memory: by SIGSEGV, whatever signal the
+//! backend met it by.
+//!
 //! What the program blocks is kept for each thread and acted on as the kernel
 //! does it: a blocked fault ends the process, a blocked signal that was sent
 //! waits until it is unblocked, and a handler runs with its signal blocked.
@@ -21,7 +25,8 @@ use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use crate::bounce;
 use crate::calls::{Done, error, load_if, store_if};
 use crate::guarded::{self, Touch};
-use ghostmem_os::doorway;
+use ghostmem::Hole;
+use ghostmem_os::{doorway, told};
 
 use crate::raw::{Answer, call, failed, own};
 use crate::thread::{self, EngineScope, INFO_WORDS, Thread};
@@ -218,6 +223,7 @@ pub(crate) fn stand_in_front() {
         let _cannot_fail = kernel_action(signal, Some(&as_front(found)), None);
     }
     FRONT.store(1, Ordering::Release);
+    told::by_signals();
 }
 
 /// The engine's action, with ours in front of it.
@@ -283,6 +289,9 @@ extern "C-unwind" fn front(signal: i32, info: *mut libc::siginfo_t, context: *mu
     let Some(place) = place_of(signal as usize) else {
         return;
     };
+    if signal == libc::SIGSEGV && by_monitor(info, context) {
+        return;
+    }
     // SAFETY: the kernel's own structure.
     let told = unsafe { &*info };
     // SAFETY: a fault has an address; what is read otherwise is not used.
@@ -300,8 +309,80 @@ extern "C-unwind" fn front(signal: i32, info: *mut libc::siginfo_t, context: *mu
     drop(inside);
 }
 
+/// `SEGV_MAPERR` and `SEGV_ACCERR` (sigaction(2)).
+const NOT_MAPPED: i32 = 1;
+const NO_ACCESS: i32 = 2;
+/// `BUS_ADRERR`.
+const NO_PAGE: i32 = 2;
+
+/// The page fault exception (Intel SDM, vol. 3), and two bits of its error code.
+const PAGE_FAULT: i64 = 14;
+const BY_USER: i64 = 4;
+const BY_STORE: i64 = 2;
+
+/// A word of the fault monitor's: what this thread touches cannot be had. The program
+/// is told of a fault, as by the kernel.
+extern "C-unwind" fn by_monitor(info: *mut libc::siginfo_t, context: *mut c_void) -> bool {
+    let thread = own!(libc::SYS_gettid) as u32;
+    // SAFETY: the kernel's own structure, of SIGSEGV.
+    let Some((address, is_store)) = (unsafe { told::heard(thread, info) }) else {
+        return false;
+    };
+    let registers = registers(context);
+    registers[libc::REG_TRAPNO as usize] = PAGE_FAULT;
+    registers[libc::REG_ERR as usize] = BY_USER | if is_store { BY_STORE } else { 0 };
+    registers[libc::REG_CR2 as usize] = address as i64;
+    let fault = fault_at(libc::SIGBUS, NO_PAGE, address);
+    let mut fault = of_a_hole(libc::SIGBUS, &fault).unwrap_or(fault);
+    pass_on(fault.si_signo, &raw mut fault, context, true);
+    true
+}
+
+/// What the kernel would say of a fault.
+fn fault_at(signal: i32, code: i32, address: usize) -> libc::siginfo_t {
+    // SAFETY: all zero is a signal without more to say.
+    let mut info: libc::siginfo_t = unsafe { core::mem::zeroed() };
+    (info.si_signo, info.si_code) = (signal, code);
+    // `si_addr` is the first of what a fault has beside these.
+    let address_at = (&raw mut info).wrapping_byte_add(16).cast::<usize>();
+    // SAFETY: within the structure, aligned, and plain bytes.
+    unsafe { address_at.write(address) };
+    info
+}
+
+/// A fault at ghost memory that is not the program's; `None` for every other.
+fn of_a_hole(signal: i32, info: &libc::siginfo_t) -> Option<libc::siginfo_t> {
+    let is_touch = match signal {
+        libc::SIGBUS => info.si_code == NO_PAGE,
+        _ => matches!(info.si_code, NOT_MAPPED | NO_ACCESS),
+    };
+    // SAFETY: faults have an address; what is read otherwise is not used.
+    let address = unsafe { info.si_addr() } as usize;
+    let heap = ghost::owner(address).filter(|_| is_touch)?;
+    let code = match heap.hole_at(address)? {
+        Hole::Unmapped => NOT_MAPPED,
+        Hole::Closed => NO_ACCESS,
+    };
+    Some(fault_at(libc::SIGSEGV, code, address))
+}
+
 /// The engine's way out, for faults that are not its own.
 extern "C-unwind" fn passed_on(signal: i32, info: *mut libc::siginfo_t, context: *mut c_void) {
+    // SAFETY: the kernel's own structure, or one made as it makes them.
+    match of_a_hole(signal, unsafe { &*info }) {
+        Some(mut fault) => pass_on(fault.si_signo, &raw mut fault, context, true),
+        None => pass_on(signal, info, context, false),
+    }
+}
+
+/// Hands a signal to the program, or does what the kernel does without a handler.
+/// `is_remade`: the instruction would raise another signal, or none.
+extern "C-unwind" fn pass_on(
+    signal: i32,
+    info: *mut libc::siginfo_t,
+    context: *mut c_void,
+    is_remade: bool,
+) {
     let Some(place) = place_of(signal as usize) else {
         return;
     };
@@ -325,6 +406,8 @@ extern "C-unwind" fn passed_on(signal: i32, info: *mut libc::siginfo_t, context:
         // A fault cannot be ignored, and not be blocked either. Put the default
         // back: the instruction faults again, and the core dump names the
         // program's own fault.
+        libc::SIG_DFL | libc::SIG_IGN if is_remade => return end_with(signal, info),
+        _ if is_blocked && is_remade => return end_with(signal, info),
         libc::SIG_DFL | libc::SIG_IGN => return end_by(signal, sent),
         _ if is_blocked => return end_by(signal, sent),
         _ => {}
@@ -361,6 +444,26 @@ fn end_by(signal: i32, sent: bool) {
     if sent {
         let (pid, tid) = (own!(libc::SYS_getpid), own!(libc::SYS_gettid));
         let _pending = call!(libc::SYS_tgkill, pid, tid, signal);
+    }
+}
+
+/// The default action for a fault whose instruction would not raise this signal.
+fn end_with(signal: i32, info: *mut libc::siginfo_t) {
+    let bits = bit(signal);
+    // Not before the return, so that a core dump names the instruction.
+    let _cannot_fail = own!(
+        libc::SYS_rt_sigprocmask,
+        libc::SIG_BLOCK,
+        &raw const bits,
+        0,
+        8
+    );
+    let _cannot_fail = kernel_action(signal, Some(&DEFAULT), None);
+    let (pid, tid) = (own!(libc::SYS_getpid), own!(libc::SYS_gettid));
+    let sent = call!(libc::SYS_rt_tgsigqueueinfo, pid, tid, signal, info);
+    if failed(sent) {
+        // A filter of the program's: by the signal that the instruction raises.
+        let _cannot_fail = kernel_action(libc::SIGBUS, Some(&DEFAULT), None);
     }
 }
 

@@ -10,7 +10,7 @@ use core::time::Duration;
 
 use ghostmem_os::thread::{self, EngineThread};
 use ghostmem_os::uffd::Uffd;
-use ghostmem_os::{OsError, PAGE_SIZE, calls, clock, futex, machine};
+use ghostmem_os::{OsError, PAGE_SIZE, calls, clock, futex, machine, told};
 
 use crate::die::die;
 use crate::registry::{GATE, Verdict, on_message};
@@ -185,7 +185,10 @@ extern "C" fn serve(monitor: *mut libc::c_void) -> *mut libc::c_void {
                             clock::now_ns() / 1_000_000,
                         ) =>
                     {
-                        die("a ghost page cannot be brought back", libc::EIO)
+                        // The program's own mistake, if somebody hears it.
+                        if !told::tell(message.thread, message.address, message.write) {
+                            die("a ghost page cannot be brought back", libc::EIO)
+                        }
                     }
                     Verdict::Retry | Verdict::Wait { .. } | Verdict::Refused => {
                         let page = message.address & !(PAGE_SIZE - 1);

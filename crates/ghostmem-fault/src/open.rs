@@ -4,7 +4,9 @@
 use std::sync::OnceLock;
 
 use ghostmem_os::descriptor::{self, Spare};
-use ghostmem_os::uffd::{self, FEATURE_SIGBUS, FEATURE_THREAD_ID, FEATURE_WP, Source, Uffd};
+use ghostmem_os::uffd::{
+    self, FEATURE_EXACT_ADDRESS, FEATURE_SIGBUS, FEATURE_THREAD_ID, FEATURE_WP, Source, Uffd,
+};
 use ghostmem_os::{OsError, machine, ranges, trial};
 
 use crate::die::die;
@@ -78,10 +80,15 @@ fn open_inline() -> Result<Uffd, OsError> {
 /// What the kernel refused.
 pub(crate) fn open_monitor() -> Result<Uffd, OsError> {
     let features = FEATURE_WP | FEATURE_THREAD_ID;
-    Uffd::open(Source::Device, features).or_else(|_| {
-        Uffd::open(Source::Syscall, features)
-            .or_else(|first| Uffd::open(Source::UserModeOnly, features).map_err(|_| first))
-    })
+    let open = |features| {
+        Uffd::open(Source::Device, features).or_else(|_| {
+            Uffd::open(Source::Syscall, features)
+                .or_else(|first| Uffd::open(Source::UserModeOnly, features).map_err(|_| first))
+        })
+    };
+    // A program that touches what it has freed is told where (since 5.18; the page
+    // alone before).
+    open(features | FEATURE_EXACT_ADDRESS).or_else(|_| open(features))
 }
 
 /// In a forked child: the descriptors inherited from the parent still speak

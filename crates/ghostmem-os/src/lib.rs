@@ -78,6 +78,8 @@ pub mod sim;
 pub mod stop;
 #[cfg_attr(windows, path = "windows/thread.rs")]
 pub mod thread;
+#[cfg(not(windows))]
+pub mod told;
 pub mod touched;
 #[cfg(not(windows))]
 pub mod trial;

@@ -8,7 +8,7 @@
 
 use core::ptr::slice_from_raw_parts_mut;
 
-use ghostmem::Heap;
+use ghostmem::{Heap, Hole};
 use ghostmem_os::PAGE_SIZE;
 
 use crate::ghost;
@@ -41,6 +41,21 @@ pub(super) fn advised(number: usize, args: [usize; 6]) -> Done {
     let Some(bytes) = bytes.checked_next_multiple_of(PAGE_SIZE) else {
         return error(libc::EINVAL);
     };
+    if lacks_mappings(heap, address, bytes) {
+        match number {
+            11 => {}
+            25 => return error(libc::EFAULT),
+            28 => {
+                let done = advise(heap, address, bytes, third as i32);
+                return if done == Done::With(0) {
+                    error(libc::ENOMEM)
+                } else {
+                    done
+                };
+            }
+            _ => return error(libc::ENOMEM),
+        }
+    }
     match number {
         28 => advise(heap, address, bytes, third as i32),
         10 | 329 => protect(heap, number, args, bytes),
@@ -53,6 +68,11 @@ pub(super) fn advised(number: usize, args: [usize; 6]) -> Done {
         149 | 325 => lock(heap, address, args[1]),
         _ => unlock(heap, address, args[1]),
     }
+}
+
+/// Whether the program has unmapped something of a range.
+fn lacks_mappings(heap: &Heap, address: usize, bytes: usize) -> bool {
+    heap.has_holes() && heap.has_unmapped(range(address, bytes).cast_const())
 }
 
 /// shmat: nothing is put over ghost memory.
@@ -184,6 +204,7 @@ fn protect(heap: &Heap, number: usize, args: [usize; 6], bytes: usize) -> Done {
     }
     let open = (libc::PROT_READ | libc::PROT_WRITE) as usize;
     if access & open == open && access & libc::PROT_EXEC as usize == 0 {
+        let _opens = open_closed(heap, address, bytes, access);
         if !holds::any_for(Reason::Protected, address, bytes) {
             return Done::With(0);
         }
@@ -192,6 +213,9 @@ fn protect(heap: &Heap, number: usize, args: [usize; 6], bytes: usize) -> Done {
             holds::release(heap, Reason::Protected, address, bytes);
         }
         return Done::With(answer);
+    }
+    if open_closed(heap, address, bytes, access) {
+        return Done::With(0);
     }
     // Another protection than before is another hold.
     let before = holds::any_for(Reason::Protected, address, bytes);
@@ -206,6 +230,29 @@ fn protect(heap: &Heap, number: usize, args: [usize; 6], bytes: usize) -> Done {
         holds::release(heap, Reason::Protected, address, bytes);
     }
     Done::With(answer)
+}
+
+/// The same, for what the program mapped there.
+pub(crate) fn protect_fresh(heap: &Heap, args: [usize; 6]) -> Done {
+    protect(heap, 10, args, args[1])
+}
+
+/// Pages that were mapped without access become zero pages; whether all of them are to
+/// stay as they are.
+fn open_closed(heap: &Heap, address: usize, bytes: usize, access: usize) -> bool {
+    let is_closed = |page: usize| heap.hole_at(page) == Some(Hole::Closed);
+    let mut pages = (address..address + bytes).step_by(PAGE_SIZE);
+    if !heap.has_holes() || bytes == 0 {
+        return false;
+    }
+    if access == libc::PROT_NONE as usize && pages.clone().all(is_closed) {
+        return true;
+    }
+    if pages.any(is_closed) {
+        // None is unmapped: that was asked before.
+        let _of_this_heap = heap.fill_holes(range(address, bytes).cast_const());
+    }
+    false
 }
 
 /// Whole pages around a range.

@@ -26,6 +26,7 @@ use crate::bounce::Lease;
 use crate::guarded::{self, BadAddress, Touch, load, store};
 use crate::raw::{self, Answer, failed};
 use crate::{begin, bounce, confine, descriptors, ghost, objects, signals, thread};
+pub(crate) use memory::protect_fresh;
 use table::{Length, Pointer, Treatment};
 
 /// A system call as it arrived. The order of the fields is known to [`entry`].
@@ -275,6 +276,9 @@ fn handle(call: &mut Call) -> Touch<Done> {
         101 if args[0] == spawn::PTRACE_TRACEME => return Ok(spawn::trace_me()),
         _ => {}
     }
+    if !kernel_is_blind() && points_to_a_hole(number, args)? {
+        return Ok(error(libc::EFAULT));
+    }
     let done = match number {
         231 => {
             crate::report::at_exit();
@@ -307,6 +311,30 @@ fn handle(call: &mut Call) -> Touch<Done> {
         _ => return with_pointers(number, args),
     };
     Ok(done)
+}
+
+/// Whether an argument points to ghost memory that is not the program's. The kernel would
+/// wait for such a page, and the fault monitor cannot tell it that there is none.
+fn points_to_a_hole(number: usize, args: [usize; 6]) -> Touch<bool> {
+    let is_hole = |argument: usize| {
+        ghost::owner(args[argument]).is_some_and(|heap| heap.hole_at(args[argument]).is_some())
+    };
+    match table::treatment(number) {
+        Some(Treatment::Copied(pointers)) => {
+            for &pointer in pointers {
+                let argument = pointer.argument();
+                let is_used = matches!(pointer, Pointer::Text(_)) || length_of(pointer, args)? > 0;
+                if is_used && is_hole(argument) {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        }
+        Some(Treatment::Held(arguments) | Treatment::HeldDeep(arguments)) => {
+            Ok(arguments.iter().any(|&argument| is_hole(argument)))
+        }
+        _ => Ok(matches!(number, 0 | 1 | 17 | 18 | 44 | 45) && args[2] > 0 && is_hole(1)),
+    }
 }
 
 /// Requests without a size in their number, of the terminals' kind (FIONREAD and
