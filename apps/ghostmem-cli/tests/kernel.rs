@@ -97,6 +97,11 @@ fn what_is_unmapped_or_mapped_over_faults_as_the_kernel_has_it() {
 }
 
 #[test]
+fn a_child_gets_zeros_or_nothing_where_its_parent_said_so() {
+    check_with(&["--mmap=64K"], "heirs", "4M", &[]);
+}
+
+#[test]
 fn one_call_stays_one_call() {
     check("onecall", "4M", &["8388608"]);
 }

@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 use ghostmem::{Heap, SmallObjects};
 
 use crate::thread::{self, EngineScope, Entered, Thread};
-use crate::{begin, cache, holds, put_off, raw};
+use crate::{begin, cache, heirs, holds, put_off, raw};
 
 static HEAP: OnceLock<Heap> = OnceLock::new();
 /// Set when everything is in place: from then on blocks are ghost memory.
@@ -318,7 +318,7 @@ unsafe fn free_now(thread: &'static Thread, heap: &Heap, block: NonNull<u8>) {
         && let Some((start, bytes)) = heap.pages_around(address)
         && start == address
     {
-        if holds::any(start, bytes) {
+        if holds::any(start, bytes) || heirs::any() {
             // As a large block that is unmapped is unlocked by that.
             holds::forget(heap, start, bytes);
         }

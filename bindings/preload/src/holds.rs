@@ -22,10 +22,10 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering, fence};
 
 use ghostmem::{Heap, Pinned};
 
-use crate::bounce;
 use crate::raw::{self, own};
 use crate::signals::Blocked;
 use crate::thread::{self, EngineScope};
+use crate::{bounce, heirs};
 
 /// Ranges in a list: four times the kernel's own default bound on mappings
 /// (`vm.max_map_count`). The memory of unused places is never touched.
@@ -334,6 +334,7 @@ pub(crate) fn release(heap: &Heap, reason: Reason, start: usize, bytes: usize) {
 /// The range is gone, as far as the program is concerned: lets it go whatever
 /// it was held for, open for loads and stores.
 pub(crate) fn forget(heap: &Heap, start: usize, bytes: usize) {
+    heirs::forget(start, bytes);
     if any_for(Reason::Protected, start, bytes) {
         let open = libc::PROT_READ | libc::PROT_WRITE;
         let _stays_as_it_is = own!(libc::SYS_mprotect, start, bytes, open);

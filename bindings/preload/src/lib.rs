@@ -37,6 +37,7 @@ mod follow;
 mod front;
 mod ghost;
 mod guarded;
+mod heirs;
 mod holds;
 mod mappings;
 mod objects;

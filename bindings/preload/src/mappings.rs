@@ -20,7 +20,7 @@ use ghostmem_os::PAGE_SIZE;
 use crate::calls::{Done, error};
 use crate::raw::{self, Answer, call, failed, own};
 use crate::thread::{self, EngineScope};
-use crate::{ghost, guarded, holds};
+use crate::{ghost, guarded, heirs, holds};
 
 const RANGES_MAX: usize = 4096;
 
@@ -407,6 +407,7 @@ pub(crate) fn remap(heap: &Heap, args: [usize; 6]) -> Done {
     let Some(moved) = allocate(new) else {
         return error(libc::ENOMEM);
     };
+    heirs::follow(address, old, moved);
     // Protected pages are read, too.
     holds::forget(heap, address, old);
     raw::copy(moved, address, old);

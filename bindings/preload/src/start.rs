@@ -32,8 +32,8 @@ use crate::raw::own;
 use crate::settings::{Settings, VARIABLE, value_in};
 use crate::thread::{self, EngineScope};
 use crate::{
-    begin, bounce, cache, confine, entries, follow, ghost, holds, mappings, objects, ordinary,
-    patch, put_off, report, signals, threads,
+    begin, bounce, cache, confine, entries, follow, ghost, heirs, holds, mappings, objects,
+    ordinary, patch, put_off, report, signals, threads,
 };
 
 /// Most bytes of freed blocks kept for reuse, whatever the limit.
@@ -401,6 +401,7 @@ pub(crate) extern "C" fn in_child() {
     cache::forget_others();
     threads::forget_others();
     put_off::forget_others();
+    heirs::settle_in_child(ghost::heap());
     ghost::fork_ends();
     follow::restart_after_fork();
 }

@@ -12,6 +12,7 @@ use ghostmem::{Heap, Hole};
 use ghostmem_os::PAGE_SIZE;
 
 use crate::ghost;
+use crate::heirs::{self, Gets};
 use crate::holds::{self, Reason};
 use crate::raw::{Answer, failed};
 use crate::thread::{self, EngineScope};
@@ -139,6 +140,10 @@ fn advise(heap: &Heap, address: usize, bytes: usize, advice: i32) -> Done {
             unguard(heap, address, bytes);
             Done::With(0)
         }
+        libc::MADV_WIPEONFORK => promise(Gets::Zeros, address, bytes),
+        libc::MADV_DONTFORK => promise(Gets::Nothing, address, bytes),
+        libc::MADV_KEEPONFORK => take_back(Gets::Zeros, address, bytes),
+        libc::MADV_DOFORK => take_back(Gets::Nothing, address, bytes),
         libc::MADV_WILLNEED | libc::MADV_POPULATE_READ | libc::MADV_POPULATE_WRITE => {
             let _as_far_as_it_goes = heap.prefetch(range.cast_const());
             Done::With(0)
@@ -151,8 +156,8 @@ fn advise(heap: &Heap, address: usize, bytes: usize, advice: i32) -> Done {
             let _advice = heap.evict(range.cast_const());
             Done::With(0)
         }
-        // Everything else is about how pages are laid out, or what a child or
-        // a core dump gets: pages come in one by one, and children get copies.
+        // Everything else is about how pages are laid out, or what a core dump
+        // gets: pages come in one by one.
         libc::MADV_NORMAL
         | libc::MADV_RANDOM
         | libc::MADV_SEQUENTIAL
@@ -161,9 +166,25 @@ fn advise(heap: &Heap, address: usize, bytes: usize, advice: i32) -> Done {
         | libc::MADV_MERGEABLE
         | libc::MADV_UNMERGEABLE
         | libc::MADV_DODUMP
-        | libc::MADV_DONTDUMP
-        | libc::MADV_DOFORK => Done::With(0),
+        | libc::MADV_DONTDUMP => Done::With(0),
         _ => error(libc::EINVAL),
+    }
+}
+
+fn promise(gets: Gets, address: usize, bytes: usize) -> Done {
+    done_if(heirs::promise(gets, address, bytes))
+}
+
+fn take_back(gets: Gets, address: usize, bytes: usize) -> Done {
+    done_if(heirs::take_back(gets, address, bytes))
+}
+
+/// A list that is full is what the kernel calls too many mappings.
+fn done_if(is_done: bool) -> Done {
+    if is_done {
+        Done::With(0)
+    } else {
+        error(libc::ENOMEM)
     }
 }
 
