@@ -102,6 +102,12 @@ fn a_child_gets_zeros_or_nothing_where_its_parent_said_so() {
 }
 
 #[test]
+fn all_memory_is_locked_or_it_is_said_that_it_is_not() {
+    check("mlockall", "4M", &[]);
+    check("mlockall", "4M", &["1"]);
+}
+
+#[test]
 fn one_call_stays_one_call() {
     check("onecall", "4M", &["8388608"]);
 }

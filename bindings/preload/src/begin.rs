@@ -7,7 +7,7 @@
 //! * the program has asked for more than that, freed or not,
 //! * it makes a thread: from then on its other threads would have to be told,
 //! * it is about to change what a heap is made with: its limits, a filter of system
-//!   calls, rules for writable code,
+//!   calls, rules for writable code, whether later mappings are locked,
 //! * it asks for a ring that the kernel works on by itself.
 //!
 //! Until then every system call happens as it is, and handlers, masks and stacks are
@@ -102,6 +102,8 @@ pub(crate) fn at_call(number: usize, args: [usize; 6]) -> bool {
         // prctl
         157 => [libc::PR_SET_SECCOMP as usize, PR_SET_MDWE].contains(&args[0]),
         SECCOMP | table::URING_SETUP | table::IO_SETUP => true,
+        // mlockall that is about later mappings, the heap's among them.
+        151 => args[0] & libc::MCL_FUTURE as usize != 0,
         // setrlimit; prlimit64 that sets anything
         160 => true,
         302 => args[2] != 0,

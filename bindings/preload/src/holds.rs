@@ -327,7 +327,8 @@ pub(crate) fn hold(heap: &Heap, reason: Reason, start: usize, bytes: usize, tag:
 /// Lets the pages of a range go, as far as they are held for a reason.
 pub(crate) fn release(heap: &Heap, reason: Reason, start: usize, bytes: usize) {
     if any_for(reason, start, bytes) {
-        with(|| List::of(reason).release(heap, start, start + bytes));
+        let end = start.saturating_add(bytes);
+        with(|| List::of(reason).release(heap, start, end));
     }
 }
 

@@ -14,7 +14,7 @@ use ghostmem_os::PAGE_SIZE;
 use crate::ghost;
 use crate::heirs::{self, Gets};
 use crate::holds::{self, Reason};
-use crate::raw::{Answer, failed};
+use crate::raw::{Answer, failed, own};
 use crate::thread::{self, EngineScope};
 
 use super::{Done, error};
@@ -92,7 +92,29 @@ pub(super) fn lock_all(flags: usize) -> Done {
     if flags & !KNOWN != 0 || flags == 0 || flags == libc::MCL_ONFAULT as usize {
         return error(libc::EINVAL);
     }
+    if may_lock_nothing() {
+        return error(libc::EPERM);
+    }
     error(libc::ENOMEM)
+}
+
+/// Whether the limit on locked memory is none at all, and the process may not exceed it:
+/// by a page that nobody uses.
+fn may_lock_nothing() -> bool {
+    let Some(page) = crate::bounce::map(PAGE_SIZE) else {
+        return false;
+    };
+    let locked = own!(libc::SYS_mlock, page, PAGE_SIZE);
+    let _gone = own!(libc::SYS_munmap, page, PAGE_SIZE);
+    locked == -(libc::EPERM as Answer)
+}
+
+/// munlockall: what the program locked of ghost memory, and the rest by the kernel.
+pub(super) fn unlock_all() -> Done {
+    if let Some(heap) = ghost::heap() {
+        holds::release(heap, Reason::Locked, 0, usize::MAX);
+    }
+    Done::Asis
 }
 
 /// mlock2(2)'s only flag.

@@ -298,6 +298,7 @@ fn handle(call: &mut Call) -> Touch<Done> {
         5 | 32 | 72 | 262 | 332 if descriptors::is_ours(args[0]) => error(libc::EBADF),
         9 => crate::mappings::map(args),
         151 => memory::lock_all(args[0]),
+        152 => memory::unlock_all(),
         10 | 11 | 25 | 26 | 28 | 30 | 149 | 150 | 237 | 325 | 329 | 450 => {
             memory::advised(number, args)
         }

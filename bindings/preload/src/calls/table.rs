@@ -133,7 +133,7 @@ const fn takes_no_pointer(number: usize) -> bool {
         | 121..=124 // getpgid, setfs[ug]id, getsid
         | 135       // personality
         | 140 | 141 | 145..=147 // getpriority, setpriority, sched_getscheduler, sched_get_priority_*
-        | 152 | 153 // munlockall, vhangup
+        | 153       // vhangup
         | 162       // sync
         | 172 | 173 // iopl, ioperm
         | 186 | 187 // gettid, readahead
@@ -359,7 +359,7 @@ const fn looked_at(number: usize) -> bool {
             | CLONE | 57 | CLONE3               // clone, fork, clone3
             | 59 | 322      // execve, execveat
             | 130 | 131     // rt_sigsuspend, sigaltstack
-            | 151           // mlockall
+            | 151 | 152     // mlockall, munlockall
             | 157           // prctl: filters, memory maps
             | 60 | 231      // exit, exit_group
             | 270 | 271     // pselect6, ppoll
