@@ -108,6 +108,11 @@ fn all_memory_is_locked_or_it_is_said_that_it_is_not() {
 }
 
 #[test]
+fn a_second_c_library_finds_memory_that_was_put_away() {
+    check("namespaces", "4M", &[]);
+}
+
+#[test]
 fn one_call_stays_one_call() {
     check("onecall", "4M", &["8388608"]);
 }

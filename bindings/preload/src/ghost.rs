@@ -106,6 +106,15 @@ fn learn_spans(heap: &Heap) {
     }
 }
 
+/// Tells stubs that were made since how things stand.
+pub(crate) fn publish_bounds() {
+    match HEAP.get() {
+        Some(heap) if is_on() => learn_spans(heap),
+        _ if begin::is_waiting() => crate::stub::publish_bounds(0, usize::MAX),
+        _ => {}
+    }
+}
+
 /// Whether a block of `size` bytes, asked for by this thread now, is to be
 /// ghost memory.
 pub(crate) fn wants(thread: &Thread, size: usize) -> bool {

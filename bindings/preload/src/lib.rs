@@ -8,6 +8,7 @@
 //! | `accounts` | what they say of themselves, and give back |
 //! | `entries` | libc's own free, for those who find that one |
 //! | `scan`, `patch`, `plan`, `stub`, `objects` | redirect libc's system call instructions |
+//! | `namespaces` | and those of a second C library (dlmopen) |
 //! | `calls`, `guarded` | stand-ins for ghost buffers while the kernel works |
 //! | `confine`, `front` | a program's own filters of system calls |
 //! | `signals` | SIGBUS and SIGSEGV shared with the program |
@@ -40,6 +41,7 @@ mod guarded;
 mod heirs;
 mod holds;
 mod mappings;
+mod namespaces;
 mod objects;
 mod ordinary;
 mod patch;

@@ -121,17 +121,35 @@ unsafe extern "C" fn visit(
     }
     // SAFETY: a C string of the loader's.
     let name = unsafe { CStr::from_ptr(info.dlpi_name) };
+    // SAFETY: the loader's array of that many program headers.
+    let headers =
+        unsafe { core::slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum)) };
+    add(info.dlpi_addr as usize, name, headers, list);
+    0
+}
+
+/// Adds the code of an object that the loader has put at `base`, where its file begins.
+pub(crate) fn add_loaded(base: usize, name: &CStr, list: &mut Vec<Text>) {
+    // The program itself, and what the kernel put there, have no name.
+    if base == 0 || name.is_empty() || crate::raw::load::<[u8; 4]>(base) != *b"\x7fELF" {
+        return;
+    }
+    let header: libc::Elf64_Ehdr = crate::raw::load(base);
+    let headers = (base + header.e_phoff as usize) as *const libc::Elf64_Phdr;
+    // SAFETY: the headers lie in the file's first pages, which are mapped, as the loader
+    // reads them there.
+    let headers = unsafe { core::slice::from_raw_parts(headers, usize::from(header.e_phnum)) };
+    add(base, name, headers, list);
+}
+
+fn add(base: usize, name: &CStr, headers: &[libc::Elf64_Phdr], list: &mut Vec<Text>) {
     let file = name.to_bytes().rsplit(|&byte| byte == b'/').next();
     let of_libc = NAMES.iter().any(|known| file == Some(known.as_bytes()));
     // SAFETY: no preconditions.
     let kernels = unsafe { libc::getauxval(libc::AT_SYSINFO_EHDR) };
-    if info.dlpi_addr != 0 && info.dlpi_addr == kernels {
-        return 0;
+    if base != 0 && base == kernels as usize {
+        return;
     }
-    // SAFETY: the loader's array of that many program headers.
-    let headers =
-        unsafe { core::slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum)) };
-    let base = info.dlpi_addr as usize;
     let table = headers
         .iter()
         .find(|header| header.p_type == libc::PT_GNU_EH_FRAME)
@@ -153,7 +171,6 @@ unsafe extern "C" fn visit(
             });
         }
     }
-    0
 }
 
 /// The build id among an object's notes: name's and content's length, type, name,

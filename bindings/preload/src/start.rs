@@ -164,6 +164,12 @@ static TEXTS: OnceLock<Vec<Text>> = OnceLock::new();
 /// What was done to it, once it was.
 static PATCHED: OnceLock<patch::Report> = OnceLock::new();
 
+/// Whether code that begins at an address was looked at when the process started.
+pub(crate) fn has_text(address: usize) -> bool {
+    let texts = TEXTS.get().map_or(&[][..], Vec::as_slice);
+    texts.iter().any(|text| text.start == address)
+}
+
 /// Whether the heap is made before the program runs: where what was asked for may be
 /// refused, or is about the heap itself, or is lost when the program changes its
 /// user, its root or its mappings first.
