@@ -113,6 +113,11 @@ fn a_second_c_library_finds_memory_that_was_put_away() {
 }
 
 #[test]
+fn a_thread_that_ends_with_robust_mutexes_leaves_word() {
+    check("robust", "4M", &[]);
+}
+
+#[test]
 fn one_call_stays_one_call() {
     check("onecall", "4M", &["8388608"]);
 }

@@ -55,7 +55,7 @@ const FREE: [i64; 23] = [
 ];
 
 /// Calls whose arguments are looked at: which argument, and for what.
-const TESTED: [(i64, usize, Test); 9] = [
+const TESTED: [(i64, usize, Test); 10] = [
     // No code is made.
     (libc::SYS_mmap, 2, Test::Without(libc::PROT_EXEC as u32)),
     (libc::SYS_mprotect, 2, Test::Without(libc::PROT_EXEC as u32)),
@@ -74,6 +74,8 @@ const TESTED: [(i64, usize, Test); 9] = [
     (libc::SYS_process_madvise, 0, Test::Is(-10001_i32 as u32)),
     // Whether there are filters.
     (libc::SYS_prctl, 0, Test::Is(libc::PR_GET_SECCOMP as u32)),
+    // Where the caller's own list of mutexes is.
+    (libc::SYS_get_robust_list, 0, Test::Is(0)),
     // Whether a thread is there.
     (libc::SYS_tkill, 1, Test::Is(0)),
 ];

@@ -8,9 +8,9 @@
 use core::ffi::{c_int, c_void};
 use core::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 
-use crate::raw::own;
+use crate::raw::{failed, own};
 use crate::thread::EngineScope;
-use crate::{begin, ghost, holds, objects, ordinary, signals, start, thread};
+use crate::{begin, ghost, guarded, holds, objects, ordinary, signals, start, thread};
 
 type Body = extern "C-unwind" fn(*mut c_void) -> *mut c_void;
 type Create = unsafe extern "C" fn(
@@ -66,6 +66,7 @@ extern "C" fn ends(round: *mut c_void) {
         return;
     }
     signals::take_stack();
+    hold_robust_list();
     ghost::tell(thread::current());
     thread::current().ended.set(true);
     if PROGRAM.fetch_sub(1, Ordering::AcqRel) != 1 {
@@ -81,6 +82,48 @@ extern "C" fn ends(round: *mut c_void) {
             unsafe { libc::exit(0) };
         }
         std::thread::sleep(core::time::Duration::from_millis(1));
+    }
+}
+
+/// The list that the kernel walks when the thread has ended: of the robust mutexes that
+/// it still has, which whoever waits for one is to be told of (get_robust_list(2)). What
+/// the kernel does not find in memory ends its walk, so that is held until it is freed.
+fn hold_robust_list() {
+    /// As many as the kernel looks at (`ROBUST_LIST_LIMIT`).
+    const MOST: usize = 2048;
+    let Some(heap) = ghost::heap() else {
+        return;
+    };
+    let (mut head, mut bytes) = (0_usize, 0_usize);
+    let asked = own!(libc::SYS_get_robust_list, 0, &raw mut head, &raw mut bytes);
+    // Of no size or place that is known: the kernel does not take it for one either.
+    if failed(asked) || head == 0 {
+        return;
+    }
+    let Ok([first, futex_at, pending]) = guarded::load::<[usize; 3]>(head) else {
+        return;
+    };
+    let hold = |at: usize| {
+        if ghost::is_ghost(at) {
+            let _room = holds::hold(heap, holds::Reason::Kernel, at & !4095, 4096, 0);
+        }
+    };
+    // The lowest bit says of what kind a mutex is.
+    let places = |entry: usize| [entry & !1, (entry & !1).wrapping_add(futex_at)];
+    if pending & !1 != 0 {
+        places(pending).into_iter().for_each(hold);
+    }
+    let mut entry = first;
+    for _ in 0..MOST {
+        let [at, _] = places(entry);
+        if at == head || at == 0 {
+            return;
+        }
+        places(entry).into_iter().for_each(hold);
+        match guarded::load(at) {
+            Ok(next) => entry = next,
+            Err(_) => return,
+        }
     }
 }
 
