@@ -233,18 +233,18 @@ extern "C" fn before_fork() {
     // libc takes locks of its own between here and the call, and another thread may
     // hold one while it waits for a lock of ours.
     if !AT_THE_CALL.load(Ordering::Acquire) {
-        prepare();
+        prepare(SignalsBlocked::all_but_faults());
         // Handlers cannot refuse a fork. The parent goes on in any case; a child
         // without its copy ends with a message.
         let _copied = freeze();
     }
 }
 
-/// Takes the locks that a child must find free.
-fn prepare() {
+/// Takes the locks that a child must find free. The thread's signals are `blocked` until
+/// the fork is over.
+fn prepare(blocked: SignalsBlocked) {
     // A thread that adds a region holds a sink's lock and then wants these
     // two: so nobody waits for a sink while holding them.
-    let blocked = SignalsBlocked::all_but_faults();
     let mut tries = 0;
     loop {
         SETUP.take_for_fork();
@@ -369,13 +369,13 @@ pub fn is_under_way() -> bool {
 
 /// Right before the system call of a fork whose handlers have run on the
 /// calling thread. From here to [`after_call`] the caller must not touch ghost
-/// memory.
+/// memory. `blocked`: the signals of whoever has done something for the fork already.
 #[must_use]
-pub fn before_call() -> Call {
+pub fn before_call(blocked: SignalsBlocked) -> Call {
     if SETUP.is_mine() {
         return Call::Strange;
     }
-    prepare();
+    prepare(blocked);
     if freeze().is_ok() {
         return Call::Ready;
     }
@@ -398,7 +398,7 @@ pub fn after_call(in_child: bool) {
 /// it must return on the same stack; it must not touch ghost memory. `-EAGAIN`
 /// without a call where the child could not go on.
 pub fn around_call(call: impl FnOnce() -> isize) -> isize {
-    prepare();
+    prepare(SignalsBlocked::all_but_faults());
     let refused = freeze().is_err();
     let answer = match refused {
         true => -(libc::EAGAIN as isize),

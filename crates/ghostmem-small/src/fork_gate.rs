@@ -40,9 +40,6 @@ struct Stripe(AtomicUsize);
 static INSIDE: [Stripe; STRIPES] = [const { Stripe(AtomicUsize::new(0)) }; STRIPES];
 static CLOSED: AtomicBool = AtomicBool::new(false);
 static AT_THE_CALL: AtomicBool = AtomicBool::new(false);
-/// The handler before a fork closed the gate: those after it open it, whatever was
-/// said meanwhile. Changed only while the gate is closed.
-static CLOSED_BY_HANDLER: AtomicBool = AtomicBool::new(false);
 /// Some heap was made, and with it mimalloc is in use.
 static USED: AtomicBool = AtomicBool::new(false);
 /// [`prepare`] took mimalloc's locks; changed only while the gate is closed.
@@ -62,6 +59,9 @@ thread_local! {
     static BUSY: Cell<usize> = const { Cell::new(0) };
     // This thread closed the gate, for a fork that is not over.
     static FORKING: Cell<bool> = const { Cell::new(false) };
+    // The handler before this thread's fork closed it: those after it open it,
+    // whatever was said meanwhile.
+    static CLOSED_BY_HANDLER: Cell<bool> = const { Cell::new(false) };
     static STRIPE: Cell<usize> = const { Cell::new(UNASSIGNED) };
 }
 
@@ -181,16 +181,16 @@ extern "C" fn hook_at_load() {
     extern "C" fn before() {
         if !AT_THE_CALL.load(Ordering::Acquire) {
             prepare();
-            CLOSED_BY_HANDLER.store(true, Ordering::Relaxed);
+            CLOSED_BY_HANDLER.set(true);
         }
     }
     extern "C" fn in_parent() {
-        if CLOSED_BY_HANDLER.swap(false, Ordering::Relaxed) {
+        if CLOSED_BY_HANDLER.replace(false) {
             parent();
         }
     }
     extern "C" fn in_child() {
-        if CLOSED_BY_HANDLER.swap(false, Ordering::Relaxed) {
+        if CLOSED_BY_HANDLER.replace(false) {
             child();
         }
     }
@@ -239,7 +239,8 @@ pub fn close_at_the_call() {
 }
 
 /// What the fork handlers do before a fork, for one that runs none; [`after`]
-/// is to follow on the same thread.
+/// is to follow on the same thread, whose signals are blocked: a handler that forks,
+/// too, would wait for the fork it interrupted.
 pub fn before() {
     prepare();
 }

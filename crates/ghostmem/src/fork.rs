@@ -23,6 +23,8 @@
 //! A system call that forks without running any handlers is made by
 //! [`around_call`]. Everything else needs none of this.
 
+use ghostmem_os::thread::SignalsBlocked;
+
 pub use ghostmem_fault::fork::Call;
 
 /// Leaves stopping all page transitions, and handing a child its memory, to
@@ -42,8 +44,11 @@ pub fn before_call() -> Call {
     if ghostmem_fault::fork::is_under_way() {
         return Call::Strange;
     }
+    // From the first gate on, or a handler that forks would find it closed by the very
+    // thread it interrupted.
+    let blocked = SignalsBlocked::all_but_faults();
     ghostmem_small::fork::before();
-    let call = ghostmem_fault::fork::before_call();
+    let call = ghostmem_fault::fork::before_call(blocked);
     if call != Call::Ready {
         ghostmem_small::fork::after(false);
     }
@@ -63,8 +68,11 @@ pub fn after_call(in_child: bool) {
 /// memory. The handlers of others do not run. Without a call `-EAGAIN`, where the
 /// child could not go on.
 pub fn around_call(call: impl FnOnce() -> isize) -> isize {
+    // As in `before_call`, and until the gate is open again.
+    let blocked = SignalsBlocked::all_but_faults();
     ghostmem_small::fork::before();
     let answer = ghostmem_fault::fork::around_call(call);
     ghostmem_small::fork::after(answer == 0);
+    drop(blocked);
     answer
 }
