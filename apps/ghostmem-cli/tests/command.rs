@@ -1,20 +1,18 @@
 //! The built command as a script meets it: exit codes, what goes to which stream, one line per
 //! mistake.
 
-use std::path::PathBuf;
 use std::process::{Command, Output};
 
+use common::{scratch, text};
 use serde_json::Value;
+
+mod common;
 
 fn ghostmem(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_ghostmem"))
         .args(arguments)
         .output()
         .expect("the built command")
-}
-
-fn text(bytes: &[u8]) -> &str {
-    std::str::from_utf8(bytes).expect("UTF-8")
 }
 
 /// Exit code 2, nothing on standard output, one line on standard error that contains `expected`.
@@ -26,14 +24,6 @@ fn refused(arguments: &[&str], expected: &str) {
     assert_eq!(line.lines().count(), 1, "{arguments:?}: {line}");
     assert!(line.starts_with("ghostmem: "), "{line}");
     assert!(line.contains(expected), "{arguments:?}: {line}");
-}
-
-/// An empty folder of this test run's own.
-fn scratch(name: &str) -> PathBuf {
-    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
-    let _ = std::fs::remove_dir_all(&folder);
-    std::fs::create_dir_all(&folder).expect("a folder in the target directory");
-    folder
 }
 
 #[test]

@@ -9,7 +9,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
 
+use common::{assert_ok, backends, compile, scratch, text};
 use ghostmem::doctor;
+
+mod common;
 
 /// Bytes the programs touch to push everything else out: more than the limits below.
 const PRESSURE: &str = "6000000";
@@ -18,33 +21,11 @@ fn ghostmem() -> Command {
     Command::new(env!("CARGO_BIN_EXE_ghostmem"))
 }
 
-/// A folder of this test run's own.
-fn scratch(name: &str) -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    let _fresh = fs::remove_dir_all(&folder);
-    fs::create_dir_all(&folder).unwrap();
-    folder.canonicalize().unwrap()
-}
-
-/// Builds a C program or library; needs a C compiler named cc, with what the flags
-/// ask for (libc's static library, AddressSanitizer).
-fn compile(flags: &[&str], source: &Path, built: &Path) {
-    let status = Command::new("cc")
-        .args(flags)
-        .arg("-o")
-        .args([built, source])
-        .status()
-        .expect("a C compiler named cc");
-    let source = source.display();
-    assert!(status.success(), "cc {flags:?} {source}: {status}");
-}
-
 /// Compiles one of the programs beside this file, once.
 fn program(name: &str) -> PathBuf {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     let folder = BUILT.get_or_init(|| {
         let folder = scratch("programs");
-        let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs");
         for source in [
             "family",
             "calls",
@@ -56,12 +37,7 @@ fn program(name: &str) -> PathBuf {
             "forks",
             "deepbind",
         ] {
-            let from = sources.join(source).with_extension("c");
-            compile(
-                &["-O1", "-g", "-w", "-pthread"],
-                &from,
-                &folder.join(source),
-            );
+            compile(&[], &format!("{source}.c"), &folder.join(source), &[]);
         }
         folder
     });
@@ -86,45 +62,10 @@ fn run(options: &[&str], program: &Path, arguments: &[&str]) -> Output {
     output
 }
 
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-fn assert_ok(output: &Output, what: &str) {
-    assert!(
-        output.status.success() && text(&output.stdout) == "ok\n",
-        "{what}: {:?}\n{}\n{}",
-        output.status,
-        text(&output.stdout),
-        text(&output.stderr)
-    );
-}
-
-/// The backends that work on this machine.
-fn backends() -> Vec<&'static str> {
-    let report = doctor::probe();
-    let mut names = Vec::new();
-    for (name, works) in [
-        ("inline", report.inline_works),
-        ("monitor", report.monitor_works),
-        ("guard", report.guard_works && report.guard_pages),
-        ("guard-mprotect", report.guard_works),
-    ] {
-        if works {
-            names.push(name);
-        } else {
-            println!("the {name} backend does not work here and is not tested");
-        }
-    }
-    assert!(!names.is_empty(), "no backend works here");
-    names
-}
-
 #[test]
 fn blocks_may_be_freed_by_who_finds_the_c_librarys_own_functions() {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs/plugin.c");
     let plugin = scratch("plugin").join("plugin.so");
-    compile(&["-O1", "-w", "-shared", "-fPIC"], &source, &plugin);
+    compile(&["-shared", "-fPIC"], "plugin.c", &plugin, &[]);
     let plugin = plugin.to_str().unwrap();
     for backend in backends() {
         let options = ["--limit", "2M", "--backend", backend];
@@ -197,10 +138,9 @@ fn forked_children_have_their_memory_before_libc_touches_it() {
 #[test]
 fn a_go_program_gets_the_monitor_and_others_the_truth() {
     let folder = scratch("raw");
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs/raw.c");
     let build = |name: &str, define: &str| {
         let program = folder.join(name);
-        compile(&["-O1", "-w", define], &source, &program);
+        compile(&[define], "raw.c", &program, &[]);
         program
     };
     let (plain, go) = (build("plain", "-DPLAIN"), build("go", "-DGO"));
@@ -446,11 +386,11 @@ fn programs_no_library_can_be_loaded_into_are_refused() {
     let source = folder.join("main.c");
     fs::write(&source, "int main(void) { return 0; }\n").unwrap();
     let still = folder.join("static");
-    compile(&["-static"], &source, &still);
+    compile(&["-static"], &source, &still, &[]);
     assert!(refused(&["--", still.to_str().unwrap()]).contains("statically linked"));
 
     let checked = folder.join("checked");
-    compile(&["-fsanitize=address"], &source, &checked);
+    compile(&["-fsanitize=address"], &source, &checked, &[]);
     assert!(refused(&["--", checked.to_str().unwrap()]).contains("AddressSanitizer"));
 
     let script = folder.join("script");
@@ -477,7 +417,7 @@ fn a_program_that_valgrind_serves_is_refused_in_one_line() {
     let source = folder.join("none.c");
     fs::write(&source, "int ghostmem_test_none;\n").unwrap();
     let library = folder.join("vgpreload_none.so");
-    compile(&["-shared"], &source, &library);
+    compile(&["-shared"], &source, &library, &[]);
     let output = ghostmem()
         .args(["run", "--limit", "8M", "--", "true"])
         .env("LD_PRELOAD", &library)

@@ -9,18 +9,13 @@ use std::sync::OnceLock;
 use std::thread;
 use std::time::Duration;
 
+use common::{assert_ok, compile, scratch, text};
 use serde_json::Value;
+
+mod common;
 
 fn ghostmem() -> Command {
     Command::new(env!("CARGO_BIN_EXE_ghostmem"))
-}
-
-/// A folder of this test run's own, on a disk.
-fn scratch(name: &str) -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    let _fresh = fs::remove_dir_all(&folder);
-    fs::create_dir_all(&folder).unwrap();
-    folder.canonicalize().unwrap()
 }
 
 /// The program beside this file, compiled once.
@@ -28,14 +23,7 @@ fn program() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
         let built = scratch("spill-program").join("spill");
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs/spill.c");
-        let status = Command::new("cc")
-            .args(["-O1", "-g", "-w", "-pthread", "-o"])
-            .arg(&built)
-            .arg(source)
-            .status()
-            .expect("a C compiler named cc");
-        assert!(status.success(), "spill.c does not compile");
+        compile(&[], "spill.c", &built, &[]);
         built
     })
 }
@@ -55,20 +43,6 @@ fn under_run(folder: &Path, options: &[&str], arguments: &[&str]) -> Command {
     command
 }
 
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-fn assert_ok(output: &Output) {
-    assert!(
-        output.status.success() && text(&output.stdout) == "ok\n",
-        "{:?}\n{}\n{}",
-        output.status,
-        text(&output.stdout),
-        text(&output.stderr)
-    );
-}
-
 fn is_empty(folder: &Path) -> bool {
     fs::read_dir(folder).unwrap().next().is_none()
 }
@@ -82,7 +56,7 @@ fn a_program_with_ten_times_the_memory_it_may_have_runs_right() {
     let output = under_run(&folder, &json, &["80", "whole"])
         .output()
         .unwrap();
-    assert_ok(&output);
+    assert_ok(&output, "spill");
     let table = text(&output.stderr);
     assert!(table.contains("pages moved to the file"), "{table}");
     let figures: Value = serde_json::from_str(&fs::read_to_string(&report).unwrap()).unwrap();
@@ -106,7 +80,7 @@ fn parent_and_forked_children_go_on_with_what_is_in_the_file() {
         let output = under_run(&folder, &options, &["24", "fork"])
             .output()
             .unwrap();
-        assert_ok(&output);
+        assert_ok(&output, "spill");
     }
     assert!(is_empty(&folder));
 }
@@ -115,7 +89,7 @@ fn parent_and_forked_children_go_on_with_what_is_in_the_file() {
 fn a_program_that_closes_everything_does_not_close_the_file() {
     let folder = scratch("spill-close");
     let output = under_run(&folder, &[], &["24", "close"]).output().unwrap();
-    assert_ok(&output);
+    assert_ok(&output, "spill");
 }
 
 #[test]
@@ -131,7 +105,7 @@ fn a_full_file_keeps_pages_in_memory() {
     let output = under_run(&folder, &json, &["48", "whole"])
         .output()
         .unwrap();
-    assert_ok(&output);
+    assert_ok(&output, "spill");
     let figures: Value = serde_json::from_str(&fs::read_to_string(&report).unwrap()).unwrap();
     assert!(
         figures["spill_write_errors"].as_u64() > Some(0),

@@ -2,35 +2,17 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use common::{built, scratch};
 use ghostmem_lab::recorded::Recorded;
+
+mod common;
 
 fn ghostmem() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ghostmem"));
     command.stdin(Stdio::null());
     command
-}
-
-fn scratch(name: &str) -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    let _fresh = fs::remove_dir_all(&folder);
-    fs::create_dir_all(&folder).unwrap();
-    folder
-}
-
-/// The program that touches known pages, in a folder of its own.
-fn compile(folder: &Path) -> PathBuf {
-    let program = folder.join("touches");
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs/touches.c");
-    let built = Command::new("cc")
-        .args(["-O1", "-w", "-o"])
-        .args([&program, &source])
-        .status()
-        .expect("a C compiler named cc");
-    assert!(built.success());
-    program
 }
 
 /// A program touches 1024 pages in three orders under a window of 64: the
@@ -40,7 +22,7 @@ fn compile(folder: &Path) -> PathBuf {
 #[test]
 fn a_known_program_gives_the_known_trace() {
     let folder = scratch("trace-known");
-    let program = compile(&folder);
+    let program = built("touches", "trace-programs");
     let file = folder.join("known.trace");
     let output = ghostmem()
         .args(["run", "--trace"])

@@ -22,19 +22,22 @@ pub(crate) fn scratch(name: &str) -> PathBuf {
     folder.canonicalize().unwrap()
 }
 
-/// Builds a C program or library of `tests/programs`, with `more` to link.
-pub(crate) fn compile(flags: &[&str], source: &str, built: &Path, more: &[&Path]) {
+/// Builds a C program or library, of `tests/programs` if its path does not begin at the
+/// root, with `more` to link. Needs a C compiler named cc, with what the flags ask for
+/// (libc's static library, AddressSanitizer).
+pub(crate) fn compile(flags: &[&str], source: impl AsRef<Path>, built: &Path, more: &[&Path]) {
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs");
+    let source = sources.join(source);
     let status = Command::new("cc")
         .args(["-O1", "-g", "-w", "-pthread"])
         .args(flags)
         .arg("-o")
         .arg(built)
-        .arg(sources.join(source))
+        .arg(&source)
         .args(more)
         .status()
         .expect("a C compiler named cc");
-    assert!(status.success(), "cc {source}: {status}");
+    assert!(status.success(), "cc {}: {status}", source.display());
 }
 
 /// The program `name`, in a folder of `test`, which may have others.
