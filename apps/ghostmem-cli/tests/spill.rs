@@ -114,6 +114,38 @@ fn a_full_file_keeps_pages_in_memory() {
     assert!(figures["file_bytes"].as_u64() <= Some(8 << 20), "{figures}");
 }
 
+/// A disk without a free byte and one with less than a file's least: a line, and
+/// everything stays in memory; so do the pages of a forked child.
+#[test]
+fn a_disk_without_room_is_said_and_nothing_is_lost() {
+    let folder = scratch("spill-no-room");
+    let name = folder.display();
+    for (size, left) in [("64k", 0), ("4m", 4 << 20)] {
+        let fill = format!(
+            "head -c {} /dev/zero >{name}/rest",
+            if left == 0 { "64k" } else { "0" }
+        );
+        let mount = format!("mount -t tmpfs -o size={size} tmpfs {name} && {fill}");
+        for arguments in [["24", "whole"], ["24", "fork"]] {
+            let run = under_run(&folder, &[], &arguments);
+            let output = Command::new("unshare")
+                .args(["-rm", "sh", "-c"])
+                .arg(format!("{mount} && exec \"$@\""))
+                .arg("sh")
+                .arg(run.get_program())
+                .args(run.get_args())
+                .stdin(Stdio::null())
+                .output()
+                .expect("unshare(1)");
+            assert_ok(&output, size);
+            let said = text(&output.stderr);
+            let line = format!("ghostmem: --spill {name}: {left} bytes are free there");
+            assert_eq!(said.lines().count(), 1, "{said}");
+            assert!(said.starts_with(&line), "{said}");
+        }
+    }
+}
+
 #[test]
 fn nothing_is_left_on_the_disk_by_processes_that_were_killed() {
     let folder = scratch("spill-killed");

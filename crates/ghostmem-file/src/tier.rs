@@ -254,7 +254,8 @@ impl FileLocation {
         }
     }
 
-    /// Opens a file without a name. Allocates nothing.
+    /// Opens a file without a name. Allocates nothing. Its header is for nobody: where
+    /// the disk has no room for one now, what is written later is tried again anyway.
     pub(crate) fn open_unnamed(&self) -> Result<(File, bool), OsError> {
         let file = match File::unnamed(self.dir) {
             Err(error) if has_no_tmpfile(error.errno) => self.create_and_unlink()?,
@@ -262,6 +263,7 @@ impl FileLocation {
         };
         match begin(file, self.direct) {
             Ok(direct) => Ok((file, direct)),
+            Err(error) if matches!(error.errno, libc::ENOSPC | libc::EDQUOT) => Ok((file, false)),
             Err(error) => {
                 file.close();
                 Err(error)

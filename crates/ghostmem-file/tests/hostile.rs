@@ -170,9 +170,18 @@ fn a_full_file_system() {
         let mut pair = Pair::new(FileTier::open(&Options::unnamed(&dir)).unwrap());
         clean_without_a_free_block(&mut pair, &dir);
         drop(pair);
-        // Not even the header fits.
+        // Not even the header fits: what has no name does without, and takes pages as
+        // soon as there is room.
         std::fs::write(dir.join("rest"), vec![1; 13 << 20]).unwrap_err();
-        let error = FileTier::open(&Options::unnamed(&dir))
+        let mut pair = Pair::new(FileTier::open(&Options::unnamed(&dir)).unwrap());
+        let batch: Vec<(u64, usize, u8)> = (0..250).map(|at| (at, 3900, 1)).collect();
+        assert!(is_disk_full(pair.write(&batch).unwrap_err()));
+        std::fs::remove_file(dir.join("rest")).unwrap();
+        pair.write(&batch).unwrap();
+        pair.check_all();
+        drop(pair);
+        std::fs::write(dir.join("rest"), vec![1; 13 << 20]).unwrap_err();
+        let error = FileTier::open(&Options::named(dir.join("pages")))
             .unwrap_err()
             .to_string();
         assert!(error.starts_with("cannot spill to "), "{error}");

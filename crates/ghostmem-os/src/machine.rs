@@ -1,5 +1,7 @@
 //! What the machine is and allows: sizes and limits, read without a heap.
 
+use core::ffi::CStr;
+
 use crate::map::PAGE_SIZE;
 use crate::report::Reports;
 use crate::{doorway, kernel};
@@ -112,6 +114,18 @@ pub fn address_space_left() -> Option<u64> {
         Some(limit.saturating_sub(used.unwrap_or(0)))
     });
     left.min()
+}
+
+/// Bytes that a file in this folder may take now, for a user without privileges
+/// (statvfs(3)); `None` where the file system does not say.
+#[must_use]
+pub fn disk_room_bytes(folder: &CStr) -> Option<u64> {
+    let mut found = core::mem::MaybeUninit::<libc::statvfs64>::zeroed();
+    // SAFETY: a C string, and `found` is writable.
+    let rc = unsafe { libc::statvfs64(folder.as_ptr(), found.as_mut_ptr()) };
+    // SAFETY: zeroed, and filled where the call succeeded.
+    let found = unsafe { found.assume_init() };
+    (rc == 0 && found.f_blocks > 0).then(|| found.f_bavail.saturating_mul(found.f_frsize))
 }
 
 /// How many filters of system calls this process has; `None` when that cannot be told.

@@ -11,7 +11,7 @@ mod program;
 mod trace;
 mod words;
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::{CString, OsStr, OsString};
 use std::fs::OpenOptions;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::IsTerminal;
@@ -22,6 +22,7 @@ use std::process::{Command, ExitCode};
 
 use ghostmem::settings::{RunSettings, VARIABLE};
 use ghostmem::{Backend, Spill, doctor};
+use ghostmem_os::machine;
 
 use crate::cli::{BackendName, RunArgs, SmallBlocks};
 use crate::failure::{EXIT_NOT_FOUND, EXIT_NOT_RUN, Failure};
@@ -110,6 +111,7 @@ fn settings(args: &RunArgs, raw_system_calls: Option<&str>) -> Result<RunSetting
         }
         Spill::refuse_memory(folder).map_err(Failure::new)?;
         settings.spill = Some(absolute(folder)?);
+        say_little_room(folder);
     }
     if let Some(path) = &settings.stats_json {
         try_to_write(path.as_os_str().as_bytes())?;
@@ -124,6 +126,22 @@ fn settings(args: &RunArgs, raw_system_calls: Option<&str>) -> Result<RunSetting
     }
     settings.backend = backend(args, &settings, raw_system_calls, &report)?;
     Ok(settings)
+}
+
+/// Says that a disk has next to no room: pages stay in memory then, which is not what
+/// `--spill` is given for.
+fn say_little_room(folder: &Path) {
+    /// The least that `--spill-limit` takes.
+    const LEAST_BYTES: u64 = 8 << 20;
+    let name = CString::new(folder.as_os_str().as_bytes());
+    let room = name.ok().and_then(|name| machine::disk_room_bytes(&name));
+    if let Some(room) = room.filter(|room| *room < LEAST_BYTES) {
+        eprintln!(
+            "ghostmem: --spill {}: {room} bytes are free there; pages that find no room in the \
+             file stay in memory",
+            folder.display()
+        );
+    }
 }
 
 /// Bytes of this machine's address space.
