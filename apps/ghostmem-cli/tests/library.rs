@@ -159,6 +159,25 @@ fn another_builds_library_is_never_loaded() {
     );
 }
 
+/// Whether the command carries a library of its own or not.
+#[test]
+fn a_damaged_library_beside_the_command_ends_with_a_line() {
+    for bytes in [&b"damaged\n"[..], &fs::read(built()).unwrap()[..100_000]] {
+        let folder = alone("damaged");
+        let library = folder.join("bin").join(LIBRARY);
+        fs::write(&library, bytes).unwrap();
+        let output = run(&folder);
+        let line = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(126), "{line}");
+        assert_eq!(line.lines().count(), 1, "{line}");
+        assert!(
+            line.starts_with("ghostmem: ") && line.contains("is damaged"),
+            "{line}"
+        );
+        assert!(output.stdout.is_empty(), "nothing runs");
+    }
+}
+
 #[test]
 #[cfg(not(debug_assertions))]
 fn a_cache_that_cannot_be_written_is_one_line_that_says_what_helps() {

@@ -137,7 +137,7 @@ fn a_library_that_cannot_be_loaded_stops_the_run() {
             .output()
             .unwrap();
         let line = text(&output.stderr);
-        assert_eq!(output.status.code(), Some(125), "{line}");
+        assert_eq!(output.status.code(), Some(126), "{line}");
         assert!(
             output.stdout.is_empty() && line.contains("damaged"),
             "{line}"

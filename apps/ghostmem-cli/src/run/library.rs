@@ -4,8 +4,9 @@
 //! settings that a different build may not know. An optimised command carries its
 //! library, so that the command alone (`cargo install`) works; a library near the
 //! command is used where it lies if it is that very one, byte for byte, and
-//! otherwise the carried one is kept in the user's cache. An unoptimised command
-//! carries none and takes the newest that is near: cargo leaves an older build's
+//! otherwise the carried one is kept in the user's cache. One that is near and
+//! damaged is said and nothing runs: what is installed there is broken. An
+//! unoptimised command carries none and takes the newest that is near: cargo leaves an older build's
 //! beside the command when only the command is built again.
 
 use std::ffi::OsStr;
@@ -16,7 +17,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use crate::failure::Failure;
+use crate::failure::{EXIT_NOT_RUN, Failure};
 
 use super::elf;
 
@@ -72,6 +73,7 @@ pub(super) fn find() -> Result<PathBuf, Failure> {
         return checked(path.clone());
     }
     if let Some(other) = near.first() {
+        near.iter().try_for_each(|path| is_whole(path))?;
         eprintln!(
             "ghostmem: {} is of another build than this command, which uses its own",
             other.display()
@@ -274,24 +276,26 @@ fn cache_folder() -> Option<PathBuf> {
         .map(|folder| folder.join("ghostmem"))
 }
 
+/// Refuses a library that the loader could not load: it would say so, and start the
+/// program without it.
+fn is_whole(path: &Path) -> Result<(), Failure> {
+    let whole = File::open(path).and_then(|mut file| elf::is_whole_library(&mut file));
+    let path = path.display();
+    let why = match whole {
+        Ok(true) => return Ok(()),
+        Ok(false) => format!(
+            "{path} is damaged: the loader would start the program without it; build or install \
+             it again"
+        ),
+        Err(error) => format!("{path} cannot be read: {error}"),
+    };
+    Err(Failure::new(why).ending_with(EXIT_NOT_RUN))
+}
+
 /// LD_PRELOAD separates paths by spaces and colons and cannot quote them.
 fn checked(path: PathBuf) -> Result<PathBuf, Failure> {
     let path = path.canonicalize().unwrap_or(path);
-    let whole = File::open(&path).and_then(|mut file| elf::is_whole_library(&mut file));
-    match whole {
-        Ok(true) => {}
-        Ok(false) => {
-            return Err(Failure::new(format!(
-                "{} is damaged: the loader would start the program without it; build or install \
-                 it again",
-                path.display()
-            )));
-        }
-        Err(error) => {
-            let path = path.display();
-            return Err(Failure::new(format!("{path} cannot be read: {error}")));
-        }
-    }
+    is_whole(&path)?;
     let bytes = OsStr::as_bytes(path.as_os_str());
     if bytes.iter().any(|byte| matches!(byte, b' ' | b':')) {
         return Err(Failure::new(format!(
