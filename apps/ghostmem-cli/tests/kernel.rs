@@ -118,6 +118,11 @@ fn a_thread_that_ends_with_robust_mutexes_leaves_word() {
 }
 
 #[test]
+fn opening_a_range_opens_no_page_that_is_not_there() {
+    check("opened", "4M", &[]);
+}
+
+#[test]
 fn one_call_stays_one_call() {
     check("onecall", "4M", &["8388608"]);
 }

@@ -336,13 +336,41 @@ pub(crate) fn release(heap: &Heap, reason: Reason, start: usize, bytes: usize) {
 /// it was held for, open for loads and stores.
 pub(crate) fn forget(heap: &Heap, start: usize, bytes: usize) {
     heirs::forget(start, bytes);
-    if any_for(Reason::Protected, start, bytes) {
-        let open = libc::PROT_READ | libc::PROT_WRITE;
-        let _stays_as_it_is = own!(libc::SYS_mprotect, start, bytes, open);
-    }
+    let open = libc::PROT_READ | libc::PROT_WRITE;
+    each_protected(start, bytes, |from, bytes| {
+        own!(libc::SYS_mprotect, from, bytes, open)
+    });
     for reason in EVERY {
         release(heap, reason, start, bytes);
     }
+}
+
+/// Calls `open` for each part of a range that is protected: what lies between them may be
+/// closed because it is absent. The first answer that is a refusal, else 0.
+pub(crate) fn each_protected(
+    start: usize,
+    bytes: usize,
+    open: impl Fn(usize, usize) -> raw::Answer,
+) -> raw::Answer {
+    if !any_for(Reason::Protected, start, bytes) {
+        return 0;
+    }
+    let end = start.saturating_add(bytes);
+    let list = List::of(Reason::Protected);
+    with(|| {
+        let mut refused = 0;
+        let mut index = list.first_above(start);
+        while index < list.count.load(Ordering::Relaxed) && list.bounds(index).0 < end {
+            let (from, to) = list.bounds(index);
+            let (from, to) = (from.max(start), to.min(end));
+            let answer = open(from, to - from);
+            if raw::failed(answer) && refused == 0 {
+                refused = answer;
+            }
+            index += 1;
+        }
+        refused
+    })
 }
 
 /// Gives what is held of a range, all of it, another tag.

@@ -251,7 +251,9 @@ fn protect(heap: &Heap, number: usize, args: [usize; 6], bytes: usize) -> Done {
         if !holds::any_for(Reason::Protected, address, bytes) {
             return Done::With(0);
         }
-        let answer = crate::raw::syscall(number, args);
+        let answer = holds::each_protected(address, bytes, |from, bytes| {
+            crate::raw::syscall(number, [from, bytes, access, args[3], 0, 0])
+        });
         if !failed(answer) {
             holds::release(heap, Reason::Protected, address, bytes);
         }
