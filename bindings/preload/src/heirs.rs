@@ -105,7 +105,7 @@ pub(crate) fn promise(gets: Gets, start: usize, bytes: usize) -> bool {
 }
 
 /// A child is to get a copy of a range again, as far as this kind goes.
-pub(crate) fn take_back(gets: Gets, start: usize, bytes: usize) -> bool {
+pub(crate) fn withdraw(gets: Gets, start: usize, bytes: usize) -> bool {
     COUNT.load(Ordering::Acquire) == 0 || with(|| take(Some(gets), start, start + bytes))
 }
 

@@ -164,8 +164,8 @@ fn advise(heap: &Heap, address: usize, bytes: usize, advice: i32) -> Done {
         }
         libc::MADV_WIPEONFORK => promise(Gets::Zeros, address, bytes),
         libc::MADV_DONTFORK => promise(Gets::Nothing, address, bytes),
-        libc::MADV_KEEPONFORK => take_back(Gets::Zeros, address, bytes),
-        libc::MADV_DOFORK => take_back(Gets::Nothing, address, bytes),
+        libc::MADV_KEEPONFORK => withdraw(Gets::Zeros, address, bytes),
+        libc::MADV_DOFORK => withdraw(Gets::Nothing, address, bytes),
         libc::MADV_WILLNEED | libc::MADV_POPULATE_READ | libc::MADV_POPULATE_WRITE => {
             let _as_far_as_it_goes = heap.prefetch(range.cast_const());
             Done::With(0)
@@ -197,8 +197,8 @@ fn promise(gets: Gets, address: usize, bytes: usize) -> Done {
     done_if(heirs::promise(gets, address, bytes))
 }
 
-fn take_back(gets: Gets, address: usize, bytes: usize) -> Done {
-    done_if(heirs::take_back(gets, address, bytes))
+fn withdraw(gets: Gets, address: usize, bytes: usize) -> Done {
+    done_if(heirs::withdraw(gets, address, bytes))
 }
 
 /// A list that is full is what the kernel calls too many mappings.
