@@ -278,12 +278,27 @@ impl Drop for Spare {
 
 /// Device and inode of an empty file without a name; `None` for anything else.
 fn file_of(fd: i32) -> Option<[u64; 2]> {
+    let seen = status_of(fd)?;
+    (seen.st_nlink == 0 && seen.st_size == 0).then_some([seen.st_dev, seen.st_ino])
+}
+
+/// Device and inode of whatever file is open at a number; `None` for none.
+pub(crate) fn identity(fd: i32) -> Option<[u64; 2]> {
+    status_of(fd).map(|seen| [seen.st_dev, seen.st_ino])
+}
+
+fn status_of(fd: i32) -> Option<libc::stat64> {
     let mut seen = MaybeUninit::<libc::stat64>::zeroed();
     // SAFETY: `seen` is writable.
     let rc = unsafe { kernel::syscall!(libc::SYS_fstat, fd, seen.as_mut_ptr()) };
     // SAFETY: zeroed, and filled by the kernel where it succeeded.
     let seen = unsafe { seen.assume_init() };
-    (rc == 0 && seen.st_nlink == 0 && seen.st_size == 0).then_some([seen.st_dev, seen.st_ino])
+    (rc == 0).then_some(seen)
+}
+
+/// A number of the engine's that the program took for a file of its own; -1 is none.
+pub(crate) fn disown(fd: i32) {
+    OURS.forget(fd);
 }
 
 /// Closes a descriptor that the caller owns; -1 is none.

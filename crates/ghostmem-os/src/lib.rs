@@ -38,6 +38,8 @@ pub mod ghost;
 #[cfg(not(windows))]
 pub mod guard;
 #[cfg(not(windows))]
+pub mod kept;
+#[cfg(not(windows))]
 pub mod kernel;
 #[cfg(windows)]
 #[path = "windows/lazy.rs"]
@@ -51,6 +53,8 @@ pub mod map;
 #[cfg(not(windows))]
 pub mod medium;
 pub mod message;
+#[cfg_attr(windows, path = "windows/meter.rs")]
+pub mod meter;
 #[cfg(not(windows))]
 mod nesting;
 #[cfg(windows)]

@@ -73,16 +73,10 @@ impl<'a> Reports<'a> {
     /// The kernel adds up counters of its processors that lag by some dozen pages each.
     #[must_use]
     pub fn process_bytes(&self) -> Option<u64> {
-        const PARTS: [&str; 4] = ["RssAnon", "RssShmem", "VmPTE", "VmSwap"];
-        let (mut sum, mut seen) = (0_u64, 0);
-        self.path(&[b"/proc/self/status"])?.find(|line| {
-            let part = PARTS.iter().find_map(|part| field_bytes(line, part));
-            sum = sum.saturating_add(part.unwrap_or(0));
-            seen += usize::from(part.is_some());
-            (seen == PARTS.len()).then_some(())
-        });
-        // A kernel without swap has no line for it.
-        (seen + 1 >= PARTS.len()).then_some(sum)
+        let mut charge = Charge::default();
+        self.path(&[b"/proc/self/status"])?
+            .find(|line| charge.is_whole_with(line).then_some(()));
+        charge.bytes()
     }
 
     /// `/proc/pressure/memory`: how long tasks of the machine waited for memory
@@ -106,6 +100,39 @@ impl<'a> Reports<'a> {
         }
         Some(path)
     }
+}
+
+/// The sum of [`Reports::process_bytes`], line by line.
+#[derive(Default)]
+struct Charge {
+    sum: u64,
+    seen: usize,
+}
+
+impl Charge {
+    const PARTS: [&'static str; 4] = ["RssAnon", "RssShmem", "VmPTE", "VmSwap"];
+
+    /// Adds what a line says; whether all parts are there now.
+    fn is_whole_with(&mut self, line: &[u8]) -> bool {
+        let part = Self::PARTS.iter().find_map(|part| field_bytes(line, part));
+        self.sum = self.sum.saturating_add(part.unwrap_or(0));
+        self.seen += usize::from(part.is_some());
+        self.seen == Self::PARTS.len()
+    }
+
+    fn bytes(&self) -> Option<u64> {
+        // A kernel without swap has no line for it.
+        (self.seen + 1 >= Self::PARTS.len()).then_some(self.sum)
+    }
+}
+
+/// What [`Reports::process_bytes`] says, in the text of a `status` file.
+#[must_use]
+pub fn process_bytes_in(text: &[u8]) -> Option<u64> {
+    let mut charge = Charge::default();
+    text.split(|&byte| byte == b'\n')
+        .find(|line| charge.is_whole_with(line));
+    charge.bytes()
 }
 
 /// The value of `field` in a text of `Name:   value kB` lines, bytes; a value
@@ -195,7 +222,7 @@ fn words(text: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 /// Decimal digits and nothing else.
-fn number(text: &[u8]) -> Option<u64> {
+pub(crate) fn number(text: &[u8]) -> Option<u64> {
     core::str::from_utf8(text).ok()?.parse().ok()
 }
 
@@ -228,12 +255,16 @@ impl PathBytes {
         &self.bytes[..self.len]
     }
 
+    fn as_c_str(&self) -> Option<&CStr> {
+        CStr::from_bytes_until_nul(&self.bytes).ok()
+    }
+
     fn as_path(&self) -> &Path {
         Path::new(OsStr::from_bytes(self.as_bytes()))
     }
 
     fn open(&self) -> Option<File> {
-        File::open(CStr::from_bytes_until_nul(&self.bytes).ok()?)
+        File::open(self.as_c_str()?)
     }
 
     /// The first answer of `ask` over the file's lines.
@@ -259,7 +290,7 @@ struct File(i32);
 impl File {
     fn open(path: &CStr) -> Option<Self> {
         let fd = calls::open(path, libc::O_RDONLY, 0);
-        (fd >= 0).then_some(Self(fd))
+        (fd >= 0).then(|| Self(fd))
     }
 }
 
@@ -340,6 +371,15 @@ mod tests {
             None
         );
         assert_eq!(field_bytes(b"VmRSS:\t 12 kB", "VmRSS"), Some(12 << 10));
+    }
+
+    #[test]
+    fn what_a_process_is_charged_for_is_a_sum_of_four() {
+        let text = b"Name:\tx\nRssAnon:\t 10 kB\nRssFile:\t 99 kB\nRssShmem:\t 5 kB\nVmPTE:\t 1 kB\nVmSwap:\t 2 kB\n";
+        assert_eq!(process_bytes_in(text), Some(18 << 10));
+        let end = text.len() - b"VmSwap:\t 2 kB\n".len();
+        assert_eq!(process_bytes_in(&text[..end]), Some(16 << 10), "no swap");
+        assert_eq!(process_bytes_in(&text[..end - 12]), None, "cut off");
     }
 
     #[test]

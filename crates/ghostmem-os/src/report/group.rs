@@ -10,12 +10,70 @@
 //! Formats: cgroups(7), proc_pid_mountinfo(5), and the kernel's
 //! `admin-guide/cgroup-v2.rst` and `admin-guide/cgroup-v1/memory.rst`.
 
+use core::ffi::CStr;
 use std::path::Path;
 
 use super::{PathBytes, Pressure, Reports, keyed, number, words};
 
 /// Version 1 says "no limit" with a number near `i64::MAX`.
 const NO_LIMIT: u64 = 1 << 60;
+
+/// What a limit file says: bytes, or that there is no limit; `None` for anything else.
+pub(crate) fn limit_in(text: &[u8]) -> Option<Option<u64>> {
+    match text.trim_ascii() {
+        b"max" => Some(None),
+        text => number(text).map(|bytes| (bytes < NO_LIMIT).then_some(bytes)),
+    }
+}
+
+/// File cache in the text of a `memory.stat`, as [`Level::clean_cache_bytes`] says it.
+pub(crate) fn clean_cache_in(text: &[u8], version: Version) -> Option<u64> {
+    let mut cache = Cache::new(version);
+    text.split(|&byte| byte == b'\n')
+        .for_each(|line| cache.take(line));
+    cache.clean_bytes()
+}
+
+/// The figures of file cache, line by line.
+struct Cache {
+    names: [&'static str; 4],
+    found: [Option<u64>; 4],
+}
+
+impl Cache {
+    fn new(version: Version) -> Self {
+        let names = match version {
+            Version::V1 => [
+                "total_inactive_file",
+                "total_active_file",
+                "total_dirty",
+                "total_writeback",
+            ],
+            Version::V2 => [
+                "inactive_file",
+                "active_file",
+                "file_dirty",
+                "file_writeback",
+            ],
+        };
+        Self {
+            names,
+            found: [None; 4],
+        }
+    }
+
+    fn take(&mut self, line: &[u8]) {
+        for (name, value) in self.names.iter().zip(&mut self.found) {
+            *value = value.or_else(|| keyed(line, name));
+        }
+    }
+
+    fn clean_bytes(&self) -> Option<u64> {
+        let [inactive, active, dirty, writeback] = self.found;
+        let unclean = dirty.unwrap_or(0).saturating_add(writeback.unwrap_or(0));
+        Some(inactive?.saturating_add(active?).saturating_sub(unclean))
+    }
+}
 
 /// Which interface a group has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +94,7 @@ impl Version {
         }
     }
 
-    const fn usage_file(self) -> &'static str {
+    pub(crate) const fn usage_file(self) -> &'static str {
         match self {
             Self::V1 => "memory.usage_in_bytes",
             Self::V2 => "memory.current",
@@ -170,36 +228,28 @@ impl<'a> Level<'a> {
     /// without writing, bytes.
     #[must_use]
     pub fn clean_cache_bytes(&self) -> Option<u64> {
-        let names = match self.version {
-            Version::V1 => [
-                "total_inactive_file",
-                "total_active_file",
-                "total_dirty",
-                "total_writeback",
-            ],
-            Version::V2 => [
-                "inactive_file",
-                "active_file",
-                "file_dirty",
-                "file_writeback",
-            ],
-        };
-        let mut found = [None; 4];
+        let mut cache = Cache::new(self.version);
         self.file("memory.stat")?.find(|line| {
-            for (name, value) in names.iter().zip(&mut found) {
-                *value = value.or_else(|| keyed(line, name));
-            }
+            cache.take(line);
             None::<()>
         });
-        let [inactive, active, dirty, writeback] = found;
-        let unclean = dirty.unwrap_or(0).saturating_add(writeback.unwrap_or(0));
-        Some(inactive?.saturating_add(active?).saturating_sub(unclean))
+        cache.clean_bytes()
     }
 
     /// How long the level's tasks waited for memory (version 2, Linux 4.20).
     #[must_use]
     pub fn pressure(&self) -> Option<Pressure> {
         self.file("memory.pressure")?.pressure()
+    }
+
+    /// The level's version.
+    pub(crate) const fn version(&self) -> Version {
+        self.version
+    }
+
+    /// Hands the path of one of the level's files to `open`.
+    pub(crate) fn with_path<T>(&self, name: &str, open: impl FnOnce(&CStr) -> T) -> Option<T> {
+        Some(open(self.file(name)?.as_c_str()?))
     }
 
     fn file(&self, name: &str) -> Option<PathBytes> {

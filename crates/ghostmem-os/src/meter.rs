@@ -1,0 +1,403 @@
+//! What this process takes of the machine, and what is left of each place it takes it
+//! from: memory groups of each level, and the machine.
+//!
+//! ```text
+//!   /proc/self/status      what this process takes
+//!   /proc/self/cgroup      whether it is in another group now
+//!   /proc/meminfo          what the machine has left
+//!   each level of groups   limit; where there is one, usage and file cache as well
+//! ```
+//! All are [`KeptFile`]s: a look costs a pread(2) for each, needs no free descriptor, and
+//! can be made in a fault handler. Whoever looks holds the right to look: one at a time.
+//! Everything here is async-signal-safe.
+//!
+//! What cannot be read is said so, and opened again at most once in [`RETRY_NS`], unless
+//! a filter of the program's may end it for that.
+
+use core::cell::UnsafeCell;
+use core::ffi::CStr;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use crate::kept::KeptFile;
+use crate::report::group::{self, Group, Level};
+use crate::report::{self, Reports, field_bytes};
+use crate::{clock, doorway, machine};
+
+/// Levels of groups that are looked at, the process's own first.
+const LEVELS_MAX: usize = 12;
+
+/// Longest report: `/proc/self/status` has some 1600 bytes, `memory.stat` 2500.
+const TEXT_BYTES: usize = 8 << 10;
+
+/// Time between two tries to open what cannot be read, and between two looks at which
+/// group the process is in, nanoseconds.
+const RETRY_NS: u64 = 1_000_000_000;
+
+/// A level with this part of its limit free is not asked for its file cache.
+const PLENTY_SHARE: u64 = 4;
+
+/// Time for which a small file cache is taken as it was, nanoseconds.
+const CACHE_NS: u64 = 10_000_000;
+
+const STATUS: &CStr = c"/proc/self/status";
+
+/// A place that memory is taken from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// All of it, bytes.
+    pub limit_bytes: u64,
+    /// What is left, or can be had without harm: clean file cache counts as left.
+    pub left_bytes: u64,
+    /// Bytes that can be swapped out when nothing is left.
+    pub swap_bytes: u64,
+}
+
+/// The files of a level of groups.
+#[derive(Debug)]
+struct LevelFiles {
+    limit: KeptFile,
+    usage: KeptFile,
+    stat: KeptFile,
+    /// File cache as it was seen last, bytes, and when that was.
+    cache_bytes: AtomicU64,
+    cache_ns: AtomicU64,
+}
+
+impl LevelFiles {
+    const fn new() -> Self {
+        Self {
+            limit: KeptFile::new(),
+            usage: KeptFile::new(),
+            stat: KeptFile::new(),
+            cache_bytes: AtomicU64::new(0),
+            cache_ns: AtomicU64::new(0),
+        }
+    }
+
+    fn close(&self) {
+        for file in [&self.limit, &self.usage, &self.stat] {
+            file.close();
+        }
+        self.cache_ns.store(0, Ordering::Relaxed);
+    }
+
+    fn open_later(level: &Level<'_>, name: &str, file: &KeptFile) -> bool {
+        !doorway::is_confined() && open_of(level, name, file)
+    }
+
+    /// What is left of this level's limit: `Ok(None)` where it has none, `Err` where that
+    /// cannot be seen.
+    fn look(&self, level: &Level<'_>, text: &mut [u8]) -> Result<Option<Place>, Unseen> {
+        let limit = self.limit.read(text).and_then(group::limit_in);
+        let Some(limit_bytes) = limit.ok_or(Unseen)? else {
+            return Ok(None);
+        };
+        let version = level.version();
+        if !self.usage.is_there() && !Self::open_later(level, version.usage_file(), &self.usage) {
+            return Err(Unseen);
+        }
+        let usage = self.usage.read(text);
+        let usage = usage.and_then(|text| report::number(text.trim_ascii()));
+        let free = limit_bytes.saturating_sub(usage.ok_or(Unseen)?);
+        let mut left_bytes = free;
+        if free < limit_bytes / PLENTY_SHARE {
+            // Where it cannot be seen there may be none.
+            left_bytes += self.cache(level, text, limit_bytes).unwrap_or(0);
+        }
+        Ok(Some(Place {
+            limit_bytes,
+            left_bytes: left_bytes.min(limit_bytes),
+            swap_bytes: 0,
+        }))
+    }
+
+    /// The level's clean file cache. Little of it is little a moment later, too; much may
+    /// have gone.
+    fn cache(&self, level: &Level<'_>, text: &mut [u8], limit_bytes: u64) -> Option<u64> {
+        let seen = self.cache_bytes.load(Ordering::Relaxed);
+        let now = clock::now_ns();
+        let fresh = now.saturating_sub(self.cache_ns.load(Ordering::Relaxed)) < CACHE_NS;
+        if fresh && seen < limit_bytes / 64 {
+            return Some(seen);
+        }
+        if !self.stat.is_there() && !Self::open_later(level, "memory.stat", &self.stat) {
+            return None;
+        }
+        let cache = group::clean_cache_in(self.stat.read(text)?, level.version())?;
+        self.cache_bytes.store(cache, Ordering::Relaxed);
+        self.cache_ns.store(now.max(1), Ordering::Relaxed);
+        Some(cache)
+    }
+}
+
+fn open_of(level: &Level<'_>, name: &str, file: &KeptFile) -> bool {
+    level.with_path(name, |path| file.open(path)) == Some(true)
+}
+
+/// A report could not be read.
+struct Unseen;
+
+/// The kept files, and room for what they say.
+pub struct Meter {
+    status: KeptFile,
+    own_group: KeptFile,
+    meminfo: KeptFile,
+    levels: [LevelFiles; LEVELS_MAX],
+    /// Changed while the room is held.
+    group: UnsafeCell<Option<Group>>,
+    /// What `/proc/self/cgroup` said, as a number.
+    group_mark: AtomicU64,
+    /// When groups were compared, or something was opened again.
+    tried_ns: AtomicU64,
+    text: UnsafeCell<[u8; TEXT_BYTES]>,
+    busy: AtomicBool,
+}
+
+// SAFETY: the two cells are reached through `Room` alone, of which there is one at a time.
+unsafe impl Sync for Meter {}
+// SAFETY: nothing in it belongs to a thread.
+unsafe impl Send for Meter {}
+
+/// The right to the cells.
+struct Room<'m>(&'m Meter);
+
+impl Room<'_> {
+    fn parts(&mut self) -> (&mut Option<Group>, &mut [u8; TEXT_BYTES]) {
+        // SAFETY: one `Room` at a time, borrowed alone for as long as the group is.
+        let group = unsafe { &mut *self.0.group.get() };
+        // SAFETY: as above, for the text.
+        let text = unsafe { &mut *self.0.text.get() };
+        (group, text)
+    }
+
+    fn text(&mut self) -> &mut [u8; TEXT_BYTES] {
+        self.parts().1
+    }
+}
+
+impl Drop for Room<'_> {
+    fn drop(&mut self) {
+        self.0.busy.store(false, Ordering::Release);
+    }
+}
+
+impl Meter {
+    /// One that has nothing open yet.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            status: KeptFile::new(),
+            own_group: KeptFile::new(),
+            meminfo: KeptFile::new(),
+            levels: [const { LevelFiles::new() }; LEVELS_MAX],
+            group: UnsafeCell::new(None),
+            group_mark: AtomicU64::new(0),
+            tried_ns: AtomicU64::new(0),
+            text: UnsafeCell::new([0; TEXT_BYTES]),
+            busy: AtomicBool::new(false),
+        }
+    }
+
+    /// Opens what this process takes, and with `places` also what is left.
+    pub fn open(&self, places: bool) {
+        let _there = self.status.open(STATUS);
+        if places && let Some(mut room) = self.room() {
+            let _there = self.meminfo.open(c"/proc/meminfo");
+            let _there = self.own_group.open(c"/proc/self/cgroup");
+            self.open_levels(&mut room);
+        }
+    }
+
+    /// In a forked child: what is open says what its parent takes.
+    pub fn after_fork_in_child(&self) {
+        self.busy.store(false, Ordering::Release);
+        self.tried_ns.store(0, Ordering::Relaxed);
+        let with_group = self.own_group.is_there();
+        self.status.close();
+        self.own_group.close();
+        if !doorway::is_confined() {
+            let _there = self.status.open(STATUS);
+            if with_group {
+                let _there = self.own_group.open(c"/proc/self/cgroup");
+            }
+        }
+    }
+
+    fn room(&self) -> Option<Room<'_>> {
+        let free = !self.busy.swap(true, Ordering::Acquire);
+        // Not made where it is not free: its end would free it.
+        free.then(|| Room(self))
+    }
+
+    fn open_levels(&self, room: &mut Room<'_>) {
+        let (group, text) = room.parts();
+        *group = Reports::of_this_machine().memory_group();
+        let mark = self.own_group.read(text).map_or(0, mark_of);
+        self.group_mark.store(mark, Ordering::Relaxed);
+        for files in &self.levels {
+            files.close();
+        }
+        if let Some(group) = group {
+            for (files, level) in self.levels.iter().zip(group.levels()) {
+                if open_of(&level, level.version().limit_file(), &files.limit) {
+                    // Now, while files can be opened; another level may get a limit later.
+                    let _sees_usage = files.look(&level, text);
+                }
+            }
+        }
+    }
+
+    /// Whether something may be tried that is tried rarely.
+    fn may_try(&self) -> bool {
+        let now = clock::now_ns();
+        let due = now.saturating_sub(self.tried_ns.load(Ordering::Relaxed)) >= RETRY_NS;
+        if due {
+            self.tried_ns.store(now, Ordering::Relaxed);
+        }
+        due && !doorway::is_confined()
+    }
+
+    /// What this process takes of the machine, see [`Reports::process_bytes`]; `None`
+    /// where that cannot be seen.
+    pub fn process_bytes(&self) -> Option<u64> {
+        let mut room = self.room()?;
+        let seen = self.status.read(room.text());
+        if let Some(bytes) = seen.and_then(report::process_bytes_in) {
+            return Some(bytes);
+        }
+        if self.may_try() && self.status.open(STATUS) {
+            return report::process_bytes_in(self.status.read(room.text())?);
+        }
+        None
+    }
+
+    /// Tells each place that memory is taken from; `false` where one of them cannot be
+    /// seen.
+    pub fn places(&self, mut each: impl FnMut(Place)) -> bool {
+        let Some(mut room) = self.room() else {
+            return false;
+        };
+        let mut all = self.groups(&mut room, &mut each);
+        if !all && self.may_try() {
+            self.open_levels(&mut room);
+            all = self.groups(&mut room, &mut each);
+        } else if all && self.may_try() {
+            let mark = self.own_group.read(room.text()).map(mark_of);
+            if mark.is_some_and(|mark| mark != self.group_mark.load(Ordering::Relaxed)) {
+                self.open_levels(&mut room);
+                all = self.groups(&mut room, &mut each);
+            }
+        }
+        let meminfo = self.meminfo.read(room.text());
+        let machine = meminfo.and_then(machine_in);
+        if let Some(place) = machine {
+            each(place);
+        }
+        all && machine.is_some()
+    }
+
+    fn groups(&self, room: &mut Room<'_>, each: &mut impl FnMut(Place)) -> bool {
+        let (Some(group), text) = room.parts() else {
+            return true;
+        };
+        let mut all = true;
+        for (files, level) in self.levels.iter().zip(group.levels()) {
+            match files.look(&level, text) {
+                Ok(Some(place)) => each(place),
+                Ok(None) => {}
+                // The root of version 2 has no such file, nor has a level without the
+                // controller.
+                Err(Unseen) => all &= !files.limit.is_open(),
+            }
+        }
+        all
+    }
+
+    /// The smaller of the limits on address space and data, which bound what a process
+    /// takes as well, bytes; `None` for none.
+    #[must_use]
+    pub fn own_limit_bytes(&self) -> Option<u64> {
+        let limits = [machine::address_space_limit(), machine::data_limit()];
+        limits.into_iter().flatten().min()
+    }
+}
+
+impl Default for Meter {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl core::fmt::Debug for Meter {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Meter")
+            .field("status", &self.status)
+            .field("meminfo", &self.meminfo)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the text of `/proc/meminfo` says of the machine.
+fn machine_in(text: &[u8]) -> Option<Place> {
+    Some(Place {
+        limit_bytes: field_bytes(text, "MemTotal")?,
+        left_bytes: field_bytes(text, "MemAvailable")?,
+        swap_bytes: field_bytes(text, "SwapFree").unwrap_or(0),
+    })
+}
+
+/// A text as a number (FNV-1a): whether it changed.
+fn mark_of(text: &[u8]) -> u64 {
+    text.iter().fold(0xcbf2_9ce4_8422_2325, |mark, &byte| {
+        (mark ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_meter_sees_what_the_reports_say() {
+        let meter = Meter::new();
+        assert!(meter.process_bytes().is_some(), "opened when asked");
+        meter.open(true);
+        assert!(meter.process_bytes().unwrap() > 1 << 20);
+        let mut machine = None;
+        assert!(meter.places(|place| {
+            assert!(place.left_bytes <= place.limit_bytes, "{place:?}");
+            machine = Some(place);
+        }));
+        // The machine is told last.
+        let total = Reports::of_this_machine().meminfo_bytes("MemTotal");
+        assert_eq!(machine.map(|place| place.limit_bytes), total);
+    }
+
+    #[test]
+    fn a_forked_child_sees_itself() {
+        let meter = Meter::new();
+        meter.open(true);
+        // Shared with nobody: the child gives its own back.
+        let block = vec![1_u8; 64 << 20];
+        // SAFETY: the child makes calls that are async-signal-safe, and ends.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            meter.after_fork_in_child();
+            let before = meter.process_bytes().unwrap_or(0);
+            let at = (block.as_ptr() as usize).next_multiple_of(4096);
+            // SAFETY: whole pages within the block.
+            unsafe { libc::madvise(at as *mut libc::c_void, 32 << 20, libc::MADV_DONTNEED) };
+            let after = meter.process_bytes().unwrap_or(0);
+            let fell = before.saturating_sub(after) >> 20;
+            // SAFETY: ends the child.
+            unsafe { libc::_exit(fell as i32) };
+        }
+        let mut status = 0;
+        // SAFETY: our own child and a valid place.
+        unsafe { libc::waitpid(child, &raw mut status, 0) };
+        drop(block);
+        assert!(libc::WIFEXITED(status), "{status}");
+        let fell = libc::WEXITSTATUS(status);
+        assert!((30..=34).contains(&fell), "{fell} MiB");
+    }
+}
