@@ -78,7 +78,7 @@ Exit code:
 #[derive(Args, Debug)]
 pub(crate) struct RunArgs {
     /// Uncompressed ghost memory each process may keep: bytes, K, M, G, a percentage of the
-    /// machine's memory (or of the control group's limit), or auto: follow what is free
+    /// machine's memory (or of the control group's limit), or auto: what the memory leaves
     #[arg(long, value_name = "SIZE", default_value = "auto", value_parser = parse_limit,
         allow_negative_numbers = true)]
     pub(crate) limit: Limit,

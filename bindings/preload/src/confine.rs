@@ -34,7 +34,7 @@ use crate::front::{
 use crate::guarded::{self, Touch, load};
 use crate::raw::{self, call, failed, own};
 use crate::settings::Settings;
-use crate::{begin, follow, ghost, objects, report, signals, start, stub};
+use crate::{begin, ghost, objects, report, signals, start, stub};
 
 /// Maps the doorway where this run has it. Called once, at start, before the engine
 /// makes a call: a filter that came with exec may let by that place only.
@@ -136,25 +136,22 @@ struct Program {
 static REPORTS: [AtomicI32; REPORTS_MAX] = [const { AtomicI32::new(-1) }; REPORTS_MAX];
 
 /// Settles what cannot be done any more once a filter is in force.
-fn settle(all_threads: bool) {
+fn settle() {
     for (place, file) in REPORTS.iter().zip(report::settle()) {
         place.store(file, Ordering::Relaxed);
     }
     doorway::confine();
     stub::look_at_all();
     signals::return_by_doorway();
-    if all_threads {
-        follow::stand_still();
-    }
 }
 
 /// Installs the filter at `given`, with ours in front of it; `ask` makes the call.
-fn install(given: Program, all_threads: bool, ask: impl Fn(usize) -> isize) -> Touch<Done> {
+fn install(given: Program, ask: impl Fn(usize) -> isize) -> Touch<Done> {
     let Some((settings, doorway)) = start::settings().zip(doorway::doorway()) else {
         return Ok(Done::Asis);
     };
     look();
-    settle(all_threads);
+    settle();
     // A child of vfork(2) can have none made: the filter is for what it executes.
     let backend = ghost::heap().map_or_else(|| start::backend(settings), Heap::backend);
     let files = settings.spill.is_some() || !matches!(backend, Backend::Inline | Backend::Monitor);
@@ -210,7 +207,7 @@ fn strict(ask: impl Fn(usize) -> isize) -> Touch<Done> {
         count: filter.len as u16,
         code: filter.code.as_ptr() as usize,
     };
-    install(given, false, ask)
+    install(given, ask)
 }
 
 /// A filter as a program gives it; `None` for one that the kernel refuses at once.
@@ -251,7 +248,7 @@ pub(crate) fn prctl(args: [usize; 6]) -> Touch<Done> {
             let Some(given) = given(filter)? else {
                 return Ok(error(libc::EINVAL));
             };
-            install(given, false, |whole| {
+            install(given, |whole| {
                 raw::syscall(157, [option, mode, whole, 0, 0, 0])
             })
         }
@@ -271,8 +268,7 @@ pub(crate) fn seccomp(args: [usize; 6]) -> Touch<Option<Done>> {
             let Some(given) = given(filter)? else {
                 return Ok(Some(error(libc::EINVAL)));
             };
-            let all = flags & libc::SECCOMP_FILTER_FLAG_TSYNC as usize != 0;
-            install(given, all, |whole| {
+            install(given, |whole| {
                 raw::syscall(317, [operation, flags, whole, 0, 0, 0])
             })
             .map(Some)

@@ -12,7 +12,7 @@
 //! | `calls`, `guarded` | stand-ins for ghost buffers while the kernel works |
 //! | `confine`, `front` | a program's own filters of system calls |
 //! | `signals` | SIGBUS and SIGSEGV shared with the program |
-//! | `threads`, `follow`, `report` | threads, a limit that follows, figures |
+//! | `threads`, `report` | threads, figures |
 //!
 //! # What it must never do
 //! * Take from the heap it serves: its own Rust code allocates from libc, and
@@ -34,7 +34,6 @@ mod confine;
 mod descriptors;
 mod entries;
 mod family;
-mod follow;
 mod front;
 mod ghost;
 mod guarded;

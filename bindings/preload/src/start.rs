@@ -23,8 +23,8 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use ghostmem::record::Recorder;
-use ghostmem::{Backend, Heap, Spill};
-use ghostmem_os::machine;
+use ghostmem::{Backend, Error, FIRST_LOOK, Heap, Spill};
+use ghostmem_os::{OsError, machine};
 
 use crate::objects::Text;
 use crate::plan::Plans;
@@ -32,8 +32,8 @@ use crate::raw::own;
 use crate::settings::{Settings, VARIABLE, value_in};
 use crate::thread::{self, EngineScope};
 use crate::{
-    begin, bounce, cache, confine, entries, follow, ghost, heirs, holds, mappings, objects,
-    ordinary, patch, put_off, report, signals, threads,
+    begin, bounce, cache, confine, entries, ghost, heirs, holds, mappings, objects, ordinary,
+    patch, put_off, report, signals, threads,
 };
 
 /// Most bytes of freed blocks kept for reuse, whatever the limit.
@@ -100,9 +100,9 @@ extern "C" fn constructor(
     let cache = unsafe { value_in(environment, c"XDG_CACHE_HOME") };
     // SAFETY: as above.
     let home = unsafe { value_in(environment, c"HOME") };
-    if let Err(why) = start(settings, cache, home) {
-        say_refused(&why);
-        std::process::exit(126);
+    if let Err(refusal) = start(settings, cache, home) {
+        refusal.say();
+        std::process::exit(refusal.code);
     }
 }
 
@@ -110,7 +110,7 @@ fn start(
     settings: &'static Settings,
     cache: Option<&CStr>,
     home: Option<&CStr>,
-) -> Result<(), String> {
+) -> Result<(), Refusal> {
     refuse_valgrind()?;
     let inside = EngineScope::new(thread::current());
     if !settings.children {
@@ -131,7 +131,7 @@ fn start(
     let failed =
         unsafe { libc::pthread_atfork(Some(before_fork), Some(in_parent), Some(in_child)) };
     if failed != 0 {
-        return Err("no room for fork handlers".to_owned());
+        return Err("no room for fork handlers".to_owned().into());
     }
     mappings::take_from(settings.mmap_from);
     // Not later: a program that asks for memory may be in the loader.
@@ -145,7 +145,7 @@ fn start(
         } else {
             "no system call of its C library could be redirected; is it glibc?"
         };
-        return Err(why.to_owned());
+        return Err(why.to_owned().into());
     }
     let patched = PATCHED.get_or_init(|| patched);
     drop(inside);
@@ -204,20 +204,37 @@ pub(crate) fn take_over_now() {
     let (Some(settings), Some(patched)) = (SETTINGS.get(), PATCHED.get()) else {
         return;
     };
-    if let Err(why) = take_over(settings, patched) {
-        say_refused(&why);
+    if let Err(refusal) = take_over(settings, patched) {
+        refusal.say();
         // Nothing of the program's runs any more: it may be anywhere.
-        let _ends = own!(libc::SYS_exit_group, 126);
+        let _ends = own!(libc::SYS_exit_group, refusal.code);
     }
 }
 
-fn say_refused(why: &str) {
-    let line = format!("ghostmem: cannot run this program on ghost memory: {why}\n");
-    crate::raw::say(line.as_bytes());
+/// Why a program cannot run, and with which code the process ends.
+struct Refusal {
+    why: String,
+    code: i32,
+}
+
+impl Refusal {
+    fn say(&self) {
+        let line = format!(
+            "ghostmem: cannot run this program on ghost memory: {}\n",
+            self.why
+        );
+        crate::raw::say(line.as_bytes());
+    }
+}
+
+impl From<String> for Refusal {
+    fn from(why: String) -> Self {
+        Self { why, code: 126 }
+    }
 }
 
 /// From here on the program's memory is ghost memory.
-fn take_over(settings: &Settings, patched: &patch::Report) -> Result<(), String> {
+fn take_over(settings: &Settings, patched: &patch::Report) -> Result<(), Refusal> {
     let inside = EngineScope::new(thread::current());
     confine::look();
     if let Some(texts) = TEXTS.get() {
@@ -230,7 +247,7 @@ fn take_over(settings: &Settings, patched: &patch::Report) -> Result<(), String>
     threads::prepare();
     signals::stand_behind();
     ghostmem_os::thread::keep_faults_open();
-    let heap = build(settings).map_err(why_not)?;
+    let heap = build(settings)?;
     BLIND.store(
         heap.backend() != Backend::Monitor || !monitor_sees_the_kernel(),
         Ordering::Relaxed,
@@ -239,25 +256,38 @@ fn take_over(settings: &Settings, patched: &patch::Report) -> Result<(), String>
         record(&heap, path)?;
     }
     let heap = ghost::set(heap, settings.ghost_from);
-    // A bound holds stand-ins too, and they come at once: no more than the least.
-    let most = match settings.memory_each {
-        0 => settings.memory_limit.max(heap.stats().resident_limit_bytes),
-        _ => 0,
-    };
+    let (most, room) = shares(settings, heap);
     bounce::process_may_use(most);
-    cache::set_room((heap.stats().resident_limit_bytes / 16).min(CACHE_MOST));
+    cache::set_room(room.min(CACHE_MOST));
     if patched.forks {
         ghostmem::fork::freeze_at_the_call();
     }
     signals::stand_in_front();
     signals::give_stack();
-    if settings.follow {
-        follow::start(heap);
-    }
     report::started(settings, heap, *patched);
     drop(inside);
     ghost::switch_on();
     Ok(())
+}
+
+/// What stand-ins are a part of, and how much freed blocks may keep, bytes.
+fn shares(settings: &Settings, heap: &Heap) -> (usize, usize) {
+    let stats = heap.stats();
+    let resident = stats.resident_limit_bytes;
+    if settings.memory_each > 0 {
+        // A bound holds stand-ins too, and they come at once: no more than the least.
+        return (0, resident / 16);
+    }
+    let most = match settings.limit {
+        // What is kept free of the bound has room for one.
+        0 if settings.memory_auto => stats.process_bound_bytes / 16,
+        _ => settings.memory_limit.max(resident),
+    };
+    let resident = match settings.limit {
+        0 if settings.memory_auto => stats.process_bound_bytes / 2,
+        _ => resident,
+    };
+    (most, resident / 16)
 }
 
 /// valgrind runs a program with a malloc of its own, which takes libc's names, and
@@ -295,22 +325,38 @@ fn spare_address_space() {
 
 /// The cause of a refusal to make the heap, where a limit of the process's is known to
 /// be it.
-fn why_not(error: String) -> String {
+fn why_not(error: &Error) -> Refusal {
+    let why = error.to_string();
+    if let Error::MemoryTooSmall { .. } = error {
+        return Refusal { why, code: 125 };
+    }
+    if let Error::Os(OsError { call, .. }) = error
+        && *call == FIRST_LOOK
+    {
+        return Refusal {
+            why: "its control group, or the machine, has less than 1 MiB left for its pages: \
+                  allow the group more"
+                .to_owned(),
+            code: 125,
+        };
+    }
     if ghostmem_os::guard::size_limit_met() {
         return "the limit on the size of files (ulimit -f) leaves no room for the memory file \
                 of the guard backend"
-            .to_owned();
+            .to_owned()
+            .into();
     }
     match machine::address_space_left() {
         Some(left) => format!(
-            "{error} (the limits on address space and data, ulimit -v and -d, leave {left} bytes)"
+            "{why} (the limits on address space and data, ulimit -v and -d, leave {left} bytes)"
         ),
-        None => error,
+        None => why,
     }
+    .into()
 }
 
 /// The heap, with its regions and everything else that is made at first use.
-fn build(settings: &Settings) -> Result<Heap, String> {
+fn build(settings: &Settings) -> Result<Heap, Refusal> {
     let mut builder = Heap::builder()
         .backend(backend(settings))
         // Recorded is what was touched, not what was expected to be.
@@ -319,14 +365,12 @@ fn build(settings: &Settings) -> Result<Heap, String> {
         .report_thrashing(report::is_reporter(settings));
     if settings.limit > 0 {
         builder = builder.resident_limit(settings.limit);
-    } else if settings.memory_each.max(settings.memory_limit) == 0 {
-        // Until the first look at what is free.
-        let group = machine::cgroup_limit_bytes().unwrap_or(u64::MAX);
-        let half = machine::ram_bytes().min(group) / 2;
-        builder = builder.resident_limit(usize::try_from(half).unwrap_or(usize::MAX));
     }
     if settings.memory_each > 0 {
         builder = builder.memory(settings.memory_each);
+    }
+    if settings.memory_auto {
+        builder = builder.memory_auto();
     }
     if settings.memory_limit > 0 {
         builder = builder.heap_limit(settings.memory_limit);
@@ -341,12 +385,12 @@ fn build(settings: &Settings) -> Result<Heap, String> {
         }
         builder = builder.spill(spill);
     }
-    let heap = builder.build().map_err(|error| error.to_string())?;
+    let heap = builder.build().map_err(|error| why_not(&error))?;
     for bytes in [1, 64 << 10] {
         let layout = Layout::from_size_align(bytes, 16).map_err(|error| error.to_string())?;
         let block = heap
             .allocate_block(layout, false)
-            .map_err(|error| error.to_string())?;
+            .map_err(|error| why_not(&error))?;
         // SAFETY: allocated just now and used by nobody.
         unsafe { heap.deallocate_block(block.cast()) }.map_err(|error| error.to_string())?;
     }
@@ -409,5 +453,4 @@ pub(crate) extern "C" fn in_child() {
     put_off::forget_others();
     heirs::settle_in_child(ghost::heap());
     ghost::fork_ends();
-    follow::restart_after_fork();
 }

@@ -44,3 +44,4 @@ pub use parts::holes::Hole;
 pub use parts::latency::LatencyHistogram;
 pub use parts::lost::{LostDecision, LostHandler, LostPage};
 pub use parts::ring::{Recorder, Recording, SeenTouch};
+pub use tiers::split::FIRST_LOOK;

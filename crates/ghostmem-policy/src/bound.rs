@@ -11,9 +11,19 @@
 //!                      and what the kernel's counters are behind
 //!   held               what was measured at the last look, and what the heap took since
 //! ```
+//!
+//! Places that others take from as well (memory groups, the machine) become a bound by
+//! [`Allowance::of_place`]: what the process takes, and what is left but for a reserve.
+//! There a quantum is a sixteenth, so that as many processes can take one at once; and
+//! below the reserve each process gives back, in proportion to what it takes.
 
 /// A quantum is this part of what is left.
 const QUANTUM_SHARE: i64 = 4;
+/// The same where others take from the same place.
+const QUANTUM_SHARED_SHARE: i64 = 16;
+/// There no more than this is asked for at least, bytes: twice what the reclaimer keeps
+/// free.
+const QUANTUM_SHARED_LEAST: i64 = 2 << 20;
 /// A quantum is at least this part of the bound: the reclaimer keeps up to a
 /// thirty-second of the pages free, and must not evict while there is room.
 const QUANTUM_LEAST_SHARE: i64 = 32;
@@ -31,8 +41,104 @@ pub const fn headroom_bytes(bound_bytes: usize) -> usize {
     if wanted < most { wanted } else { most }
 }
 
-/// What a bound has no place for.
+/// What is kept free in a place of so many bytes that others take from as well: what they
+/// take between two looks, and what evictions store. A twentieth, so that what is charged
+/// stays well below 97 %; at most 1 GiB.
+#[must_use]
+pub const fn reserve_bytes(limit_bytes: u64) -> u64 {
+    const LEAST: u64 = 4 << 20;
+    const MOST: u64 = 1 << 30;
+    let part = limit_bytes / 20;
+    let wanted = if part > MOST {
+        MOST
+    } else if part > LEAST {
+        part
+    } else {
+        LEAST
+    };
+    let most = limit_bytes / 8;
+    if wanted < most { wanted } else { most }
+}
+
+/// What a process may take in all, and what it keeps free below that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Allowance {
+    /// The bound, bytes.
+    pub bytes: u64,
+    /// What is kept free below it, bytes.
+    pub headroom_bytes: u64,
+    /// What is missing of a shared place's reserve, bytes: others may have taken it.
+    pub short_bytes: u64,
+    /// Others take from the same place.
+    pub shared: bool,
+}
+
+impl Allowance {
+    /// No bound.
+    pub const ALL: Self = Self {
+        bytes: i64::MAX as u64,
+        headroom_bytes: 0,
+        short_bytes: 0,
+        shared: false,
+    };
+
+    /// A bound of this process's own.
+    #[must_use]
+    pub const fn of_bound(bytes: usize) -> Self {
+        Self {
+            bytes: bytes as u64,
+            headroom_bytes: headroom_bytes(bytes) as u64,
+            short_bytes: 0,
+            shared: false,
+        }
+    }
+
+    /// What a place of `limit_bytes`, of which `left_bytes` are left, allows a process
+    /// that takes `taken_bytes` of the machine.
+    #[must_use]
+    pub fn of_place(limit_bytes: u64, left_bytes: u64, taken_bytes: u64) -> Self {
+        let reserve = reserve_bytes(limit_bytes);
+        let short = reserve.saturating_sub(left_bytes);
+        // All that can give back is at most what is taken of the place.
+        let used = limit_bytes
+            .saturating_sub(left_bytes)
+            .max(taken_bytes)
+            .max(1);
+        let mine = u128::from(short) * u128::from(taken_bytes) / u128::from(used);
+        let mine = u64::try_from(mine).unwrap_or(short);
+        let left = left_bytes.max(reserve);
+        Self {
+            bytes: taken_bytes.saturating_add(left).saturating_sub(mine),
+            headroom_bytes: reserve,
+            short_bytes: short,
+            shared: true,
+        }
+    }
+
+    /// Most that may be held, bytes.
+    #[must_use]
+    pub const fn most_bytes(&self) -> u64 {
+        self.bytes.saturating_sub(self.headroom_bytes)
+    }
+
+    /// The tighter of two; what is short of one is short of both.
+    #[must_use]
+    pub fn tighter(self, other: Self) -> Self {
+        let short_bytes = self.short_bytes.max(other.short_bytes);
+        let tighter = if other.most_bytes() < self.most_bytes() {
+            other
+        } else {
+            self
+        };
+        Self {
+            short_bytes,
+            ..tighter
+        }
+    }
+}
+
+/// What a bound has no place for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Strain {
     /// There is place: free, or that of pages that leave for it.
@@ -58,10 +164,8 @@ impl Strain {
 /// A look at what is held under a bound.
 #[derive(Debug, Clone, Copy)]
 pub struct Look {
-    /// The bound, bytes.
-    pub bound_bytes: u64,
-    /// What is kept free below it, bytes.
-    pub headroom_bytes: u64,
+    /// What may be held.
+    pub allowance: Allowance,
     /// Everything that is held, bytes.
     pub held_bytes: u64,
     /// Bytes of a page.
@@ -78,8 +182,7 @@ impl Look {
     /// Bytes that may still be taken; below zero, bytes that have to go.
     #[must_use]
     pub fn room_bytes(&self) -> i64 {
-        let most = self.bound_bytes.saturating_sub(self.headroom_bytes);
-        signed(most).saturating_sub(signed(self.held_bytes))
+        signed(self.allowance.most_bytes()).saturating_sub(signed(self.held_bytes))
     }
 
     /// Pages that may be resident until the next look.
@@ -87,9 +190,14 @@ impl Look {
     pub fn limit_pages(&self) -> i64 {
         let page = signed(self.page_bytes).max(1);
         let room = self.room_bytes();
-        let least = (signed(self.bound_bytes) / QUANTUM_LEAST_SHARE).min(QUANTUM_LEAST_MOST);
+        let least = (signed(self.allowance.bytes) / QUANTUM_LEAST_SHARE).min(QUANTUM_LEAST_MOST);
+        let (least, share) = if self.allowance.shared {
+            (least.min(QUANTUM_SHARED_LEAST), QUANTUM_SHARED_SHARE)
+        } else {
+            (least, QUANTUM_SHARE)
+        };
         let more = if room >= 0 {
-            room.min(least.max(room / QUANTUM_SHARE)) / page
+            room.min(least.max(room / share)) / page
         } else {
             // Rounded away from zero: a part of a page over is a page over.
             (room - (page - 1)) / page
@@ -113,7 +221,8 @@ impl Look {
     #[must_use]
     pub fn strain(&self) -> Strain {
         let over = self.room_bytes().saturating_neg();
-        let headroom = signed(self.headroom_bytes);
+        let over = over.max(signed(self.allowance.short_bytes));
+        let headroom = signed(self.allowance.headroom_bytes);
         if self.used_pages > self.least_pages.min(self.most_pages) {
             Strain::None
         } else if over > headroom / 8 * 7 {
@@ -142,8 +251,12 @@ mod tests {
 
     fn look(held_mib: u64, used_mib: u64) -> Look {
         Look {
-            bound_bytes: 300 * MIB,
-            headroom_bytes: 10 * MIB,
+            allowance: Allowance {
+                bytes: 300 * MIB,
+                headroom_bytes: 10 * MIB,
+                short_bytes: 0,
+                shared: false,
+            },
             held_bytes: held_mib * MIB,
             page_bytes: 4096,
             used_pages: (used_mib * MIB / 4096) as i64,
@@ -212,15 +325,23 @@ mod tests {
     fn the_reclaimers_free_frames_fit_in_a_quantum() {
         // It keeps up to twice a 64th of the limit free, 512 pages at most.
         for bound in [16, 64, 300, 5000, 1 << 20] {
-            let look = Look {
-                bound_bytes: bound * MIB,
-                headroom_bytes: 0,
-                held_bytes: bound * MIB / 4 * 3,
-                used_pages: (bound * MIB / 4 * 3 / 4096) as i64,
-                ..look(0, 0)
-            };
-            let free = look.limit_pages() - look.used_pages;
-            assert!(free >= (look.limit_pages() / 64).min(256) * 2, "{bound}");
+            for shared in [false, true] {
+                let allowance = Allowance {
+                    bytes: bound * MIB,
+                    headroom_bytes: 0,
+                    shared,
+                    ..Allowance::ALL
+                };
+                let look = Look {
+                    allowance,
+                    held_bytes: bound * MIB / 4 * 3,
+                    used_pages: (bound * MIB / 4 * 3 / 4096) as i64,
+                    ..look(0, 0)
+                };
+                let free = look.limit_pages() - look.used_pages;
+                let kept = (look.limit_pages() / 64).min(256) * 2;
+                assert!(free >= kept, "{bound} {shared}");
+            }
         }
     }
 
@@ -243,5 +364,79 @@ mod tests {
         }
         assert_eq!(used as u64 * 4096, 290 * MIB);
         assert!(looks < 30, "{looks}");
+    }
+
+    #[test]
+    fn what_a_place_leaves_but_for_its_reserve_may_be_taken() {
+        let most = |left, taken| {
+            let allowed = Allowance::of_place(300 * MIB, left * MIB, taken * MIB);
+            allowed.most_bytes() as f64 / MIB as f64
+        };
+        assert_eq!(reserve_bytes(300 * MIB), 15 * MIB);
+        assert_eq!(
+            (reserve_bytes(1 << 40), reserve_bytes(MIB)),
+            (1 << 30, MIB / 8)
+        );
+        assert_eq!(most(200, 60), 245.0);
+        assert_eq!(most(15, 60), 60.0);
+        // Alone in a place, what is missing comes from this process.
+        assert_eq!(most(5, 295), 285.0);
+        // One that takes a fifth of what is taken gives back a fifth.
+        assert_eq!(most(5, 59), 57.0);
+        // Group and process are counted at different moments.
+        assert_eq!(most(0, 400), 385.0);
+    }
+
+    #[test]
+    fn processes_that_look_one_after_the_other_fill_a_place_and_never_pass_it() {
+        const MEMBERS: usize = 7;
+        let limit = 300 * MIB;
+        let mut used = [2 * MIB; MEMBERS];
+        for turn in 0..2000 {
+            // All look, and only then does each take what it was granted.
+            let left = limit - used.iter().sum::<u64>();
+            let granted = used.map(|taken| {
+                let look = Look {
+                    allowance: Allowance::of_place(limit, left, taken),
+                    held_bytes: taken,
+                    page_bytes: 4096,
+                    used_pages: (taken / 4096) as i64,
+                    least_pages: 256,
+                    most_pages: i64::MAX,
+                };
+                look.limit_pages() as u64 * 4096
+            });
+            used = granted;
+            assert!(used.iter().sum::<u64>() <= limit, "turn {turn}: {used:?}");
+        }
+        let all = used.iter().sum::<u64>();
+        assert!(all >= limit - 16 * MIB && all <= limit - 14 * MIB, "{all}");
+    }
+
+    #[test]
+    fn a_short_place_strains_only_those_that_have_little_left_to_give() {
+        let strain = |left, used_mib| {
+            let look = Look {
+                allowance: Allowance::of_place(300 * MIB, left * MIB, 20 * MIB),
+                ..look(20, used_mib)
+            };
+            look.strain()
+        };
+        assert_eq!(strain(1, 10), Strain::None);
+        assert_eq!(
+            (strain(1, 1), strain(6, 1)),
+            (Strain::Nothing, Strain::NothingNew)
+        );
+        assert_eq!((strain(8, 1), strain(200, 1)), (Strain::None, Strain::None));
+    }
+
+    #[test]
+    fn the_tighter_allowance_counts_and_what_is_short_of_either() {
+        let own = Allowance::of_bound(100 << 20);
+        let place = Allowance::of_place(300 * MIB, MIB, 200 * MIB);
+        let both = own.tighter(place);
+        assert_eq!((both.bytes, both.short_bytes), (100 * MIB, 14 * MIB));
+        assert_eq!(Allowance::ALL.tighter(own), own);
+        assert_eq!(place.tighter(Allowance::ALL), place);
     }
 }

@@ -84,6 +84,7 @@ pub struct HeapBuilder {
     resident_limit: Option<usize>,
     heap_limit: Option<usize>,
     memory: Option<MemorySize>,
+    memory_auto: bool,
     backend: Backend,
     codec: Codec,
     readahead: bool,
@@ -101,6 +102,7 @@ impl HeapBuilder {
             resident_limit: None,
             heap_limit: None,
             memory: None,
+            memory_auto: false,
             backend: Backend::Auto,
             codec: Codec::Auto,
             readahead: true,
@@ -152,6 +154,14 @@ impl HeapBuilder {
     /// ```
     pub fn memory(mut self, size: impl Into<MemorySize>) -> Self {
         self.memory = Some(size.into());
+        self
+    }
+
+    /// The process takes no more than memory groups and the machine leave it, followed
+    /// while it runs, with a reserve for others; [`HeapBuilder::memory`] may bound it
+    /// further. Default: no. Linux only.
+    pub fn memory_auto(mut self) -> Self {
+        self.memory_auto = true;
         self
     }
 
@@ -225,21 +235,24 @@ impl HeapBuilder {
         self
     }
 
-    /// The bound on the process, bytes, if there is to be one.
-    fn process_bound(&self) -> Result<Option<usize>, Error> {
+    /// The bound on the process, bytes, if there is to be one, and whether what memory
+    /// groups and the machine leave is one as well.
+    fn process_bound(&self) -> Result<(Option<usize>, bool), Error> {
+        // Where nobody says what the process takes, nothing can be followed.
+        let can_follow = || machine::process_bytes().is_some();
         let limited = self.resident_limit.is_some() || self.heap_limit.is_some();
         let size = match self.memory {
-            None if limited => return Ok(None),
+            None if limited => return Ok((None, self.memory_auto)),
             asked => asked.unwrap_or_default(),
         };
-        if let MemorySize::Percent(percent) = size
-            && !(percent > 0.0 && percent <= 100.0)
-        {
-            return Err(Error::MemoryPercent);
-        }
-        let bytes = size.bytes();
+        let bytes = match size {
+            MemorySize::Auto => return Ok((None, can_follow())),
+            MemorySize::Bytes(bytes) => Some(bytes),
+            MemorySize::Percent(percent) if percent > 0.0 && percent <= 100.0 => size.bytes(),
+            MemorySize::Percent(_) => return Err(Error::MemoryPercent),
+        };
         bytes.map_or(Ok(()), check_memory)?;
-        Ok(bytes)
+        Ok((bytes, self.memory_auto))
     }
 
     /// Builds the heap that [`Heap::global`] gives from now on, before anything else
@@ -281,12 +294,12 @@ impl HeapBuilder {
             limit.min(machine::ram_bytes())
         });
         let machine_bytes = usize::try_from(machine_bytes).unwrap_or(usize::MAX);
-        let memory = self.process_bound()?;
+        let (memory, follows) = self.process_bound()?;
         let default_bytes = match (&self.spill, self.heap_limit) {
             // Some of the limit is for compressed pages: with a file they may
             // be many times as many.
             (Some(_), Some(limit)) => (machine_bytes / 2).min(limit / 4 * 3),
-            _ if memory.is_some() => machine_bytes,
+            _ if memory.is_some() || follows => machine_bytes,
             _ => machine_bytes / 2,
         };
         let limit_bytes = self
@@ -309,6 +322,7 @@ impl HeapBuilder {
             limit_pages: limit_bytes / PAGE_SIZE,
             memory_limit_bytes: self.heap_limit,
             process_limit_bytes: memory,
+            follow_places: follows,
             backend,
             codec: self.codec.chosen(),
             compress: self.spill.as_ref().is_none_or(|spill| spill.compress),

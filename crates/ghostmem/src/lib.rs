@@ -58,6 +58,8 @@ pub use block::SmallObjects;
 pub use builder::{Backend, Codec, HeapBuilder};
 pub use error::Error;
 pub use ghostmem_file::OpenError;
+#[doc(hidden)]
+pub use ghostmem_pager::FIRST_LOOK;
 pub use ghostmem_pager::{Figure, FigureKind, FigureUnit, Hole, LatencyHistogram, Stats};
 pub use ghostmem_pager::{LostDecision, LostHandler, LostPage, TierCause, TierError, UnusableTier};
 pub use heap::{Heap, Pinned};

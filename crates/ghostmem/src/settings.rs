@@ -169,12 +169,12 @@ macro_rules! settings {
 
 settings! {
     handed {
-        /// Most bytes of uncompressed ghost pages mapped at once, in each process; 0: half
-        /// of the machine's memory, or of the control group's limit.
-        limit("limit"): usize = 0, Bytes, "auto", [option "limit" method HeapBuilder::resident_limit
+        /// Most bytes of uncompressed ghost pages mapped at once, in each process.
+        limit("limit"): usize = 0, Bytes, "what the memory leaves", [option "limit" method HeapBuilder::resident_limit
             c "resident_limit_bytes" cpp "resident_limit_bytes" env "GHOSTMEM_LIMIT"];
-        /// The limit follows the machine's free memory and the control group.
-        follow("follow"): bool = false, Flag, "", [];
+        /// Each process takes no more than control groups and the machine leave it,
+        /// followed while it runs.
+        memory_auto("auto"): bool = false, Flag, "off", [method HeapBuilder::memory_auto];
         /// Bound on uncompressed, compressed and bookkeeping memory together; allocations
         /// beyond it fail.
         memory_limit("memory"): usize = 0, Bytes, "none", [plain "memory-limit"];
@@ -449,7 +449,7 @@ mod tests {
         let odd = PathBuf::from(OsString::from_vec(b"/a;b=%c\n\xff%41".to_vec()));
         let all = RunSettings {
             limit: 1 << 20,
-            follow: true,
+            memory_auto: true,
             memory_limit: 5,
             spill: Some(odd.clone()),
             spill_limit: Some(u64::MAX),

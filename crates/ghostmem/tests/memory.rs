@@ -246,6 +246,112 @@ fn memory_beside_the_heap_makes_the_heap_give_way() {
     );
 }
 
+/// Bytes that stayed resident of a heap's `words` while 20 MiB came up beside it.
+fn stayed_beside(heap: &Heap, data: &[u64]) -> usize {
+    let before = heap.stats().resident_bytes;
+    let mut beside = Vec::new();
+    for _ in 0..20 {
+        beside.push(vec![1_u8; MIB]);
+        thread::sleep(Duration::from_millis(20));
+        black_box(data[beside.len() * 1000]);
+    }
+    before.saturating_sub(heap.stats().resident_bytes)
+}
+
+/// Programs close what they did not open, and use up what they may open.
+#[test]
+fn memory_beside_the_heap_is_seen_without_a_free_descriptor() {
+    alone_on_each(
+        "memory_beside_the_heap_is_seen_without_a_free_descriptor",
+        |backend| {
+            let _watchdog = Watchdog::new("no free descriptor", 55);
+            let (heap, _bound) = bounded(backend);
+            let data = heap.slice_from_fn(2 * ROOM / 8, word).unwrap();
+            let none = libc::rlimit {
+                rlim_cur: 0,
+                rlim_max: 0,
+            };
+            // SAFETY: a valid limit; what is open stays open.
+            assert_eq!(
+                unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const none) },
+                0
+            );
+            let gone = stayed_beside(&heap, &data);
+            assert!(gone > 10 * MIB, "only {gone} bytes left for it");
+            assert_eq!(heap.stats().bound_overruns, 0);
+        },
+    );
+}
+
+#[test]
+fn a_look_that_cannot_see_is_counted_and_holds_what_there_is() {
+    alone_on_each(
+        "a_look_that_cannot_see_is_counted_and_holds_what_there_is",
+        |backend| {
+            let _watchdog = Watchdog::new("a blind look", 55);
+            let (heap, _bound) = bounded(backend);
+            let data = heap.slice_from_fn(2 * ROOM / 8, word).unwrap();
+            // A program puts a file of its own over every number that reads what it takes.
+            for entry in fs::read_dir("/proc/self/fd").unwrap() {
+                let path = entry.unwrap().path();
+                let number: i32 = path.file_name().unwrap().to_str().unwrap().parse().unwrap();
+                let target = fs::read_link(&path).unwrap_or_default();
+                if target.ends_with("status") {
+                    // SAFETY: any number may become a copy of standard input.
+                    assert_eq!(unsafe { libc::dup2(0, number) }, number);
+                }
+            }
+            let none = libc::rlimit {
+                rlim_cur: 0,
+                rlim_max: 0,
+            };
+            // SAFETY: a valid limit; it cannot open the report again.
+            assert_eq!(
+                unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const none) },
+                0
+            );
+            let gone = stayed_beside(&heap, &data);
+            assert!(gone < 4 * MIB, "{gone} bytes left for what nobody saw");
+            assert!(heap.stats().bound_overruns > 0);
+            assert!((0..data.len()).all(|i| data[i] == word(i)));
+        },
+    );
+}
+
+#[test]
+fn a_forked_child_keeps_its_own_bound() {
+    alone_on_each("a_forked_child_keeps_its_own_bound", |backend| {
+        let _watchdog = Watchdog::new("a bound in a child", 55);
+        let (heap, bound) = bounded(backend);
+        let words = ROOM / 8;
+        let data = heap.slice_from_fn(words, word).unwrap();
+        // SAFETY: the child ends by _exit.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            let mut beside = Vec::new();
+            for turn in 0..20 {
+                beside.push(vec![1_u8; MIB]);
+                thread::sleep(Duration::from_millis(20));
+                for i in (turn..words).step_by(2048) {
+                    assert_eq!(data[i], word(i));
+                }
+            }
+            // More came up than there was room for, and the parent's figure says nothing of
+            // it.
+            let most = taken();
+            if most > bound {
+                eprintln!("{most} bytes of {bound}");
+            }
+            // SAFETY: ends the child.
+            unsafe { libc::_exit(i32::from(most > bound)) };
+        }
+        let mut status = 0;
+        // SAFETY: our own child and a valid place.
+        unsafe { libc::waitpid(child, &raw mut status, 0) };
+        assert_eq!(status, 0, "status of the child");
+    });
+}
+
 #[test]
 fn memory_beside_the_heap_that_was_given_back_is_granted_at_once() {
     alone_on_each(

@@ -1,4 +1,4 @@
-//! How much a program may keep: bytes, a part of the machine, or what is free.
+//! How much a program may keep or take: bytes, a part of the machine, or what there is.
 
 use ghostmem::doctor;
 
@@ -9,22 +9,22 @@ use crate::size::{Amount, parse_amount};
 /// may need, and for the pages that its own start touches.
 const LEAST_BYTES: u64 = 1 << 20;
 
-/// The value of `--limit`.
+/// The value of `--limit` or `--memory`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Limit {
     /// So many bytes, or so many hundredths of the smaller of the control group's limit and the
     /// machine's memory.
     Fixed(Amount),
-    /// Three quarters of what is free, looked at every second.
+    /// What there is, followed.
     Auto,
 }
 
 impl Limit {
-    /// The limit at the start, bytes; 0 lets the library look.
+    /// The limit at the start, bytes; 0 lets the library look. `option` gave it.
     ///
     /// # Errors
     /// A limit that is too small.
-    pub(crate) fn bytes(self) -> Result<u64, Failure> {
+    pub(crate) fn bytes(self, option: &str) -> Result<u64, Failure> {
         let Self::Fixed(amount) = self else {
             return Ok(0);
         };
@@ -38,14 +38,14 @@ impl Limit {
         };
         if bytes < LEAST_BYTES {
             return Err(Failure::new(format!(
-                "--limit of {bytes} bytes is too small for a program: use at least 1M"
+                "{option} of {bytes} bytes is too small for a program: use at least 1M"
             )));
         }
         Ok(bytes)
     }
 }
 
-/// Reads the value of `--limit`.
+/// Reads such a value.
 ///
 /// # Errors
 /// One line saying what was wrong and what is accepted.
@@ -79,9 +79,9 @@ mod tests {
 
     #[test]
     fn a_limit_too_small_for_any_program_is_refused() {
-        assert!(Limit::Fixed(Amount::Bytes(4096)).bytes().is_err());
+        assert!(Limit::Fixed(Amount::Bytes(4096)).bytes("--limit").is_err());
         assert_eq!(
-            Limit::Fixed(Amount::Bytes(1 << 20)).bytes().ok(),
+            Limit::Fixed(Amount::Bytes(1 << 20)).bytes("--limit").ok(),
             Some(1 << 20)
         );
     }

@@ -80,7 +80,7 @@ fn cannot_start(program: &Path, error: &std::io::Error) -> Failure {
 fn limit_bytes(args: &RunArgs) -> Result<u64, Failure> {
     match args.limit {
         Limit::Auto if args.trace.is_some() => Ok(trace::WINDOW_BYTES),
-        limit => limit.bytes(),
+        limit => limit.bytes("--limit"),
     }
 }
 
@@ -88,7 +88,8 @@ fn limit_bytes(args: &RunArgs) -> Result<u64, Failure> {
 fn settings(args: &RunArgs, raw_system_calls: Option<&str>) -> Result<RunSettings, Failure> {
     let mut settings = args.plain.settings();
     settings.limit = fits(limit_bytes(args)?)?;
-    settings.follow = matches!(args.limit, Limit::Auto) && args.trace.is_none();
+    // Whatever else was said: what there is not cannot be had.
+    settings.memory_auto = args.trace.is_none();
     settings.spill_limit = args.spill.spill_limit;
     settings.spill_store = args.spill.spill_store.map(fits).transpose()?;
     settings.ghost_from = match args.small {

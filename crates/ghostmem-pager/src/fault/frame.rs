@@ -53,11 +53,16 @@ impl Engine {
             return wait(Duration::ZERO);
         }
         // A bound on the process is never passed.
-        if self.bound.is_none() && self.overdraw(INSTRUCTION_PAGES.max(self.budget.limit() / 8)) {
+        let most = INSTRUCTION_PAGES.max(self.budget.limit() / 8);
+        let fits = self
+            .bound
+            .as_ref()
+            .is_none_or(|bound| bound.has_room_for(most));
+        if fits && self.overdraw(most) {
             return Ok(());
         }
         if rounds > BARREN_ROUNDS + BARREN_WAITS {
-            if let Some(bound) = &self.bound {
+            if let Some(bound) = self.bound.as_ref().filter(|_| !fits) {
                 if bound.begin_to_refuse() {
                     say_full(bound);
                 }
@@ -156,7 +161,7 @@ fn say_full(bound: &ProcessBound) {
         line,
         "memory of {} MiB is full and no page can leave for the one touched: allow more, or \
          give cold pages a file",
-        bound.bytes >> 20
+        bound.bytes() >> 20
     );
     line.print();
 }

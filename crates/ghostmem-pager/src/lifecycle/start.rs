@@ -35,13 +35,13 @@ impl Engine {
         ghostmem_fault::scratch_with(AnyCodec::state_words_most())?;
         let limit = config.limit_pages.max(LIMIT_PAGES_MIN);
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let bound = config.process_limit_bytes;
+        let bound = ProcessBound::new(config.process_limit_bytes, config.follow_places, limit);
         let engine = MapArc::new(Self {
             backend: config.backend,
             store: SlabStore::new(config.store_capacity_bytes)?,
             cold: cold.map(ColdTiers::new),
             budget: Budget::new(limit, shards())?,
-            bound: bound.map(|bytes| ProcessBound::new(bytes, limit)),
+            bound,
             metrics: Metrics::new(shards())?,
             threads: ThreadTable::new(machine::cpus())?,
             regions: [const { OnceLock::new() }; REGIONS_MAX],

@@ -19,6 +19,7 @@ use ghostmem_os::{OsError, PAGE_SIZE, futex};
 use ghostmem_policy::forecast::{Holdings, PageCosts};
 use ghostmem_store::tier::{ColdTier, TierStats};
 
+use crate::parts::bound::ProcessBound;
 use crate::parts::engine::Engine;
 
 /// Evictions after which the store's ratio is taken for the data's.
@@ -38,6 +39,10 @@ const COSTS: PageCosts = PageCosts {
     file_entry_bytes: 4 * 10,
 };
 
+/// Far from a bound on the process a thread is asked about once in so many bytes of small
+/// objects.
+const FAR_BYTES: usize = 1 << 20;
+
 /// Slots moved to make room before an allocation is refused.
 const COMPACT_SLOTS: usize = 4096;
 
@@ -49,6 +54,7 @@ const COMPACT_ROUNDS: u32 = 4;
 /// memory in hand.
 const COMPACT_WAITS: u32 = 200;
 const COMPACT_WAIT: Duration = Duration::from_micros(500);
+
 impl Engine {
     /// Counts `bytes` that the owner of an adopted region hands out.
     ///
@@ -61,8 +67,17 @@ impl Engine {
     /// then.
     pub fn count_foreign(&self, bytes: usize) -> Result<(), OsError> {
         let before = self.foreign.mine().fetch_add(bytes, Ordering::Relaxed);
-        if !self.has_memory_limit() || before / PAGE_SIZE == before.wrapping_add(bytes) / PAGE_SIZE
-        {
+        if !self.has_memory_limit() {
+            return Ok(());
+        }
+        // Far from a bound seldom: the forecast costs more than what it is about.
+        let far = self.bound.as_ref().is_some_and(ProcessBound::is_far);
+        let grain = if far && self.config.memory_limit_bytes.is_none() {
+            FAR_BYTES
+        } else {
+            PAGE_SIZE
+        };
+        if before / grain == before.wrapping_add(bytes) / grain {
             return Ok(());
         }
         // Objects are spread over pages of which nobody else knows how many

@@ -5,7 +5,8 @@ use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, AtomicUsize
 use core::time::Duration;
 
 use ghostmem_os::PAGE_SIZE;
-use ghostmem_policy::bound::{self, Strain};
+use ghostmem_os::meter::Meter;
+use ghostmem_policy::bound::{Allowance, Look, Strain};
 
 /// Fewest pages that stay resident under a bound: 1 MiB.
 pub(crate) const LEAST_PAGES: i64 = 256;
@@ -13,11 +14,21 @@ pub(crate) const LEAST_PAGES: i64 = 256;
 /// The clock follows when the limit is off by this part.
 const CLOCK_STEP: i64 = 4;
 
-/// A bound on the whole process.
+/// A bound on the whole process: a number, what groups and the machine leave, or both.
 #[derive(Debug)]
 pub(crate) struct ProcessBound {
-    /// The bound, bytes.
-    pub(crate) bytes: usize,
+    /// What was asked for, bytes.
+    asked_bytes: Option<usize>,
+    /// What memory groups and the machine leave counts.
+    follows: bool,
+    /// What the process takes, and what is left.
+    pub(crate) meter: Meter,
+    /// What groups and the machine allowed at the last measurement.
+    places: Shelf,
+    /// What the fullest of those had left, bytes.
+    left_bytes: AtomicU64,
+    /// What was allowed at the last look, in all.
+    allowed: Shelf,
     /// Most pages that may be resident, whatever the bound leaves.
     most_pages: AtomicI64,
     /// Memory of the process that is not the heap's, bytes, by the last measurement.
@@ -28,6 +39,8 @@ pub(crate) struct ProcessBound {
     peak_bytes: AtomicUsize,
     /// Pages that could be resident if the heap took all that is left.
     reach_pages: AtomicI64,
+    /// Bytes that were left at the last look.
+    room_bytes: AtomicI64,
     /// The resident limit that turnovers are counted by: it follows in large steps, as
     /// each makes the epochs of pages that are away mean something else.
     clock_pages: AtomicI64,
@@ -39,25 +52,97 @@ pub(crate) struct ProcessBound {
     looking: AtomicBool,
 }
 
-impl ProcessBound {
-    pub(crate) const fn new(bytes: usize, most_pages: i64) -> Self {
+/// An [`Allowance`] in words of its own: one looker writes, others read one word each.
+#[derive(Debug)]
+struct Shelf {
+    bytes: AtomicU64,
+    headroom_bytes: AtomicU64,
+    short_bytes: AtomicU64,
+    shared: AtomicBool,
+}
+
+impl Shelf {
+    const fn of(allowance: Allowance) -> Self {
         Self {
-            bytes,
+            bytes: AtomicU64::new(allowance.bytes),
+            headroom_bytes: AtomicU64::new(allowance.headroom_bytes),
+            short_bytes: AtomicU64::new(allowance.short_bytes),
+            shared: AtomicBool::new(allowance.shared),
+        }
+    }
+
+    fn put(&self, allowance: Allowance) {
+        self.bytes.store(allowance.bytes, Ordering::Relaxed);
+        self.headroom_bytes
+            .store(allowance.headroom_bytes, Ordering::Relaxed);
+        self.short_bytes
+            .store(allowance.short_bytes, Ordering::Relaxed);
+        self.shared.store(allowance.shared, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> Allowance {
+        Allowance {
+            bytes: self.bytes.load(Ordering::Relaxed),
+            headroom_bytes: self.headroom_bytes.load(Ordering::Relaxed),
+            short_bytes: self.short_bytes.load(Ordering::Relaxed),
+            shared: self.shared.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// Bytes that a program without pause takes in a millisecond.
+const BYTES_PER_MS: i64 = 2 << 20;
+
+fn size(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}
+
+impl ProcessBound {
+    /// A bound of `asked_bytes`, of what groups and the machine leave (`follows`), or of
+    /// both; `None` for neither.
+    pub(crate) fn new(asked_bytes: Option<usize>, follows: bool, most_pages: i64) -> Option<Self> {
+        if asked_bytes.is_none() && !follows {
+            return None;
+        }
+        let asked = asked_bytes.map_or(Allowance::ALL, Allowance::of_bound);
+        Some(Self {
+            asked_bytes,
+            follows,
+            meter: Meter::new(),
+            places: Shelf::of(Allowance::ALL),
+            left_bytes: AtomicU64::new(u64::MAX),
+            allowed: Shelf::of(asked),
             most_pages: AtomicI64::new(most_pages),
             other_bytes: AtomicUsize::new(0),
             measured_ns: AtomicU64::new(0),
             peak_bytes: AtomicUsize::new(0),
             reach_pages: AtomicI64::new(0),
+            room_bytes: AtomicI64::new(0),
             clock_pages: AtomicI64::new(LEAST_PAGES),
             strain: AtomicU8::new(0),
             refusing: AtomicBool::new(false),
             looking: AtomicBool::new(false),
-        }
+        })
+    }
+
+    /// Opens what is looked at.
+    pub(crate) fn open(&self) {
+        self.meter.open(self.follows);
+    }
+
+    /// The number that was asked for, bytes.
+    pub(crate) const fn asked_bytes(&self) -> Option<usize> {
+        self.asked_bytes
+    }
+
+    /// What the process may take in all by the last look, bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        size(self.allowed.bytes.load(Ordering::Relaxed))
     }
 
     /// What stays free below it: what evictions store before their frames come free.
     pub(crate) fn headroom_bytes(&self) -> usize {
-        bound::headroom_bytes(self.bytes)
+        size(self.allowed.headroom_bytes.load(Ordering::Relaxed))
     }
 
     pub(crate) fn most_pages(&self) -> i64 {
@@ -80,6 +165,26 @@ impl ProcessBound {
         self.reach_pages.load(Ordering::Relaxed)
     }
 
+    /// Whether the bound was far away at the last look: an eighth of it was left.
+    pub(crate) fn is_far(&self) -> bool {
+        let room = self.room_bytes.load(Ordering::Relaxed);
+        room > 0 && room.unsigned_abs() >= self.allowed.bytes.load(Ordering::Relaxed) / 8
+    }
+
+    /// Whether so many pages more may be resident, whatever the resident limit says.
+    pub(crate) fn has_room_for(&self, pages: i64) -> bool {
+        let room = self.room_bytes.load(Ordering::Relaxed);
+        self.strain() == Strain::None && room >= pages.saturating_mul(PAGE_SIZE as i64)
+    }
+
+    /// Whether there is room for the fewest pages, before there are any: within what was
+    /// asked for, and in each place.
+    pub(crate) fn can_begin(&self) -> bool {
+        let least = (LEAST_PAGES as usize * PAGE_SIZE) as u64;
+        let within = self.asked_bytes.is_none() || self.strain() == Strain::None;
+        within && self.left_bytes.load(Ordering::Relaxed) >= least
+    }
+
     pub(crate) fn clock_pages(&self) -> i64 {
         self.clock_pages.load(Ordering::Relaxed)
     }
@@ -99,19 +204,34 @@ impl ProcessBound {
     }
 
     /// How long the memory that is not the heap's may be left unwatched: as long as a
-    /// program that fills fresh memory without pause takes for half of what is left.
+    /// program that fills fresh memory without pause takes for half of what is left. What
+    /// groups leave changes without this process, too.
     pub(crate) fn unwatched(&self, used_pages: i64) -> Duration {
-        const BYTES_PER_MS: usize = 2 << 20;
-        let left = (self.reach_pages() - used_pages).max(0) as usize * PAGE_SIZE;
-        let ms = (left + self.headroom_bytes()) / 2 / BYTES_PER_MS;
-        Duration::from_millis(ms.clamp(2, 50) as u64)
+        let most = if self.asked_bytes.is_some() { 50 } else { 250 };
+        let reach = (self.reach_pages() - used_pages).max(0);
+        let left = if self.follows {
+            self.room_bytes.load(Ordering::Relaxed).max(0)
+        } else {
+            reach.saturating_mul(PAGE_SIZE as i64)
+        };
+        let left = left.saturating_add(self.headroom_bytes() as i64);
+        Duration::from_millis((left / 2 / BYTES_PER_MS).clamp(2, most).unsigned_abs())
+    }
+
+    /// Time between two measurements that nobody insists on: `least_ns` close to the
+    /// bound, longer far from it. Sixteen such programs take half of what is left in it.
+    pub(crate) fn interval_ns(&self, least_ns: u64) -> u64 {
+        let left = self.room_bytes.load(Ordering::Relaxed).max(0);
+        let ms = (left / 32 / BYTES_PER_MS).clamp(0, 50);
+        (ms.unsigned_abs() * 1_000_000).max(least_ns)
     }
 
     /// The right to look, unless somebody has it: a thread that holds it and is
     /// interrupted by a fault of its own does not wait for itself.
     pub(crate) fn try_look(&self) -> Option<Looking<'_>> {
         let free = !self.looking.swap(true, Ordering::Acquire);
-        free.then_some(Looking(self))
+        // Not made where it is not free: its end would give the other's right away.
+        free.then(|| Looking(self))
     }
 
     /// In a forked child: whoever looked is not there, and what was measured was the
@@ -120,6 +240,7 @@ impl ProcessBound {
         self.looking.store(false, Ordering::Relaxed);
         self.measured_ns.store(0, Ordering::Relaxed);
         self.peak_bytes.store(0, Ordering::Relaxed);
+        self.meter.after_fork_in_child();
     }
 }
 
@@ -133,32 +254,87 @@ impl Looking<'_> {
         measured == 0 || now.saturating_sub(measured) >= ns
     }
 
-    /// Notes that at the moment `now` the process took `total` bytes, of which `ours`
-    /// are the heap's.
-    pub(crate) fn measured(&self, now: u64, total: usize, ours: usize) {
-        self.0.measured_ns.store(now.max(1), Ordering::Relaxed);
-        self.0
+    /// Measures what the process takes, of which `ours` bytes are the heap's, and what is
+    /// left where it takes it from; whether all could be seen, and was within the bound.
+    /// What cannot be seen stays as it was.
+    pub(crate) fn measure(&self, now: u64, ours: usize) -> bool {
+        let bound = self.0;
+        bound.measured_ns.store(now.max(1), Ordering::Relaxed);
+        let Some(total) = bound.meter.process_bytes() else {
+            return false;
+        };
+        let taken = size(total);
+        bound
             .other_bytes
-            .store(total.saturating_sub(ours), Ordering::Relaxed);
-        self.0.peak_bytes.fetch_max(total, Ordering::Relaxed);
+            .store(taken.saturating_sub(ours), Ordering::Relaxed);
+        bound.peak_bytes.fetch_max(taken, Ordering::Relaxed);
+        let kept = bound.asked_bytes.is_none_or(|bytes| taken <= bytes);
+        if !bound.follows {
+            return kept;
+        }
+        let (mut allowed, mut left) = (Allowance::ALL, u64::MAX);
+        let seen = bound.meter.places(|place| {
+            let mut of_place = Allowance::of_place(place.limit_bytes, place.left_bytes, total);
+            if place.swap_bytes > 0 {
+                of_place.short_bytes = 0;
+            }
+            left = left.min(place.left_bytes.saturating_add(place.swap_bytes));
+            allowed = allowed.tighter(of_place);
+        });
+        if let Some(bytes) = bound.meter.own_limit_bytes() {
+            allowed = allowed.tighter(Allowance::of_bound(size(bytes)));
+        }
+        if seen {
+            bound.places.put(allowed);
+            bound.left_bytes.store(left, Ordering::Relaxed);
+        }
+        seen && kept
     }
 
-    /// Notes what follows from the look.
-    pub(crate) fn found(&self, limit_pages: i64, reach_pages: i64, strain: Strain) {
+    /// What is allowed now, before anything is held.
+    pub(crate) fn allowance(&self) -> Allowance {
+        let asked = self.0.asked_bytes;
+        let asked = asked.map_or(Allowance::ALL, Allowance::of_bound);
+        asked.tighter(self.0.places.get())
+    }
+
+    /// Notes what follows from the look; the resident limit.
+    pub(crate) fn found(&self, look: &Look) -> i64 {
+        let (limit_pages, strain) = (look.limit_pages(), look.strain());
         let clock = self.0.clock_pages();
         if (limit_pages - clock).abs() > clock / CLOCK_STEP {
             self.0.clock_pages.store(limit_pages, Ordering::Relaxed);
         }
-        self.0.reach_pages.store(reach_pages, Ordering::Relaxed);
+        self.0.allowed.put(look.allowance);
+        let reach = look.reach_pages();
+        self.0.reach_pages.store(reach, Ordering::Relaxed);
+        let room = look.room_bytes();
+        self.0.room_bytes.store(room, Ordering::Relaxed);
         self.0.strain.store(strain as u8, Ordering::Relaxed);
         if strain == Strain::None && self.0.is_refusing() {
             self.0.refusing.store(false, Ordering::Relaxed);
         }
+        limit_pages
     }
 }
 
 impl Drop for Looking<'_> {
     fn drop(&mut self) {
         self.0.looking.store(false, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_is_told_that_another_looks_takes_nothing_from_that_one() {
+        let bound = ProcessBound::new(Some(64 << 20), false, 1000).unwrap();
+        let looking = bound.try_look().unwrap();
+        assert!(bound.try_look().is_none());
+        assert!(bound.try_look().is_none(), "the first one looks still");
+        drop(looking);
+        assert!(bound.try_look().is_some());
     }
 }

@@ -18,6 +18,8 @@ pub struct Config {
     /// Bound on everything the process takes of the machine, as the kernel charges it;
     /// how many pages may be resident, up to `limit_pages`, then follows what is left.
     pub process_limit_bytes: Option<usize>,
+    /// What memory groups and the machine leave is a bound on the process as well.
+    pub follow_places: bool,
     /// Where faults come from.
     pub backend: Opened,
     /// The page compressor.
@@ -58,6 +60,7 @@ impl Config {
             limit_pages,
             memory_limit_bytes: None,
             process_limit_bytes: None,
+            follow_places: false,
             backend,
             codec: AnyCodec::Lz4,
             compress: true,

@@ -9,7 +9,7 @@ impl Engine {
     pub(crate) fn memory_limit(&self) -> Option<usize> {
         let left = self.bound.as_ref().map(|bound| {
             let taken = bound.other_bytes() + bound.headroom_bytes();
-            bound.bytes.saturating_sub(taken)
+            bound.bytes().saturating_sub(taken)
         });
         match (left, self.config.memory_limit_bytes) {
             (Some(left), Some(limit)) => Some(left.min(limit)),

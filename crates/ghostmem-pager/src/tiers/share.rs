@@ -45,7 +45,16 @@ impl Engine {
                 + self.store.stats().metadata_bytes
                 + cold.tier.stats().metadata_bytes,
         );
-        cold.share_bytes.store(share.bytes(), Ordering::Relaxed);
+        // What groups and the machine leave is no reason to hold more than was said.
+        let share = match (&self.bound, self.config.memory_limit_bytes) {
+            (Some(bound), None) if bound.asked_bytes().is_none() => {
+                let most = bound.most_pages().max(0) as u64 * PAGE_SIZE as u64;
+                let without = StoreShare::new(cold.store_limit_bytes, None, most, 0);
+                share.bytes().min(without.bytes())
+            }
+            _ => share.bytes(),
+        };
+        cold.share_bytes.store(share, Ordering::Relaxed);
     }
 
     /// Whether eviction ahead of demand is to wait for the file.

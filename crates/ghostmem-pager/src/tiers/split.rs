@@ -8,11 +8,13 @@
 //!
 //! Memory that is not the heap's is measured, as the kernel charges it, at most once in
 //! [`MEASURE_NS`]: `held = the heap's own counters + (measured - the heap's own then)`.
-//! So an error of the counters that stays the same is measured with it. Everything here
-//! is async-signal-safe and takes no lock; the one who looks is whoever comes first.
+//! So an error of the counters that stays the same is measured with it. What memory groups
+//! and the machine have left is read at the same moments ([`ghostmem_os::meter`]), through
+//! descriptors that were opened before. Everything here is async-signal-safe and takes no
+//! lock; the one who looks is whoever comes first.
 
 use ghostmem_os::error::{ENOMEM, ENOSYS};
-use ghostmem_os::{OsError, PAGE_SIZE, clock, machine};
+use ghostmem_os::{OsError, PAGE_SIZE, clock};
 use ghostmem_policy::bound::{Look, Strain};
 use ghostmem_store::tier::ColdTier;
 
@@ -22,6 +24,9 @@ use crate::parts::metrics::Counter;
 
 /// Time between two measurements, at least, nanoseconds: one takes some 20 us.
 const MEASURE_NS: u64 = 1_000_000;
+
+/// What [`Engine::first_look`] calls what leaves too little.
+pub const FIRST_LOOK: &str = "memory bound";
 
 impl Engine {
     /// Bytes that the heap's own counters say it takes.
@@ -37,7 +42,9 @@ impl Engine {
     /// Looks at what is held and sets the resident limit by it; whether that is higher
     /// now. Without a bound, or while somebody else looks, nothing happens.
     pub(crate) fn look(&self) -> bool {
-        self.look_again(MEASURE_NS)
+        self.bound
+            .as_ref()
+            .is_some_and(|bound| self.look_again(bound.interval_ns(MEASURE_NS)))
     }
 
     /// As [`Engine::look`], with a measurement that is not older than `ns`: somebody is to
@@ -49,31 +56,29 @@ impl Engine {
         let Some(looking) = bound.try_look() else {
             return false;
         };
+        let (before, now) = (self.budget.limit(), clock::now_ns());
+        let due = looking.is_due(now, ns);
+        if !due && bound.is_far() && before >= bound.most_pages() {
+            // There is no more to be granted, and nothing to be given back.
+            return false;
+        }
         let own = self.own_bytes();
-        let now = clock::now_ns();
-        if looking.is_due(now, ns) {
-            let total = machine::process_bytes();
-            let total = total.map(|total| usize::try_from(total).unwrap_or(usize::MAX));
-            if let Some(total) = total {
-                looking.measured(now, total, own);
-                self.note_peak(own.saturating_add(bound.other_bytes()));
-            }
+        if due {
             // Who cannot see does not keep the bound either.
-            let over = total.is_none_or(|total| total > bound.bytes);
-            self.metrics.add(Counter::bound_overruns, u64::from(over));
+            let kept = looking.measure(now, own);
+            self.metrics.add(Counter::bound_overruns, u64::from(!kept));
+            self.note_peak(own.saturating_add(bound.other_bytes()));
         }
         let look = Look {
-            bound_bytes: bound.bytes as u64,
-            headroom_bytes: bound.headroom_bytes() as u64,
+            allowance: looking.allowance(),
             held_bytes: own.saturating_add(bound.other_bytes()) as u64,
             page_bytes: PAGE_SIZE as u64,
             used_pages: self.budget.used(),
             least_pages: LEAST_PAGES,
             most_pages: bound.most_pages(),
         };
-        let (before, limit) = (self.budget.limit(), look.limit_pages());
+        let limit = looking.found(&look);
         self.budget.set_limit(limit);
-        looking.found(limit, look.reach_pages(), look.strain());
         // What is not the heap's came off the store's share as well.
         self.share_store();
         self.wake_demoter();
@@ -93,7 +98,8 @@ impl Engine {
         };
         // What was said at the last look may have changed; and with the fewest pages
         // resident each new page takes more than one leaves.
-        if is_full(bound) || (new && self.budget.limit() <= self.least_resident_pages()) {
+        let least = self.budget.limit() <= self.least_resident_pages();
+        if is_full(bound) || (new && least && !bound.is_far()) {
             self.look();
         }
         is_full(bound)
@@ -108,13 +114,17 @@ impl Engine {
         let Some(bound) = &self.bound else {
             return Ok(());
         };
-        let measured = machine::process_bytes();
-        if measured.is_none() {
-            return Err(OsError::new("/proc/self/status", ENOSYS));
+        bound.open();
+        if bound.meter.process_bytes().is_none() {
+            return match bound.asked_bytes() {
+                Some(_) => Err(OsError::new("/proc/self/status", ENOSYS)),
+                // Nobody can say what there is.
+                None => Ok(()),
+            };
         }
         self.look();
-        if bound.strain() != Strain::None {
-            return Err(OsError::new("memory bound", ENOMEM));
+        if !bound.can_begin() {
+            return Err(OsError::new(FIRST_LOOK, ENOMEM));
         }
         Ok(())
     }

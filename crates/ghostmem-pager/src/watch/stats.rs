@@ -37,7 +37,7 @@ impl Engine {
             file_data_bytes: file.live_bytes,
             file_bytes: file.file_bytes,
             raw_pages: store.raw_slots as usize,
-            process_bound_bytes: self.bound.as_ref().map_or(0, |bound| bound.bytes),
+            process_bound_bytes: self.bound.as_ref().map_or(0, ProcessBound::bytes),
             process_peak_bytes: self.bound.as_ref().map_or(0, ProcessBound::peak_bytes),
             peak_resident_bytes: peak.resident,
             peak_stored_bytes: peak.stored,

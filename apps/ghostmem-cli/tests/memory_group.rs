@@ -1,0 +1,253 @@
+//! `ghostmem run` in a control group that holds less than the program needs: it ends well,
+//! and the kernel kills nothing. Wants to make groups, as root can.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::Mutex;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use ghostmem_os::report::{Reports, Version};
+
+const MIB: u64 = 1 << 20;
+
+/// One at a time: each reads what its processes take.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// A memory group of the test's own.
+struct Group {
+    folder: PathBuf,
+    version: Version,
+}
+
+impl Group {
+    /// `None`, after a line, where this process may make none.
+    fn new(name: &str, limit_bytes: u64) -> Option<Self> {
+        let reports = Reports::of_this_machine();
+        let mount = reports.memory_mount()?;
+        let version = mount.version();
+        let name = format!("ghostmem-{name}-{}", std::process::id());
+        let group = fs::read_to_string("/proc/self/cgroup").unwrap();
+        let own = group.lines().find_map(|line| {
+            let mut fields = line.splitn(3, ':').skip(1);
+            let controllers = fields.next()?;
+            let is_it = match version {
+                Version::V1 => controllers.split(',').any(|one| one == "memory"),
+                Version::V2 => controllers.is_empty(),
+            };
+            is_it.then(|| fields.next().unwrap_or("/").to_owned())
+        });
+        let own = mount.folder().join(own?.trim_start_matches('/'));
+        for above in [own, mount.folder().to_owned()] {
+            let group = Self {
+                folder: above.join(&name),
+                version,
+            };
+            if version == Version::V2 {
+                let _may_be = fs::write(above.join("cgroup.subtree_control"), "+memory");
+            }
+            if fs::create_dir(&group.folder).is_ok() && group.set_limit(limit_bytes) {
+                return Some(group);
+            }
+        }
+        println!("no memory group can be made here: not tested");
+        None
+    }
+
+    fn set_limit(&self, bytes: u64) -> bool {
+        let set = |file: &str, value: u64| fs::write(self.folder.join(file), value.to_string());
+        match self.version {
+            Version::V1 => {
+                let _first_down = set("memory.limit_in_bytes", bytes);
+                let _without_swap = set("memory.memsw.limit_in_bytes", bytes);
+                let _without_swap = set("memory.swappiness", 0);
+                set("memory.limit_in_bytes", bytes).is_ok()
+            }
+            Version::V2 => {
+                let _without_swap = set("memory.swap.max", 0);
+                set("memory.max", bytes).is_ok()
+            }
+        }
+    }
+
+    /// Starts a program in the group.
+    fn start(&self, options: &[&str], program: &[&str]) -> Child {
+        let script = r#"echo $$ > "$1" && shift && exec "$@""#;
+        Command::new("sh")
+            .args(["-c", script, "sh"])
+            .arg(self.folder.join("cgroup.procs"))
+            .arg(env!("CARGO_BIN_EXE_ghostmem"))
+            .arg("run")
+            .args(options)
+            .arg("--")
+            .args(program)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    }
+
+    fn stat(&self, names: [&str; 3]) -> u64 {
+        let text = fs::read_to_string(self.folder.join("memory.stat")).unwrap();
+        let value = |name: &str| {
+            let line = text
+                .lines()
+                .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+            line.map_or(0, |value| value.trim().parse().unwrap())
+        };
+        names.map(value).iter().sum()
+    }
+
+    /// Anonymous, shared and kernel memory, bytes.
+    fn charged(&self) -> u64 {
+        match self.version {
+            Version::V1 => {
+                let kernel = fs::read_to_string(self.folder.join("memory.kmem.usage_in_bytes"));
+                let kernel = kernel.map_or(0, |text| text.trim().parse().unwrap());
+                self.stat(["total_rss", "total_shmem", "-"]) + kernel
+            }
+            Version::V2 => self.stat(["anon", "shmem", "kernel"]),
+        }
+    }
+
+    fn kills(&self) -> u64 {
+        let file = match self.version {
+            Version::V1 => "memory.oom_control",
+            Version::V2 => "memory.events",
+        };
+        let text = fs::read_to_string(self.folder.join(file)).unwrap();
+        let kills = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
+        kills.map_or(0, |count| count.trim().parse().unwrap())
+    }
+
+    /// Waits for the children; their output, and the most that was charged meanwhile.
+    fn wait(&self, children: Vec<Child>) -> (Vec<Output>, u64) {
+        let outputs: Vec<_> = children
+            .into_iter()
+            .map(|child| thread::spawn(|| child.wait_with_output().unwrap()))
+            .collect();
+        let mut most = 0;
+        while outputs.iter().any(|output| !output.is_finished()) {
+            most = most.max(self.charged());
+            thread::sleep(Duration::from_millis(1));
+        }
+        let outputs = outputs.into_iter().map(|output| output.join().unwrap());
+        (outputs.collect(), most)
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        for _ in 0..100 {
+            if fs::remove_dir(&self.folder).is_ok() {
+                return;
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// 300 MiB of plain Python.
+const DICT: [&str; 3] = [
+    "python3",
+    "-c",
+    "d = {i: str(i) * 9 for i in range(1_400_000)}; print(sum(map(len, d.values())))",
+];
+const RIGHT: &str = "78200010\n";
+
+fn assert_right(output: &Output, expected: &str) {
+    let errors = text(&output.stderr);
+    assert!(output.status.success(), "{}: {errors}", output.status);
+    assert_eq!(text(&output.stdout), expected, "{errors}");
+}
+
+#[test]
+fn a_program_fits_in_a_group_of_half_of_what_it_needs() {
+    let _alone = ALONE.lock();
+    let Some(group) = Group::new("half", 150 * MIB) else {
+        return;
+    };
+    let child = group.start(&["--mmap=256K"], &DICT);
+    let (outputs, most) = group.wait(vec![child]);
+    assert_right(&outputs[0], RIGHT);
+    assert_eq!(group.kills(), 0);
+    assert!(most <= 150 * MIB * 97 / 100, "{} MiB of 150", most / MIB);
+}
+
+#[test]
+fn two_programs_share_a_group_of_less_than_both_need() {
+    let _alone = ALONE.lock();
+    let Some(group) = Group::new("two", 320 * MIB) else {
+        return;
+    };
+    let children = [0; 2].map(|_| group.start(&["--mmap=256K"], &DICT));
+    let (outputs, most) = group.wait(children.into());
+    for output in &outputs {
+        assert_right(output, RIGHT);
+    }
+    assert_eq!(group.kills(), 0);
+    assert!(most <= 320 * MIB * 98 / 100, "{} MiB of 320", most / MIB);
+}
+
+/// Grows to 60 MiB, tells of it, waits without allocating, and reads all again.
+const WAITS: [&str; 3] = [
+    "python3",
+    "-c",
+    "import time\n\
+     d = [bytes([i % 251]) * 2000 + b'%d' % i for i in range(30000)]\n\
+     print('there', flush=True)\n\
+     time.sleep(3)\n\
+     print(sum(map(len, d)))",
+];
+
+#[test]
+fn a_limit_that_is_lowered_while_a_program_does_nothing_is_kept() {
+    let _alone = ALONE.lock();
+    // The inner group has no limit: that of the outer one counts.
+    let Some(outer) = Group::new("lowered", 400 * MIB) else {
+        return;
+    };
+    let inner = Group {
+        folder: outer.folder.join("inner"),
+        version: outer.version,
+    };
+    if outer.version == Version::V2 {
+        fs::write(outer.folder.join("cgroup.subtree_control"), "+memory").unwrap();
+    }
+    fs::create_dir(&inner.folder).unwrap();
+    let mut child = inner.start(&["--mmap=256K"], &WAITS);
+    let mut there = [0; 6];
+    std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut there).unwrap();
+    let before = outer.charged();
+    assert!(before > 60 * MIB, "{} MiB", before / MIB);
+    // The kernel cannot take what has no place in swap: the program has to give it back,
+    // as often as there is little left.
+    let lower = before - 16 * MIB;
+    let mut limit = before + 8 * MIB;
+    while limit > lower {
+        limit = lower.max(limit.min(outer.charged() / 100 * 105));
+        assert!(outer.set_limit(limit));
+        let fits = || outer.charged() <= limit / 100 * 97;
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !fits() {
+            let charged = outer.charged() / MIB;
+            assert!(
+                Instant::now() < deadline,
+                "{charged} MiB of {}",
+                limit / MIB
+            );
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+    let (outputs, most) = outer.wait(vec![child]);
+    assert_right(&outputs[0], "60138890\n");
+    assert_eq!(outer.kills() + inner.kills(), 0);
+    assert!(most <= lower, "{} MiB of {}", most / MIB, lower / MIB);
+    drop(inner);
+}
