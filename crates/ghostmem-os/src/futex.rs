@@ -13,7 +13,11 @@ pub fn wait(word: &AtomicU64, expected: u32, timeout: Duration) {
     #[cfg(feature = "sim")]
     if crate::sim::is_on() {
         if word.load(core::sync::atomic::Ordering::Acquire) as u32 == expected {
-            crate::sim::advance(timeout.as_nanos() as u64);
+            let ns = timeout.as_nanos() as u64;
+            match (crate::sim::scheduler(), crate::sim::now_ns()) {
+                (Some(scheduler), Some(now)) => (scheduler.wait)(word.as_ptr().addr(), now + ns),
+                _ => crate::sim::advance(ns),
+            }
         }
         return;
     }
@@ -38,6 +42,9 @@ pub fn wait(word: &AtomicU64, expected: u32, timeout: Duration) {
 pub fn wake_all(word: &AtomicU64) {
     #[cfg(feature = "sim")]
     if crate::sim::is_on() {
+        if let Some(scheduler) = crate::sim::scheduler() {
+            (scheduler.wake)(word.as_ptr().addr());
+        }
         return;
     }
     // SAFETY: only the address is used; the word is not accessed.
@@ -63,8 +70,9 @@ const NAP: Duration = Duration::from_micros(50);
 pub fn pause(tries: u32) {
     #[cfg(feature = "sim")]
     if crate::sim::is_on() {
-        // For a thread of another simulation, at a lock of the process.
-        return thread::yield_now();
+        // Without one: for a thread of another simulation, at a lock of the process.
+        let pause = crate::sim::scheduler().map_or(thread::yield_now as fn(), |s| s.pause);
+        return pause();
     }
     if tries < YIELDS {
         thread::yield_now();

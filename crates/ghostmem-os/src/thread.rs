@@ -18,6 +18,11 @@ pub fn yield_now() {
 /// ours and is async-signal-safe.
 #[must_use]
 pub fn key() -> usize {
+    #[cfg(feature = "sim")]
+    match crate::sim::actor() {
+        0 => {}
+        actor => return actor,
+    }
     #[cfg(target_arch = "x86_64")]
     {
         let tp: usize;
@@ -45,7 +50,7 @@ pub fn key() -> usize {
 pub fn shard(count: usize) -> usize {
     #[cfg(feature = "sim")]
     if crate::sim::is_on() {
-        return 0;
+        return crate::sim::actor() % 4 % count;
     }
     // SAFETY: no preconditions.
     let processor = unsafe { libc::sched_getcpu() };
@@ -126,6 +131,11 @@ const KERNEL_SET_BYTES: usize = 8;
 /// # Safety
 /// `before` is null or a place for a set.
 unsafe fn mask_call(set: Option<&libc::sigset_t>, before: *mut libc::sigset_t) -> libc::c_long {
+    // No signal comes to a simulation's actors.
+    #[cfg(feature = "sim")]
+    if crate::sim::is_on() {
+        return 0;
+    }
     let set = set.map_or(core::ptr::null(), core::ptr::from_ref);
     let how = libc::SIG_SETMASK;
     // SAFETY: the set is read, and the caller's promise.

@@ -28,8 +28,9 @@ mod fault;
 mod lifecycle;
 mod limits;
 mod parts;
-#[cfg(all(test, feature = "sim"))]
-mod sim;
+#[cfg(feature = "sim")]
+#[doc(hidden)]
+pub mod sim;
 mod tiers;
 mod watch;
 

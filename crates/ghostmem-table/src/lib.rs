@@ -38,6 +38,8 @@
 //! knows that somebody sleeps on it.
 #![forbid(unsafe_code)]
 
+#[cfg(all(feature = "sim", not(loom)))]
+pub mod sim;
 mod sync;
 mod table;
 mod word;

@@ -5,6 +5,14 @@ use core::ops::Deref;
 use crate::sync::{AtomicU64, Ordering};
 use crate::word::{PageState, Word};
 
+/// Lets a simulation run other threads first; nothing in all other builds.
+macro_rules! seam {
+    ($moment:ident) => {
+        #[cfg(all(feature = "sim", not(loom)))]
+        crate::sim::at(crate::sim::Moment::$moment);
+    };
+}
+
 /// Whether a released word had sleepers that the releaser must wake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use = "sleepers that are not woken sleep on"]
@@ -104,6 +112,7 @@ impl<A: Deref<Target = [AtomicU64]>> PageTable<A> {
     /// The word of a page, as of now.
     #[must_use]
     pub fn load(&self, page: usize) -> Word {
+        seam!(Look);
         Word(self.words[page].load(Ordering::Acquire))
     }
 
@@ -114,6 +123,7 @@ impl<A: Deref<Target = [AtomicU64]>> PageTable<A> {
     }
 
     fn swap(&self, page: usize, from: Word, to: Word) -> Result<(), Word> {
+        seam!(Change);
         self.words[page]
             .compare_exchange(from.0, to.0, Ordering::AcqRel, Ordering::Acquire)
             .map(drop)
@@ -273,6 +283,7 @@ impl<A: Deref<Target = [AtomicU64]>> PageTable<A> {
 
     /// The owner's final store; takes the waiters flag off.
     fn publish(&self, page: usize, word: Word) -> Waiters {
+        seam!(Change);
         let before = Word(self.words[page].swap(word.with_waiters(false).0, Ordering::AcqRel));
         Waiters(before.has_waiters())
     }

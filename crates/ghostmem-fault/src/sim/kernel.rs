@@ -30,6 +30,10 @@ pub enum Call {
     DiskRead,
     /// A tier writes to its disk.
     DiskWrite,
+    /// A tier gives blocks of its disk back.
+    DiskPunch,
+    /// A tier asks for blocks of its disk.
+    DiskReserve,
 }
 
 /// What becomes of a call.
@@ -39,8 +43,10 @@ pub enum Answer {
     Done,
     /// It fails with this errno and does nothing. A page that is to be dropped is kept.
     Refused(i32),
-    /// It works for the first page only.
+    /// It works for the first page only, or the first bytes of a disk's.
     Part,
+    /// It says that it worked; of a disk that is not true, in a way that the number says.
+    Lie(u32),
 }
 
 /// How often calls that are not scripted go wrong, in 1024.
@@ -61,6 +67,7 @@ pub struct Odds {
 }
 
 pub(crate) type Hook = Rc<dyn Fn(Call)>;
+pub(crate) type Decider = Rc<dyn Fn(Call) -> Answer>;
 
 /// One simulation, of the calling thread; see the module.
 pub struct Simulation {
@@ -72,6 +79,9 @@ pub struct Simulation {
     odds: Cell<Odds>,
     script: RefCell<VecDeque<(Call, Answer)>>,
     hook: RefCell<Option<Hook>>,
+    decider: RefCell<Option<Decider>>,
+    /// The kernel has no `MADV_DONTNEED_LOCKED` (before Linux 5.18).
+    pub(crate) keeps_locked: Cell<bool>,
     pub(crate) spaces: RefCell<Vec<Arc<Space>>>,
     broken: RefCell<Option<String>>,
 }
@@ -135,6 +145,8 @@ impl Simulation {
             odds: Cell::new(Odds::default()),
             script: RefCell::new(VecDeque::new()),
             hook: RefCell::new(None),
+            decider: RefCell::new(None),
+            keeps_locked: Cell::new(false),
             spaces: RefCell::new(Vec::new()),
             broken: RefCell::new(None),
         });
@@ -145,6 +157,7 @@ impl Simulation {
         let result = body(&simulation);
         // What the hook holds may be of this simulation.
         simulation.hook.take();
+        simulation.decider.take();
         result
     }
 
@@ -220,6 +233,16 @@ impl Simulation {
         self.hook.take();
     }
 
+    /// All answers are this function's from now on, instead of the odds'.
+    pub fn set_decider(&self, decider: impl Fn(Call) -> Answer + 'static) {
+        *self.decider.borrow_mut() = Some(Rc::new(decider));
+    }
+
+    /// Whether the kernel keeps locked pages whatever it is asked, as before Linux 5.18.
+    pub fn set_keeps_locked(&self, keeps: bool) {
+        self.keeps_locked.set(keeps);
+    }
+
     /// A number that two runs of one seed have in common, if they did the same.
     pub fn digest(&self) -> u64 {
         self.digest.get()
@@ -259,6 +282,12 @@ impl Simulation {
 
     /// What becomes of a call on a page.
     pub(crate) fn ask(&self, call: Call, page: usize) -> Answer {
+        let decider = self.decider.borrow().clone();
+        if let Some(decider) = decider {
+            let answer = decider(call);
+            self.note_call(call, page, answer);
+            return answer;
+        }
         let odds = self.odds.get();
         system::advance(self.random() % 2000);
         if self.happens(odds.slow) {
@@ -284,12 +313,17 @@ impl Simulation {
                 Call::DiskWrite => refused(odds.disk_full, libc::ENOSPC),
                 _ => Answer::Done,
             });
+        self.note_call(call, page, answer);
+        answer
+    }
+
+    fn note_call(&self, call: Call, page: usize, answer: Answer) {
         let kind = match answer {
             Answer::Done => 0,
             Answer::Part => 1,
             Answer::Refused(errno) => 2 + errno as u64,
+            Answer::Lie(how) => 1 << 10 | u64::from(how),
         };
         self.note((page as u64) << 16 | (call as u64) << 12 | kind);
-        answer
     }
 }

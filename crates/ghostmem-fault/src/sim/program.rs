@@ -74,6 +74,76 @@ impl Simulation {
         })
     }
 
+    /// One instruction of `thread`, on an actor's own stack: loads of the pages at
+    /// `addresses`, or stores to them, at one moment at which all of them let it through.
+    /// `act` gets the bytes of each. It waits as a thread of the program does; `false` when
+    /// the program gets the signal instead, for the page that is returned.
+    ///
+    /// # Errors
+    /// The address that the signal is for.
+    pub fn touch(
+        &self,
+        thread: &mut Thread,
+        addresses: &[usize],
+        write: bool,
+        mut act: impl FnMut(usize, &mut [u8; PAGE_SIZE]),
+    ) -> Result<(), usize> {
+        let access = match write {
+            true => AccessKind::Write,
+            false => AccessKind::Read,
+        };
+        loop {
+            let trapped = addresses.iter().find_map(|&address| {
+                let Some((space, page)) = self.space_at(address) else {
+                    return Some((address, Trap { present: false }));
+                };
+                let trap = space.trap(page, write).err()?;
+                Some((address, trap))
+            });
+            let Some((address, trap)) = trapped else {
+                break;
+            };
+            let verdict = Waits::through(|waits| {
+                thread.waits = waits;
+                fault(thread, address, access, trap)
+            });
+            if verdict == Verdict::Refused {
+                thread.next_instruction();
+                return Err(address);
+            }
+        }
+        for (at, &address) in addresses.iter().enumerate() {
+            if let Some((space, page)) = self.space_at(address) {
+                space.with_frame(page, |frame| act(at, frame));
+            }
+        }
+        thread.next_instruction();
+        Ok(())
+    }
+
+    /// Whether an access gets through without a fault.
+    #[must_use]
+    pub fn is_open(&self, address: usize, write: bool) -> bool {
+        self.space_at(address)
+            .is_some_and(|(space, page)| space.trap(page, write).is_ok())
+    }
+
+    /// Gives the bytes of a page that has a frame to `act`, without an access.
+    pub fn look(&self, address: usize, act: impl FnOnce(&[u8; PAGE_SIZE])) {
+        if let Some((space, page)) = self.space_at(address)
+            && space.has_frame(page)
+        {
+            space.with_frame(page, |frame| act(frame));
+        }
+    }
+
+    /// Whether the program locked the page.
+    #[must_use]
+    pub fn is_locked(&self, address: usize) -> bool {
+        self.space_at(address)
+            .is_some_and(|(space, page)| space.is_locked(page))
+    }
+
     /// The program takes a page's mapping away, as with `MADV_DONTNEED`.
     pub fn forget(&self, address: usize) {
         if let Some((space, page)) = self.space_at(address) {

@@ -84,12 +84,21 @@ impl Space {
         self.pages[page].store(entry, Ordering::Relaxed);
     }
 
-    fn has_frame(&self, page: usize) -> bool {
+    pub(crate) fn has_frame(&self, page: usize) -> bool {
         self.get(page) & FRAME != 0
     }
 
+    /// Whether the program locked the page.
+    pub(crate) fn is_locked(&self, page: usize) -> bool {
+        self.get(page) & LOCKED != 0
+    }
+
     /// Gives the page's frame to `act`, a frame of zeros if it had none.
-    fn with_frame<R>(&self, page: usize, act: impl FnOnce(&mut [u8; PAGE_SIZE]) -> R) -> R {
+    pub(crate) fn with_frame<R>(
+        &self,
+        page: usize,
+        act: impl FnOnce(&mut [u8; PAGE_SIZE]) -> R,
+    ) -> R {
         let mut frames = self.frames.lock().unwrap_or_else(PoisonError::into_inner);
         let entry = self.get(page);
         let frame = match entry & FRAME {
@@ -115,7 +124,8 @@ impl Space {
         self.set(page, entry & !(FRAME | PROTECTED | LOCKED));
     }
 
-    fn trap(&self, page: usize, write: bool) -> Result<(), Trap> {
+    /// Whether an access gets through.
+    pub(crate) fn trap(&self, page: usize, write: bool) -> Result<(), Trap> {
         let entry = self.get(page);
         let present = entry & FRAME != 0;
         let through = match self.manner {
@@ -200,7 +210,9 @@ impl Sim {
         let sim = current();
         sim.meanwhile(call);
         let done = match sim.ask(call, page) {
-            Answer::Done => pages,
+            Answer::Done | Answer::Lie(_) => pages,
+            // A file is filled whole, however often that takes, before its pages are opened.
+            Answer::Part if self.guards() => pages,
             Answer::Part => pages.min(1),
             Answer::Refused(errno) => return Err(self.error(errno)),
         };
@@ -281,14 +293,7 @@ impl Backend for Sim {
 
     fn install(&self, page: usize, data: &[u8], protect: bool) -> Result<Installed, OsError> {
         let run = (page, data.len() / PAGE_SIZE);
-        let installed = self.place(Call::Install, run, Some(data), protect);
-        if let (true, Ok(Installed::Bytes(bytes))) = (self.guards(), &installed)
-            && *bytes < data.len()
-        {
-            // A file is filled whole, and opened whole or not at all.
-            return self.place(Call::Install, run, Some(data), protect);
-        }
-        installed
+        self.place(Call::Install, run, Some(data), protect)
     }
 
     fn install_zero(&self, page: usize) -> Result<Installed, OsError> {
@@ -351,6 +356,7 @@ impl Backend for Sim {
         let sim = current();
         sim.meanwhile(Call::Drop);
         for page in runs.iter().flat_map(|&(page, pages)| page..page + pages) {
+            let even_locked = even_locked && !sim.keeps_locked.get();
             let locked = self.0.get(page) & LOCKED != 0 && !even_locked && !self.guards();
             if locked || sim.ask(Call::Drop, page) != Answer::Done {
                 kept(page);
