@@ -258,10 +258,17 @@ impl Machine {
 
     // Where.
 
-    fn some_block(&self, at: u64) -> Option<Use> {
+    /// The block with the next number from that on: where one is left out of a script,
+    /// only those who meant it mean another one.
+    fn index_of(&self, at: u64) -> Option<usize> {
         let blocks = self.blocks.borrow();
-        let index = at % (blocks.len() as u64).max(1);
-        Some(blocks.get(index as usize)?.enter())
+        let distance = |block: &Block| block.number.wrapping_sub(at as u8);
+        (0..blocks.len()).min_by_key(|&index| distance(&blocks[index]))
+    }
+
+    fn some_block(&self, at: u64) -> Option<Use> {
+        let index = self.index_of(at)?;
+        Some(self.blocks.borrow()[index].enter())
     }
 
     /// A page of a block, more often one near the start: some are hot.
@@ -377,12 +384,12 @@ impl Machine {
         }
         let pages = 1 + how as usize % 90;
         let address = Engine::allocate(&self.engine, pages, 1).expect("there is no limit");
-        self.take(address, pages);
+        self.take(address, pages, (how >> 48) as u8);
     }
 
     /// The program has a new block.
-    fn take(&self, address: usize, pages: usize) {
-        let block = Block::new(address, pages);
+    fn take(&self, address: usize, pages: usize, number: u8) {
+        let block = Block::new(address, pages, number);
         self.forget_those_that_left();
         let overlaps = |from: usize, end: usize| from < block.end() && address < end;
         for &(from, pages) in self.leaving.borrow().iter() {
@@ -398,8 +405,8 @@ impl Machine {
 
     /// A block without users, which nobody finds until it is put back.
     fn take_away(&self, at: u64) -> Option<Rc<Block>> {
+        let index = self.index_of(at)?;
         let mut blocks = self.blocks.borrow_mut();
-        let index = (at % (blocks.len() as u64).max(1)) as usize;
         blocks.get(index).filter(|block| !block.is_used())?;
         Some(blocks.swap_remove(index))
     }

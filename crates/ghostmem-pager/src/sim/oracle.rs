@@ -63,6 +63,8 @@ impl Known {
 /// A block of the program's.
 pub(crate) struct Block {
     pub(crate) address: usize,
+    /// By which operations find it.
+    pub(crate) number: u8,
     pub(crate) pages: Cell<usize>,
     pub(crate) known: RefCell<Vec<Known>>,
     /// Operations that are in the middle of something with it.
@@ -74,9 +76,10 @@ pub(crate) struct Block {
 }
 
 impl Block {
-    pub(crate) fn new(address: usize, pages: usize) -> Rc<Self> {
+    pub(crate) fn new(address: usize, pages: usize, number: u8) -> Rc<Self> {
         Rc::new(Self {
             address,
+            number,
             pages: Cell::new(pages),
             known: RefCell::new((0..pages).map(|_| Known::default()).collect()),
             users: Cell::new(0),
