@@ -92,11 +92,11 @@ pub(crate) struct RunArgs {
     /// Small blocks too: on, off (below 32K), or the size from which on blocks are ghost memory
     #[arg(long, value_name = "on|off|SIZE", default_value = "on", value_parser = parse_small)]
     pub(crate) small: SmallBlocks,
-    /// Take over large private anonymous mappings too, from this size on [default size: 1M]
+    /// Take over private anonymous mappings too, those of at least this size, or none (off)
     // A size after a space is joined to it before: see `run::join_sizes`.
-    #[arg(long, value_name = "SIZE", num_args = 0..=1, require_equals = true,
-        default_missing_value = "1M", value_parser = parse_nonzero_size)]
-    pub(crate) mmap: Option<u64>,
+    #[arg(long, value_name = "SIZE|off", num_args = 0..=1, require_equals = true,
+        default_value = "off", default_missing_value = "64K", value_parser = parse_mmap)]
+    pub(crate) mmap: u64,
     /// Programs started by the program run without GhostMem
     #[arg(long)]
     pub(crate) no_children: bool,
@@ -137,6 +137,14 @@ pub(crate) enum SmallBlocks {
     Ordinary,
     /// Those of at least this many bytes.
     GhostFrom(u64),
+}
+
+/// A size, or 0 for none.
+fn parse_mmap(text: &str) -> Result<u64, String> {
+    if text == "off" {
+        return Ok(0);
+    }
+    parse_nonzero_size(text).map_err(|why| format!("{why}; or write off"))
 }
 
 fn parse_small(text: &str) -> Result<SmallBlocks, String> {

@@ -123,6 +123,16 @@ fn opening_a_range_opens_no_page_that_is_not_there() {
 }
 
 #[test]
+fn what_is_reserved_first_is_taken_and_used_later() {
+    check_with(&["--mmap=64K"], "arenas", "4M", &[]);
+}
+
+#[test]
+fn other_mappings_over_pages_that_are_evicted_are_what_they_are() {
+    check_with(&["--mmap=64K"], "foreign", "2M", &[]);
+}
+
+#[test]
 fn one_call_stays_one_call() {
     check("onecall", "4M", &["8388608"]);
 }

@@ -4,7 +4,8 @@
 //! than all else that `true`, `cp` or a compiler's driver does. So the first blocks
 //! are ordinary memory, up to a bound, and the heap is made when
 //!
-//! * the program has asked for more than that, freed or not,
+//! * the program has asked for more than that, freed or not, mappings that would be taken
+//!   over among them,
 //! * it makes a thread: from then on its other threads would have to be told,
 //! * it is about to change what a heap is made with: its limits, a filter of system
 //!   calls, rules for writable code, whether later mappings are locked,
@@ -26,7 +27,7 @@ use crate::calls::table;
 use crate::raw::own;
 use crate::settings::Settings;
 use crate::thread::{self, Thread};
-use crate::{bounce, ghost, signals, start, stub};
+use crate::{bounce, ghost, mappings, signals, start, stub};
 
 /// Most bytes that blocks may take before the heap is made; less where the limit is
 /// small.
@@ -98,6 +99,9 @@ pub(crate) fn at_call(number: usize, args: [usize; 6]) -> bool {
             args[1] >= size_of::<usize>()
                 && is_readable(args[0])
                 && makes_thread(crate::raw::load(args[0]))
+        }
+        table::MMAP if mappings::is_large_and_private(args) => {
+            return has_begun(thread, args[1]);
         }
         // prctl
         157 => [libc::PR_SET_SECCOMP as usize, PR_SET_MDWE].contains(&args[0]),

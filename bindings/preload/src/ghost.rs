@@ -85,6 +85,21 @@ pub(crate) fn owner(address: usize) -> Option<&'static Heap> {
         .filter(|heap| heap.is_ghost(address as *const u8))
 }
 
+/// The heap, if the address, or the last of `bytes` from there on, lies in a region of
+/// its: ghost memory, or what was put in its place.
+pub(crate) fn region_owner(address: usize, bytes: usize) -> Option<&'static Heap> {
+    let last = address.saturating_add(bytes.max(1) - 1);
+    let lies = |heap: &&Heap| {
+        [address, last]
+            .iter()
+            .any(|&at| heap.away_run(at, 1).is_some())
+    };
+    if !may_be(address) && !may_be(last) {
+        return None;
+    }
+    HEAP.get().filter(lies)
+}
+
 /// Whether an address is ghost memory.
 pub(crate) fn is_ghost(address: usize) -> bool {
     owner(address).is_some()
@@ -219,7 +234,7 @@ pub(crate) fn tell(thread: &'static Thread) {
 }
 
 #[cold]
-fn note_large(heap: &Heap, block: Option<NonNull<u8>>) {
+pub(crate) fn note_large(heap: &Heap, block: Option<NonNull<u8>>) {
     if let Some(block) = block
         && !may_be(block.as_ptr() as usize)
     {
@@ -302,21 +317,6 @@ pub(crate) unsafe fn free(thread: &'static Thread, heap: &Heap, block: NonNull<u
     }
 }
 
-/// Frees a block that the program unmapped: it is not kept for whoever asks next, as a
-/// touch of it is to fault.
-///
-/// # Safety
-/// As [`free`].
-pub(crate) unsafe fn unmap(thread: &'static Thread, heap: &Heap, block: NonNull<u8>) {
-    if !may_enter(thread) {
-        put_off::put(block.as_ptr().expose_provenance());
-        return;
-    }
-    let _inside = EngineScope::new(thread);
-    // SAFETY: the caller's promise.
-    let _of_this_heap = unsafe { heap.deallocate_block(block) };
-}
-
 /// As [`free`], where the thread may enter the heap.
 ///
 /// # Safety
@@ -333,8 +333,12 @@ unsafe fn free_now(thread: &'static Thread, heap: &Heap, block: NonNull<u8>) {
         }
         let pages = ptr::slice_from_raw_parts(address as *const u8, bytes);
         let _of_this_heap = heap.fill_holes(pages);
+        // Where the program put other mappings, or none, the block is not like new.
+        let is_whole = heap.hole_run(start, bytes) == Some((None, bytes))
+            && heap.away_run(start, bytes) == Some((false, bytes));
         if let Some((class, shelf)) = cache::class_of(bytes)
             && class == bytes
+            && is_whole
         {
             match cache::put(shelf, class, address) {
                 cache::Put::Kept => return,

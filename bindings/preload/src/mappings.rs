@@ -1,363 +1,345 @@
 //! Anonymous mappings as ghost memory (`--mmap`).
 //!
-//! A large private anonymous mapping that is readable and writable becomes a
-//! block of pages of the heap. What the program later does to it by munmap,
-//! mremap or a fixed mmap is carried out on the block; the block is freed when
-//! no page of it is mapped any more. A part that was unmapped before is a hole in
-//! it: a touch faults, as where nothing is mapped.
+//! A private anonymous mapping of some size becomes a block of pages of the heap, whether
+//! it can be used at once or is only reserved (`PROT_NONE`). What the program later does
+//! to it by munmap, mremap, mprotect or a fixed mmap is carried out on the block; the
+//! block is freed when no page of it is mapped any more.
 //!
-//! The list of live ranges is a fixed array: this runs inside libc's malloc
-//! too, which maps memory with its own lock held. When it is full, mappings
-//! are ordinary ones again.
+//! ```text
+//!   of the program's                    of the heap's
+//!   mmap, PROT_READ|PROT_WRITE          a block
+//!   mmap, PROT_NONE                     a block of holes, that counts as nothing
+//!   mprotect to PROT_NONE               holes, where nothing was stored; else held (`holds`)
+//!   mprotect to PROT_READ|PROT_WRITE    holes are opened, holds released
+//!   fixed mmap over it, anonymous       contents are gone; open, or holes
+//!   fixed mmap over it, anything else   the pages leave the heap: `Heap::give_away`
+//!   mprotect to code                    the same, with what they hold
+//!   munmap of a part                    holes, and no range in the table (`taken`)
+//! ```
+//! What has no place here stays an ordinary mapping, and is counted. What libc maps for
+//! itself is never taken: blocks of its own malloc go back there by their address.
 
-use core::cell::UnsafeCell;
+use core::alloc::Layout;
 use core::ptr::{NonNull, slice_from_raw_parts_mut};
-use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 use ghostmem::{Heap, Hole};
 use ghostmem_os::PAGE_SIZE;
 
 use crate::calls::{Done, error};
-use crate::raw::{self, Answer, call, failed, own};
+use crate::raw::{self, Answer, failed, own};
+use crate::taken::{self, Range, Table};
 use crate::thread::{self, EngineScope};
-use crate::{ghost, guarded, heirs, holds};
-
-const RANGES_MAX: usize = 4096;
+use crate::{foreign, ghost, heirs, holds};
 
 /// Mappings of at least so many bytes are taken; 0: none.
 static FROM: AtomicUsize = AtomicUsize::new(0);
 
-/// A range of a block that is mapped as far as the program knows.
-#[derive(Debug, Clone, Copy)]
-struct Range {
-    block: usize,
-    start: usize,
-    end: usize,
-}
+/// What is taken of address space at once, at most: a region has twice as much. What
+/// programs reserve beyond that (cages of interpreters, shadows of checkers) they never
+/// fill.
+const MOST_BYTES: usize = 32 << 30;
 
-const FREE: Range = Range {
-    block: 0,
-    start: 0,
-    end: 0,
-};
+/// Less than this would be small objects.
+const BLOCK_BYTES_MIN: usize = 64 << 10;
 
-struct List(UnsafeCell<[Range; RANGES_MAX]>);
-// SAFETY: used only by `with`, one thread at a time.
-unsafe impl Sync for List {}
+/// Private anonymous mappings that were large enough and stayed ordinary ones.
+static ORDINARY: AtomicUsize = AtomicUsize::new(0);
+/// Their bytes.
+static ORDINARY_BYTES: AtomicUsize = AtomicUsize::new(0);
 
-static LIST: List = List(UnsafeCell::new([FREE; RANGES_MAX]));
-static BUSY: AtomicBool = AtomicBool::new(false);
-/// No range stands at or behind this place.
-static USED: AtomicUsize = AtomicUsize::new(0);
-
-/// Runs `body` on the part of the list in use and one free place behind it.
-fn with<R>(body: impl FnOnce(&mut [Range]) -> R) -> R {
-    while BUSY.swap(true, Ordering::Acquire) {
-        std::thread::yield_now();
-    }
-    let used = USED.load(Ordering::Relaxed);
-    // SAFETY: BUSY was clear, so this is the only thread here; `body` does not
-    // come back to this function.
-    let list = unsafe { &mut *LIST.0.get() };
-    // Cutting one range out of another adds one, and another may take its place.
-    let part = &mut list[..(used + 3).min(RANGES_MAX)];
-    let result = body(part);
-    let last = part.iter().rposition(|range| range.block != 0);
-    USED.store(last.map_or(0, |last| last + 1), Ordering::Relaxed);
-    BUSY.store(false, Ordering::Release);
-    result
-}
+pub(crate) const OPEN: usize = (libc::PROT_READ | libc::PROT_WRITE) as usize;
+/// What says that an address is no hint.
+pub(crate) const FIXED: usize = (libc::MAP_FIXED | libc::MAP_FIXED_NOREPLACE) as usize;
+const CLOSED: usize = libc::PROT_NONE as usize;
 
 /// Takes mappings from this size on.
 pub(crate) fn take_from(bytes: usize) {
     FROM.store(bytes, Ordering::Relaxed);
 }
 
-/// In a forked child: whoever was here in the parent is not.
-pub(crate) fn forget_others() {
-    BUSY.store(false, Ordering::Release);
+/// How many mappings of that size stayed ordinary ones, and how long they were together.
+pub(crate) fn left_ordinary() -> (usize, usize) {
+    (
+        ORDINARY.load(Ordering::Relaxed),
+        ORDINARY_BYTES.load(Ordering::Relaxed),
+    )
 }
 
-fn add(range: Range) -> bool {
-    with(|list| {
-        let place = list.iter_mut().find(|place| place.block == 0);
-        place.map(|place| *place = range).is_some()
-    })
+/// In a forked child: whoever was here in the parent is not.
+pub(crate) fn forget_others() {
+    taken::forget_others();
+}
+
+pub(crate) const fn has(flags: usize, flag: i32) -> bool {
+    flags & flag as usize == flag as usize
+}
+
+/// Whether an mmap call asks for memory that is taken over, as far as its size and its
+/// being private and anonymous say.
+pub(crate) fn is_large_and_private([_, bytes, _, flags, ..]: [usize; 6]) -> bool {
+    let from = FROM.load(Ordering::Relaxed);
+    from > 0
+        && bytes >= from
+        && has(flags, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS)
+        && !has(flags, libc::MAP_FIXED)
+        && !has(flags, libc::MAP_FIXED_NOREPLACE)
+}
+
+/// Whether a mapping can be taken: it has no wish beside its size that the heap does not
+/// grant.
+fn can_be_taken([_, bytes, access, flags, ..]: [usize; 6]) -> bool {
+    let plain = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_POPULATE;
+    (access == OPEN || access == CLOSED)
+        && has(flags, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS)
+        && flags & !(plain as usize) == 0
+        && bytes <= MOST_BYTES
 }
 
 /// mmap.
 pub(crate) fn map(args: [usize; 6]) -> Done {
     let [_hint, bytes, access, flags, ..] = args;
-    let has = |flag: i32| flags & flag as usize != 0;
-    if has(libc::MAP_FIXED) || has(libc::MAP_FIXED_NOREPLACE) {
+    if has(flags, libc::MAP_FIXED) || has(flags, libc::MAP_FIXED_NOREPLACE) {
         return map_over(args);
     }
-    let plain = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_POPULATE;
-    if bytes < FROM.load(Ordering::Relaxed)
-        || access != (libc::PROT_READ | libc::PROT_WRITE) as usize
-        || flags & !(plain as usize) != 0
-        || !has(libc::MAP_PRIVATE)
-        || !has(libc::MAP_ANONYMOUS)
-        || !ghost::is_on()
-    {
+    if !is_large_and_private(args) || !ghost::is_on() {
         return Done::Asis;
     }
-    let Some(bytes) = bytes.checked_next_multiple_of(PAGE_SIZE) else {
-        return Done::Asis;
+    let taken = match bytes.checked_next_multiple_of(PAGE_SIZE) {
+        Some(bytes) if can_be_taken(args) => allocate(bytes, access),
+        _ => Err(Refused::NoPlace),
     };
-    match allocate(bytes) {
-        Some(start) => Done::With(start as Answer),
-        None => Done::Asis,
+    match taken {
+        Ok(start) => Done::With(start as Answer),
+        // What was never to be written in full is the kernel's to overcommit.
+        Err(Refused::Full) if !has(flags, libc::MAP_NORESERVE) => error(libc::ENOMEM),
+        Err(_) => {
+            note_ordinary(bytes);
+            Done::Asis
+        }
     }
 }
 
-/// A block of zero pages, on the list.
-fn allocate(bytes: usize) -> Option<usize> {
-    // More than small objects, so that it is a block of pages.
-    let start = ghost::allocate(thread::current(), bytes.max(64 << 10), PAGE_SIZE, true) as usize;
-    if start == 0 {
-        return None;
-    }
+/// Why a mapping was not taken.
+enum Refused {
+    /// The bound on memory does not hold it.
+    Full,
+    /// No address space, or no place in the table.
+    NoPlace,
+}
+
+/// A block of zero pages, or of holes, on the table.
+fn allocate(bytes: usize, access: usize) -> Result<usize, Refused> {
+    let heap = ghost::heap().ok_or(Refused::NoPlace)?;
+    let thread = thread::current();
+    let inside = EngineScope::new(thread);
+    let block = if access == CLOSED {
+        heap.reserve_block(bytes).map_err(|_| Refused::NoPlace)
+    } else {
+        Layout::from_size_align(bytes.max(BLOCK_BYTES_MIN), PAGE_SIZE)
+            .map_err(|_| Refused::NoPlace)
+            .and_then(|layout| {
+                let block = heap.allocate_block(layout, true);
+                block
+                    .map(NonNull::cast)
+                    .map_err(|_| match heap.has_memory_limit() {
+                        true => Refused::Full,
+                        false => Refused::NoPlace,
+                    })
+            })
+    }?;
+    ghost::note_large(heap, Some(block));
+    drop(inside);
+    let start = block.as_ptr().expose_provenance();
     let range = Range {
         block: start,
         start,
         end: start + bytes,
     };
-    if add(range) {
-        return Some(start);
+    if taken::with(|table| table.insert(range)) {
+        return Ok(start);
     }
-    free_block(start);
-    None
+    let _inside = EngineScope::new(thread);
+    free_block(heap, start);
+    Err(Refused::NoPlace)
 }
 
-fn free_block(start: usize) {
-    if let (Some(heap), Some(block)) = (ghost::heap(), NonNull::new(start as *mut u8)) {
+/// Frees a block of which nothing is mapped. Inside the engine.
+fn free_block(heap: &Heap, start: usize) {
+    if let Some(block) = NonNull::new(core::ptr::with_exposed_provenance_mut::<u8>(start)) {
         // SAFETY: a block of this module's that no mapping refers to.
-        unsafe { ghost::unmap(thread::current(), heap, block) };
+        let _freed = unsafe { heap.deallocate_block(block) };
     }
 }
 
-/// Makes holes of what blocks have of a range.
-fn make_holes(heap: &Heap, start: usize, end: usize, hole: Hole) {
-    let _inside = EngineScope::new(thread::current());
-    let mut from = start;
-    while from < end {
-        let Some((block, bytes)) = heap.pages_around(from) else {
-            from += PAGE_SIZE;
-            continue;
-        };
-        let to = end.min(block + bytes);
-        let range = slice_from_raw_parts_mut(from as *mut u8, to - from);
-        // SAFETY: the program gave the range up.
-        let _of_this_heap = unsafe { heap.make_holes(range, hole) };
-        from = to;
-    }
+pub(crate) fn range(address: usize, bytes: usize) -> *mut [u8] {
+    slice_from_raw_parts_mut(address as *mut u8, bytes)
 }
 
-/// A mapping at an address that is ghost memory. Fresh pages are the same as forgetting
-/// what is there, and a private mapping of a file is its bytes: whether it shows what
-/// others write to the file later is not specified (mmap(2)). What is shared cannot be
-/// put there, and is refused with a line.
+/// A mapping at an address that is ghost memory. Anonymous pages take the place of what
+/// is there; for anything else the pages leave the heap.
 fn map_over(args: [usize; 6]) -> Done {
     let [address, bytes, access, flags, ..] = args;
-    let Some(heap) = ghost::owner(address) else {
-        // The kernel would put it over ghost memory that begins later.
-        let overlaps = flags & FIXED_ONLY == libc::MAP_FIXED as usize
-            && bytes > 0
-            && ghost::is_ghost(address.saturating_add(bytes - 1));
-        return if overlaps { refuse() } else { Done::Asis };
+    let Some(end) = end_of(address, bytes) else {
+        return Done::Asis;
+    };
+    let Some(heap) = ghost::region_owner(address, end - address) else {
+        return Done::Asis;
     };
     if !address.is_multiple_of(PAGE_SIZE) || bytes == 0 {
         return error(libc::EINVAL);
     }
-    let end = bytes
-        .checked_next_multiple_of(PAGE_SIZE)
-        .and_then(|bytes| address.checked_add(bytes));
-    let Some(end) = end else {
-        return error(libc::ENOMEM);
-    };
-    let mut pages = (address..end).step_by(PAGE_SIZE);
-    if flags & libc::MAP_FIXED_NOREPLACE as usize != 0
-        && !pages
-            .clone()
-            .all(|page| heap.hole_at(page) == Some(Hole::Unmapped))
-    {
+    let is_unmapped =
+        || heap.hole_run(address, end - address) == Some((Some(Hole::Unmapped), end - address));
+    if has(flags, libc::MAP_FIXED_NOREPLACE) && !is_unmapped() {
         return error(libc::EEXIST);
     }
-    // Pages of no block are not the program's to map over.
-    let has_blocks = |page| {
-        heap.is_among_small(page) || ghost::is_ghost(page) && heap.pages_around(page).is_some()
-    };
-    if flags & libc::MAP_PRIVATE as usize == 0 || !pages.all(has_blocks) {
-        return refuse();
+    let wishes = flags & !FIXED;
+    let lies_within = heap
+        .away_run(address, 1)
+        .and(heap.away_run(end - 1, 1))
+        .is_some();
+    if !lies_within || !can_be_taken([0, bytes, access, wishes, 0, 0]) {
+        return foreign::put_in_place(heap, args, (address, end));
     }
-    let file = if flags & libc::MAP_ANONYMOUS as usize == 0 {
-        match Bytes::of(args) {
-            Ok(file) => Some(file),
-            Err(refused) => return Done::With(refused),
-        }
-    } else {
-        None
-    };
     holds::forget(heap, address, end - address);
-    if fresh(heap, address, end).is_err() {
-        return error(libc::ENOMEM);
+    match taken::with(|table| replace(table, heap, (address, end), access)) {
+        Ok(()) => Done::With(address as Answer),
+        Err(()) => error(libc::ENOMEM),
     }
-    add_again(heap, address, end);
-    if let Some(file) = file {
-        let has = file.len.min(end - address);
-        if guarded::copy(address, file.start, has).is_err() {
-            return error(libc::EACCES);
+}
+
+/// Where a range of whole pages ends.
+pub(crate) fn end_of(address: usize, bytes: usize) -> Option<usize> {
+    let bytes = bytes.checked_next_multiple_of(PAGE_SIZE)?;
+    address.checked_add(bytes)
+}
+
+/// Fresh pages, open or closed, in the place of what is there. The caller has the table.
+fn replace(
+    table: &mut Table,
+    heap: &Heap,
+    (address, end): (usize, usize),
+    access: usize,
+) -> Result<(), ()> {
+    foreign::for_each_block(heap, (address, end), |block, pages| {
+        // SAFETY: the program replaces what is there.
+        unsafe { heap.retake(pages) }.map_err(drop)?;
+        if access == CLOSED {
+            // SAFETY: as above.
+            unsafe { heap.make_holes(pages, Hole::Closed) }.map_err(drop)?;
+        } else {
+            heap.open_holes(pages).map_err(drop)?;
+            // SAFETY: as above.
+            unsafe { heap.discard(pages) }.map_err(drop)?;
         }
-        // Behind the last page of a file nothing can be touched.
-        make_holes(
-            heap,
-            address + has.next_multiple_of(PAGE_SIZE),
-            end,
-            Hole::Unmapped,
-        );
-    }
-    let bytes = end - address;
-    let open = (libc::PROT_READ | libc::PROT_WRITE) as usize;
-    if access & open == 0 && access & libc::PROT_EXEC as usize == 0 && !heap.is_among_small(address)
-    {
-        make_holes(heap, address, end, Hole::Closed);
-    } else if access != open {
-        let protected = crate::calls::protect_fresh(heap, [address, bytes, access, 0, 0, 0]);
-        if protected != Done::With(0) {
-            return protected;
-        }
-    }
-    Done::With(address as Answer)
+        foreign::map_part(table, block, pages)
+    })
 }
 
-/// The bits that tell MAP_FIXED from MAP_FIXED_NOREPLACE.
-const FIXED_ONLY: usize = (libc::MAP_FIXED | libc::MAP_FIXED_NOREPLACE) as usize;
-
-/// What cannot be put over ghost memory, said once.
-#[cold]
-fn refuse() -> Done {
-    static SAID: AtomicBool = AtomicBool::new(false);
-    if !SAID.swap(true, Ordering::Relaxed) {
-        raw::say(
-            b"ghostmem: this program maps shared memory, or memory at an address of its own \
-              choice, over ghost memory: mmap answers ENOMEM\n",
-        );
-    }
-    error(libc::ENOMEM)
+pub(crate) fn note_ordinary(bytes: usize) {
+    ORDINARY.fetch_add(1, Ordering::Relaxed);
+    ORDINARY_BYTES.fetch_add(bytes, Ordering::Relaxed);
 }
 
-/// A file's bytes, mapped elsewhere for as long as this lives.
-struct Bytes {
-    start: usize,
-    len: usize,
-    mapped: usize,
-}
-
-impl Bytes {
-    /// What a private mapping with these arguments would show; the kernel's refusal of
-    /// one.
-    fn of(args: [usize; 6]) -> Result<Self, Answer> {
-        let [_, bytes, access, flags, file, offset] = args;
-        let access = access | libc::PROT_READ as usize;
-        let flags = flags & !FIXED_ONLY;
-        let mapped = call!(libc::SYS_mmap, 0, bytes, access, flags, file, offset);
-        if failed(mapped) {
-            return Err(mapped);
-        }
-        // SAFETY: all zero is a structure of numbers.
-        let mut status: libc::stat = unsafe { core::mem::zeroed() };
-        let _known = own!(libc::SYS_fstat, file, &raw mut status);
-        let len = usize::try_from(status.st_size).unwrap_or(0);
-        Ok(Self {
-            start: mapped as usize,
-            len: len.saturating_sub(offset).min(bytes),
-            mapped: bytes,
-        })
-    }
-}
-
-impl Drop for Bytes {
-    fn drop(&mut self) {
-        let _gone = own!(libc::SYS_munmap, self.start, self.mapped);
-    }
-}
-
-/// Makes a range zero pages that can be loaded from and stored to.
-fn fresh(heap: &Heap, start: usize, end: usize) -> Result<(), ghostmem::Error> {
-    let _inside = EngineScope::new(thread::current());
-    let range = slice_from_raw_parts_mut(start as *mut u8, end - start);
-    // SAFETY: the program replaced what was there.
-    unsafe { heap.discard(range) }?;
-    heap.fill_holes(range.cast_const())
-}
-
-/// Puts what was unmapped of a range, in blocks that this module has, back on the list.
-fn add_again(heap: &Heap, start: usize, end: usize) {
-    let mut from = start;
-    while let Some((block, bytes)) = heap.pages_around(from) {
-        let to = end.min(block + bytes);
-        with(|list| {
-            if !list.iter().any(|range| range.block == block) {
-                return;
-            }
-            while cut(list, from, to).is_some() {}
-            if let Some(place) = list.iter_mut().find(|place| place.block == 0) {
-                *place = Range {
-                    block,
-                    start: from,
-                    end: to,
-                };
-            }
-        });
-        from = to;
-        if from >= end {
-            return;
-        }
-    }
-}
-
-/// munmap of ghost memory.
+/// munmap of what lies in a region.
 pub(crate) fn unmap(heap: &Heap, address: usize, bytes: usize) -> Done {
     if !address.is_multiple_of(PAGE_SIZE) || bytes == 0 {
         return error(libc::EINVAL);
     }
-    holds::forget(heap, address, bytes);
     let end = address + bytes;
-    // While no block of the range can be somebody else's yet.
-    make_holes(heap, address, end, Hole::Unmapped);
-    // One block at a time, until none of the range is mapped.
-    while let Some(rest) = with(|list| cut(list, address, end)) {
-        if let Some(block) = rest {
-            free_block(block);
+    holds::forget(heap, address, bytes);
+    taken::with(|table| {
+        // One block at a time, until none of the range is mapped.
+        while let Some(piece) = table.cut(address, end) {
+            if piece.is_last {
+                free_block(heap, piece.block);
+                continue;
+            }
+            let pages = range(piece.start, piece.end - piece.start);
+            // SAFETY: the program unmapped it.
+            let _else_it_stays = unsafe { heap.retake(pages) };
+            // SAFETY: as above.
+            let _kept = unsafe { heap.make_holes(pages, Hole::Unmapped) };
+        }
+    });
+    // What lies beside the regions is the kernel's.
+    for (start, end) in ordinary_pieces(heap, address, end) {
+        let answer = crate::raw::syscall(11, [start, end - start, 0, 0, 0, 0]);
+        if failed(answer) {
+            return Done::With(answer);
         }
     }
     Done::With(0)
 }
 
-/// Takes the first mapped piece inside a range off the list: its block, when nothing
-/// else of that is mapped.
-fn cut(list: &mut [Range], start: usize, end: usize) -> Option<Option<usize>> {
-    let found = list
-        .iter()
-        .position(|range| range.block != 0 && range.start < end && start < range.end)?;
-    let Range {
-        block,
-        start: was_start,
-        end: was_end,
-    } = list[found];
-    let (from, to) = (start.max(was_start), end.min(was_end));
-    list[found] = FREE;
-    for (start, end) in [(was_start, from), (to, was_end)] {
-        // The list is lent with a place to spare for this.
-        if start < end
-            && let Some(place) = list.iter_mut().find(|place| place.block == 0)
-        {
-            *place = Range { block, start, end };
+/// The pieces of a range that lie in no region.
+fn ordinary_pieces(
+    heap: &Heap,
+    address: usize,
+    end: usize,
+) -> impl Iterator<Item = (usize, usize)> + '_ {
+    let mut at = address;
+    core::iter::from_fn(move || {
+        while at < end {
+            let start = at;
+            let around = heap
+                .spans()
+                .find(|&(first, bytes)| start >= first && start - first < bytes);
+            if let Some((first, bytes)) = around {
+                at = first + bytes;
+                continue;
+            }
+            let next = heap
+                .spans()
+                .map(|(first, _)| first)
+                .filter(|&first| first > start);
+            at = next.min().unwrap_or(end).min(end);
+            return Some((start, at));
         }
-    }
-    let more = list.iter().any(|range| range.block == block);
-    Some((!more).then_some(block))
+        None
+    })
+}
+
+/// mprotect of mappings; `None` for what is no mapping, or is to be held for its access.
+pub(crate) fn protect(heap: &Heap, address: usize, bytes: usize, access: usize) -> Option<Done> {
+    let end = address + bytes;
+    taken::with(|table| {
+        table.find(address, end)?;
+        if !table.covers(address, end) {
+            return Some(error(libc::ENOMEM));
+        }
+        let pages = range(address, bytes);
+        if access == CLOSED {
+            let left = heap.close_empty(pages);
+            return matches!(left, Ok(0)).then_some(Done::With(0));
+        }
+        match heap.open_holes(pages) {
+            Ok(()) => None,
+            Err(_) => Some(error(libc::ENOMEM)),
+        }
+    })
+}
+
+/// The pieces of a range that are open, one after the other: first address and end. What
+/// is no mapping is one piece.
+pub(crate) fn open_pieces(
+    heap: &Heap,
+    address: usize,
+    end: usize,
+) -> impl Iterator<Item = (usize, usize)> + '_ {
+    let mut at = address;
+    core::iter::from_fn(move || {
+        while at < end {
+            let (hole, bytes) = heap.hole_run(at, end - at).unwrap_or((None, end - at));
+            let start = at;
+            at += bytes.max(PAGE_SIZE);
+            if hole.is_none() {
+                return Some((start, at));
+            }
+        }
+        None
+    })
 }
 
 /// mremap of ghost memory: shrinking gives the end back, growing moves.
@@ -373,29 +355,26 @@ pub(crate) fn remap(heap: &Heap, args: [usize; 6]) -> Done {
         return error(libc::EINVAL);
     }
     const KNOWN: i32 = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED | libc::MREMAP_DONTUNMAP;
-    let has = |flag: i32| flags & flag as usize != 0;
-    let moves = has(libc::MREMAP_MAYMOVE);
-    let to_a_place = has(libc::MREMAP_FIXED);
+    let moves = has(flags, libc::MREMAP_MAYMOVE);
+    let to_a_place = has(flags, libc::MREMAP_FIXED);
+    let leaves = has(flags, libc::MREMAP_DONTUNMAP);
     if flags & !(KNOWN as usize) != 0 || (to_a_place && !moves) {
         return error(libc::EINVAL);
     }
-    if has(libc::MREMAP_DONTUNMAP) {
-        // The pages move, and zero pages stay.
-        return match (moves && old == new, to_a_place) {
-            (false, _) => error(libc::EINVAL),
-            // Nobody is known to need this of both.
-            (true, true) => error(libc::ENOMEM),
-            (true, false) => leave_zeros(heap, address, old),
-        };
+    if leaves && (!moves || old != new) {
+        return error(libc::EINVAL);
     }
     if to_a_place {
         let overlaps = fixed < address.saturating_add(old) && address < fixed.saturating_add(new);
         if !fixed.is_multiple_of(PAGE_SIZE) || overlaps {
             return error(libc::EINVAL);
         }
-        return move_to(heap, address, old, new, fixed);
     }
-    if new <= old {
+    // The kernel moves parts of one mapping, which has one access.
+    let Some(access) = access_of(heap, address, old) else {
+        return error(libc::EFAULT);
+    };
+    if !to_a_place && !leaves && new <= old {
         if new < old {
             let _done = unmap(heap, address + new, old - new);
         }
@@ -404,49 +383,83 @@ pub(crate) fn remap(heap: &Heap, args: [usize; 6]) -> Done {
     if !moves {
         return error(libc::ENOMEM);
     }
-    let Some(moved) = allocate(new) else {
+    let place = if to_a_place {
+        map_at(fixed, new, access)
+    } else {
+        match allocate(new, access) {
+            Ok(moved) => Done::With(moved as Answer),
+            Err(_) => error(libc::ENOMEM),
+        }
+    };
+    let Done::With(moved) = place else {
         return error(libc::ENOMEM);
     };
-    heirs::follow(address, old, moved);
+    if failed(moved) {
+        return place;
+    }
+    heirs::follow(address, old, moved as usize);
     // Protected pages are read, too.
     holds::forget(heap, address, old);
-    raw::copy(moved, address, old);
-    let _done = unmap(heap, address, old);
-    Done::With(moved as Answer)
+    copy_contents(heap, moved as usize, address, old.min(new));
+    close_alike(heap, moved as usize, address, old.min(new));
+    if leaves {
+        // SAFETY: the program moved what was there.
+        let _kept = unsafe { heap.discard(range(address, old)) };
+    } else {
+        let _done = unmap(heap, address, old);
+    }
+    place
 }
 
-/// mremap with `MREMAP_DONTUNMAP`: the old range stays, as zero pages.
-fn leave_zeros(heap: &Heap, address: usize, bytes: usize) -> Done {
-    let Some(moved) = allocate(bytes) else {
-        return error(libc::ENOMEM);
-    };
-    holds::forget(heap, address, bytes);
-    raw::copy(moved, address, bytes);
-    let _inside = EngineScope::new(thread::current());
-    let range = slice_from_raw_parts_mut(address as *mut u8, bytes);
-    // SAFETY: the program moved what was there.
-    match unsafe { heap.discard(range) } {
-        Ok(()) => Done::With(moved as Answer),
-        Err(_) => error(libc::ENOMEM),
+/// What access a range that is to be moved has: none, where all of it is closed. `None`
+/// where parts of it are not mapped.
+fn access_of(heap: &Heap, address: usize, bytes: usize) -> Option<usize> {
+    let end = address.checked_add(bytes)?;
+    let is_mapped = taken::with(|table| {
+        // What malloc gave is moved as it is.
+        table.find(address, end).is_none() || table.covers(address, end)
+    });
+    let is_closed = heap.hole_run(address, bytes)? == (Some(Hole::Closed), bytes);
+    is_mapped.then_some(if is_closed { CLOSED } else { OPEN })
+}
+
+/// Closes what of fresh pages is closed in the range that they take the place of.
+fn close_alike(heap: &Heap, to: usize, from: usize, bytes: usize) {
+    let (mut at, end) = (from, from + bytes);
+    while at < end {
+        let (hole, alike) = heap.hole_run(at, end - at).unwrap_or((None, end - at));
+        if hole.is_some() {
+            let _held = heap.close_empty(range(to + (at - from), alike));
+        }
+        at += alike.max(PAGE_SIZE);
     }
 }
 
-/// mremap to a place of the program's choice: an ordinary mapping there, or the
+/// Copies what a range holds to fresh zero pages: what it does not hold stays none there.
+pub(crate) fn copy_contents(heap: &Heap, to: usize, from: usize, bytes: usize) {
+    let (mut at, end) = (from, from + bytes);
+    while let Some((start, length)) = heap.next_contents(at, end - at) {
+        raw::copy(to + (start - from), start, length);
+        at = start + length;
+    }
+}
+
+/// Fresh pages at a place of the program's choice: an ordinary mapping there, or the
 /// ghost memory that is there, with other contents.
-fn move_to(heap: &Heap, address: usize, old: usize, new: usize, place: usize) -> Done {
-    let access = libc::PROT_READ | libc::PROT_WRITE;
+fn map_at(place: usize, bytes: usize, access: usize) -> Done {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
-    let args = [place, new, access as usize, flags as usize, usize::MAX, 0];
-    let mapped = match map_over(args) {
-        Done::With(answer) => answer,
-        Done::Asis if ghost::is_ghost(place.saturating_add(new - 1)) => return error(libc::ENOMEM),
-        Done::Asis => own!(libc::SYS_mmap, place, new, access, flags, -1_isize, 0),
-    };
-    if failed(mapped) {
-        return Done::With(mapped);
+    let args = [place, bytes, access, flags as usize, usize::MAX, 0];
+    match map_over(args) {
+        Done::Asis if ghost::is_ghost(place.saturating_add(bytes - 1)) => error(libc::ENOMEM),
+        Done::Asis => Done::With(own!(
+            libc::SYS_mmap,
+            place,
+            bytes,
+            access,
+            flags,
+            -1_isize,
+            0
+        )),
+        done => done,
     }
-    holds::forget(heap, address, old);
-    raw::copy(place, address, old.min(new));
-    let _done = unmap(heap, address, old);
-    Done::With(mapped)
 }

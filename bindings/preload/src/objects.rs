@@ -72,6 +72,26 @@ pub(crate) fn is_ours(address: usize) -> bool {
     address.wrapping_sub(OUR_START.load(Ordering::Relaxed)) < OUR_BYTES.load(Ordering::Relaxed)
 }
 
+/// Where the code of glibc's objects lies: first address and bytes; 0: none.
+static LIBC: [[AtomicUsize; 2]; NAMES.len()] =
+    [const { [const { AtomicUsize::new(0) }; 2] }; NAMES.len()];
+
+/// Remembers which code is glibc's.
+pub(crate) fn know_libc(texts: &[Text]) {
+    let of_libc = texts.iter().filter(|text| text.of_libc);
+    for ([start, bytes], text) in LIBC.iter().zip(of_libc) {
+        start.store(text.start, Ordering::Relaxed);
+        bytes.store(text.bytes, Ordering::Relaxed);
+    }
+}
+
+/// Whether an address lies in code of glibc's.
+pub(crate) fn is_libcs(address: usize) -> bool {
+    LIBC.iter().any(|[start, bytes]| {
+        address.wrapping_sub(start.load(Ordering::Relaxed)) < bytes.load(Ordering::Relaxed)
+    })
+}
+
 /// Finds this library's own code. Called once, at start.
 pub(crate) fn find_ours() {
     // SAFETY: `visit_ours` has the type asked for and takes no argument.

@@ -21,7 +21,7 @@ use crate::patch;
 use crate::raw::{failed, own, say};
 use crate::settings::Settings;
 use crate::thread::{self, EngineScope};
-use crate::{ghost, ordinary, start};
+use crate::{ghost, mappings, ordinary, start};
 
 /// Stands for the process's number in the name of the file.
 const PROCESS: &[u8] = b"%p";
@@ -376,6 +376,13 @@ impl Figures {
                 row(&figure.name.replace('_', " "), figure.value.to_string());
             }
         }
+        let (mappings, bytes) = mappings::left_ordinary();
+        if mappings > 0 {
+            row(
+                "mappings left ordinary",
+                format!("{mappings} ({})", mib(bytes as u64)),
+            );
+        }
         row("backend", self.backend.clone());
         table.push_str("  of this process; --stats-json FILE-%p writes a report of each one\n");
         table
@@ -390,6 +397,9 @@ impl Figures {
         field("process_id", own!(libc::SYS_getpid) as u64);
         field("peak_rss_bytes", self.peak_rss);
         field("peak_allocated_bytes", self.peak_allocated as u64);
+        let (mappings, bytes) = mappings::left_ordinary();
+        field("ordinary_mappings", mappings as u64);
+        field("ordinary_mapped_bytes", bytes as u64);
         for figure in stats.figures() {
             field(figure.name, figure.value);
         }

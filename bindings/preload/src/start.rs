@@ -137,6 +137,7 @@ fn start(
     // Not later: a program that asks for memory may be in the loader.
     ordinary::find_usable_size();
     let texts = TEXTS.get_or_init(objects::texts);
+    objects::know_libc(texts);
     let patched = patch::install(texts, settings.mmap_from > 0, &plans);
     if patched.patched == 0 {
         let why = if crate::stub::was_refused() {
@@ -174,8 +175,7 @@ pub(crate) fn has_text(address: usize) -> bool {
 /// refused, or is about the heap itself, or is lost when the program changes its
 /// user, its root or its mappings first.
 fn begins_at_once(settings: &Settings) -> bool {
-    settings.mmap_from > 0
-        || settings.verbose
+    settings.verbose
         || settings.trace.is_some()
         || settings.spill.is_some()
         || backend(settings) == Backend::Monitor

@@ -3,6 +3,7 @@
 //! One file for each implementation; [`Region`](crate::Region) is the closed list of them,
 //! so that a fault costs one comparison and no indirect call.
 
+use ghostmem_os::bits::PageBits;
 use ghostmem_os::ghost::Installed;
 use ghostmem_os::signal::Sign;
 use ghostmem_os::{OsError, PAGE_SIZE};
@@ -52,6 +53,29 @@ pub trait Backend {
     /// # Errors
     /// The system's refusal.
     fn unprotect(&self, page: usize, pages: usize) -> Result<(), OsError>;
+    /// Has the kernel itself refuse every touch of a run of absent pages, or no longer.
+    /// Only where a touch of an absent page would wait for the engine's threads: elsewhere
+    /// it is refused by whoever gets the signal.
+    ///
+    /// # Errors
+    /// The system's refusal.
+    fn bar(&self, _page: usize, _pages: usize, _barred: bool) -> Result<(), OsError> {
+        Ok(())
+    }
+    /// Gives pages none of which is there to another mapping, which the caller puts in
+    /// their place: from now on the mechanism leaves their addresses alone.
+    fn give_away(&self, away: &PageBits, page: usize, pages: usize) {
+        away.set(page, page + pages);
+    }
+    /// Takes the addresses of pages back, where fresh private memory lies by now: the
+    /// pages are absent.
+    ///
+    /// # Errors
+    /// The system's refusal: they stay away.
+    fn retake(&self, away: &PageBits, page: usize, pages: usize) -> Result<(), OsError> {
+        away.clear(page, page + pages);
+        Ok(())
+    }
     /// Copies a mapped page that nobody can write now; `false` when it cannot be read.
     fn read(&self, page: usize, out: &mut [u8; PAGE_SIZE]) -> bool;
     /// Takes the program's lock (mlock(2)) off a run of pages whose block is gone.

@@ -69,6 +69,18 @@ impl Dumped {
         }
     }
 
+    /// After some of the range was mapped anew: as it was noted.
+    pub(crate) fn set_again_in(&self, offset: usize, len: usize) {
+        let (mut at, end) = (offset, offset + len);
+        while at < end {
+            let part = at / PART_BYTES;
+            let until = end.min((part + 1) * PART_BYTES);
+            let noted = self.parts[part / 64].load(Ordering::Relaxed) & 1 << (part % 64) != 0;
+            set_dumped(self.span.base() + at, until - at, noted);
+            at = until;
+        }
+    }
+
     fn set(&self, part: usize) {
         let start = part * PART_BYTES;
         let bytes = PART_BYTES.min(self.span.len() - start);

@@ -20,6 +20,7 @@
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use core::time::Duration;
 
+use ghostmem_os::bits::PageBits;
 use ghostmem_os::error::{ENOMEM, OsError};
 use ghostmem_os::futex;
 use ghostmem_os::guard::FileMap;
@@ -57,7 +58,7 @@ impl Groups {
     ///
     /// # Errors
     /// No memory; a kernel without markers for files; no mapping left.
-    pub(crate) fn new(map: &FileMap) -> Result<Self, OsError> {
+    pub(crate) fn new(map: &FileMap, away: &PageBits) -> Result<Self, OsError> {
         let len = map.len().div_ceil(GROUP_BYTES);
         let groups = Self {
             marked: ZeroArray::new(len.div_ceil(64))?,
@@ -66,7 +67,7 @@ impl Groups {
             count: AtomicUsize::new(0),
             runs: AtomicUsize::new(0),
         };
-        groups.mark_range(map, 0, 1)?;
+        groups.mark_range(map, away, 0, 1)?;
         Ok(groups)
     }
 
@@ -75,14 +76,71 @@ impl Groups {
     ///
     /// # Errors
     /// The kernel's refusal.
-    pub(crate) fn prepare(&self, map: &FileMap, page: usize, pages: usize) -> Result<(), OsError> {
+    pub(crate) fn prepare(
+        &self,
+        map: &FileMap,
+        away: &PageBits,
+        page: usize,
+        pages: usize,
+    ) -> Result<(), OsError> {
         let last = (page + pages.max(1) - 1) / GROUP_PAGES;
         (page / GROUP_PAGES..=last).try_for_each(|group| {
             if self.is_marked(group) {
                 return Ok(());
             }
-            self.mark(map, group)
+            self.mark(map, away, group)
         })
+    }
+
+    /// Gives pages to another mapping: no marking touches them from now on. Not for a
+    /// fault's way; the caller is inside the gate, with signals blocked.
+    pub(crate) fn give_away(&self, away: &PageBits, page: usize, pages: usize) {
+        self.in_turn(|| away.set(page, page + pages));
+    }
+
+    /// Maps pages that were away anew, with markers where their groups have them. As
+    /// [`Groups::give_away`].
+    ///
+    /// # Errors
+    /// The kernel's refusal: they stay away.
+    pub(crate) fn retake(
+        &self,
+        map: &FileMap,
+        away: &PageBits,
+        page: usize,
+        pages: usize,
+    ) -> Result<(), OsError> {
+        self.in_turn(|| {
+            map.map_part(page * PAGE_SIZE, pages * PAGE_SIZE)?;
+            let (mut at, end) = (page, page + pages);
+            while at < end {
+                let group = at / GROUP_PAGES;
+                let until = end.min((group + 1) * GROUP_PAGES);
+                if self.is_marked(group) {
+                    let (offset, len) = (at * PAGE_SIZE, (until - at) * PAGE_SIZE);
+                    map.guard_even_locked(offset, len)?;
+                    map.protect(offset, len, true)?;
+                }
+                at = until;
+            }
+            away.clear(page, end);
+            Ok(())
+        })
+    }
+
+    /// Runs `body` while no other thread marks.
+    fn in_turn<R>(&self, body: impl FnOnce() -> R) -> R {
+        while self
+            .marking
+            .compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed)
+            .is_err()
+        {
+            futex::wait(&self.marking, 1, WAIT);
+        }
+        let result = body();
+        self.marking.store(0, Ordering::Release);
+        futex::wake_all(&self.marking);
+        result
     }
 
     /// Memory of the page tables that markers keep, bytes, and of the bits here.
@@ -96,7 +154,7 @@ impl Groups {
     ///
     /// # Errors
     /// As [`Groups::new`].
-    pub(crate) fn begin_again(&self, map: &FileMap) -> Result<(), OsError> {
+    pub(crate) fn begin_again(&self, map: &FileMap, away: &PageBits) -> Result<(), OsError> {
         for word in self.marked.iter() {
             // Without making memory of what was never written.
             if word.load(Ordering::Relaxed) != 0 {
@@ -106,7 +164,7 @@ impl Groups {
         self.count.store(0, Ordering::Relaxed);
         RUNS.fetch_sub(self.runs.swap(0, Ordering::Relaxed), Ordering::Relaxed);
         self.marking.store(0, Ordering::Relaxed);
-        self.mark_range(map, 0, 1)
+        self.mark_range(map, away, 0, 1)
     }
 
     fn is_marked(&self, group: usize) -> bool {
@@ -115,32 +173,19 @@ impl Groups {
     }
 
     #[cold]
-    fn mark(&self, map: &FileMap, group: usize) -> Result<(), OsError> {
-        while !self.is_marked(group) {
-            let turn = self
-                .marking
-                .compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed);
-            if turn.is_err() {
-                futex::wait(&self.marking, 1, WAIT);
-                continue;
-            }
-            // Another thread's turn may have marked it.
-            let marked = match self.is_marked(group) {
-                true => Ok(()),
-                false => self.mark_around(map, group),
-            };
-            self.marking.store(0, Ordering::Release);
-            futex::wake_all(&self.marking);
-            marked?;
-        }
-        Ok(())
+    fn mark(&self, map: &FileMap, away: &PageBits, group: usize) -> Result<(), OsError> {
+        // Another thread's turn may have marked it.
+        self.in_turn(|| match self.is_marked(group) {
+            true => Ok(()),
+            false => self.mark_around(map, away, group),
+        })
     }
 
-    fn mark_around(&self, map: &FileMap, group: usize) -> Result<(), OsError> {
+    fn mark_around(&self, map: &FileMap, away: &PageBits, group: usize) -> Result<(), OsError> {
         let (first, end) = self.gap_around(group);
         let alone = first < group && group + 1 < end;
         if !alone || RUNS.load(Ordering::Relaxed) < RUNS_MAX {
-            match self.mark_range(map, group, group + 1) {
+            match self.mark_range(map, away, group, group + 1) {
                 Err(error) if alone && error.errno == ENOMEM => {}
                 other => return other,
             }
@@ -148,9 +193,9 @@ impl Groups {
         // All of it on the nearer side; there is no group at `len`, and the first
         // is marked.
         if end == self.len || group - first <= end - group {
-            self.mark_range(map, first, group + 1)
+            self.mark_range(map, away, first, group + 1)
         } else {
-            self.mark_range(map, group, end)
+            self.mark_range(map, away, group, end)
         }
     }
 
@@ -167,12 +212,21 @@ impl Groups {
         (first, end)
     }
 
-    /// Marks groups none of which is, and opens them to the markers.
-    fn mark_range(&self, map: &FileMap, first: usize, end: usize) -> Result<(), OsError> {
-        let offset = first * GROUP_BYTES;
-        let len = (end * GROUP_BYTES).min(map.len()) - offset;
-        map.guard_even_locked(offset, len)?;
-        map.protect(offset, len, true)?;
+    /// Marks groups none of which is, and opens them to the markers; not what of them is
+    /// away.
+    fn mark_range(
+        &self,
+        map: &FileMap,
+        away: &PageBits,
+        first: usize,
+        end: usize,
+    ) -> Result<(), OsError> {
+        let last = (end * GROUP_PAGES).min(map.len() / PAGE_SIZE);
+        for (from, to) in away.gaps(first * GROUP_PAGES, last) {
+            let (offset, len) = (from * PAGE_SIZE, (to - from) * PAGE_SIZE);
+            map.guard_even_locked(offset, len)?;
+            map.protect(offset, len, true)?;
+        }
         for group in first..end {
             self.marked[group / 64].fetch_or(1 << (group % 64), Ordering::Release);
         }

@@ -2,10 +2,11 @@
 
 use core::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
+use ghostmem_os::bits::PageBits;
 use ghostmem_os::descriptor::Spare;
 use ghostmem_os::ghost::Installed;
 use ghostmem_os::guard::{self, FileMap};
-use ghostmem_os::map::Span;
+use ghostmem_os::map::{MapArc, Span};
 use ghostmem_os::ranges;
 use ghostmem_os::signal::Sign;
 use ghostmem_os::{OsError, PAGE_SIZE};
@@ -20,6 +21,7 @@ use crate::groups::Groups;
 /// A range that maps a memory file, its absent pages closed.
 pub(crate) struct Guard {
     span: Span,
+    away: MapArc<PageBits>,
     map: FileMap,
     /// Which parts have markers; `None` where pages are closed by mprotect(2).
     groups: Option<Groups>,
@@ -77,13 +79,17 @@ impl Guard {
     /// # Safety
     /// As for [`FileMap::over`]: the range is reserved for as long as this lives, and
     /// nobody has a reference into it.
-    pub(crate) unsafe fn over(span: Span, markers: bool) -> Result<Self, OsError> {
+    pub(crate) unsafe fn over(
+        span: Span,
+        away: MapArc<PageBits>,
+        markers: bool,
+    ) -> Result<Self, OsError> {
         // SAFETY: the caller's promise.
         let map = unsafe { FileMap::over(span) }?;
         let spares = [const { Spare::new() }; 2];
         spares.iter().for_each(Spare::hold);
         let groups = match markers {
-            true => Some(Groups::new(&map)?),
+            true => Some(Groups::new(&map, &away)?),
             false => None,
         };
         // A child made without our fork hooks (a raw clone) must find no
@@ -91,6 +97,7 @@ impl Guard {
         advise(span, libc::MADV_DONTFORK)?;
         Ok(Self {
             span,
+            away,
             map,
             groups,
             copy_for_child: ChildCopy::new(),
@@ -113,9 +120,15 @@ impl Guard {
 
     fn try_in_place(&self, page: usize, pages: usize) -> Result<(), OsError> {
         if let Some(groups) = &self.groups {
-            groups.prepare(&self.map, page, pages)?;
+            groups.prepare(&self.map, &self.away, page, pages)?;
         }
         self.unprotect(page, pages)
+    }
+
+    /// The region's own parts of the address space.
+    fn parts(&self) -> impl Iterator<Item = Span> {
+        let gaps = self.away.gaps(0, self.span.pages());
+        gaps.map(|(start, end)| self.span.part(start, end - start))
     }
 
     /// Closes pages that are given in order, neighbours in one call. A page that
@@ -133,7 +146,11 @@ impl Guard {
         let mut run: Option<(usize, usize)> = None;
         for page in pages {
             run = match run {
-                Some((start, end)) if page - end <= GAP_PAGES && !(end..page).any(&pinned) => {
+                Some((start, end))
+                    if page - end <= GAP_PAGES
+                        && self.away.next(end, page, true) == page
+                        && !(end..page).any(&pinned) =>
+                {
                     Some((start, page + 1))
                 }
                 before => {
@@ -201,6 +218,26 @@ impl Backend for Guard {
         }
     }
 
+    fn give_away(&self, away: &PageBits, page: usize, pages: usize) {
+        match &self.groups {
+            Some(groups) => groups.give_away(away, page, pages),
+            None => away.set(page, page + pages),
+        }
+    }
+
+    fn retake(&self, away: &PageBits, page: usize, pages: usize) -> Result<(), OsError> {
+        let part = self.span.part(page, pages);
+        match &self.groups {
+            Some(groups) => groups.retake(&self.map, away, page, pages)?,
+            None => {
+                self.map.map_part(page * PAGE_SIZE, part.len())?;
+                away.clear(page, page + pages);
+            }
+        }
+        self.dumped.set_again_in(page * PAGE_SIZE, part.len());
+        advise(part, libc::MADV_DONTFORK)
+    }
+
     fn read(&self, page: usize, out: &mut [u8; PAGE_SIZE]) -> bool {
         self.map.read(page * PAGE_SIZE, out).is_ok()
     }
@@ -234,7 +271,8 @@ impl Backend for Guard {
         resident: impl Fn() -> I,
         pinned: impl Fn(usize) -> bool,
     ) -> Result<(), OsError> {
-        advise(self.span, libc::MADV_DOFORK)?;
+        self.parts()
+            .try_for_each(|part| advise(part, libc::MADV_DOFORK))?;
         let len = self.span.len();
         let file = guard::memory_file(len).or_else(|error| {
             match self.spares.iter().any(Spare::let_go) {
@@ -265,8 +303,10 @@ impl Backend for Guard {
     }
 
     fn after_fork_in_parent(&self) {
-        // It worked when the region was made.
-        let _kept = advise(self.span, libc::MADV_DONTFORK);
+        for part in self.parts() {
+            // It worked when the region was made.
+            let _kept = advise(part, libc::MADV_DONTFORK);
+        }
         if let Some(file) = self.copy_for_child.take() {
             guard::close(file);
         }
@@ -274,7 +314,6 @@ impl Backend for Guard {
     }
 
     fn after_fork_in_child(&self, resident: impl Iterator<Item = usize>) -> Result<(), OsError> {
-        advise(self.span, libc::MADV_DONTFORK)?;
         let Some(file) = self.copy_for_child.take() else {
             return Err(OsError::new("fork", libc::ENOMEM));
         };
@@ -284,12 +323,17 @@ impl Backend for Guard {
                 libc::EFAULT,
             );
         }
-        self.map.replace_file(file)?;
+        self.map.replace_file(file);
+        for (start, end) in self.away.gaps(0, self.span.pages()) {
+            let (offset, len) = (start * PAGE_SIZE, (end - start) * PAGE_SIZE);
+            self.map.map_part(offset, len)?;
+        }
         self.dumped.set_again();
         self.spares.iter().for_each(Spare::hold);
-        advise(self.span, libc::MADV_DONTFORK)?;
+        self.parts()
+            .try_for_each(|part| advise(part, libc::MADV_DONTFORK))?;
         if let Some(groups) = &self.groups {
-            groups.begin_again(&self.map)?;
+            groups.begin_again(&self.map, &self.away)?;
         }
         let open_run = |(start, end): (usize, usize)| {
             match self.put_in_place(start, end - start) {

@@ -1,8 +1,9 @@
 //! Putting pages in place, protecting them and taking them away: the same
 //! verbs for every backend.
 
+use ghostmem_os::bits::PageBits;
 use ghostmem_os::ghost::Installed;
-use ghostmem_os::map::{Access, Span};
+use ghostmem_os::map::{Access, MapArc, Span};
 use ghostmem_os::signal::Sign;
 use ghostmem_os::{OsError, PAGE_SIZE};
 
@@ -56,6 +57,8 @@ pub struct Region {
     // Dropped after the mechanism's `leave` ran.
     home: Home,
     span: Span,
+    /// Pages whose addresses other mappings have. The mechanism reads it, too.
+    away: MapArc<PageBits>,
     mechanism: Mechanism,
 }
 
@@ -75,21 +78,24 @@ impl Region {
                 len,
             } => reservation.span(*offset, *len)?,
         };
+        let away = MapArc::new(PageBits::new(span.pages())?)?;
         let mechanism = match opened.kind() {
             #[cfg(not(windows))]
             BackendKind::Inline => {
-                Mechanism::Userfaultfd(Userfaultfd::over(span, open::inline()?, false)?)
+                let uffd = open::inline()?;
+                Mechanism::Userfaultfd(Userfaultfd::over(span, away.clone(), uffd, false)?)
             }
             #[cfg(not(windows))]
             BackendKind::Monitor => {
-                Mechanism::Userfaultfd(Userfaultfd::over(span, open::monitor()?.uffd(), true)?)
+                let uffd = open::monitor()?.uffd();
+                Mechanism::Userfaultfd(Userfaultfd::over(span, away.clone(), uffd, true)?)
             }
             #[cfg(not(windows))]
             BackendKind::Guard => {
                 let markers = !opened.splits_mappings();
                 // SAFETY: `home` keeps the reservation for as long as the
                 // region, and a reservation never gives out references.
-                Mechanism::Guard(unsafe { Guard::over(span, markers) }?)
+                Mechanism::Guard(unsafe { Guard::over(span, away.clone(), markers) }?)
             }
             #[cfg(windows)]
             BackendKind::Veh => Mechanism::Veh(Veh::over(&home, span)?),
@@ -100,6 +106,7 @@ impl Region {
         Ok(Self {
             home,
             span,
+            away,
             mechanism,
         })
     }
@@ -144,7 +151,7 @@ impl Region {
     /// See [`Backend::metadata_bytes`].
     #[must_use]
     pub fn metadata_bytes(&self) -> usize {
-        with!(&self.mechanism, backend => backend.metadata_bytes())
+        self.away.bytes() + with!(&self.mechanism, backend => backend.metadata_bytes())
     }
 
     /// See [`Backend::install`].
@@ -185,6 +192,60 @@ impl Region {
     pub fn unprotect(&self, page: usize, pages: usize) -> Result<(), OsError> {
         self.check(page, pages);
         with!(&self.mechanism, backend => backend.unprotect(page, pages))
+    }
+
+    /// See [`Backend::bar`].
+    ///
+    /// # Errors
+    /// The system's refusal.
+    pub fn bar(&self, page: usize, pages: usize, barred: bool) -> Result<(), OsError> {
+        self.check(page, pages);
+        with!(&self.mechanism, backend => backend.bar(page, pages, barred))
+    }
+
+    /// Gives pages none of which is there to another mapping, which the caller puts in
+    /// their place: nothing acts on their addresses until [`Region::retake`].
+    pub fn give_away(&self, page: usize, pages: usize) {
+        self.check(page, pages);
+        with!(&self.mechanism, backend => backend.give_away(&self.away, page, pages));
+    }
+
+    /// Takes the addresses of pages back that were given away: whatever lies there goes,
+    /// and the pages are absent.
+    ///
+    /// # Errors
+    /// The system's refusal: they stay away.
+    pub fn retake(&self, page: usize, pages: usize) -> Result<(), OsError> {
+        self.check(page, pages);
+        // The mechanism closes what it does not want to be open.
+        let access = match self.protects_from_loads() || self.is_monitored() {
+            true => Access::None,
+            false => Access::ReadWrite,
+        };
+        let (reservation, base) = match &self.home {
+            Home::Own(reservation) => (reservation, 0),
+            Home::Adopted {
+                reservation,
+                offset,
+                ..
+            } => (*reservation, *offset),
+        };
+        reservation.remap(base + page * PAGE_SIZE, pages * PAGE_SIZE, access)?;
+        with!(&self.mechanism, backend => backend.retake(&self.away, page, pages))
+    }
+
+    /// Whether a page's address was given to another mapping. One load where none was.
+    #[must_use]
+    #[inline]
+    pub fn is_away(&self, page: usize) -> bool {
+        self.away.has(page)
+    }
+
+    /// The first page from `from` on, and before `end`, that is away, or is not; `end`
+    /// where there is none.
+    #[must_use]
+    pub fn next_away(&self, from: usize, end: usize, away: bool) -> usize {
+        self.away.next(from, end, away)
     }
 
     /// See [`Backend::read`].

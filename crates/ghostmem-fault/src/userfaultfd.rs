@@ -1,7 +1,8 @@
 //! The *inline* and *monitor* backends: pages put in place by userfaultfd(2).
 
+use ghostmem_os::bits::PageBits;
 use ghostmem_os::ghost::read_page;
-use ghostmem_os::map::{self, Span};
+use ghostmem_os::map::{self, MapArc, Span};
 use ghostmem_os::ranges::{self, drop_ranges};
 use ghostmem_os::signal::Sign;
 use ghostmem_os::uffd::{Installed, Uffd};
@@ -15,6 +16,7 @@ use crate::dumped::Dumped;
 /// A range registered with a userfaultfd, in private anonymous memory.
 pub(crate) struct Userfaultfd {
     span: Span,
+    away: MapArc<PageBits>,
     uffd: &'static Uffd,
     monitored: bool,
     dumped: Dumped,
@@ -25,11 +27,17 @@ impl Userfaultfd {
     ///
     /// # Errors
     /// The kernel's refusal.
-    pub(crate) fn over(span: Span, uffd: &'static Uffd, monitored: bool) -> Result<Self, OsError> {
+    pub(crate) fn over(
+        span: Span,
+        away: MapArc<PageBits>,
+        uffd: &'static Uffd,
+        monitored: bool,
+    ) -> Result<Self, OsError> {
         // A huge page would appear where 512 pages have words of their own.
         advise(span, libc::MADV_NOHUGEPAGE)?;
         let region = Self {
             span,
+            away,
             uffd,
             monitored,
             dumped: Dumped::nothing_of(span)?,
@@ -42,6 +50,12 @@ impl Userfaultfd {
             return Err(error);
         }
         Ok(region)
+    }
+
+    /// The region's own parts of the address space.
+    fn parts(&self) -> impl Iterator<Item = Span> {
+        let gaps = self.away.gaps(0, self.span.pages());
+        gaps.map(|(start, end)| self.span.part(start, end - start))
     }
 
     fn address(&self, page: usize) -> usize {
@@ -86,6 +100,24 @@ impl Backend for Userfaultfd {
             .protect(self.address(page), pages * PAGE_SIZE, false)
     }
 
+    fn bar(&self, page: usize, pages: usize, barred: bool) -> Result<(), OsError> {
+        if !self.monitored {
+            return Ok(());
+        }
+        // SAFETY: pages of this region, into which nobody has a reference.
+        unsafe { ranges::set_open(self.address(page), pages * PAGE_SIZE, !barred) }
+    }
+
+    fn retake(&self, away: &PageBits, page: usize, pages: usize) -> Result<(), OsError> {
+        let part = self.span.part(page, pages);
+        advise(part, libc::MADV_NOHUGEPAGE)?;
+        self.dumped.set_again_in(page * PAGE_SIZE, part.len());
+        self.uffd.register(part.base(), part.len())?;
+        advise(part, libc::MADV_DONTFORK)?;
+        away.clear(page, page + pages);
+        Ok(())
+    }
+
     fn read(&self, page: usize, out: &mut [u8; PAGE_SIZE]) -> bool {
         // SAFETY: aligned and inside the region; the caller holds the
         // page in place, mapped and write-protected.
@@ -128,12 +160,15 @@ impl Backend for Userfaultfd {
         _resident: impl Fn() -> I,
         _pinned: impl Fn(usize) -> bool,
     ) -> Result<(), OsError> {
-        advise(self.span, libc::MADV_DOFORK)
+        self.parts()
+            .try_for_each(|part| advise(part, libc::MADV_DOFORK))
     }
 
     fn after_fork_in_parent(&self) {
-        // It worked when the region was made.
-        let _kept = advise(self.span, libc::MADV_DONTFORK);
+        for part in self.parts() {
+            // It worked when the region was made.
+            let _kept = advise(part, libc::MADV_DONTFORK);
+        }
     }
 
     fn is_monitored(&self) -> bool {
@@ -141,8 +176,10 @@ impl Backend for Userfaultfd {
     }
 
     fn after_fork_in_child(&self, _resident: impl Iterator<Item = usize>) -> Result<(), OsError> {
-        advise(self.span, libc::MADV_DONTFORK)?;
-        self.uffd.register(self.span.base(), self.span.len())
+        self.parts().try_for_each(|part| {
+            advise(part, libc::MADV_DONTFORK)?;
+            self.uffd.register(part.base(), part.len())
+        })
     }
 
     fn leave(&self) {

@@ -48,24 +48,23 @@ impl FileMap {
             front: front.base(),
             len: front.len(),
         };
-        map.map_front()?;
+        map.map_part(0, map.len)?;
         Ok(map)
     }
 
-    fn map_front(&self) -> Result<(), OsError> {
+    /// Maps a part of the front anew, inaccessible, whatever lies there. Whoever put
+    /// something else there knows that it goes.
+    ///
+    /// # Errors
+    /// The kernel's refusal of mmap(2).
+    pub fn map_part(&self, offset: usize, len: usize) -> Result<(), OsError> {
         let flags = libc::MAP_SHARED | libc::MAP_FIXED | libc::MAP_NORESERVE;
+        let at = self.front_at(offset, len);
+        let from = offset as libc::off_t;
+        let file = self.file.load(Ordering::Relaxed);
         // SAFETY: MAP_FIXED over address space that `over`'s caller keeps
         // reserved.
-        let got = unsafe {
-            kernel::mmap(
-                self.front as *mut libc::c_void,
-                self.len,
-                libc::PROT_NONE,
-                flags,
-                self.file.load(Ordering::Relaxed),
-                0,
-            )
-        };
+        let got = unsafe { kernel::mmap(at, len, libc::PROT_NONE, flags, file, from) };
         if got == libc::MAP_FAILED {
             Err(OsError::last("mmap"))
         } else {
@@ -186,14 +185,10 @@ impl FileMap {
     }
 
     /// In a forked child: replaces the file shared with the parent by `copy`,
-    /// which the parent prepared before the fork. The front is inaccessible
-    /// again; the caller opens the resident pages.
-    ///
-    /// # Errors
-    /// The kernel's refusal of mmap(2).
-    pub fn replace_file(&self, copy: i32) -> Result<(), OsError> {
+    /// which the parent prepared before the fork. The caller maps the front anew
+    /// ([`FileMap::map_part`]), and opens the resident pages.
+    pub fn replace_file(&self, copy: i32) {
         close(self.file.swap(copy, Ordering::Relaxed));
-        self.map_front()
     }
 
     /// Copies one page into another memory file of the same length.

@@ -12,6 +12,7 @@
 compile_error!("GhostMem runs on 64-bit little-endian Linux and Windows for now");
 
 mod access;
+pub mod bits;
 pub mod buffer;
 pub mod bytes;
 #[cfg(not(windows))]

@@ -85,6 +85,19 @@ impl Span {
     pub const fn pages(self) -> usize {
         self.len / PAGE_SIZE
     }
+
+    /// Some of its pages.
+    ///
+    /// # Panics
+    /// When the span has not as many.
+    #[must_use]
+    pub const fn part(self, page: usize, pages: usize) -> Self {
+        assert!(page + pages <= self.pages(), "pages outside the span");
+        Self {
+            base: self.base + page * PAGE_SIZE,
+            len: pages * PAGE_SIZE,
+        }
+    }
 }
 
 /// Types for which all-zero bytes are a valid value and which may be shared

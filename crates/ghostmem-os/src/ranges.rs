@@ -73,6 +73,28 @@ pub fn unlock(address: usize, len: usize) -> Result<(), OsError> {
     }
 }
 
+/// Has whole pages refuse every load and store, the kernel's too, or take them again
+/// (mprotect(2)). Async-signal-safe.
+///
+/// # Safety
+/// The range is the caller's, and nobody has a reference into it.
+///
+/// # Errors
+/// `ENOMEM` when the process has too many mappings to split one.
+pub unsafe fn set_open(address: usize, len: usize, open: bool) -> Result<(), OsError> {
+    let access = match open {
+        true => libc::PROT_READ | libc::PROT_WRITE,
+        false => libc::PROT_NONE,
+    };
+    // SAFETY: the caller's promise.
+    let rc = unsafe { kernel::mprotect(address as *mut libc::c_void, len, access) };
+    if rc == 0 {
+        Ok(())
+    } else {
+        Err(OsError::last("mprotect"))
+    }
+}
+
 /// Has a core dump of the process contain a range, or leave it out (core(5)). What
 /// the kernel refuses stays as it is: only the length of a core file depends on it.
 /// Async-signal-safe.

@@ -241,6 +241,104 @@ impl Heap {
         self.engine().has_unmapped(address, len)
     }
 
+    /// Whether an allocation may be refused for a limit on memory.
+    #[must_use]
+    pub fn has_memory_limit(&self) -> bool {
+        self.engine().has_memory_limit()
+    }
+
+    /// As [`Heap::fill_holes`], if the memory limit holds the pages.
+    ///
+    /// # Errors
+    /// [`Error::NotGhost`]; [`Error::OutOfMemory`], with nothing done.
+    pub fn open_holes<T>(&self, range: *const [T]) -> Result<(), Error> {
+        let (address, len) = parts(range);
+        let opened = self.or_after_trim(|| self.engine().open_holes(address, len));
+        opened.map_err(|error| match error.errno {
+            ghostmem_os::error::ENOMEM => Error::OutOfMemory { bytes: len },
+            _ => Error::NotGhost { address },
+        })
+    }
+
+    /// Makes holes ([`Hole::Closed`]) of those pages of a range that hold nothing; how
+    /// many bytes of it stay, as their pages hold something.
+    ///
+    /// # Errors
+    /// [`Error::NotGhost`].
+    pub fn close_empty<T>(&self, range: *const [T]) -> Result<usize, Error> {
+        let (address, len) = parts(range);
+        self.engine()
+            .close_empty(address, len)
+            .map_err(|_| Error::NotGhost { address })
+    }
+
+    /// Allocates a block of `bytes`, whole pages, all of it holes ([`Hole::Closed`]); its
+    /// address. Holes are not counted as allocated, and no limit is asked.
+    /// [`Heap::deallocate_block`] frees it.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], where there is no address space.
+    pub fn reserve_block(&self, bytes: usize) -> Result<NonNull<u8>, Error> {
+        let none = Error::OutOfMemory { bytes };
+        let pages = bytes.div_ceil(PAGE_SIZE).max(1);
+        let address = ghostmem_pager::Engine::reserve(self.engine(), pages, 1).map_err(|_| none)?;
+        let none = Error::OutOfMemory { bytes };
+        NonNull::new(core::ptr::with_exposed_provenance_mut(address)).ok_or(none)
+    }
+
+    /// Gives the pages of a range to another mapping, which the caller puts in their
+    /// place: whatever they held is gone, they are not ghost memory any more, and nothing
+    /// acts on their addresses until [`Heap::retake`], or until their block is freed.
+    ///
+    /// # Safety
+    /// Nobody may refer to the bytes.
+    ///
+    /// # Errors
+    /// [`Error::NotGhost`], also where pages are pinned, with nothing done.
+    pub unsafe fn give_away<T>(&self, range: *mut [T]) -> Result<(), Error> {
+        let (address, len) = parts(range.cast_const());
+        self.engine()
+            .give_away(address, len)
+            .map_err(|_| Error::NotGhost { address })
+    }
+
+    /// Takes what of a range was given away back: holes ([`Hole::Closed`]), whatever lay
+    /// there.
+    ///
+    /// # Safety
+    /// Nobody may refer to the bytes.
+    ///
+    /// # Errors
+    /// [`Error::NotGhost`]; [`Error::OutOfMemory`], where the system refuses.
+    pub unsafe fn retake<T>(&self, range: *mut [T]) -> Result<(), Error> {
+        let (address, len) = parts(range.cast_const());
+        self.engine()
+            .retake(address, len)
+            .map_err(|_| Error::OutOfMemory { bytes: len })
+    }
+
+    /// Whether the page at an address was given away, and how many bytes from there on, of
+    /// `len` at most, are like it; `None` for what lies in no region of this heap's.
+    /// Lock-free.
+    #[must_use]
+    pub fn away_run(&self, address: usize, len: usize) -> Option<(bool, usize)> {
+        self.engine().away_run(address, len)
+    }
+
+    /// What hole the page at an address is, if one, and how many bytes from there on, of
+    /// `len` at most, are like it; `None` for what is not this heap's. Lock-free.
+    #[must_use]
+    pub fn hole_run(&self, address: usize, len: usize) -> Option<(Option<Hole>, usize)> {
+        self.engine().hole_run(address, len)
+    }
+
+    /// The next pages from an address on, of `len` bytes at most, that hold anything:
+    /// first address and bytes. Lock-free; what changes meanwhile is seen or not.
+    #[must_use]
+    pub fn next_contents(&self, address: usize, len: usize) -> Option<(usize, usize)> {
+        self.engine().next_contents(address, len)
+    }
+
     /// Why a touch of an address would be refused; `None` where it would not, and for
     /// what is not this heap's. Lock-free, async-signal-safe.
     #[must_use]

@@ -97,9 +97,10 @@ fn settings(args: &RunArgs, raw_system_calls: Option<&str>) -> Result<RunSetting
         SmallBlocks::Ordinary => 32 << 10,
         SmallBlocks::GhostFrom(bytes) => fits(bytes)?,
     };
-    if let Some(bytes) = args.mmap {
-        settings.mmap_from = fits(bytes.max(4096))?;
-    }
+    settings.mmap_from = match args.mmap {
+        0 => 0,
+        bytes => fits(bytes.max(4096))?,
+    };
     settings.reporter = i32::try_from(std::process::id()).unwrap_or(0);
     settings.children = !args.no_children;
     settings.doorway = fits(doorway_place())?;

@@ -1,7 +1,7 @@
 //! A size that follows `--mmap` after a space, as it follows every other option.
 //!
 //! The size may be left out, so the parser takes one only behind an equals sign: the word after
-//! the option may be the program. A word that is a size is no program's name.
+//! the option may be the program. A word that is a size, or `off`, is no program's name.
 
 use std::ffi::{OsStr, OsString};
 
@@ -49,7 +49,8 @@ pub(crate) fn join_sizes(words: Vec<OsString>) -> Vec<OsString> {
 
 fn is_size(word: &OsStr) -> bool {
     let text = word.to_str().unwrap_or("");
-    text.starts_with(|first: char| first.is_ascii_digit()) && parse_size(text).is_ok()
+    let is_number = text.starts_with(|first: char| first.is_ascii_digit());
+    text == "off" || is_number && parse_size(text).is_ok()
 }
 
 /// Whether the word behind an option of `run` is its value.

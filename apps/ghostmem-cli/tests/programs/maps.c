@@ -61,14 +61,18 @@ int main(void) {
         CHECK(mprotect((char *)q, 4096, PROT_NONE) == 0);
         if (sigsetjmp(back, 1) == 0) { (void)*((volatile char *)q + 5); CHECK(!"reached"); }
         CHECK(mprotect((char *)q, 4096, PROT_READ | PROT_WRITE) == 0 && good(q, 0, MIB, 7));
-        /* To a place of its own; and never over what is there. */
-        char *place = mmap(NULL, 2 * MIB, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        /* Shared memory over it, and over what is reserved. */
+        unsigned *place = mmap(NULL, 2 * MIB, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+        fill(place, 2 * MIB, 5);
+        CHECK(mremap(place, 2 * MIB, 8 * MIB, MREMAP_FIXED, q) == MAP_FAILED && errno == EINVAL);
+        CHECK(good(q, 0, MIB, 7) && good(q, 2 * MIB, 2 * MIB, 7) && good(place, 0, 2 * MIB, 5));
+        CHECK(mremap(place, 2 * MIB, 2 * MIB, MREMAP_MAYMOVE | MREMAP_FIXED, q) == q);
+        CHECK(good(q, 0, 2 * MIB, 5) && good(q, 2 * MIB, 2 * MIB, 7));
+        place = mmap(NULL, 2 * MIB, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         unsigned *r = map(2 * MIB);
         fill(r, 2 * MIB, 3);
-        CHECK(mremap(place, 2 * MIB, 2 * MIB, MREMAP_MAYMOVE | MREMAP_FIXED, q) == MAP_FAILED);
-        CHECK(good(q, 0, MIB, 7) && good(q, 2 * MIB, 2 * MIB, 7));
         CHECK(mremap(r, 2 * MIB, 2 * MIB, MREMAP_MAYMOVE | MREMAP_FIXED, place) == place);
-        CHECK(good((unsigned *)place, 0, 2 * MIB, 3) && munmap(place, 2 * MIB) == 0);
+        CHECK(good(place, 0, 2 * MIB, 3) && munmap(place, 2 * MIB) == 0);
         /* Parent and child go their own ways. */
         pid_t child = fork();
         if (child == 0) { fill(p, 4 * MIB, 99); _exit(good(p, 0, 4 * MIB, 99) && good(p, 9 * MIB, 7 * MIB, 1) ? 0 : 1); }

@@ -8,14 +8,14 @@
 
 use core::ptr::slice_from_raw_parts_mut;
 
-use ghostmem::{Heap, Hole};
+use ghostmem::Heap;
 use ghostmem_os::PAGE_SIZE;
 
-use crate::ghost;
 use crate::heirs::{self, Gets};
 use crate::holds::{self, Reason};
 use crate::raw::{Answer, failed, own};
 use crate::thread::{self, EngineScope};
+use crate::{foreign, ghost, mappings};
 
 use super::{Done, error};
 
@@ -26,14 +26,14 @@ pub(super) fn advised(number: usize, args: [usize; 6]) -> Done {
     if number == 30 {
         return attach(bytes, third);
     }
+    if let Some(done) = in_pieces(number, args) {
+        return done;
+    }
     let Some(heap) = ghost::owner(address) else {
         // The kernel would put an ordinary mapping over ghost memory.
         let to_a_place = number == 25 && args[3] & libc::MREMAP_FIXED as usize != 0;
-        return if to_a_place && ghost::is_ghost(args[4]) {
-            error(libc::ENOMEM)
-        } else {
-            Done::Asis
-        };
+        let over = ghost::region_owner(args[4], third).filter(|_| to_a_place);
+        return over.map_or(Done::Asis, |heap| foreign::remap_over(heap, args));
     };
     // Before the lengths are rounded, as the kernel has it.
     if address.checked_add(bytes).is_none() {
@@ -60,8 +60,8 @@ pub(super) fn advised(number: usize, args: [usize; 6]) -> Done {
     match number {
         28 => advise(heap, address, bytes, third as i32),
         10 | 329 => protect(heap, number, args, bytes),
-        11 => crate::mappings::unmap(heap, address, bytes),
-        25 => crate::mappings::remap(heap, args),
+        11 => mappings::unmap(heap, address, bytes),
+        25 => mappings::remap(heap, args),
         // There is no file behind it; and where pages lie is the engine's business.
         26 => Done::With(of_no_bytes(number, [address, 0, third])),
         237 | 450 => Done::With(0),
@@ -74,6 +74,50 @@ pub(super) fn advised(number: usize, args: [usize; 6]) -> Done {
 /// Whether the program has unmapped something of a range.
 fn lacks_mappings(heap: &Heap, address: usize, bytes: usize) -> bool {
     heap.has_holes() && heap.has_unmapped(range(address, bytes).cast_const())
+}
+
+/// Calls about ranges that are ghost memory in parts only: the other parts lie in its
+/// place, or beside it. `None`: the range is of one kind.
+fn in_pieces(number: usize, args: [usize; 6]) -> Option<Done> {
+    let [address, bytes, ..] = args;
+    let heap = ghost::region_owner(address, bytes)?;
+    let end = address
+        .checked_add(bytes)?
+        .checked_next_multiple_of(PAGE_SIZE)?;
+    let alike = heap.away_run(address, end - address);
+    match number {
+        11 if address.is_multiple_of(PAGE_SIZE) => {
+            return Some(mappings::unmap(heap, address, end - address));
+        }
+        25 if alike.is_some_and(|(away, _)| away) => {
+            return Some(foreign::remap_away(heap, args));
+        }
+        // madvise, mprotect: of bytes that are given exactly.
+        10 | 28 | 329 => {}
+        _ => return None,
+    }
+    if !address.is_multiple_of(PAGE_SIZE) || alike.is_some_and(|(_, same)| same >= end - address) {
+        return None;
+    }
+    let mut at = address;
+    while at < end {
+        let same = match heap.away_run(at, end - at) {
+            Some((_, same)) => same,
+            // Beside a region, or beyond its end: page by page.
+            None => PAGE_SIZE,
+        };
+        let mut part = args;
+        (part[0], part[1]) = (at, same.max(PAGE_SIZE));
+        let done = match ghost::owner(at) {
+            Some(_) => advised(number, part),
+            None => Done::With(crate::raw::syscall(number, part)),
+        };
+        if matches!(done, Done::With(answer) if failed(answer)) {
+            return Some(done);
+        }
+        at += part[1];
+    }
+    Some(Done::With(0))
 }
 
 /// shmat: nothing is put over ghost memory.
@@ -219,6 +263,8 @@ fn unguard(heap: &Heap, address: usize, bytes: usize) {
         let _open = protect(heap, 10, [start, stop - start, open, 0, 0, 0], stop - start);
         from = stop;
     }
+    // Where nothing was stored, guards are holes.
+    let _none = mappings::protect(heap, address, bytes, open);
 }
 
 /// Guards of pages: zero pages without access, until the guard is removed.
@@ -238,34 +284,62 @@ fn guard(heap: &Heap, address: usize, bytes: usize) -> Done {
     protect(heap, 10, [address, bytes, access, 0, 0, 0], bytes)
 }
 
-/// mprotect: pages that cannot be read and written cannot be evicted either,
-/// so they are held resident until they are opened again.
-fn protect(heap: &Heap, number: usize, args: [usize; 6], bytes: usize) -> Done {
+/// mprotect. What holds nothing is closed by the heap. Pages that cannot be read and
+/// written otherwise cannot be evicted either, so they are held resident until they are
+/// opened again.
+pub(crate) fn protect(heap: &Heap, number: usize, args: [usize; 6], bytes: usize) -> Done {
     let [address, _, access, ..] = args;
+    // pkey_mprotect without a key is mprotect.
+    let key = if number == 10 { usize::MAX } else { args[3] };
     if !address.is_multiple_of(PAGE_SIZE) {
         return error(libc::EINVAL);
     }
+    if key as i32 == -1
+        && let Some(done) = mappings::protect(heap, address, bytes, access)
+    {
+        return done;
+    }
+    for (start, end) in mappings::open_pieces(heap, address, address + bytes) {
+        let part = [start, end - start, access, key, 0, 0];
+        let done = protect_open(heap, number, part);
+        if !matches!(done, Done::With(0)) {
+            return done;
+        }
+    }
+    Done::With(0)
+}
+
+/// mprotect of pages none of which is a hole.
+fn protect_open(heap: &Heap, number: usize, args: [usize; 6]) -> Done {
+    let [address, bytes, access, key, ..] = args;
     let open = (libc::PROT_READ | libc::PROT_WRITE) as usize;
     if access & open == open && access & libc::PROT_EXEC as usize == 0 {
-        let _opens = open_closed(heap, address, bytes, access);
         if !holds::any_for(Reason::Protected, address, bytes) {
             return Done::With(0);
         }
         let answer = holds::each_protected(address, bytes, |from, bytes| {
-            crate::raw::syscall(number, [from, bytes, access, args[3], 0, 0])
+            crate::raw::syscall(number, [from, bytes, access, key, 0, 0])
         });
         if !failed(answer) {
             holds::release(heap, Reason::Protected, address, bytes);
         }
         return Done::With(answer);
     }
-    if open_closed(heap, address, bytes, access) {
-        return Done::With(0);
+    // Code cannot be brought in by who executes it; and what finds no room to stay
+    // resident need not stay the heap's.
+    let as_ordinary = || Done::With(foreign::let_go(heap, address, bytes, access));
+    let is_code = access & libc::PROT_EXEC as usize != 0;
+    if key as i32 == -1 && (is_code || is_much_to_hold(heap, bytes)) {
+        return as_ordinary();
     }
     // Another protection than before is another hold.
     let before = holds::any_for(Reason::Protected, address, bytes);
     if !holds::hold(heap, Reason::Protected, address, bytes, access) {
-        return error(libc::ENOMEM);
+        return if key as i32 == -1 {
+            as_ordinary()
+        } else {
+            error(libc::ENOMEM)
+        };
     }
     if before {
         holds::change(heap, Reason::Protected, address, bytes, access);
@@ -277,27 +351,12 @@ fn protect(heap: &Heap, number: usize, args: [usize; 6], bytes: usize) -> Done {
     Done::With(answer)
 }
 
-/// The same, for what the program mapped there.
-pub(crate) fn protect_fresh(heap: &Heap, args: [usize; 6]) -> Done {
-    protect(heap, 10, args, args[1])
-}
-
-/// Pages that were mapped without access become zero pages; whether all of them are to
-/// stay as they are.
-fn open_closed(heap: &Heap, address: usize, bytes: usize, access: usize) -> bool {
-    let is_closed = |page: usize| heap.hole_at(page) == Some(Hole::Closed);
-    let mut pages = (address..address + bytes).step_by(PAGE_SIZE);
-    if !heap.has_holes() || bytes == 0 {
-        return false;
-    }
-    if access == libc::PROT_NONE as usize && pages.clone().all(is_closed) {
-        return true;
-    }
-    if pages.any(is_closed) {
-        // None is unmapped: that was asked before.
-        let _of_this_heap = heap.fill_holes(range(address, bytes).cast_const());
-    }
-    false
+/// Whether so much of the limit is not to be held for one range.
+fn is_much_to_hold(heap: &Heap, bytes: usize) -> bool {
+    const LITTLE_BYTES: usize = 256 << 10;
+    /// Part of the limit.
+    const PART: usize = 16;
+    bytes > LITTLE_BYTES && bytes > heap.stats().resident_limit_bytes / PART
 }
 
 /// Whole pages around a range.

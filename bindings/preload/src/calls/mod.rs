@@ -26,7 +26,6 @@ use crate::bounce::Lease;
 use crate::guarded::{self, BadAddress, Touch, load, store};
 use crate::raw::{self, Answer, failed};
 use crate::{begin, bounce, confine, descriptors, ghost, objects, signals, thread};
-pub(crate) use memory::protect_fresh;
 use table::{Length, Pointer, Treatment};
 
 /// A system call as it arrived. The order of the fields is known to [`entry`].
@@ -174,7 +173,8 @@ pub(crate) fn entry_address() -> usize {
 /// Unwinds where the program's thread is cancelled in a blocking call.
 extern "C-unwind" fn hook(call: &mut Call) -> u32 {
     let thread = thread::current();
-    if !ghost::is_on() && !begin::at_call(call.number, call.args) {
+    let is_own = is_from_us(call) || is_from_libc(call);
+    if !ghost::is_on() && (is_own || !begin::at_call(call.number, call.args)) {
         let done = before_the_heap(thread, call).unwrap_or(Done::Asis);
         return answer(call, done);
     }
@@ -230,10 +230,17 @@ fn before_the_heap(thread: &thread::Thread, call: &mut Call) -> Touch<Done> {
 /// Memory calls that the engine makes, through libc functions that are nothing
 /// but the system call: their return address is on top of the stack. The
 /// engine's calls are marked by the thread's state almost always; what is left
-/// is what the small-object allocator gives back when threads and the process
-/// end.
+/// is what the small-object allocator maps when the library is loaded, and gives back
+/// when threads and the process end.
 fn is_from_us(call: &Call) -> bool {
-    matches!(call.number, 10 | 11 | 28 | 440) && objects::is_ours(raw::load(call.stack))
+    matches!(call.number, table::MMAP | 10 | 11 | 28 | 440)
+        && objects::is_ours(raw::load(call.stack))
+}
+
+/// Memory that libc maps for itself: for the arenas of its own malloc, whose blocks go
+/// back there, for stacks, for objects that it loads.
+fn is_from_libc(call: &Call) -> bool {
+    call.number == table::MMAP && objects::is_libcs(raw::load(call.stack))
 }
 
 /// A call that engine code makes through libc: where the program has a filter, which
@@ -296,6 +303,7 @@ fn handle(call: &mut Call) -> Touch<Done> {
         436 => descriptors::close_range(args),
         // fstat (also as newfstatat and statx of nothing), dup, fcntl
         5 | 32 | 72 | 262 | 332 if descriptors::is_ours(args[0]) => error(libc::EBADF),
+        9 if is_from_libc(call) => Done::Asis,
         9 => crate::mappings::map(args),
         151 => memory::lock_all(args[0]),
         152 => memory::unlock_all(),

@@ -37,7 +37,11 @@ impl Engine {
     }
 
     /// Finds room for a block that was admitted, in a new region if need be.
-    fn place(this: &MapArc<Self>, pages: usize, align_pages: usize) -> Result<usize, OsError> {
+    pub(crate) fn place(
+        this: &MapArc<Self>,
+        pages: usize,
+        align_pages: usize,
+    ) -> Result<usize, OsError> {
         let full = OsError::new("allocate", ENOMEM);
         loop {
             for region in this.regions() {

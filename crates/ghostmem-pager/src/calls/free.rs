@@ -10,6 +10,7 @@ use ghostmem_os::error::EINVAL;
 use ghostmem_os::{OsError, PAGE_SIZE};
 
 use crate::calls::discard::Left;
+use crate::calls::holes::unbar_for_kernel;
 use crate::parts::blocks::{BlockSpace, PageRun};
 use crate::parts::engine::Engine;
 use crate::parts::region::Region;
@@ -29,6 +30,13 @@ impl Engine {
         let blocks = region.blocks.as_ref().ok_or(wrong)?;
         if !address.is_multiple_of(PAGE_SIZE) {
             return Err(wrong);
+        }
+        if let Some(run) = blocks.block_of(page).filter(|run| run.first == page) {
+            let bytes = run.pages * PAGE_SIZE;
+            if self.retake(address, bytes).is_err() {
+                // Another mapping cannot be removed: the address space is its for ever.
+                return self.discard(address, bytes).map(|()| bytes);
+            }
         }
         // From here on it is nobody's: a second free is refused.
         let run = blocks.begin_free(page).map_err(|_| wrong)?;
@@ -63,7 +71,13 @@ impl Engine {
             // A page that was pinned when we passed it is full still, however
             // soon it was let go.
             if discarded == Ok(Left::default()) && !region.has_pins_in(first, end) {
-                region.holes.fill(first, end);
+                if unbar_for_kernel(region, first, end).is_err() {
+                    // Nobody could touch all of it: the address space stays this block's.
+                    blocks.cancel_finish(first);
+                    return Ok(());
+                }
+                let filled = region.holes.fill(first, end);
+                self.note_allocated(filled * PAGE_SIZE);
                 blocks.finish_free(first);
                 self.note_freed(run.pages * PAGE_SIZE);
                 return Ok(());

@@ -6,6 +6,7 @@ use core::sync::atomic::{Ordering, fence};
 use ghostmem_os::PAGE_SIZE;
 
 use crate::calls::discard::Left;
+use crate::calls::holes::unbar_for_kernel;
 use crate::parts::engine::Engine;
 
 impl Engine {
@@ -31,14 +32,19 @@ impl Engine {
         let end = first + run.pages;
         if pages <= run.pages {
             let lost = first + pages;
-            if region.has_pins_in(lost, end) || !blocks.resize(first, pages) {
+            // What lies in the place of pages given away is the program's to unmap.
+            let away = region.mapped.next_away(lost, end, true) < end;
+            if away || region.has_pins_in(lost, end) || !blocks.resize(first, pages) {
                 return false;
             }
             // Pairs with the one in `keep_allocated`: no fault claims a page
             // that the block has lost after we passed it.
             fence(Ordering::SeqCst);
-            if self.discard_pages(region, lost, end, true) == Ok(Left::default()) {
-                region.holes.fill(lost, end);
+            if self.discard_pages(region, lost, end, true) == Ok(Left::default())
+                && unbar_for_kernel(region, lost, end).is_ok()
+            {
+                let filled = region.holes.fill(lost, end);
+                self.note_allocated(filled * PAGE_SIZE);
                 self.note_freed((end - lost) * PAGE_SIZE);
                 return true;
             }

@@ -34,7 +34,9 @@ impl Engine {
                 Err(error) => die("a forked child cannot look at its memory", error.errno),
             }
             for (page, _) in (first..).zip(mapped).filter(|(_, seen)| **seen & 1 == 1) {
-                if region.table.load(page).state() != PageState::Resident {
+                if region.table.load(page).state() != PageState::Resident
+                    && !region.mapped.is_away(page)
+                {
                     die(
                         "a fork handler touched ghost memory before it was restored in the child",
                         14,

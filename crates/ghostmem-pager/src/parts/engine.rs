@@ -127,11 +127,13 @@ impl Engine {
         })
     }
 
-    /// Whether an address lies in one of this engine's regions. Lock-free.
+    /// Whether an address lies in one of this engine's regions, and was not given away.
+    /// Lock-free.
     #[must_use]
     #[inline]
     pub fn contains(&self, address: usize) -> bool {
-        self.locate(address).is_some()
+        self.locate(address)
+            .is_some_and(|(region, page)| !region.mapped.is_away(page))
     }
 
     /// First address and length in bytes of every region. Lock-free.

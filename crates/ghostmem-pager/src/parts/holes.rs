@@ -72,28 +72,48 @@ impl Holes {
             })
     }
 
-    /// Makes holes of the pages from `first` up to `end`.
-    pub(crate) fn make(&self, first: usize, end: usize, hole: Hole) {
+    /// Where those end that are as `page` is, `end` at most.
+    pub(crate) fn run_end(&self, page: usize, end: usize) -> usize {
+        if !self.any() {
+            return end;
+        }
+        let first = self.words[page / EACH].load(Ordering::Acquire);
+        // All pages of a word like this one.
+        let alike = (first >> (2 * (page % EACH)) & 3) * LOWER;
+        words_of(page, end)
+            .find_map(|(word, pages)| {
+                let differ = (self.words[word].load(Ordering::Acquire) ^ alike) & pages;
+                (differ != 0).then(|| word * EACH + differ.trailing_zeros() as usize / 2)
+            })
+            .unwrap_or(end)
+    }
+
+    /// Makes holes of the pages from `first` up to `end`; how many were none before.
+    pub(crate) fn make(&self, first: usize, end: usize, hole: Hole) -> usize {
         self.any.store(true, Ordering::Release);
+        let mut made = 0;
         for (word, pages) in words_of(first, end) {
             self.touched.note(word);
             let upper = pages & !LOWER;
-            match hole {
+            let before = match hole {
                 Hole::Unmapped => {
-                    self.words[word].fetch_or(pages & LOWER, Ordering::AcqRel);
+                    let before = self.words[word].fetch_or(pages & LOWER, Ordering::AcqRel);
                     self.words[word].fetch_and(!upper, Ordering::AcqRel);
+                    before
                 }
-                Hole::Closed => {
-                    self.words[word].fetch_or(pages, Ordering::AcqRel);
-                }
-            }
+                Hole::Closed => self.words[word].fetch_or(pages, Ordering::AcqRel),
+            };
+            made += (!before & pages & LOWER).count_ones() as usize;
         }
+        made
     }
 
-    /// Makes the pages from `first` up to `end` pages like any other.
-    pub(crate) fn fill(&self, first: usize, end: usize) {
+    /// Makes the pages from `first` up to `end` pages like any other; how many were none
+    /// before.
+    pub(crate) fn fill(&self, first: usize, end: usize) -> usize {
+        let mut filled = 0;
         if !self.any() {
-            return;
+            return filled;
         }
         let group = ghostmem_os::PAGE_SIZE / size_of::<u64>();
         let (mut group_at, last) = (first / EACH / group, end.div_ceil(EACH).div_ceil(group));
@@ -102,10 +122,12 @@ impl Holes {
             let from = first.max(touched * group * EACH);
             let to = end.min((touched + 1) * group * EACH);
             for (word, pages) in words_of(from, to) {
-                self.words[word].fetch_and(!pages, Ordering::AcqRel);
+                let before = self.words[word].fetch_and(!pages, Ordering::AcqRel);
+                filled += (before & pages & LOWER).count_ones() as usize;
             }
             group_at = touched + 1;
         }
+        filled
     }
 
     pub(crate) fn metadata_bytes(&self) -> usize {
@@ -149,9 +171,12 @@ mod tests {
             }
             assert!(holes.is_unmapped_in(end - 1, end) && holes.is_unmapped_in(first, end));
             assert!(!holes.is_unmapped_in(first - first.min(1), first));
-            holes.fill(first + 1, end);
+            assert_eq!(holes.run_end(first, 1 << 20), end);
+            assert_eq!(holes.make(first, end, Hole::Unmapped), 0);
+            assert_eq!(holes.fill(first + 1, end), end - first - 1);
             assert_eq!(holes.of(first), Some(Hole::Unmapped));
-            holes.fill(first, first + 1);
+            assert_eq!(holes.run_end(first, 1 << 20), first + 1);
+            assert_eq!(holes.fill(first, first + 1), 1);
             assert_eq!(holes.of(first), None);
             assert_eq!(holes.of(end - 1), None);
         }

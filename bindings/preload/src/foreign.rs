@@ -1,0 +1,193 @@
+//! Other mappings in the place of ghost pages: those of files, shared memory, code.
+//!
+//! ```text
+//!   made elsewhere ─► pages leave the heap ─► moved over them (mremap) ─► the kernel's
+//!        │ refused         │ pinned                │ refused
+//!        └─► an error      └─► given back ◄────────┘
+//! ```
+//! What the kernel refuses is refused before anything has changed. Pages leave the heap
+//! with no transition of theirs in flight, and no batch that names them.
+
+use ghostmem::Heap;
+use ghostmem_os::PAGE_SIZE;
+
+use crate::calls::{Done, error};
+use crate::holds;
+use crate::mappings::{FIXED, OPEN, copy_contents, end_of, has, note_ordinary, range, unmap};
+use crate::raw::{Answer, failed, own};
+use crate::taken::{self, Range, Table};
+
+/// Calls `body` with each block that has pages in a range, and those pages.
+pub(crate) fn for_each_block(
+    heap: &Heap,
+    (address, end): (usize, usize),
+    mut body: impl FnMut((usize, usize), *mut [u8]) -> Result<(), ()>,
+) -> Result<(), ()> {
+    let mut at = address;
+    while at < end {
+        let (block, bytes) = heap.pages_around(at).ok_or(())?;
+        let until = end.min(block + bytes);
+        body((block, bytes), range(at, until - at))?;
+        at = until;
+    }
+    Ok(())
+}
+
+/// Notes pages of a block as mapped. A block of malloc's stays one.
+pub(crate) fn map_part(
+    table: &mut Table,
+    (block, bytes): (usize, usize),
+    pages: *mut [u8],
+) -> Result<(), ()> {
+    let start = pages.cast::<u8>() as usize;
+    let mapped = Range {
+        block,
+        start,
+        end: start + pages.len(),
+    };
+    let is_mapping = table.has_block(block, block + bytes);
+    (!is_mapping || table.insert(mapped))
+        .then_some(())
+        .ok_or(())
+}
+
+/// Puts a mapping that is not the heap's in the place of ghost pages: those of a file,
+/// shared ones, code. It is made elsewhere first, so that what the kernel refuses changes
+/// nothing; then the pages leave the heap, and it is moved to where they were.
+pub(crate) fn put_in_place(heap: &Heap, args: [usize; 6], (address, end): (usize, usize)) -> Done {
+    let [_, bytes, access, flags, file, offset] = args;
+    let elsewhere = flags & !FIXED;
+    let made = own!(libc::SYS_mmap, 0, bytes, access, elsewhere, file, offset);
+    if failed(made) {
+        return Done::With(made);
+    }
+    let moved = move_in(heap, made as usize, (address, end));
+    if failed(moved) {
+        let _gone = own!(libc::SYS_munmap, made, end - address);
+    }
+    Done::With(moved)
+}
+
+/// Moves an ordinary mapping to where ghost pages are, which leave the heap.
+fn move_in(heap: &Heap, from: usize, (address, end): (usize, usize)) -> Answer {
+    let bytes = end - address;
+    holds::forget(heap, address, bytes);
+    taken::with(|table| {
+        // Parts outside the regions are the kernel's to replace.
+        let (mut at, mut given) = (address, Ok(()));
+        while at < end && given.is_ok() {
+            let until = match heap.pages_around(at) {
+                Some((block, bytes)) => end.min(block + bytes),
+                None => at + PAGE_SIZE,
+            };
+            if heap.pages_around(at).is_some() {
+                given = for_each_block(heap, (at, until), |block, pages| {
+                    // SAFETY: the program replaces what is there.
+                    unsafe { heap.give_away(pages) }.map_err(drop)?;
+                    map_part(table, block, pages)
+                });
+            } else if heap.away_run(at, 1).is_some() {
+                // Nobody's: not even mapped, as far as the program knows.
+                given = Err(());
+            }
+            at = until;
+        }
+        let to = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+        let moved = match given {
+            Ok(()) => own!(libc::SYS_mremap, from, bytes, bytes, to, address),
+            Err(()) => -(libc::ENOMEM as Answer),
+        };
+        if failed(moved) {
+            // They are the heap's again.
+            let _stay = for_each_block(heap, (address, end), |_, pages| {
+                // SAFETY: nothing of the program's lies there.
+                unsafe { heap.retake(pages) }.map_err(drop)?;
+                heap.fill_holes(pages).map_err(drop)
+            });
+        }
+        moved
+    })
+}
+
+/// Makes ghost pages ordinary memory where they are, with what they hold: they are to have
+/// an access that the heap does not give.
+pub(crate) fn let_go(heap: &Heap, address: usize, bytes: usize, access: usize) -> Answer {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    let made = own!(libc::SYS_mmap, 0, bytes, OPEN, flags, -1_isize, 0);
+    if failed(made) {
+        return made;
+    }
+    holds::forget(heap, address, bytes);
+    copy_contents(heap, made as usize, address, bytes);
+    let answer = own!(libc::SYS_mprotect, made, bytes, access);
+    let moved = match failed(answer) {
+        true => answer,
+        false => move_in(heap, made as usize, (address, address + bytes)),
+    };
+    if failed(moved) {
+        let _gone = own!(libc::SYS_munmap, made, bytes);
+        return moved;
+    }
+    note_ordinary(bytes);
+    0
+}
+
+/// mremap of an ordinary mapping that lies in a region, in ghost pages' place.
+pub(crate) fn remap_away(heap: &Heap, args: [usize; 6]) -> Done {
+    let [address, old, new, flags, ..] = args;
+    let (Some(old_end), Some(new_end)) = (end_of(address, old), end_of(address, new)) else {
+        return error(libc::EINVAL);
+    };
+    if heap.away_run(address, old_end - address) != Some((true, old_end - address)) {
+        return error(libc::EFAULT);
+    }
+    let answer = crate::raw::syscall(25, args);
+    if !failed(answer) && !has(flags, libc::MREMAP_DONTUNMAP) {
+        let gone = match answer as usize == address {
+            true => new_end.min(old_end),
+            false => address,
+        };
+        if gone < old_end {
+            let _done = unmap(heap, gone, old_end - gone);
+        }
+    }
+    Done::With(answer)
+}
+
+/// mremap of an ordinary mapping to where ghost pages are. It is moved elsewhere first,
+/// as what the kernel refuses is to change nothing.
+pub(crate) fn remap_over(heap: &Heap, args: [usize; 6]) -> Done {
+    let [address, old, new, flags, place, _] = args;
+    let Some(end) = end_of(place, new).filter(|_| new > 0) else {
+        return error(libc::EINVAL);
+    };
+    let overlaps = place < address.saturating_add(old) && address < end;
+    if !place.is_multiple_of(PAGE_SIZE) || overlaps {
+        return error(libc::EINVAL);
+    }
+    let bytes = end - place;
+    let private = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    let room = own!(
+        libc::SYS_mmap,
+        0,
+        bytes,
+        libc::PROT_NONE,
+        private,
+        -1_isize,
+        0
+    );
+    if failed(room) {
+        return Done::With(room);
+    }
+    let aside = crate::raw::syscall(25, [address, old, new, flags, room as usize, 0]);
+    if failed(aside) {
+        let _gone = own!(libc::SYS_munmap, room, bytes);
+        return Done::With(aside);
+    }
+    let moved = move_in(heap, room as usize, (place, end));
+    if failed(moved) && flags & libc::MREMAP_DONTUNMAP as usize == 0 {
+        let back = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+        let _as_it_was = own!(libc::SYS_mremap, room, new, old, back, address);
+    }
+    Done::With(moved)
+}

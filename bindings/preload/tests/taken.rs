@@ -1,0 +1,81 @@
+//! The table of mapped ranges, against a naive model. The library itself cannot be linked
+//! into a test: its malloc would be the test's.
+#![allow(dead_code, reason = "the library uses all of it")]
+
+use taken::{Range, Table};
+
+#[path = "../src/taken.rs"]
+mod taken;
+
+/// What the module uses of the library.
+mod bounce {
+    pub(crate) fn map(bytes: usize) -> Option<usize> {
+        Some(Box::leak(vec![0_u64; bytes / 8].into_boxed_slice()).as_ptr() as usize)
+    }
+}
+mod signals {
+    pub(crate) struct Blocked;
+    impl Blocked {
+        pub(crate) fn new() -> Self {
+            Self
+        }
+    }
+}
+mod thread {
+    pub(crate) struct Current;
+    pub(crate) struct EngineScope;
+    impl EngineScope {
+        pub(crate) fn new(_thread: Current) -> Self {
+            Self
+        }
+    }
+    pub(crate) fn current() -> Current {
+        Current
+    }
+}
+
+fn range(block: usize, start: usize, end: usize) -> Range {
+    Range { block, start, end }
+}
+
+#[test]
+fn the_table_is_as_the_naive_model_has_it() {
+    const BLOCKS: usize = 8;
+    const EACH: usize = 64;
+    let mut table = Table::new();
+    let mut model = [false; BLOCKS * EACH];
+    let mut seed = 7_u64;
+    let mut random = |below: usize| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (seed >> 33) as usize % below
+    };
+    for _ in 0..20_000 {
+        let (a, b) = (random(BLOCKS * EACH), random(BLOCKS * EACH + 1));
+        let (start, end) = (a.min(b), a.max(b));
+        if random(2) == 0 {
+            let block = start / EACH * EACH;
+            let end = end.min(block + EACH);
+            if start < end {
+                assert!(table.insert(range(block + 1, start, end)));
+                model[start..end].fill(true);
+            }
+        } else {
+            while let Some(piece) = table.cut(start, end) {
+                assert!(model[piece.start..piece.end].iter().all(|&mapped| mapped));
+                model[piece.start..piece.end].fill(false);
+                let block = piece.block - 1;
+                let more = model[block..block + EACH].contains(&true);
+                assert_eq!(piece.is_last, !more);
+            }
+            assert!(!model[start..end].contains(&true));
+        }
+        let mapped = model[start..end].iter().all(|&mapped| mapped);
+        assert_eq!(table.covers(start, end), mapped);
+        let ranges = table.ranges();
+        assert!(ranges.iter().all(|range| range.start < range.end));
+        assert!(ranges.windows(2).all(|pair| {
+            pair[0].end < pair[1].start
+                || (pair[0].end == pair[1].start && pair[0].block != pair[1].block)
+        }));
+    }
+}
