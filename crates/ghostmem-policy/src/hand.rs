@@ -38,9 +38,9 @@ pub const DIRTY_PAGES_MAX: usize = 128;
 /// millisecond for them.
 pub const DIRECT_DIRTY_PAGES_MAX: usize = 64;
 
-/// Dirty pages are spared from this credit on. Below it, the chance that they
-/// are written again before the hand is back does not pay for the interrupts of
-/// lifting their write protection.
+/// Where protecting one page alone costs more than compressing it, dirty pages are spared
+/// from this credit on. Below it, the chance that they are written again before the hand is
+/// back does not pay for the interrupts of lifting their write protection.
 pub const DIRTY_CREDIT_MIN: u8 = 16;
 
 /// Dirty pages leave in one sweep of the hand out of so many, unless most pages are
@@ -188,6 +188,7 @@ pub struct Look {
     takes_dirty: bool,
     forced: bool,
     ignores_credit: bool,
+    spares_from: u8,
 }
 
 impl Look {
@@ -198,9 +199,9 @@ impl Look {
         if !(self.clean || self.takes_dirty || self.forced) {
             return Judgement::Leave;
         }
-        // A dirty page that is spared between two that are not gets write
-        // protected with them, and its next store costs more than a restore.
-        let counts = self.clean || heat.credit() >= DIRTY_CREDIT_MIN;
+        // A dirty page that is spared between two that are not costs another call, or
+        // gets write protected with them and faults at its next store.
+        let counts = self.clean || heat.credit() >= self.spares_from;
         match heat.pass() {
             Some(spared) if counts && !self.forced && !self.ignores_credit => {
                 Judgement::Spare(spared)
@@ -216,6 +217,8 @@ pub struct Walk {
     wanted: usize,
     dirty_most: usize,
     ignores_credit: bool,
+    /// The credit from which dirty pages are spared.
+    spares_from: u8,
     /// Looks that are left.
     looks: usize,
     taken: usize,
@@ -235,6 +238,7 @@ impl Walk {
             wanted,
             dirty_most: DIRTY_PAGES_MAX,
             ignores_credit: false,
+            spares_from: DIRTY_CREDIT_MIN,
             looks: wanted * LOOKS_PER_PAGE + FORCED_LOOKS,
             taken: 0,
             dirty: 0,
@@ -263,6 +267,17 @@ impl Walk {
     pub const fn ignoring_credit(self, ignores_credit: bool) -> Self {
         Self {
             ignores_credit,
+            ..self
+        }
+    }
+
+    /// The same walk, sparing dirty pages from so much credit on: see
+    /// [`Costs::spares_from`](crate::costs::Costs::spares_from).
+    #[must_use]
+    #[inline]
+    pub const fn sparing_dirty_from(self, credit: u8) -> Self {
+        Self {
+            spares_from: credit,
             ..self
         }
     }
@@ -298,6 +313,7 @@ impl Walk {
             // caller would wait for all of it to run out.
             forced: self.taken == 0 && self.looks < FORCED_LOOKS,
             ignores_credit: self.ignores_credit,
+            spares_from: self.spares_from,
         }
     }
 
@@ -420,6 +436,18 @@ mod tests {
             assert_eq!(look(clean, true).judge(Heat::COLD), Judgement::Take);
         }
         assert_eq!(look(false, false).judge(Heat::COLD), Judgement::Leave);
+    }
+
+    #[test]
+    fn where_dirty_pages_are_spared_as_others_any_credit_counts() {
+        for times in 0..8 {
+            let heat = hot(times);
+            let spared = Judgement::Spare(heat.pass().unwrap());
+            let mut walk = Walk::new(1).sparing_dirty_from(1);
+            assert_eq!(walk.look(false, true).judge(heat), spared);
+        }
+        let mut walk = Walk::new(1).sparing_dirty_from(1);
+        assert_eq!(walk.look(false, true).judge(Heat::COLD), Judgement::Take);
     }
 
     #[test]

@@ -111,6 +111,39 @@ impl Heat {
         }
     }
 
+    /// The program was seen to store to the page, which it had kept: the page survives
+    /// again as many passes as when it came. One that only readahead asked for has been
+    /// wanted now.
+    #[must_use]
+    pub const fn sighted(self) -> Self {
+        let level = if self.level == 0 { 1 } else { self.level };
+        let credit = CREDITS[level as usize];
+        Self {
+            level,
+            credit: if self.credit > credit {
+                self.credit
+            } else {
+                credit
+            },
+        }
+    }
+
+    /// The program touched the page while it was leaving: it would have come back at
+    /// once.
+    #[must_use]
+    pub const fn held_back(self) -> Self {
+        self.climbed(2)
+    }
+
+    const fn climbed(self, levels: u8) -> Self {
+        let level = self.level + levels;
+        let level = if level > LEVEL_TOP { LEVEL_TOP } else { level };
+        Self {
+            level,
+            credit: CREDITS[level as usize],
+        }
+    }
+
     /// The page is evicted in epoch `now`.
     #[must_use]
     pub const fn evict(self, now: u16) -> Past {
@@ -243,6 +276,29 @@ mod tests {
                 assert_eq!(heat.level(), to, "level {from}, {distance} epochs");
                 assert_eq!(heat.credit(), CREDITS[usize::from(to)]);
             }
+        }
+    }
+
+    #[test]
+    fn a_page_that_is_sighted_survives_again_what_its_level_buys() {
+        let ahead = Past::from_bits(0).ahead();
+        assert_eq!((ahead.level(), ahead.credit()), (0, 0));
+        assert_eq!((ahead.sighted().level(), ahead.sighted().credit()), (1, 7));
+        for level in 1..=LEVEL_TOP {
+            let full = CREDITS[usize::from(level)];
+            for credit in 0..=full {
+                let seen = Heat { level, credit }.sighted();
+                assert_eq!((seen.level(), seen.credit()), (level, full));
+            }
+        }
+        assert_eq!(Heat::FRESH.sighted().credit(), 7);
+    }
+
+    #[test]
+    fn a_page_held_back_is_as_hot_as_one_that_came_back_at_once() {
+        for level in 0..=LEVEL_TOP {
+            let heat = Heat { level, credit: 0 };
+            assert_eq!(heat.held_back(), heat.evict(9).refault(CLOCK, 9));
         }
     }
 

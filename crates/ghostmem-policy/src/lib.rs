@@ -14,6 +14,7 @@
 
 pub mod balance;
 pub mod bound;
+pub mod costs;
 pub mod forecast;
 pub mod hand;
 pub mod heat;

@@ -3,6 +3,7 @@
 use ghostmem_fault::AccessKind;
 use ghostmem_os::OsError;
 use ghostmem_policy::Heat;
+use ghostmem_policy::costs::Evictor;
 use ghostmem_table::PageState;
 
 use crate::calls::discard::STRETCH;
@@ -38,7 +39,7 @@ impl Engine {
     pub fn evict_coldest(&self) -> Result<bool, OsError> {
         self.quietly((), |engine, (), scratch| {
             // Spared pages lose credit with each look, so this ends.
-            (0..64).any(|_| engine.reclaim(1, scratch) > 0)
+            (0..64).any(|_| engine.reclaim(1, Evictor::Faulting, scratch) > 0)
         })
     }
 

@@ -1,7 +1,8 @@
 //! One batch on its way out.
 //!
 //! ```text
-//!   protect    dirty victims are write-protected, neighbours in one call
+//!   protect    dirty victims are write-protected, neighbours in one call, and others
+//!              where what lies between costs less than another call
 //!   compress   each into a slot; a touch meanwhile cancels            (`pack`)
 //!   commit     victims nobody touched (and clean ones, which have a slot)
 //!   drop       one vectored call takes all their mappings away
@@ -13,9 +14,10 @@
 use core::sync::atomic::Ordering;
 
 use ghostmem_fault::{Batch, Scratch};
-use ghostmem_os::futex;
 use ghostmem_os::scratch::STACK_BYTES;
+use ghostmem_os::{clock, futex};
 use ghostmem_policy::Heat;
+use ghostmem_policy::costs::Evictor;
 use ghostmem_policy::hand::EVICT_BATCH_PAGES;
 use ghostmem_table::{DropClaim, EvictClaim, PageState, Word};
 
@@ -48,6 +50,7 @@ impl Engine {
         &self,
         region: &Region,
         victims: &[Victim],
+        by: Evictor,
         scratch: &mut Scratch,
     ) -> usize {
         let mut claims: [Option<EvictClaim>; EVICT_BATCH_PAGES] =
@@ -70,19 +73,27 @@ impl Engine {
             }
         }
         if dirty > 0 {
-            self.protect(region, &mut claims[..victims.len()]);
+            self.protect(region, victims, &mut claims[..victims.len()], by);
         }
         drop(protecting);
         if dirty > 0 {
             self.pack_all(region, &claims[..victims.len()], &mut packed, scratch);
         }
-        self.drop_committed(region, victims, &mut claims, &packed)
+        self.drop_committed(region, victims, &mut claims, &packed, by)
     }
 
-    /// Write-protects the pages of `claims`, neighbours in one call, and gives up
+    /// Write-protects the pages of `claims`, in as many calls as cost least, and gives up
     /// those that the kernel does not protect. Who calls it entered `protecting`
     /// before: either we see a pin, or it waits for us.
-    fn protect(&self, region: &Region, claims: &mut [Option<EvictClaim>]) {
+    fn protect(
+        &self,
+        region: &Region,
+        victims: &[Victim],
+        claims: &mut [Option<EvictClaim>],
+        by: Evictor,
+    ) {
+        let costs = self.costs.of(by);
+        let (begin, mut calls, mut all_between) = (clock::thread_ns(), 0, 0);
         let exact = region.mapped.protects_exactly() || region.has_pins();
         let page_of = |claim: &Option<EvictClaim>| claim.as_ref().map(EvictClaim::page);
         let mut from = 0;
@@ -91,19 +102,27 @@ impl Engine {
                 from += 1;
                 continue;
             };
-            let (mut to, mut end) = (from + 1, start + 1);
+            let (mut to, mut end, mut between) = (from + 1, start + 1, 0);
             for (index, claim) in claims.iter().enumerate().skip(from + 1) {
+                between += u64::from(victims[index].between);
                 let Some(page) = page_of(claim) else { continue };
-                if page != end && (exact || page - end > PROTECT_GAP_PAGES) {
+                let apart = page - end;
+                if apart > 0 && (exact || apart > PROTECT_GAP_PAGES || !costs.joins(between)) {
                     break;
                 }
-                (to, end) = (index + 1, page + 1);
+                all_between += between;
+                (to, end, between) = (index + 1, page + 1, 0);
             }
+            calls += 1;
             if region.mapped.protect(start, end - start).is_err() {
                 self.protect_each(region, &mut claims[from..to]);
             }
             from = to;
         }
+        let took = clock::thread_ns().saturating_sub(begin);
+        self.costs.protected(by, calls, took, all_between);
+        self.metrics.add(Counter::protect_calls, calls);
+        self.metrics.add(Counter::protected_between, all_between);
     }
 
     /// As [`Engine::protect`], for pages some of which the kernel does not protect:
@@ -133,6 +152,7 @@ impl Engine {
         victims: &[Victim],
         claims: &mut [Option<EvictClaim>; EVICT_BATCH_PAGES],
         packed: &[Packed; EVICT_BATCH_PAGES],
+        by: Evictor,
     ) -> usize {
         let mut drops: [Option<DropClaim>; EVICT_BATCH_PAGES] = [const { None }; EVICT_BATCH_PAGES];
         let mut batch = Batch::new();
@@ -151,6 +171,7 @@ impl Engine {
                 *kept |= victim.page == page;
             }
         });
+        self.costs.changed(by, 1);
         let mut gone = Gone::default();
         for (index, claim) in drops.iter_mut().enumerate() {
             let Some(claim) = claim.take() else { continue };

@@ -5,6 +5,7 @@ use core::sync::atomic::Ordering;
 
 use ghostmem_fault::Scratch;
 use ghostmem_policy::Heat;
+use ghostmem_policy::costs::Evictor;
 use ghostmem_policy::hand::{EVICT_BATCH_PAGES, Judgement, Look, Walk};
 use ghostmem_table::{PageState, Word};
 
@@ -15,24 +16,26 @@ use crate::parts::region::Region;
 impl Engine {
     /// Evicts up to about `wanted` cold pages; how many it was. Lock-free,
     /// runs in fault handlers and in the background.
-    pub(crate) fn reclaim(&self, wanted: usize, scratch: &mut Scratch) -> usize {
-        self.reclaim_by(Walk::new(wanted), scratch)
+    pub(crate) fn reclaim(&self, wanted: usize, by: Evictor, scratch: &mut Scratch) -> usize {
+        self.reclaim_by(Walk::new(wanted), by, scratch)
     }
 
     /// As [`Engine::reclaim`], for a faulting thread that found no frame.
     pub(crate) fn reclaim_directly(&self, scratch: &mut Scratch) -> usize {
-        self.reclaim_by(Walk::direct(self.budget.limit()), scratch)
+        let walk = Walk::direct(self.budget.limit());
+        self.reclaim_by(walk, Evictor::Faulting, scratch)
     }
 
-    fn reclaim_by(&self, walk: Walk, scratch: &mut Scratch) -> usize {
+    fn reclaim_by(&self, walk: Walk, by: Evictor, scratch: &mut Scratch) -> usize {
         if self.token_holder() != 0 {
             return 0;
         }
-        let mut walk = walk.ignoring_credit(self.backend.splits_mappings());
-        let mut victims = [Victim {
-            page: 0,
-            word: Word::EMPTY,
-        }; EVICT_BATCH_PAGES];
+        let mut walk = walk
+            .ignoring_credit(self.backend.splits_mappings())
+            .sparing_dirty_from(self.costs.of(by).spares_from());
+        let mut victims = [Victim::NONE; EVICT_BATCH_PAGES];
+        // Written pages passed since the last victim.
+        let mut between = 0;
         // Victims of one region, collected over as many windows as it takes:
         // spared pages must not make the batch small, as each batch costs a
         // round of interrupts.
@@ -45,10 +48,10 @@ impl Engine {
             };
             let same = from_region.is_some_and(|before: &Region| core::ptr::eq(before, region));
             if count > 0 && !same {
-                let gone = self.evict_collected(from_region, &mut victims[..count], scratch);
+                let gone = self.evict_collected(from_region, &mut victims[..count], by, scratch);
                 walk.missed(count.saturating_sub(gone));
                 freed += gone;
-                count = 0;
+                (count, between) = (0, 0);
             }
             from_region = Some(region);
             if window.is_empty() {
@@ -63,17 +66,23 @@ impl Engine {
                 let look = walk.look(word.is_clean(), takes_dirty);
                 if judge(region, page, word, look) {
                     walk.take(word.is_clean());
-                    victims[count] = Victim { page, word };
-                    count += 1;
+                    victims[count] = Victim {
+                        page,
+                        word,
+                        between,
+                    };
+                    (count, between) = (count + 1, 0);
                     if count == EVICT_BATCH_PAGES {
                         break;
                     }
+                } else {
+                    between += u32::from(!word.is_clean());
                 }
             }
         }
         self.dirty_lead
             .fetch_add(walk.dirty_lead(), Ordering::Relaxed);
-        freed + self.evict_collected(from_region, &mut victims[..count], scratch)
+        freed + self.evict_collected(from_region, &mut victims[..count], by, scratch)
     }
 
     /// Evicts the victims collected from one region.
@@ -81,6 +90,7 @@ impl Engine {
         &self,
         region: Option<&Region>,
         victims: &mut [Victim],
+        by: Evictor,
         scratch: &mut Scratch,
     ) -> usize {
         let Some(region) = region else { return 0 };
@@ -88,7 +98,7 @@ impl Engine {
         if !victims.is_sorted_by_key(|victim| victim.page) {
             victims.sort_unstable_by_key(|victim| victim.page);
         }
-        self.evict_batch(region, victims, scratch)
+        self.evict_batch(region, victims, by, scratch)
     }
 
     /// Evicts the resident pages of a range now, whatever their credit; how
@@ -100,24 +110,26 @@ impl Engine {
         end: usize,
         scratch: &mut Scratch,
     ) -> usize {
-        let mut victims = [Victim {
-            page: 0,
-            word: Word::EMPTY,
-        }; EVICT_BATCH_PAGES];
+        let mut victims = [Victim::NONE; EVICT_BATCH_PAGES];
+        let by = Evictor::Faulting;
         let (mut count, mut freed, mut from) = (0, 0, start);
         while let Some(page) = region.resident.next(from).filter(|&page| page < end) {
             from = page + 1;
             let word = region.table.load(page);
             if word.state() == PageState::Resident && !word.is_pinned() {
-                victims[count] = Victim { page, word };
+                victims[count] = Victim {
+                    page,
+                    word,
+                    between: 0,
+                };
                 count += 1;
                 if count == EVICT_BATCH_PAGES {
-                    freed += self.evict_batch(region, &victims, scratch);
+                    freed += self.evict_batch(region, &victims, by, scratch);
                     count = 0;
                 }
             }
         }
-        freed + self.evict_batch(region, &victims[..count], scratch)
+        freed + self.evict_batch(region, &victims[..count], by, scratch)
     }
 }
 

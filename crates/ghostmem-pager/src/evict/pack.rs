@@ -18,6 +18,16 @@ use crate::parts::region::Region;
 pub(crate) struct Victim {
     pub(crate) page: usize,
     pub(crate) word: Word,
+    /// Written pages that stay, between this victim and the one before.
+    pub(crate) between: u32,
+}
+
+impl Victim {
+    pub(crate) const NONE: Self = Self {
+        page: 0,
+        word: Word::EMPTY,
+        between: 0,
+    };
 }
 
 /// What became of a compressed victim.
@@ -40,7 +50,7 @@ impl Engine {
         packed: &mut [Packed],
         scratch: &mut Scratch,
     ) {
-        let start = clock::now_ns();
+        let (start, begin) = (clock::now_ns(), clock::thread_ns());
         let mut compressed = 0;
         for (claim, packed) in claims.iter().zip(packed) {
             let Some(claim) = claim else { continue };
@@ -60,8 +70,10 @@ impl Engine {
             compressed += 1;
             *packed = self.pack(region, page, claim.before(), scratch);
         }
-        self.metrics
-            .add(Counter::compress_ns, clock::now_ns() - start);
+        let took = clock::now_ns() - start;
+        let begun = clock::thread_ns().saturating_sub(begin);
+        self.costs.packed(compressed, begun);
+        self.metrics.add(Counter::compress_ns, took);
         self.metrics.add(Counter::compressed_pages, compressed);
     }
 

@@ -2,8 +2,10 @@
 //! dense.
 //!
 //! Where faulting threads keep every processor busy it would only take turns
-//! with them: it stands back then, and they evict for themselves, a batch when
-//! there is no frame left.
+//! with them, and where interrupts are dear its calls take more of the program than
+//! they save ([`Turns`]): it stands back then, and they evict for themselves, a batch
+//! when there is no frame left. What changes no page table of the program, the
+//! compaction of the store, stays its own.
 //!
 //! It owns no ghost memory (its stack is our own mapping and it allocates
 //! nothing), so it never faults on what it manages.
@@ -16,18 +18,21 @@ use ghostmem_os::map::MapArc;
 use ghostmem_os::message::Line;
 use ghostmem_os::thread::EngineThread;
 use ghostmem_os::{OsError, PAGE_SIZE, clock, futex, machine, stop};
+use ghostmem_policy::costs::{Evictor, PERIOD_EVICTIONS, Period, Turns};
 use ghostmem_policy::hand::{self, EVICT_BATCH_PAGES};
 use ghostmem_policy::pace::Pace;
 use ghostmem_policy::thrash::{Spent, Thrash};
 
 use crate::parts::bound::ProcessBound;
 use crate::parts::engine::Engine;
+use crate::parts::metrics::Counter;
 
 /// How long the thread sleeps between two looks at a heap in use.
 const TICK: Duration = Duration::from_millis(200);
 
-/// How long it stands back before it looks again whether a processor is free.
-const CROWDED: Duration = Duration::from_millis(20);
+/// How long it stands back before it looks again whether a processor is free, and what
+/// the store needs.
+const STANDS_BACK: Duration = Duration::from_millis(20);
 
 /// How long the thread of a heap that nobody uses sleeps.
 const IDLE: Duration = Duration::from_secs(2);
@@ -42,6 +47,9 @@ pub(crate) struct Reclaimer {
     /// The standard error stream as it was: a program may have put data of its own there
     /// since, which gets no advice.
     error_stream: Option<[u64; 2]>,
+    turns: Turns,
+    /// What had happened when the period began that `turns` hears of next.
+    begun: Period,
 }
 
 impl Reclaimer {
@@ -52,6 +60,8 @@ impl Reclaimer {
             evictions: 0,
             thrash: Thrash::default(),
             error_stream: stop::error_stream(),
+            turns: Turns::default(),
+            begun: Period::default(),
         }
     }
 }
@@ -88,14 +98,14 @@ impl Engine {
     /// Fewer free frames than this wake the worker; 0 where faulting threads
     /// evict for themselves.
     pub(crate) fn low_watermark(&self) -> i64 {
-        if !self.config.background || self.worker.crowded.load(Ordering::Relaxed) {
+        if !self.config.background || self.worker.stands_back.load(Ordering::Relaxed) {
             return 0;
         }
         hand::low_watermark(self.budget.limit())
     }
 
     pub(crate) fn wake_worker(&self) {
-        if !self.worker.crowded.load(Ordering::Relaxed)
+        if !self.worker.stands_back.load(Ordering::Relaxed)
             && self.worker.asleep.load(Ordering::Relaxed) == 1
             && self.worker.asleep.swap(0, Ordering::AcqRel) == 1
         {
@@ -107,13 +117,17 @@ impl Engine {
     /// `None` when it goes on at once.
     pub(crate) fn reclaimer_step(&self, reclaimer: &mut Reclaimer) -> Option<Duration> {
         self.worker.asleep.store(0, Ordering::Relaxed);
-        let filled = self.refill(&mut reclaimer.pace);
+        let filled = self.refill(reclaimer);
         self.compact_if_needed(&mut reclaimer.pace);
         if self.config.report_thrashing {
             self.look_for_thrashing(reclaimer);
         }
         let crowded = self.threads.active_since() >= reclaimer.processors;
-        self.worker.crowded.store(crowded, Ordering::Relaxed);
+        self.take_turns(reclaimer);
+        let is_faulting = reclaimer.turns.evictor() == Evictor::Faulting;
+        self.worker
+            .stands_back
+            .store(crowded || is_faulting, Ordering::Relaxed);
         self.worker.asleep.store(1, Ordering::SeqCst);
         // When nothing can be evicted, trying again at once would only burn
         // the processor.
@@ -123,8 +137,10 @@ impl Engine {
         }
         // An idle heap needs no looking after.
         let idle = self.evictions() == reclaimer.evictions;
-        let nap = match (crowded, idle && filled) {
-            (true, _) => CROWDED,
+        let nap = match (crowded || is_faulting, idle && filled) {
+            (true, false) => STANDS_BACK,
+            // Nobody wakes it.
+            (true, true) => TICK,
             (false, true) => IDLE,
             (false, false) => TICK,
         };
@@ -160,7 +176,7 @@ impl Engine {
 
     /// Evicts until the high watermark is reached; `false` when nothing more
     /// goes before that.
-    fn refill(&self, pace: &mut Pace) -> bool {
+    fn refill(&self, reclaimer: &mut Reclaimer) -> bool {
         let low = self.low_watermark();
         let high = hand::high_watermark(low);
         self.look();
@@ -174,16 +190,65 @@ impl Engine {
             }
             let inside = ghostmem_fault::gate().enter();
             let mut scratch = pool.lease();
-            let freed = self.reclaim(EVICT_BATCH_PAGES, &mut scratch);
+            let start = clock::now_ns();
+            let freed = self.reclaim(EVICT_BATCH_PAGES, Evictor::Background, &mut scratch);
+            self.costs.evicted_in_background(clock::now_ns() - start);
             drop(scratch);
             drop(inside);
             if freed == 0 {
                 return false;
             }
-            self.compact_if_needed(pace);
+            self.compact_if_needed(&mut reclaimer.pace);
             self.look();
+            self.take_turns(reclaimer);
+            if self.worker.stands_back.load(Ordering::Relaxed) {
+                break;
+            }
         }
         true
+    }
+
+    /// Decides who evicts, once enough was evicted since the last time to tell.
+    fn take_turns(&self, reclaimer: &mut Reclaimer) {
+        let evictions = self.evictions();
+        if evictions.saturating_sub(reclaimer.begun.evictions) < PERIOD_EVICTIONS {
+            return;
+        }
+        let now = self.so_far(evictions);
+        let begun = core::mem::replace(&mut reclaimer.begun, now);
+        let period = Period {
+            evictions: now.evictions - begun.evictions,
+            faults: now.faults.saturating_sub(begun.faults),
+            fault_ns: now.fault_ns.saturating_sub(begun.fault_ns),
+            interrupts: now.interrupts.saturating_sub(begun.interrupts),
+            background_ns: now.background_ns.saturating_sub(begun.background_ns),
+        };
+        let before = reclaimer.turns.evictor();
+        let interrupt_ns = self.costs.of(Evictor::Background).interrupt_ns();
+        reclaimer.turns.ended(&period, interrupt_ns);
+        let evictor = reclaimer.turns.evictor();
+        if evictor != before {
+            self.metrics.add(Counter::evictor_changes, 1);
+            let stands_back = evictor == Evictor::Faulting;
+            self.worker
+                .stands_back
+                .store(stands_back, Ordering::Relaxed);
+        }
+    }
+
+    /// What happened since the heap was made.
+    fn so_far(&self, evictions: u64) -> Period {
+        let sum = |counter| self.metrics.sum(counter);
+        Period {
+            evictions,
+            faults: sum(Counter::faults)
+                + sum(Counter::write_faults)
+                + sum(Counter::opened_between)
+                + sum(Counter::evictions_cancelled),
+            fault_ns: sum(Counter::fault_ns),
+            interrupts: self.costs.interrupts(),
+            background_ns: self.costs.background_ns(),
+        }
     }
 }
 

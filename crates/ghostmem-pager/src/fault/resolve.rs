@@ -2,6 +2,7 @@
 
 use ghostmem_fault::{AccessKind, Fault, Installed, Scratch, Verdict, die_of};
 use ghostmem_os::clock;
+use ghostmem_policy::Heat;
 use ghostmem_table::{PageState, Word};
 
 use crate::parts::engine::Engine;
@@ -17,7 +18,9 @@ impl Engine {
         };
         let verdict = self.resolve(fault, scratch);
         if verdict == Verdict::Resolved {
-            self.metrics.record_latency(clock::now_ns() - start);
+            let took = clock::now_ns() - start;
+            self.metrics.record_latency(took);
+            self.metrics.add(Counter::fault_ns, took);
             self.note_touch(fault);
         }
         verdict
@@ -76,24 +79,37 @@ impl Engine {
         let Ok(claim) = region.table.claim(page, word) else {
             return false;
         };
+        let start = clock::now_ns();
         if let Err(error) = self.unprotect(region, page, 1) {
             die_of("a page cannot be opened for the program", error);
         }
         let before = claim.before();
+        let cancelled = word.state() == PageState::Evicting;
+        let between = !cancelled && !before.is_clean();
+        self.costs.opened(clock::now_ns() - start, between);
         let opened = before.with_clean(false).with_payload(0);
         let opened = if before.is_clean() {
             opened.with_write_hot(true)
         } else {
             opened
         };
-        self.release(region, claim, opened);
+        let heat = Heat::from_bits(before.heat());
+        let heat = match cancelled {
+            // Pages that stay because they are hot are not seen.
+            _ if self.is_recorded() => heat,
+            true => heat.held_back(),
+            false => heat.sighted(),
+        };
+        self.release(region, claim, opened.with_heat(heat.to_bits()));
         if before.is_clean() {
             self.free_slot(before);
-            self.metrics.add(Counter::write_faults, 1);
         }
-        if word.state() == PageState::Evicting {
-            self.metrics.add(Counter::evictions_cancelled, 1);
-        }
+        let counter = match (cancelled, before.is_clean()) {
+            (true, _) => Counter::evictions_cancelled,
+            (false, true) => Counter::write_faults,
+            (false, false) => Counter::opened_between,
+        };
+        self.metrics.add(counter, 1);
         true
     }
 

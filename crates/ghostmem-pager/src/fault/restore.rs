@@ -14,6 +14,7 @@ use core::sync::atomic::{Ordering, fence};
 use ghostmem_codec::{self as codec};
 use ghostmem_fault::{Fault, RUN_PAGES, Scratch, Verdict};
 use ghostmem_os::{PAGE_SIZE, clock};
+use ghostmem_policy::costs::Evictor;
 use ghostmem_policy::{Heat, Past, Plan, stream, writes};
 use ghostmem_store::Place;
 use ghostmem_table::{Claim, PageState, Word};
@@ -124,7 +125,8 @@ impl Engine {
             if frames <= extra {
                 // The reclaimer is behind. A run restored page by page would
                 // cost a fault for each: one batch evicted here costs less.
-                self.reclaim((extra + 1 - frames) as usize, scratch);
+                let wanted = (extra + 1 - frames) as usize;
+                self.reclaim(wanted, Evictor::Faulting, scratch);
                 frames += self.budget.take_up_to(extra + 1 - frames);
             }
         }

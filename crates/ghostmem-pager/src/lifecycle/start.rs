@@ -16,6 +16,7 @@ use crate::parts::bound::ProcessBound;
 use crate::parts::budget::Budget;
 use crate::parts::cold::{ColdSettings, ColdTiers};
 use crate::parts::config::{Config, LIMIT_PAGES_MIN};
+use crate::parts::costs::CostMeter;
 use crate::parts::engine::{Engine, REGIONS_MAX};
 use crate::parts::metrics::Metrics;
 use crate::parts::region::Region;
@@ -43,6 +44,7 @@ impl Engine {
             budget: Budget::new(limit, shards())?,
             bound,
             metrics: Metrics::new(shards())?,
+            costs: CostMeter::new(),
             threads: ThreadTable::new(machine::cpus())?,
             regions: [const { OnceLock::new() }; REGIONS_MAX],
             regions_len: AtomicUsize::new(0),
@@ -59,7 +61,7 @@ impl Engine {
             token_since: AtomicU64::new(0),
             worker: WorkerState {
                 asleep: AtomicU64::new(0),
-                crowded: AtomicBool::new(false),
+                stands_back: AtomicBool::new(false),
                 thread: Lock::new(None),
             },
             recorder: OnceLock::new(),

@@ -18,6 +18,7 @@ use crate::parts::bound::ProcessBound;
 use crate::parts::budget::Budget;
 use crate::parts::cold::ColdTiers;
 use crate::parts::config::Config;
+use crate::parts::costs::CostMeter;
 use crate::parts::metrics::Metrics;
 use crate::parts::region::Region;
 use crate::parts::ring::Recorder;
@@ -70,6 +71,8 @@ pub struct Engine {
 
     // Written with each batch of evictions, and read by those who evict.
     pub(crate) _swept: LineStart,
+    /// What reclaim was measured to cost.
+    pub(crate) costs: CostMeter,
     /// Clock hand: region << 40 | page.
     pub(crate) hand: AtomicU64,
     /// How often the hand has been everywhere.

@@ -238,6 +238,12 @@ figures! {
         /// uncompressed, bytes; pages of one repeated value that are away do not count.
         /// 0 where there is no bound.
         plain_peak_bytes: usize, Bytes, [];
+        /// A call that protects pages, made by a faulting thread, lately, nanoseconds.
+        faulting_call_ns: u64, Nanoseconds, [];
+        /// The same made by the background thread, nanoseconds.
+        background_call_ns: u64, Nanoseconds, [];
+        /// A store to a protected page, lately, nanoseconds.
+        opening_ns: u64, Nanoseconds, [];
     }
     counters {
         /// Pages moved from memory to the file.
@@ -265,6 +271,19 @@ figures! {
         fault_races: Events, [];
         /// First stores to pages that were clean.
         write_faults: Events, [c 11];
+        /// Stores to written pages that were protected and not leaving: they lay between
+        /// two victims, or an eviction of theirs was given up.
+        opened_between: Events, [];
+        /// Calls that protected pages to be evicted.
+        protect_calls: Events, [];
+        /// Written pages that such calls protected although they stay: they lay between
+        /// two victims.
+        protected_between: Pages, [];
+        /// Times that evicting went from the background thread to the faulting threads,
+        /// or back, as that costs the program less.
+        evictor_changes: Events, [];
+        /// Nanoseconds that faults took inside the engine.
+        fault_ns: Nanoseconds, [];
         /// Pages evicted without compressing them: their copy was still good.
         evictions_clean: Pages, [c 12];
         /// Pages evicted by compressing them.

@@ -6,6 +6,7 @@ pub(crate) mod bound;
 pub(crate) mod budget;
 pub(crate) mod cold;
 pub(crate) mod config;
+pub(crate) mod costs;
 pub(crate) mod engine;
 pub(crate) mod figures;
 pub(crate) mod hand;

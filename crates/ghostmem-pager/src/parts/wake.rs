@@ -8,7 +8,8 @@ use ghostmem_os::thread::EngineThread;
 pub(crate) struct WorkerState {
     /// 1 while the worker sleeps and wants to be woken.
     pub(crate) asleep: AtomicU64,
-    /// Faulting threads keep every processor busy: they evict for themselves.
-    pub(crate) crowded: AtomicBool,
+    /// Faulting threads evict for themselves: they keep every processor busy, or it costs
+    /// the program less.
+    pub(crate) stands_back: AtomicBool,
     pub(crate) thread: Lock<Option<EngineThread>>,
 }

@@ -68,7 +68,7 @@ impl Engine {
         if self.store.held_bytes() < HELP_BYTES_MIN {
             return;
         }
-        if self.config.background && figures(&self.store.stats()).is_urgent() {
+        if figures(&self.store.stats()).is_urgent() {
             self.compact_few();
         }
     }

@@ -1,6 +1,7 @@
 //! What a heap holds and did, read without stopping anybody.
 
 use ghostmem_os::PAGE_SIZE;
+use ghostmem_policy::costs::Evictor;
 use ghostmem_store::tier::ColdTier;
 
 use crate::parts::bound::ProcessBound;
@@ -45,6 +46,9 @@ impl Engine {
             peak_tables_bytes: peak.tables,
             peak_ordinary_bytes: peak.other,
             plain_peak_bytes: peak.plain,
+            faulting_call_ns: self.costs.call_ns(Evictor::Faulting),
+            background_call_ns: self.costs.call_ns(Evictor::Background),
+            opening_ns: self.costs.open_ns(),
         };
         let sum = |counter| self.metrics.sum(counter);
         Stats::of(&gauges, sum, self.metrics.latency())

@@ -1,0 +1,194 @@
+//! What reclaim was measured to cost, in this process and lately: the numbers that
+//! [`ghostmem_policy::costs`] decides by.
+//!
+//! Running medians are loaded and stored, not changed in one step: of two threads that
+//! measure at once, one sample is lost. Async-signal-safe.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use ghostmem_policy::costs::{Costs, Evictor, SIGNAL_NS, WHOLE, chance, median};
+
+/// The chance that a written page is stored to while it is protected between two victims,
+/// before any was.
+const STORED_GUESS: u64 = WHOLE / 2;
+
+/// Two counts, of which old ones weigh less.
+#[derive(Default)]
+pub(crate) struct Recent {
+    hits: AtomicU64,
+    tries: AtomicU64,
+}
+
+/// Tries after which both counts are halved.
+const RECENT_TRIES: u64 = 4096;
+
+impl Recent {
+    const fn new() -> Self {
+        Self {
+            hits: AtomicU64::new(0),
+            tries: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn hit(&self, hits: u64) {
+        if hits > 0 {
+            self.hits.fetch_add(hits, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn tried(&self, tries: u64) {
+        if tries == 0 {
+            return;
+        }
+        let before = self.tries.fetch_add(tries, Ordering::Relaxed);
+        if before + tries >= RECENT_TRIES {
+            for count in [&self.hits, &self.tries] {
+                let now = count.load(Ordering::Relaxed);
+                count.store(now / 2, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn chance(&self, guess: u64) -> u64 {
+        let hits = self.hits.load(Ordering::Relaxed);
+        chance(hits, self.tries.load(Ordering::Relaxed), guess)
+    }
+}
+
+/// What was measured.
+pub(crate) struct CostMeter {
+    /// A call that protects a run, by who made it.
+    call_ns: [AtomicU64; 2],
+    /// The call that opens a page.
+    open_ns: AtomicU64,
+    /// Compressing a page.
+    pack_ns: AtomicU64,
+    /// Written pages protected between two victims; stores to such.
+    between: Recent,
+    /// Calls of the background thread that changed the program's page tables.
+    interrupts: AtomicU64,
+    /// Time that it evicted, nanoseconds.
+    background_ns: AtomicU64,
+}
+
+/// Adds a sample to a running median, in which 0 is none.
+fn sample(to: &AtomicU64, ns: u64) {
+    to.store(
+        median(to.load(Ordering::Relaxed), ns.max(1)),
+        Ordering::Relaxed,
+    );
+}
+
+impl CostMeter {
+    pub(crate) const fn new() -> Self {
+        Self {
+            call_ns: [const { AtomicU64::new(0) }; 2],
+            open_ns: AtomicU64::new(0),
+            pack_ns: AtomicU64::new(0),
+            between: Recent::new(),
+            interrupts: AtomicU64::new(0),
+            background_ns: AtomicU64::new(0),
+        }
+    }
+
+    /// `calls` calls protected victims of a batch, and `between` written pages that stay.
+    pub(crate) fn protected(&self, by: Evictor, calls: u64, ns: u64, between: u64) {
+        if let Some(each) = ns.checked_div(calls) {
+            sample(&self.call_ns[by as usize], each);
+        }
+        self.between.tried(between);
+        self.changed(by, calls);
+    }
+
+    /// `calls` calls changed the program's page tables.
+    pub(crate) fn changed(&self, by: Evictor, calls: u64) {
+        if by == Evictor::Background {
+            self.interrupts.fetch_add(calls, Ordering::Relaxed);
+        }
+    }
+
+    /// A page was opened; `between`: it was no victim.
+    pub(crate) fn opened(&self, ns: u64, between: bool) {
+        sample(&self.open_ns, ns);
+        self.between.hit(u64::from(between));
+    }
+
+    /// `pages` pages were compressed.
+    pub(crate) fn packed(&self, pages: u64, ns: u64) {
+        if let Some(each) = ns.checked_div(pages) {
+            sample(&self.pack_ns, each);
+        }
+    }
+
+    /// The background thread evicted for so long.
+    pub(crate) fn evicted_in_background(&self, ns: u64) {
+        self.background_ns.fetch_add(ns, Ordering::Relaxed);
+    }
+
+    pub(crate) fn interrupts(&self) -> u64 {
+        self.interrupts.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn background_ns(&self) -> u64 {
+        self.background_ns.load(Ordering::Relaxed)
+    }
+
+    /// A call that protects a run, nanoseconds; 0: none was made.
+    pub(crate) fn call_ns(&self, by: Evictor) -> u64 {
+        self.call_ns[by as usize].load(Ordering::Relaxed)
+    }
+
+    /// A store to a protected page, nanoseconds; 0: there was none.
+    pub(crate) fn open_ns(&self) -> u64 {
+        match self.open_ns.load(Ordering::Relaxed) {
+            0 => 0,
+            ns => ns + SIGNAL_NS,
+        }
+    }
+
+    /// What an evictor goes by.
+    pub(crate) fn of(&self, by: Evictor) -> Costs {
+        let costs = Costs {
+            call_ns: self.call_ns(by),
+            open_ns: self.open_ns(),
+            pack_ns: self.pack_ns.load(Ordering::Relaxed),
+            stored: self.between.chance(STORED_GUESS),
+        };
+        costs.or_guessed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_are_measured_by_who_makes_them() {
+        let meter = CostMeter::new();
+        meter.protected(Evictor::Background, 4, 68_000, 0);
+        meter.protected(Evictor::Faulting, 10, 9000, 0);
+        meter.protected(Evictor::Faulting, 0, 50, 0);
+        assert_eq!(meter.of(Evictor::Background).call_ns, 17_000);
+        assert_eq!(meter.of(Evictor::Faulting).call_ns, 900);
+        assert_eq!(meter.interrupts(), 4);
+    }
+
+    #[test]
+    fn pages_between_that_are_stored_to_are_told_from_those_that_are_not() {
+        let meter = CostMeter::new();
+        let stored = || meter.of(Evictor::Faulting).stored;
+        assert_eq!(stored(), STORED_GUESS);
+        for _ in 0..100 {
+            meter.protected(Evictor::Faulting, 1, 900, 200);
+            (0..20).for_each(|_| meter.opened(2000, true));
+        }
+        assert!((90..115).contains(&stored()), "{} of 1024", stored());
+        // Another program phase: all of them.
+        for _ in 0..100 {
+            meter.protected(Evictor::Faulting, 1, 900, 200);
+            (0..200).for_each(|_| meter.opened(2000, true));
+        }
+        assert!(stored() > 900, "{} of 1024", stored());
+        assert_eq!(meter.open_ns(), 2000 + SIGNAL_NS);
+    }
+}

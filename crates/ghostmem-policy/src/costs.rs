@@ -1,0 +1,468 @@
+//! What reclaim costs the program, as measured in this process, and what follows from it.
+//!
+//! A change of the program's page tables interrupts each processor that the program runs
+//! on. That is a microsecond where processors tell each other cheaply, or where only one
+//! of them runs the program; in a virtual machine it is twenty. No constant is right for
+//! both, so nothing here is one: [`Costs`] are running medians of what calls took, and
+//! [`Turns`] tries who evicts.
+//!
+//! ```text
+//!   victims      V . . V V    w V           w: a written page that stays
+//!   one call     ╰──────────────╯           w is protected too, and may fault
+//!   two calls    ╰───────╯      V           the second call costs its price
+//! ```
+
+use crate::hand::DIRTY_CREDIT_MIN;
+
+/// What a signal costs beside what its handler does, nanoseconds: fault, delivery, return.
+pub const SIGNAL_NS: u64 = 1300;
+
+/// What a call that interrupts nobody takes at most, nanoseconds; what it takes beyond
+/// that, it takes of those who are interrupted.
+const ALONE_NS: u64 = 1000;
+
+/// Parts of which chances are given.
+pub const WHOLE: u64 = 1024;
+
+/// A sample counts for an eighth of a running mean.
+const SHARE: u64 = 8;
+
+/// Whose thread evicts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Evictor {
+    /// The one that found no frame.
+    Faulting = 0,
+    /// The engine's own, ahead of demand.
+    Background = 1,
+}
+
+impl Evictor {
+    const fn other(self) -> Self {
+        match self {
+            Self::Faulting => Self::Background,
+            Self::Background => Self::Faulting,
+        }
+    }
+}
+
+/// A running mean after another sample; 0 is no sample yet. One sample counts for four
+/// times the mean at most.
+#[must_use]
+#[inline]
+pub const fn mean(before: u64, sample: u64) -> u64 {
+    if before == 0 {
+        return sample;
+    }
+    let most = before.saturating_mul(4);
+    let sample = if sample > most { most } else { sample };
+    let after = (before * (SHARE - 1) + sample) / SHARE;
+    if after == 0 { 1 } else { after }
+}
+
+/// A running median after another sample; 0 is no sample yet. What takes long because the
+/// thread was taken off its processor moves it as little as anything above it.
+#[must_use]
+#[inline]
+pub const fn median(before: u64, sample: u64) -> u64 {
+    /// Part of the median that a sample moves it by at most.
+    const STEP: u64 = 16;
+    if before == 0 {
+        return sample;
+    }
+    let step = before / STEP + 1;
+    let (low, high) = (before.saturating_sub(step), before + step);
+    let after = if sample < low {
+        low
+    } else if sample > high {
+        high
+    } else {
+        sample
+    };
+    if after == 0 { 1 } else { after }
+}
+
+/// How often `hits` of `tries` is, of [`WHOLE`]; `guess` while there are few tries.
+#[must_use]
+#[inline]
+pub const fn chance(hits: u64, tries: u64, guess: u64) -> u64 {
+    /// Tries that the guess weighs as much as.
+    const GUESSED: u64 = 32;
+    let hits = if hits > tries { tries } else { hits };
+    (hits * WHOLE + guess * GUESSED) / (tries + GUESSED)
+}
+
+/// What things cost, nanoseconds, for the thread that is to do them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Costs {
+    /// A call that protects a run of pages.
+    pub call_ns: u64,
+    /// A store to a protected page: the fault, and the call that opens the page.
+    pub open_ns: u64,
+    /// Compressing a page.
+    pub pack_ns: u64,
+    /// Of [`WHOLE`] written pages that were protected between two victims, those that
+    /// were stored to before they left.
+    pub stored: u64,
+}
+
+impl Costs {
+    /// What was measured, or a guess for what was not (0).
+    #[must_use]
+    pub const fn or_guessed(self) -> Self {
+        const fn or(measured: u64, guess: u64) -> u64 {
+            if measured == 0 { guess } else { measured }
+        }
+        Self {
+            call_ns: or(self.call_ns, 1000),
+            open_ns: or(self.open_ns, 3300),
+            pack_ns: or(self.pack_ns, 4400),
+            stored: self.stored,
+        }
+    }
+
+    /// What it costs to protect a written page that stays.
+    const fn between_ns(self) -> u64 {
+        self.stored * self.open_ns / WHOLE
+    }
+
+    /// Whether two victims with `between` written pages between them, which stay, are
+    /// protected in one call.
+    #[must_use]
+    #[inline]
+    pub const fn joins(self, between: u64) -> bool {
+        between.saturating_mul(self.between_ns()) <= self.call_ns
+    }
+
+    /// The credit from which a written page is spared. Sparing it costs another call, or
+    /// its protection between two others. Where that is less than compressing the page,
+    /// written pages are spared as others are.
+    #[must_use]
+    #[inline]
+    pub const fn spares_from(self) -> u8 {
+        let (call, between) = (self.call_ns, self.between_ns());
+        let price = if call < between { call } else { between };
+        if price <= self.pack_ns {
+            1
+        } else {
+            DIRTY_CREDIT_MIN
+        }
+    }
+
+    /// What one call of the background thread takes of the program.
+    #[must_use]
+    #[inline]
+    pub const fn interrupt_ns(self) -> u64 {
+        self.call_ns.saturating_sub(ALONE_NS)
+    }
+}
+
+/// What happened while some pages were evicted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Period {
+    /// Pages evicted.
+    pub evictions: u64,
+    /// Faults, those that only opened a page among them.
+    pub faults: u64,
+    /// Time that these took, nanoseconds.
+    pub fault_ns: u64,
+    /// Calls of the background thread that changed the program's page tables.
+    pub interrupts: u64,
+    /// Time that the background thread evicted, nanoseconds.
+    pub background_ns: u64,
+}
+
+impl Period {
+    /// What the program lost for each page evicted, nanoseconds, where an interrupt
+    /// takes `interrupt_ns` of it.
+    fn loss(&self, interrupt_ns: u64) -> u64 {
+        /// The background thread's processor is wanted by others now and then.
+        const BACKGROUND_SHARE: u64 = 4;
+        let lost = self.fault_ns
+            + self.faults * SIGNAL_NS
+            + self.interrupts * interrupt_ns
+            + self.background_ns / BACKGROUND_SHARE;
+        lost / self.evictions.max(1)
+    }
+}
+
+/// Pages evicted in a period: eight batches, so that one of them is little of it.
+pub const PERIOD_EVICTIONS: u64 = 2048;
+
+/// Periods of a trial.
+const TRIAL_PERIODS: u32 = 2;
+
+/// Periods from one trial to the next: as many at first, and at most.
+const PATIENCE_MIN: u32 = 8;
+const PATIENCE_MAX: u32 = 128;
+
+/// Who evicts: judged by what the program loses, each tried now and then.
+///
+/// The first period after a change is not judged: it has frames and protections of the
+/// time before. A trial that costs twice as much as usual ends with its first period. The
+/// longer one is better, the less often the other one is tried.
+#[derive(Debug, Clone, Copy)]
+pub struct Turns {
+    evictor: Evictor,
+    /// What the one that evicts, and the other one, cost; 0: not known.
+    loss: u64,
+    other_loss: u64,
+    is_trial: bool,
+    is_settling: bool,
+    /// Periods until the next decision.
+    left: u32,
+    patience: u32,
+}
+
+impl Default for Turns {
+    fn default() -> Self {
+        Self {
+            evictor: Evictor::Background,
+            loss: 0,
+            other_loss: 0,
+            is_trial: false,
+            is_settling: true,
+            left: TRIAL_PERIODS,
+            patience: PATIENCE_MIN,
+        }
+    }
+}
+
+impl Turns {
+    /// Who evicts now.
+    #[must_use]
+    pub const fn evictor(&self) -> Evictor {
+        self.evictor
+    }
+
+    /// A period ended; an interrupt takes `interrupt_ns` of the program.
+    pub fn ended(&mut self, period: &Period, interrupt_ns: u64) {
+        if self.is_settling {
+            self.is_settling = false;
+            return;
+        }
+        let loss = period.loss(interrupt_ns).max(1);
+        self.loss = mean(self.loss, loss);
+        self.left = self.left.saturating_sub(1);
+        if self.is_trial && (self.left == 0 || self.loss > 2 * self.other_loss) {
+            self.decide();
+        } else if !self.is_trial && self.left == 0 {
+            self.change();
+            self.loss = 0;
+            (self.is_trial, self.left) = (true, TRIAL_PERIODS);
+        }
+    }
+
+    /// A trial is over: the cheaper one goes on, the tried one if it is so by a
+    /// sixteenth.
+    fn decide(&mut self) {
+        if self.loss < self.other_loss - self.other_loss / 16 {
+            self.patience = PATIENCE_MIN;
+        } else {
+            self.change();
+            self.patience = (2 * self.patience).min(PATIENCE_MAX);
+        }
+        (self.is_trial, self.left) = (false, self.patience);
+    }
+
+    const fn change(&mut self) {
+        self.evictor = self.evictor.other();
+        (self.loss, self.other_loss) = (self.other_loss, self.loss);
+        self.is_settling = true;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bare metal, or one processor: a call costs what it does. `stored` of 1024.
+    const fn free(stored: u64) -> Costs {
+        Costs {
+            call_ns: 900,
+            open_ns: 3300,
+            pack_ns: 4400,
+            stored,
+        }
+    }
+
+    /// A virtual machine whose other processor runs the program.
+    const fn dear(stored: u64) -> Costs {
+        Costs {
+            call_ns: 17_000,
+            open_ns: 20_000,
+            pack_ns: 4400,
+            stored,
+        }
+    }
+
+    #[test]
+    fn victims_are_joined_while_what_lies_between_costs_less_than_a_call() {
+        for costs in [free(1024), dear(1024), free(0), dear(0)] {
+            assert!(costs.joins(0), "nothing lies between");
+        }
+        // Every page between is stored to: a call each, whatever calls cost.
+        assert!(!free(1024).joins(1) && !dear(1024).joins(1));
+        // None is: one call.
+        assert!(free(0).joins(1000) && dear(0).joins(1000));
+        // One in ten is.
+        assert!(free(100).joins(2) && !free(100).joins(3));
+        assert!(dear(100).joins(8) && !dear(100).joins(9));
+    }
+
+    #[test]
+    fn written_pages_are_spared_where_that_costs_less_than_compressing_them() {
+        assert_eq!(free(1024).spares_from(), 1);
+        assert_eq!(dear(1024).spares_from(), DIRTY_CREDIT_MIN);
+        // Pages between are hardly stored to.
+        assert_eq!(dear(100).spares_from(), 1);
+        let unknown = Costs {
+            call_ns: 0,
+            open_ns: 0,
+            pack_ns: 0,
+            stored: WHOLE / 2,
+        };
+        assert_eq!(unknown.or_guessed().spares_from(), 1);
+    }
+
+    #[test]
+    fn means_follow_and_outliers_move_them_little() {
+        assert_eq!(mean(0, 700), 700);
+        let mut now = 1000;
+        for _ in 0..60 {
+            now = mean(now, 17_000);
+        }
+        assert!((15_000..=17_000).contains(&now), "{now}");
+        assert_eq!(mean(1000, 50_000_000), 1375);
+        assert_eq!(mean(1, 0), 1, "0 means that nothing was measured");
+    }
+
+    #[test]
+    fn medians_follow_and_outliers_do_not_count_by_their_size() {
+        assert_eq!(median(0, 700), 700);
+        let mut now = 1_000_000;
+        for _ in 0..200 {
+            now = median(now, 900);
+        }
+        assert!((800..=1000).contains(&now), "{now}");
+        // Two calls of five are interrupted for a millisecond.
+        for call in 0..1000 {
+            now = median(now, if call % 5 < 2 { 1_000_000 } else { 900 });
+        }
+        assert!((800..=1100).contains(&now), "{now}");
+        assert_eq!(median(1, 0), 1, "0 means that nothing was measured");
+    }
+
+    #[test]
+    fn chances_begin_with_the_guess_and_forget_it() {
+        assert_eq!(chance(0, 0, 512), 512);
+        assert!(chance(0, 4096, 512) < 8);
+        assert!(chance(4096, 4096, 512) > 1016);
+        assert!(chance(9, 4, 512) <= WHOLE, "more hits than tries");
+    }
+
+    /// A machine: what a period costs under each evictor. A faulting thread compresses
+    /// for itself; the background thread interrupts with `calls` calls a batch of 128,
+    /// and each page opened costs more while it runs.
+    struct Machine {
+        interrupt_ns: u64,
+        calls: u64,
+        opened: u64,
+    }
+
+    impl Machine {
+        fn period(&self, evictor: Evictor) -> Period {
+            let evictions = PERIOD_EVICTIONS;
+            let batches = evictions / 128;
+            let open_ns = 3000;
+            let restore_ns = 3000 * evictions;
+            let faults = evictions + self.opened * batches;
+            match evictor {
+                Evictor::Faulting => Period {
+                    evictions,
+                    faults,
+                    fault_ns: restore_ns
+                        + 4400 * evictions
+                        + batches * (self.calls * 1000 + self.opened * open_ns),
+                    interrupts: 0,
+                    background_ns: 0,
+                },
+                Evictor::Background => Period {
+                    evictions,
+                    faults,
+                    fault_ns: restore_ns + batches * self.opened * (open_ns + self.interrupt_ns),
+                    interrupts: batches * self.calls,
+                    background_ns: 4400 * evictions + batches * self.calls * self.interrupt_ns,
+                },
+            }
+        }
+
+        /// Of so many periods, those in which the background thread evicted.
+        fn background(&self, periods: usize) -> usize {
+            let mut turns = Turns::default();
+            let mut background = 0;
+            for _ in 0..periods {
+                background += usize::from(turns.evictor() == Evictor::Background);
+                turns.ended(&self.period(turns.evictor()), self.interrupt_ns);
+            }
+            background
+        }
+    }
+
+    #[test]
+    fn where_interrupts_are_free_the_background_thread_evicts() {
+        let machine = Machine {
+            interrupt_ns: 0,
+            calls: 60,
+            opened: 40,
+        };
+        assert!(machine.background(1000) > 900);
+    }
+
+    #[test]
+    fn where_interrupts_cost_the_faulting_thread_evicts_what_takes_many() {
+        let machine = Machine {
+            interrupt_ns: 17_000,
+            calls: 60,
+            opened: 40,
+        };
+        assert!(machine.background(1000) < 100);
+    }
+
+    #[test]
+    fn where_interrupts_cost_the_background_thread_evicts_what_takes_few() {
+        let machine = Machine {
+            interrupt_ns: 17_000,
+            calls: 2,
+            opened: 0,
+        };
+        assert!(machine.background(1000) > 900);
+    }
+
+    #[test]
+    fn who_evicts_changes_with_the_program() {
+        let many = Machine {
+            interrupt_ns: 17_000,
+            calls: 60,
+            opened: 40,
+        };
+        let few = Machine {
+            calls: 2,
+            opened: 0,
+            ..many
+        };
+        let mut turns = Turns::default();
+        for machine in [&few, &many, &few] {
+            for _ in 0..400 {
+                turns.ended(&machine.period(turns.evictor()), machine.interrupt_ns);
+            }
+            let mut background = 0;
+            for _ in 0..100 {
+                background += u32::from(turns.evictor() == Evictor::Background);
+                turns.ended(&machine.period(turns.evictor()), machine.interrupt_ns);
+            }
+            let expected = machine.calls == 2;
+            assert_eq!(background > 50, expected, "{background} of 100");
+        }
+    }
+}
