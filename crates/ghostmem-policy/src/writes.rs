@@ -1,19 +1,70 @@
-//! Which pages keep the copy they came from.
+//! Which pages keep the copy they came from, and how.
 //!
+//! ```text
+//!   protected   the page cannot be stored to unseen; evicting it costs nothing, its
+//!               first store a fault
+//!   writable    stores cost nothing; when the page is evicted it is compared with its
+//!               copy, and compressed if it differs
+//! ```
 //! A page that comes back for reading may stay write-protected beside its copy: it is
-//! *clean*, and evicting it again costs no compression. Its first store then faults
-//! once more. A page that was stored to while it was clean is *write hot*: its next
-//! copy would be for nothing too.
+//! *clean*. A page that was stored to while it was clean is *write hot*: its next copy is
+//! kept writable, where enough of those that were compared had not changed, or not at all.
 
-/// Whether a page that comes back keeps its copy. `write`: it comes back for a store,
-/// or for an access that may be one.
+/// How a page that comes back keeps its copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CopyKept {
+    /// Not at all: its bytes are expected to change.
+    GivenUp,
+    /// The page is protected.
+    Protected,
+    /// The page is writable, and compared before it leaves.
+    Writable,
+}
+
+/// A write-hot page that comes back for reading is protected once in so many epochs: where
+/// it is only read by now, that saves the comparison. Where it is not, its next store
+/// faults, and it is compressed once more.
+const COOLING_EPOCHS: u16 = 32;
+
+/// What is known when a page comes back.
+#[derive(Debug, Clone, Copy)]
+pub struct Return {
+    /// It comes back for a store, or for an access that may be one.
+    pub write: bool,
+    /// It is write hot.
+    pub write_hot: bool,
+    /// Stores to protected pages are seen.
+    pub tracks_writes: bool,
+    /// Comparing is worth its while.
+    pub compares: bool,
+    /// The epoch.
+    pub now: u16,
+}
+
+impl Return {
+    /// How its copy is kept, if that may be.
+    #[must_use]
+    #[inline]
+    pub const fn copy(self) -> CopyKept {
+        let cools = !self.write && self.now.is_multiple_of(COOLING_EPOCHS);
+        let is_stored_to = self.write || (self.write_hot && !cools);
+        match (self.tracks_writes && !is_stored_to, self.compares) {
+            (true, _) if !self.write_hot || self.compares => CopyKept::Protected,
+            (_, true) => CopyKept::Writable,
+            _ => CopyKept::GivenUp,
+        }
+    }
+}
+
+/// Whether a page that comes back for a store or not, and may be write hot, keeps its
+/// copy where nothing is compared.
 #[must_use]
 #[inline]
 pub const fn keeps_copy(write: bool, write_hot: bool) -> bool {
     !write && !write_hot
 }
 
-/// Whether a page is write hot still, once it came back in epoch `now`.
+/// Whether a page is write hot still, once it came back in epoch `now` without a copy.
 ///
 /// Being hot for writing wears off with reads: half of them find the page's copy kept
 /// again, and cost one more fault should a store follow after all.
@@ -27,11 +78,85 @@ pub const fn stays_write_hot(write: bool, write_hot: bool, now: u16) -> bool {
 mod tests {
     use super::*;
 
+    const READ: Return = Return {
+        write: false,
+        write_hot: false,
+        tracks_writes: true,
+        compares: false,
+        now: 1,
+    };
+
     #[test]
     fn only_a_page_read_and_not_hot_keeps_its_copy() {
         assert!(keeps_copy(false, false));
         assert!(!keeps_copy(true, false));
         assert!(!keeps_copy(false, true));
+    }
+
+    #[test]
+    fn where_nothing_is_compared_only_protected_pages_keep_copies() {
+        for now in 0..16 {
+            for (write, write_hot) in [(false, false), (false, true), (true, false), (true, true)] {
+                let back = Return {
+                    write,
+                    write_hot,
+                    now,
+                    ..READ
+                };
+                let expected = match keeps_copy(write, write_hot) {
+                    true => CopyKept::Protected,
+                    false => CopyKept::GivenUp,
+                };
+                assert_eq!(back.copy(), expected, "{back:?}");
+                let blind = Return {
+                    tracks_writes: false,
+                    ..back
+                };
+                assert_eq!(blind.copy(), CopyKept::GivenUp);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_stored_to_is_kept_writable_and_what_is_read_protected() {
+        let read = Return {
+            compares: true,
+            ..READ
+        };
+        assert_eq!(read.copy(), CopyKept::Protected);
+        let hot = Return {
+            write_hot: true,
+            ..read
+        };
+        assert_eq!(hot.copy(), CopyKept::Writable);
+        for now in 0..64 {
+            let write = Return {
+                write: true,
+                now,
+                ..hot
+            };
+            assert_eq!(write.copy(), CopyKept::Writable);
+            // One read in 32 finds out whether the page is stored to at all.
+            let read = Return { now, ..hot };
+            let cools = read.copy() == CopyKept::Protected;
+            assert_eq!(cools, now % 32 == 0);
+        }
+    }
+
+    #[test]
+    fn where_stores_are_not_seen_every_copy_is_compared() {
+        for now in 0..16 {
+            for (write, write_hot) in [(false, false), (false, true), (true, false)] {
+                let back = Return {
+                    write,
+                    write_hot,
+                    tracks_writes: false,
+                    compares: true,
+                    now,
+                };
+                assert_eq!(back.copy(), CopyKept::Writable);
+            }
+        }
     }
 
     #[test]

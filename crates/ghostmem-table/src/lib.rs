@@ -29,6 +29,11 @@
 //!   has protected the page while holding *Evicting*, so two changes of one
 //!   mapping never overlap.
 //!
+//! * A page that is *kept* ([`Word::is_kept`]) is resident and writable, and owns the slot
+//!   it came from. Only an eviction may use that slot, after it has protected the page and
+//!   compared the bytes; meanwhile the slot is the evictor's
+//!   ([`PageTable::begin_evict`]).
+//!
 //! * Bytes of a *Stored* page can be copied to another tier without keeping it
 //!   claimed meanwhile: a mark in its word ([`Word::is_marked`]) says, when the
 //!   copy is there, that they are the same still.

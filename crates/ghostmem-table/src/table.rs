@@ -176,6 +176,7 @@ impl<A: Deref<Target = [AtomicU64]>> PageTable<A> {
         assert!(
             seen.state() == word.state()
                 && seen.payload() == word.payload()
+                && seen.has_copy() == word.has_copy()
                 && seen.is_clean() == word.is_clean()
                 && !matches!(
                     seen.state(),
@@ -186,8 +187,13 @@ impl<A: Deref<Target = [AtomicU64]>> PageTable<A> {
         self.swap(page, seen, word)
     }
 
-    /// Begins to evict a dirty resident page. The page stays readable and,
+    /// Begins to evict a resident page that is not clean. The page stays readable and,
     /// until it is protected, writable.
+    ///
+    /// The slot of a page that is kept is the evictor's from here on: the word does not
+    /// have it, so whoever cancels finds a dirty page. It becomes the page's again when
+    /// the eviction is committed with it or abandoned in time; otherwise the evictor
+    /// frees it.
     ///
     /// `nonce` must differ between any two evictions that can be under way
     /// while a third is: the evictor uses the number of its batch. Without it
@@ -205,7 +211,10 @@ impl<A: Deref<Target = [AtomicU64]>> PageTable<A> {
             seen.state() == PageState::Resident && !seen.is_pinned() && !seen.is_clean(),
             "only dirty, unpinned resident pages are evicted this way"
         );
-        let evicting = seen.with_state(PageState::Evicting).with_payload(nonce);
+        let evicting = seen
+            .with_state(PageState::Evicting)
+            .with_clean(false)
+            .with_payload(nonce);
         self.swap(page, seen, evicting)?;
         Ok(EvictClaim {
             page,
@@ -246,13 +255,14 @@ impl<A: Deref<Target = [AtomicU64]>> PageTable<A> {
         })
     }
 
-    /// Gives an eviction up: the page is resident again, unless a touch
-    /// already made it so. It may stay write-protected; the next store finds
-    /// out.
-    pub fn abandon(&self, claim: EvictClaim, word: Word) {
+    /// Gives an eviction up: the page is resident again and what `word` says, unless a
+    /// touch already made it so. It may stay write-protected; the next store finds
+    /// out. `false`: it was cancelled, and what the page kept is the caller's to free.
+    #[must_use = "the slot of a page that was kept is freed by nobody else"]
+    pub fn abandon(&self, claim: EvictClaim, word: Word) -> bool {
         debug_assert_eq!(word.state(), PageState::Resident);
         // Nobody sleeps on an evicting page, so there is nobody to wake.
-        let _cancelled = self.swap(claim.page, claim.evicting, word);
+        self.swap(claim.page, claim.evicting, word).is_ok()
     }
 
     /// Commits a clean page at once: it has been write-protected since it was

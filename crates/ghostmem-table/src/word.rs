@@ -5,9 +5,12 @@
 //! ┌──────────────────────────────────┬─────────────────────────┬─┬─┬─┬─┬─┬─────┐
 //! │ payload: slot, pattern or nonce  │          heat           │I│H│P│C│W│state│
 //! └──────────────────────────────────┴─────────────────────────┴─┴─┴─┴─┴─┴─────┘
-//!   W somebody waits    C resident and clean: payload is its slot
+//!   W somebody waits    C resident: keeps a copy, the payload is its slot
 //!   P pinned            H hot for writing     I last seen incompressible
 //!                       C stored: marked by who moves it to another tier
+//!
+//!  of a resident page   C, not H   clean: write-protected, the copy has its bytes
+//!                       C and H    kept: writable, the copy may have other bytes
 //! ```
 //!
 //! All zero is `Empty`: a fresh table needs no initialisation.
@@ -98,10 +101,51 @@ impl Word {
     flag!(
         /// Somebody sleeps on the word.
         has_waiters, with_waiters, WAITERS);
-    flag!(
-        /// Resident and unchanged since it was restored: write-protected, and
-        /// the payload is the slot that still holds its bytes.
-        is_clean, with_clean, CLEAN);
+    /// Of a resident page: the payload is a slot that belongs to it. Whether the slot
+    /// has the page's bytes depends: see [`Word::is_clean`] and [`Word::is_kept`].
+    #[must_use]
+    pub const fn has_copy(self) -> bool {
+        self.0 & CLEAN != 0
+    }
+
+    /// Resident and unchanged since it was restored: write-protected, and
+    /// the payload is the slot that still holds its bytes.
+    #[must_use]
+    pub const fn is_clean(self) -> bool {
+        self.0 & (CLEAN | WRITE_HOT) == CLEAN
+    }
+
+    /// The same word, clean; or without a copy, whatever it had.
+    #[must_use]
+    pub const fn with_clean(self, on: bool) -> Self {
+        let without = self.0 & !CLEAN;
+        Self(if on {
+            without & !WRITE_HOT | CLEAN
+        } else {
+            without
+        })
+    }
+
+    /// Resident, writable, and the payload is the slot that held its bytes when it
+    /// was restored. Whether it does still, nobody knows before the page is protected
+    /// and compared: to everyone else the page is a dirty one that owns a slot.
+    #[must_use]
+    pub const fn is_kept(self) -> bool {
+        self.0 & (CLEAN | WRITE_HOT) == CLEAN | WRITE_HOT
+    }
+
+    /// The same word, kept: it is hot for writing, too.
+    #[must_use]
+    pub const fn with_kept(self) -> Self {
+        Self(self.0 | CLEAN | WRITE_HOT)
+    }
+
+    /// The same word of a resident page, without its copy.
+    #[must_use]
+    pub const fn without_copy(self) -> Self {
+        self.with_clean(false).with_payload(0)
+    }
+
     flag!(
         /// Of a *stored* page, in the same bit: its bytes are what they were
         /// when the mark was set. Whoever moves pages to another tier sets it
@@ -166,6 +210,7 @@ impl core::fmt::Debug for Word {
         for (on, name) in [
             (self.has_waiters(), "waiters"),
             (self.is_clean(), "clean"),
+            (self.is_kept(), "kept"),
             (self.is_pinned(), "pinned"),
             (self.is_write_hot(), "write-hot"),
             (self.is_incompressible(), "incompressible"),

@@ -137,7 +137,7 @@ impl Walk {
                 let own = self.live == Some(nonce);
                 if matches!(step, Step::AbandonOldest) {
                     let word = claim.before();
-                    self.table.abandon(claim, word);
+                    assert_eq!(self.table.abandon(claim, word), own, "abandon");
                     if own {
                         (self.state, self.live) = (PageState::Resident, None);
                     }

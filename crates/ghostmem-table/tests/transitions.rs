@@ -92,7 +92,10 @@ fn evictions_begin_on_resident_unpinned_pages() {
         let after = match evict {
             Some(claim) => {
                 assert_eq!(claim.unwrap().before(), word);
-                word.with_state(PageState::Evicting).with_payload(NONCE)
+                // What a kept page has is the evictor's.
+                word.with_state(PageState::Evicting)
+                    .with_clean(false)
+                    .with_payload(NONCE)
             }
             None => word,
         };
@@ -151,7 +154,7 @@ fn evictors_know_their_own_word() {
         }
 
         let (table, claim) = begin();
-        table.abandon(claim, resident);
+        assert_eq!(table.abandon(claim, resident), word == own);
         assert_eq!(table.load(PAGE), after(resident));
 
         let (table, claim) = begin();
@@ -188,8 +191,12 @@ fn amend_changes_policy_bits_of_pages_at_rest() {
         let policy = word
             .with_heat(0x4907)
             .with_pinned(!word.is_pinned())
-            .with_write_hot(!word.is_write_hot())
             .with_incompressible(!word.is_incompressible());
+        // Beside a copy this bit says what the copy is worth.
+        let policy = match word.has_copy() {
+            true => policy,
+            false => policy.with_write_hot(!word.is_write_hot()),
+        };
         let table = table(word);
         let amended = attempt(|| table.amend(PAGE, word, policy));
         assert_eq!(amended, at_rest.then_some(Ok(())), "{word:?}");
@@ -203,7 +210,11 @@ fn amend_changes_policy_bits_of_pages_at_rest() {
         for more in [
             word.with_state(elsewhere),
             word.with_payload(word.payload() + 1),
-            word.with_clean(!word.is_clean()),
+            word.with_clean(!word.has_copy()),
+            match word.is_kept() {
+                true => word.with_clean(true),
+                false => word.with_kept(),
+            },
         ] {
             assert_eq!(attempt(|| table.amend(PAGE, word, more)), None, "{word:?}");
             assert_eq!(table.load(PAGE), word);

@@ -157,7 +157,10 @@ impl Engine {
             if open >> at & 1 == 1 {
                 // Its bytes are gone, and nobody's: whoever gets the page finds it
                 // resident.
-                self.release(region, claim, before);
+                self.release(region, claim, before.without_copy());
+                if before.has_copy() {
+                    self.free_slot(before);
+                }
                 continue;
             }
             if resident {
@@ -165,7 +168,7 @@ impl Engine {
                 dropped += 1;
             }
             self.release(region, claim, Word::EMPTY);
-            if before.state() == PageState::Stored || before.is_clean() {
+            if before.state() == PageState::Stored || before.has_copy() {
                 self.free_slot(before);
             }
         }

@@ -88,9 +88,9 @@ impl Engine {
             self.release(region, claim, before);
             return Err(error);
         }
-        let word = before.with_clean(false).with_payload(0).with_pinned(true);
+        let word = before.without_copy().with_pinned(true);
         self.release(region, claim, word);
-        if before.is_clean() {
+        if before.has_copy() {
             self.free_slot(before);
         }
         Ok(true)

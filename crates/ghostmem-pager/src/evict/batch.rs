@@ -3,7 +3,8 @@
 //! ```text
 //!   protect    dirty victims are write-protected, neighbours in one call, and others
 //!              where what lies between costs less than another call
-//!   compress   each into a slot; a touch meanwhile cancels            (`pack`)
+//!   compress   each into a slot, unless the copy it kept has the same bytes; a touch
+//!              meanwhile cancels                                       (`pack`)
 //!   commit     victims nobody touched (and clean ones, which have a slot)
 //!   drop       one vectored call takes all their mappings away
 //!   finish     words say Stored, frames go back to the budget
@@ -139,8 +140,16 @@ impl Engine {
             }
             if let Some(claim) = claim.take() {
                 let word = claim.before();
-                region.table.abandon(claim, word);
+                self.abandon(region, claim, word);
             }
+        }
+    }
+
+    /// Gives an eviction up: the page is `word` again. Where a touch was faster, nobody
+    /// else knows of the copy that the page kept.
+    fn abandon(&self, region: &Region, claim: EvictClaim, word: Word) {
+        if !region.table.abandon(claim, word) && word.has_copy() {
+            self.free_slot(word);
         }
     }
 
@@ -178,10 +187,15 @@ impl Engine {
             let before = claim.before();
             let word = if kept[index] {
                 // The kernel kept the mapping (locked memory): so do we.
-                if let (false, Packed::Slot(slot, _)) = (before.is_clean(), packed[index]) {
-                    self.store.remove(slot);
+                match packed[index] {
+                    _ if before.is_clean() => before,
+                    Packed::Same => before,
+                    Packed::Slot(slot, _) => {
+                        self.store.remove(slot);
+                        before.without_copy()
+                    }
+                    _ => before.without_copy(),
                 }
-                before
             } else {
                 let past = Heat::from_bits(before.heat()).evict(epoch);
                 gone.word(before.with_heat(past.to_bits()), packed[index])
@@ -212,14 +226,26 @@ impl Engine {
             return region.table.begin_drop(victim.page, victim.word).ok();
         }
         let claim = claim?;
+        let before = claim.before();
         match packed {
+            // The page may stay protected: the next touch that minds opens it.
             Packed::Not => {
-                // The page may stay protected: the next touch that minds opens it.
-                let word = claim.before();
-                region.table.abandon(claim, word);
+                self.abandon(region, claim, before);
+                None
+            }
+            Packed::Full => {
+                self.abandon(region, claim, before.without_copy());
                 None
             }
             Packed::Filled(_) => region.table.commit_evict(claim),
+            Packed::Same => {
+                let committed = region.table.commit_evict(claim);
+                if committed.is_none() {
+                    // Touched after it was compared.
+                    self.free_slot(before);
+                }
+                committed
+            }
             Packed::Slot(slot, _) => {
                 let committed = region.table.commit_evict(claim);
                 if committed.is_none() {
@@ -268,6 +294,10 @@ impl Gone {
                 self.clean += 1;
                 stored.with_state(PageState::Stored)
             }
+            Packed::Same => {
+                self.clean += 1;
+                stored.with_state(PageState::Stored)
+            }
             Packed::Slot(slot, is_raw) => {
                 self.raw += u64::from(is_raw);
                 stored
@@ -283,7 +313,7 @@ impl Gone {
                     .with_payload(u64::from(pattern))
             }
             // Not committed, so not here.
-            Packed::Not => before,
+            Packed::Full | Packed::Not => before,
         }
     }
 }

@@ -87,11 +87,11 @@ impl Engine {
         let cancelled = word.state() == PageState::Evicting;
         let between = !cancelled && !before.is_clean();
         self.costs.opened(clock::now_ns() - start, between);
-        let opened = before.with_clean(false).with_payload(0);
         let opened = if before.is_clean() {
-            opened.with_write_hot(true)
+            before.without_copy().with_write_hot(true)
         } else {
-            opened
+            // A copy that it keeps is compared before it leaves.
+            before
         };
         let heat = Heat::from_bits(before.heat());
         let heat = match cancelled {
@@ -128,8 +128,8 @@ impl Engine {
             }
             Ok(Installed::Bytes(_)) => {
                 let before = claim.before();
-                self.release(region, claim, before.with_clean(false).with_payload(0));
-                if before.is_clean() {
+                self.release(region, claim, before.without_copy());
+                if before.has_copy() {
                     self.free_slot(before);
                 }
                 Verdict::Resolved

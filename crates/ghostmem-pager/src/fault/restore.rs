@@ -15,7 +15,8 @@ use ghostmem_codec::{self as codec};
 use ghostmem_fault::{Fault, RUN_PAGES, Scratch, Verdict};
 use ghostmem_os::{PAGE_SIZE, clock};
 use ghostmem_policy::costs::Evictor;
-use ghostmem_policy::{Heat, Past, Plan, stream, writes};
+use ghostmem_policy::writes::{self, CopyKept};
+use ghostmem_policy::{Heat, Past, Plan, stream};
 use ghostmem_store::Place;
 use ghostmem_table::{Claim, PageState, Word};
 
@@ -308,11 +309,13 @@ impl Engine {
         (step, now): (usize, u16),
     ) -> Word {
         let past = Past::from_bits(before.heat());
-        let clean = before.state() == PageState::Stored
-            && writes::keeps_copy(run.write, before.is_write_hot())
-            && run.region.mapped.tracks_writes()
+        let may_keep = before.state() == PageState::Stored
             && self.may_keep_copy(before)
             && !matches!(source, Source::File(len) if self.belongs_in_memory(past, len, now));
+        let copy = match may_keep {
+            true => self.copy_kept(run, before, now),
+            false => CopyKept::GivenUp,
+        };
         let heat = match (before.state(), step) {
             (PageState::Empty, _) => Heat::FRESH,
             // Pages that stay because they are hot are not seen.
@@ -320,13 +323,36 @@ impl Engine {
             (_, 0) => past.refault(self.clock(), now),
             _ => past.ahead(),
         };
-        let write_hot = writes::stays_write_hot(run.write, before.is_write_hot(), now);
-        before
+        let resident = before
             .with_state(PageState::Resident)
-            .with_clean(clean)
-            .with_payload(if clean { before.payload() } else { 0 })
-            .with_write_hot(write_hot)
-            .with_heat(heat.to_bits())
+            .with_heat(heat.to_bits());
+        match copy {
+            CopyKept::Protected => resident.with_clean(true),
+            CopyKept::Writable => resident.with_kept(),
+            CopyKept::GivenUp => {
+                let write_hot = writes::stays_write_hot(run.write, before.is_write_hot(), now);
+                resident.without_copy().with_write_hot(write_hot)
+            }
+        }
+    }
+
+    /// How a stored page that comes back in the epoch `now` keeps its copy.
+    #[inline]
+    fn copy_kept<const MOST: usize>(
+        &self,
+        run: &Run<'_, MOST>,
+        before: Word,
+        now: u16,
+    ) -> CopyKept {
+        let compares = slot_of_stored(before).is_some_and(|slot| self.compares(slot));
+        writes::Return {
+            write: run.write,
+            write_hot: before.is_write_hot(),
+            tracks_writes: run.region.mapped.tracks_writes(),
+            compares,
+            now,
+        }
+        .copy()
     }
 
     /// Ends the claims of a run whose pages are mapped, and gives back the slots
@@ -336,7 +362,7 @@ impl Engine {
         let region = run.region;
         // Counted before anybody can give one of them up.
         let words = &run.words[..run.count];
-        let copies = words.iter().filter(|word| word.is_clean()).count();
+        let copies = words.iter().filter(|word| word.has_copy()).count();
         self.copies.add(copies);
         for step in 0..run.count {
             let Some(claim) = run.claims[step].take() else {
@@ -345,7 +371,7 @@ impl Engine {
             let before = claim.before();
             region.resident.insert(claim.page());
             self.release(region, claim, run.words[step]);
-            if before.state() == PageState::Stored && !run.words[step].is_clean() {
+            if before.state() == PageState::Stored && !run.words[step].has_copy() {
                 self.free_slot(before);
             }
         }

@@ -67,14 +67,14 @@ impl Engine {
     }
 
     /// In a forked child write protection is gone, so no copy can be trusted
-    /// to match its page: clean pages become dirty ones.
+    /// to match its page: pages with one become dirty ones.
     fn repair_region(&self, region: &Region) {
         region.resident.repair_after_fork();
         for page in region.resident.all() {
             let word = region.table.load(page);
-            if word.is_clean() {
+            if word.has_copy() {
                 self.free_slot(word);
-                let word = word.with_clean(false).with_payload(0).with_waiters(false);
+                let word = word.without_copy().with_waiters(false);
                 region.table.repair_after_fork(page, word);
             }
         }

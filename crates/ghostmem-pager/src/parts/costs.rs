@@ -4,13 +4,16 @@
 //! Running medians are loaded and stored, not changed in one step: of two threads that
 //! measure at once, one sample is lost. Async-signal-safe.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use ghostmem_policy::costs::{Costs, Evictor, SIGNAL_NS, WHOLE, chance, median};
 
 /// The chance that a written page is stored to while it is protected between two victims,
 /// before any was.
 const STORED_GUESS: u64 = WHOLE / 2;
+
+/// The chance that a page that was kept writable is what it was, before any was compared.
+const UNCHANGED_GUESS: u64 = WHOLE / 2;
 
 /// Two counts, of which old ones weigh less.
 #[derive(Default)]
@@ -63,13 +66,23 @@ pub(crate) struct CostMeter {
     open_ns: AtomicU64,
     /// Compressing a page.
     pack_ns: AtomicU64,
+    /// Comparing a page with its copy.
+    compare_ns: AtomicU64,
     /// Written pages protected between two victims; stores to such.
     between: Recent,
+    /// Pages compared with their copies; those that had not changed.
+    compared: Recent,
     /// Calls of the background thread that changed the program's page tables.
     interrupts: AtomicU64,
     /// Time that it evicted, nanoseconds.
     background_ns: AtomicU64,
+    /// Comparing pages with their copies is worth it.
+    compares: Alone<AtomicBool>,
 }
+
+/// On cache lines of its own: each restore reads it.
+#[repr(align(128))]
+struct Alone<T>(T);
 
 /// Adds a sample to a running median, in which 0 is none.
 fn sample(to: &AtomicU64, ns: u64) {
@@ -85,9 +98,12 @@ impl CostMeter {
             call_ns: [const { AtomicU64::new(0) }; 2],
             open_ns: AtomicU64::new(0),
             pack_ns: AtomicU64::new(0),
+            compare_ns: AtomicU64::new(0),
             between: Recent::new(),
+            compared: Recent::new(),
             interrupts: AtomicU64::new(0),
             background_ns: AtomicU64::new(0),
+            compares: Alone(AtomicBool::new(true)),
         }
     }
 
@@ -118,6 +134,25 @@ impl CostMeter {
         if let Some(each) = ns.checked_div(pages) {
             sample(&self.pack_ns, each);
         }
+    }
+
+    /// `pages` pages were compared with their copies, and `unchanged` were the same.
+    pub(crate) fn compared(&self, pages: u64, unchanged: u64, ns: u64) {
+        let Some(each) = ns.checked_div(pages) else {
+            return;
+        };
+        sample(&self.compare_ns, each);
+        self.compared.hit(unchanged);
+        self.compared.tried(pages);
+        let compares = self.of(Evictor::Faulting).compares();
+        if compares != self.compares() {
+            self.compares.0.store(compares, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether comparing pages with their copies is worth it, as of the last batch.
+    pub(crate) fn compares(&self) -> bool {
+        self.compares.0.load(Ordering::Relaxed)
     }
 
     /// The background thread evicted for so long.
@@ -152,7 +187,9 @@ impl CostMeter {
             call_ns: self.call_ns(by),
             open_ns: self.open_ns(),
             pack_ns: self.pack_ns.load(Ordering::Relaxed),
+            compare_ns: self.compare_ns.load(Ordering::Relaxed),
             stored: self.between.chance(STORED_GUESS),
+            unchanged: self.compared.chance(UNCHANGED_GUESS),
         };
         costs.or_guessed()
     }

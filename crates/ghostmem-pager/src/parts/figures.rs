@@ -288,6 +288,11 @@ figures! {
         evictions_clean: Pages, [c 12];
         /// Pages evicted by compressing them.
         evictions_dirty: Pages, [c 13];
+        /// Pages that were kept writable beside their copy, and were found unchanged by
+        /// comparing when they were evicted; `evictions_clean` has them too.
+        verified_unchanged: Pages, [];
+        /// The same that had changed, and were compressed.
+        verified_changed: Pages, [];
         /// Evictions a touch cancelled.
         evictions_cancelled: Pages, [c 14];
         /// Copies of clean pages given up to make room in the store.

@@ -44,7 +44,7 @@ impl Engine {
 
     /// Frees the slot, or the place in a file, that a word names.
     pub(crate) fn free_slot(&self, word: Word) {
-        if word.state() == PageState::Resident && word.is_clean() {
+        if word.state() == PageState::Resident && word.has_copy() {
             self.copies.sub(1);
         }
         match Place::from_bits(word.payload()) {

@@ -127,6 +127,94 @@ fn what_the_store_does_not_hold_stays_resident() {
     });
 }
 
+/// Stored to or not, by comparing: what is as it was keeps its slot.
+#[test]
+fn a_page_stored_to_that_is_what_it_was_is_not_compressed_again() {
+    for manner in [Manner::Userfaultfd, Manner::Guard, Manner::GuardByMprotect] {
+        Simulation::run(26, |sim| {
+            let world = World::new(sim, config(manner, 64), None);
+            let block = world.allocate(2);
+            let pages = [block, block + PAGE_SIZE];
+            pages.iter().for_each(|&page| world.store(page, Data::Text));
+            assert_eq!(world.evict(block, 2), 2);
+            // Both come back for a store, and one of them changes.
+            world.store(pages[0], Data::Same);
+            world.store(pages[1], Data::Text);
+            let stats = world.engine.stats();
+            assert_eq!((stats.kept_copies, stats.stored_pages), (2, 2));
+            world.audit();
+            let compressed = world.count(Counter::compressed_pages);
+            assert_eq!(world.evict(block, 2), 2);
+            assert_eq!(world.count(Counter::verified_unchanged), 1);
+            assert_eq!(world.count(Counter::verified_changed), 1);
+            assert_eq!(world.count(Counter::compressed_pages), compressed + 1);
+            world.audit();
+            pages.iter().for_each(|&page| world.load(page));
+            world.end();
+        });
+    }
+}
+
+/// A touch at each call of a comparing eviction in turn: no slot is leaked, none is
+/// freed twice.
+#[test]
+fn a_kept_page_that_is_stored_to_while_it_leaves_is_not_lost() {
+    let mut cancelled = 0;
+    for (moment, data) in (0..12).flat_map(|moment| [(moment, Data::Same), (moment, Data::Few)]) {
+        Simulation::run(27, |sim| {
+            let world = World::new(sim, config(Manner::Userfaultfd, 64), None);
+            let block = world.allocate(2);
+            let pages = [block, block + PAGE_SIZE];
+            pages.iter().for_each(|&page| world.store(page, Data::Text));
+            assert_eq!(world.evict(block, 2), 2);
+            pages.iter().for_each(|&page| world.store(page, Data::Same));
+            let (calls, actor) = (Rc::new(Cell::new(0)), world.clone());
+            sim.set_hook(move |_| {
+                calls.set(calls.get() + 1);
+                if calls.get() == moment + 1 {
+                    actor.try_touch(1, block, Touch::Store(data));
+                }
+            });
+            world.evict(block, 2);
+            sim.clear_hook();
+            cancelled += world.count(Counter::evictions_cancelled);
+            world.audit();
+            world.end();
+        });
+    }
+    assert!(cancelled > 3, "{cancelled} evictions were cancelled");
+}
+
+/// What the kernel refuses stays, its copy too; what the store has no room for stays
+/// without.
+#[test]
+fn a_kept_page_that_cannot_leave_is_as_it_was() {
+    World::run(28, 64, |world| {
+        let block = world.allocate(1);
+        world.store(block, Data::Text);
+        let counts = || {
+            let stats = world.engine.stats();
+            (stats.kept_copies, stats.stored_pages)
+        };
+        for (call, refused) in [(Call::Protect, 2), (Call::Read, 1), (Call::Drop, 1)] {
+            assert_eq!(world.evict(block, 1), 1);
+            world.store(block, Data::Same);
+            assert_eq!(counts(), (1, 1), "before {call:?}");
+            (0..refused).for_each(|_| world.sim.answer_next(call, Answer::Refused(12)));
+            assert_eq!(world.evict(block, 1), 0, "{call:?}");
+            assert_eq!(world.sim.answers_left(), 0);
+            assert_eq!(counts(), (1, 1), "{call:?}");
+            world.audit();
+        }
+        // Dropped with other bytes than the copy has, and kept by the kernel.
+        world.store(block, Data::Text);
+        world.sim.answer_next(Call::Drop, Answer::Refused(12));
+        assert_eq!(world.evict(block, 1), 0);
+        assert_eq!(counts(), (0, 0));
+        world.audit();
+    });
+}
+
 #[test]
 fn locked_pages_and_warm_ones_are_passed_over() {
     World::run(25, 64, |world| {

@@ -48,7 +48,7 @@ fn a_child_trusts_no_copy_as_its_pages_are_not_protected() {
     for manner in [Manner::Userfaultfd, Manner::Guard, Manner::GuardByMprotect] {
         with_pages_in_every_state(62, manner, |world, block| {
             let copies = world.engine.stats().kept_copies;
-            assert_eq!(copies > 0, manner == Manner::Userfaultfd);
+            assert!(copies > 0);
             world.fork_as_child();
             assert_eq!(world.engine.stats().kept_copies, 0);
             world.audit();

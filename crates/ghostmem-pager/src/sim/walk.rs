@@ -10,7 +10,7 @@ use ghostmem_fault::sim::{Call, Manner, Odds, Simulation};
 use ghostmem_os::PAGE_SIZE;
 
 use crate::parts::engine::Engine;
-use crate::sim::world::{DATA, Touch, World, config, file};
+use crate::sim::world::{DATA, Data, Touch, World, config, file};
 
 /// Pages of all blocks together, at most about.
 const PAGES_MAX: usize = 600;
@@ -60,8 +60,9 @@ fn some_range(world: &World, most: usize) -> Option<(usize, usize)> {
 }
 
 fn some_touch(world: &World) -> Touch {
-    match world.sim.below(2) {
-        0 => Touch::Load,
+    match world.sim.below(8) {
+        0..4 => Touch::Load,
+        4 => Touch::Store(Data::Same),
         _ => Touch::Store(DATA[world.sim.below(4)]),
     }
 }
@@ -279,6 +280,8 @@ fn walks(manner: Manner, with_file: bool, first_seed: u64, count: u64) {
             counts.same_filled_pages,
             counts.raw_pages_evicted,
             counts.direct_reclaims,
+            counts.verified_unchanged,
+            counts.verified_changed,
         ];
         assert!(
             met.iter().all(|&count| count > 0) || steps < STEPS,
@@ -289,6 +292,7 @@ fn walks(manner: Manner, with_file: bool, first_seed: u64, count: u64) {
                 counts.evictions_clean,
                 counts.copies_shed,
                 counts.write_faults,
+                counts.opened_between,
             ];
             assert!(copies.iter().all(|&count| count > 0), "{counts:?}");
         }

@@ -47,6 +47,8 @@ pub(super) enum Data {
     Text,
     /// A whole page that does not.
     Noise,
+    /// What is there already.
+    Same,
 }
 
 pub(super) const DATA: [Data; 4] = [Data::Few, Data::Filled, Data::Text, Data::Noise];
@@ -250,7 +252,7 @@ impl World {
 
     // Touches.
 
-    fn bytes_of(&self, data: Data) -> (usize, Vec<u8>) {
+    fn bytes_of(&self, page: usize, data: Data) -> (usize, Vec<u8>) {
         let word = self.sim.random();
         match data {
             Data::Few => {
@@ -271,6 +273,7 @@ impl World {
                 let words = (0..PAGE_SIZE / 8).flat_map(|_| self.sim.random().to_le_bytes());
                 (0, words.collect())
             }
+            Data::Same => (0, self.expected(page).to_vec()),
         }
     }
 
@@ -297,7 +300,7 @@ impl World {
                 outcome
             }
             Touch::Store(data) => {
-                let (at, bytes) = self.bytes_of(data);
+                let (at, bytes) = self.bytes_of(page, data);
                 let outcome = self.sim.store(&mut me, page + at, &bytes);
                 if outcome == Outcome::Done {
                     let mut model = self.model.borrow_mut();
@@ -435,7 +438,7 @@ impl World {
                 first..(first + PAGE_SIZE / 8).min(region.pages())
             }) {
                 let word = region.table.load(page);
-                let clean = word.state() == PageState::Resident && word.is_clean();
+                let clean = word.state() == PageState::Resident && word.has_copy();
                 resident += i64::from(word.state() == PageState::Resident);
                 copies += usize::from(clean);
                 match word.state() {

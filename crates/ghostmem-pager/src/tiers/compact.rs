@@ -104,7 +104,7 @@ impl Engine {
         }
         let word = region.table.load(page);
         let owns = word.state() == PageState::Stored
-            || (word.state() == PageState::Resident && word.is_clean());
+            || (word.state() == PageState::Resident && word.has_copy());
         if !owns || word.payload() != slot.bits() {
             return false;
         }

@@ -1,5 +1,5 @@
-//! Copies: the slots that clean resident pages keep, so that evicting them again
-//! costs no compression. What they may take of memory, and how they are given up.
+//! Copies: the slots that resident pages keep, clean or writable, so that evicting them
+//! again costs no compression while they are what they were. What they may take of memory, and how they are given up.
 //!
 //! A memory limit has to hold a copy *beside* its page. Reading alone makes copies:
 //! each batch of evictions therefore looks at what is held, once in
@@ -16,7 +16,7 @@ use core::sync::atomic::Ordering;
 use ghostmem_os::PAGE_SIZE;
 use ghostmem_policy::balance::{self, Copies};
 use ghostmem_policy::hand::{EVICT_BATCH_PAGES, LOOKS_PER_PAGE};
-use ghostmem_store::{Place, StoreStats};
+use ghostmem_store::{Place, Slot, StoreStats};
 use ghostmem_table::{PageState, Word};
 
 use crate::parts::cold::ColdTiers;
@@ -27,6 +27,9 @@ use crate::parts::place::slot_of_stored;
 /// Evictions between two looks at what is held: a quarter of a batch, so that the
 /// figures' seventy cache lines cost nothing beside it.
 const LOOK_EVICTIONS: u64 = 64;
+
+/// Pages of which one is kept writable where others are not.
+const SAMPLED: u64 = 32;
 
 /// What a batch of pages that do not shrink makes the store grow by, bytes.
 const EVICT_BATCH_BYTES: usize = EVICT_BATCH_PAGES * PAGE_SIZE;
@@ -43,6 +46,14 @@ impl Engine {
         self.config.keep_copies
             && self.copies_fit.load(Ordering::Relaxed)
             && !(stored.is_incompressible() && slot_of_stored(stored).is_some())
+    }
+
+    /// Whether a page that comes back from `slot` may keep it and be written to: where
+    /// comparing pages with their copies was worth it lately. Where it was not, one page
+    /// in [`SAMPLED`] tells of changes.
+    pub(crate) fn compares(&self, slot: Slot) -> bool {
+        let bits = slot.bits();
+        self.costs.compares() || (bits ^ bits >> 16).is_multiple_of(SAMPLED)
     }
 
     /// Compares what is held with the memory limit, now and then: called with the
@@ -117,15 +128,15 @@ impl Engine {
                 let word = region.table.load(page);
                 // A copy in a file takes no room here.
                 let in_store = matches!(Place::from_bits(word.payload()), Some(Place::Store(_)));
-                if word.state() != PageState::Resident || !word.is_clean() || !in_store {
+                if word.state() != PageState::Resident || !word.has_copy() || !in_store {
                     continue;
                 }
                 let Ok(claim) = region.table.claim(page, word) else {
                     continue;
                 };
-                // Still write-protected: the next store finds a dirty page
-                // and merely opens it.
-                self.release(region, claim, word.with_clean(false).with_payload(0));
+                // A clean page is still write-protected: the next store finds a
+                // dirty page and merely opens it.
+                self.release(region, claim, word.without_copy());
                 self.free_slot(word);
                 shed += 1;
             }

@@ -132,12 +132,12 @@ impl World {
         }
     }
 
-    /// Moves a stored page, or the copy of a clean one, to another slot of the
+    /// Moves a stored page, or the copy of a resident one, to another slot of the
     /// same tier; whether it did.
     pub(crate) fn relocate(&self) -> bool {
         let word = self.table().load(PAGE);
         let owns = word.state() == PageState::Stored
-            || (word.state() == PageState::Resident && word.is_clean());
+            || (word.state() == PageState::Resident && word.has_copy());
         if !owns {
             return false;
         }

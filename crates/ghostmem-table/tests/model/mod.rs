@@ -1,17 +1,19 @@
 //! A machine small enough to check whole: one page, its mapping, two stores with
 //! a handful of slots each, a futex, and the pager's protocols on the real
 //! [`PageTable`](ghostmem_table::PageTable).
-#![allow(dead_code, unused_imports, reason = "two tests share the model")]
+#![allow(dead_code, unused_imports, reason = "several tests share the model")]
 
 mod demote;
 mod explore;
 mod futex;
+mod kept;
 mod mapping;
 mod protocol;
 mod store;
 
 pub(crate) use demote::Demoted;
 pub(crate) use explore::explore;
+pub(crate) use kept::Rule;
 pub(crate) use protocol::{Evicted, World};
 
 /// What the program does to the page.

@@ -50,7 +50,7 @@ pub(crate) enum Evicted {
 #[derive(Debug)]
 pub(crate) struct World {
     words: PageTable<Box<[AtomicU64]>>,
-    mapping: Mapping,
+    pub(super) mapping: Mapping,
     /// Slots in memory.
     pub(super) store: Store,
     /// Places in a file: payloads from [`FILE`] on.
@@ -188,15 +188,19 @@ impl World {
     }
 
     /// Makes a claimed, present page writable; returns what its word is to
-    /// say. The slot of a clean page goes: its bytes are about to be old.
+    /// say. The slot of a clean page goes: its bytes are about to be old. One that is
+    /// kept stays: the page is compared before it is used.
     fn open(&self, claim: &Claim) -> Word {
         let before = claim.before();
         assert_eq!(before.state(), PageState::Resident);
         self.mapping.unprotect(claim);
+        if before.is_kept() {
+            return before;
+        }
         if before.is_clean() {
             self.free(before.payload());
         }
-        before.with_clean(false).with_payload(0)
+        before.without_copy()
     }
 
     // The reclaimer.
@@ -230,7 +234,7 @@ impl World {
     pub(crate) fn evict_and_abandon(&self, nonce: u64) {
         let word = self.table().load(PAGE);
         if let Some(claim) = self.begin(word, nonce) {
-            self.table().abandon(claim, word);
+            let _put_back = self.table().abandon(claim, word);
         }
     }
 
@@ -238,7 +242,7 @@ impl World {
     /// anybody may cancel, so nothing is certain: the protection may come
     /// late, to a page that is open again, gone, or somebody else's.
     fn begin(&self, word: Word, nonce: u64) -> Option<EvictClaim> {
-        if word.state() != PageState::Resident || word.is_pinned() || word.is_clean() {
+        if word.state() != PageState::Resident || word.is_pinned() || word.has_copy() {
             return None;
         }
         let claim = self.table().begin_evict(PAGE, word, nonce).ok()?;
@@ -249,7 +253,7 @@ impl World {
     /// Copies a page that is being evicted, which nobody can cancel for the
     /// moment; `None` when somebody has. Protected since this very eviction
     /// began, the page cannot change under the copy.
-    fn copy_steadied(&self, claim: &EvictClaim) -> Option<u64> {
+    pub(super) fn copy_steadied(&self, claim: &EvictClaim) -> Option<u64> {
         if !self.table().steady(claim) {
             return None;
         }
@@ -292,7 +296,7 @@ impl World {
         Evicted::Dropped
     }
 
-    fn take_away(&self, claim: DropClaim, word: Word) {
+    pub(super) fn take_away(&self, claim: DropClaim, word: Word) {
         self.mapping.enter();
         self.mapping.unmap(&claim);
         self.mapping.leave();
@@ -356,7 +360,7 @@ impl World {
         if before.state() == PageState::Resident {
             self.mapping.unmap(&claim);
         }
-        if before.state() == PageState::Stored || before.is_clean() {
+        if before.state() == PageState::Stored || before.has_copy() {
             self.free(before.payload());
         }
         self.release(claim, Word::EMPTY);
@@ -387,6 +391,12 @@ impl World {
             self.install(&claim, Access::Write)
         };
         self.pins.fetch_add(1, Ordering::AcqRel);
+        let word = if word.is_kept() {
+            self.free(word.payload());
+            word.without_copy()
+        } else {
+            word
+        };
         self.release(claim, word.with_pinned(true));
     }
 
@@ -479,7 +489,7 @@ impl World {
         let rest = self.mapping.at_rest();
         assert!(!word.has_waiters(), "a waiter was forgotten: {word:?}");
         let (resident, slot) = match word.state() {
-            PageState::Resident => (true, word.is_clean()),
+            PageState::Resident => (true, word.has_copy()),
             PageState::Stored => (false, true),
             PageState::Empty | PageState::Filled => (false, false),
             state => panic!("left in {state:?} with no owner"),
