@@ -96,7 +96,7 @@ lseek brk rt_sigreturn sched_yield shmget pause alarm getpid socket shutdown lis
 semget shmdt msgget flock fsync fdatasync ftruncate fchdir fchmod fchown umask getuid getgid setuid \
 setgid geteuid getegid setpgid getppid getpgrp setsid setreuid setregid setresuid setresgid getpgid \
 setfsuid setfsgid getsid personality getpriority setpriority sched_getscheduler \
-sched_get_priority_max sched_get_priority_min munlockall vhangup sync iopl ioperm gettid readahead \
+sched_get_priority_max sched_get_priority_min vhangup sync iopl ioperm gettid readahead \
 tkill io_destroy epoll_create remap_file_pages restart_syscall fadvise64 timer_getoverrun \
 timer_delete tgkill ioprio_set ioprio_get inotify_init inotify_rm_watch unshare tee sync_file_range \
 timerfd_create eventfd fallocate eventfd2 epoll_create1 inotify_init1 fanotify_init syncfs setns \
