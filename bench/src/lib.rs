@@ -23,6 +23,7 @@ mod data;
 mod error;
 mod faults;
 mod lab;
+mod line;
 mod lz4;
 mod options;
 mod programs;
@@ -66,6 +67,8 @@ enum Command {
     Alloc(alloc::AllocArgs),
     /// Threads faulting on different pages
     Faults(faults::FaultsArgs),
+    /// What a cache line costs that moves between two processors
+    Line(line::LineArgs),
     /// Overhead of the store, fresh and after long random rewriting
     Store(store::StoreArgs),
     /// Real programs: plain, with GhostMem, and swapping to zram (root, for zram)
@@ -93,6 +96,7 @@ pub fn run(args: &BenchArgs, program: &str, prefix: &[&str]) -> ExitCode {
         Some(Command::Zram(args)) => compare::run_zram(args, &call),
         Some(Command::Alloc(args)) => alloc::run(args),
         Some(Command::Faults(args)) => faults::run(args),
+        Some(Command::Line(args)) => line::run(args),
         Some(Command::Store(args)) => store::run(args),
         Some(Command::Programs(args)) => programs::run(args, !prefix.is_empty()),
         Some(Command::Lab(args)) => lab::run(args),
