@@ -22,7 +22,7 @@ fn check(name: &str, limit: &str, more: &[&str]) {
 fn check_with(options: &[&str], name: &str, limit: &str, more: &[&str]) {
     let folder = scratch(name);
     let built = folder.join(name);
-    compile(&[], &format!("{name}.c"), &built, &[]);
+    compile(&[], format!("{name}.c"), &built, &[]);
     let arguments = [folder.to_str().unwrap(), PRESSURE];
     let run = |command: &mut Command, more: &[&str], what: &str| {
         let output = command
@@ -130,6 +130,11 @@ fn what_is_reserved_first_is_taken_and_used_later() {
 #[test]
 fn other_mappings_over_pages_that_are_evicted_are_what_they_are() {
     check_with(&["--mmap=64K"], "foreign", "2M", &[]);
+}
+
+#[test]
+fn mappings_over_the_heap_and_lists_of_groups_are_where_they_are() {
+    check("over", "4M", &[]);
 }
 
 #[test]

@@ -37,7 +37,7 @@ fn program(name: &str) -> PathBuf {
             "forks",
             "deepbind",
         ] {
-            compile(&[], &format!("{source}.c"), &folder.join(source), &[]);
+            compile(&[], format!("{source}.c"), &folder.join(source), &[]);
         }
         folder
     });
@@ -390,7 +390,7 @@ fn programs_no_library_can_be_loaded_into_are_refused() {
     assert!(refused(&["--", still.to_str().unwrap()]).contains("statically linked"));
 
     let checked = folder.join("checked");
-    compile(&["-fsanitize=address"], &source, &checked, &[]);
+    compile(&["-fsanitize=address"], source, &checked, &[]);
     assert!(refused(&["--", checked.to_str().unwrap()]).contains("AddressSanitizer"));
 
     let script = folder.join("script");
@@ -417,7 +417,7 @@ fn a_program_that_valgrind_serves_is_refused_in_one_line() {
     let source = folder.join("none.c");
     fs::write(&source, "int ghostmem_test_none;\n").unwrap();
     let library = folder.join("vgpreload_none.so");
-    compile(&["-shared"], &source, &library, &[]);
+    compile(&["-shared"], source, &library, &[]);
     let output = ghostmem()
         .args(["run", "--limit", "8M", "--", "true"])
         .env("LD_PRELOAD", &library)

@@ -12,7 +12,7 @@
 //! | `calls`, `guarded` | stand-ins for ghost buffers while the kernel works |
 //! | `confine`, `front` | a program's own filters of system calls |
 //! | `signals` | SIGBUS and SIGSEGV shared with the program |
-//! | `threads`, `report` | threads, figures |
+//! | `threads`, `users`, `report` | threads, groups, figures |
 //!
 //! # What it must never do
 //! * Take from the heap it serves: its own Rust code allocates from libc, and
@@ -57,3 +57,4 @@ mod stub;
 mod taken;
 mod thread;
 mod threads;
+mod users;

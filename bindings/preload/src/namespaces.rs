@@ -90,7 +90,7 @@ fn redirect(handle: *mut c_void) {
     if texts.is_empty() {
         return;
     }
-    let report = patch::install(&texts, settings.mmap_from > 0, &Plans::none());
+    let report = patch::install(&texts, true, &Plans::none());
     if report.left > 0 && settings.verbose {
         let line = format!(
             "ghostmem: system calls of a second C library that are not redirected: {}\n",

@@ -138,7 +138,7 @@ fn start(
     ordinary::find_usable_size();
     let texts = TEXTS.get_or_init(objects::texts);
     objects::know_libc(texts);
-    let patched = patch::install(texts, settings.mmap_from > 0, &plans);
+    let patched = patch::install(texts, true, &plans);
     if patched.patched == 0 {
         let why = if crate::stub::was_refused() {
             "no code may be changed here (PR_SET_MDWE, MemoryDenyWriteExecute), and none be put \

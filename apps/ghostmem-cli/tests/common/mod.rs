@@ -45,7 +45,7 @@ pub(crate) fn built(name: &str, test: &str) -> PathBuf {
     let folder = folder(test);
     fs::create_dir_all(&folder).unwrap();
     let built = folder.join(name);
-    compile(&[], &format!("{name}.c"), &built, &[]);
+    compile(&[], format!("{name}.c"), &built, &[]);
     built
 }
 
