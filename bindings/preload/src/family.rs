@@ -21,7 +21,7 @@ const ALIGN: usize = 16;
 /// length where they are.
 const IN_PLACE_FROM: usize = 64 << 10;
 
-fn set_errno(errno: c_int) {
+pub(crate) fn set_errno(errno: c_int) {
     // SAFETY: no preconditions.
     let place = unsafe { libc::__errno_location() };
     // SAFETY: the calling thread's own errno, always valid.

@@ -7,6 +7,7 @@
 use core::ffi::c_int;
 
 use crate::bounce::Lease;
+use crate::family::set_errno;
 use crate::{ghost, guarded, start};
 
 /// As many as the kernel takes (`NGROUPS_MAX`, credentials(7)).
@@ -50,7 +51,6 @@ pub(crate) unsafe extern "C" fn setgroups(count: usize, list: *const libc::gid_t
 }
 
 fn fail(errno: i32) -> c_int {
-    // SAFETY: the calling thread's own, always valid.
-    unsafe { *libc::__errno_location() = errno };
+    set_errno(errno);
     -1
 }
