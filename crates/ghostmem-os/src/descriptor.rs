@@ -296,6 +296,24 @@ fn status_of(fd: i32) -> Option<libc::stat64> {
     (rc == 0).then_some(seen)
 }
 
+/// Lets programs that are executed from here have a descriptor of the engine's.
+///
+/// # Errors
+/// The kernel's refusal of fcntl(2).
+pub(crate) fn leave_to_programs(fd: i32) -> Result<(), OsError> {
+    // SAFETY: changes a flag of a number; no memory is involved.
+    let rc = unsafe { kernel::syscall!(libc::SYS_fcntl, fd, libc::F_SETFD, 0) };
+    if rc < 0 {
+        return Err(OsError::last("fcntl(F_SETFD)"));
+    }
+    Ok(())
+}
+
+/// Notes that a descriptor is the engine's, which came with this program.
+pub(crate) fn own(fd: i32) {
+    note(fd);
+}
+
 /// A number of the engine's that the program took for a file of its own; -1 is none.
 pub(crate) fn disown(fd: i32) {
     OURS.forget(fd);

@@ -86,6 +86,8 @@ pub mod thread;
 #[cfg(not(windows))]
 pub mod told;
 pub mod touched;
+#[cfg_attr(windows, path = "windows/tree.rs")]
+pub mod tree;
 #[cfg(not(windows))]
 pub mod trial;
 #[cfg(not(windows))]

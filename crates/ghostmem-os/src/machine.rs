@@ -75,6 +75,18 @@ pub fn process_bytes() -> Option<u64> {
     Reports::of_this_machine().process_bytes()
 }
 
+/// Faults of this process that needed no disk, since it started: a page that was shared
+/// with another process of a fork costs one when it is written. Async-signal-safe.
+#[must_use]
+pub fn minor_faults() -> u64 {
+    let mut usage = core::mem::MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: `usage` is writable.
+    unsafe { kernel::syscall!(libc::SYS_getrusage, libc::RUSAGE_SELF, usage.as_mut_ptr()) };
+    // SAFETY: zeroed, then filled by the kernel.
+    let usage = unsafe { usage.assume_init() };
+    u64::try_from(usage.ru_minflt).unwrap_or(0)
+}
+
 /// The soft limit on address space (`RLIMIT_AS`), bytes; `None` for none.
 #[must_use]
 pub fn address_space_limit() -> Option<u64> {

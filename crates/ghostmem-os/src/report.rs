@@ -135,6 +135,17 @@ pub fn process_bytes_in(text: &[u8]) -> Option<u64> {
     charge.bytes()
 }
 
+/// A process's part of the memory that it shares with others, and all that it has alone, in
+/// the text of a `smaps_rollup` file (Linux 5.3): what is anonymous, shared or swapped out,
+/// bytes, page tables not counted.
+#[must_use]
+pub fn part_bytes_in(text: &[u8]) -> Option<u64> {
+    let anonymous = field_bytes(text, "Pss_Anon")?;
+    let shared = field_bytes(text, "Pss_Shmem")?;
+    let swapped = field_bytes(text, "SwapPss").unwrap_or(0);
+    anonymous.checked_add(shared)?.checked_add(swapped)
+}
+
 /// The value of `field` in a text of `Name:   value kB` lines, bytes; a value
 /// without a unit as it is.
 #[must_use]

@@ -102,6 +102,12 @@ pub const fn address_space_left() -> Option<u64> {
     None
 }
 
+/// Not counted on Windows, where nothing forks.
+#[must_use]
+pub const fn minor_faults() -> u64 {
+    0
+}
+
 /// What this process takes of the machine: not measured on Windows.
 #[must_use]
 pub const fn process_bytes() -> Option<u64> {

@@ -1,8 +1,8 @@
 //! What this process takes of the machine: not measured on Windows.
 
-/// A place that memory is taken from.
+/// What memory is taken from: a level of groups, or the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct Supply {
     /// All of it, bytes.
     pub limit_bytes: u64,
     /// What is left, or can be had without harm.
@@ -25,6 +25,15 @@ impl Meter {
     /// Opens nothing.
     pub const fn open(&self, _places: bool) {}
 
+    /// Opens nothing.
+    pub const fn open_parts(&self) {}
+
+    /// Not known.
+    #[must_use]
+    pub const fn part_bytes(&self) -> Option<u64> {
+        None
+    }
+
     /// Forgets nothing: there are no forks.
     pub const fn after_fork_in_child(&self) {}
 
@@ -35,7 +44,7 @@ impl Meter {
     }
 
     /// No place can be seen.
-    pub fn places(&self, _each: impl FnMut(Place)) -> bool {
+    pub fn places(&self, _each: impl FnMut(Supply)) -> bool {
         false
     }
 

@@ -1,0 +1,64 @@
+//! The page that the processes of one `ghostmem run` share: there is none on Windows.
+
+/// No page: a value of this type cannot be had.
+#[derive(Debug)]
+pub enum Tree {}
+
+/// What the other processes take.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Others {
+    /// Bytes of all of them.
+    pub charged_bytes: u64,
+    /// Bytes among those of processes that do not keep within the bound.
+    pub unbound_bytes: u64,
+    /// Processes that do.
+    pub looking: u64,
+    /// One of those needs more than there is.
+    pub hungry: bool,
+}
+
+/// What this process says of itself.
+#[derive(Debug, Clone, Copy)]
+pub struct Said {
+    /// Bytes that it takes.
+    pub taken_bytes: u64,
+    /// Bytes that it may come to before it looks again.
+    pub granted_bytes: u64,
+    /// Its minor faults so far.
+    pub faults: u64,
+    /// Bytes that it shares.
+    pub shared_bytes: u64,
+    /// It needs more than there is.
+    pub hungry: bool,
+    /// The moment, nanoseconds.
+    pub now_ns: u64,
+}
+
+impl Tree {
+    /// Bytes that all may take together.
+    #[must_use]
+    pub const fn bound_bytes(&self) -> u64 {
+        match *self {}
+    }
+
+    /// Takes a slot for this process.
+    pub const fn join(&self) -> bool {
+        match *self {}
+    }
+
+    /// Says what this process takes and was granted.
+    pub const fn say(&self, _said: Said) {
+        match *self {}
+    }
+
+    /// What all other processes take.
+    #[must_use]
+    pub const fn others(&self, _now_ns: u64) -> Others {
+        match *self {}
+    }
+
+    /// Measures one process that has not said for a while what it takes.
+    pub const fn look_after_one(&self, _now_ns: u64) {
+        match *self {}
+    }
+}
