@@ -41,14 +41,14 @@ pub(crate) enum Command {
 
 const RUN_EXIT: &str = "\
 Examples:
-  ghostmem run --limit 256M -- python3 train.py
-  ghostmem run --limit 25% --stats -- sort -S 2G big.txt
-  ghostmem run --limit auto --no-children -- make
+  ghostmem run --memory 300M -- python3 train.py
+  ghostmem run --memory 25% --stats -- sort -S 2G big.txt
+  ghostmem run --no-children -- make
   ghostmem run --limit 1G --spill /var/tmp --spill-limit 20G -- ./solver
 
-The limit is for the uncompressed ghost pages of each process; compressed pages, program code,
-stacks and what the program maps itself come on top. Programs started by the program run in the
-same way, each with the same limit, unless --no-children is given.
+--memory holds the program and all it starts together, with everything they take of the machine.
+--limit is for the uncompressed ghost pages of each process alone. Programs started by the program
+run in the same way, unless --no-children is given.
 
 Exit code:
   the program's own, as it becomes the program; 125 when an option or the machine stands against
@@ -82,6 +82,12 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "SIZE", default_value = "auto", value_parser = parse_limit,
         allow_negative_numbers = true)]
     pub(crate) limit: Limit,
+    /// The most that the program and all it starts take of the machine together: bytes, K, M, G,
+    /// a percentage as for --limit, or auto: what control groups and the machine leave, which
+    /// counts in any case
+    #[arg(long, value_name = "SIZE", default_value = "auto", value_parser = parse_limit,
+        allow_negative_numbers = true)]
+    pub(crate) memory: Limit,
     #[command(flatten)]
     pub(crate) plain: PlainOptions,
     #[command(flatten)]

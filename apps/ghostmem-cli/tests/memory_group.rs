@@ -251,3 +251,116 @@ fn a_limit_that_is_lowered_while_a_program_does_nothing_is_kept() {
     assert!(most <= lower, "{} MiB of {}", most / MIB, lower / MIB);
     drop(inner);
 }
+
+/// A group that is never full, to count in: what `run --memory` holds together.
+fn counting(name: &str) -> Option<Group> {
+    Group::new(name, 2048 * MIB)
+}
+
+impl Group {
+    /// Anonymous and shared memory, bytes.
+    fn pages(&self) -> u64 {
+        match self.version {
+            Version::V1 => self.stat(["total_rss", "total_shmem", "-"]),
+            Version::V2 => self.stat(["anon", "shmem", "-"]),
+        }
+    }
+
+    /// Waits for a program; what it said, and the most pages that there were meanwhile.
+    fn wait_for(&self, child: Child) -> (Output, u64) {
+        let output = thread::spawn(|| child.wait_with_output().unwrap());
+        let mut most = 0;
+        while !output.is_finished() {
+            most = most.max(self.pages());
+            thread::sleep(Duration::from_millis(1));
+        }
+        (output.join().unwrap(), most)
+    }
+}
+
+/// 215 MiB of plain Python each.
+#[test]
+fn one_number_holds_two_programs_that_grow() {
+    let _alone = ALONE.lock();
+    let Some(group) = counting("tree") else {
+        return;
+    };
+    let program = "d = {i: str(i) * 9 for i in range(1_000_000)}; print(sum(map(len, d.values())))";
+    let script = format!("python3 -c '{program}' & python3 -c '{program}' & wait");
+    let options = ["--mmap=256K", "--memory", "240M"];
+    let (output, most) = group.wait_for(group.start(&options, &["sh", "-c", &script]));
+    assert_right(&output, "53000010\n53000010\n");
+    assert!(
+        most <= 240 * MIB,
+        "{} KiB over 240 MiB",
+        (most - 240 * MIB) >> 10
+    );
+    assert!(most > 160 * MIB, "{} MiB", most / MIB);
+}
+
+#[test]
+fn one_number_holds_a_program_and_its_fork() {
+    let _alone = ALONE.lock();
+    let Some(group) = counting("fork") else {
+        return;
+    };
+    let program = "\
+import os, sys
+d = {i: str(i) * 9 for i in range(500_000)}
+right = sum(map(len, d.values()))
+child = os.fork()
+for i in range(0, 500_000, 2):
+    d[i] = str(i + 1) * 9
+more = [str(i) * 20 for i in range(200_000)]
+sum(map(len, d.values()))
+if child == 0:
+    os._exit(0 if all(d[i] == str(i) * 9 for i in range(1, 500_000, 2)) else 3)
+status = os.waitpid(child, 0)[1]
+print(right, len(more), status)
+";
+    let options = ["--mmap=256K", "--memory", "150M"];
+    let (output, most) = group.wait_for(group.start(&options, &["python3", "-c", program]));
+    assert_right(&output, "26000010 200000 0\n");
+    // Both write what they share, in Python, before anybody looks: a tenth at the most.
+    assert!(most <= 165 * MIB, "{} MiB of 150", most / MIB);
+}
+
+#[test]
+fn a_child_that_grows_beside_a_full_parent_is_refused_and_nobody_is_killed() {
+    let _alone = ALONE.lock();
+    let Some(group) = counting("full") else {
+        return;
+    };
+    let program = "\
+import os, sys, zlib
+kept = [os.urandom(1 << 20) for _ in range(90)]
+marks = [zlib.crc32(k) for k in kept]
+grow = '''
+import os
+kept = []
+try:
+    for _ in range(300):
+        kept.append(os.urandom(1 << 20))
+    print('all of it')
+except MemoryError:
+    kept.clear()
+    print('refused')
+'''
+sys.stdout.flush()
+# No allocation while it runs: what there is, is the child's.
+child = os.spawnv(os.P_NOWAIT, sys.executable, [sys.executable, '-c', grow])
+status = os.waitpid(child, 0)[1]
+if os.WIFSIGNALED(status):
+    print('refused')
+print(marks == [zlib.crc32(k) for k in kept])
+";
+    let options = ["--mmap=256K", "--memory", "160M"];
+    let (output, most) = group.wait_for(group.start(&options, &["python3", "-c", program]));
+    assert_right(&output, "refused\nTrue\n");
+    assert_eq!(group.kills(), 0);
+    assert!(
+        most <= 160 * MIB,
+        "{} KiB over 160 MiB",
+        (most - 160 * MIB) >> 10
+    );
+}

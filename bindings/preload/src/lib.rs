@@ -13,6 +13,7 @@
 //! | `confine`, `front` | a program's own filters of system calls |
 //! | `signals` | SIGBUS and SIGSEGV shared with the program |
 //! | `threads`, `users`, `report` | threads, groups, figures |
+//! | `tree` | one bound for all processes of a run |
 //!
 //! # What it must never do
 //! * Take from the heap it serves: its own Rust code allocates from libc, and
@@ -57,4 +58,5 @@ mod stub;
 mod taken;
 mod thread;
 mod threads;
+mod tree;
 mod users;

@@ -33,7 +33,7 @@ use crate::settings::{Settings, VARIABLE, value_in};
 use crate::thread::{self, EngineScope};
 use crate::{
     begin, bounce, cache, confine, entries, ghost, heirs, holds, mappings, objects, ordinary,
-    patch, put_off, report, signals, threads,
+    patch, put_off, report, signals, threads, tree,
 };
 
 /// Most bytes of freed blocks kept for reuse, whatever the limit.
@@ -119,6 +119,7 @@ fn start(
     claim_process();
     objects::find_ours();
     confine::prepare(settings);
+    tree::find(settings);
     let plans = if confine::came_with_exec(settings) {
         Plans::none()
     } else {
@@ -180,7 +181,12 @@ fn begins_at_once(settings: &Settings) -> bool {
         || settings.spill.is_some()
         || backend(settings) == Backend::Monitor
         || report::is_owed(settings)
-        || (settings.memory_limit.max(settings.memory_each) > 0 && report::is_reporter(settings))
+        || (settings
+            .memory_limit
+            .max(settings.memory_each)
+            .max(settings.memory)
+            > 0
+            && report::is_reporter(settings))
 }
 
 /// The program makes system calls that cannot be redirected: by the monitor the
@@ -274,7 +280,7 @@ fn take_over(settings: &Settings, patched: &patch::Report) -> Result<(), Refusal
 fn shares(settings: &Settings, heap: &Heap) -> (usize, usize) {
     let stats = heap.stats();
     let resident = stats.resident_limit_bytes;
-    if settings.memory_each > 0 {
+    if settings.memory_each.max(settings.memory) > 0 {
         // A bound holds stand-ins too, and they come at once: no more than the least.
         return (0, resident / 16);
     }
@@ -371,6 +377,12 @@ fn build(settings: &Settings) -> Result<Heap, Refusal> {
     }
     if settings.memory_auto {
         builder = builder.memory_auto();
+    }
+    match tree::page() {
+        Some(tree) => builder = builder.memory_of_tree(tree),
+        // Without the page nobody knows of the others.
+        None if settings.memory > 0 => builder = builder.memory(settings.memory),
+        None => {}
     }
     if settings.memory_limit > 0 {
         builder = builder.heap_limit(settings.memory_limit);

@@ -137,6 +137,56 @@ impl Allowance {
     }
 }
 
+/// A bound that processes have together, as one of them sees it. Each has an equal part,
+/// and may take more while nobody needs it.
+#[derive(Debug, Clone, Copy)]
+pub struct Share {
+    /// What all may take, bytes.
+    pub bound_bytes: u64,
+    /// What the others take, or may before they look again, bytes.
+    pub others_bytes: u64,
+    /// What those among them take that keep no bound, bytes.
+    pub unbound_bytes: u64,
+    /// Processes that keep it, this one included.
+    pub members: u64,
+    /// One of the others has less than its part, and needs more.
+    pub others_need: bool,
+}
+
+impl Share {
+    const fn usable_bytes(&self) -> u64 {
+        let headroom = headroom_bytes(self.bound_bytes as usize) as u64;
+        self.bound_bytes.saturating_sub(headroom)
+    }
+
+    /// The part of each process that keeps the bound, bytes.
+    #[must_use]
+    pub fn equal_bytes(&self) -> u64 {
+        self.usable_bytes().saturating_sub(self.unbound_bytes) / self.members.max(1)
+    }
+
+    /// What it allows this process, which holds `held_bytes`. What is over the equal part
+    /// is given back in steps, for as long as another needs it: an eighth, 4 MiB at least.
+    #[must_use]
+    pub fn allowance(&self, held_bytes: u64) -> Allowance {
+        const STEP_SHARE: u64 = 8;
+        const STEP_LEAST: u64 = 4 << 20;
+        let mut most = self.usable_bytes().saturating_sub(self.others_bytes);
+        let equal = self.equal_bytes();
+        if self.others_need && held_bytes > equal {
+            let step = ((held_bytes - equal) / STEP_SHARE).max(STEP_LEAST);
+            most = most.min(held_bytes.saturating_sub(step).max(equal));
+        }
+        let headroom_bytes = headroom_bytes(self.bound_bytes as usize) as u64;
+        Allowance {
+            bytes: most.saturating_add(headroom_bytes),
+            headroom_bytes,
+            short_bytes: 0,
+            shared: true,
+        }
+    }
+}
+
 /// What a bound has no place for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
@@ -438,5 +488,52 @@ mod tests {
         assert_eq!((both.bytes, both.short_bytes), (100 * MIB, 14 * MIB));
         assert_eq!(Allowance::ALL.tighter(own), own);
         assert_eq!(place.tighter(Allowance::ALL), place);
+    }
+
+    fn share(others_mib: u64, members: u64, others_need: bool) -> Share {
+        Share {
+            bound_bytes: 320 * MIB,
+            others_bytes: others_mib * MIB,
+            unbound_bytes: 0,
+            members,
+            others_need,
+        }
+    }
+
+    #[test]
+    fn what_others_leave_may_be_taken_until_one_needs_its_equal_part() {
+        let most = |share: Share, held: u64| share.allowance(held * MIB).most_bytes() / MIB;
+        assert_eq!(share(10, 2, false).equal_bytes(), 155 * MIB);
+        assert_eq!(most(share(10, 2, false), 100), 300, "borrowed");
+        assert_eq!(most(share(10, 2, true), 100), 300, "below its own part");
+        assert_eq!(most(share(10, 2, true), 235), 225, "an eighth of 80");
+        assert_eq!(most(share(10, 2, true), 160), 156, "4 MiB at least");
+        assert_eq!(
+            most(share(10, 2, true), 157),
+            155,
+            "never less than its part"
+        );
+        let beside = Share {
+            unbound_bytes: 110 * MIB,
+            ..share(110, 2, false)
+        };
+        assert_eq!(beside.equal_bytes(), 100 * MIB);
+    }
+
+    #[test]
+    fn one_that_needs_its_part_gets_it_in_a_few_looks() {
+        let (mut full, mut new) = (305 * MIB, 3 * MIB);
+        for look in 0.. {
+            assert!(look < 60, "{} MiB", new / MIB);
+            full = full.min(share(new / MIB, 2, true).allowance(full).most_bytes());
+            let most = share(full.div_ceil(MIB), 2, false)
+                .allowance(new)
+                .most_bytes();
+            assert!(full + most.max(new) <= 310 * MIB);
+            new = new.max(most);
+            if new >= 150 * MIB {
+                break;
+            }
+        }
     }
 }

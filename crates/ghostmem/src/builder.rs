@@ -5,6 +5,7 @@ use core::fmt;
 use ghostmem_codec::AnyCodec;
 use ghostmem_fault::{BackendKind, Opened};
 use ghostmem_os::error::ENOSYS;
+use ghostmem_os::tree::Tree;
 use ghostmem_os::{OsError, PAGE_SIZE, machine};
 use ghostmem_pager::{Config, LIMIT_PAGES_MIN};
 
@@ -85,6 +86,7 @@ pub struct HeapBuilder {
     heap_limit: Option<usize>,
     memory: Option<MemorySize>,
     memory_auto: bool,
+    tree: Option<&'static Tree>,
     backend: Backend,
     codec: Codec,
     readahead: bool,
@@ -103,6 +105,7 @@ impl HeapBuilder {
             heap_limit: None,
             memory: None,
             memory_auto: false,
+            tree: None,
             backend: Backend::Auto,
             codec: Codec::Auto,
             readahead: true,
@@ -162,6 +165,13 @@ impl HeapBuilder {
     /// further. Default: no. Linux only.
     pub fn memory_auto(mut self) -> Self {
         self.memory_auto = true;
+        self
+    }
+
+    /// The process has a bound together with the others of a tree: for `ghostmem run`.
+    #[doc(hidden)]
+    pub fn memory_of_tree(mut self, tree: &'static Tree) -> Self {
+        self.tree = Some(tree);
         self
     }
 
@@ -299,7 +309,7 @@ impl HeapBuilder {
             // Some of the limit is for compressed pages: with a file they may
             // be many times as many.
             (Some(_), Some(limit)) => (machine_bytes / 2).min(limit / 4 * 3),
-            _ if memory.is_some() || follows => machine_bytes,
+            _ if memory.is_some() || follows || self.tree.is_some() => machine_bytes,
             _ => machine_bytes / 2,
         };
         let limit_bytes = self
@@ -323,6 +333,7 @@ impl HeapBuilder {
             memory_limit_bytes: self.heap_limit,
             process_limit_bytes: memory,
             follow_places: follows,
+            tree: self.tree,
             backend,
             codec: self.codec.chosen(),
             compress: self.spill.as_ref().is_none_or(|spill| spill.compress),

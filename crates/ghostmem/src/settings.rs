@@ -178,6 +178,14 @@ settings! {
         /// Bound on uncompressed, compressed and bookkeeping memory together; allocations
         /// beyond it fail.
         memory_limit("memory"): usize = 0, Bytes, "none", [plain "memory-limit"];
+        /// Bound on everything that the program and all it starts take of the machine
+        /// together: uncompressed, compressed and bookkeeping memory, and what is not ghost
+        /// memory. How much stays uncompressed follows from it.
+        memory("all"): usize = 0, Bytes, "auto", [option "memory"];
+        /// The descriptor of the page that these processes share.
+        tree_file("tree"): i32 = 0, Count, "", [];
+        /// The key of that page.
+        tree_key("tree-key"): Option<u64> = None, Count, "", [];
         /// Bound on everything that each process takes of the machine: uncompressed,
         /// compressed and bookkeeping memory, and what is not ghost memory. How much stays
         /// uncompressed follows from it.
@@ -450,6 +458,9 @@ mod tests {
         let all = RunSettings {
             limit: 1 << 20,
             memory_auto: true,
+            memory: 6,
+            tree_file: 3072,
+            tree_key: Some(u64::MAX),
             memory_limit: 5,
             spill: Some(odd.clone()),
             spill_limit: Some(u64::MAX),
@@ -491,7 +502,7 @@ mod tests {
             let text = fs::read_to_string(format!("{root}/src/{file}.rs")).unwrap();
             for part in text.split("\n    pub fn ").skip(1) {
                 let (name, rest) = part.split_once('(').unwrap();
-                let hidden = ["faults", "heap_limit"].contains(&name);
+                let hidden = ["faults", "heap_limit", "memory_of_tree"].contains(&name);
                 if hidden || !rest.split('{').next().unwrap().contains("-> Self") {
                     continue;
                 }

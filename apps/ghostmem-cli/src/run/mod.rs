@@ -23,6 +23,7 @@ use std::process::{Command, ExitCode};
 use ghostmem::settings::{RunSettings, VARIABLE};
 use ghostmem::{Backend, Spill, doctor};
 use ghostmem_os::machine;
+use ghostmem_os::tree::Tree;
 
 use crate::cli::{BackendName, RunArgs, SmallBlocks};
 use crate::failure::{EXIT_NOT_FOUND, EXIT_NOT_RUN, Failure};
@@ -90,6 +91,9 @@ fn settings(args: &RunArgs, raw_system_calls: Option<&str>) -> Result<RunSetting
     settings.limit = fits(limit_bytes(args)?)?;
     // Whatever else was said: what there is not cannot be had.
     settings.memory_auto = args.trace.is_none();
+    if let bytes @ 1.. = args.memory.bytes("--memory")? {
+        share_memory(&mut settings, bytes)?;
+    }
     settings.spill_limit = args.spill.spill_limit;
     settings.spill_store = args.spill.spill_store.map(fits).transpose()?;
     settings.ghost_from = match args.small {
@@ -144,6 +148,22 @@ fn say_little_room(folder: &Path) {
             folder.display()
         );
     }
+}
+
+/// Makes the page of all processes of this run, which have so many bytes together. Its
+/// descriptor goes to the program.
+fn share_memory(settings: &mut RunSettings, bytes: u64) -> Result<(), Failure> {
+    // Seeded by the kernel's generator.
+    let key = RandomState::new().build_hasher().finish();
+    let (tree, file) =
+        Tree::create(bytes, key).map_err(|error| Failure::new(format!("--memory: {error}")))?;
+    // This process becomes the program.
+    tree.note_caller();
+    std::mem::forget(tree);
+    settings.memory = fits(bytes)?;
+    settings.tree_file = file;
+    settings.tree_key = Some(key);
+    Ok(())
 }
 
 /// Bytes of this machine's address space.

@@ -10,7 +10,7 @@ use ghostmem::fork::Call as ForkCall;
 
 use crate::guarded::{self, Touch, load, store};
 use crate::raw::{self, Answer, call, failed, own};
-use crate::{begin, bounce, ghost, holds, signals, start, thread};
+use crate::{begin, bounce, ghost, holds, signals, start, thread, tree};
 
 use super::{Call, Done, error, table, target};
 
@@ -357,6 +357,7 @@ pub(super) fn can_be_read(args: [usize; 6], shift: usize) -> bool {
 
 /// execve, or execveat when `at` is given.
 pub(super) fn execve(args: [usize; 6], at: Option<()>) -> Touch<Done> {
+    tree::before_exec();
     let (number, shift) = if at.is_some() { (322, 1) } else { (59, 0) };
     let path = args[shift];
     let (argv, mut envp) = (Strings::of(args[shift + 1])?, Strings::of(args[shift + 2])?);

@@ -161,7 +161,7 @@ fn say_full(bound: &ProcessBound) {
         line,
         "memory of {} MiB is full and no page can leave for the one touched: allow more, or \
          give cold pages a file",
-        bound.bytes() >> 20
+        bound.said_bytes() >> 20
     );
     line.print();
 }

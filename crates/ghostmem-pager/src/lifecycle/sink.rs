@@ -58,6 +58,9 @@ impl FaultSink for Engine {
         for region in self.regions() {
             region.mapped.after_fork_in_parent();
         }
+        if let Some(bound) = &self.bound {
+            bound.after_fork_in_parent();
+        }
         self.release_fork_locks();
     }
 

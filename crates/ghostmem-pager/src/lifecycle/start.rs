@@ -36,7 +36,12 @@ impl Engine {
         ghostmem_fault::scratch_with(AnyCodec::state_words_most())?;
         let limit = config.limit_pages.max(LIMIT_PAGES_MIN);
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let bound = ProcessBound::new(config.process_limit_bytes, config.follow_places, limit);
+        let bound = ProcessBound::new(
+            config.process_limit_bytes,
+            config.follow_places,
+            config.tree,
+            limit,
+        );
         let engine = MapArc::new(Self {
             backend: config.backend,
             store: SlabStore::new(config.store_capacity_bytes)?,

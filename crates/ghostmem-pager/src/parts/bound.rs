@@ -6,7 +6,10 @@ use core::time::Duration;
 
 use ghostmem_os::PAGE_SIZE;
 use ghostmem_os::meter::Meter;
-use ghostmem_policy::bound::{Allowance, Look, Strain};
+use ghostmem_os::tree::{Said, Tree};
+use ghostmem_policy::bound::{Allowance, Look, Share, Strain, headroom_bytes};
+
+use crate::parts::kin::Kin;
 
 /// Fewest pages that stay resident under a bound: 1 MiB.
 pub(crate) const LEAST_PAGES: i64 = 256;
@@ -21,6 +24,12 @@ pub(crate) struct ProcessBound {
     asked_bytes: Option<usize>,
     /// What memory groups and the machine leave counts.
     follows: bool,
+    /// The page of the processes that have a bound together.
+    tree: Option<&'static Tree>,
+    /// What this process takes with its part of what a fork shares.
+    kin: Kin,
+    /// Its equal part of that bound, bytes.
+    equal_bytes: AtomicU64,
     /// What the process takes, and what is left.
     pub(crate) meter: Meter,
     /// What groups and the machine allowed at the last measurement.
@@ -90,6 +99,9 @@ impl Shelf {
     }
 }
 
+/// Who has less room than this in a tree, and less than its equal part, needs more.
+const HUNGRY_BYTES: i64 = 2 << 20;
+
 /// Bytes that a program without pause takes in a millisecond.
 const BYTES_PER_MS: i64 = 2 << 20;
 
@@ -98,16 +110,24 @@ fn size(bytes: u64) -> usize {
 }
 
 impl ProcessBound {
-    /// A bound of `asked_bytes`, of what groups and the machine leave (`follows`), or of
-    /// both; `None` for neither.
-    pub(crate) fn new(asked_bytes: Option<usize>, follows: bool, most_pages: i64) -> Option<Self> {
-        if asked_bytes.is_none() && !follows {
+    /// A bound of `asked_bytes`, of what groups and the machine leave (`follows`), with
+    /// the processes of a `tree`, or of several of these; `None` for none.
+    pub(crate) fn new(
+        asked_bytes: Option<usize>,
+        follows: bool,
+        tree: Option<&'static Tree>,
+        most_pages: i64,
+    ) -> Option<Self> {
+        if asked_bytes.is_none() && !follows && tree.is_none() {
             return None;
         }
         let asked = asked_bytes.map_or(Allowance::ALL, Allowance::of_bound);
         Some(Self {
             asked_bytes,
             follows,
+            tree,
+            kin: Kin::new(),
+            equal_bytes: AtomicU64::new(0),
             meter: Meter::new(),
             places: Shelf::of(Allowance::ALL),
             left_bytes: AtomicU64::new(u64::MAX),
@@ -128,11 +148,61 @@ impl ProcessBound {
     /// Opens what is looked at.
     pub(crate) fn open(&self) {
         self.meter.open(self.follows);
+        if let Some(tree) = self.tree {
+            self.meter.open_parts();
+            tree.join();
+        }
     }
 
-    /// The number that was asked for, bytes.
-    pub(crate) const fn asked_bytes(&self) -> Option<usize> {
-        self.asked_bytes
+    /// Whether a number was asked for, for this process or for a tree.
+    pub(crate) const fn is_asked(&self) -> bool {
+        self.asked_bytes.is_some() || self.tree.is_some()
+    }
+
+    /// Whether others may give back what this process needs.
+    pub(crate) const fn may_be_given(&self) -> bool {
+        self.tree.is_some()
+    }
+
+    /// The number that people know, bytes.
+    pub(crate) fn said_bytes(&self) -> usize {
+        match (self.tree, self.asked_bytes) {
+            (_, Some(bytes)) => bytes,
+            (Some(tree), None) => size(tree.bound_bytes()),
+            (None, None) => self.bytes(),
+        }
+    }
+
+    /// What the heap may hold at most beside what is not its own: what is free, or what
+    /// others give back for it.
+    pub(crate) fn heap_bytes(&self) -> usize {
+        let most = self.allowed.get().most_bytes();
+        let most = most.max(self.equal_bytes.load(Ordering::Relaxed));
+        let most = i64::try_from(most).unwrap_or(i64::MAX);
+        let beside = i64::try_from(self.other_bytes()).unwrap_or(i64::MAX);
+        let beside = beside.saturating_add(self.kin.extra_bytes());
+        size(most.saturating_sub(beside).max(0).unsigned_abs())
+    }
+
+    /// What the process takes where the heap takes `own` bytes: measured, with its part of
+    /// what it shares.
+    pub(crate) fn held_bytes(&self, own: usize) -> u64 {
+        let all = own.saturating_add(self.other_bytes());
+        (all as u64).saturating_add_signed(self.kin.extra_bytes())
+    }
+
+    /// In the parent, after a fork: its pages are shared from now on.
+    pub(crate) fn after_fork_in_parent(&self) {
+        if self.tree.is_some() {
+            self.kin.begin(None);
+        }
+    }
+
+    /// Looks after another process of the tree, if one needs it.
+    pub(crate) fn look_after_others(&self, now: u64) {
+        if let Some(tree) = self.tree {
+            tree.look_after_one(now);
+        }
     }
 
     /// What the process may take in all by the last look, bytes.
@@ -181,7 +251,11 @@ impl ProcessBound {
     /// asked for, and in each place.
     pub(crate) fn can_begin(&self) -> bool {
         let least = (LEAST_PAGES as usize * PAGE_SIZE) as u64;
-        let within = self.asked_bytes.is_none() || self.strain() == Strain::None;
+        let room = self.room_bytes.load(Ordering::Relaxed);
+        let within = match self.tree {
+            Some(_) => room >= LEAST_PAGES * PAGE_SIZE as i64,
+            None => !self.is_asked() || self.strain() == Strain::None,
+        };
         within && self.left_bytes.load(Ordering::Relaxed) >= least
     }
 
@@ -207,7 +281,7 @@ impl ProcessBound {
     /// program that fills fresh memory without pause takes for half of what is left. What
     /// groups leave changes without this process, too.
     pub(crate) fn unwatched(&self, used_pages: i64) -> Duration {
-        let most = if self.asked_bytes.is_some() { 50 } else { 250 };
+        let most = if self.is_asked() { 50 } else { 250 };
         let reach = (self.reach_pages() - used_pages).max(0);
         let left = if self.follows {
             self.room_bytes.load(Ordering::Relaxed).max(0)
@@ -241,6 +315,10 @@ impl ProcessBound {
         self.measured_ns.store(0, Ordering::Relaxed);
         self.peak_bytes.store(0, Ordering::Relaxed);
         self.meter.after_fork_in_child();
+        if let Some(tree) = self.tree {
+            tree.join();
+            self.kin.begin(self.meter.process_bytes());
+        }
     }
 }
 
@@ -268,6 +346,9 @@ impl Looking<'_> {
             .other_bytes
             .store(taken.saturating_sub(ours), Ordering::Relaxed);
         bound.peak_bytes.fetch_max(taken, Ordering::Relaxed);
+        if bound.tree.is_some() {
+            bound.kin.measure(now, total, &bound.meter);
+        }
         let kept = bound.asked_bytes.is_none_or(|bytes| taken <= bytes);
         if !bound.follows {
             return kept;
@@ -291,16 +372,68 @@ impl Looking<'_> {
         seen && kept
     }
 
-    /// What is allowed now, before anything is held.
-    pub(crate) fn allowance(&self) -> Allowance {
+    /// What is allowed at the moment `now` to a process that holds so much.
+    pub(crate) fn allowance(&self, now: u64, held: u64) -> Allowance {
         let asked = self.0.asked_bytes;
         let asked = asked.map_or(Allowance::ALL, Allowance::of_bound);
-        asked.tighter(self.0.places.get())
+        let allowed = asked.tighter(self.0.places.get());
+        let Some(tree) = self.0.tree else {
+            return allowed;
+        };
+        let others = tree.others(now);
+        let share = Share {
+            bound_bytes: tree.bound_bytes(),
+            others_bytes: others.charged_bytes,
+            unbound_bytes: others.unbound_bytes,
+            members: others.looking + 1,
+            others_need: others.hungry,
+        };
+        self.0
+            .equal_bytes
+            .store(share.equal_bytes(), Ordering::Relaxed);
+        allowed.tighter(share.allowance(held))
     }
 
-    /// Notes what follows from the look; the resident limit.
-    pub(crate) fn found(&self, look: &Look) -> i64 {
-        let (limit_pages, strain) = (look.limit_pages(), look.strain());
+    /// Tells the tree what is held and granted; what may be granted of it.
+    fn announce(&self, now: u64, look: &Look, limit_pages: i64) -> i64 {
+        let Some(tree) = self.0.tree else {
+            return limit_pages;
+        };
+        let page = look.page_bytes.max(1);
+        let say = |pages: i64| {
+            let more = (pages - look.used_pages).max(0).unsigned_abs() * page;
+            let equal = self.0.equal_bytes.load(Ordering::Relaxed);
+            let granted_bytes = look.held_bytes.saturating_add(more);
+            tree.say(Said {
+                taken_bytes: look.held_bytes,
+                granted_bytes,
+                faults: self.0.kin.faults(),
+                shared_bytes: self.0.kin.extra_bytes().min(0).unsigned_abs(),
+                hungry: look.room_bytes() < HUNGRY_BYTES && look.held_bytes < equal,
+                now_ns: now,
+            });
+            granted_bytes
+        };
+        let granted = say(limit_pages);
+        // Those who announced at the same moment are seen now.
+        let others = tree.others(now).charged_bytes;
+        let bound = tree.bound_bytes();
+        let most = bound.saturating_sub(headroom_bytes(size(bound)) as u64);
+        let excess = granted.saturating_add(others).saturating_sub(most);
+        if excess == 0 || limit_pages <= look.used_pages {
+            return limit_pages;
+        }
+        let less = i64::try_from(excess.div_ceil(page)).unwrap_or(i64::MAX);
+        let least = look.used_pages.max(look.least_pages).min(look.most_pages);
+        let limit_pages = limit_pages.saturating_sub(less).max(least);
+        say(limit_pages);
+        limit_pages
+    }
+
+    /// Notes what follows from the look at the moment `now`; the resident limit.
+    pub(crate) fn found(&self, now: u64, look: &Look) -> i64 {
+        let limit_pages = self.announce(now, look, look.limit_pages());
+        let strain = look.strain();
         let clock = self.0.clock_pages();
         if (limit_pages - clock).abs() > clock / CLOCK_STEP {
             self.0.clock_pages.store(limit_pages, Ordering::Relaxed);
@@ -330,7 +463,7 @@ mod tests {
 
     #[test]
     fn whoever_is_told_that_another_looks_takes_nothing_from_that_one() {
-        let bound = ProcessBound::new(Some(64 << 20), false, 1000).unwrap();
+        let bound = ProcessBound::new(Some(64 << 20), false, None, 1000).unwrap();
         let looking = bound.try_look().unwrap();
         assert!(bound.try_look().is_none());
         assert!(bound.try_look().is_none(), "the first one looks still");

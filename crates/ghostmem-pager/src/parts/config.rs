@@ -2,6 +2,7 @@
 
 use ghostmem_codec::AnyCodec;
 use ghostmem_fault::Opened;
+use ghostmem_os::tree::Tree;
 
 use crate::parts::lost::LostHandler;
 
@@ -20,6 +21,8 @@ pub struct Config {
     pub process_limit_bytes: Option<usize>,
     /// What memory groups and the machine leave is a bound on the process as well.
     pub follow_places: bool,
+    /// The page of the processes that have a bound together.
+    pub tree: Option<&'static Tree>,
     /// Where faults come from.
     pub backend: Opened,
     /// The page compressor.
@@ -61,6 +64,7 @@ impl Config {
             memory_limit_bytes: None,
             process_limit_bytes: None,
             follow_places: false,
+            tree: None,
             backend,
             codec: AnyCodec::Lz4,
             compress: true,

@@ -11,6 +11,7 @@ pub(crate) mod engine;
 pub(crate) mod figures;
 pub(crate) mod hand;
 pub(crate) mod holes;
+pub(crate) mod kin;
 pub(crate) mod latency;
 pub(crate) mod lost;
 pub(crate) mod mappings;

@@ -1,16 +1,13 @@
 //! What a heap may take at the moment: its limits and its bound, looked up.
 
-use crate::parts::bound::LEAST_PAGES;
+use crate::parts::bound::{LEAST_PAGES, ProcessBound};
 use crate::parts::engine::Engine;
 
 impl Engine {
     /// What the heap may take in all, bytes: the memory limit, or what the bound leaves
     /// beside what is not the heap's. `None`: as much as there is.
     pub(crate) fn memory_limit(&self) -> Option<usize> {
-        let left = self.bound.as_ref().map(|bound| {
-            let taken = bound.other_bytes() + bound.headroom_bytes();
-            bound.bytes().saturating_sub(taken)
-        });
+        let left = self.bound.as_ref().map(ProcessBound::heap_bytes);
         match (left, self.config.memory_limit_bytes) {
             (Some(left), Some(limit)) => Some(left.min(limit)),
             (left, limit) => left.or(limit),

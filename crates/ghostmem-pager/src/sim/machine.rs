@@ -136,6 +136,7 @@ impl Machine {
             memory_limit_bytes: None,
             process_limit_bytes: None,
             follow_places: false,
+            tree: None,
             backend: Opened::sim(manner),
             codec: AnyCodec::Lz4,
             compress: setting.compress == 1,

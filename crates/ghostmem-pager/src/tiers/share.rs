@@ -47,7 +47,7 @@ impl Engine {
         );
         // What groups and the machine leave is no reason to hold more than was said.
         let share = match (&self.bound, self.config.memory_limit_bytes) {
-            (Some(bound), None) if bound.asked_bytes().is_none() => {
+            (Some(bound), None) if !bound.is_asked() => {
                 let most = bound.most_pages().max(0) as u64 * PAGE_SIZE as u64;
                 let without = StoreShare::new(cold.store_limit_bytes, None, most, 0);
                 share.bytes().min(without.bytes())

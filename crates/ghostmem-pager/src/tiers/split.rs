@@ -13,8 +13,11 @@
 //! descriptors that were opened before. Everything here is async-signal-safe and takes no
 //! lock; the one who looks is whoever comes first.
 
+use core::sync::atomic::AtomicU64;
+use core::time::Duration;
+
 use ghostmem_os::error::{ENOMEM, ENOSYS};
-use ghostmem_os::{OsError, PAGE_SIZE, clock};
+use ghostmem_os::{OsError, PAGE_SIZE, clock, futex};
 use ghostmem_policy::bound::{Look, Strain};
 use ghostmem_store::tier::ColdTier;
 
@@ -24,6 +27,11 @@ use crate::parts::metrics::Counter;
 
 /// Time between two measurements, at least, nanoseconds: one takes some 20 us.
 const MEASURE_NS: u64 = 1_000_000;
+
+/// How often, and how long each time, a process that begins waits for others of its tree
+/// to give back what it needs.
+const GIVEN_WAITS: u32 = 150;
+const GIVEN_WAIT: Duration = Duration::from_millis(20);
 
 /// What [`Engine::first_look`] calls what leaves too little.
 pub const FIRST_LOOK: &str = "memory bound";
@@ -69,16 +77,21 @@ impl Engine {
             self.metrics.add(Counter::bound_overruns, u64::from(!kept));
             self.note_peak(own.saturating_add(bound.other_bytes()));
         }
+        let held_bytes = bound.held_bytes(own);
         let look = Look {
-            allowance: looking.allowance(),
-            held_bytes: own.saturating_add(bound.other_bytes()) as u64,
+            allowance: looking.allowance(now, held_bytes),
+            held_bytes,
             page_bytes: PAGE_SIZE as u64,
             used_pages: self.budget.used(),
             least_pages: LEAST_PAGES,
             most_pages: bound.most_pages(),
         };
-        let limit = looking.found(&look);
+        let limit = looking.found(now, &look);
         self.budget.set_limit(limit);
+        drop(looking);
+        if due {
+            bound.look_after_others(now);
+        }
         // What is not the heap's came off the store's share as well.
         self.share_store();
         self.wake_demoter();
@@ -116,13 +129,22 @@ impl Engine {
         };
         bound.open();
         if bound.meter.process_bytes().is_none() {
-            return match bound.asked_bytes() {
-                Some(_) => Err(OsError::new("/proc/self/status", ENOSYS)),
+            return if bound.is_asked() {
+                Err(OsError::new("/proc/self/status", ENOSYS))
+            } else {
                 // Nobody can say what there is.
-                None => Ok(()),
+                Ok(())
             };
         }
         self.look();
+        let nobody = AtomicU64::new(0);
+        for _ in 0..GIVEN_WAITS {
+            if bound.can_begin() || !bound.may_be_given() {
+                break;
+            }
+            futex::wait(&nobody, 0, GIVEN_WAIT);
+            self.look_again(0);
+        }
         if !bound.can_begin() {
             return Err(OsError::new(FIRST_LOOK, ENOMEM));
         }
