@@ -272,10 +272,8 @@ fn memory_beside_the_heap_is_seen_without_a_free_descriptor() {
                 rlim_max: 0,
             };
             // SAFETY: a valid limit; what is open stays open.
-            assert_eq!(
-                unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const none) },
-                0
-            );
+            let rc = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const none) };
+            assert_eq!(rc, 0);
             let gone = stayed_beside(&heap, &data);
             assert!(gone > 10 * MIB, "only {gone} bytes left for it");
             assert_eq!(heap.stats().bound_overruns, 0);
@@ -306,10 +304,8 @@ fn a_look_that_cannot_see_is_counted_and_holds_what_there_is() {
                 rlim_max: 0,
             };
             // SAFETY: a valid limit; it cannot open the report again.
-            assert_eq!(
-                unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const none) },
-                0
-            );
+            let rc = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const none) };
+            assert_eq!(rc, 0);
             let gone = stayed_beside(&heap, &data);
             assert!(gone < 4 * MIB, "{gone} bytes left for what nobody saw");
             assert!(heap.stats().bound_overruns > 0);
