@@ -466,6 +466,9 @@ impl Machine {
     fn discard(&self, block: &Use, first: usize, pages: usize) {
         let (range, uses) = ((first, first + pages), block.uses.get());
         let alone = block.is_used_once();
+        // It may be let go of, and leave, before it is looked at.
+        let mut addresses = (first..first + pages).map(|page| block.page(page));
+        let is_held = addresses.any(|page| self.is_held(page) || self.sim.is_locked(page));
         block.discarding.borrow_mut().push(range);
         for known in &mut block.known.borrow_mut()[first..first + pages] {
             known.or_zero = true;
@@ -495,7 +498,8 @@ impl Machine {
             }
             // Pinned, locked, kept; or brought in ahead of somebody else's fault.
             let state = self.state(address);
-            let stays = has_frame || self.setting.wrong == 1 || state != PageState::Stored;
+            let may_stay = has_frame || is_held || self.setting.wrong == 1;
+            let stays = may_stay || state != PageState::Stored;
             assert!(stays, "a discarded page is {state:?}");
         }
     }
