@@ -101,7 +101,7 @@ pub(crate) struct RunArgs {
     /// Take over private anonymous mappings too, those of at least this size, or none (off)
     // A size after a space is joined to it before: see `run::join_sizes`.
     #[arg(long, value_name = "SIZE|off", num_args = 0..=1, require_equals = true,
-        default_value = "off", default_missing_value = "64K", value_parser = parse_mmap)]
+        default_value = "64K", default_missing_value = "64K", value_parser = parse_mmap)]
     pub(crate) mmap: u64,
     /// Programs started by the program run without GhostMem
     #[arg(long)]

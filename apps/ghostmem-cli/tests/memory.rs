@@ -11,13 +11,7 @@ const MIB: u64 = 1 << 20;
 fn python(name: &str, memory: &str, program: &str) -> (Output, serde_json::Value) {
     let json = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("memory-{name}.json"));
     let output = Command::new(env!("CARGO_BIN_EXE_ghostmem"))
-        .args([
-            "run",
-            "--mmap=256K",
-            "--memory-each",
-            memory,
-            "--stats-json",
-        ])
+        .args(["run", "--memory-each", memory, "--stats-json"])
         .arg(&json)
         .args(["--", "python3", "-c", program])
         .output()

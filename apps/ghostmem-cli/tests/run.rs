@@ -180,6 +180,40 @@ fn anonymous_mappings_can_be_ghost_memory_too() {
 }
 
 #[test]
+fn what_is_not_taken_is_counted_and_nothing_is_taken_where_that_is_off() {
+    let program = "import mmap; rw = mmap.PROT_READ | mmap.PROT_WRITE; \
+        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS; \
+        code = mmap.mmap(-1, 3 << 20, private, rw | mmap.PROT_EXEC); \
+        data = mmap.mmap(-1, 48 << 20, private, rw); data[:] = b'x' * len(data)";
+    let path = scratch("ordinary").join("stats.json");
+    for (options, ordinary, taken) in [(&[][..], 1, true), (&["--mmap", "off"][..], 0, false)] {
+        let output = ghostmem()
+            .args(["run", "--limit", "8M"])
+            .args(options)
+            .arg("--stats-json")
+            .arg(&path)
+            .args(["--", "python3", "-c", program])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let figures: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        let number = |name: &str| figures[name].as_u64().unwrap();
+        assert_eq!(number("ordinary_mappings"), ordinary, "{figures}");
+        assert_eq!(
+            number("ordinary_mapped_bytes"),
+            ordinary * (3 << 20),
+            "{figures}"
+        );
+        // Beside it, the bytes that it is filled with are one block of 48 MiB.
+        assert_eq!(
+            number("peak_allocated_bytes") > 90 << 20,
+            taken,
+            "{figures}"
+        );
+    }
+}
+
+#[test]
 fn the_last_thread_to_leave_ends_the_process() {
     let output = run(&["--limit", "4M"], &program("lastthread"), &[]);
     assert_ok(&output, "pthread_exit in main");

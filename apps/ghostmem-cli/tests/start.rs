@@ -50,7 +50,7 @@ fn the_heap_is_made_before_it_would_be_too_late() {
         assert!(end.starts_with("end: heap"), "{what}: {end}");
     }
     // Where something is asked of the heap itself.
-    let printed = after(&["--limit", "64M", "--mmap"], "");
+    let printed = after(&["--limit", "64M", "--stats-json", "/dev/null"], "");
     assert!(printed.starts_with("start: heap"), "{printed}");
 }
 
