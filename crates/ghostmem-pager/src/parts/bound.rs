@@ -362,7 +362,10 @@ impl Looking<'_> {
             left = left.min(place.left_bytes.saturating_add(place.swap_bytes));
             allowed = allowed.tighter(of_place);
         });
-        if let Some(bytes) = bound.meter.own_limit_bytes() {
+        // One set below what is there already takes nothing away: the kernel keeps to it
+        // by refusing mappings.
+        let own = bound.meter.own_limit_bytes();
+        if let Some(bytes) = own.filter(|&bytes| bytes / 2 >= total) {
             allowed = allowed.tighter(Allowance::of_bound(size(bytes)));
         }
         if seen {
