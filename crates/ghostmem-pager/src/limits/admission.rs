@@ -151,12 +151,10 @@ impl Engine {
         let file = file.unwrap_or_default();
         let bytes = |pages: i64| pages.max(0) as usize * PAGE_SIZE;
         let (used, least) = (self.budget.used(), self.least_resident_pages());
-        // Under a bound on the process all but a few resident pages can leave.
-        let squeezable = if self.bound.is_some() {
-            used - least
-        } else {
-            0
-        };
+        // Under a bound on the process all but a few resident pages can leave;
+        // but a limit on the heap's memory is kept without hope.
+        let bounded = self.bound.is_some() && self.config.memory_limit_bytes.is_none();
+        let squeezable = if bounded { used - least } else { 0 };
         Holdings {
             handed_out_bytes: self.allocated_bytes().saturating_add(self.foreign.sum()),
             resident_bytes: bytes(used),
@@ -169,7 +167,7 @@ impl Engine {
             table_bytes: self.table_bytes() + (store.metadata_bytes + file.metadata_bytes) as usize,
             file_room_bytes: self.room_in_file(&file),
             ratio_is_known: self.evictions() >= RATIO_EVICTIONS,
-            ratio_hoped_for: if self.bound.is_some() { HOPED_RATIO } else { 1 },
+            ratio_hoped_for: if bounded { HOPED_RATIO } else { 1 },
         }
         .needed_bytes(COSTS)
     }

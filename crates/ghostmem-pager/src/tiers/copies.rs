@@ -71,8 +71,8 @@ impl Engine {
             return;
         };
         let store = self.store.stats();
-        if self.bound.is_some() {
-            self.look();
+        self.look();
+        if self.bound.is_some() && self.config.memory_limit_bytes.is_none() {
             let mean = store.slot_bytes.checked_div(store.live_slots).unwrap_or(0);
             let copied = self.copies.sum() * mean as usize;
             let least = self.budget.limit() <= self.least_resident_pages();
