@@ -72,6 +72,14 @@ fn children_on_stacks_from_malloc_have_their_memory() {
 }
 
 #[test]
+fn children_on_the_parents_table_of_descriptors_leave_it_its_own() {
+    check("sharing", "4M", &[]);
+    let spill = scratch("sharing-spill");
+    let file = format!("--spill={}", spill.display());
+    check_with(&[&file, "--spill-store=1M"], "sharing", "4M", &[]);
+}
+
+#[test]
 fn advice_about_memory_gets_the_answer_of_the_kernel() {
     check("advice", "4M", &[]);
 }

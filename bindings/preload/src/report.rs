@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use ghostmem::{Heap, Stats};
-use ghostmem_os::doorway;
 use ghostmem_os::report::Reports;
+use ghostmem_os::{descriptor, doorway};
 
 use crate::patch;
 use crate::raw::{failed, own, say};
@@ -63,7 +63,8 @@ pub(crate) fn settle() -> [i32; 3] {
 /// In a forked child: the file that was opened ahead is its parent's.
 pub(crate) fn forget_in_child() {
     let file = JSON.swap(-1, Ordering::Relaxed);
-    if file >= 0 {
+    // On a table that both share it would be closed for the parent.
+    if file >= 0 && !descriptor::is_shared() {
         let _closed = own!(libc::SYS_close, file);
     }
 }

@@ -25,7 +25,7 @@ use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, Ordering};
 use ghostmem_os::lock::Lock;
 use ghostmem_os::map::MapArc;
 use ghostmem_os::thread::SignalsBlocked;
-use ghostmem_os::{OsError, futex, lineage, thread};
+use ghostmem_os::{OsError, descriptor, futex, lineage, thread};
 
 use crate::die::die;
 use crate::once::OPENING;
@@ -409,6 +409,24 @@ pub fn around_call(call: impl FnOnce() -> isize) -> isize {
         after_fork_in_child();
     } else {
         after_fork_in_parent();
+    }
+    answer
+}
+
+/// As [`around_call`], for a child that shares its parent's table of descriptors: what
+/// either process closes of the engine's would be closed for both.
+pub fn around_sharing_call(call: impl FnOnce() -> isize) -> isize {
+    let answer = around_call(|| {
+        descriptor::leave_open();
+        let answer = call();
+        if answer < 0 {
+            // There is no child to leave the copies to.
+            descriptor::close_again();
+        }
+        answer
+    });
+    if answer > 0 {
+        descriptor::close_again();
     }
     answer
 }

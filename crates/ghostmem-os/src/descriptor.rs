@@ -7,6 +7,9 @@
 //! count on all numbers below its limit, too: ours are above it where the hard limit
 //! leaves room. Which numbers are ours is written down, for who looks after what a
 //! program closes.
+//!
+//! A child may share its parent's table of descriptors, and not its memory (clone(2)
+//! with `CLONE_FILES` alone). To close a number there closes it for both: see [`leave_open`].
 
 use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
@@ -60,19 +63,63 @@ impl Numbers {
 static OURS: Numbers = Numbers::none();
 /// Those that are only kept in reserve, see [`Spare`].
 static SPARES: Numbers = Numbers::none();
+/// Numbers that a process on the same table of descriptors holds, see [`leave_open`].
+static SHARED: Numbers = Numbers::none();
+/// Another process may have made descriptors on the same table, whose numbers are not
+/// known here.
+static IS_SHARED: AtomicBool = AtomicBool::new(false);
 
 /// Whether a descriptor is one of the engine's, which nobody else may close.
 /// Async-signal-safe.
 #[must_use]
 pub fn is_ours(fd: i32) -> bool {
-    OURS.has(fd) || SPARES.has(fd)
+    OURS.has(fd) || SPARES.has(fd) || is_anothers(fd)
+}
+
+/// Whether a descriptor is, or may be, an engine's in another process.
+fn is_anothers(fd: i32) -> bool {
+    let range = LOWEST..NUMBERS as i32;
+    SHARED.has(fd) || (range.contains(&fd) && is_shared())
+}
+
+/// Whether the table of descriptors is, or was, another process's, too.
+#[must_use]
+pub fn is_shared() -> bool {
+    IS_SHARED.load(Ordering::Relaxed)
+}
+
+/// Right before the system call that makes a child on the same table of descriptors:
+/// nobody moves pages. From here on the numbers that are ours now are closed by
+/// neither process: the parent goes on with them, and the child with the copies that
+/// were made for it. Where both are, in the parent, [`close_again`] follows.
+pub fn leave_open() {
+    IS_SHARED.store(true, Ordering::Relaxed);
+    let words = OURS.0.iter().zip(&SPARES.0);
+    for (shared, (ours, spares)) in SHARED.0.iter().zip(words) {
+        let all = ours.load(Ordering::Relaxed) | spares.load(Ordering::Relaxed);
+        shared.fetch_or(all, Ordering::Relaxed);
+    }
+}
+
+/// In the parent: numbers that are still ours are ours alone to close. Those that it
+/// has given up since [`leave_open`], as they are the child's copies, stay open.
+pub fn close_again() {
+    let words = OURS.0.iter().zip(&SPARES.0);
+    for (shared, (ours, spares)) in SHARED.0.iter().zip(words) {
+        let all = ours.load(Ordering::Relaxed) | spares.load(Ordering::Relaxed);
+        shared.fetch_and(!all, Ordering::Relaxed);
+    }
 }
 
 /// Leaves a number to the program that the engine only keeps in reserve; `false`
 /// when it does not. The program is about to put a file of its own there.
 /// Async-signal-safe.
 pub fn cede(fd: i32) -> bool {
-    SPARES.forget(fd)
+    let ceded = SPARES.forget(fd);
+    if ceded {
+        SHARED.forget(fd);
+    }
+    ceded
 }
 
 fn note(fd: i32) -> i32 {
@@ -251,7 +298,7 @@ impl Spare {
         if held {
             // Before the number can be somebody else's.
             SPARES.forget(fd);
-            calls::close(fd);
+            close_unless_shared(fd);
         }
         held
     }
@@ -324,6 +371,12 @@ pub(crate) fn close(fd: i32) {
     // Before the number can be somebody else's.
     OURS.forget(fd);
     if fd >= 0 {
+        close_unless_shared(fd);
+    }
+}
+
+fn close_unless_shared(fd: i32) {
+    if !SHARED.has(fd) {
         calls::close(fd);
     }
 }

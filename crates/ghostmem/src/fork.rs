@@ -76,3 +76,12 @@ pub fn around_call(call: impl FnOnce() -> isize) -> isize {
     drop(blocked);
     answer
 }
+
+/// As [`around_call`], for a call whose child shares the table of descriptors
+/// (`CLONE_FILES` of clone(2)): both processes keep their heaps.
+pub fn around_sharing_call(call: impl FnOnce() -> isize) -> isize {
+    ghostmem_small::fork::before();
+    let answer = ghostmem_fault::fork::around_sharing_call(call);
+    ghostmem_small::fork::after(answer == 0);
+    answer
+}

@@ -257,7 +257,12 @@ pub(super) fn raw_fork(call: &mut Call) -> Touch<Done> {
         store(args[0] + 40, [0_usize; 2])?;
     }
     start::before_fork();
-    let answer: Answer = ghostmem::fork::around_call(|| raw::syscall(number, args));
+    let call_it = || raw::syscall(number, args);
+    let answer: Answer = if asked.has(libc::CLONE_FILES) {
+        ghostmem::fork::around_sharing_call(call_it)
+    } else {
+        ghostmem::fork::around_call(call_it)
+    };
     if answer == 0 {
         start::in_child();
         call.other_stack = asked.stack;
