@@ -258,6 +258,22 @@ fn stayed_beside(heap: &Heap, data: &[u64]) -> usize {
     before.saturating_sub(heap.stats().resident_bytes)
 }
 
+#[test]
+fn a_lower_resident_limit_holds_at_once_under_a_bound() {
+    let heap = Heap::builder()
+        .memory(1 << 30)
+        .background(false)
+        .build()
+        .unwrap();
+    let data = heap.slice_from_fn(4 * MIB / 8, word).unwrap();
+    heap.set_resident_limit(MIB).unwrap();
+    assert!(heap.stats().resident_limit_bytes <= MIB);
+    // The next page that is wanted finds no frame.
+    let more = heap.slice_from_fn(4 * MIB / 8, word).unwrap();
+    assert!(heap.stats().resident_bytes <= MIB);
+    assert!((0..data.len()).all(|i| data[i] == word(i) && more[i] == word(i)));
+}
+
 /// Programs close what they did not open, and use up what they may open.
 #[test]
 fn memory_beside_the_heap_is_seen_without_a_free_descriptor() {

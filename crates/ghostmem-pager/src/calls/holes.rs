@@ -71,10 +71,10 @@ impl Engine {
             page = next;
         }
         self.note_allocated(holes * PAGE_SIZE);
-        let admitted = self.admit(0);
+        // Counted until the pages are: of two that ask at once one sees the other.
+        let filled = self.admit(0).and_then(|()| self.fill_holes(address, len));
         self.note_freed(holes * PAGE_SIZE);
-        admitted?;
-        self.fill_holes(address, len)
+        filled
     }
 
     /// Reserves a block of whole pages, all closed; its first address. The memory limit
@@ -142,7 +142,10 @@ impl Engine {
         }
         self.quietly_in(region, (first, end), |_, region, (first, end), _| {
             region.mapped.give_away(first, end - first);
-        })
+        })?;
+        // As for a pin: who lost one of these pages to us may be about to protect it.
+        region.protecting.wait_for_those_inside();
+        Ok(())
     }
 
     /// Takes what of a range was given away back: closed holes, whatever lay there.

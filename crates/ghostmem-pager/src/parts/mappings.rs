@@ -163,6 +163,12 @@ impl Engine {
             // It left just now.
             let end = end.max(start + 1);
             next = region.resident.next(end);
+            // Mappings of others may lie between.
+            if let Some((_, before, _)) = range
+                && region.mapped.next_away(before, start, true) < start
+            {
+                *closed += Self::close_range(region, range.take());
+            }
             if pinned || end - start > longest {
                 *closed += Self::close_range(region, range.take());
             } else {

@@ -81,13 +81,13 @@ impl Region {
     }
 
     /// Whether a page may be touched: it is part of a block, or of memory
-    /// handed out by somebody else, and no hole in it.
+    /// handed out by somebody else, no hole in it, and its place was not given away.
     pub(crate) fn is_allocated(&self, page: usize) -> bool {
         let is_handed_out = self
             .blocks
             .as_ref()
             .is_none_or(|blocks| blocks.block_of(page).is_some());
-        is_handed_out && self.holes.of(page).is_none()
+        is_handed_out && self.holes.of(page).is_none() && !self.mapped.is_away(page)
     }
 
     /// The page's number, unique in the heap.

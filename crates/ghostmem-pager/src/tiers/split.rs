@@ -66,7 +66,7 @@ impl Engine {
         };
         let (before, now) = (self.budget.limit(), clock::now_ns());
         let due = looking.is_due(now, ns);
-        if !due && bound.is_far() && before >= bound.most_pages() {
+        if !due && bound.is_far() && before == bound.most_pages() {
             // There is no more to be granted, and nothing to be given back.
             return false;
         }
