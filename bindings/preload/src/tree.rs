@@ -14,7 +14,10 @@ static TREE: OnceLock<Option<Tree>> = OnceLock::new();
 pub(crate) fn find(settings: &Settings) {
     let _once = TREE.get_or_init(|| {
         let key = settings.tree_key?;
-        Tree::open(settings.tree_file, key, settings.reporter)
+        let tree = Tree::open(settings.tree_file, key, settings.reporter)?;
+        // A thread of the program before may have spoken after `before_exec`.
+        tree.note_caller();
+        Some(tree)
     });
 }
 

@@ -194,8 +194,14 @@ impl Tree {
     /// Notes the calling process, which may be about to execute another program; it does
     /// not look for itself. Nothing is kept in memory that a vfork's parent has, too.
     pub fn note_caller(&self) {
-        if let Some(identity) = own_identity() {
-            let _slot = self.claim(identity);
+        let Some(index) = own_identity().and_then(|identity| self.claim(identity)) else {
+            return;
+        };
+        // What was granted goes with the memory that exec takes away, and the next program
+        // says for itself whether it looks. Whoever comes by measures it until then.
+        let slot = self.slot(index);
+        for word in [LOOKS, GRANTED, SHARED, HUNGRY, STAMP] {
+            slot[word].store(0, Ordering::Relaxed);
         }
     }
 
@@ -257,6 +263,8 @@ impl Tree {
 
     fn say_in(&self, slot: usize, said: Said) {
         let slot = self.slot(slot);
+        // An exec that failed took this back.
+        slot[LOOKS].store(1, Ordering::Relaxed);
         slot[TAKEN].store(said.taken_bytes, Ordering::Relaxed);
         slot[SAID].store(said.taken_bytes, Ordering::Relaxed);
         slot[FAULTS].store(said.faults, Ordering::Relaxed);
@@ -293,9 +301,12 @@ impl Tree {
         others
     }
 
-    /// Measures one process that has not said for a while what it takes, or frees its slot
-    /// where it is gone. Calls in turn come by all of them.
+    /// Measures one process that has not said for a while what it takes, and frees the
+    /// slots of some that are gone. Calls in turn come by all of them.
     pub fn look_after_one(&self, now_ns: u64) {
+        /// Slots freed in one call, at most: a shell makes processes faster than others
+        /// look.
+        const FREED_MOST: usize = 64;
         if doorway::is_confined() {
             return;
         }
@@ -308,6 +319,15 @@ impl Tree {
             .filter(|&index| count_faults(self.slot(index), now_ns))
             .take(LOOKED_AT)
             .for_each(drop);
+        for _ in 0..FREED_MOST {
+            if !self.look_after_oldest(mine, now_ns) {
+                break;
+            }
+        }
+    }
+
+    /// Measures the process that has said nothing for longest; whether it was gone.
+    fn look_after_oldest(&self, mine: usize, now_ns: u64) -> bool {
         let old = |index: &usize| {
             let slot = self.slot(*index);
             let stamp = slot[STAMP].load(Ordering::Relaxed);
@@ -318,14 +338,14 @@ impl Tree {
             .filter(old)
             .min_by_key(|&index| self.slot(index)[STAMP].load(Ordering::Relaxed));
         let Some(slot) = oldest.map(|index| self.slot(index)) else {
-            return;
+            return false;
         };
         let identity = slot[IDENTITY].load(Ordering::Acquire);
         let stamp = slot[STAMP].load(Ordering::Relaxed);
         let won = slot[STAMP].compare_exchange(stamp, now_ns, Ordering::AcqRel, Ordering::Relaxed);
         if identity == 0 || won.is_err() {
             // Somebody else is at it.
-            return;
+            return false;
         }
         let process = identity >> START_BITS;
         match stat_of(process).map(|stat| (stat.start, stat.faults)) {
@@ -335,9 +355,13 @@ impl Tree {
                     slot[FAULTS].store(faults, Ordering::Relaxed);
                     slot[TAKEN].store(bytes, Ordering::Relaxed);
                 }
+                false
             }
             // Gone, or another's number by now.
-            _ => free(slot, identity),
+            _ => {
+                free(slot, identity);
+                true
+            }
         }
     }
 }
@@ -511,6 +535,21 @@ mod tests {
         assert!(Tree::open(file, 78, 1).is_none(), "another run's");
         assert!(Tree::open(2, 77, 1).is_none(), "another file");
         assert_eq!(tree.bound_bytes(), 300 * MIB);
+    }
+
+    #[test]
+    fn what_was_granted_goes_with_exec() {
+        let (tree, file) = Tree::create(300 * MIB, 2).unwrap();
+        assert!(tree.join());
+        tree.say(said(10, 200, 5));
+        tree.note_caller();
+        let seen = again(file, 2).others(5);
+        assert_eq!((seen.charged_bytes, seen.looking), (10 * MIB, 0));
+        assert_eq!(seen.unbound_bytes, 10 * MIB);
+        // The exec failed.
+        tree.say(said(10, 200, 6));
+        let seen = again(file, 2).others(6);
+        assert_eq!((seen.charged_bytes, seen.looking), (200 * MIB, 1));
     }
 
     #[test]
