@@ -51,7 +51,15 @@ fn allocate(size: usize, align: usize, zeroed: bool) -> *mut c_void {
 #[cold]
 fn allocate_without(size: usize, align: usize, zeroed: bool) -> *mut c_void {
     static SAID: AtomicBool = AtomicBool::new(false);
-    let bounded = crate::start::settings().is_none_or(|settings| settings.memory_limit > 0);
+    let asked = crate::start::settings().is_none_or(|settings| {
+        settings
+            .memory_limit
+            .max(settings.memory_each)
+            .max(settings.memory)
+            > 0
+    });
+    let bounded =
+        asked || ghost::heap().is_some_and(|heap| heap.has_memory_limit() && heap.has_place(size));
     if bounded {
         return ptr::null_mut();
     }

@@ -11,6 +11,7 @@
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use ghostmem::{Heap, Hole};
+use ghostmem_os::futex;
 
 use crate::holds;
 use crate::signals::Blocked;
@@ -46,8 +47,10 @@ static BUSY: AtomicBool = AtomicBool::new(false);
 
 fn with<R>(body: impl FnOnce() -> R) -> R {
     let _blocked = Blocked::new();
+    let mut tries = 0;
     while BUSY.swap(true, Ordering::Acquire) {
-        std::thread::yield_now();
+        futex::pause(tries);
+        tries = tries.saturating_add(1);
     }
     let result = body();
     BUSY.store(false, Ordering::Release);

@@ -21,6 +21,7 @@ use core::mem::ManuallyDrop;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering, fence};
 
 use ghostmem::{Heap, Pinned};
+use ghostmem_os::futex;
 
 use crate::raw::{self, own};
 use crate::signals::Blocked;
@@ -273,8 +274,10 @@ fn protect_again(start: usize, end: usize) {
 fn with<R>(body: impl FnOnce() -> R) -> R {
     let _inside = EngineScope::new(thread::current());
     let _blocked = Blocked::new();
+    let mut tries = 0;
     while BUSY.swap(true, Ordering::Acquire) {
-        std::thread::yield_now();
+        futex::pause(tries);
+        tries = tries.saturating_add(1);
     }
     let result = body();
     BUSY.store(false, Ordering::Release);

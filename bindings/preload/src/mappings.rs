@@ -140,12 +140,12 @@ fn allocate(bytes: usize, access: usize) -> Result<usize, Refused> {
             .map_err(|_| Refused::NoPlace)
             .and_then(|layout| {
                 let block = heap.allocate_block(layout, true);
-                block
-                    .map(NonNull::cast)
-                    .map_err(|_| match heap.has_memory_limit() {
+                block.map(NonNull::cast).map_err(|_| {
+                    match heap.has_memory_limit() && heap.has_place(bytes) {
                         true => Refused::Full,
                         false => Refused::NoPlace,
-                    })
+                    }
+                })
             })
     }?;
     ghost::note_large(heap, Some(block));

@@ -340,8 +340,8 @@ fn why_not(error: &Error) -> Refusal {
         && *call == FIRST_LOOK
     {
         return Refusal {
-            why: "its control group, or the machine, has less than 1 MiB left for its pages: \
-                  allow the group more"
+            why: "its control group, the machine, or the --memory of this run has less than \
+                  1 MiB left for its pages: allow more"
                 .to_owned(),
             code: 125,
         };

@@ -12,6 +12,8 @@
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicBool, Ordering};
 
+use ghostmem_os::futex;
+
 use crate::bounce;
 use crate::signals::Blocked;
 use crate::thread::{self, EngineScope};
@@ -55,13 +57,36 @@ static BUSY: AtomicBool = AtomicBool::new(false);
 pub(crate) fn with<R>(body: impl FnOnce(&mut Table) -> R) -> R {
     let _inside = EngineScope::new(thread::current());
     let _blocked = Blocked::new();
-    while BUSY.swap(true, Ordering::Acquire) {
-        std::thread::yield_now();
-    }
+    wait_until_free();
     // SAFETY: BUSY was clear, so this is the only thread here.
     let result = body(unsafe { &mut *TABLE.0.get() });
     BUSY.store(false, Ordering::Release);
     result
+}
+
+fn wait_until_free() {
+    let mut tries = 0;
+    while BUSY.swap(true, Ordering::Acquire) {
+        // Threads of lower priority run meanwhile.
+        futex::pause(tries);
+        tries = tries.saturating_add(1);
+    }
+}
+
+/// Nobody changes the table while this is there: a forked child gets a whole one.
+pub(crate) struct Still;
+
+/// Waits until nobody changes the table. With signals blocked, as a handler would wait for
+/// its own thread. Not while pages cannot move (the gate), as whoever changes it moves them.
+pub(crate) fn hold_still() -> Still {
+    wait_until_free();
+    Still
+}
+
+impl Drop for Still {
+    fn drop(&mut self) {
+        BUSY.store(false, Ordering::Release);
+    }
 }
 
 /// In a forked child: whoever was here in the parent is not.

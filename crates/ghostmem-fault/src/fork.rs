@@ -417,11 +417,12 @@ pub fn around_call(call: impl FnOnce() -> isize) -> isize {
 /// either process closes of the engine's would be closed for both.
 pub fn around_sharing_call(call: impl FnOnce() -> isize) -> isize {
     let answer = around_call(|| {
-        descriptor::leave_open();
+        let before = descriptor::leave_open();
         let answer = call();
         if answer < 0 {
             // There is no child to leave the copies to.
             descriptor::close_again();
+            descriptor::was_not_shared(before);
         }
         answer
     });

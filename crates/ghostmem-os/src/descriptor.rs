@@ -92,13 +92,21 @@ pub fn is_shared() -> bool {
 /// nobody moves pages. From here on the numbers that are ours now are closed by
 /// neither process: the parent goes on with them, and the child with the copies that
 /// were made for it. Where both are, in the parent, [`close_again`] follows.
-pub fn leave_open() {
-    IS_SHARED.store(true, Ordering::Relaxed);
+///
+/// Whether the table was shared before, for [`was_not_shared`].
+pub fn leave_open() -> bool {
+    let before = IS_SHARED.swap(true, Ordering::Relaxed);
     let words = OURS.0.iter().zip(&SPARES.0);
     for (shared, (ours, spares)) in SHARED.0.iter().zip(words) {
         let all = ours.load(Ordering::Relaxed) | spares.load(Ordering::Relaxed);
         shared.fetch_or(all, Ordering::Relaxed);
     }
+    before
+}
+
+/// No child was made: the table is shared as it was before [`leave_open`].
+pub fn was_not_shared(before: bool) {
+    IS_SHARED.store(before, Ordering::Relaxed);
 }
 
 /// In the parent: numbers that are still ours are ours alone to close. Those that it

@@ -247,6 +247,17 @@ impl Heap {
         self.engine().has_memory_limit()
     }
 
+    /// Whether there is address space for a block of `bytes`: an allocation that is refused
+    /// all the same was refused by the limit on memory.
+    #[must_use]
+    pub fn has_place(&self, bytes: usize) -> bool {
+        let Ok(block) = self.reserve_block(bytes) else {
+            return false;
+        };
+        // SAFETY: reserved just now, and known to nobody.
+        unsafe { self.deallocate_block(block) }.is_ok()
+    }
+
     /// As [`Heap::fill_holes`], if the memory limit holds the pages.
     ///
     /// # Errors

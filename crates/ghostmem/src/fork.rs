@@ -9,7 +9,7 @@
 //! ```no_run
 //! # fn system_call() -> isize { 0 }
 //! use ghostmem::fork::{Call, after_call, before_call};
-//! let answer = match before_call() {
+//! let answer = match before_call(|| {}) {
 //!     Call::Strange => system_call(),
 //!     Call::Ready => {
 //!         let answer = system_call();
@@ -38,8 +38,12 @@ pub fn freeze_at_the_call() {
 /// Right before the system call of a fork whose handlers have run on the
 /// calling thread. From here to [`after_call`] the caller must not touch ghost
 /// memory.
+///
+/// `hold` runs once signals are blocked and before any gate closes: it may wait for
+/// threads that touch ghost memory. Where the answer is not [`Call::Ready`], what it took
+/// is the caller's to release.
 #[must_use]
-pub fn before_call() -> Call {
+pub fn before_call(hold: impl FnOnce()) -> Call {
     // Its handlers took everything before the library took over.
     if ghostmem_fault::fork::is_under_way() {
         return Call::Strange;
@@ -47,6 +51,7 @@ pub fn before_call() -> Call {
     // From the first gate on, or a handler that forks would find it closed by the very
     // thread it interrupted.
     let blocked = SignalsBlocked::all_but_faults();
+    hold();
     ghostmem_small::fork::before();
     let call = ghostmem_fault::fork::before_call(blocked);
     if call != Call::Ready {
@@ -80,8 +85,11 @@ pub fn around_call(call: impl FnOnce() -> isize) -> isize {
 /// As [`around_call`], for a call whose child shares the table of descriptors
 /// (`CLONE_FILES` of clone(2)): both processes keep their heaps.
 pub fn around_sharing_call(call: impl FnOnce() -> isize) -> isize {
+    // As in `around_call`.
+    let blocked = SignalsBlocked::all_but_faults();
     ghostmem_small::fork::before();
     let answer = ghostmem_fault::fork::around_sharing_call(call);
     ghostmem_small::fork::after(answer == 0);
+    drop(blocked);
     answer
 }

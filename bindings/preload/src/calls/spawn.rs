@@ -10,7 +10,8 @@ use ghostmem::fork::Call as ForkCall;
 
 use crate::guarded::{self, Touch, load, store};
 use crate::raw::{self, Answer, call, failed, own};
-use crate::{begin, bounce, ghost, holds, signals, start, thread, tree};
+use crate::signals::Blocked;
+use crate::{begin, bounce, ghost, holds, signals, start, taken, thread, tree};
 
 use super::{Call, Done, error, table, target};
 
@@ -99,13 +100,15 @@ pub(super) fn fork(number: usize, args: [usize; 6]) -> Done {
     if shares_memory {
         return Done::Asis;
     }
-    match ghostmem::fork::before_call() {
+    let mut still = None;
+    match ghostmem::fork::before_call(|| still = Some(taken::hold_still())) {
         ForkCall::Strange => return Done::Asis,
         ForkCall::Refused => return Done::With(-(libc::EAGAIN as Answer)),
         ForkCall::Ready => {}
     }
     let answer: Answer = raw::syscall(number, args);
     ghostmem::fork::after_call(answer == 0);
+    drop(still);
     // A thread's block in ghost memory (its stack came from malloc) is a copy
     // from before the call.
     let place = args[3];
@@ -258,11 +261,15 @@ pub(super) fn raw_fork(call: &mut Call) -> Touch<Done> {
     }
     start::before_fork();
     let call_it = || raw::syscall(number, args);
+    let blocked = Blocked::new();
+    let still = taken::hold_still();
     let answer: Answer = if asked.has(libc::CLONE_FILES) {
         ghostmem::fork::around_sharing_call(call_it)
     } else {
         ghostmem::fork::around_call(call_it)
     };
+    drop(still);
+    drop(blocked);
     if answer == 0 {
         start::in_child();
         call.other_stack = asked.stack;

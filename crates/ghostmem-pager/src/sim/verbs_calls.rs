@@ -108,8 +108,9 @@ fn discarded_pages_read_as_zero_from_every_state() {
 #[test]
 fn a_block_grows_with_zeros_and_forgets_what_it_loses() {
     World::run(55, 64, |world| {
-        // Room is a power of two.
+        // Room is a power of two, and what is free behind it.
         let block = world.allocate(5);
+        let _behind = world.allocate(8);
         let page = |at: usize| block + at * PAGE_SIZE;
         (0..5).for_each(|at| world.store(page(at), Data::Text));
         assert!(world.resize(block, 8));
