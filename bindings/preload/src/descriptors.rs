@@ -14,7 +14,7 @@ use crate::guarded::{self, Touch, load};
 use crate::raw::{self, Answer, call, failed, own};
 use crate::report;
 
-/// Numbers looked after; ours are below 1024.
+/// Numbers looked after; ours are below it, too.
 const NUMBERS: usize = 4096;
 
 /// Whether a descriptor is the engine's.
