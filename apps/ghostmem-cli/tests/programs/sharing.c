@@ -60,7 +60,7 @@ int main(int argc, char **argv) {
         job->generation = 20 + round;
         fill(1);
         evict();
-        char *stack = mmap(NULL, 1 << 17, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        char *stack = mmap(NULL, 1 << 17, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
         CHECK(stack != MAP_FAILED);
         pid_t pid = clone(child, stack + (1 << 17), CLONE_FILES | SIGCHLD, job);
         CHECK(pid > 0);
