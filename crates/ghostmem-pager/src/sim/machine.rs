@@ -660,9 +660,9 @@ impl Machine {
             }) {
                 let word = region.table.load(page);
                 let state = word.state();
-                let clean = state == PageState::Resident && word.is_clean();
+                let copied = state == PageState::Resident && word.has_copy();
                 resident += i64::from(state == PageState::Resident);
-                copies += usize::from(clean);
+                copies += usize::from(copied);
                 pinned += usize::from(word.is_pinned());
                 let lost = state == PageState::Lost && self.setting.lies == 1;
                 let rests = matches!(
@@ -670,7 +670,7 @@ impl Machine {
                     PageState::Empty | PageState::Filled | PageState::Resident | PageState::Stored
                 );
                 assert!(rests || lost, "page {page} was left {state:?}");
-                if clean || state == PageState::Stored {
+                if copied || state == PageState::Stored {
                     let place = Place::from_bits(word.payload());
                     let new = match place.expect("a place") {
                         Place::Store(slot) => slots.insert(slot.bits()),
@@ -687,7 +687,11 @@ impl Machine {
         // A page of zeros that nobody has touched yet is a hole in guard's file.
         let agree = frames == resident || (self.setting.manner > 0 && frames < resident);
         assert!(agree, "{frames} frames mapped, {resident} pages resident");
-        assert_eq!(engine.copies.sum(), copies, "copies counted, clean pages");
+        assert_eq!(
+            engine.copies.sum(),
+            copies,
+            "copies counted, pages with one"
+        );
         let stats = engine.stats();
         assert_eq!(stats.stored_pages, slots.len(), "slots, of pages");
         assert_eq!(
