@@ -3,6 +3,7 @@
 use ghostmem_pager::space::{BlockSpace, PageRun};
 
 /// A run and how many pages it occupies.
+#[derive(Clone, Copy)]
 struct Held {
     run: PageRun,
     occupied: usize,
@@ -29,6 +30,26 @@ impl Model {
                     first + occupied <= held.run.first || held.run.first + held.occupied <= first
                 })
             })
+    }
+
+    /// What a run occupies once it is so many pages long: halves behind it are taken while
+    /// all of each is free.
+    fn room_for(&self, at: usize, length: usize) -> Option<usize> {
+        let Held { run, mut occupied } = self.held[at];
+        if length == 0 || run.first + length > self.pages {
+            return None;
+        }
+        while length > occupied {
+            let behind = run.first + occupied..run.first + 2 * occupied;
+            let is_free = self.held.iter().all(|held| {
+                held.run.first + held.occupied <= behind.start || behind.end <= held.run.first
+            });
+            if run.first % (2 * occupied) != 0 || !is_free {
+                return None;
+            }
+            occupied *= 2;
+        }
+        Some(occupied)
     }
 
     fn of(&self, page: usize) -> Option<PageRun> {
@@ -73,13 +94,11 @@ pub(crate) fn run(data: &[u8]) {
             }
             2 if argument < pages => {
                 let length = usize::from(kind / 4);
-                let fits = at.is_some_and(|at| {
-                    let held = &model.held[at];
-                    length > 0 && length <= held.occupied && argument + length <= pages
-                });
-                assert_eq!(space.resize(argument, length), fits);
-                if let Some(at) = at.filter(|_| fits) {
+                let room = at.and_then(|at| Some((at, model.room_for(at, length)?)));
+                assert_eq!(space.resize(argument, length), room.is_some());
+                if let Some((at, occupied)) = room {
                     model.held[at].run.pages = length;
+                    model.held[at].occupied = occupied;
                 }
             }
             _ if argument < pages => {
