@@ -12,7 +12,7 @@
 //! can be made in a fault handler. Whoever looks holds the right to look: one at a time.
 //! Everything here is async-signal-safe.
 //!
-//! What cannot be read is said so, and opened again at most once in [`RETRY_NS`], unless
+//! What cannot be read is said so, and opened again at most once in `RETRY_NS`, unless
 //! a filter of the program's may end it for that.
 
 use core::cell::UnsafeCell;

@@ -33,7 +33,7 @@ const MEASURE_NS: u64 = 1_000_000;
 const GIVEN_WAITS: u32 = 150;
 const GIVEN_WAIT: Duration = Duration::from_millis(20);
 
-/// What [`Engine::first_look`] calls what leaves too little.
+/// What the first look calls what leaves too little for pages.
 pub const FIRST_LOOK: &str = "memory bound";
 
 impl Engine {
