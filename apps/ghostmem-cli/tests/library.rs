@@ -5,8 +5,10 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::thread;
 use std::time::{Duration, SystemTime};
 
 const LIBRARY: &str = "libghostmem_preload.so";
@@ -36,7 +38,14 @@ fn run(folder: &Path) -> Output {
         .env_remove("XDG_CACHE_HOME")
         .env("HOME", folder)
         .stdin(Stdio::null());
-    command.output().unwrap()
+    loop {
+        match command.output() {
+            // A test beside this one started a process while the copy was being written:
+            // that has it open until its own exec.
+            Err(error) if error.kind() == ErrorKind::ExecutableFileBusy => thread::yield_now(),
+            output => return output.unwrap(),
+        }
+    }
 }
 
 fn text(bytes: &[u8]) -> &str {
