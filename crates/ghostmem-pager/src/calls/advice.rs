@@ -38,8 +38,8 @@ impl Engine {
     /// When no working memory can be had.
     pub fn evict_coldest(&self) -> Result<bool, OsError> {
         self.quietly((), |engine, (), scratch| {
-            // Spared pages lose credit with each look, so this ends.
-            (0..64).any(|_| engine.reclaim(1, Evictor::Faulting, scratch) > 0)
+            // Spared pages lose credit with each look: one of the most credit leaves at last.
+            (0..=u8::MAX).any(|_| engine.reclaim(1, Evictor::Faulting, scratch) > 0)
         })
     }
 
