@@ -16,6 +16,8 @@
 //!                    said      as `taken`, without what was seen to be new since
 //!                    faults    minor faults that it had then
 //!                    shared    bytes that it shared then, and may come to be its own
+//!                    needed    bytes that it keeps when it gives back all it can, what it
+//!                              handed out being written
 //!       24  slot 1 ...
 //! ```
 //! The page is a memory file of a sealed size. Its descriptor has a high number, goes to
@@ -63,6 +65,7 @@ const LOOKS: usize = 5;
 const SAID: usize = 6;
 const FAULTS: usize = 7;
 const SHARED: usize = 8;
+const NEEDED: usize = 9;
 
 /// Process numbers are below 2^22 (`PID_MAX_LIMIT`); starts are in hundredths of seconds.
 const START_BITS: u32 = 42;
@@ -96,7 +99,10 @@ pub struct Tree {
 pub struct Others {
     /// Bytes of all of them, as measured, or as granted where that is more.
     pub charged_bytes: u64,
-    /// Bytes among those of processes that do not keep within the bound.
+    /// Bytes that they keep when they give back all they can; what is not known of them
+    /// counts as charged.
+    pub needed_bytes: u64,
+    /// Bytes charged to those that do not keep within the bound.
     pub unbound_bytes: u64,
     /// Processes that do.
     pub looking: u64,
@@ -115,6 +121,8 @@ pub struct Said {
     pub faults: u64,
     /// Bytes that it shares: each fault may make a page of them its own.
     pub shared_bytes: u64,
+    /// Bytes that it keeps when it gives back all it can, what it handed out being written.
+    pub needed_bytes: u64,
     /// It needs more than there is.
     pub hungry: bool,
     /// The moment, nanoseconds.
@@ -200,7 +208,7 @@ impl Tree {
         // What was granted goes with the memory that exec takes away, and the next program
         // says for itself whether it looks. Whoever comes by measures it until then.
         let slot = self.slot(index);
-        for word in [LOOKS, GRANTED, SHARED, HUNGRY, STAMP] {
+        for word in [LOOKS, GRANTED, SHARED, NEEDED, HUNGRY, STAMP] {
             slot[word].store(0, Ordering::Relaxed);
         }
     }
@@ -269,6 +277,7 @@ impl Tree {
         slot[SAID].store(said.taken_bytes, Ordering::Relaxed);
         slot[FAULTS].store(said.faults, Ordering::Relaxed);
         slot[SHARED].store(said.shared_bytes, Ordering::Relaxed);
+        slot[NEEDED].store(said.needed_bytes, Ordering::Relaxed);
         slot[STAMP].store(said.now_ns, Ordering::Relaxed);
         let hungry = if said.hungry { said.now_ns } else { 0 };
         slot[HUNGRY].store(hungry, Ordering::Relaxed);
@@ -290,7 +299,13 @@ impl Tree {
             let taken = slot[TAKEN].load(Ordering::Relaxed);
             let charged = granted.max(taken);
             others.charged_bytes = others.charged_bytes.saturating_add(charged);
-            if slot[LOOKS].load(Ordering::Relaxed) == 0 {
+            let looks = slot[LOOKS].load(Ordering::Relaxed) != 0;
+            let needed = match slot[NEEDED].load(Ordering::Relaxed) {
+                needed if looks && needed != 0 => needed,
+                _ => charged,
+            };
+            others.needed_bytes = others.needed_bytes.saturating_add(needed);
+            if !looks {
                 others.unbound_bytes = others.unbound_bytes.saturating_add(charged);
                 continue;
             }
@@ -393,7 +408,9 @@ fn count_faults(slot: &[AtomicU64], now_ns: u64) -> bool {
 /// Frees a slot for the next; its figures first, so that none is taken for another's.
 fn free(slot: &[AtomicU64], identity: u64) {
     if slot[IDENTITY].load(Ordering::Acquire) == identity {
-        for word in [TAKEN, SAID, FAULTS, SHARED, GRANTED, HUNGRY, LOOKS, STAMP] {
+        for word in [
+            TAKEN, SAID, FAULTS, SHARED, NEEDED, GRANTED, HUNGRY, LOOKS, STAMP,
+        ] {
             slot[word].store(0, Ordering::Relaxed);
         }
         let _freed_once =
@@ -518,6 +535,7 @@ mod tests {
             granted_bytes: granted * MIB,
             faults: 0,
             shared_bytes: 0,
+            needed_bytes: taken * MIB / 4,
             hungry: false,
             now_ns,
         }
@@ -546,6 +564,7 @@ mod tests {
         let seen = again(file, 2).others(5);
         assert_eq!((seen.charged_bytes, seen.looking), (10 * MIB, 0));
         assert_eq!(seen.unbound_bytes, 10 * MIB);
+        assert_eq!(seen.needed_bytes, 10 * MIB, "it gives nothing back");
         // The exec failed.
         tree.say(said(10, 200, 6));
         let seen = again(file, 2).others(6);
@@ -563,6 +582,7 @@ mod tests {
         let other = again(file, 1);
         let seen = other.others(5);
         assert_eq!((seen.charged_bytes, seen.looking), (12 * MIB, 1));
+        assert_eq!(seen.needed_bytes, 10 * MIB / 4);
     }
 
     #[test]

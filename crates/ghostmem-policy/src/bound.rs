@@ -145,6 +145,8 @@ pub struct Share {
     pub bound_bytes: u64,
     /// What the others take, or may before they look again, bytes.
     pub others_bytes: u64,
+    /// What the others keep when they give back all they can, bytes.
+    pub others_needed_bytes: u64,
     /// What those among them take that keep no bound, bytes.
     pub unbound_bytes: u64,
     /// Processes that keep it, this one included.
@@ -163,6 +165,14 @@ impl Share {
     #[must_use]
     pub fn equal_bytes(&self) -> u64 {
         self.usable_bytes().saturating_sub(self.unbound_bytes) / self.members.max(1)
+    }
+
+    /// What this process may come to, bytes: its part, as far as the others can give it
+    /// back. Pages that do not compress stay with who has them.
+    #[must_use]
+    pub fn obtainable_bytes(&self) -> u64 {
+        let given = self.usable_bytes().saturating_sub(self.others_needed_bytes);
+        self.equal_bytes().min(given)
     }
 
     /// What it allows this process, which holds `held_bytes`. What is over the equal part
@@ -494,6 +504,7 @@ mod tests {
         Share {
             bound_bytes: 320 * MIB,
             others_bytes: others_mib * MIB,
+            others_needed_bytes: others_mib * MIB / 4,
             unbound_bytes: 0,
             members,
             others_need,
@@ -518,6 +529,21 @@ mod tests {
             ..share(110, 2, false)
         };
         assert_eq!(beside.equal_bytes(), 100 * MIB);
+    }
+
+    #[test]
+    fn what_others_cannot_give_back_is_not_hoped_for() {
+        assert_eq!(share(300, 2, false).obtainable_bytes(), 155 * MIB);
+        let dense = Share {
+            others_needed_bytes: 290 * MIB,
+            ..share(300, 2, false)
+        };
+        assert_eq!(dense.obtainable_bytes(), 20 * MIB);
+        let more = Share {
+            others_needed_bytes: 400 * MIB,
+            ..dense
+        };
+        assert_eq!(more.obtainable_bytes(), 0);
     }
 
     #[test]

@@ -9,6 +9,8 @@ pub enum Tree {}
 pub struct Others {
     /// Bytes of all of them.
     pub charged_bytes: u64,
+    /// Bytes that they keep when they give back all they can.
+    pub needed_bytes: u64,
     /// Bytes among those of processes that do not keep within the bound.
     pub unbound_bytes: u64,
     /// Processes that do.
@@ -28,6 +30,8 @@ pub struct Said {
     pub faults: u64,
     /// Bytes that it shares.
     pub shared_bytes: u64,
+    /// Bytes that it keeps when it gives back all it can.
+    pub needed_bytes: u64,
     /// It needs more than there is.
     pub hungry: bool,
     /// The moment, nanoseconds.

@@ -30,6 +30,8 @@ pub(crate) struct ProcessBound {
     kin: Kin,
     /// Its equal part of that bound, bytes.
     equal_bytes: AtomicU64,
+    /// What it may come to of that bound as the others give back what they can, bytes.
+    obtainable_bytes: AtomicU64,
     /// What the process takes, and what is left.
     pub(crate) meter: Meter,
     /// What groups and the machine allowed at the last measurement.
@@ -128,6 +130,7 @@ impl ProcessBound {
             tree,
             kin: Kin::new(),
             equal_bytes: AtomicU64::new(0),
+            obtainable_bytes: AtomicU64::new(0),
             meter: Meter::new(),
             places: Shelf::of(Allowance::ALL),
             left_bytes: AtomicU64::new(u64::MAX),
@@ -177,7 +180,7 @@ impl ProcessBound {
     /// others give back for it.
     pub(crate) fn heap_bytes(&self) -> usize {
         let most = self.allowed.get().most_bytes();
-        let most = most.max(self.equal_bytes.load(Ordering::Relaxed));
+        let most = most.max(self.obtainable_bytes.load(Ordering::Relaxed));
         let most = i64::try_from(most).unwrap_or(i64::MAX);
         let beside = i64::try_from(self.other_bytes()).unwrap_or(i64::MAX);
         let beside = beside.saturating_add(self.kin.extra_bytes());
@@ -387,6 +390,7 @@ impl Looking<'_> {
         let share = Share {
             bound_bytes: tree.bound_bytes(),
             others_bytes: others.charged_bytes,
+            others_needed_bytes: others.needed_bytes,
             unbound_bytes: others.unbound_bytes,
             members: others.looking + 1,
             others_need: others.hungry,
@@ -394,11 +398,14 @@ impl Looking<'_> {
         self.0
             .equal_bytes
             .store(share.equal_bytes(), Ordering::Relaxed);
+        self.0
+            .obtainable_bytes
+            .store(share.obtainable_bytes(), Ordering::Relaxed);
         allowed.tighter(share.allowance(held))
     }
 
-    /// Tells the tree what is held and granted; what may be granted of it.
-    fn announce(&self, now: u64, look: &Look, limit_pages: i64) -> i64 {
+    /// Tells the tree what is held, granted and `needed_bytes`; what may be granted of it.
+    fn announce(&self, now: u64, look: &Look, needed_bytes: u64, limit_pages: i64) -> i64 {
         let Some(tree) = self.0.tree else {
             return limit_pages;
         };
@@ -412,6 +419,8 @@ impl Looking<'_> {
                 granted_bytes,
                 faults: self.0.kin.faults(),
                 shared_bytes: self.0.kin.extra_bytes().min(0).unsigned_abs(),
+                // What was handed out beyond the equal part is for nobody to make room for.
+                needed_bytes: needed_bytes.min(look.held_bytes.max(equal)),
                 hungry: look.room_bytes() < HUNGRY_BYTES && look.held_bytes < equal,
                 now_ns: now,
             });
@@ -433,9 +442,10 @@ impl Looking<'_> {
         limit_pages
     }
 
-    /// Notes what follows from the look at the moment `now`; the resident limit.
-    pub(crate) fn found(&self, now: u64, look: &Look) -> i64 {
-        let limit_pages = self.announce(now, look, look.limit_pages());
+    /// Notes what follows from the look at the moment `now`; the resident limit. The
+    /// process needs `needed_bytes` when it gives back all it can.
+    pub(crate) fn found(&self, now: u64, look: &Look, needed_bytes: u64) -> i64 {
+        let limit_pages = self.announce(now, look, needed_bytes, look.limit_pages());
         let strain = look.strain();
         let clock = self.0.clock_pages();
         if (limit_pages - clock).abs() > clock / CLOCK_STEP {

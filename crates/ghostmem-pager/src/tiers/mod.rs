@@ -7,6 +7,7 @@ pub(crate) mod copies;
 pub(crate) mod demote;
 pub(crate) mod fetch;
 pub(crate) mod lap;
+pub(crate) mod needed;
 pub(crate) mod peak;
 pub(crate) mod share;
 pub(crate) mod split;

@@ -86,7 +86,13 @@ impl Engine {
             least_pages: LEAST_PAGES,
             most_pages: bound.most_pages(),
         };
-        let limit = looking.found(now, &look);
+        // Only others want to know.
+        let beside = held_bytes.saturating_sub(own as u64);
+        let needed_bytes = match bound.may_be_given() {
+            true => beside.saturating_add(self.needed_bytes() as u64),
+            false => held_bytes,
+        };
+        let limit = looking.found(now, &look, needed_bytes);
         self.budget.set_limit(limit);
         drop(looking);
         if due {
