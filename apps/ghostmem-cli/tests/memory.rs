@@ -2,10 +2,13 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Output};
 
 const MIB: u64 = 1 << 20;
+/// signal(7).
+const SIGBUS: i32 = 7;
 
 /// Runs a Python program under a bound; what it said, and the figures.
 fn python(name: &str, memory: &str, program: &str) -> (Output, serde_json::Value) {
@@ -65,6 +68,31 @@ except MemoryError:
     assert!(output.status.success(), "{}: {errors}", output.status);
     assert_eq!(text(&output.stdout), "refused True\n", "{errors}");
     assert_eq!(figures["bound_overruns"].as_u64(), Some(0), "{figures}");
+}
+
+/// Zeros are granted by the compression hoped for. What is then read into them and fits
+/// nowhere ends the process: an error could be taken for "try again", and the bytes are gone.
+#[test]
+fn what_a_call_read_and_memory_does_not_hold_ends_the_program() {
+    let program = "\
+import os
+kept = bytearray(150 << 20)
+view = memoryview(kept)
+print('granted', flush=True)
+with open('/dev/urandom', 'rb', buffering=0) as source:
+    for at in range(0, len(kept), 1 << 20):
+        try:
+            source.readinto(view[at:at + (1 << 20)])
+        except OSError as error:
+            print(error)
+            break
+print('not ended')
+";
+    let (output, _) = python("call", "96M", program);
+    let errors = text(&output.stderr);
+    assert_eq!(text(&output.stdout), "granted\n", "{errors}");
+    assert_eq!(output.status.signal(), Some(SIGBUS), "{errors}");
+    assert!(errors.contains("memory of 96 MiB is full"), "{errors}");
 }
 
 #[test]

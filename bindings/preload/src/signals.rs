@@ -25,7 +25,7 @@ use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use crate::bounce;
 use crate::calls::{Done, error, load_if, store_if};
 use crate::guarded::{self, Touch};
-use ghostmem::Hole;
+use ghostmem::{Backend, Hole};
 use ghostmem_os::{doorway, told};
 
 use crate::raw::{Answer, call, failed, own};
@@ -350,20 +350,40 @@ fn fault_at(signal: i32, code: i32, address: usize) -> libc::siginfo_t {
     info
 }
 
+/// Where a fault was.
+fn address_of(info: &libc::siginfo_t) -> usize {
+    // SAFETY: faults have an address; what is read otherwise is not used.
+    unsafe { info.si_addr() as usize }
+}
+
 /// A fault at ghost memory that is not the program's; `None` for every other.
 fn of_a_hole(signal: i32, info: &libc::siginfo_t) -> Option<libc::siginfo_t> {
     let is_touch = match signal {
         libc::SIGBUS => info.si_code == NO_PAGE,
         _ => matches!(info.si_code, NOT_MAPPED | NO_ACCESS),
     };
-    // SAFETY: faults have an address; what is read otherwise is not used.
-    let address = unsafe { info.si_addr() } as usize;
+    let address = address_of(info);
     let heap = ghost::owner(address).filter(|_| is_touch)?;
     let code = match heap.hole_at(address)? {
         Hole::Unmapped => NOT_MAPPED,
         Hole::Closed => NO_ACCESS,
     };
     Some(fault_at(libc::SIGSEGV, code, address))
+}
+
+/// Whether a fault at an address came to a page of the program's that the engine did not
+/// bring in: it is lost, or a bound on memory has no place for it. By SIGSEGV the kernel
+/// also tells of what the program protected by itself, as long as that is ghost memory.
+fn is_kept_back(signal: i32, address: usize) -> bool {
+    ghost::owner(address).is_some_and(|heap| {
+        let is_engines = match heap.backend() {
+            Backend::Guard | Backend::GuardMprotect => signal == libc::SIGSEGV,
+            _ => signal == libc::SIGBUS,
+        };
+        is_engines
+            && heap.hole_at(address).is_none()
+            && heap.is_resident(address as *const u8) == Some(false)
+    })
 }
 
 /// The engine's way out, for faults that are not its own.
@@ -390,6 +410,11 @@ extern "C-unwind" fn pass_on(
     let sent = unsafe { (*info).si_code } <= 0;
     let instruction = &mut registers(context)[libc::REG_RIP as usize];
     if !sent && let Some(land) = guarded::landing(*instruction as usize) {
+        // SAFETY: the kernel's own structure, handed through.
+        if !is_remade && is_kept_back(signal, address_of(unsafe { &*info })) {
+            // What is copied may be nowhere else any more: no answer would tell of it.
+            return end_by(signal, false);
+        }
         // A copy of ours at an address that the program gave.
         *instruction = land as i64;
         return;
