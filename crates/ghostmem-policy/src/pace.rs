@@ -12,6 +12,7 @@
 //!   above 2 %                     as long as the turn    a half at most
 //!   above 3 %                     a third of the turn    three quarters
 //!   the turn won nothing          19 times the turn      a twentieth at most
+//!   but 1 % more is free since    as above
 //!   and nothing happened since    until something does   none
 //! ```
 //! A turn has won something when the free space fell by a fair part of what it
@@ -48,7 +49,7 @@ const TARGET_SHARE: u64 = 200;
 pub const TURN_SLOTS_MIN: u64 = 256;
 /// And at most, in a store that is not large: few enough that the slabs they go to,
 /// and the ones they leave until these are returned, are no overhead to speak of.
-const TURN_SLOTS_MAX: u64 = 1024;
+const TURN_SLOTS_MAX: u64 = 512;
 /// In a large store, as a part of the slots.
 const TURN_SHARE: u64 = 256;
 /// A turn was worth it if it won one byte in this many that it moved: half of
@@ -82,6 +83,12 @@ impl StoreFigures {
         self.held_bytes
             .saturating_sub(self.slot_bytes)
             .saturating_sub(self.spare_bytes)
+    }
+
+    /// Whether so much is free that rewriting outruns the turns.
+    #[must_use]
+    pub const fn is_pressing(&self) -> bool {
+        self.free_bytes() > self.slot_bytes / PRESSING_SHARE
     }
 
     /// Whether so much is free that a faulting thread helps.
@@ -132,6 +139,10 @@ pub struct Pace {
     took: Duration,
     /// It won something: there may be more.
     behind: bool,
+    /// How soon the next one may begin, by what it left.
+    next: Duration,
+    /// Free space that it left, bytes.
+    left_bytes: u64,
     /// The program's own traffic with the store by then.
     traffic: u64,
     /// The last look at the counters.
@@ -146,6 +157,8 @@ impl Pace {
             turned_ns: now_ns,
             took: Duration::ZERO,
             behind: false,
+            next: REST,
+            left_bytes: 0,
             traffic: 0,
             looked_ns: now_ns,
         }
@@ -155,7 +168,7 @@ impl Pace {
     /// `None`: for as long as nothing happens.
     #[must_use]
     pub fn nap(&self) -> Option<Duration> {
-        self.behind.then(|| (self.took * 3).max(LOOK))
+        self.behind.then(|| self.next.max(LOOK))
     }
 
     /// Whether it is time to look at the store's figures; counts as a look.
@@ -181,9 +194,11 @@ impl Pace {
             return None;
         }
         let (free, live) = (store.free_bytes(), store.slot_bytes);
+        // What became free since then is no part of what could not be won.
+        let grown = free > self.left_bytes.saturating_add(live / NEED_SHARE);
         let rest = if free <= live / NEED_SHARE {
             REST
-        } else if !self.behind {
+        } else if !self.behind && !grown {
             (self.took * 19).max(FRUITLESS)
         } else if free <= live / PRESSING_SHARE {
             self.took * 3
@@ -212,6 +227,8 @@ impl Pace {
         self.looked_ns = now_ns;
         self.took = took;
         self.traffic = after.traffic();
+        self.left_bytes = after.free_bytes();
+        self.next = self.rest(after).unwrap_or(REST);
     }
 }
 
@@ -255,7 +272,26 @@ mod tests {
             assert!(!pace.is_due(rest_ns - 2, &store), "{free} bytes free");
             assert!(pace.is_due(rest_ns, &store), "{free} bytes free");
         }
-        assert_eq!(pace.nap(), Some(Duration::from_millis(3)));
+    }
+
+    #[test]
+    fn the_nap_after_a_turn_is_the_rest_that_what_it_left_asks_for() {
+        for (free, took_ms, nap_ms) in [
+            (9_000, 1, 200),
+            (15_000, 3, 9),
+            (25_000, 3, 3),
+            (50_000, 3, 1),
+        ] {
+            let mut pace = Pace::new(0);
+            let (before, after) = (store(100_000, 1000), store(free, 1000));
+            pace.turned(0, Duration::from_millis(took_ms), 300, (&before, &after));
+            assert_eq!(
+                pace.nap(),
+                Some(Duration::from_millis(nap_ms)),
+                "{free} bytes free"
+            );
+        }
+        assert_eq!(after_turn(false).nap(), None);
     }
 
     #[test]
@@ -266,6 +302,14 @@ mod tests {
         let busy = store(100_000, 1000 + TRAFFIC_MIN);
         assert!(!pace.is_due(19 * MS, &busy));
         assert!(pace.is_due(20 * MS, &busy));
+    }
+
+    #[test]
+    fn what_became_free_since_a_turn_that_won_nothing_is_worth_another() {
+        let pace = after_turn(false);
+        let grown = |free| store(free, 1000 + TRAFFIC_MIN);
+        assert!(!pace.is_due(19 * MS, &grown(110_000)));
+        assert!(pace.is_due(MS, &grown(110_001)));
     }
 
     #[test]
@@ -286,7 +330,7 @@ mod tests {
     #[test]
     fn a_turn_moves_what_is_too_much_and_neither_crumbs_nor_everything() {
         assert_eq!(store(0, 0).slots_to_move(), TURN_SLOTS_MIN);
-        assert_eq!(store(605_000, 0).slots_to_move(), 600);
+        assert_eq!(store(405_000, 0).slots_to_move(), 400);
         assert_eq!(store(9_000_000, 0).slots_to_move(), TURN_SLOTS_MAX);
         let large = StoreFigures {
             live_slots: 1_000_000,

@@ -105,11 +105,8 @@ impl Engine {
     }
 
     pub(crate) fn wake_worker(&self) {
-        if !self.worker.stands_back.load(Ordering::Relaxed)
-            && self.worker.asleep.load(Ordering::Relaxed) == 1
-            && self.worker.asleep.swap(0, Ordering::AcqRel) == 1
-        {
-            futex::wake_all(&self.worker.asleep);
+        if !self.worker.stands_back.load(Ordering::Relaxed) {
+            self.worker.rouse();
         }
     }
 

@@ -1,7 +1,8 @@
 //! What the reclaimer's thread and those who wake it share.
 
-use core::sync::atomic::{AtomicBool, AtomicU64};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use ghostmem_os::futex;
 use ghostmem_os::lock::Lock;
 use ghostmem_os::thread::EngineThread;
 
@@ -12,4 +13,13 @@ pub(crate) struct WorkerState {
     /// the program less.
     pub(crate) stands_back: AtomicBool,
     pub(crate) thread: Lock<Option<EngineThread>>,
+}
+
+impl WorkerState {
+    /// Ends the background thread's nap, though it may leave evictions to others.
+    pub(crate) fn rouse(&self) {
+        if self.asleep.load(Ordering::Relaxed) == 1 && self.asleep.swap(0, Ordering::AcqRel) == 1 {
+            futex::wake_all(&self.asleep);
+        }
+    }
 }

@@ -68,7 +68,12 @@ impl Engine {
         if self.store.held_bytes() < HELP_BYTES_MIN {
             return;
         }
-        if figures(&self.store.stats()).is_urgent() {
+        let figures = figures(&self.store.stats());
+        if figures.is_pressing() {
+            // Where faults evict for themselves nothing else ends its nap.
+            self.worker.rouse();
+        }
+        if figures.is_urgent() {
             self.compact_few();
         }
     }
