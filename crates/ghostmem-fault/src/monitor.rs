@@ -192,7 +192,7 @@ extern "C" fn serve(monitor: *mut libc::c_void) -> *mut libc::c_void {
                     }
                     Verdict::Retry | Verdict::Wait { .. } | Verdict::Refused => {
                         let page = message.address & !(PAGE_SIZE - 1);
-                        let _nobody = monitor.uffd.wake(page, PAGE_SIZE);
+                        let _nobody = monitor.uffd.wake_unless_held(page, PAGE_SIZE);
                     }
                 }
             }

@@ -16,6 +16,7 @@ use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use crate::calls;
 use crate::descriptor::{close, out_of_the_way};
 use crate::error::{OsError, errno};
+use crate::futex;
 use crate::kernel;
 use crate::lineage;
 use crate::map::PAGE_SIZE;
@@ -176,6 +177,8 @@ pub struct Uffd {
     lanes: [AtomicI32; LANES_MAX],
     /// See [`Uffd::hold_wakes`].
     held: AtomicU64,
+    /// Threads in [`Uffd::wake_unless_held`], which wake somebody if nobody holds wakes.
+    waking: AtomicU64,
 }
 
 /// Most lanes beside the first descriptor.
@@ -248,6 +251,7 @@ impl Uffd {
             fd: AtomicI32::new(fd),
             lanes: [const { AtomicI32::new(-1) }; LANES_MAX],
             held: AtomicU64::new(0),
+            waking: AtomicU64::new(0),
         }
     }
 
@@ -284,6 +288,7 @@ impl Uffd {
     /// which has none of the threads that may have held wakes.
     pub fn replace(&self, fresh: Self) {
         self.held.store(0, Ordering::SeqCst);
+        self.waking.store(0, Ordering::SeqCst);
         for (old, new) in self.descriptors().zip(fresh.descriptors()) {
             let new = new.swap(-1, Ordering::AcqRel);
             close(old.swap(new, Ordering::AcqRel));
@@ -409,9 +414,15 @@ impl Uffd {
 
     /// As long as the answer lives, pages that are put in place or opened leave the
     /// threads that wait for them asleep, until [`Uffd::wake`] (message mode): also
-    /// those that other threads put in place ([`Uffd::wakes`]).
+    /// those that other threads put in place ([`Uffd::wakes`]). Waits for those who wake
+    /// somebody just now.
     pub fn hold_wakes(&self) -> HeldWakes<'_> {
         self.held.fetch_add(HELD_BEFORE | 1, Ordering::SeqCst);
+        let mut tries = 0;
+        while self.waking.load(Ordering::SeqCst) != 0 {
+            futex::pause(tries);
+            tries = tries.saturating_add(1);
+        }
         HeldWakes(self)
     }
 
@@ -439,6 +450,28 @@ impl Uffd {
     pub fn wake(&self, base: usize, len: usize) -> Result<(), OsError> {
         let mut arg = range(base, len);
         self.ioctl("UFFDIO_WAKE", REQ_WAKE, &raw mut arg)
+    }
+
+    /// As [`Uffd::wake`], once nobody holds wakes: several threads may wait on one page,
+    /// and the one that wakes are held for is to sleep on. Not while holding them.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn wake_unless_held(&self, base: usize, len: usize) -> Result<(), OsError> {
+        let mut tries = 0;
+        loop {
+            // Either who holds them sees us, and waits, or we see them held.
+            self.waking.fetch_add(1, Ordering::SeqCst);
+            if self.wakes().are_free() {
+                break;
+            }
+            self.waking.fetch_sub(1, Ordering::SeqCst);
+            futex::pause(tries);
+            tries = tries.saturating_add(1);
+        }
+        let woken = self.wake(base, len);
+        self.waking.fetch_sub(1, Ordering::SeqCst);
+        woken
     }
 
     /// Reads one message; `None` when there is none (the descriptor is
