@@ -460,6 +460,8 @@ impl Machine {
             known.resize_with(pages, Known::default);
         }
         drop(known);
+        // It may have grown over one that was leaving.
+        self.forget_those_that_left();
         self.blocks.borrow_mut().push(block);
     }
 
