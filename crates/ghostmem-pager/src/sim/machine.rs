@@ -1,6 +1,7 @@
 //! The program of a run: its operations, each on an actor's own stack, and what must hold
 //! while they run.
 
+use core::sync::atomic::Ordering;
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
 use std::rc::Rc;
@@ -25,8 +26,11 @@ use crate::sim::plan::{Op, Setting, Verb, mix};
 use crate::sim::schedule::{PROGRAM, Schedule};
 use crate::tiers::demote::Turns;
 
-/// Pages of all blocks together, at most about.
-const PAGES_MAX: usize = 500;
+/// Pages of a block when it is allocated, at most.
+const BLOCK_PAGES_MAX: u64 = 90;
+
+/// Pages of one that grows, at most.
+const GROWN_PAGES_MAX: usize = 4 * BLOCK_PAGES_MAX as usize;
 
 /// Frames beyond the limit that `fault::frame` may take when nothing can leave.
 const OVERDRAFT_MAX: i64 = 68;
@@ -112,6 +116,8 @@ pub(crate) struct Machine {
     locked: RefCell<Vec<usize>>,
     reclaimer: RefCell<Reclaimer>,
     demoter: RefCell<Turns>,
+    /// There are a reclaimer and a demoter.
+    has_threads: Cell<bool>,
     /// The resident limit, or what was resident when it was lowered.
     ceiling: Cell<i64>,
     /// Frames beyond the limit taken before it was kept to the last time.
@@ -143,7 +149,7 @@ impl Machine {
             on_lost: Some(on_lost),
             readahead: setting.readahead == 1,
             background: true,
-            background_in_children: false,
+            background_in_children: setting.heirs == 1,
             keep_copies: setting.copies == 1,
             report_thrashing: false,
             store_capacity_bytes: 16 << 20,
@@ -163,6 +169,7 @@ impl Machine {
             locked: RefCell::default(),
             reclaimer: RefCell::new(Reclaimer::new(8)),
             demoter: RefCell::new(Turns::new()),
+            has_threads: Cell::new(true),
             ceiling: Cell::new(engine.budget.limit()),
             overdrafts: Cell::new(0),
             is_limiting: Cell::new(false),
@@ -234,6 +241,7 @@ impl Machine {
                 self.engine.compact_store(how as usize % 64, 0);
             }
             Verb::Time => self.sim.advance(how % 300_000_000),
+            Verb::Reclaimer | Verb::Demoter if !self.has_threads.get() => {}
             Verb::Reclaimer => {
                 let nap = self.engine.reclaimer_step(&mut self.reclaimer.borrow_mut());
                 self.sim.note(nap.map_or(1, |nap| nap.as_nanos() as u64));
@@ -380,10 +388,11 @@ impl Machine {
 
     fn allocate(&self, how: u64) {
         let held: usize = self.blocks.borrow().iter().map(|b| b.pages.get()).sum();
-        if held >= PAGES_MAX {
+        if held as u64 >= self.setting.pages {
             return;
         }
-        let pages = 1 + how as usize % 90;
+        let most = BLOCK_PAGES_MAX.min(self.setting.pages / 2);
+        let pages = 1 + (how % most) as usize;
         let address = Engine::allocate(&self.engine, pages, 1).expect("there is no limit");
         self.take(address, pages, (how >> 48) as u8);
     }
@@ -443,7 +452,7 @@ impl Machine {
             return;
         };
         let before = block.pages.get();
-        let pages = 1 + how as usize % (2 * before);
+        let pages = 1 + how as usize % (2 * before).min(GROWN_PAGES_MAX);
         self.tell(|| format!("{:#x}, {before} pages, to {pages}", block.address));
         let resized = self.engine.resize(block.address, pages);
         let mut known = block.known.borrow_mut();
@@ -599,8 +608,21 @@ impl Machine {
         ghostmem_fault::gate().thaw();
         self.engine.give_to_monitor_in_child();
         self.engine.restart_threads_in_child();
+        self.replace_threads();
         // Locks are not inherited.
         self.locked.borrow_mut().clear();
+    }
+
+    /// The threads of a child remember nothing of those of its parent, or are not there at
+    /// all. The engine had no thread to begin with, and could start none.
+    fn replace_threads(&self) {
+        let are_there = self.has_threads.get() && self.setting.heirs == 1;
+        self.has_threads.set(are_there);
+        self.reclaimer.replace(Reclaimer::new(8));
+        self.demoter.replace(Turns::new());
+        if let Some(cold) = self.engine.cold.as_ref().filter(|_| are_there) {
+            cold.failing.store(false, Ordering::Relaxed);
+        }
     }
 
     // What must hold.

@@ -41,7 +41,7 @@ macro_rules! verbs {
             $($(#[$doc])* $verb,)*
         }
 
-        /// Each verb, its name in a script, and how often it comes in 1024 operations.
+        /// Each verb, its name in a script, and how often it comes beside the others.
         const VERBS: &[(Verb, &str, u64)] = &[$((Verb::$verb, $text, $weight),)*];
     };
 }
@@ -69,7 +69,7 @@ verbs! {
     Unpin "unpin" 22,
     Limit "limit" 8,
     ForkParent "fork-parent" 6,
-    ForkChild "fork-child" 2,
+    ForkChild "fork-child" 4,
     Lock "lock" 8,
     Unlock "unlock" 8,
     Shed "shed" 8,
@@ -96,6 +96,15 @@ impl Verb {
     pub(crate) const fn is_alone(self) -> bool {
         matches!(self, Self::ForkChild | Self::Audit)
     }
+
+    /// Halves of its weight that it has in any run: without pages and the engine's threads
+    /// nothing happens.
+    const fn parts_min(self) -> u64 {
+        match self {
+            Self::Load | Self::Store | Self::Allocate | Self::Reclaimer | Self::Demoter => 2,
+            _ => 0,
+        }
+    }
 }
 
 /// An operation. What its two numbers mean is the verb's.
@@ -107,30 +116,58 @@ pub(crate) struct Op {
 }
 
 /// Operation after which a page is pinned often, in runs whose setting says so.
-const PIN_OFTEN: u32 = 300;
+const PIN_OFTEN: u32 = 100;
+
+/// Operations that a run begins with: blocks for all others.
+const ALLOCATIONS: u32 = 3;
+
+/// How often each verb comes in a run: for each the sum of its weight and of those before.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Weights([u64; VERBS.len()]);
+
+impl Weights {
+    /// Those of the table in half of the runs. In the others each verb comes as often as
+    /// there, more often, or never: what many verbs hide from each other, fewer reach.
+    fn of(seed: u64) -> Self {
+        const PARTS: [u64; 8] = [0, 0, 2, 2, 2, 2, 5, 12];
+        let is_own = mix(seed ^ 0x3E16, 0, 0) & 1 == 1;
+        let mut sums = [0; VERBS.len()];
+        let mut sum = 0;
+        for (number, &(verb, _, weight)) in VERBS.iter().enumerate() {
+            let parts = match mix(seed ^ 0x3E16, 1, number as u32) % PARTS.len() as u64 {
+                _ if !is_own => 2,
+                drawn => PARTS[drawn as usize],
+            };
+            sum += weight * parts.max(verb.parts_min());
+            sums[number] = sum;
+        }
+        Self(sums)
+    }
+
+    fn draw(&self, random: u64) -> Verb {
+        let drawn = random % self.0[VERBS.len() - 1];
+        VERBS[self.0.partition_point(|&sum| sum <= drawn)].0
+    }
+}
 
 impl Op {
-    fn of(seed: u64, id: u32, setting: &Setting) -> Self {
+    fn of(seed: u64, id: u32, setting: &Setting, weights: &Weights) -> Self {
         let at = mix(seed ^ 0xA5A5, id, 1);
         let how = mix(seed ^ 0x5A5A, id, 2);
-        if id == PIN_OFTEN && setting.often == 1 {
-            let verb = Verb::PinOften;
-            return Self { verb, at, how };
-        }
-        let total = VERBS.iter().map(|row| row.2).sum::<u64>();
-        let mut drawn = mix(seed, id, 0) % total;
-        for &(verb, _, weight) in VERBS {
-            if drawn < weight {
-                let verb = match verb {
-                    Verb::Demoter if setting.file == 0 => Verb::Load,
-                    verb => verb,
-                };
-                return Self { verb, at, how };
-            }
-            drawn -= weight;
-        }
-        unreachable!("the draw is below the sum")
+        let verb = match weights.draw(mix(seed, id, 0)) {
+            _ if id < ALLOCATIONS => Verb::Allocate,
+            _ if id == PIN_OFTEN && setting.often == 1 => Verb::PinOften,
+            Verb::Demoter if setting.file == 0 => Verb::Load,
+            verb => verb,
+        };
+        Self { verb, at, how }
     }
+}
+
+/// Steps of a run of a seed, at most `most`: a thread's first turns and the first batch of
+/// a file come once in each run.
+const fn steps_of(seed: u64, most: u64) -> u64 {
+    most >> [0, 0, 2, 4][(mix(seed ^ 0x57E9, 0, 0) % 4) as usize]
 }
 
 /// What is decided at a point.
@@ -203,15 +240,15 @@ setting! {
     /// 0: userfaultfd, 1: guard, 2: guard by mprotect.
     manner = |draw: Draw<'_>| [0, 0, 0, 1, 2][draw(5) as usize];
     /// 1: there is a file.
-    file = |draw: Draw<'_>| u64::from(draw(3) == 0);
+    file = |draw: Draw<'_>| draw(2);
     /// Pages that may be resident.
     limit = |draw: Draw<'_>| 16 + draw(120);
     readahead = |draw: Draw<'_>| u64::from(draw(4) > 0);
     compress = |draw: Draw<'_>| u64::from(draw(4) > 0);
     /// 1: clean pages keep their copies.
     copies = |draw: Draw<'_>| u64::from(draw(8) > 0);
-    /// KiB of the store beside a file.
-    share = |draw: Draw<'_>| 8 << draw(4);
+    /// KiB of the store beside a file; 0: pages go there as soon as they are evicted.
+    share = |draw: Draw<'_>| [0, 8, 16, 32, 64][draw(5) as usize];
     encrypt = |draw: Draw<'_>| draw(2);
     /// 1: a disk lies and forgets.
     lies = |draw: Draw<'_>| u64::from(draw(3) == 0);
@@ -220,9 +257,16 @@ setting! {
     /// Points of 1024 at which another operation goes on.
     switch = |draw: Draw<'_>| [8, 40, 160, 400][draw(4) as usize];
     /// 1: calls go wrong.
-    wrong = |draw: Draw<'_>| u64::from(draw(6) > 0);
+    wrong = |draw: Draw<'_>| u64::from(draw(4) > 0);
     /// 1: a page is pinned very often.
     often = |draw: Draw<'_>| u64::from(draw(200) == 0);
+    /// Switches of 1024 after which an actor stays where it is for long, whoever else goes
+    /// on.
+    stall = |draw: Draw<'_>| [0, 32, 128, 512][draw(4) as usize];
+    /// Pages of all blocks together, about: the fewer, the more often two actors meet.
+    pages = |draw: Draw<'_>| [12, 40, 150, 500][draw(4) as usize];
+    /// 1: a child has a reclaimer and a demoter of its own; 0: it has none.
+    heirs = |draw: Draw<'_>| u64::from(draw(4) > 0);
 }
 
 /// What is written down.
@@ -318,6 +362,7 @@ pub(crate) enum Source {
         seed: u64,
         /// Steps after which no operation begins.
         steps: u64,
+        weights: Weights,
     },
     Script(Script),
 }
@@ -332,7 +377,8 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    pub(crate) fn of_seed(seed: u64, steps: u64, record: bool) -> Self {
+    /// A seed's run, of at most so many steps, and a few more until all are at their ends.
+    pub(crate) fn of_seed(seed: u64, steps_max: u64, record: bool) -> Self {
         let setting = Setting::of(seed);
         let record = record.then(|| Script {
             setting,
@@ -341,7 +387,11 @@ impl Plan {
         });
         Self {
             setting,
-            source: Source::Seed { seed, steps },
+            source: Source::Seed {
+                seed,
+                steps: steps_of(seed, steps_max),
+                weights: Weights::of(seed),
+            },
             next: 0,
             record,
         }
@@ -359,9 +409,13 @@ impl Plan {
     /// The operation that would begin next.
     pub(crate) fn peek(&self, steps_done: u64) -> Option<(u32, Op)> {
         match &self.source {
-            Source::Seed { seed, steps } => (steps_done < *steps).then(|| {
+            Source::Seed {
+                seed,
+                steps,
+                weights,
+            } => (steps_done < *steps).then(|| {
                 let id = self.next as u32;
-                (id, Op::of(*seed, id, &self.setting))
+                (id, Op::of(*seed, id, &self.setting, weights))
             }),
             Source::Script(script) => script.ops.get(self.next).copied(),
         }
@@ -398,12 +452,16 @@ pub(crate) enum Drawn {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
     fn a_script_that_is_written_is_read_again() {
         let setting = Setting::of(3);
-        let ops = (0..400).map(|id| (id, Op::of(3, id, &setting))).collect();
+        let weights = Weights::of(3);
+        let op = |id| (id, Op::of(3, id, &setting, &weights));
+        let ops = (0..400).map(op).collect();
         let choices = [
             ((3, 7), Choice::Run(2)),
             ((3, END), Choice::Start),
@@ -422,6 +480,21 @@ mod tests {
         assert!(Script::parse("op 1 fly 2 3").is_err());
         assert!(Script::parse("choice 1 2 run").is_err());
         assert!(Script::parse("setting colour 3").is_err());
+    }
+
+    #[test]
+    fn runs_differ_in_length_and_in_what_they_do() {
+        let steps: BTreeSet<u64> = (0..64).map(|seed| steps_of(seed, 1600)).collect();
+        assert_eq!(steps, [100, 400, 1600].into());
+        let count = |seed, verb| {
+            let (setting, weights) = (Setting::of(seed), Weights::of(seed));
+            let verbs = (0..2000).map(|id| Op::of(seed, id, &setting, &weights).verb);
+            verbs.filter(|&drawn| drawn == verb).count()
+        };
+        let evictions: Vec<usize> = (0..64).map(|seed| count(seed, Verb::Evict)).collect();
+        let (least, most) = (evictions.iter().min(), evictions.iter().max());
+        assert!(least == Some(&0) && most > Some(&400), "{evictions:?}");
+        assert!((0..64).all(|seed| count(seed, Verb::Store) > 100));
     }
 
     #[test]

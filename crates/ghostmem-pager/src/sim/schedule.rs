@@ -11,7 +11,8 @@
 //!                 actor goes on there.
 //! ```
 //! At each point the plan decides whether the actor goes on, another one does, or the next
-//! operation begins. An actor that sleeps goes on when it is woken, or when the clock has
+//! operation begins. In most runs some actors that give way are stalled: the others do up to
+//! some hundred operations before these go on. An actor that sleeps goes on when it is woken, or when the clock has
 //! come to the end of its sleep; the clock is put forward when nobody else can run.
 
 use std::cell::{Cell, RefCell};
@@ -32,6 +33,9 @@ const NOBODY: usize = ACTORS;
 const STEP_NS: u64 = 100;
 const PAUSE_NS: u64 = 5_000;
 
+/// Steps that a stalled actor stays where it is, at least; 128 times as many at most.
+const STALL_STEPS: u64 = 32;
+
 /// Points without an operation that ends, before the run counts as hung.
 const HUNG: u64 = 20_000_000;
 
@@ -47,6 +51,8 @@ pub(crate) struct Actor {
     until_ns: Cell<u64>,
     /// On what it sleeps.
     word: Cell<usize>,
+    /// It stays where it is until the run has so many steps.
+    stalled_until: Cell<u64>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -106,6 +112,7 @@ impl Schedule {
             point: Cell::new(0),
             until_ns: Cell::new(0),
             word: Cell::new(0),
+            stalled_until: Cell::new(0),
         };
         let schedule: &'static Self = Box::leak(Box::new(Self {
             plan: RefCell::new(Plan::of_seed(0, 0, false)),
@@ -259,7 +266,7 @@ impl Schedule {
         let options = &options[..count];
         let next = match drawn {
             Drawn::Random(_) if count == 0 => None,
-            Drawn::Random(random) => Some(options[((random >> 32) % count as u64) as usize]),
+            Drawn::Random(random) => Some(self.draw(options, random >> 32)),
             Drawn::Written(choice) => {
                 let written = options
                     .iter()
@@ -274,6 +281,33 @@ impl Schedule {
             self.plan.borrow_mut().note(op, point, choice);
         }
         Some(next)
+    }
+
+    /// One of `options`; a stalled actor only where all of them are stalled.
+    fn draw(&self, options: &[Next], random: u64) -> Next {
+        let steps = self.steps.get();
+        let goes_on = |next: &&Next| match **next {
+            Next::Resume(at) => self.actors[at].stalled_until.get() <= steps,
+            Next::Start => true,
+        };
+        let count = options.iter().filter(goes_on).count();
+        let drawn = match count {
+            0 => options.get(random as usize % options.len()),
+            _ => options.iter().filter(goes_on).nth(random as usize % count),
+        };
+        *drawn.expect("somebody could go on")
+    }
+
+    /// An actor that gives way stays where it is for long, now and then, while others do
+    /// many operations. A script says who goes on, and stalls no actor.
+    fn stall(&self, actor: &Actor, (op, point): (u32, u32)) {
+        let plan = self.plan.borrow();
+        if let Drawn::Random(random) = plan.drawn(op, point)
+            && random >> 10 & 1023 < plan.setting.stall
+        {
+            let steps = STALL_STEPS << (random >> 20 & 7);
+            actor.stalled_until.set(self.steps.get() + steps);
+        }
     }
 
     // Points.
@@ -316,6 +350,7 @@ impl Schedule {
         if is_look {
             self.step();
         }
+        self.stall(actor, at);
         self.go_on_elsewhere(at, Some(next));
     }
 
@@ -489,6 +524,7 @@ impl Schedule {
         actor.job.set(op);
         actor.point.set(0);
         actor.until_ns.set(0);
+        actor.stalled_until.set(0);
         self.alone.set(op.verb.is_alone());
         Some(at)
     }

@@ -11,7 +11,7 @@ use crate::sim::run::Runner;
 use crate::sim::schedule::{Counts, Schedule};
 use crate::sim::shrink::{manner_of, shrink};
 
-/// Steps of one run, after which no operation begins.
+/// Steps of the longest runs, after which no operation begins.
 const RUN_STEPS: u64 = 40_000;
 
 /// Steps where none are asked for: what `scripts/test` runs.
@@ -27,7 +27,7 @@ kept in tests/sim. A run that fails is made shorter, printed and written to a fi
 
   --steps N      steps in all (1000000)
   --seed N       the first seed (1)
-  --run-steps N  steps of each seed's run (40000)
+  --run-steps N  steps of the longest runs (40000); others have fewer
   --replay FILE  runs what a file says
   --tell         prints each operation and decision
   --shrink SEED  makes the run of a seed that fails shorter
