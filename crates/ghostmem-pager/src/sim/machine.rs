@@ -7,20 +7,19 @@ use std::collections::HashSet;
 use std::rc::Rc;
 
 use ghostmem_codec::AnyCodec;
-use ghostmem_fault::sim::{Answer, Call, Manner, Simulation, Thread};
+use ghostmem_fault::sim::{Manner, Simulation, Thread};
 use ghostmem_fault::{FaultSink, Opened};
-use ghostmem_file::{Faults, Injected, Options};
 use ghostmem_os::map::MapArc;
 use ghostmem_os::{PAGE_SIZE, futex};
 use ghostmem_store::Place;
 use ghostmem_table::{PageState, Word};
 
 use crate::evict::reclaimer::Reclaimer;
-use crate::parts::cold::{Cold, ColdSettings};
 use crate::parts::config::Config;
 use crate::parts::engine::Engine;
 use crate::parts::lost::{LostDecision, LostPage};
 use crate::parts::metrics::Counter;
+use crate::sim::disk::file;
 use crate::sim::oracle::{Block, Bytes, Known, Use, ZEROS, kind_of, write};
 use crate::sim::plan::{Op, Setting, Verb, mix};
 use crate::sim::schedule::{PROGRAM, Schedule};
@@ -42,56 +41,6 @@ const LOCKED_MAX: usize = 3;
 
 /// Pins of one page: more than 16 bits count.
 const OFTEN: usize = (1 << 16) + 2;
-
-/// A disk of the simulation of whatever thread uses it.
-#[derive(Debug)]
-struct Disk;
-
-impl Disk {
-    fn call(call: Call, offset: u64, len: usize) -> Injected {
-        let answer = Simulation::current().map(|sim| sim.call(call, offset as usize / PAGE_SIZE));
-        let reads = call == Call::DiskRead;
-        match answer {
-            Some(Answer::Refused(errno)) => Injected::Errno(errno),
-            Some(Answer::Part) => Injected::Short(len / 2, 28),
-            Some(Answer::Lie(how)) if reads || how & 1 == 0 => {
-                Injected::Flip(how as usize >> 4, 1 << (how >> 1 & 7))
-            }
-            Some(Answer::Lie(_)) => Injected::Lost,
-            _ => Injected::Nothing,
-        }
-    }
-}
-
-impl Faults for Disk {
-    fn read(&self, offset: u64, len: usize) -> Injected {
-        Self::call(Call::DiskRead, offset, len)
-    }
-    fn write(&self, offset: u64, len: usize) -> Injected {
-        Self::call(Call::DiskWrite, offset, len)
-    }
-    fn punch(&self, offset: u64, len: u64) -> Injected {
-        Self::call(Call::DiskPunch, offset, len as usize)
-    }
-    fn reserve(&self, offset: u64, len: u64) -> Injected {
-        Self::call(Call::DiskReserve, offset, len as usize)
-    }
-}
-
-/// A file in memory, where there is such a file system.
-fn file(setting: &Setting) -> ColdSettings {
-    let memory = std::path::Path::new("/dev/shm");
-    let place = match memory.is_dir() {
-        true => memory.to_path_buf(),
-        false => std::env::temp_dir(),
-    };
-    let options = Options::unnamed(place)
-        .direct(false)
-        .encrypt(setting.encrypt == 1)
-        .faults(&Disk);
-    let file = Cold::file(&options).expect("a file for the simulation");
-    ColdSettings::new(file, Some(setting.share as usize * 1024)).expect("a share of the store")
-}
 
 /// A page is read once more now and then: what a disk says may be true the next time.
 fn on_lost(lost: &LostPage) -> LostDecision {
