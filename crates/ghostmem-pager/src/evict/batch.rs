@@ -107,7 +107,9 @@ impl Engine {
             for (index, claim) in claims.iter().enumerate().skip(from + 1) {
                 between += u64::from(victims[index].between);
                 let Some(page) = page_of(claim) else { continue };
-                let apart = page - end;
+                // A page that the hand met twice is begun twice where a touch cancels
+                // in between.
+                let apart = page.saturating_sub(end);
                 if apart > 0 && (exact || apart > PROTECT_GAP_PAGES || !costs.joins(between)) {
                     break;
                 }
