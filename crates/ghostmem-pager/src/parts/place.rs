@@ -7,10 +7,14 @@ use ghostmem_table::{PageState, Word};
 
 /// Packed bytes written in one batch: large enough for a disk to be at its best,
 /// small enough that nobody waits long for room.
-pub(crate) const DEMOTE_BATCH_BYTES: usize = 1 << 20;
+pub(crate) const DEMOTE_BATCH_BYTES: usize = if IS_SMALL { 64 << 10 } else { 1 << 20 };
 
 /// Most pages in one batch.
-pub(crate) const DEMOTE_BATCH_PAGES: usize = 1024;
+pub(crate) const DEMOTE_BATCH_PAGES: usize = if IS_SMALL { 64 } else { 1024 };
+
+/// Whether batches are small: in a simulation, whose program has a few hundred pages.
+/// There, too, some batches shall be full, and faults wait for the demoter.
+const IS_SMALL: bool = cfg!(feature = "sim");
 
 /// A page of a batch.
 #[derive(Clone, Copy)]
