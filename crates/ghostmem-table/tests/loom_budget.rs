@@ -46,6 +46,10 @@ mod sync {
             self.step().load(order)
         }
 
+        pub(crate) fn store(&self, value: i64, order: Ordering) {
+            self.step().store(value, order);
+        }
+
         pub(crate) fn swap(&self, value: i64, order: Ordering) -> i64 {
             self.step().swap(value, order)
         }

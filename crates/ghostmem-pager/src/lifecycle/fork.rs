@@ -47,9 +47,9 @@ impl Engine {
     }
 
     /// In a forked child: the region's pages under a mechanism of the child's
-    /// own.
-    pub(crate) fn take_over_region(&self, region: &Region) {
-        self.repair_region(region);
+    /// own; how many are resident.
+    pub(crate) fn take_over_region(&self, region: &Region) -> i64 {
+        let frames = self.repair_region(region);
         let is_resident = |page: &usize| region.table.load(*page).state() == PageState::Resident;
         let resident = region.resident.all().filter(is_resident);
         if let Err(error) = region.mapped.after_fork_in_child(resident) {
@@ -64,19 +64,24 @@ impl Engine {
                 }
             }
         }
+        frames
     }
 
     /// In a forked child write protection is gone, so no copy can be trusted
-    /// to match its page: pages with one become dirty ones.
-    fn repair_region(&self, region: &Region) {
+    /// to match its page: pages with one become dirty ones. How many pages are
+    /// resident, each of which has a frame.
+    fn repair_region(&self, region: &Region) -> i64 {
         region.resident.repair_after_fork();
+        let mut frames = 0;
         for page in region.resident.all() {
             let word = region.table.load(page);
+            frames += i64::from(word.state() == PageState::Resident);
             if word.has_copy() {
                 self.free_slot(word);
                 let word = word.without_copy().with_waiters(false);
                 region.table.repair_after_fork(page, word);
             }
         }
+        frames
     }
 }

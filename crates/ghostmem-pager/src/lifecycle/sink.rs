@@ -72,10 +72,12 @@ impl FaultSink for Engine {
         if let Some(cold) = &self.cold {
             cold.after_fork_in_child();
         }
+        let mut resident = 0;
         for region in self.regions() {
             Self::refuse_strangers(region);
-            self.take_over_region(region);
+            resident += self.take_over_region(region);
         }
+        self.budget.repair_after_fork(resident);
         self.token.store(0, Ordering::Release);
         if let Some(bound) = &self.bound {
             bound.after_fork_in_child();
@@ -86,7 +88,7 @@ impl FaultSink for Engine {
 
     fn give_to_monitor_in_child(&self) {
         for region in self.regions().filter(|region| region.mapped.is_monitored()) {
-            self.take_over_region(region);
+            let _counted = self.take_over_region(region);
         }
     }
 

@@ -271,6 +271,15 @@ impl Budget {
             self.used.fetch_sub(frames, Ordering::AcqRel);
         }
     }
+
+    /// In a forked child: so many frames are in use. What a thread of the parent had
+    /// taken out of a cache and not given back yet, no thread of the child has.
+    pub(crate) fn repair_after_fork(&self, in_use: i64) {
+        for cache in self.caches.iter() {
+            cache[0].store(0, Ordering::Relaxed);
+        }
+        self.used.store(in_use, Ordering::Release);
+    }
 }
 
 #[cfg(all(test, not(loom)))]
@@ -342,6 +351,18 @@ mod tests {
             budget.is_below_at(0, 2045),
             "it took first and has no cache"
         );
+    }
+
+    #[test]
+    fn a_child_has_the_frames_that_a_lost_thread_was_about_to_give_back() {
+        let budget = Budget::new(4096, 2).unwrap();
+        assert_eq!((budget.take_at(0, 1), budget.take_at(1, 1)), (1, 1));
+        // The process forks while a thread lowers the limit.
+        let held = budget.caches[1][0].swap(0, Ordering::AcqRel);
+        assert_eq!((held, budget.used()), (CACHE_FRAMES, 2 + CACHE_FRAMES));
+        budget.repair_after_fork(2);
+        assert_eq!((budget.taken(), budget.used()), (2, 2));
+        assert_eq!(budget.take_at(0, 4096), 4094);
     }
 
     proptest! {

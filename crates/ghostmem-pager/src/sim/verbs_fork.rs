@@ -79,3 +79,15 @@ fn pinned_pages_stay_open_over_a_fork() {
         });
     }
 }
+
+#[test]
+fn a_child_counts_no_frame_that_a_lost_thread_had() {
+    for manner in [Manner::Userfaultfd, Manner::Guard, Manner::GuardByMprotect] {
+        with_pages_in_every_state(64, manner, |world, _| {
+            // A thread that lowers the limit has emptied a cache, and gave nothing back.
+            assert_eq!(world.engine.budget.take_up_to(16), 16);
+            world.fork_as_child();
+            world.audit();
+        });
+    }
+}
