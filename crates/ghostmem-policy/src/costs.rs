@@ -92,11 +92,75 @@ pub const fn chance(hits: u64, tries: u64, guess: u64) -> u64 {
     (hits * WHOLE + guess * GUESSED) / (tries + GUESSED)
 }
 
+/// A stretch of more pages is long: the first of them is protected by a call of its own,
+/// which is timed alone. Otherwise a stretch that is long because calls are thought dear
+/// would make them look dear.
+pub const LONG_STRETCH_PAGES: u64 = 64;
+
+/// What a page in a call is thought to take before that was measured, nanoseconds.
+const PAGE_GUESS_NS: u64 = 60;
+
+/// Calls of one batch that protected pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Protected {
+    /// The first call, for one page, timed alone; 0: all are in what follows.
+    pub alone_ns: u64,
+    /// The other calls.
+    pub calls: u64,
+    /// Pages that these protected, those that stay among them.
+    pub pages: u64,
+    /// What these took.
+    pub ns: u64,
+}
+
+/// What a call that protects pages takes, in two parts. Running medians; 0: none was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CallPrice {
+    /// The call.
+    pub call_ns: u64,
+    /// Each page in it.
+    pub page_ns: u64,
+}
+
+impl CallPrice {
+    /// The price after another batch. Calls for few pages tell what a call takes, those
+    /// for many what a page does.
+    #[must_use]
+    pub const fn after(self, made: &Protected) -> Self {
+        const fn or_least(ns: u64) -> u64 {
+            if ns == 0 { 1 } else { ns }
+        }
+        let Self {
+            mut call_ns,
+            mut page_ns,
+        } = self;
+        if made.alone_ns > 0 {
+            call_ns = median(call_ns, made.alone_ns);
+        }
+        if made.calls == 0 {
+            return Self { call_ns, page_ns };
+        }
+        if made.pages < LONG_STRETCH_PAGES * made.calls {
+            let page = if page_ns == 0 { PAGE_GUESS_NS } else { page_ns };
+            let pages_ns = made.pages * page;
+            let each = made.ns.saturating_sub(pages_ns) / made.calls;
+            call_ns = median(call_ns, or_least(each));
+        } else if call_ns > 0 {
+            let calls_ns = made.calls * call_ns;
+            let each = made.ns.saturating_sub(calls_ns) / made.pages;
+            page_ns = median(page_ns, or_least(each));
+        }
+        Self { call_ns, page_ns }
+    }
+}
+
 /// What things cost, nanoseconds, for the thread that is to do them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Costs {
-    /// A call that protects a run of pages.
+    /// A call that protects a stretch of pages, beside what each page takes.
     pub call_ns: u64,
+    /// A page in such a call.
+    pub page_ns: u64,
     /// A store to a protected page: the fault, and the call that opens the page.
     pub open_ns: u64,
     /// Compressing a page.
@@ -120,6 +184,7 @@ impl Costs {
         }
         Self {
             call_ns: or(self.call_ns, 1000),
+            page_ns: or(self.page_ns, PAGE_GUESS_NS),
             open_ns: or(self.open_ns, 3300),
             pack_ns: or(self.pack_ns, 4400),
             compare_ns: or(self.compare_ns, 1600),
@@ -138,7 +203,7 @@ impl Costs {
 
     /// What it costs to protect a written page that stays.
     const fn between_ns(self) -> u64 {
-        self.stored * self.open_ns / WHOLE
+        self.page_ns + self.stored * self.open_ns / WHOLE
     }
 
     /// Whether two victims with `between` written pages between them, which stay, are
@@ -291,10 +356,14 @@ impl Turns {
 mod tests {
     use super::*;
 
+    /// What a page in a call takes.
+    const PAGE_NS: u64 = 50;
+
     /// Bare metal, or one processor: a call costs what it does. `stored` of 1024.
     const fn free(stored: u64) -> Costs {
         Costs {
             call_ns: 900,
+            page_ns: PAGE_NS,
             open_ns: 3300,
             pack_ns: 4400,
             compare_ns: 1600,
@@ -307,6 +376,7 @@ mod tests {
     const fn dear(stored: u64) -> Costs {
         Costs {
             call_ns: 17_000,
+            page_ns: PAGE_NS,
             open_ns: 20_000,
             pack_ns: 4400,
             compare_ns: 1600,
@@ -322,11 +392,80 @@ mod tests {
         }
         // Every page between is stored to: a call each, whatever calls cost.
         assert!(!free(1024).joins(1) && !dear(1024).joins(1));
-        // None is: one call.
-        assert!(free(0).joins(1000) && dear(0).joins(1000));
+        // None is: one call, while the pages take less.
+        assert!(free(0).joins(18) && !free(0).joins(19));
+        assert!(dear(0).joins(340) && !dear(0).joins(341));
         // One in ten is.
         assert!(free(100).joins(2) && !free(100).joins(3));
         assert!(dear(100).joins(8) && !dear(100).joins(9));
+    }
+
+    /// A program of whose written pages `between` lie between any two victims, and what
+    /// calls take there.
+    struct Program {
+        between: u64,
+        call_ns: u64,
+        page_ns: u64,
+    }
+
+    impl Program {
+        /// A batch of 128 victims, by what is thought of calls.
+        fn batch(&self, price: CallPrice) -> Protected {
+            let costs = Costs {
+                call_ns: price.call_ns,
+                page_ns: price.page_ns,
+                ..free(20)
+            };
+            let costs = costs.or_guessed();
+            let took = |pages| self.call_ns + pages * self.page_ns;
+            if !costs.joins(self.between) {
+                return Protected {
+                    alone_ns: 0,
+                    calls: 128,
+                    pages: 128,
+                    ns: 128 * took(1),
+                };
+            }
+            // All in one stretch, which is long.
+            let pages = 127 + 127 * self.between;
+            Protected {
+                alone_ns: took(1),
+                calls: 1,
+                pages,
+                ns: took(pages),
+            }
+        }
+    }
+
+    #[test]
+    fn what_pages_take_makes_no_call_dear() {
+        for call_ns in [900, 17_000] {
+            for between in [0, 1, 5, 40, 700] {
+                for page_ns in [50, 200] {
+                    let program = Program {
+                        between,
+                        call_ns,
+                        page_ns,
+                    };
+                    // Nothing known, and calls thought ten times as dear as they are.
+                    let dear = CallPrice {
+                        call_ns: 10 * call_ns,
+                        page_ns: 1,
+                    };
+                    for mut price in [CallPrice::default(), dear] {
+                        for _ in 0..200 {
+                            price = price.after(&program.batch(price));
+                        }
+                        let found = price.call_ns;
+                        assert!(
+                            (call_ns * 9 / 10..=call_ns * 5 / 4).contains(&found),
+                            "a call of {call_ns} ns, {page_ns} a page, {between} pages \
+                             between: {price:?}"
+                        );
+                    }
+                }
+            }
+        }
     }
 
     #[test]
@@ -337,6 +476,7 @@ mod tests {
         assert_eq!(dear(100).spares_from(), 1);
         let unknown = Costs {
             call_ns: 0,
+            page_ns: 0,
             open_ns: 0,
             pack_ns: 0,
             compare_ns: 0,

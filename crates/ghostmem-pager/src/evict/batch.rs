@@ -12,13 +12,14 @@
 //! Taking mappings away interrupts every processor the program runs on, so it is done for a
 //! whole batch at once.
 
+use core::ops::Range;
 use core::sync::atomic::Ordering;
 
 use ghostmem_fault::{Batch, Scratch};
 use ghostmem_os::scratch::STACK_BYTES;
 use ghostmem_os::{clock, futex};
 use ghostmem_policy::Heat;
-use ghostmem_policy::costs::Evictor;
+use ghostmem_policy::costs::{Evictor, LONG_STRETCH_PAGES, Protected};
 use ghostmem_policy::hand::EVICT_BATCH_PAGES;
 use ghostmem_table::{DropClaim, EvictClaim, PageState, Word};
 
@@ -43,6 +44,75 @@ const EVICT_BATCH_STACK_BYTES: usize = EVICT_BATCH_PAGES
 // The other half is for the rest of the way from the fault to the kernel, and
 // for the copies that unoptimised builds make.
 const _: () = assert!(EVICT_BATCH_STACK_BYTES <= STACK_BYTES / 2);
+
+/// Victims that one call protects, with what lies between them.
+struct Stretch {
+    /// Pages, from the first victim to the last.
+    start: usize,
+    end: usize,
+    /// The places of their claims.
+    claims: Range<usize>,
+    /// Written pages in it that stay.
+    between: u64,
+    /// Those, and the victims.
+    protected: u64,
+}
+
+impl Stretch {
+    /// The stretch that begins with the first claim at or after `from`. A victim `apart`
+    /// pages from the one before, with `between` written ones that stay, is in it where
+    /// the two are joined.
+    #[inline]
+    fn next(
+        claims: &[Option<EvictClaim>],
+        victims: &[Victim],
+        from: usize,
+        joins: impl Fn(usize, u64) -> bool,
+    ) -> Option<Self> {
+        let mut stretch: Option<Self> = None;
+        let mut between = 0;
+        for (index, (claim, victim)) in claims.iter().zip(victims).enumerate().skip(from) {
+            between += u64::from(victim.between);
+            let Some(page) = claim.as_ref().map(EvictClaim::page) else {
+                continue;
+            };
+            match &mut stretch {
+                None => {
+                    stretch = Some(Self {
+                        start: page,
+                        end: page + 1,
+                        claims: index..index + 1,
+                        between: 0,
+                        protected: 1,
+                    });
+                }
+                // A page that the hand met twice is begun twice where a touch cancels in
+                // between: it is no distance away from itself.
+                Some(stretch) if joins(page.saturating_sub(stretch.end), between) => {
+                    stretch.end = page + 1;
+                    stretch.claims.end = index + 1;
+                    stretch.between += between;
+                    stretch.protected += between + 1;
+                }
+                Some(_) => break,
+            }
+            between = 0;
+        }
+        stretch
+    }
+
+    /// Its first victim alone.
+    const fn first(&self) -> Self {
+        let at = self.claims.start;
+        Self {
+            start: self.start,
+            end: self.start + 1,
+            claims: at..at + 1,
+            between: 0,
+            protected: 1,
+        }
+    }
+}
 
 impl Engine {
     /// Evicts pages of one region, given in address order; how many it was.
@@ -94,36 +164,37 @@ impl Engine {
         by: Evictor,
     ) {
         let costs = self.costs.of(by);
-        let (begin, mut calls, mut all_between) = (clock::thread_ns(), 0, 0);
         let exact = region.mapped.protects_exactly() || region.has_pins();
-        let page_of = |claim: &Option<EvictClaim>| claim.as_ref().map(EvictClaim::page);
-        let mut from = 0;
-        while from < claims.len() {
-            let Some(start) = page_of(&claims[from]) else {
-                from += 1;
-                continue;
-            };
-            let (mut to, mut end, mut between) = (from + 1, start + 1, 0);
-            for (index, claim) in claims.iter().enumerate().skip(from + 1) {
-                between += u64::from(victims[index].between);
-                let Some(page) = page_of(claim) else { continue };
-                // A page that the hand met twice is begun twice where a touch cancels
-                // in between.
-                let apart = page.saturating_sub(end);
-                if apart > 0 && (exact || apart > PROTECT_GAP_PAGES || !costs.joins(between)) {
-                    break;
-                }
-                all_between += between;
-                (to, end, between) = (index + 1, page + 1, 0);
+        let joins = |apart: usize, between: u64| {
+            apart == 0 || (!exact && apart <= PROTECT_GAP_PAGES && costs.joins(between))
+        };
+        let (mut made, mut all_between) = (Protected::default(), 0);
+        let (mut begin, mut from) = (clock::thread_ns(), 0);
+        while let Some(mut stretch) = Stretch::next(claims, victims, from, joins) {
+            // Timed alone, so that what a call takes is told from what its pages take.
+            let alone = made.alone_ns == 0 && stretch.protected > LONG_STRETCH_PAGES;
+            let before = if alone { clock::thread_ns() } else { 0 };
+            if alone {
+                stretch = stretch.first();
             }
-            calls += 1;
-            if region.mapped.protect(start, end - start).is_err() {
-                self.protect_each(region, &mut claims[from..to]);
+            let (start, pages) = (stretch.start, stretch.end - stretch.start);
+            if region.mapped.protect(start, pages).is_err() {
+                self.protect_each(region, &mut claims[stretch.claims.clone()]);
             }
-            from = to;
+            from = stretch.claims.end;
+            all_between += stretch.between;
+            if alone {
+                let took = clock::thread_ns().saturating_sub(before);
+                made.alone_ns = took.max(1);
+                begin += took;
+            } else {
+                made.calls += 1;
+                made.pages += stretch.protected;
+            }
         }
-        let took = clock::thread_ns().saturating_sub(begin);
-        self.costs.protected(by, calls, took, all_between);
+        made.ns = clock::thread_ns().saturating_sub(begin);
+        self.costs.protected(by, &made, all_between);
+        let calls = made.calls + u64::from(made.alone_ns > 0);
         self.metrics.add(Counter::protect_calls, calls);
         self.metrics.add(Counter::protected_between, all_between);
     }

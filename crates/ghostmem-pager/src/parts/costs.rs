@@ -6,7 +6,9 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use ghostmem_policy::costs::{Costs, Evictor, SIGNAL_NS, WHOLE, chance, median};
+use ghostmem_policy::costs::{
+    CallPrice, Costs, Evictor, Protected, SIGNAL_NS, WHOLE, chance, median,
+};
 
 /// The chance that a written page is stored to while it is protected between two victims,
 /// before any was.
@@ -60,8 +62,9 @@ impl Recent {
 
 /// What was measured.
 pub(crate) struct CostMeter {
-    /// A call that protects a run, by who made it.
+    /// A call that protects a run, and each page in it, by who made it.
     call_ns: [AtomicU64; 2],
+    page_ns: [AtomicU64; 2],
     /// The call that opens a page.
     open_ns: AtomicU64,
     /// Compressing a page.
@@ -96,6 +99,7 @@ impl CostMeter {
     pub(crate) const fn new() -> Self {
         Self {
             call_ns: [const { AtomicU64::new(0) }; 2],
+            page_ns: [const { AtomicU64::new(0) }; 2],
             open_ns: AtomicU64::new(0),
             pack_ns: AtomicU64::new(0),
             compare_ns: AtomicU64::new(0),
@@ -107,13 +111,17 @@ impl CostMeter {
         }
     }
 
-    /// `calls` calls protected victims of a batch, and `between` written pages that stay.
-    pub(crate) fn protected(&self, by: Evictor, calls: u64, ns: u64, between: u64) {
-        if let Some(each) = ns.checked_div(calls) {
-            sample(&self.call_ns[by as usize], each);
-        }
+    /// Calls protected victims of a batch, and `between` written pages that stay.
+    pub(crate) fn protected(&self, by: Evictor, made: &Protected, between: u64) {
+        let price = CallPrice {
+            call_ns: self.call_ns(by),
+            page_ns: self.page_ns(by),
+        };
+        let after = price.after(made);
+        self.call_ns[by as usize].store(after.call_ns, Ordering::Relaxed);
+        self.page_ns[by as usize].store(after.page_ns, Ordering::Relaxed);
         self.between.tried(between);
-        self.changed(by, calls);
+        self.changed(by, made.calls + u64::from(made.alone_ns > 0));
     }
 
     /// `calls` calls changed the program's page tables.
@@ -168,9 +176,14 @@ impl CostMeter {
         self.background_ns.load(Ordering::Relaxed)
     }
 
-    /// A call that protects a run, nanoseconds; 0: none was made.
+    /// A call that protects a run, beside what its pages take, nanoseconds; 0: none was
+    /// made.
     pub(crate) fn call_ns(&self, by: Evictor) -> u64 {
         self.call_ns[by as usize].load(Ordering::Relaxed)
+    }
+
+    fn page_ns(&self, by: Evictor) -> u64 {
+        self.page_ns[by as usize].load(Ordering::Relaxed)
     }
 
     /// A store to a protected page, nanoseconds; 0: there was none.
@@ -185,6 +198,7 @@ impl CostMeter {
     pub(crate) fn of(&self, by: Evictor) -> Costs {
         let costs = Costs {
             call_ns: self.call_ns(by),
+            page_ns: self.page_ns(by),
             open_ns: self.open_ns(),
             pack_ns: self.pack_ns.load(Ordering::Relaxed),
             compare_ns: self.compare_ns.load(Ordering::Relaxed),
@@ -202,9 +216,15 @@ mod tests {
     #[test]
     fn calls_are_measured_by_who_makes_them() {
         let meter = CostMeter::new();
-        meter.protected(Evictor::Background, 4, 68_000, 0);
-        meter.protected(Evictor::Faulting, 10, 9000, 0);
-        meter.protected(Evictor::Faulting, 0, 50, 0);
+        let calls = |calls, ns| Protected {
+            calls,
+            pages: calls,
+            ns,
+            alone_ns: 0,
+        };
+        meter.protected(Evictor::Background, &calls(4, 4 * 17_060), 0);
+        meter.protected(Evictor::Faulting, &calls(10, 10 * 960), 0);
+        meter.protected(Evictor::Faulting, &calls(0, 50), 0);
         assert_eq!(meter.of(Evictor::Background).call_ns, 17_000);
         assert_eq!(meter.of(Evictor::Faulting).call_ns, 900);
         assert_eq!(meter.interrupts(), 4);
@@ -214,15 +234,21 @@ mod tests {
     fn pages_between_that_are_stored_to_are_told_from_those_that_are_not() {
         let meter = CostMeter::new();
         let stored = || meter.of(Evictor::Faulting).stored;
+        let made = Protected {
+            calls: 1,
+            pages: 201,
+            ns: 900,
+            alone_ns: 900,
+        };
         assert_eq!(stored(), STORED_GUESS);
         for _ in 0..100 {
-            meter.protected(Evictor::Faulting, 1, 900, 200);
+            meter.protected(Evictor::Faulting, &made, 200);
             (0..20).for_each(|_| meter.opened(2000, true));
         }
         assert!((90..115).contains(&stored()), "{} of 1024", stored());
         // Another program phase: all of them.
         for _ in 0..100 {
-            meter.protected(Evictor::Faulting, 1, 900, 200);
+            meter.protected(Evictor::Faulting, &made, 200);
             (0..200).for_each(|_| meter.opened(2000, true));
         }
         assert!(stored() > 900, "{} of 1024", stored());

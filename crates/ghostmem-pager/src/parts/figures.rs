@@ -238,7 +238,8 @@ figures! {
         /// uncompressed, bytes; pages of one repeated value that are away do not count.
         /// 0 where there is no bound.
         plain_peak_bytes: usize, Bytes, [];
-        /// A call that protects pages, made by a faulting thread, lately, nanoseconds.
+        /// A call that protects pages, made by a faulting thread, lately, beside what each
+        /// page takes, nanoseconds.
         faulting_call_ns: u64, Nanoseconds, [];
         /// The same made by the background thread, nanoseconds.
         background_call_ns: u64, Nanoseconds, [];
