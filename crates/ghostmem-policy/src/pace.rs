@@ -200,9 +200,9 @@ impl Pace {
             REST
         } else if !self.behind && !grown {
             (self.took * 19).max(FRUITLESS)
-        } else if free <= live / PRESSING_SHARE {
+        } else if !store.is_pressing() {
             self.took * 3
-        } else if free <= live / URGENT_SHARE {
+        } else if !store.is_urgent() {
             self.took
         } else {
             self.took / 3
