@@ -113,6 +113,14 @@ pub struct Protected {
     pub ns: u64,
 }
 
+impl Protected {
+    /// Calls in all, the one that was timed alone among them.
+    #[must_use]
+    pub const fn all_calls(&self) -> u64 {
+        self.calls + (self.alone_ns > 0) as u64
+    }
+}
+
 /// What a call that protects pages takes, in two parts. Running medians; 0: none was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct CallPrice {

@@ -194,8 +194,7 @@ impl Engine {
         }
         made.ns = clock::thread_ns().saturating_sub(begin);
         self.costs.protected(by, &made, all_between);
-        let calls = made.calls + u64::from(made.alone_ns > 0);
-        self.metrics.add(Counter::protect_calls, calls);
+        self.metrics.add(Counter::protect_calls, made.all_calls());
         self.metrics.add(Counter::protected_between, all_between);
     }
 

@@ -121,7 +121,7 @@ impl CostMeter {
         self.call_ns[by as usize].store(after.call_ns, Ordering::Relaxed);
         self.page_ns[by as usize].store(after.page_ns, Ordering::Relaxed);
         self.between.tried(between);
-        self.changed(by, made.calls + u64::from(made.alone_ns > 0));
+        self.changed(by, made.all_calls());
     }
 
     /// `calls` calls changed the program's page tables.
