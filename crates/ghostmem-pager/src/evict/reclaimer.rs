@@ -162,7 +162,7 @@ impl Engine {
         };
         let spent = Spent {
             now_ns,
-            faults_ns: self.metrics.latency().total_ns(),
+            faults_ns: self.metrics.latency().total_ns() + self.costs.background_ns(),
             processor_ns,
         };
         let is_there = stop::error_stream().is_some_and(|now| reclaimer.error_stream == Some(now));
