@@ -280,8 +280,12 @@ pub const PERIOD_EVICTIONS: u64 = 2048;
 /// Periods of a trial.
 const TRIAL_PERIODS: u32 = 2;
 
-/// Periods from one trial to the next: as many at first, and at most.
-const PATIENCE_MIN: u32 = 8;
+/// Periods before the first trial.
+const FIRST_PERIODS: u32 = 4;
+
+/// Periods from one trial to the next: as many at first, and at most. A trial and the
+/// period before it that is not judged are an eighth of the time at most.
+const PATIENCE_MIN: u32 = 24;
 const PATIENCE_MAX: u32 = 128;
 
 /// Who evicts: judged by what the program loses, each tried now and then.
@@ -310,7 +314,7 @@ impl Default for Turns {
             other_loss: 0,
             is_trial: false,
             is_settling: true,
-            left: TRIAL_PERIODS,
+            left: FIRST_PERIODS,
             patience: PATIENCE_MIN,
         }
     }
