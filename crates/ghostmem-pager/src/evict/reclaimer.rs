@@ -18,7 +18,7 @@ use ghostmem_os::map::MapArc;
 use ghostmem_os::message::Line;
 use ghostmem_os::thread::EngineThread;
 use ghostmem_os::{OsError, PAGE_SIZE, clock, futex, machine, stop};
-use ghostmem_policy::costs::{Evictor, PERIOD_EVICTIONS, Period, Turns};
+use ghostmem_policy::costs::{Evictor, Period, Turns};
 use ghostmem_policy::hand::{self, EVICT_BATCH_PAGES};
 use ghostmem_policy::pace::Pace;
 use ghostmem_policy::thrash::{Spent, Thrash};
@@ -208,7 +208,7 @@ impl Engine {
     /// Decides who evicts, once enough was evicted since the last time to tell.
     fn take_turns(&self, reclaimer: &mut Reclaimer) {
         let evictions = self.evictions();
-        if evictions.saturating_sub(reclaimer.begun.evictions) < PERIOD_EVICTIONS {
+        if evictions.saturating_sub(reclaimer.begun.evictions) < reclaimer.turns.evictions() {
             return;
         }
         let now = self.so_far(evictions);
@@ -219,6 +219,7 @@ impl Engine {
             fault_ns: now.fault_ns.saturating_sub(begun.fault_ns),
             interrupts: now.interrupts.saturating_sub(begun.interrupts),
             background_ns: now.background_ns.saturating_sub(begun.background_ns),
+            elapsed_ns: now.elapsed_ns.saturating_sub(begun.elapsed_ns),
         };
         let before = reclaimer.turns.evictor();
         let interrupt_ns = self.costs.of(Evictor::Background).interrupt_ns();
@@ -245,6 +246,7 @@ impl Engine {
             fault_ns: sum(Counter::fault_ns),
             interrupts: self.costs.interrupts(),
             background_ns: self.costs.background_ns(),
+            elapsed_ns: clock::now_ns(),
         }
     }
 }
