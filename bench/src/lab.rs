@@ -9,8 +9,10 @@ use clap::Args;
 use ghostmem_lab::hand::{Credits, Hand};
 use ghostmem_lab::informed::Informed;
 use ghostmem_lab::recorded::Recorded;
+use ghostmem_lab::total::{Bounded, Prices, Rule};
 use ghostmem_lab::trace::{self, BENCH_THETA, BenchPart, Trace};
-use ghostmem_lab::{Blind, Contender, run as measure};
+use ghostmem_lab::{Blind, Contender, Policy, run as measure};
+
 use serde_json::{Value, json};
 
 use crate::buffer::PAGE_SIZE;
@@ -40,8 +42,20 @@ pub(crate) struct LabArgs {
     /// Resident limits for recorded runs, in place of shares of their pages.
     #[arg(long, value_name = "SIZE", value_delimiter = ',', requires = "trace")]
     limits: Vec<Size>,
+    /// At equal total memory, so many percent of a trace's pages, what is compressed
+    /// included: the time that rules for copies would take, by prices measured on one
+    /// machine, in place of misses.
+    #[arg(long, value_name = "PERCENT", value_delimiter = ',')]
+    total: Vec<u32>,
+    /// Bytes of a compressed page, with --total.
+    #[arg(long, default_value_t = 1400, requires = "total")]
+    slot_bytes: usize,
+    /// Of a hundred pages compared with their copies, those that are unchanged, with
+    /// --total.
+    #[arg(long, default_value_t = 80, requires = "total")]
+    unchanged: u64,
     /// Everything measured, as JSON.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "total")]
     json: Option<PathBuf>,
 }
 
@@ -54,6 +68,9 @@ pub(crate) fn run(args: &LabArgs) -> Result<()> {
     }
     if args.parts.iter().any(|part| !(1..=64).contains(part)) {
         return Err(Error::Failed("--parts: 1 to 64".into()));
+    }
+    if !args.total.is_empty() {
+        return at_equal_total(args);
     }
     if !args.trace.is_empty() {
         return replay(args);
@@ -110,6 +127,8 @@ struct Row {
     /// Of ours, without the pages that readahead brought in beside them.
     faults_per_touch: f64,
     looks: f64,
+    /// Of the frames, the part whose pages keep a copy.
+    copies: f64,
 }
 
 impl Row {
@@ -137,7 +156,7 @@ impl Row {
         json!({ "trace": self.trace, "resident": self.resident,
                 "limit_pages": self.limit, "restores_per_touch": cells,
                 "faults_per_touch": self.faults_per_touch,
-                "looks_per_eviction": self.looks })
+                "looks_per_eviction": self.looks, "copies_per_frame": self.copies })
     }
 }
 
@@ -165,6 +184,7 @@ fn row(trace: &Trace, limit: usize, resident: String) -> Row {
             .collect(),
         faults_per_touch: score.faults_per_touch(),
         looks: ours.0.looks_per_eviction(),
+        copies: ours.0.copies_per_frame(),
     }
 }
 
@@ -185,6 +205,7 @@ fn print(rows: &[Row]) {
         "ours / best that sees all",
         "ours, faults",
         "looks per eviction",
+        "copies per frame",
     ]);
     let mut table = report::table(&header);
     for row in rows {
@@ -198,9 +219,66 @@ fn print(rows: &[Row]) {
         cells.push(format!("{:.2}", row.over_best_of(&Contender::SIGHTED)));
         cells.push(format!("{:.4}", row.faults_per_touch));
         cells.push(format!("{:.1}", row.looks));
+        cells.push(format!("{:.2}", row.copies));
         table.add_row(cells);
     }
     println!("{table}");
+}
+
+/// Rules for copies side by side: the time that they would take, and the pages that they
+/// would bring in.
+fn at_equal_total(args: &LabArgs) -> Result<()> {
+    const RULES: [Rule; 3] = [Rule::None, Rule::Engine, Rule::All];
+    if args.slot_bytes == 0 || args.slot_bytes > PAGE_SIZE || args.unchanged > 100 {
+        return Err(Error::Failed(format!(
+            "--slot-bytes: 1 to {PAGE_SIZE}; --unchanged: up to 100"
+        )));
+    }
+    let mut traces = Vec::new();
+    for path in &args.trace {
+        let bytes = std::fs::read(path).map_err(|err| Error::io(path.display(), &err))?;
+        traces.push(load(path, &bytes)?.0);
+    }
+    if traces.is_empty() {
+        traces = trace::all(args.pages);
+        let only = args.only.as_deref().unwrap_or_default();
+        traces.retain(|trace| trace.name.contains(only));
+    }
+    let mut table = report::table(&[
+        "trace",
+        "total",
+        "no copies: ns a touch",
+        "as the engine",
+        "all copies",
+        "no copies: brought in per touch",
+        "as the engine",
+        "all copies",
+    ]);
+    let prices = Prices::measured(args.slot_bytes, args.unchanged);
+    for trace in &traces {
+        for &percent in &args.total {
+            let total = trace.distinct as usize * PAGE_SIZE / 100 * percent as usize;
+            let took = RULES.map(|rule| {
+                let mut policy = Blind(Bounded::new(trace.pages, total, rule, prices));
+                let (history, rest) = trace.touches.split_at(trace.measured.start);
+                for &touch in history {
+                    policy.touch(touch);
+                }
+                let before = *policy.0.hand().events();
+                for &touch in &rest[..trace.measured.len()] {
+                    policy.touch(touch);
+                }
+                policy.0.hand().events().since(&before)
+            });
+            let touches = trace.measured.len() as f64;
+            let mut cells = vec![trace.name.to_string(), format!("{percent} %")];
+            cells.extend(took.map(|took| format!("{:.0}", prices.time_ns(&took) as f64 / touches)));
+            cells.extend(took.map(|took| format!("{:.4}", took.restores() as f64 / touches)));
+            table.add_row(cells);
+        }
+    }
+    println!("{table}");
+    Ok(())
 }
 
 /// Recorded runs, each under several limits.

@@ -7,11 +7,14 @@
 //!
 //! What only costs time is left out: the reclaimer is always fast enough, nothing is
 //! compressed, no eviction is cancelled, and first stores to clean pages, which the
-//! engine counts apart, are no faults. No page has one value all over, and the memory
-//! limit has room for every copy.
+//! engine counts apart, are no faults. (They are sightings, here as there.) No page has
+//! one value all over. The memory limit has room for every copy; how many there are is
+//! counted ([`Hand::copies_per_frame`]), as at equal total memory each takes the place of
+//! a part of a frame.
 
 use ghostmem_policy::hand::{self, Judgement, Position, Walk};
-use ghostmem_policy::{EpochClock, Heat, Past, Stream, stream, writes};
+use ghostmem_policy::writes::{self, CopyKept};
+use ghostmem_policy::{EpochClock, Heat, Past, Stream, stream};
 
 use crate::FaultPolicy;
 use crate::trace::Touch;
@@ -33,6 +36,9 @@ pub enum Reason {
 pub trait Judge {
     /// Its heat, by the 16 bits it kept while it was away.
     fn restore(&self, bits: u16, reason: Reason, clock: EpochClock, now: u16) -> Heat;
+
+    /// Its heat once it was seen to be stored to.
+    fn sighted(&self, heat: Heat) -> Heat;
 }
 
 /// What the engine does.
@@ -48,6 +54,10 @@ impl Judge for Credits {
             Reason::Ahead => past.ahead(),
         }
     }
+
+    fn sighted(&self, heat: Heat) -> Heat {
+        heat.sighted()
+    }
 }
 
 /// No credit at all: the hand takes whatever it meets.
@@ -56,6 +66,10 @@ pub struct Plain;
 
 impl Judge for Plain {
     fn restore(&self, _: u16, _: Reason, _: EpochClock, _: u16) -> Heat {
+        Heat::COLD
+    }
+
+    fn sighted(&self, _: Heat) -> Heat {
         Heat::COLD
     }
 }
@@ -67,10 +81,56 @@ struct Known {
     bits: u16,
     /// It was evicted before, or is resident.
     stored: bool,
-    /// It is resident and keeps a copy.
+    /// It is resident, keeps a copy, and cannot be stored to unseen.
     clean: bool,
+    /// It is resident and keeps a copy, whether clean or writable.
+    copied: bool,
     /// It was stored to while it kept a copy.
     write_hot: bool,
+}
+
+/// How pages came and left so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Events {
+    /// Touches of absent pages.
+    pub faults: u64,
+    /// Pages that readahead brought in.
+    pub ahead: u64,
+    /// First stores to clean pages.
+    pub opened: u64,
+    /// Pages evicted that had no copy.
+    pub packed: u64,
+    /// Pages evicted that had a copy and were writable.
+    pub compared: u64,
+    /// Pages evicted that were clean.
+    pub dropped: u64,
+}
+
+impl Events {
+    /// Pages evicted.
+    #[must_use]
+    pub const fn evictions(&self) -> u64 {
+        self.packed + self.compared + self.dropped
+    }
+
+    /// Pages brought in.
+    #[must_use]
+    pub const fn restores(&self) -> u64 {
+        self.faults + self.ahead
+    }
+
+    /// What happened since `before`.
+    #[must_use]
+    pub const fn since(&self, before: &Self) -> Self {
+        Self {
+            faults: self.faults - before.faults,
+            ahead: self.ahead - before.ahead,
+            opened: self.opened - before.opened,
+            packed: self.packed - before.packed,
+            compared: self.compared - before.compared,
+            dropped: self.dropped - before.dropped,
+        }
+    }
 }
 
 /// The hand, with the pages it keeps.
@@ -85,6 +145,8 @@ pub struct Hand<J> {
     pages: u32,
     used: usize,
     limit: usize,
+    /// The limit that `clock` has.
+    clock_limit: usize,
     hand: Position,
     sweep: u64,
     /// Dirty pages met in this sweep, less the clean ones.
@@ -92,9 +154,20 @@ pub struct Hand<J> {
     /// Most pages met in the last sweep were dirty.
     mostly_dirty: bool,
     never_dirty: bool,
+    /// Pages that are stored to keep copies, too, which are compared.
+    compares: bool,
+    /// The credit from which dirty pages are spared.
+    spares_from: u8,
+    /// Resident pages that keep a copy; and the sum of that over all faults.
+    copies: usize,
+    copies_seen: u64,
+    /// Pages that come back may keep copies.
+    keeps: bool,
+    /// Pages that are evicted now.
+    away: usize,
+    events: Events,
     /// Pages that a walk takes.
     victims: Vec<usize>,
-    evictions: u64,
     looks: u64,
     streams: [Stream; THREADS],
 }
@@ -103,7 +176,9 @@ pub struct Hand<J> {
 const REGIONS: usize = 1;
 
 impl<J: Judge> Hand<J> {
-    /// For pages below `pages`, `limit` (at least 1) of them resident.
+    /// For pages below `pages`, `limit` (at least 1) of them resident, where a call that
+    /// protects pages is cheap, and comparing pages with their copies worth it: what the
+    /// engine takes for granted before it has measured.
     #[must_use]
     pub fn new(judge: J, pages: u32, limit: usize) -> Self {
         Self {
@@ -114,13 +189,20 @@ impl<J: Judge> Hand<J> {
             pages,
             used: 0,
             limit,
+            clock_limit: limit,
             hand: Position::START,
             sweep: 0,
             dirty_lead: 0,
             mostly_dirty: true,
             never_dirty: false,
+            compares: true,
+            spares_from: 1,
+            copies: 0,
+            copies_seen: 0,
+            keeps: true,
+            away: 0,
+            events: Events::default(),
             victims: Vec::new(),
-            evictions: 0,
             looks: 0,
             streams: [Stream::default(); THREADS],
         }
@@ -136,10 +218,36 @@ impl<J: Judge> Hand<J> {
         }
     }
 
+    /// The same hand where pages that are stored to keep no copy: comparing them would
+    /// cost more than it saves.
+    #[must_use]
+    pub fn never_comparing(self) -> Self {
+        Self {
+            compares: false,
+            ..self
+        }
+    }
+
+    /// The same hand, sparing dirty pages from so much credit on
+    /// ([`ghostmem_policy::costs::Costs::spares_from`]).
+    #[must_use]
+    pub fn sparing_dirty_from(self, credit: u8) -> Self {
+        Self {
+            spares_from: credit,
+            ..self
+        }
+    }
+
+    /// Of the frames in use, the part whose pages keep a copy: the mean over all faults.
+    #[must_use]
+    pub fn copies_per_frame(&self) -> f64 {
+        self.copies_seen as f64 / self.events.faults as f64 / self.limit as f64
+    }
+
     /// Resident pages looked at for each page evicted so far.
     #[must_use]
     pub fn looks_per_eviction(&self) -> f64 {
-        self.looks as f64 / self.evictions as f64
+        self.looks as f64 / self.events.evictions() as f64
     }
 
     /// The first resident page at or after `from`.
@@ -157,24 +265,97 @@ impl<J: Judge> Hand<J> {
     }
 
     fn now(&self) -> u16 {
-        self.clock.epoch(self.evictions)
+        self.clock.epoch(self.events.evictions())
     }
 
     fn free(&self) -> usize {
-        self.limit - self.used
+        self.limit.saturating_sub(self.used)
+    }
+
+    /// What happened so far.
+    #[must_use]
+    pub const fn events(&self) -> &Events {
+        &self.events
+    }
+
+    /// Resident pages that keep a copy.
+    #[must_use]
+    pub const fn copies(&self) -> usize {
+        self.copies
+    }
+
+    /// Pages that are evicted now.
+    #[must_use]
+    pub const fn away(&self) -> usize {
+        self.away
+    }
+
+    /// Pages that may be resident.
+    #[must_use]
+    pub const fn limit(&self) -> usize {
+        self.limit
+    }
+
+    /// From now on so many pages, at least 1, may be resident. Turnovers are counted by a
+    /// limit that follows in steps of a quarter, as in the engine.
+    pub fn set_limit(&mut self, limit: usize) {
+        self.limit = limit.max(1);
+        let clock = self.clock_limit;
+        if self.limit.abs_diff(clock) > clock / 4 {
+            self.clock_limit = self.limit;
+            self.clock = EpochClock::new(self.limit as u64);
+        }
+        while self.used > self.limit {
+            self.reclaim(Walk::new(self.used - self.limit));
+        }
+    }
+
+    /// From now on pages that come back may keep copies, or not.
+    pub const fn keep_copies(&mut self, keeps: bool) {
+        self.keeps = keeps;
+    }
+
+    /// Gives up the copies of up to `wanted` pages, from the hand on.
+    pub fn shed(&mut self, wanted: usize) {
+        let mut shed = 0;
+        for _ in 0..2 * (self.used / hand::EVICT_BATCH_PAGES + 1) {
+            if shed >= wanted {
+                return;
+            }
+            let window = hand::window(self.hand.page, hand::EVICT_BATCH_PAGES, |from| {
+                self.next(from)
+            });
+            self.pass(&window);
+            let mut from = window.start;
+            while let Some(page) = self.next(from).filter(|&page| page < window.end) {
+                from = page + 1;
+                let known = &mut self.known[page];
+                if std::mem::take(&mut known.copied) {
+                    known.clean = self.never_dirty;
+                    self.copies -= 1;
+                    shed += 1;
+                }
+            }
+        }
+    }
+
+    /// The hand goes past a window.
+    fn pass(&mut self, window: &std::ops::Range<usize>) {
+        self.hand = self.hand.past(window, REGIONS);
+        if self.hand == Position::START {
+            let lead = std::mem::take(&mut self.dirty_lead);
+            self.mostly_dirty = hand::is_mostly_dirty(lead);
+            self.sweep += 1;
+        }
     }
 
     /// Evicts what a walk finds; how many pages it was.
-    fn reclaim(&mut self, mut walk: Walk) -> usize {
+    fn reclaim(&mut self, walk: Walk) -> usize {
+        let mut walk = walk.sparing_dirty_from(self.spares_from);
         let mut victims = std::mem::take(&mut self.victims);
         while let Some(wanted) = walk.wants(REGIONS) {
             let window = hand::window(self.hand.page, wanted, |from| self.next(from));
-            self.hand = self.hand.past(&window, REGIONS);
-            if self.hand == Position::START {
-                let lead = std::mem::take(&mut self.dirty_lead);
-                self.mostly_dirty = hand::is_mostly_dirty(lead);
-                self.sweep += 1;
-            }
+            self.pass(&window);
             if window.is_empty() {
                 walk.end_of_region();
                 continue;
@@ -208,12 +389,19 @@ impl<J: Judge> Hand<J> {
             self.resident[word] &= !bit;
             let known = &mut self.known[page];
             known.bits = Heat::from_bits(known.bits).evict(now).to_bits();
-            known.clean = false;
+            let events = &mut self.events;
+            match (known.clean, known.copied) {
+                (true, _) => events.dropped += 1,
+                (false, true) => events.compared += 1,
+                (false, false) => events.packed += 1,
+            }
+            self.copies -= usize::from(known.copied);
+            (known.clean, known.copied) = (false, false);
             gone += 1;
         }
         self.victims = victims;
         self.used -= gone;
-        self.evictions += gone as u64;
+        self.away += gone;
         gone
     }
 
@@ -226,15 +414,37 @@ impl<J: Judge> Hand<J> {
             (true, false) => Reason::Refault,
             (true, true) => Reason::Ahead,
         };
+        self.away -= usize::from(known.stored);
+        self.events.ahead += u64::from(ahead);
+        let copy = match known.stored && self.keeps {
+            true => {
+                let (write_hot, compares) = (known.write_hot, self.compares);
+                writes::Return {
+                    write,
+                    write_hot,
+                    tracks_writes: true,
+                    compares,
+                    now,
+                }
+                .copy()
+            }
+            false => CopyKept::GivenUp,
+        };
         *known = Known {
             bits: self
                 .judge
                 .restore(known.bits, reason, self.clock, now)
                 .to_bits(),
-            clean: self.never_dirty || known.stored && writes::keeps_copy(write, known.write_hot),
-            write_hot: writes::stays_write_hot(write, known.write_hot, now),
+            clean: self.never_dirty || copy == CopyKept::Protected,
+            copied: copy != CopyKept::GivenUp,
+            write_hot: match copy {
+                CopyKept::Protected => false,
+                CopyKept::Writable => true,
+                CopyKept::GivenUp => writes::stays_write_hot(write, known.write_hot, now),
+            },
             stored: true,
         };
+        self.copies += usize::from(known.copied);
         self.resident[page as usize / 64] |= 1 << (page % 64);
     }
 }
@@ -245,6 +455,8 @@ impl<J: Judge> FaultPolicy for Hand<J> {
     }
 
     fn fault(&mut self, touch: Touch) -> u32 {
+        self.copies_seen += self.copies as u64;
+        self.events.faults += 1;
         let first = touch.page();
         let fresh = !self.known[first as usize].stored;
         let limit = self.limit as i64;
@@ -298,8 +510,15 @@ impl<J: Judge> FaultPolicy for Hand<J> {
     fn store(&mut self, page: u32) {
         let known = &mut self.known[page as usize];
         // Stores to dirty pages are not seen.
-        known.write_hot |= known.clean;
-        known.clean = self.never_dirty;
+        if !known.clean || self.never_dirty {
+            return;
+        }
+        known.write_hot = true;
+        known.clean = false;
+        self.copies -= usize::from(std::mem::take(&mut known.copied));
+        self.events.opened += 1;
+        let bits = Heat::from_bits(known.bits);
+        known.bits = self.judge.sighted(bits).to_bits();
     }
 
     fn resident(&self) -> usize {

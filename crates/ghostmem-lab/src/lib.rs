@@ -19,8 +19,10 @@ pub mod opt;
 pub mod recorded;
 pub mod rivals;
 pub mod rng;
+pub mod total;
 pub mod trace;
 
+use ghostmem_policy::hand::DIRTY_CREDIT_MIN;
 use trace::{Touch, Trace};
 
 /// A policy that is shown every access, with the pages it keeps.
@@ -121,6 +123,9 @@ pub fn run(policy: &mut dyn Policy, trace: &Trace) -> Score {
 pub enum Contender {
     /// The engine's hand with the credits of `ghostmem-policy`.
     Ours,
+    /// The same where calls that protect pages are dear: dirty pages with little credit
+    /// are not spared.
+    OursDear,
     /// The engine's hand with no credits: faults-only CLOCK in address order.
     PlainHand,
     /// First in, first out; needs to see nothing but faults.
@@ -143,8 +148,9 @@ pub enum Contender {
 
 impl Contender {
     /// All, in the order of tables.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Ours,
+        Self::OursDear,
         Self::PlainHand,
         Self::Fifo,
         Self::BlindTwoQ,
@@ -173,6 +179,7 @@ impl Contender {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Ours => "ours",
+            Self::OursDear => "ours, dear calls",
             Self::PlainHand => "hand",
             Self::Fifo => "FIFO",
             Self::BlindTwoQ => "2Q blind",
@@ -191,6 +198,10 @@ impl Contender {
         let pages = trace.pages;
         match self {
             Self::Ours => Box::new(Blind(hand::Hand::new(hand::Credits, pages, limit))),
+            Self::OursDear => {
+                let hand = hand::Hand::new(hand::Credits, pages, limit);
+                Box::new(Blind(hand.sparing_dirty_from(DIRTY_CREDIT_MIN)))
+            }
             Self::PlainHand => Box::new(Blind(hand::Hand::new(hand::Plain, pages, limit))),
             Self::Fifo => Box::new(Blind(blind::Fifo::new(pages, limit))),
             Self::BlindTwoQ => Box::new(Blind(blind::BlindTwoQ::new(pages, limit))),

@@ -350,6 +350,91 @@ pub fn allocation(pages: u32) -> Trace {
     Trace::new("allocation", pages, touches)
 }
 
+/// Counted objects: a dictionary of a scripting language, looked up by a zipf(0.99) law.
+/// Each look-up reads a slot of the table, and stores to the key and to the value, whose
+/// references are counted. Eight objects share a page, whatever their ranks.
+#[must_use]
+pub fn counted(pages: u32) -> Trace {
+    const OBJECTS: u32 = 8;
+    let mut rng = Rng::new(18);
+    let table = pages / 8;
+    let (keys, values) = (table, table + (pages - table) / 2);
+    let count = (values - keys) * OBJECTS;
+    let ranks = rng.permutation(count);
+    let slots = rng.permutation(count);
+    let law = Law::new(count, 0.99);
+    let mut touches: Vec<Touch> = (0..pages).map(|page| Touch::write(page, 0)).collect();
+    while touches.len() < (pages * TOUCHES_PER_PAGE) as usize {
+        let object = ranks[law.sample(&mut rng) as usize];
+        let slot = slots[object as usize] % table;
+        touches.push(Touch::read(slot, 0));
+        touches.push(Touch::write(keys + object / OBJECTS, 0));
+        touches.push(Touch::write(values + object / OBJECTS, 0));
+    }
+    Trace::new("counted objects", pages, touches)
+}
+
+/// A database in memory, as SQLite keeps one: blocks of a page and a quarter, whose end is
+/// counted up and down at each use, and whose contents are read. It is filled, indexed,
+/// read in the order of the index, asked for single rows, and changed here and there.
+#[must_use]
+pub fn database(pages: u32) -> Trace {
+    const INNER: u32 = 64;
+    let blocks = (pages - 1) / 5 * 4;
+    // Nodes above the leaves come first; then the index, a fifth; then the table.
+    let inner = (blocks / INNER).max(1);
+    let index = inner..inner + (blocks - inner) / 5;
+    let table = index.end..blocks;
+    let mut rng = Rng::new(19);
+    let mut touches = Vec::new();
+    let mut uses = |block: u32, write: bool| {
+        let first = block * 5 / 4;
+        touches.push(Touch::write(first + 1, 0));
+        touches.push(match write {
+            true => Touch::write(first, 0),
+            false => Touch::read(first, 0),
+        });
+    };
+    let above = |leaf: u32| leaf / INNER % inner;
+    for leaf in table.clone() {
+        uses(above(leaf), true);
+        uses(leaf, true);
+    }
+    for leaf in table.clone() {
+        uses(leaf, false);
+        let at = u64::from(leaf - table.start) * u64::from(index.end - index.start);
+        uses(
+            index.start + (at / u64::from(table.end - table.start)) as u32,
+            true,
+        );
+    }
+    let mut row = |uses: &mut dyn FnMut(u32, bool), entry: u32, write: bool| {
+        let leaf = table.start + rng.below(u64::from(table.end - table.start)) as u32;
+        for (block, write) in [
+            (above(entry), false),
+            (entry, false),
+            (above(leaf), false),
+            (leaf, write),
+        ] {
+            uses(block, write);
+        }
+    };
+    let rows = 6 * blocks / 10;
+    for step in 0..rows {
+        let at = u64::from(step) * u64::from(index.end - index.start) / u64::from(rows);
+        row(&mut uses, index.start + at as u32, false);
+    }
+    let mut order = Rng::new(20);
+    for step in 0..rows {
+        let entry = index.start + order.below(u64::from(index.end - index.start)) as u32;
+        row(&mut uses, entry, step % 40 == 3);
+    }
+    for leaf in table.clone() {
+        uses(leaf, false);
+    }
+    Trace::new("database", pages, touches)
+}
+
 /// All traces of the lab but the bench's own, over `pages` pages.
 #[must_use]
 pub fn all(pages: u32) -> Vec<Trace> {
@@ -364,5 +449,7 @@ pub fn all(pages: u32) -> Vec<Trace> {
         moving_hot(pages),
         tree(pages),
         allocation(pages),
+        counted(pages),
+        database(pages),
     ]
 }

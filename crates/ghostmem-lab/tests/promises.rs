@@ -239,6 +239,43 @@ fn written_pages_leave_in_one_sweep_of_four() {
     assert!((4.0..=8.0).contains(&written), "{written} faults a frame");
 }
 
+/// A page that was seen to be stored to survives again what its level buys.
+#[test]
+fn a_store_that_is_seen_keeps_the_page() {
+    const FRAMES: usize = 64;
+    const FEW: u32 = 1024;
+    /// Faults until a page that came back leaves, where it is stored to after so many.
+    fn stays(store_after: Option<u32>) -> u32 {
+        let mut hand = Blind(Hand::new(Credits, FEW, FRAMES));
+        let mut others = (0..).map(|at| at * 389 % FEW).filter(|&other| other != 5);
+        let mut touch = |hand: &mut Blind<Hand<Credits>>| {
+            // Most pages are written, so that written pages leave in every sweep.
+            hand.touch(Touch::write(others.next().unwrap(), 0));
+        };
+        hand.touch(Touch::read(5, 0));
+        for _ in 0..3 * FEW {
+            touch(&mut hand);
+        }
+        assert!(hand.touch(Touch::read(5, 0)) > 0, "it was away");
+        let mut faults = 0;
+        while hand.0.is_resident(5) {
+            if store_after == Some(faults) {
+                assert_eq!(hand.0.events().opened, 0);
+                hand.touch(Touch::write(5, 0));
+                assert_eq!(hand.0.events().opened, 1);
+            }
+            touch(&mut hand);
+            faults += 1;
+        }
+        faults
+    }
+    let unseen = stays(None);
+    assert!(
+        stays(Some(unseen / 2)) > unseen,
+        "a store half way through its credit"
+    );
+}
+
 /// The hand never walks far for a page, and a limit of a few pages does not
 /// confuse it.
 #[test]

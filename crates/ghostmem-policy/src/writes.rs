@@ -56,14 +56,6 @@ impl Return {
     }
 }
 
-/// Whether a page that comes back for a store or not, and may be write hot, keeps its
-/// copy where nothing is compared.
-#[must_use]
-#[inline]
-pub const fn keeps_copy(write: bool, write_hot: bool) -> bool {
-    !write && !write_hot
-}
-
 /// Whether a page is write hot still, once it came back in epoch `now` without a copy.
 ///
 /// Being hot for writing wears off with reads: half of them find the page's copy kept
@@ -87,13 +79,6 @@ mod tests {
     };
 
     #[test]
-    fn only_a_page_read_and_not_hot_keeps_its_copy() {
-        assert!(keeps_copy(false, false));
-        assert!(!keeps_copy(true, false));
-        assert!(!keeps_copy(false, true));
-    }
-
-    #[test]
     fn where_nothing_is_compared_only_protected_pages_keep_copies() {
         for now in 0..16 {
             for (write, write_hot) in [(false, false), (false, true), (true, false), (true, true)] {
@@ -103,9 +88,9 @@ mod tests {
                     now,
                     ..READ
                 };
-                let expected = match keeps_copy(write, write_hot) {
-                    true => CopyKept::Protected,
-                    false => CopyKept::GivenUp,
+                let expected = match write || write_hot {
+                    true => CopyKept::GivenUp,
+                    false => CopyKept::Protected,
                 };
                 assert_eq!(back.copy(), expected, "{back:?}");
                 let blind = Return {
