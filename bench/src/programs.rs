@@ -33,7 +33,8 @@ use attempt::{Attempt, Ended};
 use list::{Program, Ready};
 use records::{Record, Row};
 
-/// How often a program is started that the kernel kills in its group.
+/// How often a program is started that the kernel kills in its group, or that has more
+/// than its limit there.
 const ATTEMPTS: u32 = 3;
 /// Least of a limit, bytes.
 const LIMIT_MIN: u64 = 1 << 20;
@@ -208,20 +209,27 @@ fn measure(
     Ok(ended)
 }
 
-/// A run in a group that swaps to zram; again when the kernel kills it.
+/// A run in a group that swaps to zram; again when the kernel kills it, or does not take
+/// back what it was lent.
 fn swapping(args: &ProgramsArgs, known: &Known, limit: u64, work: &Path) -> Result<Ended> {
+    let name = known.program.name;
     for _ in 0..ATTEMPTS {
         let place = swap::SwapGroup::set_up(limit, known.peak)?;
         let attempt = Attempt::in_group(&place, &known.command, work);
         let (ended, lent) = place.lending(|| attempt.run(args.timeout));
         let ended = Ended { lent, ..ended? };
-        if !ended.was_killed() {
+        if ended.was_killed() {
+            eprintln!("{name}: the kernel killed it in its group");
+        } else if lent.spoil(ended.seconds) {
+            let (lasted, all) = (lent.lasted.as_secs_f64(), ended.seconds);
+            eprintln!("{name}: it had more than its limit for {lasted:.1} s of {all:.1}");
+        } else {
             return Ok(ended);
         }
-        eprintln!("{}: the kernel killed it in its group", known.program.name);
     }
     Err(Error::Skipped(format!(
-        "the kernel killed it {ATTEMPTS} times for lack of memory in its group"
+        "in {ATTEMPTS} runs the kernel killed it for lack of memory in its group, or left it \
+         more than its limit"
     )))
 }
 

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use ghostmem_os::report::field_bytes;
 
-use super::swap::SwapGroup;
+use super::swap::{Loans, SwapGroup};
 use crate::contenders::zram;
 use crate::error::{Error, Result};
 use crate::sys::{self, Spent};
@@ -56,8 +56,8 @@ pub(super) struct Ended {
     pub(super) zram_bytes: u64,
     /// Faults on memory that had been evicted or swapped out.
     pub(super) faults: u64,
-    /// How often the group was lent memory.
-    pub(super) lent: u64,
+    /// What the group was lent.
+    pub(super) lent: Loans,
     pub(super) output: Output,
     pub(super) status: ExitStatus,
     /// The last line on standard error.
@@ -176,7 +176,7 @@ impl<'a> Attempt<'a> {
             total_bytes: watch.total.max(spent.peak_rss_bytes),
             zram_bytes: watch.zram,
             faults,
-            lent: 0,
+            lent: Loans::default(),
             output: output(&out)?,
             status,
             complaint: last_line(&err),

@@ -186,7 +186,10 @@ impl Record {
                 seconds(&|row| row.ended.spent.system_ns),
                 only(Contender::Ghost, seconds(&|row| row.ended.engine_ns)),
                 median(0, &|row| row.ended.faults as f64),
-                only(Contender::Zram, median(0, &|row| row.ended.lent as f64)),
+                only(
+                    Contender::Zram,
+                    median(0, &|row| row.ended.lent.count as f64),
+                ),
             ]);
         }
         println!("{table}");
@@ -213,6 +216,7 @@ impl Record {
             "zram_bytes",
             "faults",
             "lent",
+            "lent_s",
         ];
         let seconds = |ns: u64| format!("{:.3}", ns as f64 / 1e9);
         let rows: Vec<Vec<String>> = self
@@ -235,7 +239,8 @@ impl Record {
                     ended.spent.peak_rss_bytes.to_string(),
                     ended.zram_bytes.to_string(),
                     ended.faults.to_string(),
-                    ended.lent.to_string(),
+                    ended.lent.count.to_string(),
+                    format!("{:.3}", ended.lent.lasted.as_secs_f64()),
                 ]
             })
             .collect();
