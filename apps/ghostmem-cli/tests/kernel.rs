@@ -72,6 +72,11 @@ fn children_on_stacks_from_malloc_have_their_memory() {
 }
 
 #[test]
+fn forks_on_stacks_in_ghost_memory_have_two_stacks() {
+    check_with(&["--mmap=64K"], "forkstacks", "2M", &[]);
+}
+
+#[test]
 fn children_on_the_parents_table_of_descriptors_leave_it_its_own() {
     check("sharing", "4M", &[]);
     let spill = scratch("sharing-spill");

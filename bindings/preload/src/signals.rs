@@ -810,6 +810,25 @@ const NO_STACK: Stack = Stack {
     bytes: 0,
 };
 
+/// The thread has no alternate signal stack while this is there: it is on it, but its stack
+/// pointer is elsewhere, so that the kernel would use it from the top again. Made and
+/// dropped elsewhere, with signals blocked.
+pub(crate) struct WithoutStack(Stack);
+
+impl WithoutStack {
+    pub(crate) fn new() -> Self {
+        let (none, mut before) = (NO_STACK, NO_STACK);
+        let _cannot_fail = own!(libc::SYS_sigaltstack, &raw const none, &raw mut before);
+        Self(before)
+    }
+}
+
+impl Drop for WithoutStack {
+    fn drop(&mut self) {
+        let _cannot_fail = own!(libc::SYS_sigaltstack, &raw const self.0, 0);
+    }
+}
+
 /// Takes the stack back at the thread's end, and lets the program's own go.
 pub(crate) fn take_stack() {
     let thread = thread::current();

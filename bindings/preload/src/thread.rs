@@ -38,6 +38,8 @@ pub(crate) struct Thread {
     /// Bytes of small objects this thread allocated, less those it freed, that
     /// the heap was not told of yet.
     pub(crate) uncounted: Cell<isize>,
+    /// Its area of rseq(2) in ghost memory: address, bytes and signature; 0: none.
+    pub(crate) rseq: Cell<[usize; 3]>,
     /// Which of [`crate::signals::OURS`] were sent while they were blocked, one
     /// bit each, and what came with them.
     pub(crate) pending: Cell<u32>,

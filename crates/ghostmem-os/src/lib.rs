@@ -79,6 +79,8 @@ pub mod shared;
 pub mod signal;
 #[cfg(all(feature = "sim", not(windows)))]
 pub mod sim;
+#[cfg(not(windows))]
+pub mod stack;
 #[cfg_attr(windows, path = "windows/stop.rs")]
 pub mod stop;
 #[cfg_attr(windows, path = "windows/thread.rs")]

@@ -241,30 +241,15 @@ impl Lease<'_> {
             scratch,
             body,
         };
-        #[cfg(all(target_arch = "x86_64", not(windows)))]
+        #[cfg(not(windows))]
         {
             // Page aligned, as the buffers are that begin there.
             let top = scratch.cast::<u8>() as usize;
-            let entry: extern "C" fn(*mut Call<'_, C>) = trampoline::<C>;
-            // SAFETY: `top` is the aligned end of STACK_BYTES of memory that
-            // belong to this lease and that nothing else refers to; the stack pointer is saved in a callee-saved
-            // register and put back; everything else the C ABI may clobber is
-            // declared.
-            unsafe {
-                core::arch::asm!(
-                    "mov r12, rsp",
-                    "mov rsp, {top}",
-                    "call {entry}",
-                    "mov rsp, r12",
-                    top = in(reg) top,
-                    entry = in(reg) entry,
-                    in("rdi") &raw mut call,
-                    out("r12") _,
-                    clobber_abi("C"),
-                );
-            }
+            // SAFETY: the end of STACK_BYTES of memory that belong to this lease and
+            // that nothing else refers to; a trampoline of the C ABI does not unwind.
+            unsafe { crate::stack::call_at(top, &raw mut call, trampoline::<C>) };
         }
-        #[cfg(not(all(target_arch = "x86_64", not(windows))))]
+        #[cfg(windows)]
         trampoline::<C>(&raw mut call);
     }
 }

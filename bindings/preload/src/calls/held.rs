@@ -13,12 +13,12 @@
 use core::mem::MaybeUninit;
 
 use ghostmem::{Error, Heap, Pinned};
-use ghostmem_os::PAGE_SIZE;
+use ghostmem_os::{PAGE_SIZE, doorway};
 
 use crate::ghost;
 use crate::guarded::{self, Touch};
 use crate::holds::{self, Reason};
-use crate::raw;
+use crate::raw::{self, failed, own};
 use crate::thread::{self, EngineScope};
 
 use super::{Done, error};
@@ -259,7 +259,7 @@ pub(super) fn for_good(number: usize, args: [usize; 6]) -> Touch<Done> {
     };
     let start = address & !(PAGE_SIZE - 1);
     let bytes = match number {
-        334 => args[1].min(PAGE_SIZE),
+        RSEQ => args[1].min(PAGE_SIZE),
         273 => 24,
         _ => 4,
     };
@@ -267,5 +267,43 @@ pub(super) fn for_good(number: usize, args: [usize; 6]) -> Touch<Done> {
     if !holds::hold(heap, Reason::Kernel, start, end - start, 0) {
         return Ok(error(libc::ENOMEM));
     }
-    Ok(Done::With(raw::syscall(number, args)))
+    let answer = raw::syscall(number, args);
+    if number == RSEQ && !failed(answer) {
+        // Not what ends it, which has a flag.
+        let told = if args[2] == 0 { args } else { [0; 6] };
+        thread::current().rseq.set([told[0], told[1], told[3]]);
+    }
+    Ok(Done::With(answer))
+}
+
+/// rseq(2).
+const RSEQ: usize = 334;
+
+/// The kernel writes to a thread's area of rseq(2) by itself, whenever another thread had
+/// the processor. Where that is ghost memory it does not, while this is there.
+pub(super) struct WithoutRseq([usize; 3]);
+
+impl WithoutRseq {
+    pub(super) fn new() -> Self {
+        const UNREGISTER: usize = 1;
+        let [area, bytes, signature] = thread::current().rseq.get();
+        // A filter of the program's may forbid it.
+        let ended = area != 0
+            && !doorway::is_confined()
+            && own!(RSEQ, area, bytes, UNREGISTER, signature) == 0;
+        Self(if ended {
+            [area, bytes, signature]
+        } else {
+            [0; 3]
+        })
+    }
+}
+
+impl Drop for WithoutRseq {
+    fn drop(&mut self) {
+        let [area, bytes, signature] = self.0;
+        if area != 0 {
+            let _as_before = own!(RSEQ, area, bytes, 0, signature);
+        }
+    }
 }

@@ -6,13 +6,17 @@
 //! memory is the parent's. The copies therefore stand in memory that the
 //! thread keeps for its next execve, not in a lease.
 
+use core::hint::black_box;
+
 use ghostmem::fork::Call as ForkCall;
+use ghostmem_os::stack::OwnStack;
 
 use crate::guarded::{self, Touch, load, store};
 use crate::raw::{self, Answer, call, failed, own};
-use crate::signals::Blocked;
+use crate::signals::{Blocked, WithoutStack};
 use crate::{begin, bounce, ghost, holds, signals, start, taken, thread, tree};
 
+use super::held::WithoutRseq;
 use super::{Call, Done, error, table, target};
 
 /// A string longer than this is refused by the kernel (`MAX_ARG_STRLEN`).
@@ -93,32 +97,61 @@ impl Strings {
     }
 }
 
+/// Runs what makes a child on ordinary memory. Where the program's stack is ghost memory
+/// (from malloc, or a mapping that was taken) its pages stop moving with all others before
+/// the call, and with the guard backends parent and child have the same ones until the
+/// child has its own: two processes on one stack. `None`: there is no memory for another.
+///
+/// `body` brings what it needs along: the caller's stack is not there for it.
+fn on_ordinary_stack<R>(body: impl FnOnce() -> R) -> Option<R> {
+    let here = 0_u8;
+    if !ghost::is_ghost(black_box(&raw const here).addr()) {
+        return Some(body());
+    }
+    let mut stack = OwnStack::new().ok()?;
+    // Another handler would begin where the one began that this is called from.
+    let handles = signals::is_on_signal_stack();
+    let blocked = handles.then(Blocked::new);
+    let result = stack.run(move || {
+        let without = handles.then(WithoutStack::new);
+        let result = body();
+        drop(without);
+        result
+    });
+    drop(blocked);
+    result.ok()
+}
+
 /// clone or fork on a thread that is in libc's fork: libc's own work before
 /// and after the call, on its open files and the like, finds the heap working.
 pub(super) fn fork(number: usize, args: [usize; 6]) -> Done {
-    let shares_memory = number == 56 && args[0] & libc::CLONE_VM as usize != 0;
+    let shares_memory = number == table::CLONE && args[0] & libc::CLONE_VM as usize != 0;
     if shares_memory {
         return Done::Asis;
     }
+    on_ordinary_stack(move || between_handlers(number, args)).unwrap_or(error(libc::EAGAIN))
+}
+
+fn between_handlers(number: usize, mut args: [usize; 6]) -> Done {
+    let Ok(Some(asked)) = Asked::new(number, args) else {
+        return Done::Asis;
+    };
+    // A thread's block may be in ghost memory, too (its stack came from malloc).
+    let mut numbers = [0_u32; 3];
+    let ours = numbers.as_mut_ptr() as usize;
+    asked.pass_stand_ins(number, &mut args, ours);
+    let without = WithoutRseq::new();
     let mut still = None;
     match ghostmem::fork::before_call(|| still = Some(taken::hold_still())) {
         ForkCall::Strange => return Done::Asis,
-        ForkCall::Refused => return Done::With(-(libc::EAGAIN as Answer)),
+        ForkCall::Refused => return error(libc::EAGAIN),
         ForkCall::Ready => {}
     }
     let answer: Answer = raw::syscall(number, args);
     ghostmem::fork::after_call(answer == 0);
     drop(still);
-    // A thread's block in ghost memory (its stack came from malloc) is a copy
-    // from before the call.
-    let place = args[3];
-    if answer == 0
-        && number == table::CLONE
-        && args[0] & libc::CLONE_CHILD_SETTID as usize != 0
-        && ghost::is_ghost(place)
-    {
-        let _there = store(place, own!(libc::SYS_gettid) as u32);
-    }
+    drop(without);
+    asked.give(answer, ours);
     Done::With(answer)
 }
 
@@ -197,6 +230,21 @@ impl Asked {
         places
     }
 
+    /// Puts them among the arguments of clone(2); fork(2) has none.
+    fn pass_stand_ins(self, number: usize, args: &mut [usize; 6], ours: usize) {
+        if number != table::CLONE {
+            return;
+        }
+        let stand_ins = self.stand_ins(ours);
+        // One argument for either.
+        args[2] = stand_ins[if self.has(libc::CLONE_PIDFD) {
+            FILE
+        } else {
+            PARENT
+        }];
+        args[3] = stand_ins[CHILD];
+    }
+
     /// Puts the numbers that the kernel wrote at `ours` in their places.
     fn give(self, answer: Answer, ours: usize) {
         if failed(answer) {
@@ -223,7 +271,7 @@ impl Asked {
 /// clone, clone3 or fork that a program makes by itself (sandboxes do, for a child
 /// in namespaces of its own, or on a stack of the program's).
 pub(super) fn raw_fork(call: &mut Call) -> Touch<Done> {
-    let (number, mut args) = (call.number, call.args);
+    let (number, args) = (call.number, call.args);
     let Some(asked) = Asked::new(number, args)? else {
         return Ok(Done::Asis);
     };
@@ -235,31 +283,37 @@ pub(super) fn raw_fork(call: &mut Call) -> Touch<Done> {
         }
         return on_shared_memory(asked);
     }
+    let Some(answer) = on_ordinary_stack(move || make_child(number, args, asked)) else {
+        return Ok(error(libc::EAGAIN));
+    };
+    let answer = answer?;
+    if answer == 0 {
+        call.other_stack = asked.stack;
+    }
+    Ok(Done::With(answer))
+}
+
+/// Makes a child that is to have a memory of its own, with the handlers of ours alone.
+fn make_child(number: usize, mut args: [usize; 6], asked: Asked) -> Touch<Answer> {
     // Pages are frozen during the call: what the kernel reads and writes is
     // here, and goes to its places when parent and child have their memory.
     let mut copy = [0_u8; CLONE_ARGS_MAX];
     let mut numbers = [0_u32; 3];
     let ours = numbers.as_mut_ptr() as usize;
-    let stand_ins = asked.stand_ins(ours);
     // The child goes on here, on its copy of this stack, until its memory is
     // there. Only then it changes to the stack that was asked for.
     if number == table::CLONE {
         args[1] = 0;
-        // One argument for either.
-        args[2] = stand_ins[if asked.has(libc::CLONE_PIDFD) {
-            FILE
-        } else {
-            PARENT
-        }];
-        args[3] = stand_ins[CHILD];
+        asked.pass_stand_ins(number, &mut args, ours);
     } else if number == table::CLONE3 {
         guarded::copy(copy.as_mut_ptr() as usize, args[0], args[1])?;
         args[0] = copy.as_mut_ptr() as usize;
-        let [parent, child, file] = stand_ins;
+        let [parent, child, file] = asked.stand_ins(ours);
         store(args[0] + 8, [file, child, parent])?;
         store(args[0] + 40, [0_usize; 2])?;
     }
     start::before_fork();
+    let without = WithoutRseq::new();
     let call_it = || raw::syscall(number, args);
     let blocked = Blocked::new();
     let still = taken::hold_still();
@@ -270,14 +324,14 @@ pub(super) fn raw_fork(call: &mut Call) -> Touch<Done> {
     };
     drop(still);
     drop(blocked);
+    drop(without);
     if answer == 0 {
         start::in_child();
-        call.other_stack = asked.stack;
     } else {
         start::in_parent();
     }
     asked.give(answer, ours);
-    Ok(Done::With(answer))
+    Ok(answer)
 }
 
 /// Stacks whose length a call does not say are held this far down.
