@@ -348,6 +348,34 @@ pub(crate) fn forget(heap: &Heap, start: usize, bytes: usize) {
     }
 }
 
+/// A part that is held, and why.
+#[derive(Clone, Copy)]
+struct Note {
+    reason: Reason,
+    start: usize,
+    end: usize,
+    tag: usize,
+}
+
+/// Calls `body` with what is held between two addresses, for each reason. The caller has
+/// the lists.
+fn each_of(start: usize, end: usize, mut body: impl FnMut(Note)) {
+    for reason in EVERY {
+        let list = List::of(reason);
+        let mut index = list.first_above(start);
+        while index < list.count.load(Ordering::Relaxed) && list.bounds(index).0 < end {
+            let (from, to) = list.bounds(index);
+            body(Note {
+                reason,
+                start: from.max(start),
+                end: to.min(end),
+                tag: list.get(index).tag.get(),
+            });
+            index += 1;
+        }
+    }
+}
+
 /// Calls `open` for each part of a range that is protected: what lies between them may be
 /// closed because it is absent. The first answer that is a refusal, else 0.
 pub(crate) fn each_protected(
@@ -454,24 +482,24 @@ fn sweep() {
 /// program takes for fresh pages. (The engine leaves held pages alone.)
 pub(crate) fn clear(start: usize, bytes: usize) {
     let end = start + bytes;
+    let open = (libc::PROT_READ | libc::PROT_WRITE) as usize;
     with(|| {
-        for reason in EVERY {
-            let list = List::of(reason);
-            let mut index = list.first_above(start);
-            while index < list.count.load(Ordering::Relaxed) && list.bounds(index).0 < end {
-                let (from, to) = list.bounds(index);
-                let (from, to) = (from.max(start), to.min(end));
-                if reason == Reason::Protected {
-                    let open = libc::PROT_READ | libc::PROT_WRITE;
-                    let _opens = own!(libc::SYS_mprotect, from, to - from, open);
-                }
-                raw::clear(from, to - from);
-                if reason == Reason::Protected {
-                    let access = list.get(index).tag.get();
-                    let _as_before = own!(libc::SYS_mprotect, from, to - from, access);
-                }
-                index += 1;
-            }
+        // What is held for another reason may be protected as well.
+        set_access(start, end, |_| open);
+        each_of(start, end, |note| {
+            raw::clear(note.start, note.end - note.start);
+        });
+        set_access(start, end, |note| note.tag);
+    });
+}
+
+/// Gives each part between two addresses that is protected an access. The caller has the
+/// lists.
+fn set_access(start: usize, end: usize, access: impl Fn(Note) -> usize) {
+    each_of(start, end, |note| {
+        if note.reason == Reason::Protected {
+            let bytes = note.end - note.start;
+            let _as_it_goes = own!(libc::SYS_mprotect, note.start, bytes, access(note));
         }
     });
 }

@@ -12,6 +12,7 @@
 #define PAGES 16
 #define INSTALL 102 /* MADV_GUARD_INSTALL, MADV_GUARD_REMOVE: since 6.13 */
 #define REMOVE 103
+#define LOCKED_TOO 24 /* MADV_DONTNEED_LOCKED: since 5.18 */
 
 static sigjmp_buf back;
 static void caught(int number) { siglongjmp(back, number); }
@@ -94,6 +95,29 @@ static void ask(char *p) {
     SAME(store(p + 5 * PAGE));
     SAME(mprotect(p + 5 * PAGE, PAGE, PROT_READ | PROT_WRITE));
     SAME(store(p + 5 * PAGE));
+
+    /* What is locked is forgotten by the one advice that says so, and stays locked. */
+    memset(p + 6 * PAGE, 5, 4 * PAGE);
+    SAME(mlock(p + 6 * PAGE, 2 * PAGE));
+    SAME(madvise(p + 6 * PAGE, PAGE, MADV_DONTNEED));
+    SAME(madvise(p + 6 * PAGE, PAGE, MADV_FREE));
+    SAME(p[6 * PAGE]);
+    SAME(madvise(p + 6 * PAGE, 3 * PAGE, LOCKED_TOO));
+    for (int page = 6; page < 10; page++) SAME(p[page * PAGE + 77]);
+    SAME(store(p + 6 * PAGE));
+    evict();
+    SAME(p[6 * PAGE]);
+    SAME(madvise(p + 6 * PAGE, PAGE, MADV_DONTNEED));
+    SAME(madvise(p + 7 * PAGE, 2 * PAGE, LOCKED_TOO));
+    SAME(munlock(p + 6 * PAGE, 2 * PAGE));
+    SAME(madvise(p + 6 * PAGE, PAGE, MADV_DONTNEED));
+    SAME(p[6 * PAGE]);
+    /* What can only be read is forgotten, too, and can only be read. */
+    SAME(mprotect(p + 9 * PAGE, PAGE, PROT_READ));
+    SAME(madvise(p + 9 * PAGE, PAGE, LOCKED_TOO));
+    SAME(p[9 * PAGE]);
+    SAME(store(p + 9 * PAGE));
+    SAME(mprotect(p + 9 * PAGE, PAGE, PROT_READ | PROT_WRITE));
     close(pipes[0]);
     close(pipes[1]);
 }
@@ -103,7 +127,8 @@ int main(int argc, char **argv) {
     struct sigaction action = {.sa_handler = caught};
     CHECK(sigaction(SIGSEGV, &action, NULL) == 0 && sigaction(SIGBUS, &action, NULL) == 0);
     prepare(argv[2]);
-    char *mapping = mmap(NULL, PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    /* Under run, one that stays the kernel's. */
+    char *mapping = mmap(NULL, PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
     CHECK(mapping != MAP_FAILED);
     ask(mapping);
     int asked = count;

@@ -166,6 +166,8 @@ const MLOCK_ONFAULT: usize = 1;
 /// madvise(2), since 6.13.
 const MADV_GUARD_INSTALL: i32 = 102;
 const MADV_GUARD_REMOVE: i32 = 103;
+/// madvise(2), since 5.18.
+const MADV_DONTNEED_LOCKED: i32 = 24;
 
 /// The kernel's answer to the same call about no bytes: whether it knows the flags,
 /// and takes the address.
@@ -183,14 +185,15 @@ fn advise(heap: &Heap, address: usize, bytes: usize, advice: i32) -> Done {
     if failed(known) || bytes == 0 {
         return Done::With(known);
     }
-    let drops = matches!(advice, libc::MADV_DONTNEED | libc::MADV_FREE);
-    if drops && holds::any_for(Reason::Locked, address, bytes) {
+    let spares_locked = matches!(advice, libc::MADV_DONTNEED | libc::MADV_FREE);
+    if spares_locked && holds::any_for(Reason::Locked, address, bytes) {
         return error(libc::EINVAL);
     }
     let _inside = EngineScope::new(thread::current());
     let range = range(address, bytes);
     match advice {
-        _ if drops => {
+        libc::MADV_DONTNEED | libc::MADV_FREE | MADV_DONTNEED_LOCKED => {
+            // What is held stays, a lock too, and is zero.
             if holds::any(address, bytes) {
                 holds::clear(address, bytes);
             }
