@@ -146,6 +146,11 @@ fn other_mappings_over_pages_that_are_evicted_are_what_they_are() {
 }
 
 #[test]
+fn memory_that_cannot_become_code_stays_what_it_is() {
+    check_with(&["--mmap=64K"], "wx", "2M", &[]);
+}
+
+#[test]
 fn mappings_over_the_heap_and_lists_of_groups_are_where_they_are() {
     check("over", "4M", &[]);
 }

@@ -131,7 +131,7 @@ pub(crate) unsafe extern "C" fn free(block: *mut c_void) {
 /// As [`free`].
 #[inline(never)]
 unsafe fn free_any(block: NonNull<c_void>) {
-    if let Some(heap) = ghost::owner(block.as_ptr() as usize) {
+    if let Some(heap) = ghost::owner_of_block(block.as_ptr() as usize) {
         // SAFETY: the caller's promise.
         unsafe { ghost::free(thread::current(), heap, block.cast()) };
     } else {
@@ -175,7 +175,7 @@ pub(crate) unsafe extern "C" fn realloc(block: *mut c_void, size: usize) -> *mut
     {
         return block;
     }
-    let owner = ghost::owner(block as usize);
+    let owner = ghost::owner_of_block(block as usize);
     let usable = match owner {
         Some(heap) => {
             let usable = heap.block_bytes(old.cast());
@@ -295,7 +295,7 @@ pub(crate) unsafe extern "C" fn malloc_usable_size(block: *mut c_void) -> usize 
     if let Some(bytes) = ghost::bytes_of_small(live.cast()) {
         return bytes;
     }
-    match ghost::owner(block as usize) {
+    match ghost::owner_of_block(block as usize) {
         Some(heap) => heap.block_bytes(live.cast()).unwrap_or(0),
         // SAFETY: the caller's promise; not ghost memory, so libc's.
         None => unsafe { ordinary::usable_size(block) },

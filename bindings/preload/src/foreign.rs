@@ -5,16 +5,20 @@
 //!        │ refused         │ pinned                │ refused
 //!        └─► an error      └─► given back ◄────────┘
 //! ```
-//! What the kernel refuses is refused before anything has changed. Pages leave the heap
-//! with no transition of theirs in flight, and no batch that names them.
+//! What the kernel refuses is refused before anything has changed, as a rule. Memory that
+//! becomes code is copied first, so that what it holds stays where the way is refused
+//! half-way. Pages leave the heap with no transition of theirs in flight, and no batch that
+//! names them.
 
 use ghostmem::Heap;
 use ghostmem_os::PAGE_SIZE;
 
 use crate::calls::{Done, error};
-use crate::holds;
+use crate::guarded;
+use crate::heirs;
+use crate::holds::{self, Noted};
 use crate::mappings::{FIXED, OPEN, copy_contents, end_of, has, note_ordinary, range, unmap};
-use crate::raw::{Answer, failed, own};
+use crate::raw::{self, Answer, failed, own};
 use crate::taken::{self, Range, Table};
 
 /// Calls `body` with each block that has pages in a range, and those pages.
@@ -68,11 +72,19 @@ pub(crate) fn put_in_place(heap: &Heap, args: [usize; 6], (address, end): (usize
     Done::With(moved)
 }
 
-/// Moves an ordinary mapping to where ghost pages are, which leave the heap.
+/// Moves an ordinary mapping to where ghost pages are, which leave the heap. Where that is
+/// refused half-way they are zero pages.
 fn move_in(heap: &Heap, from: usize, (address, end): (usize, usize)) -> Answer {
     let bytes = end - address;
-    holds::forget(heap, address, bytes);
-    taken::with(|table| {
+    let refused = try_to_move();
+    if failed(refused) {
+        return refused;
+    }
+    let Some(mut noted) = Noted::of(address, bytes) else {
+        return -(libc::ENOMEM as Answer);
+    };
+    holds::let_go(heap, address, bytes);
+    let moved = taken::with(|table| {
         // Parts outside the regions are the kernel's to replace.
         let (mut at, mut given) = (address, Ok(()));
         while at < end && given.is_ok() {
@@ -106,30 +118,105 @@ fn move_in(heap: &Heap, from: usize, (address, end): (usize, usize)) -> Answer {
             });
         }
         moved
-    })
+    });
+    if failed(moved) {
+        noted.hold_again(heap);
+    } else {
+        heirs::forget(address, bytes);
+    }
+    moved
+}
+
+/// Whether the process has mappings left for a move, which asks for more of them than
+/// anything else: a page of nobody's is moved first. 0, or the kernel's refusal.
+fn try_to_move() -> Answer {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    let none = libc::PROT_NONE;
+    let made = own!(libc::SYS_mmap, 0, 2 * PAGE_SIZE, none, flags, -1_isize, 0);
+    if failed(made) {
+        return made;
+    }
+    let (from, to) = (made as usize, made as usize + PAGE_SIZE);
+    let how = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+    let moved = own!(libc::SYS_mremap, from, PAGE_SIZE, PAGE_SIZE, how, to);
+    // What was moved away is free, and may be another thread's by now.
+    let left = if failed(moved) { from } else { to };
+    let _gone = own!(libc::SYS_munmap, left, to + PAGE_SIZE - left);
+    moved.min(0)
 }
 
 /// Makes ghost pages ordinary memory where they are, with what they hold: they are to have
-/// an access that the heap does not give.
+/// an access that the heap does not give. All of them, or nothing has changed.
 pub(crate) fn let_go(heap: &Heap, address: usize, bytes: usize, access: usize) -> Answer {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
     let made = own!(libc::SYS_mmap, 0, bytes, OPEN, flags, -1_isize, 0);
     if failed(made) {
         return made;
     }
-    holds::forget(heap, address, bytes);
-    copy_contents(heap, made as usize, address, bytes);
-    let answer = own!(libc::SYS_mprotect, made, bytes, access);
-    let moved = match failed(answer) {
-        true => answer,
-        false => move_in(heap, made as usize, (address, address + bytes)),
+    let made = made as usize;
+    let set_access = |access: usize| own!(libc::SYS_mprotect, made, bytes, access);
+    // What the kernel does not give at all is known before anything is touched.
+    let mut answer = set_access(access);
+    if !failed(answer) {
+        answer = set_access(OPEN);
+    }
+    if !failed(answer) {
+        answer = try_to_move();
+    }
+    let mut noted = None;
+    if !failed(answer) {
+        noted = Noted::of(address, bytes);
+        answer = match noted {
+            Some(_) => fill_and_move(heap, made, (address, address + bytes), access),
+            None => -(libc::ENOMEM as Answer),
+        };
+    }
+    if !failed(answer) {
+        note_ordinary(bytes);
+        return 0;
+    }
+    // First: a protection may need the mapping that it takes.
+    let _gone = own!(libc::SYS_munmap, made, bytes);
+    if let Some(noted) = &mut noted {
+        noted.hold_again(heap);
+    }
+    answer
+}
+
+/// Copies ghost pages to a fresh mapping, which takes their place with an access. Where it
+/// does not, they hold what they held.
+fn fill_and_move(
+    heap: &Heap,
+    made: usize,
+    (address, end): (usize, usize),
+    access: usize,
+) -> Answer {
+    let bytes = end - address;
+    let set_access = |access: usize| own!(libc::SYS_mprotect, made, bytes, access);
+    holds::let_go(heap, address, bytes);
+    copy_contents(heap, made, address, bytes);
+    let set = set_access(access);
+    let moved = match failed(set) {
+        true => set,
+        false => move_in(heap, made, (address, end)),
     };
     if failed(moved) {
-        let _gone = own!(libc::SYS_munmap, made, bytes);
-        return moved;
+        let _as_it_was = set_access(OPEN);
+        (address..end)
+            .step_by(PAGE_SIZE)
+            .for_each(|at| bring_back(at, made + (at - address)));
     }
-    note_ordinary(bytes);
-    0
+    moved
+}
+
+/// Gives a page that has lost what it held its contents again: it is zero then, in memory
+/// or not.
+fn bring_back(page: usize, copy: usize) {
+    let mut words = (0..PAGE_SIZE).step_by(size_of::<u64>());
+    let held = words.clone().any(|at| raw::load::<u64>(copy + at) != 0);
+    if held && words.all(|at| guarded::load::<u64>(page + at) == Ok(0)) {
+        let _else_it_stays_away = guarded::copy(page, copy, PAGE_SIZE);
+    }
 }
 
 /// mremap of an ordinary mapping that lies in a region, in ghost pages' place.

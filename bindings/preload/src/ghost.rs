@@ -100,6 +100,16 @@ pub(crate) fn region_owner(address: usize, bytes: usize) -> Option<&'static Heap
     HEAP.get().filter(lies)
 }
 
+/// The heap, if a block from malloc is its: the program may have other mappings in the
+/// place of its first page.
+pub(crate) fn owner_of_block(address: usize) -> Option<&'static Heap> {
+    if !may_be(address) {
+        return None;
+    }
+    HEAP.get()
+        .filter(|heap| heap.away_run(address, 1).is_some())
+}
+
 /// Whether an address is ghost memory.
 pub(crate) fn is_ghost(address: usize) -> bool {
     owner(address).is_some()

@@ -339,6 +339,11 @@ pub(crate) fn release(heap: &Heap, reason: Reason, start: usize, bytes: usize) {
 /// it was held for, open for loads and stores.
 pub(crate) fn forget(heap: &Heap, start: usize, bytes: usize) {
     heirs::forget(start, bytes);
+    let_go(heap, start, bytes);
+}
+
+/// Lets a range go whatever it was held for, open for loads and stores.
+pub(crate) fn let_go(heap: &Heap, start: usize, bytes: usize) {
     let open = libc::PROT_READ | libc::PROT_WRITE;
     each_protected(start, bytes, |from, bytes| {
         own!(libc::SYS_mprotect, from, bytes, open)
@@ -348,13 +353,91 @@ pub(crate) fn forget(heap: &Heap, start: usize, bytes: usize) {
     }
 }
 
-/// A part that is held, and why.
+/// What was held of a range, to hold it again where what was to come in its place does
+/// not.
+pub(crate) struct Noted {
+    /// A few need no mapping, which there may be none of.
+    few: [Note; FEW],
+    /// The first of more notes, in memory of their own; 0: none.
+    more: usize,
+    count: usize,
+}
+
+const FEW: usize = 8;
+
 #[derive(Clone, Copy)]
 struct Note {
     reason: Reason,
     start: usize,
     end: usize,
     tag: usize,
+}
+
+impl Noted {
+    /// What is held of a range now; `None`: no memory to note it.
+    pub(crate) fn of(start: usize, bytes: usize) -> Option<Self> {
+        let end = start.saturating_add(bytes);
+        let nothing = Note {
+            reason: Reason::Locked,
+            start,
+            end: start,
+            tag: 0,
+        };
+        let mut noted = Self {
+            few: [nothing; FEW],
+            more: 0,
+            count: 0,
+        };
+        if !any(start, bytes) {
+            return Some(noted);
+        }
+        with(|| {
+            each_of(start, end, |_| noted.count += 1);
+            if noted.count > FEW {
+                noted.more = bounce::map(noted.bytes())?;
+            }
+            let mut index = 0;
+            each_of(start, end, |note| {
+                // SAFETY: one of as many places as were counted under the same lock.
+                unsafe { noted.place(index).write(note) };
+                index += 1;
+            });
+            Some(noted)
+        })
+    }
+
+    const fn bytes(&self) -> usize {
+        self.count * size_of::<Note>()
+    }
+
+    fn place(&mut self, index: usize) -> *mut Note {
+        let first = match self.more {
+            0 => self.few.as_mut_ptr(),
+            more => more as *mut Note,
+        };
+        first.wrapping_add(index)
+    }
+
+    /// Holds all of it again, with the access it had.
+    pub(crate) fn hold_again(&mut self, heap: &Heap) {
+        for index in 0..self.count {
+            // SAFETY: written by `of`, in memory that goes with `self`.
+            let note = unsafe { self.place(index).read() };
+            let bytes = note.end - note.start;
+            let held = hold(heap, note.reason, note.start, bytes, note.tag);
+            if held && note.reason == Reason::Protected {
+                let _as_before = own!(libc::SYS_mprotect, note.start, bytes, note.tag);
+            }
+        }
+    }
+}
+
+impl Drop for Noted {
+    fn drop(&mut self) {
+        if self.more != 0 {
+            let _gone = own!(libc::SYS_munmap, self.more, self.bytes());
+        }
+    }
 }
 
 /// Calls `body` with what is held between two addresses, for each reason. The caller has
