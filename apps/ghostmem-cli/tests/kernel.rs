@@ -146,6 +146,11 @@ fn other_mappings_over_pages_that_are_evicted_are_what_they_are() {
 }
 
 #[test]
+fn a_touch_finds_one_mapping_or_the_other() {
+    check_with(&["--mmap=64K"], "retaken", "2M", &[]);
+}
+
+#[test]
 fn memory_that_cannot_become_code_stays_what_it_is() {
     check_with(&["--mmap=64K"], "wx", "2M", &[]);
 }

@@ -30,7 +30,7 @@ use ghostmem_os::{doorway, told};
 
 use crate::raw::{Answer, call, failed, own};
 use crate::thread::{self, EngineScope, INFO_WORDS, Thread};
-use crate::{ghost, holds, start};
+use crate::{ghost, holds, start, taken};
 
 /// The signals that a touch of ghost memory can raise.
 pub(crate) const OURS: [i32; 2] = [libc::SIGBUS, libc::SIGSEGV];
@@ -333,6 +333,9 @@ extern "C-unwind" fn by_monitor(info: *mut libc::siginfo_t, context: *mut c_void
     registers[libc::REG_ERR as usize] = BY_USER | if is_store { BY_STORE } else { 0 };
     registers[libc::REG_CR2 as usize] = address as i64;
     let fault = fault_at(libc::SIGBUS, NO_PAGE, address);
+    if is_amid_a_change(libc::SIGBUS, &fault) {
+        return true;
+    }
     let mut fault = of_a_hole(libc::SIGBUS, &fault).unwrap_or(fault);
     pass_on(fault.si_signo, &raw mut fault, context, true);
     true
@@ -356,14 +359,25 @@ fn address_of(info: &libc::siginfo_t) -> usize {
     unsafe { info.si_addr() as usize }
 }
 
-/// A fault at ghost memory that is not the program's; `None` for every other.
-fn of_a_hole(signal: i32, info: &libc::siginfo_t) -> Option<libc::siginfo_t> {
+/// The address of a touch that a signal tells of; `None` for signals of other kinds.
+fn touched(signal: i32, info: &libc::siginfo_t) -> Option<usize> {
     let is_touch = match signal {
         libc::SIGBUS => info.si_code == NO_PAGE,
         _ => matches!(info.si_code, NOT_MAPPED | NO_ACCESS),
     };
-    let address = address_of(info);
-    let heap = ghost::owner(address).filter(|_| is_touch)?;
+    is_touch.then(|| address_of(info))
+}
+
+/// Whether a touch met a change of what is mapped where, and is to be tried again.
+fn is_amid_a_change(signal: i32, info: &libc::siginfo_t) -> bool {
+    touched(signal, info)
+        .is_some_and(|address| ghost::may_be(address) && taken::is_to_be_tried_again(address))
+}
+
+/// A fault at ghost memory that is not the program's; `None` for every other.
+fn of_a_hole(signal: i32, info: &libc::siginfo_t) -> Option<libc::siginfo_t> {
+    let address = touched(signal, info)?;
+    let heap = ghost::owner(address)?;
     let code = match heap.hole_at(address)? {
         Hole::Unmapped => NOT_MAPPED,
         Hole::Closed => NO_ACCESS,
@@ -389,7 +403,11 @@ fn is_kept_back(signal: i32, address: usize) -> bool {
 /// The engine's way out, for faults that are not its own.
 extern "C-unwind" fn passed_on(signal: i32, info: *mut libc::siginfo_t, context: *mut c_void) {
     // SAFETY: the kernel's own structure, or one made as it makes them.
-    match of_a_hole(signal, unsafe { &*info }) {
+    let told = unsafe { &*info };
+    if is_amid_a_change(signal, told) {
+        return;
+    }
+    match of_a_hole(signal, told) {
         Some(mut fault) => pass_on(fault.si_signo, &raw mut fault, context, true),
         None => pass_on(signal, info, context, false),
     }

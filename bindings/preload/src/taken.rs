@@ -7,10 +7,11 @@
 //! ```
 //! A block lives as long as the table has a range of it. A range is found by bisection.
 //! One thread at a time looks or changes, every signal but ours blocked: a handler of
-//! the program's may map memory, too. No fault comes here: those ask the heap for holes.
+//! the program's may map memory, too. No fault looks at the table: those ask the heap for
+//! holes, and wait here at most until a change is done.
 
 use core::cell::UnsafeCell;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use ghostmem_os::futex;
 
@@ -57,11 +58,40 @@ static BUSY: AtomicBool = AtomicBool::new(false);
 pub(crate) fn with<R>(body: impl FnOnce(&mut Table) -> R) -> R {
     let _inside = EngineScope::new(thread::current());
     let _blocked = Blocked::new();
-    wait_until_free();
+    let _still = hold_still();
     // SAFETY: BUSY was clear, so this is the only thread here.
-    let result = body(unsafe { &mut *TABLE.0.get() });
-    BUSY.store(false, Ordering::Release);
-    result
+    body(unsafe { &mut *TABLE.0.get() })
+}
+
+/// The thread that has the table, by its state's address, and how often somebody had it.
+static CHANGER: AtomicUsize = AtomicUsize::new(0);
+static CHANGES: AtomicUsize = AtomicUsize::new(0);
+
+fn own_key() -> usize {
+    core::ptr::from_ref(thread::current()).addr()
+}
+
+/// A touch of an address was refused, maybe in the midst of a change: what lies there goes,
+/// something else comes, and to the program that is one step. Whether it is to be tried
+/// again, once whoever changes something is done. A touch that is refused twice without
+/// such a change in between is the program's own. Async-signal-safe.
+pub(crate) fn is_to_be_tried_again(address: usize) -> bool {
+    let thread = thread::current();
+    if CHANGER.load(Ordering::Relaxed) == own_key() {
+        return false;
+    }
+    let mut tries = 0;
+    while BUSY.load(Ordering::Acquire) {
+        futex::pause(tries);
+        tries = tries.saturating_add(1);
+    }
+    // Never what it is at first.
+    let now = [CHANGES.load(Ordering::Acquire) + 1, address];
+    if thread.tried_again.get() == now {
+        return false;
+    }
+    thread.tried_again.set(now);
+    true
 }
 
 fn wait_until_free() {
@@ -80,17 +110,21 @@ pub(crate) struct Still;
 /// its own thread. Not while pages cannot move (the gate), as whoever changes it moves them.
 pub(crate) fn hold_still() -> Still {
     wait_until_free();
+    CHANGER.store(own_key(), Ordering::Relaxed);
     Still
 }
 
 impl Drop for Still {
     fn drop(&mut self) {
+        CHANGER.store(0, Ordering::Relaxed);
+        CHANGES.fetch_add(1, Ordering::Release);
         BUSY.store(false, Ordering::Release);
     }
 }
 
 /// In a forked child: whoever was here in the parent is not.
 pub(crate) fn forget_others() {
+    CHANGER.store(0, Ordering::Relaxed);
     BUSY.store(false, Ordering::Release);
 }
 

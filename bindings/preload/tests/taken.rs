@@ -22,20 +22,56 @@ mod signals {
     }
 }
 mod thread {
-    pub(crate) struct Current;
+    use core::cell::Cell;
+
+    #[derive(Default)]
+    pub(crate) struct Thread {
+        pub(crate) tried_again: Cell<[usize; 2]>,
+    }
     pub(crate) struct EngineScope;
     impl EngineScope {
-        pub(crate) fn new(_thread: Current) -> Self {
+        pub(crate) fn new(_thread: &'static Thread) -> Self {
             Self
         }
     }
-    pub(crate) fn current() -> Current {
-        Current
+    pub(crate) fn current() -> &'static Thread {
+        thread_local! {
+            static OWN: &'static Thread = Box::leak(Box::default());
+        }
+        OWN.with(|own| *own)
     }
 }
 
 fn range(block: usize, start: usize, end: usize) -> Range {
     Range { block, start, end }
+}
+
+#[test]
+fn a_refused_touch_is_tried_once_more_for_each_change() {
+    use core::sync::atomic::{AtomicBool, Ordering};
+    static DONE: AtomicBool = AtomicBool::new(false);
+    let twice = |address| [(); 2].map(|()| taken::is_to_be_tried_again(address));
+    assert_eq!(twice(64), [true, false]);
+    assert_eq!(twice(128), [true, false]);
+    taken::with(|_| ());
+    assert_eq!(twice(128), [true, false]);
+    // Who makes the change, or forks meanwhile, does not wait for itself.
+    assert_eq!(taken::with(|_| twice(64)), [false; 2]);
+    let still = taken::hold_still();
+    assert_eq!(twice(64), [false; 2]);
+    // Others do.
+    let other = std::thread::spawn(|| {
+        let again = taken::is_to_be_tried_again(64);
+        (again, DONE.load(Ordering::Relaxed))
+    });
+    DONE.store(true, Ordering::Relaxed);
+    drop(still);
+    assert_eq!(other.join().ok(), Some((true, true)));
+    assert_eq!(twice(64), [true, false]);
+    // A child is forked while another thread makes a change.
+    core::mem::forget(taken::hold_still());
+    taken::forget_others();
+    assert_eq!(twice(128), [true, false]);
 }
 
 #[test]

@@ -5,6 +5,7 @@
 
 use ghostmem_os::bits::PageBits;
 use ghostmem_os::ghost::Installed;
+use ghostmem_os::map::Access;
 use ghostmem_os::signal::Sign;
 use ghostmem_os::{OsError, PAGE_SIZE};
 
@@ -66,6 +67,14 @@ pub trait Backend {
     /// their place: from now on the mechanism leaves their addresses alone.
     fn give_away(&self, away: &PageBits, page: usize, pages: usize) {
         away.set(page, page + pages);
+    }
+    /// The access of the fresh private memory that lies at pages taken back, before
+    /// [`Backend::retake`].
+    fn access_before_retake(&self) -> Access {
+        match self.protects_from_loads() {
+            true => Access::None,
+            false => Access::ReadWrite,
+        }
     }
     /// Takes the addresses of pages back, where fresh private memory lies by now: the
     /// pages are absent.

@@ -217,11 +217,7 @@ impl Region {
     /// The system's refusal: they stay away.
     pub fn retake(&self, page: usize, pages: usize) -> Result<(), OsError> {
         self.check(page, pages);
-        // The mechanism closes what it does not want to be open.
-        let access = match self.protects_from_loads() || self.is_monitored() {
-            true => Access::None,
-            false => Access::ReadWrite,
-        };
+        let access = with!(&self.mechanism, backend => backend.access_before_retake());
         let (reservation, base) = match &self.home {
             Home::Own(reservation) => (reservation, 0),
             Home::Adopted {

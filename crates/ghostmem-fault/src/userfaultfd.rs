@@ -2,7 +2,7 @@
 
 use ghostmem_os::bits::PageBits;
 use ghostmem_os::ghost::read_page;
-use ghostmem_os::map::{self, MapArc, Span};
+use ghostmem_os::map::{self, Access, MapArc, Span};
 use ghostmem_os::ranges::{self, drop_ranges};
 use ghostmem_os::signal::Sign;
 use ghostmem_os::uffd::{Installed, Uffd};
@@ -108,12 +108,22 @@ impl Backend for Userfaultfd {
         unsafe { ranges::set_open(self.address(page), pages * PAGE_SIZE, !barred) }
     }
 
+    /// Before it is registered the kernel would serve touches by itself: pages that the
+    /// engine knows nothing of.
+    fn access_before_retake(&self) -> Access {
+        Access::None
+    }
+
     fn retake(&self, away: &PageBits, page: usize, pages: usize) -> Result<(), OsError> {
         let part = self.span.part(page, pages);
         advise(part, libc::MADV_NOHUGEPAGE)?;
         self.dumped.set_again_in(page * PAGE_SIZE, part.len());
         self.uffd.register(part.base(), part.len())?;
         advise(part, libc::MADV_DONTFORK)?;
+        if !self.monitored {
+            // SAFETY: pages of this region, into which nobody has a reference.
+            unsafe { ranges::set_open(part.base(), part.len(), true) }?;
+        }
         away.clear(page, page + pages);
         Ok(())
     }
