@@ -12,6 +12,8 @@
 compile_error!("GhostMem runs on 64-bit little-endian Linux and Windows for now");
 
 mod access;
+#[cfg(not(windows))]
+pub mod apart;
 pub mod bits;
 pub mod buffer;
 pub mod bytes;

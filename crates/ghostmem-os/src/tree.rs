@@ -22,7 +22,8 @@
 //! ```
 //! The page is a memory file of a sealed size. Its descriptor has a high number, goes to
 //! programs that are executed, and is protected as the engine's others are. A process that
-//! lost it asks its parent's, then the first process's.
+//! lost it asks its parent's, then the first process's. What `/proc` says of others is read
+//! [apart](crate::apart).
 //!
 //! Nothing here waits for another process: one may be killed, or stopped, at any
 //! instruction. A slot is claimed by one compare-and-swap with the whole identity. A grant
@@ -38,7 +39,8 @@ use core::ffi::CStr;
 use core::fmt::Write as _;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use crate::error::OsError;
+use crate::apart::{Apart, Refused};
+use crate::error::{OsError, errno};
 use crate::report;
 use crate::shared::SharedWords;
 use crate::{calls, descriptor, doorway, kernel};
@@ -92,6 +94,26 @@ const NONE: usize = usize::MAX;
 pub struct Tree {
     words: SharedWords,
     slot: AtomicUsize,
+    /// Number and start of the process that opened it, or joined since; 0: not known.
+    identity: AtomicU64,
+    /// Where others' files are read; `None`: here.
+    apart: Option<Apart>,
+}
+
+/// The words of the page, whoever has them mapped.
+#[derive(Clone, Copy)]
+struct Page<'w>(&'w [AtomicU64]);
+
+impl<'w> Page<'w> {
+    fn slot(self, index: usize) -> &'w [AtomicU64] {
+        let at = FIRST + index * SLOT_WORDS;
+        &self.0[at..at + SLOT_WORDS]
+    }
+
+    fn slots(self) -> usize {
+        let used = self.0[SLOTS].load(Ordering::Acquire);
+        usize::try_from(used).map_or(SLOTS_MAX, |used| used.min(SLOTS_MAX))
+    }
 }
 
 /// What the other processes take.
@@ -170,10 +192,26 @@ impl Tree {
         None
     }
 
-    const fn of(words: SharedWords) -> Self {
+    fn of(words: SharedWords) -> Self {
         Self {
             words,
             slot: AtomicUsize::new(NONE),
+            identity: AtomicU64::new(ask_identity().unwrap_or(0)),
+            apart: Apart::new().ok(),
+        }
+    }
+
+    fn page(&self) -> Page<'_> {
+        Page(&self.words)
+    }
+
+    /// Number and start of this process. The start is asked for once: later there may be a
+    /// filter of the program's, or no number for a file.
+    fn own_identity(&self) -> Option<u64> {
+        let known = self.identity.load(Ordering::Relaxed);
+        match own_number()? {
+            process if known >> START_BITS == process => Some(known),
+            _ => ask_identity(),
         }
     }
 
@@ -190,19 +228,18 @@ impl Tree {
     }
 
     fn slot(&self, index: usize) -> &[AtomicU64] {
-        let at = FIRST + index * SLOT_WORDS;
-        &self.words[at..at + SLOT_WORDS]
+        self.page().slot(index)
     }
 
     fn slots(&self) -> usize {
-        let used = self.words[SLOTS].load(Ordering::Acquire);
-        usize::try_from(used).map_or(SLOTS_MAX, |used| used.min(SLOTS_MAX))
+        self.page().slots()
     }
 
     /// Notes the calling process, which may be about to execute another program; it does
     /// not look for itself. Nothing is kept in memory that a vfork's parent has, too.
     pub fn note_caller(&self) {
-        let Some(index) = own_identity().and_then(|identity| self.claim(identity)) else {
+        let identity = self.own_identity();
+        let Some(index) = identity.and_then(|identity| self.claim(identity)) else {
             return;
         };
         // What was granted goes with the memory that exec takes away, and the next program
@@ -216,7 +253,13 @@ impl Tree {
     /// Takes a slot for this process, which looks for itself from now on: the one it has,
     /// or a new one. Whether it has one.
     pub fn join(&self) -> bool {
-        let slot = own_identity().and_then(|identity| self.claim(identity));
+        if let Some(apart) = &self.apart {
+            apart.settle();
+        }
+        let identity = self.own_identity();
+        self.identity
+            .store(identity.unwrap_or(0), Ordering::Relaxed);
+        let slot = identity.and_then(|identity| self.claim(identity));
         if let Some(slot) = slot {
             self.slot(slot)[LOOKS].store(1, Ordering::Relaxed);
         }
@@ -317,15 +360,38 @@ impl Tree {
     }
 
     /// Measures one process that has not said for a while what it takes, and frees the
-    /// slots of some that are gone. Calls in turn come by all of them.
+    /// slots of some that are gone. Calls in turn come by all of them. Nothing happens while
+    /// another thread is at it.
     pub fn look_after_one(&self, now_ns: u64) {
-        /// Slots freed in one call, at most: a shell makes processes faster than others
-        /// look.
-        const FREED_MOST: usize = 64;
         if doorway::is_confined() {
             return;
         }
         let mine = self.slot.load(Ordering::Relaxed);
+        let page = self.page();
+        if !page.has_others(mine) {
+            return;
+        }
+        // The program's numbers are none of the engine's business, not for a moment.
+        let apart = self.apart.as_ref();
+        let looked = apart.map_or(Err(Refused::NotToBeHad), |apart| {
+            apart.run(move || page.look_around(mine, now_ns))
+        });
+        if looked == Err(Refused::NotToBeHad) {
+            page.look_around(mine, now_ns);
+        }
+    }
+}
+
+impl Page<'_> {
+    fn has_others(self, mine: usize) -> bool {
+        let mut others = (0..self.slots()).filter(|&index| index != mine);
+        others.any(|index| self.slot(index)[IDENTITY].load(Ordering::Acquire) != 0)
+    }
+
+    fn look_around(self, mine: usize, now_ns: u64) {
+        /// Slots freed in one call, at most: a shell makes processes faster than others
+        /// look.
+        const FREED_MOST: usize = 64;
         let slots = self.slots();
         let first = usize::try_from(now_ns >> 20).unwrap_or(0);
         (0..slots)
@@ -342,7 +408,7 @@ impl Tree {
     }
 
     /// Measures the process that has said nothing for longest; whether it was gone.
-    fn look_after_oldest(&self, mine: usize, now_ns: u64) -> bool {
+    fn look_after_oldest(self, mine: usize, now_ns: u64) -> bool {
         let old = |index: &usize| {
             let slot = self.slot(*index);
             let stamp = slot[STAMP].load(Ordering::Relaxed);
@@ -363,17 +429,19 @@ impl Tree {
             return false;
         }
         let process = identity >> START_BITS;
-        match stat_of(process).map(|stat| (stat.start, stat.faults)) {
-            Some((start, faults)) if [0, start & START_MASK].contains(&(identity & START_MASK)) => {
+        match stat_of(process) {
+            Seen::There(stat) if may_be_one(identity, identity_of(process, stat.start)) => {
                 if let Some(bytes) = taken_by(process) {
                     slot[SAID].store(bytes, Ordering::Relaxed);
-                    slot[FAULTS].store(faults, Ordering::Relaxed);
+                    slot[FAULTS].store(stat.faults, Ordering::Relaxed);
                     slot[TAKEN].store(bytes, Ordering::Relaxed);
                 }
                 false
             }
-            // Gone, or another's number by now.
-            _ => {
+            // What cannot be seen now counts as it did.
+            Seen::Hidden => false,
+            // Another's number by now, or nobody's.
+            Seen::There(_) | Seen::Gone => {
                 free(slot, identity);
                 true
             }
@@ -390,7 +458,7 @@ fn count_faults(slot: &[AtomicU64], now_ns: u64) -> bool {
         return false;
     }
     let identity = slot[IDENTITY].load(Ordering::Acquire);
-    if let Some(stat) = stat_of(identity >> START_BITS) {
+    if let Seen::There(stat) = stat_of(identity >> START_BITS) {
         let new = stat
             .faults
             .saturating_sub(slot[FAULTS].load(Ordering::Relaxed));
@@ -430,19 +498,35 @@ fn own_number() -> Option<u64> {
     u64::try_from(process).ok()
 }
 
+const fn identity_of(process: u64, start: u64) -> u64 {
+    process << START_BITS | start & START_MASK
+}
+
+/// Whether two identities may be one process's: the same number, and the same start where
+/// both are known.
+const fn may_be_one(one: u64, other: u64) -> bool {
+    let (start, other_start) = (one & START_MASK, other & START_MASK);
+    one >> START_BITS == other >> START_BITS
+        && (start == other_start || start == 0 || other_start == 0)
+}
+
 /// Number and start of this process; without the start where a filter of the program's may
 /// let nobody ask for it.
-fn own_identity() -> Option<u64> {
+fn ask_identity() -> Option<u64> {
     let process = own_number()?;
-    let start = if doorway::is_confined() {
-        0
-    } else {
-        start_of(process)?
-    };
-    Some(process << START_BITS | start & START_MASK)
+    if doorway::is_confined() {
+        return Some(identity_of(process, 0));
+    }
+    match stat_of(process) {
+        Seen::There(stat) => Some(identity_of(process, stat.start)),
+        // There is no number for a file just now.
+        Seen::Hidden => Some(identity_of(process, 0)),
+        Seen::Gone => None,
+    }
 }
 
 /// What `/proc/PID/stat` says.
+#[derive(Debug, Clone, Copy)]
 struct Stat {
     /// Minor faults.
     faults: u64,
@@ -450,14 +534,32 @@ struct Stat {
     start: u64,
 }
 
-fn start_of(process: u64) -> Option<u64> {
-    stat_of(process).map(|stat| stat.start)
+/// What there is to see of a process.
+#[derive(Debug, Clone, Copy)]
+enum Seen {
+    There(Stat),
+    /// There is no such process, or it has ended and only waits to be asked how.
+    Gone,
+    /// Nobody can tell: this process may open no file, or not that one.
+    Hidden,
 }
 
-/// `None` where there is no such process, or it has ended and only waits to be asked how.
-fn stat_of(process: u64) -> Option<Stat> {
+fn stat_of(process: u64) -> Seen {
     let mut text = [0; 512];
-    let text = read(process, "stat", &mut text)?;
+    let text = match read(process, "stat", &mut text) {
+        Ok(text) => text,
+        Err(libc::ENOENT | libc::ESRCH) => return Seen::Gone,
+        Err(_) => return Seen::Hidden,
+    };
+    match stat_in(text) {
+        Some((b"Z" | b"X", _)) => Seen::Gone,
+        Some((_, stat)) => Seen::There(stat),
+        None => Seen::Hidden,
+    }
+}
+
+/// The state of a process, and what else `/proc/PID/stat` says of it.
+fn stat_in(text: &[u8]) -> Option<(&[u8], Stat)> {
     // The name in brackets may hold anything, brackets too.
     let end = text.iter().rposition(|&byte| byte == b')')?;
     let mut words = text[end + 1..]
@@ -467,30 +569,36 @@ fn stat_of(process: u64) -> Option<Stat> {
     // Fields 10 and 22; the state is field 3 (proc_pid_stat(5)).
     let faults = words.nth(6).and_then(report::number)?;
     let start = words.nth(11).and_then(report::number)?;
-    (!matches!(state, b"Z" | b"X")).then_some(Stat { faults, start })
+    Some((state, Stat { faults, start }))
 }
 
 /// What a process takes, its part of what it shares with others of a fork; all of that
 /// where the kernel does not tell the parts.
 fn taken_by(process: u64) -> Option<u64> {
     let mut text = [0; 2048];
-    let status = read(process, "status", &mut text)?;
+    let status = read(process, "status", &mut text).ok()?;
     let whole = report::process_bytes_in(status)?;
     let tables = report::field_bytes(status, "VmPTE").unwrap_or(0);
-    let parts = read(process, "smaps_rollup", &mut text).and_then(report::part_bytes_in);
+    let parts = read(process, "smaps_rollup", &mut text).ok();
+    let parts = parts.and_then(report::part_bytes_in);
     Some(parts.map_or(whole, |parts| whole.min(parts + tables)))
 }
 
-fn read<'t>(process: u64, file: &str, text: &'t mut [u8]) -> Option<&'t [u8]> {
+/// A file of a process's; `errno` where it cannot be read.
+fn read<'t>(process: u64, file: &str, text: &'t mut [u8]) -> Result<&'t [u8], i32> {
     let mut path = Name::new();
-    write!(path, "/proc/{process}/{file}").ok()?;
-    let fd = calls::open(path.as_c_str()?, libc::O_RDONLY, 0);
+    let written = write!(path, "/proc/{process}/{file}");
+    let path = written.ok().and_then(|()| path.as_c_str());
+    let path = path.ok_or(libc::ENAMETOOLONG)?;
+    let fd = calls::open(path, libc::O_RDONLY, 0);
     if fd < 0 {
-        return None;
+        return Err(errno());
     }
     let got = calls::read_at(fd, text, 0);
+    let failed = errno();
     calls::close(fd);
-    text.get(..usize::try_from(got).ok()?)
+    let got = usize::try_from(got).map_err(|_| failed)?;
+    text.get(..got).ok_or(libc::EIO)
 }
 
 /// A short path, in a buffer of its own.
@@ -538,6 +646,13 @@ mod tests {
             needed_bytes: taken * MIB / 4,
             hungry: false,
             now_ns,
+        }
+    }
+
+    fn start_of(process: u64) -> Option<u64> {
+        match stat_of(process) {
+            Seen::There(stat) => Some(stat.start),
+            _ => None,
         }
     }
 
@@ -619,6 +734,67 @@ mod tests {
         assert_eq!(tree.others(3 * now), Others::default());
         child.wait().unwrap();
         assert_eq!(taken().count(), 1);
+    }
+
+    #[test]
+    fn others_are_looked_after_where_no_number_is_free() {
+        let (tree, _file) = Tree::create(300 * MIB, 8).unwrap();
+        assert!(tree.join());
+        let mut other = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .unwrap();
+        let number = u64::from(other.id());
+        let identity = identity_of(number, start_of(number).unwrap());
+        let slot = tree.claim(identity).unwrap();
+        // SAFETY: the child makes calls that are async-signal-safe, and ends.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            tree.apart.as_ref().inspect(|apart| apart.settle());
+            let limit = libc::rlimit {
+                rlim_cur: 1,
+                rlim_max: 1,
+            };
+            // SAFETY: a valid limit; number 0 is open, or the next call has it.
+            let set = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+            let full = calls::open(c"/dev/null", libc::O_RDONLY, 0) <= 0;
+            tree.look_after_one(10 * OLD_NS);
+            let seen = tree.slot(slot)[TAKEN].load(Ordering::Relaxed);
+            let stays = tree.slot(slot)[IDENTITY].load(Ordering::Relaxed) == identity;
+            let none = set == 0 && full;
+            let code = i32::from(none) + 2 * i32::from(stays) + 4 * i32::from(seen > 0);
+            // SAFETY: ends the child.
+            unsafe { libc::_exit(code) };
+        }
+        let mut status = 0;
+        // SAFETY: our own child and a valid place.
+        unsafe { libc::waitpid(child, &raw mut status, 0) };
+        other.kill().unwrap();
+        other.wait().unwrap();
+        assert!(libc::WIFEXITED(status), "{status:#x}");
+        assert_eq!(libc::WEXITSTATUS(status), 7);
+    }
+
+    #[test]
+    fn who_finds_another_thread_at_it_takes_no_number_of_the_programs() {
+        let (tree, _file) = Tree::create(300 * MIB, 9).unwrap();
+        assert!(tree.join());
+        let mut other = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .unwrap();
+        let slot = tree.claim(identity_of(u64::from(other.id()), 0)).unwrap();
+        let taken = || tree.slot(slot)[TAKEN].load(Ordering::Relaxed);
+        let turn = tree.apart.as_ref().unwrap().take_turn().unwrap();
+        tree.look_after_one(10 * OLD_NS);
+        let beside = taken();
+        drop(turn);
+        tree.look_after_one(10 * OLD_NS);
+        let after = taken();
+        other.kill().unwrap();
+        other.wait().unwrap();
+        assert_eq!(beside, 0, "looked at beside the thread that is at it");
+        assert!(after > 0);
     }
 
     #[test]
