@@ -274,8 +274,10 @@ impl Tree {
         own_number() == Some(identity >> START_BITS)
     }
 
+    /// The slot of a process, or a free one. One whose start is not known is the process of
+    /// that number: no two have it at once.
     fn claim(&self, identity: u64) -> Option<usize> {
-        let mut free = None;
+        let (mut free, mut alike) = (None, None);
         for index in 0..SLOTS_MAX {
             let seen = self.slot(index)[IDENTITY].load(Ordering::Acquire);
             if seen == identity {
@@ -286,7 +288,14 @@ impl Tree {
                 if index >= self.slots() {
                     break;
                 }
+            } else if may_be_one(seen, identity) {
+                alike = alike.or(Some((index, seen)));
             }
+        }
+        if let Some((index, seen)) = alike
+            && self.learn(index, seen, identity)
+        {
+            return Some(index);
         }
         for index in free.unwrap_or(SLOTS_MAX)..SLOTS_MAX {
             let slot = &self.slot(index)[IDENTITY];
@@ -298,6 +307,17 @@ impl Tree {
         }
         self.words[UNNOTED].fetch_add(1, Ordering::Relaxed);
         None
+    }
+
+    /// Notes the start of the process in a slot, where it was not known; whether the slot
+    /// is its still.
+    fn learn(&self, index: usize, seen: u64, identity: u64) -> bool {
+        let slot = &self.slot(index)[IDENTITY];
+        if identity & START_MASK == 0 {
+            return slot.load(Ordering::Acquire) == seen;
+        }
+        let learnt = slot.compare_exchange(seen, identity, Ordering::AcqRel, Ordering::Relaxed);
+        learnt.is_ok()
     }
 
     /// Says what this process takes and was granted.
@@ -734,6 +754,46 @@ mod tests {
         assert_eq!(tree.others(3 * now), Others::default());
         child.wait().unwrap();
         assert_eq!(taken().count(), 1);
+    }
+
+    #[test]
+    fn a_process_has_one_slot_whether_its_start_is_known_or_not() {
+        let (tree, file) = Tree::create(300 * MIB, 6).unwrap();
+        let known = identity_of(70, 9);
+        let slot = tree.claim(known).unwrap();
+        assert_eq!(tree.claim(identity_of(70, 0)), Some(slot));
+        let seen = || tree.slot(slot)[IDENTITY].load(Ordering::Relaxed);
+        assert_eq!(seen(), known, "the start stays");
+        // The other way round: it becomes known.
+        let other = tree.claim(identity_of(71, 0)).unwrap();
+        assert_eq!(tree.claim(identity_of(71, 8)), Some(other));
+        assert_eq!(tree.claim(identity_of(71, 8)), Some(other));
+        // Another process had the number before, and another one has it elsewhere.
+        let later = tree.claim(identity_of(70, 10)).unwrap();
+        assert!(![slot, other].contains(&later));
+        assert_eq!(tree.claim(identity_of(70, 10)), Some(later));
+        assert_eq!(tree.claim(known), Some(slot));
+        assert_eq!(tree.slots(), 3);
+        // A program that has a filter in force, and executes another.
+        // SAFETY: the child makes calls that are async-signal-safe, and ends.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            tree.note_caller();
+            doorway::confine();
+            tree.note_caller();
+            let joined = tree.join() && again(file, 6).join();
+            let code = i32::from(joined && tree.slots() == 4);
+            // SAFETY: ends the child.
+            unsafe { libc::_exit(code) };
+        }
+        let mut status = 0;
+        // SAFETY: our own child and a valid place.
+        unsafe { libc::waitpid(child, &raw mut status, 0) };
+        assert!(
+            libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 1,
+            "{status:#x}: {} slots",
+            tree.slots()
+        );
     }
 
     #[test]
