@@ -2,9 +2,14 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
+
+use common::built;
+
+mod common;
 
 const MIB: u64 = 1 << 20;
 /// signal(7).
@@ -103,4 +108,73 @@ fn too_little_for_the_program_is_said_in_one_line() {
     assert_eq!(output.status.code(), Some(125), "{errors}");
     assert_eq!(errors.lines().count(), 1, "{errors}");
     assert!(errors.contains("use at least"), "{errors}");
+}
+
+/// The page that all processes of a run share is not there for the program, from its first
+/// instruction on, whether it ever has a heap or not.
+#[test]
+fn the_descriptor_of_all_processes_is_not_the_programs_to_see_or_to_close() {
+    let program = built("closes", "closes");
+    // The first process has a heap at once, those that it starts when they need one.
+    let starts = ["exec \"$0\" \"$1\"", "\"$0\" \"$1\"; exit $?"];
+    let ways = ["range", "one by one"].map(|how| starts.map(|start| (start, how)));
+    for (start, how) in ways.into_iter().flatten() {
+        // Descriptors that this test came with are the program's, too.
+        let (mut alone, _, found_alone) =
+            closes(Command::new("sh").args(["-c", start]), &program, how);
+        let (mut child, process, found) = closes(
+            Command::new(env!("CARGO_BIN_EXE_ghostmem"))
+                .args(["run", "--memory", "300M", "--", "sh", "-c", start]),
+            &program,
+            how,
+        );
+        assert_eq!(found, found_alone, "{start} {how}");
+        assert!(found.ends_with(", 0 seen\n"), "{found}");
+        // Those it has, as others see them.
+        let pages = fs::read_dir(format!("/proc/{process}/fd"))
+            .unwrap()
+            .filter_map(|entry| fs::read_link(entry.unwrap().path()).ok())
+            .filter(|file| file.to_string_lossy().contains("ghostmem-shared"))
+            .count();
+        assert_eq!(pages, 1, "{start} {how}");
+        for child in [&mut alone, &mut child] {
+            child.stdin.take().unwrap().write_all(b"\n").unwrap();
+            assert!(child.wait().unwrap().success());
+        }
+    }
+}
+
+/// Starts the program that closes all it did not open: its number, and what it found.
+fn closes(command: &mut Command, program: &Path, how: &str) -> (Child, String, String) {
+    let mut child = command
+        .arg(program)
+        .arg(how)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    let (process, found) = line.split_once(' ').unwrap();
+    (child, process.to_owned(), found.to_owned())
+}
+
+/// Programs that are none of ours find nothing of it, and those that are find it.
+#[test]
+fn programs_without_the_library_do_not_get_the_descriptor() {
+    let list = |script: &str| {
+        let output = Command::new(env!("CARGO_BIN_EXE_ghostmem"))
+            .args(["run", "--memory", "300M", "--", "sh", "-c", script])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    // By a process that looks at another's, and at its own.
+    let others = list("sleep 60 & ls -l /proc/$!/fd; kill $!");
+    assert!(others.contains("ghostmem-shared"), "{others}");
+    let own = list("env -i /bin/ls -l /proc/self/fd");
+    assert!(!own.contains("ghostmem"), "{own}");
 }

@@ -22,8 +22,22 @@ pub(crate) fn is_ours(fd: usize) -> bool {
     i32::try_from(fd).is_ok_and(|fd| Heap::owns_descriptor(fd) || report::owns(fd))
 }
 
+/// A call about descriptors by their numbers; `None` for any other, and for one of a number
+/// that is the program's.
+pub(crate) fn by_number(number: usize, args: [usize; 6]) -> Option<Done> {
+    let done = match number {
+        3 => close(args),
+        33 | 292 => replace(args),
+        436 => close_range(args),
+        // fstat (also as newfstatat and statx of nothing), dup, fcntl
+        5 | 32 | 72 | 262 | 332 if is_ours(args[0]) => error(libc::EBADF),
+        _ => Done::Asis,
+    };
+    (done != Done::Asis).then_some(done)
+}
+
 /// close.
-pub(crate) fn close(args: [usize; 6]) -> Done {
+fn close(args: [usize; 6]) -> Done {
     if is_ours(args[0]) {
         error(libc::EBADF)
     } else {
@@ -32,7 +46,7 @@ pub(crate) fn close(args: [usize; 6]) -> Done {
 }
 
 /// dup2, dup3: onto one of ours, unless it is only kept in reserve.
-pub(crate) fn replace(args: [usize; 6]) -> Done {
+fn replace(args: [usize; 6]) -> Done {
     let ceded = i32::try_from(args[1]).is_ok_and(Heap::cede_descriptor);
     if !ceded && is_ours(args[1]) {
         error(libc::EBADF)
@@ -42,7 +56,7 @@ pub(crate) fn replace(args: [usize; 6]) -> Done {
 }
 
 /// close_range: the pieces between ours.
-pub(crate) fn close_range(args: [usize; 6]) -> Done {
+fn close_range(args: [usize; 6]) -> Done {
     const CLOSE_RANGE_UNSHARE: usize = 2;
     let [first, last, mut flags, ..] = args;
     let (first, last) = (first & 0xffff_ffff, last & 0xffff_ffff);

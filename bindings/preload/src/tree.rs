@@ -2,6 +2,7 @@
 
 use std::sync::OnceLock;
 
+use ghostmem_os::descriptor;
 use ghostmem_os::tree::Tree;
 
 use crate::settings::Settings;
@@ -27,11 +28,13 @@ pub(crate) fn page() -> Option<&'static Tree> {
 }
 
 /// The calling process is about to execute a program, which may be none of ours: the
-/// others are to count it all the same.
-pub(crate) fn before_exec() {
+/// others are to count it all the same. Where it takes us, or what it starts may
+/// (`passed`), it gets the descriptor.
+pub(crate) fn before_exec(passed: bool) {
     if let Some(tree) = page()
-        && start::settings().is_some()
+        && let Some(settings) = start::settings()
     {
         tree.note_caller();
+        descriptor::pass_to_programs(settings.tree_file, passed);
     }
 }

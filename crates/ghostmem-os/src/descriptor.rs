@@ -15,6 +15,7 @@ use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 
 use crate::calls;
+use crate::doorway;
 use crate::error::OsError;
 use crate::kernel;
 
@@ -356,12 +357,24 @@ fn status_of(fd: i32) -> Option<libc::stat64> {
 /// # Errors
 /// The kernel's refusal of fcntl(2).
 pub(crate) fn leave_to_programs(fd: i32) -> Result<(), OsError> {
-    // SAFETY: changes a flag of a number; no memory is involved.
-    let rc = unsafe { kernel::syscall!(libc::SYS_fcntl, fd, libc::F_SETFD, 0) };
-    if rc < 0 {
-        return Err(OsError::last("fcntl(F_SETFD)"));
+    match set_flags(fd, 0) {
+        true => Ok(()),
+        false => Err(OsError::last("fcntl(F_SETFD)")),
     }
-    Ok(())
+}
+
+/// Whether the program that this process is about to execute gets a descriptor that came
+/// from the one before. Nothing is done about a number that is not the engine's, nor where
+/// a filter of the program's may forbid it. Async-signal-safe.
+pub fn pass_to_programs(fd: i32, passed: bool) {
+    if OURS.has(fd) && !doorway::is_confined() {
+        let _stays_as_it_was = set_flags(fd, if passed { 0 } else { libc::FD_CLOEXEC });
+    }
+}
+
+fn set_flags(fd: i32, flags: i32) -> bool {
+    // SAFETY: changes a flag of a number; no memory is involved.
+    unsafe { kernel::syscall!(libc::SYS_fcntl, fd, libc::F_SETFD, flags) >= 0 }
 }
 
 /// Notes that a descriptor is the engine's, which came with this program.

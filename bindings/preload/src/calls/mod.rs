@@ -25,7 +25,7 @@ use ghostmem_os::doorway;
 use crate::bounce::Lease;
 use crate::guarded::{self, BadAddress, Touch, load, store};
 use crate::raw::{self, Answer, failed};
-use crate::{begin, bounce, confine, descriptors, ghost, objects, signals, thread};
+use crate::{begin, bounce, confine, descriptors, ghost, objects, signals, thread, tree};
 use table::{Length, Pointer, Treatment};
 
 /// A system call as it arrived. The order of the fields is known to [`entry`].
@@ -204,7 +204,7 @@ fn answer(call: &mut Call, done: Done) -> u32 {
 }
 
 /// A call of a process that waits for its heap: nothing is ghost memory, but what it
-/// starts may be no program for us.
+/// starts may be no program for us, and one descriptor may be the engine's.
 fn before_the_heap(thread: &thread::Thread, call: &mut Call) -> Touch<Done> {
     if !begin::is_waiting() || thread.inside.get() != 0 {
         return Ok(Done::Asis);
@@ -223,6 +223,11 @@ fn before_the_heap(thread: &thread::Thread, call: &mut Call) -> Touch<Done> {
         }
         59 if spawn::can_be_read(args, 0) => spawn::execve(args, None),
         322 if spawn::can_be_read(args, 1) => spawn::execve(args, Some(())),
+        // The page of all processes came with the program.
+        78 | 217 if tree::page().is_some() => descriptors::list(number, args),
+        _ if tree::page().is_some() => {
+            Ok(descriptors::by_number(number, args).unwrap_or(Done::Asis))
+        }
         _ => Ok(Done::Asis),
     }
 }
@@ -298,10 +303,7 @@ fn handle(call: &mut Call) -> Touch<Done> {
             }
             Done::Asis
         }
-        3 => descriptors::close(args),
-        33 | 292 => descriptors::replace(args),
-        436 => descriptors::close_range(args),
-        // fstat (also as newfstatat and statx of nothing), dup, fcntl
+        3 | 33 | 292 | 436 => descriptors::by_number(number, args).unwrap_or(Done::Asis),
         5 | 32 | 72 | 262 | 332 if descriptors::is_ours(args[0]) => error(libc::EBADF),
         9 if is_from_libc(call) => Done::Asis,
         9 => crate::mappings::map(args),

@@ -423,7 +423,6 @@ pub(super) fn can_be_read(args: [usize; 6], shift: usize) -> bool {
 
 /// execve, or execveat when `at` is given.
 pub(super) fn execve(args: [usize; 6], at: Option<()>) -> Touch<Done> {
-    tree::before_exec();
     let (number, shift) = if at.is_some() { (322, 1) } else { (59, 0) };
     let path = args[shift];
     let (argv, mut envp) = (Strings::of(args[shift + 1])?, Strings::of(args[shift + 2])?);
@@ -433,6 +432,7 @@ pub(super) fn execve(args: [usize; 6], at: Option<()>) -> Touch<Done> {
         libc::AT_FDCWD as usize
     };
     envp.without_us = envp.has_us && !target::takes_us(folder, path)?;
+    tree::before_exec(envp.has_us && !envp.without_us);
     if !(ghost::is_ghost(path) || argv.ghost || envp.ghost || envp.without_us) {
         trace_now();
         return Ok(Done::Asis);
