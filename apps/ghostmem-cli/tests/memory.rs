@@ -73,6 +73,24 @@ except MemoryError:
     assert!(output.status.success(), "{}: {errors}", output.status);
     assert_eq!(text(&output.stdout), "refused True\n", "{errors}");
     assert_eq!(figures["bound_overruns"].as_u64(), Some(0), "{figures}");
+    assert_eq!(errors.lines().count(), 1, "{errors}");
+    let says = errors.contains("refused") && errors.contains("memory of 160 MiB");
+    assert!(says && errors.contains("allow more"), "{errors}");
+}
+
+/// What would be refused without GhostMem as well needs no line.
+#[test]
+fn what_no_machine_holds_is_refused_without_a_word() {
+    let program = "\
+try:
+    bytearray(1 << 50)
+except MemoryError:
+    print('refused')
+kept = bytearray(1 << 20)
+";
+    let (output, _figures) = python("never", "160M", program);
+    assert_eq!(text(&output.stdout), "refused\n");
+    assert_eq!(text(&output.stderr), "");
 }
 
 /// Zeros are granted by the compression hoped for. What is then read into them and fits

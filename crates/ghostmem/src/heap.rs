@@ -304,16 +304,18 @@ impl Heap {
     }
 
     /// Makes a request; one that is refused is made once more when freed small
-    /// objects, whose memory is otherwise kept for a while, gave theirs back.
+    /// objects, whose memory is otherwise kept for a while, gave theirs back. The first
+    /// one that a bound on the process refuses for good is said in a line.
     pub(crate) fn or_after_trim<T>(
         &self,
         request: impl Fn() -> Result<T, OsError>,
     ) -> Result<T, OsError> {
-        request().or_else(|refused| {
+        let answer = request().or_else(|refused| {
             let small = self.small_if_made().ok_or(refused)?;
             small.trim();
             request()
-        })
+        });
+        answer.inspect_err(|&refused| self.engine().say_denied(refused))
     }
 
     /// Frees a block. A block freed twice, the middle of a block, and a

@@ -10,11 +10,13 @@
 //! All of it comes from counters, so asking costs some hundred nanoseconds and no system
 //! call. Without a memory limit it costs one comparison.
 
+use core::fmt::Write;
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 
 use ghostmem_fault::RUN_PAGES;
 use ghostmem_os::error::ENOMEM;
+use ghostmem_os::message::Line;
 use ghostmem_os::{OsError, PAGE_SIZE, futex};
 
 use crate::parts::bound::ProcessBound;
@@ -29,6 +31,9 @@ const COMPACT_SLOTS: usize = 4096;
 
 /// Times that the store is compacted before an allocation is refused.
 const COMPACT_ROUNDS: u32 = 4;
+
+/// What the limit refuses. Address space that has run out gives another error.
+const DENIED: OsError = OsError::new("allocate within the memory limit", ENOMEM);
 
 /// Times that an allocation waits for another thread to end its compacting, and
 /// how long each: it may have been interrupted while it had all the free
@@ -110,13 +115,38 @@ impl Engine {
                 continue;
             }
             if compacted == COMPACT_ROUNDS {
-                return Err(OsError::new("allocate", ENOMEM));
+                if let Some(bound) = &self.bound {
+                    bound.note_denied(needed - limit);
+                }
+                return Err(DENIED);
             }
             compacted += 1;
             self.quietly(needed - limit, |engine, missing, _| {
                 engine.make_room(missing, COMPACT_SLOTS);
                 engine.look_again(0);
             })?;
+        }
+    }
+
+    /// Says once for each process, on standard error, that the bound on it refused an
+    /// allocation, and what would help. Says nothing where something else refused it, and
+    /// where the machine could not hold it either.
+    #[cold]
+    pub fn say_denied(&self, refused: OsError) {
+        let Some(bound) = self.bound.as_ref().filter(|_| refused == DENIED) else {
+            return;
+        };
+        if let Some(missing) = bound.denied_for_the_first_time() {
+            let mut line = Line::new();
+            // Cut off where it is too long.
+            let _written = write!(
+                line,
+                "an allocation is refused: it takes about {} MiB more than memory of {} MiB \
+                 holds; allow more, or give cold pages a file",
+                missing.div_ceil(1 << 20),
+                bound.said_bytes() >> 20
+            );
+            line.print();
         }
     }
 }

@@ -4,9 +4,9 @@
 use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use core::time::Duration;
 
-use ghostmem_os::PAGE_SIZE;
 use ghostmem_os::meter::Meter;
 use ghostmem_os::tree::{Said, Tree};
+use ghostmem_os::{PAGE_SIZE, machine};
 use ghostmem_policy::bound::{Allowance, Look, Share, Strain, headroom_bytes};
 
 use crate::parts::kin::Kin;
@@ -59,6 +59,12 @@ pub(crate) struct ProcessBound {
     strain: AtomicU8,
     /// A touch was refused since the strain began.
     refusing: AtomicBool,
+    /// What the allocation that was refused last would have taken beyond the bound, bytes.
+    denied_bytes: AtomicUsize,
+    /// It was said that one is refused.
+    said_denied: AtomicBool,
+    /// Memory of the machine, bytes.
+    machine_bytes: usize,
     /// Somebody looks.
     looking: AtomicBool,
 }
@@ -144,6 +150,9 @@ impl ProcessBound {
             clock_pages: AtomicI64::new(LEAST_PAGES),
             strain: AtomicU8::new(0),
             refusing: AtomicBool::new(false),
+            denied_bytes: AtomicUsize::new(0),
+            said_denied: AtomicBool::new(false),
+            machine_bytes: size(machine::ram_bytes()),
             looking: AtomicBool::new(false),
         })
     }
@@ -280,6 +289,19 @@ impl ProcessBound {
         !self.refusing.swap(true, Ordering::Relaxed)
     }
 
+    /// Notes that an allocation is refused, and what it would have taken beyond the bound.
+    pub(crate) fn note_denied(&self, missing_bytes: usize) {
+        self.denied_bytes.store(missing_bytes, Ordering::Relaxed);
+    }
+
+    /// What was noted last, if that is to be said: it is the first, and such that a larger
+    /// bound could hold it on this machine.
+    pub(crate) fn denied_for_the_first_time(&self) -> Option<usize> {
+        let missing = self.denied_bytes.load(Ordering::Relaxed);
+        let sayable = missing <= self.machine_bytes;
+        (sayable && !self.said_denied.swap(true, Ordering::Relaxed)).then_some(missing)
+    }
+
     /// How long the memory that is not the heap's may be left unwatched: as long as a
     /// program that fills fresh memory without pause takes for half of what is left. What
     /// groups leave changes without this process, too.
@@ -317,6 +339,7 @@ impl ProcessBound {
         self.looking.store(false, Ordering::Relaxed);
         self.measured_ns.store(0, Ordering::Relaxed);
         self.peak_bytes.store(0, Ordering::Relaxed);
+        self.said_denied.store(false, Ordering::Relaxed);
         self.meter.after_fork_in_child();
         if let Some(tree) = self.tree {
             tree.join();
