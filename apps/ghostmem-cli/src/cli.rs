@@ -60,12 +60,13 @@ Examples:
   ghostmem demo                             1 GiB of this machine's files, limit 128 MiB
   ghostmem demo --limit 4M                  the same under 4 MiB
   ghostmem demo --size 4M --limit 20K       five pages
+  ghostmem demo --memory 400M               400 MiB for the whole process, however they are used
   ghostmem demo ~/src --limit 10% --json    your own files, result for machines
 
 Exit code:
-  0  everything verified, memory within limit + store + 5 % + 16 MiB (24 MiB with --spill), and
-     ghost pages within the limit (a tiny limit may be exceeded by 68 pages for a stuck thread;
-     the report says so)
+  0  everything verified, memory within limit + store + 5 % + 16 MiB (24 MiB with --spill), or
+     within --memory, and ghost pages within the limit (a tiny limit may be exceeded by 68 pages
+     for a stuck thread; the report says so)
   1  a checksum was wrong or memory exceeded that
   2  the demo could not run: bad input, unreadable file, no usable fault backend";
 
@@ -167,9 +168,15 @@ fn parse_small(text: &str) -> Result<SmallBlocks, String> {
 pub(crate) struct DemoArgs {
     /// Files and folders to load [default: text, source and binaries found on this machine]
     pub(crate) paths: Vec<PathBuf>,
-    /// Uncompressed memory the heap may keep: bytes, K, M, G, or a percentage of the data
-    #[arg(long, value_name = "SIZE", default_value = "12.5%", value_parser = parse_amount)]
-    pub(crate) limit: Amount,
+    /// Uncompressed memory the heap may keep: bytes, K, M, G, or a percentage of the data [default:
+    /// 12.5%, or what --memory leaves]
+    #[arg(long, value_name = "SIZE", value_parser = parse_amount)]
+    pub(crate) limit: Option<Amount>,
+    /// The most that the demo takes of the machine: uncompressed and compressed pages, tables, and
+    /// memory that is not the heap's
+    #[arg(long, value_name = "SIZE", value_parser = parse_nonzero_size,
+        allow_negative_numbers = true)]
+    pub(crate) memory: Option<u64>,
     /// Data to load at least; files are repeated, rotated, to reach it [default: 1G, or the files
     /// named]
     #[arg(long, value_name = "SIZE", value_parser = parse_nonzero_size)]

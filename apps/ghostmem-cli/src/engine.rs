@@ -16,6 +16,7 @@ use crate::failure::Failure;
 #[derive(Clone)]
 pub(crate) struct Engine {
     heap: Heap,
+    bound_bytes: Option<u64>,
     has_file: bool,
 }
 
@@ -43,17 +44,21 @@ impl Serialize for Snapshot {
 }
 
 impl Engine {
-    /// Makes a heap.
+    /// Makes a heap, with a bound on the whole process if there is to be one.
     ///
     /// # Errors
     /// The limit is too small or the machine offers no way to learn of faults.
     pub(crate) fn start(
         limit_bytes: u64,
+        bound_bytes: Option<u64>,
         backend: Backend,
         spill: &SpillArgs,
     ) -> Result<Self, Failure> {
         let limit = usize::try_from(limit_bytes).map_err(Failure::new)?;
         let mut builder = Heap::builder().resident_limit(limit).backend(backend);
+        if let Some(bytes) = bound_bytes {
+            builder = builder.memory(usize::try_from(bytes).map_err(Failure::new)?);
+        }
         if let Some(folder) = &spill.spill {
             let mut file = Spill::dir(folder);
             if let Some(bytes) = spill.spill_limit {
@@ -68,6 +73,7 @@ impl Engine {
             .build()
             .map(|heap| Self {
                 heap,
+                bound_bytes,
                 has_file: spill.spill.is_some(),
             })
             .map_err(Failure::new)
@@ -95,6 +101,7 @@ impl Engine {
             resident_bytes: stats.resident_bytes as u64,
             store_bytes: stats.store_held_bytes as u64,
             overdrafts: stats.overdrafts,
+            bound_bytes: self.bound_bytes,
             has_file: self.has_file,
         }
     }
@@ -114,6 +121,8 @@ pub(crate) struct HeapBytes {
     pub(crate) store_bytes: u64,
     /// Frames ever taken beyond the limit because a thread could not go on otherwise.
     pub(crate) overdrafts: u64,
+    /// The bound on the whole process.
+    pub(crate) bound_bytes: Option<u64>,
     /// There is a file for cold pages.
     pub(crate) has_file: bool,
 }

@@ -164,6 +164,24 @@ fn a_small_demo_verifies_and_agrees_with_the_run_without_ghostmem() {
 }
 
 #[test]
+fn a_demo_can_be_held_by_one_number() {
+    let sized = ["--size", "32M", "--threads", "2"];
+    let held = ["--memory", "44M", "--no-baseline"];
+    let sources = concat!(env!("CARGO_MANIFEST_DIR"), "/src");
+    let all = [&["demo", sources, "--json"], &sized[..], &held[..]].concat();
+    let output = ghostmem(&all);
+    let report: Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
+    assert_eq!(output.status.code(), Some(0), "{report:#}");
+    assert_eq!(report["memory_rule_held"], true, "{report:#}");
+    assert_eq!(report["memory_bytes"], 44 << 20);
+    assert!(report["ghost"]["memory"]["headroom_bytes"].as_i64() >= Some(0));
+    assert!(
+        report["ghost"]["full"]["stored_pages"].as_u64() > Some(1000),
+        "{report:#}"
+    );
+}
+
+#[test]
 fn a_demo_of_five_pages_needs_no_baseline() {
     let (code, report) = small_demo(&["--limit", "20K", "--no-baseline"]);
     assert_eq!(

@@ -5,6 +5,9 @@
 //! where there is a file. Because the
 //! store grows and shrinks, the rule is checked at every sample with the store of that moment; the
 //! kernel's own high-water mark catches what falls between samples.
+//!
+//! With a bound on the whole process the rule is that bound, on what the kernel charges the
+//! process for: of `/proc/PID/status` `RssAnon`, `RssShmem`, `VmPTE` and `VmSwap`.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -13,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use ghostmem_os::report::{Reports, field_bytes};
+use ghostmem_os::report::{Reports, field_bytes, process_bytes_in};
 use serde::{Deserialize, Serialize};
 
 use crate::engine::HeapBytes;
@@ -36,6 +39,8 @@ pub(crate) struct Resident {
     pub(crate) now_bytes: u64,
     /// Most since the last [`reset_peak`] (`VmHWM`).
     pub(crate) peak_bytes: u64,
+    /// What a bound on the process counts, now.
+    pub(crate) charged_bytes: u64,
 }
 
 /// Reads resident memory without allocating.
@@ -58,6 +63,7 @@ impl Meter {
         Resident {
             now_bytes: field_bytes(text, "VmRSS").unwrap_or(0),
             peak_bytes: field_bytes(text, "VmHWM").unwrap_or(0),
+            charged_bytes: process_bytes_in(text).unwrap_or(0),
         }
     }
 }
@@ -75,6 +81,9 @@ pub(crate) fn available_bytes() -> Option<u64> {
 
 /// Bytes the process may use when the heap has this limit and store.
 fn allowed_bytes(limit_bytes: u64, heap: HeapBytes) -> u64 {
+    if let Some(bytes) = heap.bound_bytes {
+        return bytes;
+    }
     let file = if heap.has_file { FILE_BYTES } else { 0 };
     (limit_bytes + heap.store_bytes) / 20 * 21 + FIXED_BYTES + file
 }
@@ -86,6 +95,8 @@ pub(crate) struct Memory {
     pub(crate) before_bytes: u64,
     /// The kernel's high-water mark.
     pub(crate) peak_bytes: u64,
+    /// The mark does not count: it has pages of files, which a bound on the process has not.
+    pub(crate) bounded: bool,
     /// Whether that mark was reset before the work.
     pub(crate) peak_reset: bool,
     /// Samples taken.
@@ -116,7 +127,7 @@ impl Memory {
         };
         self.samples > 0
             && self.headroom_bytes >= 0
-            && self.peak_bytes <= self.allowed_bytes
+            && (self.bounded || self.peak_bytes <= self.allowed_bytes)
             && self.ghost_resident_bytes <= limit_bytes + allowance
     }
 
@@ -136,9 +147,14 @@ impl Memory {
             resident_bytes: before.resident_bytes.max(after.resident_bytes),
             store_bytes: before.store_bytes.max(after.store_bytes),
             overdrafts: after.overdrafts,
+            bound_bytes: after.bound_bytes,
             has_file: after.has_file,
         };
-        self.note(limit_bytes, most, resident.now_bytes);
+        let taken = match most.bound_bytes {
+            Some(_) => resident.charged_bytes,
+            None => resident.now_bytes,
+        };
+        self.note(limit_bytes, most, taken);
     }
 
     fn note(&mut self, limit_bytes: u64, heap: HeapBytes, resident_bytes: u64) {
@@ -149,6 +165,7 @@ impl Memory {
             self.tightest_bytes = resident_bytes;
         }
         self.samples += 1;
+        self.bounded = heap.bound_bytes.is_some();
         self.allowed_bytes = self.allowed_bytes.max(allowed);
         self.ghost_resident_bytes = self.ghost_resident_bytes.max(heap.resident_bytes);
         self.store_bytes = self.store_bytes.max(heap.store_bytes);
@@ -232,6 +249,7 @@ mod tests {
             resident_bytes: ghost_mib << 20,
             store_bytes: store_mib << 20,
             overdrafts: 0,
+            bound_bytes: None,
             has_file: false,
         };
         let mut memory = Memory::default();
@@ -259,6 +277,22 @@ mod tests {
     }
 
     #[test]
+    fn a_bound_on_the_process_is_the_rule_at_every_sample() {
+        let heap = HeapBytes {
+            store_bytes: 900 << 20,
+            bound_bytes: Some(200 << 20),
+            ..HeapBytes::default()
+        };
+        let mut memory = Memory::default();
+        memory.note(100 << 20, heap, 200 << 20);
+        // Pages of files.
+        memory.peak_bytes = 230 << 20;
+        assert!(memory.rule_held(100 << 20), "{memory:?}");
+        memory.note(100 << 20, heap, (200 << 20) + 1);
+        assert!(!memory.rule_held(100 << 20), "{memory:?}");
+    }
+
+    #[test]
     fn overdrafts_excuse_68_pages_and_no_more() {
         let limit = 5 * 4096;
         let seen = |pages: u64, overdrafts| {
@@ -267,6 +301,7 @@ mod tests {
                 resident_bytes: pages * 4096,
                 store_bytes: 0,
                 overdrafts,
+                bound_bytes: None,
                 has_file: false,
             };
             memory.note(limit, heap, 1 << 20);

@@ -23,12 +23,15 @@ use std::sync::{Mutex, PoisonError};
 use self::data::Plan;
 use self::measure::{Meter, Sampler};
 use self::progress::Progress;
-use self::report::{Data, Report, Run};
+use self::report::{Data, Limits, Report, Run};
 use self::work::{Job, Observer};
 use crate::cli::DemoArgs;
 use crate::engine::{Engine, Snapshot};
 use crate::failure::Failure;
 use crate::size::{Amount, Bytes};
+
+/// The limit without an option, hundredths of the data.
+const LIMIT_PERCENT: f64 = 12.5;
 
 /// The smallest limit the demo chooses by itself when the data is tiny: 5 pages.
 const LIMIT_MIN_BYTES: u64 = 5 * 4096;
@@ -38,9 +41,15 @@ const LIMIT_MIN_BYTES: u64 = 5 * 4096;
 /// # Errors
 /// Bad input, unreadable files, or no heap with this limit and backend on this machine.
 pub(crate) fn run(args: &DemoArgs) -> Result<ExitCode, Failure> {
-    if let Amount::Bytes(limit) = args.limit {
+    let limit = match (args.limit, args.memory) {
+        (Some(limit), _) => limit,
+        // As much of the bound as there is use for.
+        (None, Some(bytes)) => Amount::Bytes(bytes),
+        (None, None) => Amount::Percent(LIMIT_PERCENT),
+    };
+    if let Amount::Bytes(limit) = limit {
         // A limit that cannot work is refused before anything is read.
-        Engine::start(limit, args.backend.into(), &args.spill)?;
+        Engine::start(limit, args.memory, args.backend.into(), &args.spill)?;
     }
     let threads = args.threads.map_or_else(default_threads, usize::from);
     let mut plan = Plan::collect(&args.paths, args.size)?;
@@ -49,7 +58,7 @@ pub(crate) fn run(args: &DemoArgs) -> Result<ExitCode, Failure> {
         progress.begin("read and checksum", plan.bytes());
         plan.survey(args.seed, threads, &|bytes| progress.advance(bytes))?;
     }
-    let limit_bytes = match args.limit {
+    let limit_bytes = match limit {
         Amount::Bytes(bytes) => bytes,
         percent @ Amount::Percent(_) => percent.of(plan.bytes()).max(LIMIT_MIN_BYTES),
     };
@@ -68,7 +77,10 @@ pub(crate) fn run(args: &DemoArgs) -> Result<ExitCode, Failure> {
         Data::of(&job.plan),
         backend,
         &job,
-        limit_bytes,
+        Limits {
+            resident_bytes: limit_bytes,
+            process_bytes: args.memory,
+        },
         ghost,
         baseline,
         args.spill.spill.is_some(),
@@ -94,7 +106,7 @@ fn default_threads() -> usize {
 /// Does the job on a ghost heap.
 fn with_ghost(job: &Job, limit_bytes: u64, args: &DemoArgs) -> Result<(String, Run), Failure> {
     let before = Meter::open().map_err(Failure::new)?.read().now_bytes;
-    let engine = Engine::start(limit_bytes, args.backend.into(), &args.spill)?;
+    let engine = Engine::start(limit_bytes, args.memory, args.backend.into(), &args.spill)?;
     let watched = engine.clone();
     let heap = move || watched.bytes();
     let sampler = Sampler::start(before, limit_bytes, Some(heap)).map_err(Failure::new)?;

@@ -43,6 +43,14 @@ impl Data {
     }
 }
 
+/// What the heap, and the process, may take.
+pub(crate) struct Limits {
+    /// Uncompressed pages.
+    pub(crate) resident_bytes: u64,
+    /// Everything, if that was said.
+    pub(crate) process_bytes: Option<u64>,
+}
+
 /// The run on the ghost heap.
 #[derive(Serialize)]
 pub(crate) struct Run {
@@ -62,11 +70,13 @@ pub(crate) struct Report {
     pub(crate) ok: bool,
     /// Every checksum and count was right, in both runs, and both agree.
     verified: bool,
-    /// Memory stayed within limit + store + 5 % + 16 MiB (24 with a file), and ghost pages within the limit but for
-    /// declared overdrafts (at most 68 pages).
+    /// Memory stayed within limit + store + 5 % + 16 MiB (24 with a file), or within the bound on the process, and
+    /// ghost pages within the limit but for declared overdrafts (at most 68 pages).
     memory_rule_held: bool,
     backend: String,
     limit_bytes: u64,
+    /// The bound on the whole process; null for none.
+    memory_bytes: Option<u64>,
     /// Ghost pages seen above the limit; more than 0 only with overdrafts.
     beyond_limit_bytes: u64,
     threads: usize,
@@ -93,7 +103,7 @@ impl Report {
         data: Data,
         backend: String,
         job: &Job,
-        limit_bytes: u64,
+        limits: Limits,
         ghost: Run,
         baseline: Result<Baseline, String>,
         has_file: bool,
@@ -102,6 +112,7 @@ impl Report {
             Ok(baseline) => (Some(baseline), None),
             Err(reason) => (None, Some(reason)),
         };
+        let limit_bytes = limits.resident_bytes;
         let seconds = ghost.outcome.seconds();
         let same_results = baseline
             .as_ref()
@@ -119,6 +130,7 @@ impl Report {
             memory_rule_held,
             backend,
             limit_bytes,
+            memory_bytes: limits.process_bytes,
             beyond_limit_bytes,
             threads: job.threads,
             seed: job.seed,
@@ -159,10 +171,13 @@ impl Report {
 
     fn heading(&self) -> Vec<String> {
         let data = &self.data;
+        let held_to = match self.memory_bytes {
+            Some(bytes) => format!("in a process bound to {}", Bytes(bytes)),
+            None => format!("on a heap limited to {}", Bytes(self.limit_bytes)),
+        };
         let mut lines = vec![format!(
-            "GhostMem demo: {} of real files on a heap limited to {} ({} backend, {} threads)",
+            "GhostMem demo: {} of real files {held_to} ({} backend, {} threads)",
             Bytes(data.bytes),
-            Bytes(self.limit_bytes),
             self.backend,
             self.threads
         )];
@@ -320,15 +335,23 @@ impl Report {
         let memory = &self.ghost.memory;
         let samples = grouped(memory.samples);
         let fixed = if self.has_file { "24 MiB" } else { "16 MiB" };
+        let rule = match self.memory_bytes {
+            Some(bytes) => format!("the {} of --memory", Bytes(bytes)),
+            None => format!("limit + store + 5 % + {fixed}"),
+        };
         if self.memory_rule_held {
+            let peak = if memory.bounded {
+                ""
+            } else {
+                " and at the kernel's peak"
+            };
             lines.push(format!(
-                "Memory: within limit + store + 5 % + {fixed} at all of {samples} samples and at the \
-                 kernel's peak; {} below it at the tightest.",
+                "Memory: within {rule} at all of {samples} samples{peak}; {} below it at the tightest.",
                 Bytes(memory.headroom_bytes.unsigned_abs())
             ));
         } else if memory.headroom_bytes < 0 {
             lines.push(format!(
-                "MEMORY RULE BROKEN: {} resident, {} more than limit + store + 5 % + {fixed}.",
+                "MEMORY RULE BROKEN: {} taken, {} more than {rule}.",
                 Bytes(memory.tightest_bytes),
                 Bytes(memory.headroom_bytes.unsigned_abs())
             ));
