@@ -153,10 +153,20 @@ fn two_that_take_the_last_frames_get_all_of_them_and_no_more() {
 /// Whoever fills a cache beside one who lowers the limit leaves nothing in it.
 #[test]
 fn a_limit_that_is_lowered_while_a_cache_is_filled_finds_all_caches_empty() {
-    let seen = explore(PREEMPTIONS, || {
+    lowers_while_a_cache_is_filled(|budget| budget.set_limit(LIMIT - 50));
+}
+
+/// The same where the limit is lowered by what was stored.
+#[test]
+fn a_limit_lowered_by_a_batch_while_a_cache_is_filled_finds_all_caches_empty() {
+    lowers_while_a_cache_is_filled(|budget| budget.lower_limit(50, 0));
+}
+
+fn lowers_while_a_cache_is_filled(lower: fn(&Budget)) {
+    let seen = explore(PREEMPTIONS, move || {
         let budget = budget(40, false);
         let taker = start(&budget, |budget| budget.take_at(0, 1));
-        budget.set_limit(LIMIT - 50);
+        lower(&budget);
         let got = taker.join().unwrap();
         assert_eq!(budget.used(), LIMIT - 40 + got);
         assert_eq!(
@@ -170,7 +180,19 @@ fn a_limit_that_is_lowered_while_a_cache_is_filled_finds_all_caches_empty() {
     assert_eq!(seen.len(), 2, "{seen:?}");
 }
 
-/// The same beside one who passes the limit, while a third takes what is left of it.
+/// Red where one of the two writes what it computed from a limit that is not there any more.
+#[test]
+fn two_batches_that_lower_the_limit_at_once_are_both_counted() {
+    explore(PREEMPTIONS, || {
+        let budget = budget(40, false);
+        let other = start(&budget, |budget| budget.lower_limit(10, 0));
+        budget.lower_limit(10, 0);
+        other.join().unwrap();
+        assert_eq!(budget.limit(), LIMIT - 20);
+    });
+}
+
+/// A cache is filled beside one who passes the limit, while a third takes what is left of it.
 /// Red where whoever passes the limit looks at the caches only before, and where whoever
 /// fills one does not look again.
 #[test]

@@ -32,6 +32,9 @@ use crate::parts::region::Region;
 /// walking absent pages is cheaper than another round of interrupts.
 const PROTECT_GAP_PAGES: usize = 1024;
 
+/// A page that shrinks is taken to need this part of a page at first.
+const PACKED_PART: u64 = 4;
+
 /// What a batch takes of a handler's stack, bytes.
 const EVICT_BATCH_STACK_BYTES: usize = EVICT_BATCH_PAGES
     * (size_of::<Victim>()
@@ -329,8 +332,22 @@ impl Engine {
         }
     }
 
+    /// Takes what a batch stored off the resident limit, close to a bound on the process:
+    /// else others take its frames before somebody looks, and what was stored comes on top.
+    /// The next look counts exactly.
+    fn charge_stored(&self, gone: &Gone) {
+        if self.bound.as_ref().is_some_and(|bound| !bound.is_far()) {
+            let stored = gone.pages.saturating_sub(gone.clean + gone.filled);
+            let packed = stored.saturating_sub(gone.raw);
+            let frames = gone.raw + packed.div_ceil(PACKED_PART);
+            let least = self.least_resident_pages();
+            self.budget.lower_limit(frames as i64, least);
+        }
+    }
+
     /// Gives the frames of a batch back, and counts what left.
     fn count_gone(&self, gone: &Gone) {
+        self.charge_stored(gone);
         self.budget.give_back(gone.pages as i64);
         // Clean pages have one place again, not two.
         self.copies.sub(gone.clean as usize);

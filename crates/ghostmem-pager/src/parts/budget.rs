@@ -105,6 +105,27 @@ impl Budget {
         }
     }
 
+    /// Lowers the limit by so many frames, but not below `least`, nor where it is lower.
+    pub(crate) fn lower_limit(&self, frames: i64, least: i64) {
+        let mut limit = self.limit();
+        loop {
+            let lower = limit.saturating_sub(frames).max(least);
+            if lower >= limit {
+                return;
+            }
+            match self.limit.compare_exchange_weak(
+                limit,
+                lower,
+                Ordering::Relaxed,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => break,
+                Err(now) => limit = now,
+            }
+        }
+        self.empty_caches();
+    }
+
     /// Frames in use: exact while nobody takes any, read from every cache.
     pub(crate) fn used(&self) -> i64 {
         let cached = self
@@ -324,6 +345,18 @@ mod tests {
         }
         assert_eq!(budget.take_at(1, 1), 1);
         assert_eq!(budget.taken(), 101 + 2 * CACHE_FRAMES);
+    }
+
+    #[test]
+    fn a_limit_is_lowered_by_what_was_stored_but_never_below_the_least() {
+        let budget = Budget::new(4096, 2).unwrap();
+        budget.lower_limit(96, 256);
+        assert_eq!(budget.limit(), 4000);
+        budget.lower_limit(10_000, 256);
+        assert_eq!(budget.limit(), 256);
+        budget.set_limit(100);
+        budget.lower_limit(5, 256);
+        assert_eq!(budget.limit(), 100, "a lower one stays");
     }
 
     #[test]
