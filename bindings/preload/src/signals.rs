@@ -24,6 +24,7 @@ use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use crate::bounce;
 use crate::calls::{Done, error, load_if, store_if};
+use crate::family::set_errno;
 use crate::guarded::{self, Touch};
 use ghostmem::{Backend, Hole};
 use ghostmem_os::{doorway, told};
@@ -368,10 +369,16 @@ fn touched(signal: i32, info: &libc::siginfo_t) -> Option<usize> {
     is_touch.then(|| address_of(info))
 }
 
-/// Whether a touch met a change of what is mapped where, and is to be tried again.
+/// Whether a touch met a change of what is mapped where, and is to be tried again. The
+/// program goes on as if nothing were: `errno` is kept.
 fn is_amid_a_change(signal: i32, info: &libc::siginfo_t) -> bool {
-    touched(signal, info)
-        .is_some_and(|address| ghost::may_be(address) && taken::is_to_be_tried_again(address))
+    let Some(address) = touched(signal, info).filter(|&address| ghost::may_be(address)) else {
+        return false;
+    };
+    let errno = ghostmem_os::error::errno();
+    let again = taken::is_to_be_tried_again(address);
+    set_errno(errno);
+    again
 }
 
 /// A fault at ghost memory that is not the program's; `None` for every other.

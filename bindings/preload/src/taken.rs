@@ -59,11 +59,14 @@ pub(crate) fn with<R>(body: impl FnOnce(&mut Table) -> R) -> R {
     let _inside = EngineScope::new(thread::current());
     let _blocked = Blocked::new();
     let _still = hold_still();
+    let _change = Change::new();
     // SAFETY: BUSY was clear, so this is the only thread here.
     body(unsafe { &mut *TABLE.0.get() })
 }
 
-/// The thread that has the table, by its state's address, and how often somebody had it.
+/// The thread that changes something, by its state's address, 0: none does; and how often
+/// one did. A thread that forks has the table, and changes nothing: it waits for those that
+/// allocate, and one of these may be at a touch.
 static CHANGER: AtomicUsize = AtomicUsize::new(0);
 static CHANGES: AtomicUsize = AtomicUsize::new(0);
 
@@ -74,24 +77,49 @@ fn own_key() -> usize {
 /// A touch of an address was refused, maybe in the midst of a change: what lies there goes,
 /// something else comes, and to the program that is one step. Whether it is to be tried
 /// again, once whoever changes something is done. A touch that is refused twice without
-/// such a change in between is the program's own. Async-signal-safe.
+/// such a change in between is the program's own, and so is one that was refused
+/// [`TRIES_MAX`] times, whatever others change elsewhere. Async-signal-safe.
 pub(crate) fn is_to_be_tried_again(address: usize) -> bool {
-    let thread = thread::current();
-    if CHANGER.load(Ordering::Relaxed) == own_key() {
-        return false;
+    let mut waited = 0;
+    loop {
+        match CHANGER.load(Ordering::Acquire) {
+            0 => break,
+            changer if changer == own_key() => return false,
+            _ => futex::pause(waited),
+        }
+        waited = waited.saturating_add(1);
     }
-    let mut tries = 0;
-    while BUSY.load(Ordering::Acquire) {
-        futex::pause(tries);
-        tries = tries.saturating_add(1);
-    }
+    let last = &thread::current().tried_again;
     // Never what it is at first.
-    let now = [CHANGES.load(Ordering::Acquire) + 1, address];
-    if thread.tried_again.get() == now {
-        return false;
+    let changes = CHANGES.load(Ordering::Acquire) + 1;
+    let tries = match last.get() {
+        [before, at, _] if [before, at] == [changes, address] => TRIES_MAX,
+        [_, at, tries] if at == address => tries,
+        _ => 0,
+    };
+    let again = tries < TRIES_MAX;
+    last.set([changes, address, if again { tries + 1 } else { 0 }]);
+    again
+}
+
+/// Touches of one address that are tried again, at most, if every one meets a change.
+const TRIES_MAX: usize = 16;
+
+/// Something changes while this is there; its thread has the table.
+struct Change;
+
+impl Change {
+    fn new() -> Self {
+        CHANGER.store(own_key(), Ordering::Relaxed);
+        Self
     }
-    thread.tried_again.set(now);
-    true
+}
+
+impl Drop for Change {
+    fn drop(&mut self) {
+        CHANGES.fetch_add(1, Ordering::Release);
+        CHANGER.store(0, Ordering::Release);
+    }
 }
 
 fn wait_until_free() {
@@ -110,14 +138,11 @@ pub(crate) struct Still;
 /// its own thread. Not while pages cannot move (the gate), as whoever changes it moves them.
 pub(crate) fn hold_still() -> Still {
     wait_until_free();
-    CHANGER.store(own_key(), Ordering::Relaxed);
     Still
 }
 
 impl Drop for Still {
     fn drop(&mut self) {
-        CHANGER.store(0, Ordering::Relaxed);
-        CHANGES.fetch_add(1, Ordering::Release);
         BUSY.store(false, Ordering::Release);
     }
 }

@@ -39,7 +39,7 @@ pub(crate) struct Thread {
     /// the heap was not told of yet.
     pub(crate) uncounted: Cell<isize>,
     /// Which touch was refused last, and when: see [`crate::taken::is_to_be_tried_again`].
-    pub(crate) tried_again: Cell<[usize; 2]>,
+    pub(crate) tried_again: Cell<[usize; 3]>,
     /// Its area of rseq(2) in ghost memory: address, bytes and signature; 0: none.
     pub(crate) rseq: Cell<[usize; 3]>,
     /// Which of [`crate::signals::OURS`] were sent while they were blocked, one

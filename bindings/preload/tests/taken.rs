@@ -26,7 +26,7 @@ mod thread {
 
     #[derive(Default)]
     pub(crate) struct Thread {
-        pub(crate) tried_again: Cell<[usize; 2]>,
+        pub(crate) tried_again: Cell<[usize; 3]>,
     }
     pub(crate) struct EngineScope;
     impl EngineScope {
@@ -46,32 +46,57 @@ fn range(block: usize, start: usize, end: usize) -> Range {
     Range { block, start, end }
 }
 
+/// The count of changes is the whole process's.
+static ONE_AT_A_TIME: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
 #[test]
 fn a_refused_touch_is_tried_once_more_for_each_change() {
     use core::sync::atomic::{AtomicBool, Ordering};
     static DONE: AtomicBool = AtomicBool::new(false);
+    let _alone = ONE_AT_A_TIME.lock();
     let twice = |address| [(); 2].map(|()| taken::is_to_be_tried_again(address));
     assert_eq!(twice(64), [true, false]);
     assert_eq!(twice(128), [true, false]);
     taken::with(|_| ());
     assert_eq!(twice(128), [true, false]);
-    // Who makes the change, or forks meanwhile, does not wait for itself.
+    // Who makes the change does not wait for itself.
     assert_eq!(taken::with(|_| twice(64)), [false; 2]);
-    let still = taken::hold_still();
-    assert_eq!(twice(64), [false; 2]);
     // Others do.
-    let other = std::thread::spawn(|| {
-        let again = taken::is_to_be_tried_again(64);
-        (again, DONE.load(Ordering::Relaxed))
+    let other = taken::with(|_| {
+        let other = std::thread::spawn(|| {
+            let again = taken::is_to_be_tried_again(64);
+            (again, DONE.load(Ordering::Relaxed))
+        });
+        DONE.store(true, Ordering::Relaxed);
+        other
     });
-    DONE.store(true, Ordering::Relaxed);
-    drop(still);
     assert_eq!(other.join().ok(), Some((true, true)));
+    // Nobody waits for a fork: that one waits for those who allocate.
+    let still = taken::hold_still();
     assert_eq!(twice(64), [true, false]);
+    let other = std::thread::spawn(move || twice(64));
+    assert_eq!(other.join().ok(), Some([true, false]));
+    drop(still);
     // A child is forked while another thread makes a change.
     core::mem::forget(taken::hold_still());
     taken::forget_others();
     assert_eq!(twice(128), [true, false]);
+}
+
+#[test]
+fn a_touch_that_is_refused_for_ever_ends_beside_changes_without_an_end() {
+    let _alone = ONE_AT_A_TIME.lock();
+    let tries = (0..1000)
+        .take_while(|_| {
+            taken::with(|_| ());
+            taken::is_to_be_tried_again(192)
+        })
+        .count();
+    assert_eq!(tries, 16);
+    // Later ones are looked at anew.
+    assert!(taken::is_to_be_tried_again(256));
+    taken::with(|_| ());
+    assert!(taken::is_to_be_tried_again(192));
 }
 
 #[test]

@@ -109,13 +109,16 @@ fn on_ordinary_stack<R>(body: impl FnOnce() -> R) -> Option<R> {
         return Some(body());
     }
     let mut stack = OwnStack::new().ok()?;
-    // Another handler would begin where the one began that this is called from.
+    // Another handler would begin where the one began that this is called from, or on the
+    // other stack, which is short.
     let handles = signals::is_on_signal_stack();
     let blocked = handles.then(Blocked::new);
     let result = stack.run(move || {
+        let inside = (!handles).then(Blocked::new);
         let without = handles.then(WithoutStack::new);
         let result = body();
         drop(without);
+        drop(inside);
         result
     });
     drop(blocked);
