@@ -35,9 +35,9 @@ const COMPACT_ROUNDS: u32 = 4;
 /// What the limit refuses. Address space that has run out gives another error.
 const DENIED: OsError = OsError::new("allocate within the memory limit", ENOMEM);
 
-/// Times that an allocation waits for another thread to end its compacting, and
-/// how long each: it may have been interrupted while it had all the free
-/// memory in hand.
+/// Times that an allocation waits for another thread to end its compacting or its look,
+/// and how long each: it may have been interrupted while it had all the free memory in
+/// hand.
 const COMPACT_WAITS: u32 = 200;
 const COMPACT_WAIT: Duration = Duration::from_micros(500);
 
@@ -108,7 +108,10 @@ impl Engine {
             if needed <= limit {
                 return Ok(());
             }
-            if self.store.is_maintained() && waited < COMPACT_WAITS {
+            // Another thread that looks may have measured before memory was given back, and
+            // keeps this one from looking.
+            let looks = self.bound.as_ref().is_some_and(ProcessBound::is_looked_at);
+            if (looks || self.store.is_maintained()) && waited < COMPACT_WAITS {
                 waited += 1;
                 // Nobody wakes it.
                 futex::wait(&AtomicU64::new(0), 0, COMPACT_WAIT);

@@ -333,6 +333,11 @@ impl ProcessBound {
         free.then(|| Looking(self))
     }
 
+    /// Whether somebody looks: what was found before may be old.
+    pub(crate) fn is_looked_at(&self) -> bool {
+        self.looking.load(Ordering::Acquire)
+    }
+
     /// In a forked child: whoever looked is not there, and what was measured was the
     /// parent's.
     pub(crate) fn after_fork_in_child(&self) {
