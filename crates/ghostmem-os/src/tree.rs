@@ -568,7 +568,8 @@ fn stat_of(process: u64) -> Seen {
     let mut text = [0; 512];
     let text = match read(process, "stat", &mut text) {
         Ok(text) => text,
-        Err(libc::ENOENT | libc::ESRCH) => return Seen::Gone,
+        // Without a /proc, as in another root, nobody is to be seen, not this process either.
+        Err(libc::ENOENT | libc::ESRCH) if is_seen() => return Seen::Gone,
         Err(_) => return Seen::Hidden,
     };
     match stat_in(text) {
@@ -576,6 +577,12 @@ fn stat_of(process: u64) -> Seen {
         Some((_, stat)) => Seen::There(stat),
         None => Seen::Hidden,
     }
+}
+
+/// Whether `/proc` shows this process.
+fn is_seen() -> bool {
+    let mut text = [0; 64];
+    own_number().is_some_and(|process| read(process, "stat", &mut text).is_ok())
 }
 
 /// The state of a process, and what else `/proc/PID/stat` says of it.
