@@ -689,6 +689,26 @@ mod tests {
     }
 
     #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn without_a_proc_nobody_is_taken_for_gone() {
+        let own = u64::from(std::process::id());
+        assert!(matches!(stat_of(own), Seen::There(_)));
+        assert!(matches!(stat_of(u64::from(u32::MAX)), Seen::Gone));
+        let code = crate::apart::tests::forked(|| {
+            // SAFETY: a valid path. The child sees nothing but that folder from now on.
+            if unsafe { libc::chroot(c"/dev/pts".as_ptr()) } != 0 {
+                return 2;
+            }
+            i32::from(matches!(stat_of(own), Seen::Hidden))
+        });
+        if code == 2 {
+            eprintln!("SKIPPED without_a_proc_nobody_is_taken_for_gone: chroot(2) needs root");
+            return;
+        }
+        assert_eq!(code, 1);
+    }
+
+    #[test]
     fn a_page_is_found_by_its_number_and_its_key_alone() {
         let (tree, file) = Tree::create(300 * MIB, 77).unwrap();
         assert_eq!(again(file, 77).bound_bytes(), 300 * MIB);
