@@ -223,14 +223,16 @@ impl Costs {
     }
 
     /// The credit from which a written page is spared. Sparing it costs another call, or
-    /// its protection between two others. Where that is less than compressing the page,
-    /// written pages are spared as others are.
+    /// its protection between two others. Where that is less than half of compressing the
+    /// page, written pages are spared as others are. Half: as many pages leave all the
+    /// same, and what is saved is a part of the compressions, that of pages which are
+    /// stored to again before others would be.
     #[must_use]
     #[inline]
     pub const fn spares_from(self) -> u8 {
         let (call, between) = (self.call_ns, self.between_ns());
         let price = if call < between { call } else { between };
-        if price <= self.pack_ns {
+        if 2 * price <= self.pack_ns {
             1
         } else {
             DIRTY_CREDIT_MIN
@@ -526,6 +528,7 @@ mod tests {
         assert_eq!(dear(1024).spares_from(), DIRTY_CREDIT_MIN);
         // Pages between are hardly stored to.
         assert_eq!(dear(100).spares_from(), 1);
+        assert_eq!(dear(150).spares_from(), DIRTY_CREDIT_MIN);
         let unknown = Costs {
             call_ns: 0,
             page_ns: 0,
