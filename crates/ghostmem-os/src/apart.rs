@@ -18,7 +18,8 @@ use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 use crate::doorway;
 use crate::error::OsError;
 use crate::kernel;
-use crate::map::{Access, PAGE_SIZE, Reservation};
+use crate::map::{PAGE_SIZE, Reservation};
+use crate::stack::{self, Call};
 use crate::thread::SignalsBlocked;
 
 /// Bytes of the thread's stack.
@@ -53,21 +54,13 @@ pub enum Refused {
     NotToBeHad,
 }
 
-/// What is to be done, and what came of it.
-struct Call<F, R> {
-    body: Option<F>,
-    result: Option<R>,
-}
-
 impl Apart {
     /// A place of the calling process.
     ///
     /// # Errors
     /// The kernel's refusal to map the stack, or to wipe it in children.
     pub fn new() -> Result<Self, OsError> {
-        let memory = Reservation::new(PAGE_SIZE + STACK_BYTES, PAGE_SIZE, Access::ReadWrite)?;
-        // An overflow is loud.
-        memory.protect(0, PAGE_SIZE, Access::None)?;
+        let memory = stack::memory(STACK_BYTES)?;
         memory.advise(PAGE_SIZE, STACK_BYTES, libc::MADV_WIPEONFORK)?;
         let apart = Self { memory };
         apart.settle();
@@ -106,13 +99,9 @@ impl Apart {
         let _turn = self.take_turn()?;
         let place = (self.words_at() - size_of::<Call<F, R>>()) & !(WORDS_BYTES - 1);
         let call = place as *mut Call<F, R>;
-        let new = Call {
-            body: Some(body),
-            result: None,
-        };
         // SAFETY: aligned memory of ours above the stack, which nobody else uses: it is
         // this thread's turn.
-        unsafe { call.write(new) };
+        unsafe { call.write(Call::new(body)) };
         let running = &self.words().running;
         running.store(1, Ordering::Release);
         // The thread inherits the mask: nothing of the program's is to run there.
@@ -155,7 +144,8 @@ impl Apart {
     }
 }
 
-fn process() -> i32 {
+/// The number of this process, asked for by a call that nobody redirects.
+pub(crate) fn process() -> i32 {
     // SAFETY: takes nothing and cannot fail.
     unsafe { kernel::syscall!(libc::SYS_getpid) as i32 }
 }
@@ -245,9 +235,11 @@ unsafe fn begin(_top: usize, _entry: usize, _argument: usize, _running: usize) -
 }
 
 #[cfg(all(test, target_arch = "x86_64"))]
-pub(crate) mod tests {
+mod tests {
     use super::*;
     use crate::calls;
+    use crate::map::Access;
+    use crate::stack::forked;
 
     /// Takes the next number, and gives it back.
     fn lowest_free() -> i32 {
@@ -277,22 +269,6 @@ pub(crate) mod tests {
             i32::from(before > 2 && as_expected && lowest_free() == before)
         });
         assert_eq!(code, 1);
-    }
-
-    /// How a child ends that makes these calls, which are async-signal-safe.
-    pub(crate) fn forked(body: impl FnOnce() -> i32) -> i32 {
-        // SAFETY: as `body` promises; the child ends here.
-        let child = unsafe { libc::fork() };
-        if child == 0 {
-            let code = body();
-            // SAFETY: ends the child.
-            unsafe { libc::_exit(code) };
-        }
-        let mut status = 0;
-        // SAFETY: our own child and a valid place.
-        unsafe { libc::waitpid(child, &raw mut status, 0) };
-        assert!(libc::WIFEXITED(status), "{status:#x}");
-        libc::WEXITSTATUS(status)
     }
 
     #[test]

@@ -409,9 +409,7 @@ mod tests {
 
     #[test]
     fn closed_standard_streams_stay_closed() {
-        // SAFETY: the child opens descriptors and ends.
-        let child = unsafe { libc::fork() };
-        if child == 0 {
+        let code = crate::stack::forked(|| {
             for stream in 0..3 {
                 // SAFETY: the child's own.
                 unsafe { libc::close(stream) };
@@ -425,15 +423,8 @@ mod tests {
             });
             let code = if file > 2 { open.count() } else { 9 };
             drop(uffd);
-            // SAFETY: ends the child.
-            unsafe { libc::_exit(code as i32) };
-        }
-        let mut status = 0;
-        // SAFETY: our own child and a valid place.
-        unsafe { libc::waitpid(child, &raw mut status, 0) };
-        assert!(
-            libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0,
-            "status {status}"
-        );
+            code as i32
+        });
+        assert_eq!(code, 0);
     }
 }

@@ -403,25 +403,16 @@ mod tests {
         meter.open(true);
         // Shared with nobody: the child gives its own back.
         let block = vec![1_u8; 64 << 20];
-        // SAFETY: the child makes calls that are async-signal-safe, and ends.
-        let child = unsafe { libc::fork() };
-        if child == 0 {
+        let fell = crate::stack::forked(|| {
             meter.after_fork_in_child();
             let before = meter.process_bytes().unwrap_or(0);
             let at = (block.as_ptr() as usize).next_multiple_of(4096);
             // SAFETY: whole pages within the block.
             unsafe { libc::madvise(at as *mut libc::c_void, 32 << 20, libc::MADV_DONTNEED) };
             let after = meter.process_bytes().unwrap_or(0);
-            let fell = before.saturating_sub(after) >> 20;
-            // SAFETY: ends the child.
-            unsafe { libc::_exit(fell as i32) };
-        }
-        let mut status = 0;
-        // SAFETY: our own child and a valid place.
-        unsafe { libc::waitpid(child, &raw mut status, 0) };
+            (before.saturating_sub(after) >> 20) as i32
+        });
         drop(block);
-        assert!(libc::WIFEXITED(status), "{status}");
-        let fell = libc::WEXITSTATUS(status);
         assert!((30..=34).contains(&fell), "{fell} MiB");
     }
 }

@@ -42,6 +42,31 @@ pub(crate) unsafe fn call_at<T>(top: usize, argument: *mut T, body: extern "C" f
     }
 }
 
+/// Memory for a stack of so many bytes, above a page that faults: an overflow is loud.
+///
+/// # Errors
+/// The kernel's refusal to map it.
+pub(crate) fn memory(bytes: usize) -> Result<Reservation, OsError> {
+    let memory = Reservation::new(PAGE_SIZE + bytes, PAGE_SIZE, Access::ReadWrite)?;
+    memory.protect(0, PAGE_SIZE, Access::None)?;
+    Ok(memory)
+}
+
+/// What is to be done on another stack, and what came of it.
+pub(crate) struct Call<F, R> {
+    pub(crate) body: Option<F>,
+    pub(crate) result: Option<R>,
+}
+
+impl<F, R> Call<F, R> {
+    pub(crate) const fn new(body: F) -> Self {
+        Self {
+            body: Some(body),
+            result: None,
+        }
+    }
+}
+
 /// A stack of ordinary memory, unmapped when dropped. A forked child has a copy of it,
 /// and goes on there.
 #[derive(Debug)]
@@ -53,14 +78,14 @@ pub struct OwnStack {
 const BYTES: usize = 256 << 10;
 
 impl OwnStack {
-    /// A fresh one, with a page below that faults.
+    /// A fresh one.
     ///
     /// # Errors
     /// The kernel's refusal to map it.
     pub fn new() -> Result<Self, OsError> {
-        let memory = Reservation::new(PAGE_SIZE + BYTES, PAGE_SIZE, Access::ReadWrite)?;
-        memory.protect(0, PAGE_SIZE, Access::None)?;
-        Ok(Self { memory })
+        Ok(Self {
+            memory: memory(BYTES)?,
+        })
     }
 
     /// Runs `body` on it. `body` borrows nothing from the caller's stack that may be
@@ -69,10 +94,6 @@ impl OwnStack {
     /// # Errors
     /// `EINVAL` where `body` did not run, which cannot be.
     pub fn run<F: FnOnce() -> R, R>(&mut self, body: F) -> Result<R, OsError> {
-        struct Call<F, R> {
-            body: Option<F>,
-            result: Option<R>,
-        }
         extern "C" fn trampoline<F: FnOnce() -> R, R>(call: *mut Call<F, R>) {
             // SAFETY: `call` points to the live local below, used by nobody else while
             // we run.
@@ -82,10 +103,7 @@ impl OwnStack {
             let body = black_box(call.body.take());
             call.result = black_box(body.map(|body| body()));
         }
-        let mut call = Call {
-            body: Some(body),
-            result: None,
-        };
+        let mut call = Call::new(body);
         let top = self.memory.base() + self.memory.len();
         // SAFETY: the page-aligned end of memory of ours, which `&mut self` keeps to this
         // call; a trampoline of the C ABI does not unwind.
@@ -96,8 +114,28 @@ impl OwnStack {
 }
 
 #[cfg(test)]
+pub(crate) use tests::forked;
+
+#[cfg(test)]
 mod tests {
     use super::*;
+
+    /// How a child ends that makes these calls, which are async-signal-safe: for what no
+    /// other test may notice.
+    pub(crate) fn forked(body: impl FnOnce() -> i32) -> i32 {
+        // SAFETY: as `body` promises; the child ends here.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            let code = body();
+            // SAFETY: ends the child.
+            unsafe { libc::_exit(code) };
+        }
+        let mut status = 0;
+        // SAFETY: our own child and a valid place.
+        unsafe { libc::waitpid(child, &raw mut status, 0) };
+        assert!(libc::WIFEXITED(status), "{status:#x}");
+        libc::WEXITSTATUS(status)
+    }
 
     fn here() -> usize {
         let local = 0_u8;

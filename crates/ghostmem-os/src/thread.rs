@@ -4,8 +4,9 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::OsError;
 use crate::kernel;
-use crate::map::{Access, MapArc, PAGE_SIZE, Reservation};
+use crate::map::{MapArc, PAGE_SIZE, Reservation};
 use crate::shards;
+use crate::stack;
 
 /// Gives up the processor (sched_yield(2)). Async-signal-safe.
 pub fn yield_now() {
@@ -290,10 +291,8 @@ impl EngineThread {
         body: extern "C" fn(*mut libc::c_void) -> *mut libc::c_void,
         argument: usize,
     ) -> Result<Self, OsError> {
-        const STACK_BYTES: usize = 256 * 1024;
-        let stack = Reservation::new(STACK_BYTES, PAGE_SIZE, Access::ReadWrite)?;
-        // A page that faults below the stack, so that an overflow is loud.
-        stack.protect(0, PAGE_SIZE, Access::None)?;
+        const STACK_BYTES: usize = 252 * 1024;
+        let stack = stack::memory(STACK_BYTES)?;
         let mut attr = core::mem::MaybeUninit::<libc::pthread_attr_t>::uninit();
         // SAFETY: initialises the attribute object it is given.
         check("pthread_attr_init", unsafe {
@@ -302,11 +301,7 @@ impl EngineThread {
         let usable = stack.base() + PAGE_SIZE;
         // SAFETY: the range is ours, page aligned, and outlives the thread.
         let rc = unsafe {
-            libc::pthread_attr_setstack(
-                attr.as_mut_ptr(),
-                usable as *mut libc::c_void,
-                STACK_BYTES - PAGE_SIZE,
-            )
+            libc::pthread_attr_setstack(attr.as_mut_ptr(), usable as *mut libc::c_void, STACK_BYTES)
         };
         check("pthread_attr_setstack", rc)?;
         let mut handle: libc::pthread_t = 0;

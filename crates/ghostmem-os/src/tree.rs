@@ -39,11 +39,11 @@ use core::ffi::CStr;
 use core::fmt::Write as _;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use crate::apart::{Apart, Refused};
+use crate::apart::{self, Apart, Refused};
 use crate::error::{OsError, errno};
 use crate::report;
 use crate::shared::SharedWords;
-use crate::{calls, descriptor, doorway, kernel};
+use crate::{calls, descriptor, doorway};
 
 /// The first word: "ghosttre".
 const MARK: u64 = u64::from_le_bytes(*b"ghosttre");
@@ -513,9 +513,7 @@ fn is_page_of(words: &SharedWords, key: u64) -> bool {
 }
 
 fn own_number() -> Option<u64> {
-    // SAFETY: takes nothing and cannot fail.
-    let process = unsafe { kernel::syscall!(libc::SYS_getpid) };
-    u64::try_from(process).ok()
+    u64::try_from(apart::process()).ok()
 }
 
 const fn identity_of(process: u64, start: u64) -> u64 {
@@ -660,7 +658,10 @@ impl core::fmt::Write for Name {
 
 #[cfg(test)]
 mod tests {
+    use std::process::{Child, Command};
+
     use super::*;
+    use crate::stack::forked;
 
     const MIB: u64 = 1 << 20;
 
@@ -676,6 +677,11 @@ mod tests {
         }
     }
 
+    /// A process that does nothing.
+    fn sleeping() -> Child {
+        Command::new("sleep").arg("60").spawn().unwrap()
+    }
+
     fn start_of(process: u64) -> Option<u64> {
         match stat_of(process) {
             Seen::There(stat) => Some(stat.start),
@@ -689,12 +695,11 @@ mod tests {
     }
 
     #[test]
-    #[cfg(target_arch = "x86_64")]
     fn without_a_proc_nobody_is_taken_for_gone() {
         let own = u64::from(std::process::id());
         assert!(matches!(stat_of(own), Seen::There(_)));
         assert!(matches!(stat_of(u64::from(u32::MAX)), Seen::Gone));
-        let code = crate::apart::tests::forked(|| {
+        let code = forked(|| {
             // SAFETY: a valid path. The child sees nothing but that folder from now on.
             if unsafe { libc::chroot(c"/dev/pts".as_ptr()) } != 0 {
                 return 2;
@@ -750,10 +755,7 @@ mod tests {
     #[test]
     fn who_ended_is_forgotten_and_who_does_not_look_is_measured() {
         let (tree, _file) = Tree::create(300 * MIB, 2).unwrap();
-        let mut child = std::process::Command::new("sleep")
-            .arg("60")
-            .spawn()
-            .unwrap();
+        let mut child = sleeping();
         let start = start_of(u64::from(child.id())).unwrap();
         let identity = u64::from(child.id()) << START_BITS | start;
         tree.claim(identity).unwrap();
@@ -802,41 +804,25 @@ mod tests {
         assert_eq!(tree.claim(known), Some(slot));
         assert_eq!(tree.slots(), 3);
         // A program that has a filter in force, and executes another.
-        // SAFETY: the child makes calls that are async-signal-safe, and ends.
-        let child = unsafe { libc::fork() };
-        if child == 0 {
+        let code = forked(|| {
             tree.note_caller();
             doorway::confine();
             tree.note_caller();
             let joined = tree.join() && again(file, 6).join();
-            let code = i32::from(joined && tree.slots() == 4);
-            // SAFETY: ends the child.
-            unsafe { libc::_exit(code) };
-        }
-        let mut status = 0;
-        // SAFETY: our own child and a valid place.
-        unsafe { libc::waitpid(child, &raw mut status, 0) };
-        assert!(
-            libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 1,
-            "{status:#x}: {} slots",
-            tree.slots()
-        );
+            i32::from(joined && tree.slots() == 4)
+        });
+        assert_eq!(code, 1, "{} slots", tree.slots());
     }
 
     #[test]
     fn others_are_looked_after_where_no_number_is_free() {
         let (tree, _file) = Tree::create(300 * MIB, 8).unwrap();
         assert!(tree.join());
-        let mut other = std::process::Command::new("sleep")
-            .arg("60")
-            .spawn()
-            .unwrap();
+        let mut other = sleeping();
         let number = u64::from(other.id());
         let identity = identity_of(number, start_of(number).unwrap());
         let slot = tree.claim(identity).unwrap();
-        // SAFETY: the child makes calls that are async-signal-safe, and ends.
-        let child = unsafe { libc::fork() };
-        if child == 0 {
+        let code = forked(|| {
             tree.apart.as_ref().inspect(|apart| apart.settle());
             let limit = libc::rlimit {
                 rlim_cur: 1,
@@ -849,27 +835,18 @@ mod tests {
             let seen = tree.slot(slot)[TAKEN].load(Ordering::Relaxed);
             let stays = tree.slot(slot)[IDENTITY].load(Ordering::Relaxed) == identity;
             let none = set == 0 && full;
-            let code = i32::from(none) + 2 * i32::from(stays) + 4 * i32::from(seen > 0);
-            // SAFETY: ends the child.
-            unsafe { libc::_exit(code) };
-        }
-        let mut status = 0;
-        // SAFETY: our own child and a valid place.
-        unsafe { libc::waitpid(child, &raw mut status, 0) };
+            i32::from(none) + 2 * i32::from(stays) + 4 * i32::from(seen > 0)
+        });
         other.kill().unwrap();
         other.wait().unwrap();
-        assert!(libc::WIFEXITED(status), "{status:#x}");
-        assert_eq!(libc::WEXITSTATUS(status), 7);
+        assert_eq!(code, 7);
     }
 
     #[test]
     fn who_finds_another_thread_at_it_takes_no_number_of_the_programs() {
         let (tree, _file) = Tree::create(300 * MIB, 9).unwrap();
         assert!(tree.join());
-        let mut other = std::process::Command::new("sleep")
-            .arg("60")
-            .spawn()
-            .unwrap();
+        let mut other = sleeping();
         let slot = tree.claim(identity_of(u64::from(other.id()), 0)).unwrap();
         let taken = || tree.slot(slot)[TAKEN].load(Ordering::Relaxed);
         let turn = tree.apart.as_ref().unwrap().take_turn().unwrap();
