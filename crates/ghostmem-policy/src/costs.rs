@@ -290,11 +290,11 @@ impl Period {
 }
 
 /// Pages evicted in a period: eight batches, so that one of them is little of it.
-pub const PERIOD_EVICTIONS: u64 = 2048;
+const PERIOD_EVICTIONS: u64 = 2048;
 
 /// Pages evicted after a change before a period is judged: frames and protections of the
 /// time before are gone then.
-pub const SETTLING_EVICTIONS: u64 = 512;
+const SETTLING_EVICTIONS: u64 = 512;
 
 /// Periods of a trial.
 const TRIAL_PERIODS: u32 = 3;

@@ -12,8 +12,9 @@
 //! ```
 //! At each point the plan decides whether the actor goes on, another one does, or the next
 //! operation begins. In most runs some actors that give way are stalled: the others do up to
-//! some hundred operations before these go on. An actor that sleeps goes on when it is woken, or when the clock has
-//! come to the end of its sleep; the clock is put forward when nobody else can run.
+//! some hundred operations before these go on. An actor that sleeps goes on when it is
+//! woken, or when the clock has come to the end of its sleep; the clock is put forward when
+//! nobody else can run.
 
 use std::cell::{Cell, RefCell};
 
