@@ -83,6 +83,7 @@ impl Group {
             .args(options)
             .arg("--")
             .args(program)
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -193,6 +194,39 @@ fn two_programs_share_a_group_of_less_than_both_need() {
     }
     assert_eq!(group.kills(), 0);
     assert!(most <= 320 * MIB * 98 / 100, "{} MiB of 320", most / MIB);
+}
+
+/// 280 MiB of it; tells when they are there, and reads them until its input ends.
+const HELD: [&str; 3] = [
+    "python3",
+    "-c",
+    "import select, sys\n\
+     d = [str(i) * 9 for i in range(2_500_000)]\n\
+     print('there', flush=True)\n\
+     while not select.select([sys.stdin], [], [], 0)[0]: right = sum(map(len, d))\n\
+     print(right)",
+];
+
+/// The two know nothing of each other but what is left in the group.
+#[test]
+fn who_comes_later_gets_room_from_one_that_has_all_of_it() {
+    let _alone = ALONE.lock();
+    let Some(group) = Group::new("later", 260 * MIB) else {
+        return;
+    };
+    let mut first = group.start(&["--mmap=256K"], &HELD);
+    let mut there = [0; 6];
+    std::io::Read::read_exact(first.stdout.as_mut().unwrap(), &mut there).unwrap();
+    let before = group.charged();
+    assert!(before > 240 * MIB, "{} MiB", before / MIB);
+    let later = group.start(&["--mmap=256K"], &DICT);
+    let (outputs, most) = group.wait(vec![later]);
+    assert_right(&outputs[0], RIGHT);
+    drop(first.stdin.take());
+    let (outputs, _) = group.wait(vec![first]);
+    assert_right(&outputs[0], "147500010\n");
+    assert_eq!(group.kills(), 0);
+    assert!(most <= 260 * MIB * 98 / 100, "{} MiB of 260", most / MIB);
 }
 
 /// Grows to 60 MiB, tells of it, waits without allocating, and reads all again.

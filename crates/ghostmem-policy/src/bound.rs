@@ -60,6 +60,13 @@ pub const fn reserve_bytes(limit_bytes: u64) -> u64 {
     if wanted < most { wanted } else { most }
 }
 
+/// The same for a process that is starved: a quarter less, so that the others are short of
+/// their reserve and give back.
+#[must_use]
+pub const fn starved_reserve_bytes(limit_bytes: u64) -> u64 {
+    reserve_bytes(limit_bytes) / 4 * 3
+}
+
 /// What a process may take in all, and what it keeps free below that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Allowance {
@@ -94,16 +101,20 @@ impl Allowance {
     }
 
     /// What a place of `limit_bytes`, of which `left_bytes` are left, allows a process
-    /// that takes `taken_bytes` of the machine.
+    /// that takes `taken_bytes` of the machine. One that is `starved` beside others may
+    /// take a quarter of the reserve: they are short of it then, and give back.
     #[must_use]
-    pub fn of_place(limit_bytes: u64, left_bytes: u64, taken_bytes: u64) -> Self {
-        let reserve = reserve_bytes(limit_bytes);
-        let short = reserve.saturating_sub(left_bytes);
+    pub fn of_place(limit_bytes: u64, left_bytes: u64, taken_bytes: u64, starved: bool) -> Self {
         // All that can give back is at most what is taken of the place.
         let used = limit_bytes
             .saturating_sub(left_bytes)
             .max(taken_bytes)
             .max(1);
+        let mut reserve = reserve_bytes(limit_bytes);
+        if starved && used - taken_bytes > reserve {
+            reserve = starved_reserve_bytes(limit_bytes);
+        }
+        let short = reserve.saturating_sub(left_bytes);
         let mine = u128::from(short) * u128::from(taken_bytes) / u128::from(used);
         let mine = u64::try_from(mine).unwrap_or(short);
         let left = left_bytes.max(reserve);
@@ -239,6 +250,14 @@ pub struct Look {
 }
 
 impl Look {
+    /// Whether hardly anything of what is held is resident: less than an eighth.
+    #[must_use]
+    pub fn is_starved(&self) -> bool {
+        const RESIDENT_SHARE: u64 = 8;
+        let resident = self.used_pages.max(0).unsigned_abs() * self.page_bytes;
+        resident < self.held_bytes / RESIDENT_SHARE
+    }
+
     /// Bytes that may still be taken; below zero, bytes that have to go.
     #[must_use]
     pub fn room_bytes(&self) -> i64 {
@@ -429,7 +448,7 @@ mod tests {
     #[test]
     fn what_a_place_leaves_but_for_its_reserve_may_be_taken() {
         let most = |left, taken| {
-            let allowed = Allowance::of_place(300 * MIB, left * MIB, taken * MIB);
+            let allowed = Allowance::of_place(300 * MIB, left * MIB, taken * MIB, false);
             allowed.most_bytes() as f64 / MIB as f64
         };
         assert_eq!(reserve_bytes(300 * MIB), 15 * MIB);
@@ -457,7 +476,7 @@ mod tests {
             let left = limit - used.iter().sum::<u64>();
             let granted = used.map(|taken| {
                 let look = Look {
-                    allowance: Allowance::of_place(limit, left, taken),
+                    allowance: Allowance::of_place(limit, left, taken, false),
                     held_bytes: taken,
                     page_bytes: 4096,
                     used_pages: (taken / 4096) as i64,
@@ -474,10 +493,29 @@ mod tests {
     }
 
     #[test]
+    fn a_starved_process_gets_room_from_those_that_have_much() {
+        let limit = 300 * MIB;
+        let (mut large, mut small) = (245 * MIB, 40 * MIB);
+        for _ in 0..200 {
+            let left = limit - large - small;
+            let allowed = Allowance::of_place(limit, left, large, false);
+            large = large.min(allowed.most_bytes());
+            let starved = small < 80 * MIB;
+            let allowed = Allowance::of_place(limit, left, small, starved);
+            small = allowed.most_bytes().min(small + MIB);
+            assert!(large + small <= limit - 11 * MIB, "{large} and {small}");
+        }
+        assert!(small >= 79 * MIB, "{}", small / MIB);
+        // Alone there is nobody to give back.
+        let alone = |starved| Allowance::of_place(limit, 15 * MIB, 280 * MIB, starved);
+        assert_eq!(alone(true), alone(false));
+    }
+
+    #[test]
     fn a_short_place_strains_only_those_that_have_little_left_to_give() {
         let strain = |left, used_mib| {
             let look = Look {
-                allowance: Allowance::of_place(300 * MIB, left * MIB, 20 * MIB),
+                allowance: Allowance::of_place(300 * MIB, left * MIB, 20 * MIB, false),
                 ..look(20, used_mib)
             };
             look.strain()
@@ -493,7 +531,7 @@ mod tests {
     #[test]
     fn the_tighter_allowance_counts_and_what_is_short_of_either() {
         let own = Allowance::of_bound(100 << 20);
-        let place = Allowance::of_place(300 * MIB, MIB, 200 * MIB);
+        let place = Allowance::of_place(300 * MIB, MIB, 200 * MIB, false);
         let both = own.tighter(place);
         assert_eq!((both.bytes, both.short_bytes), (100 * MIB, 14 * MIB));
         assert_eq!(Allowance::ALL.tighter(own), own);

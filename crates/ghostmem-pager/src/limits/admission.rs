@@ -32,6 +32,13 @@ const COMPACT_SLOTS: usize = 4096;
 /// Times that the store is compacted before an allocation is refused.
 const COMPACT_ROUNDS: u32 = 4;
 
+/// The same while one asks others to give back.
+const CLAIM_WAITS: u32 = 3000;
+
+/// Times that others are asked before it is refused: what they gave back may be taken by
+/// somebody else.
+const CLAIMS: u32 = 3;
+
 /// What the limit refuses. Address space that has run out gives another error.
 const DENIED: OsError = OsError::new("allocate within the memory limit", ENOMEM);
 
@@ -111,13 +118,20 @@ impl Engine {
             // Another thread that looks may have measured before memory was given back, and
             // keeps this one from looking.
             let looks = self.bound.as_ref().is_some_and(ProcessBound::is_looked_at);
-            if (looks || self.store.is_maintained()) && waited < COMPACT_WAITS {
+            let claimed = self.bound.as_ref().is_some_and(ProcessBound::is_claimed);
+            let most = if claimed { CLAIM_WAITS } else { COMPACT_WAITS };
+            if (looks || claimed || self.store.is_maintained()) && waited < most {
                 waited += 1;
                 // Nobody wakes it.
                 futex::wait(&AtomicU64::new(0), 0, COMPACT_WAIT);
                 continue;
             }
-            if compacted == COMPACT_ROUNDS {
+            if compacted >= COMPACT_ROUNDS {
+                if compacted < COMPACT_ROUNDS + CLAIMS && self.may_claim(needed - limit) {
+                    compacted += 1;
+                    self.quietly(spare_bytes, |engine, spare, _| engine.claim(spare))?;
+                    continue;
+                }
                 if let Some(bound) = &self.bound {
                     bound.note_denied(needed - limit);
                 }

@@ -10,6 +10,7 @@ use ghostmem_os::{PAGE_SIZE, machine};
 use ghostmem_policy::bound::{Allowance, Look, Share, Strain, headroom_bytes};
 
 use crate::parts::kin::Kin;
+use crate::parts::places::{Found, Places, Shelf};
 
 /// Fewest pages that stay resident under a bound: 1 MiB.
 pub(crate) const LEAST_PAGES: i64 = 256;
@@ -35,9 +36,13 @@ pub(crate) struct ProcessBound {
     /// What the process takes, and what is left.
     pub(crate) meter: Meter,
     /// What groups and the machine allowed at the last measurement.
-    places: Shelf,
-    /// What the fullest of those had left, bytes.
-    left_bytes: AtomicU64,
+    places: Places,
+    /// Hardly anything of this process is resident.
+    starved: AtomicBool,
+    /// Somebody asks others to give back.
+    claiming: AtomicBool,
+    /// When others gave nothing back, nanoseconds.
+    ungiven_ns: AtomicU64,
     /// What was allowed at the last look, in all.
     allowed: Shelf,
     /// Most pages that may be resident, whatever the bound leaves.
@@ -69,46 +74,11 @@ pub(crate) struct ProcessBound {
     looking: AtomicBool,
 }
 
-/// An [`Allowance`] in words of its own: one looker writes, others read one word each.
-#[derive(Debug)]
-struct Shelf {
-    bytes: AtomicU64,
-    headroom_bytes: AtomicU64,
-    short_bytes: AtomicU64,
-    shared: AtomicBool,
-}
-
-impl Shelf {
-    const fn of(allowance: Allowance) -> Self {
-        Self {
-            bytes: AtomicU64::new(allowance.bytes),
-            headroom_bytes: AtomicU64::new(allowance.headroom_bytes),
-            short_bytes: AtomicU64::new(allowance.short_bytes),
-            shared: AtomicBool::new(allowance.shared),
-        }
-    }
-
-    fn put(&self, allowance: Allowance) {
-        self.bytes.store(allowance.bytes, Ordering::Relaxed);
-        self.headroom_bytes
-            .store(allowance.headroom_bytes, Ordering::Relaxed);
-        self.short_bytes
-            .store(allowance.short_bytes, Ordering::Relaxed);
-        self.shared.store(allowance.shared, Ordering::Relaxed);
-    }
-
-    fn get(&self) -> Allowance {
-        Allowance {
-            bytes: self.bytes.load(Ordering::Relaxed),
-            headroom_bytes: self.headroom_bytes.load(Ordering::Relaxed),
-            short_bytes: self.short_bytes.load(Ordering::Relaxed),
-            shared: self.shared.load(Ordering::Relaxed),
-        }
-    }
-}
-
 /// Who has less room than this in a tree, and less than its equal part, needs more.
 const HUNGRY_BYTES: i64 = 2 << 20;
+
+/// Time for which nobody is asked again who gave nothing back, nanoseconds.
+const UNGIVEN_NS: u64 = 1_000_000_000;
 
 /// Bytes that a program without pause takes in a millisecond.
 const BYTES_PER_MS: i64 = 2 << 20;
@@ -138,8 +108,10 @@ impl ProcessBound {
             equal_bytes: AtomicU64::new(0),
             obtainable_bytes: AtomicU64::new(0),
             meter: Meter::new(),
-            places: Shelf::of(Allowance::ALL),
-            left_bytes: AtomicU64::new(u64::MAX),
+            places: Places::new(),
+            starved: AtomicBool::new(false),
+            claiming: AtomicBool::new(false),
+            ungiven_ns: AtomicU64::new(0),
             allowed: Shelf::of(asked),
             most_pages: AtomicI64::new(most_pages),
             other_bytes: AtomicUsize::new(0),
@@ -268,7 +240,7 @@ impl ProcessBound {
             Some(_) => room >= LEAST_PAGES * PAGE_SIZE as i64,
             None => !self.is_asked() || self.strain() == Strain::None,
         };
-        within && self.left_bytes.load(Ordering::Relaxed) >= least
+        within && self.places.left_bytes() >= least
     }
 
     pub(crate) fn clock_pages(&self) -> i64 {
@@ -300,6 +272,37 @@ impl ProcessBound {
         let missing = self.denied_bytes.load(Ordering::Relaxed);
         let sayable = missing <= self.machine_bytes;
         (sayable && !self.said_denied.swap(true, Ordering::Relaxed)).then_some(missing)
+    }
+
+    /// Whether others that keep no bound with this process may give back what it is
+    /// refused: they take more than `least_bytes` of the place that binds, and were not
+    /// asked in vain a moment ago.
+    pub(crate) fn may_claim(&self, now: u64, least_bytes: u64) -> bool {
+        let ungiven = self.ungiven_ns.load(Ordering::Relaxed);
+        let long_ago = ungiven == 0 || now.saturating_sub(ungiven) >= UNGIVEN_NS;
+        self.follows && !self.is_asked() && long_ago && self.places.others_bytes() > least_bytes
+    }
+
+    /// The right to ask them, unless somebody has it.
+    pub(crate) fn try_claim(&self) -> Option<Claiming<'_>> {
+        let free = !self.claiming.swap(true, Ordering::Acquire);
+        // As for the right to look.
+        free.then(|| Claiming(self))
+    }
+
+    /// Whether somebody asks others to give back.
+    pub(crate) fn is_claimed(&self) -> bool {
+        self.claiming.load(Ordering::Acquire)
+    }
+
+    /// Notes that others gave nothing back.
+    pub(crate) fn note_ungiven(&self, now: u64) {
+        self.ungiven_ns.store(now.max(1), Ordering::Relaxed);
+    }
+
+    /// What a process that is starved may still take of the place that binds, bytes.
+    pub(crate) fn spare_bytes(&self) -> u64 {
+        self.places.spare_bytes()
     }
 
     /// How long the memory that is not the heap's may be left unwatched: as long as a
@@ -342,6 +345,7 @@ impl ProcessBound {
     /// parent's.
     pub(crate) fn after_fork_in_child(&self) {
         self.looking.store(false, Ordering::Relaxed);
+        self.claiming.store(false, Ordering::Relaxed);
         self.measured_ns.store(0, Ordering::Relaxed);
         self.peak_bytes.store(0, Ordering::Relaxed);
         self.said_denied.store(false, Ordering::Relaxed);
@@ -350,6 +354,15 @@ impl ProcessBound {
             tree.join();
             self.kin.begin(self.meter.process_bytes());
         }
+    }
+}
+
+/// The right to ask others to give back.
+pub(crate) struct Claiming<'a>(&'a ProcessBound);
+
+impl Drop for Claiming<'_> {
+    fn drop(&mut self) {
+        self.0.claiming.store(false, Ordering::Release);
     }
 }
 
@@ -384,24 +397,16 @@ impl Looking<'_> {
         if !bound.follows {
             return kept;
         }
-        let (mut allowed, mut left) = (Allowance::ALL, u64::MAX);
-        let seen = bound.meter.places(|place| {
-            let mut of_place = Allowance::of_place(place.limit_bytes, place.left_bytes, total);
-            if place.swap_bytes > 0 {
-                of_place.short_bytes = 0;
-            }
-            left = left.min(place.left_bytes.saturating_add(place.swap_bytes));
-            allowed = allowed.tighter(of_place);
-        });
+        let mut found = Found::new(total, bound.starved.load(Ordering::Relaxed));
+        let seen = bound.meter.places(|place| found.add(&place));
         // One set below what is there already takes nothing away: the kernel keeps to it
         // by refusing mappings.
         let own = bound.meter.own_limit_bytes();
         if let Some(bytes) = own.filter(|&bytes| bytes / 2 >= total) {
-            allowed = allowed.tighter(Allowance::of_bound(size(bytes)));
+            found.bind(Allowance::of_bound(size(bytes)));
         }
         if seen {
-            bound.places.put(allowed);
-            bound.left_bytes.store(left, Ordering::Relaxed);
+            bound.places.put(&found);
         }
         seen && kept
     }
@@ -410,7 +415,7 @@ impl Looking<'_> {
     pub(crate) fn allowance(&self, now: u64, held: u64) -> Allowance {
         let asked = self.0.asked_bytes;
         let asked = asked.map_or(Allowance::ALL, Allowance::of_bound);
-        let allowed = asked.tighter(self.0.places.get());
+        let allowed = asked.tighter(self.0.places.allowance());
         let Some(tree) = self.0.tree else {
             return allowed;
         };
@@ -485,6 +490,7 @@ impl Looking<'_> {
         let room = look.room_bytes();
         self.0.room_bytes.store(room, Ordering::Relaxed);
         self.0.strain.store(strain as u8, Ordering::Relaxed);
+        self.0.starved.store(look.is_starved(), Ordering::Relaxed);
         if strain == Strain::None && self.0.is_refusing() {
             self.0.refusing.store(false, Ordering::Relaxed);
         }

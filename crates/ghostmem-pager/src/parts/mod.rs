@@ -19,6 +19,7 @@ pub(crate) mod metrics;
 pub(crate) mod page;
 pub(crate) mod peak;
 pub(crate) mod place;
+pub(crate) mod places;
 pub(crate) mod protecting;
 pub(crate) mod quiet;
 pub(crate) mod reach;
