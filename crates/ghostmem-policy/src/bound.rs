@@ -67,6 +67,23 @@ pub const fn starved_reserve_bytes(limit_bytes: u64) -> u64 {
     reserve_bytes(limit_bytes) / 4 * 3
 }
 
+/// What a process takes next of `spare_bytes` to have others give back `missing_bytes`: a
+/// sixteenth, so that as many can do it at the same moment, and 64 KiB at least.
+#[must_use]
+pub fn claim_step_bytes(spare_bytes: u64, missing_bytes: u64) -> u64 {
+    const LEAST: u64 = 64 << 10;
+    let part = (spare_bytes / QUANTUM_SHARED_SHARE.unsigned_abs()).max(LEAST);
+    part.min(spare_bytes).min(missing_bytes)
+}
+
+/// Whether hardly anything of what a process holds is resident, so that it has nothing to
+/// give back: less than an eighth; and of one that `was` so, less than a sixth.
+#[must_use]
+pub const fn is_starved(resident_bytes: u64, stored_bytes: u64, was: bool) -> bool {
+    let times = if was { 5 } else { 7 };
+    stored_bytes > resident_bytes.saturating_mul(times)
+}
+
 /// What a process may take in all, and what it keeps free below that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Allowance {
@@ -250,14 +267,6 @@ pub struct Look {
 }
 
 impl Look {
-    /// Whether hardly anything of what is held is resident: less than an eighth.
-    #[must_use]
-    pub fn is_starved(&self) -> bool {
-        const RESIDENT_SHARE: u64 = 8;
-        let resident = self.used_pages.max(0).unsigned_abs() * self.page_bytes;
-        resident < self.held_bytes / RESIDENT_SHARE
-    }
-
     /// Bytes that may still be taken; below zero, bytes that have to go.
     #[must_use]
     pub fn room_bytes(&self) -> i64 {
@@ -492,23 +501,45 @@ mod tests {
         assert!(all >= limit - 16 * MIB && all <= limit - 14 * MIB, "{all}");
     }
 
+    /// Four grow and give back as they are told; some, with next to nothing, claim what
+    /// they miss. All look at the same moment, and only then does each take.
     #[test]
-    fn a_starved_process_gets_room_from_those_that_have_much() {
-        let limit = 300 * MIB;
-        let (mut large, mut small) = (245 * MIB, 40 * MIB);
-        for _ in 0..200 {
-            let left = limit - large - small;
-            let allowed = Allowance::of_place(limit, left, large, false);
-            large = large.min(allowed.most_bytes());
-            let starved = small < 80 * MIB;
-            let allowed = Allowance::of_place(limit, left, small, starved);
-            small = allowed.most_bytes().min(small + MIB);
-            assert!(large + small <= limit - 11 * MIB, "{large} and {small}");
+    fn several_that_claim_get_room_and_never_pass_the_limit() {
+        for claimers in 1..=4 {
+            let limit = 300 * MIB;
+            let mut large = [60 * MIB; 4];
+            let mut small = vec![5 * MIB; claimers];
+            for turn in 0..2000 {
+                let used = large.iter().chain(&small).sum::<u64>();
+                let left = limit - used;
+                large = large.map(|taken| {
+                    let allowed = Allowance::of_place(limit, left, taken, false);
+                    let room = allowed.most_bytes().saturating_sub(taken) / 16;
+                    allowed.most_bytes().min(taken + room)
+                });
+                let spare = left.saturating_sub(starved_reserve_bytes(limit));
+                for held in &mut small {
+                    *held += claim_step_bytes(spare, (40 * MIB).saturating_sub(*held));
+                }
+                let used = large.iter().chain(&small).sum::<u64>();
+                assert!(used <= limit - 10 * MIB, "turn {turn}: {large:?} {small:?}");
+            }
+            assert!(small.iter().all(|&held| held == 40 * MIB), "{small:?}");
         }
-        assert!(small >= 79 * MIB, "{}", small / MIB);
+    }
+
+    #[test]
+    fn who_is_starved_beside_others_may_take_a_quarter_of_the_reserve() {
+        let most = |starved, taken| {
+            let allowed = Allowance::of_place(300 * MIB, 15 * MIB, taken * MIB, starved);
+            allowed.most_bytes() / (MIB / 4)
+        };
+        assert_eq!((most(false, 60), most(true, 60)), (240, 255));
         // Alone there is nobody to give back.
-        let alone = |starved| Allowance::of_place(limit, 15 * MIB, 280 * MIB, starved);
-        assert_eq!(alone(true), alone(false));
+        assert_eq!(most(true, 280), most(false, 280));
+        assert!(!is_starved(10, 70, false) && is_starved(10, 71, false));
+        assert!(is_starved(10, 51, true) && !is_starved(10, 50, true));
+        assert!(!is_starved(0, 0, true), "who has nothing stored");
     }
 
     #[test]

@@ -17,7 +17,7 @@ use core::time::Duration;
 use ghostmem_fault::RUN_PAGES;
 use ghostmem_os::error::ENOMEM;
 use ghostmem_os::message::Line;
-use ghostmem_os::{OsError, PAGE_SIZE, futex};
+use ghostmem_os::{OsError, PAGE_SIZE, clock, futex};
 
 use crate::parts::bound::ProcessBound;
 use crate::parts::engine::Engine;
@@ -32,13 +32,6 @@ const COMPACT_SLOTS: usize = 4096;
 /// Times that the store is compacted before an allocation is refused.
 const COMPACT_ROUNDS: u32 = 4;
 
-/// The same while one asks others to give back.
-const CLAIM_WAITS: u32 = 3000;
-
-/// Times that others are asked before it is refused: what they gave back may be taken by
-/// somebody else.
-const CLAIMS: u32 = 3;
-
 /// What the limit refuses. Address space that has run out gives another error.
 const DENIED: OsError = OsError::new("allocate within the memory limit", ENOMEM);
 
@@ -47,6 +40,12 @@ const DENIED: OsError = OsError::new("allocate within the memory limit", ENOMEM)
 /// hand.
 const COMPACT_WAITS: u32 = 200;
 const COMPACT_WAIT: Duration = Duration::from_micros(500);
+
+/// Times that others are asked to give back before an allocation is refused: a second at
+/// most.
+const CLAIMS: u32 = 10;
+/// Times that an allocation waits while another thread asks them.
+const CLAIM_WAITS: u32 = 2000;
 
 impl Engine {
     /// Counts `bytes` that the owner of an adopted region hands out.
@@ -106,6 +105,7 @@ impl Engine {
         // Copies of resident pages make room before anybody is refused, and freed
         // slots may still hold memory.
         let (mut compacted, mut waited) = (0, 0);
+        let (mut claims, mut claimed) = (0, 0);
         loop {
             // A bound leaves more when memory beside the heap went.
             let Some(limit) = self.memory_limit() else {
@@ -113,35 +113,63 @@ impl Engine {
             };
             let needed = self.needed_bytes().saturating_add(spare_bytes);
             if needed <= limit {
+                self.note_claims(claims, true);
                 return Ok(());
             }
-            // Another thread that looks may have measured before memory was given back, and
-            // keeps this one from looking.
-            let looks = self.bound.as_ref().is_some_and(ProcessBound::is_looked_at);
-            let claimed = self.bound.as_ref().is_some_and(ProcessBound::is_claimed);
-            let most = if claimed { CLAIM_WAITS } else { COMPACT_WAITS };
-            if (looks || claimed || self.store.is_maintained()) && waited < most {
+            if waited < self.waits_for_room() {
                 waited += 1;
                 // Nobody wakes it.
                 futex::wait(&AtomicU64::new(0), 0, COMPACT_WAIT);
                 continue;
             }
-            if compacted >= COMPACT_ROUNDS {
-                if compacted < COMPACT_ROUNDS + CLAIMS && self.may_claim(needed - limit) {
-                    compacted += 1;
-                    self.quietly(spare_bytes, |engine, spare, _| engine.claim(spare))?;
-                    continue;
+            let missing = needed - limit;
+            if compacted < COMPACT_ROUNDS {
+                compacted += 1;
+                self.quietly(missing, |engine, missing, _| {
+                    engine.make_room(missing, COMPACT_SLOTS);
+                    engine.look_again(0);
+                })?;
+            } else if claims < CLAIMS && self.may_claim(missing) {
+                claims += 1;
+                let came = self.quietly(spare_bytes, |engine, spare, _| engine.claim(spare))?;
+                if let Some(came) = came {
+                    // Others gave nothing, or next to nothing.
+                    let progress = claimed + came.missing_bytes / 16;
+                    if came.missing_bytes > 0 && came.held_bytes <= progress {
+                        claims = CLAIMS;
+                    }
+                    claimed = came.held_bytes;
                 }
+            } else {
                 if let Some(bound) = &self.bound {
-                    bound.note_denied(needed - limit);
+                    bound.note_denied(missing);
                 }
+                self.note_claims(claims, false);
                 return Err(DENIED);
             }
-            compacted += 1;
-            self.quietly(needed - limit, |engine, missing, _| {
-                engine.make_room(missing, COMPACT_SLOTS);
-                engine.look_again(0);
-            })?;
+        }
+    }
+
+    /// How often to wait for another thread that makes room. One that looks may have measured
+    /// before memory was given back, and keeps this one from looking.
+    fn waits_for_room(&self) -> u32 {
+        let looks = self.bound.as_ref().is_some_and(ProcessBound::is_looked_at);
+        let claims = |bound: &ProcessBound| bound.claims.is_going_on();
+        if self.bound.as_ref().is_some_and(claims) {
+            CLAIM_WAITS
+        } else if looks || self.store.is_maintained() {
+            COMPACT_WAITS
+        } else {
+            0
+        }
+    }
+
+    /// Notes whether others gave back what was missing, if they were asked.
+    fn note_claims(&self, claims: u32, given: bool) {
+        if claims > 0
+            && let Some(bound) = &self.bound
+        {
+            bound.claims.note(given, clock::now_ns());
         }
     }
 

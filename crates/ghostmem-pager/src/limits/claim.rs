@@ -5,76 +5,107 @@
 //! may have all of it, and one that comes later is refused its allocations, while the first
 //! has pages to evict. So who is to be refused takes a little of the reserve, in a balloon;
 //! the others give back; and so on, until there is what was asked for, or nobody gives.
+//!
+//! The balloon grows by a part of what is spare ([`claim_step_bytes`]), by a measurement
+//! made after the last such step, and never below three quarters of the reserve: neither
+//! several that claim nor one that grows beside them meet the kernel's limit.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 
 use ghostmem_os::map::ZeroArray;
 use ghostmem_os::{PAGE_SIZE, clock, futex};
+use ghostmem_policy::bound::claim_step_bytes;
 
-use crate::parts::bound::ProcessBound;
 use crate::parts::engine::Engine;
 
 /// Others are asked only where they take so much: shells and the like give nothing back.
 const OTHERS_LEAST: u64 = 16 << 20;
 
-/// Most that is claimed, bytes: a balloon is backed with pages, and they are zeroed.
+/// Most that is claimed, bytes.
 const CLAIM_MOST: usize = 256 << 20;
 
-/// Time between two looks: others look as often where little is left.
+/// Where less is spare, others are waited for: they look as often where little is left.
+const SPARE_LEAST: u64 = 1 << 20;
 const PAUSE: Duration = Duration::from_millis(2);
 
-/// Looks without anything given back, and looks in all, after which a claim ends.
-const VAIN_LOOKS: u32 = 50;
-const LOOKS: u32 = 500;
+/// Times that one claim waits: who forks waits as long.
+const PAUSES: u32 = 50;
+
+/// Looks of one claim: each takes a step.
+const LOOKS: u32 = 2000;
 
 const WORDS: usize = PAGE_SIZE / size_of::<AtomicU64>();
+
+/// What came of a claim.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Claimed {
+    /// Most that the balloon held, bytes.
+    pub(super) held_bytes: usize,
+    /// What was missing beside it, bytes.
+    pub(super) missing_bytes: usize,
+}
 
 impl Engine {
     /// Whether others may give back `missing` bytes.
     pub(super) fn may_claim(&self, missing: usize) -> bool {
-        let may = |bound: &ProcessBound| bound.may_claim(clock::now_ns(), OTHERS_LEAST);
-        missing <= CLAIM_MOST && self.bound.as_ref().is_some_and(may)
+        let Some(bound) = &self.bound else {
+            return false;
+        };
+        self.config.memory_limit_bytes.is_none()
+            && missing <= CLAIM_MOST
+            && bound.binds_beside_others(OTHERS_LEAST)
+            && bound.claims.are_hopeful(clock::now_ns())
     }
 
-    /// Waits until others gave back what is missing to have `spare_bytes` admitted, if they
-    /// do: a tenth of a second while they do not, a second at most. The caller owns no page,
-    /// and is in the gate.
-    pub(super) fn claim(&self, spare_bytes: usize) {
-        let Some(bound) = &self.bound else { return };
-        let Some(_claiming) = bound.try_claim() else {
-            return;
-        };
-        let missing = |ballooned: usize| {
+    /// Waits for others to give back what is missing to have `spare_bytes` admitted, a tenth
+    /// of a second at most; `None` while another thread does. The caller owns no page, and
+    /// is in the gate.
+    pub(super) fn claim(&self, spare_bytes: usize) -> Option<Claimed> {
+        let bound = self.bound.as_ref()?;
+        let claiming = bound.claims.try_begin()?;
+        let missing = |held: usize| {
             let limit = self.memory_limit().unwrap_or(usize::MAX);
             let needed = self.needed_bytes().saturating_add(spare_bytes);
-            needed.saturating_sub(limit.saturating_add(ballooned))
+            needed.saturating_sub(limit.saturating_add(held))
         };
-        let Ok(balloon) =
-            ZeroArray::<AtomicU64>::new(missing(0).min(CLAIM_MOST) / PAGE_SIZE * WORDS + WORDS)
-        else {
-            return;
-        };
-        let nobody = AtomicU64::new(0);
+        let balloon = ZeroArray::<AtomicU64>::new(CLAIM_MOST / PAGE_SIZE * WORDS).ok()?;
         let mut pages = balloon.iter().step_by(WORDS);
-        let (mut ballooned, mut vain) = (0, 0);
-        for _ in 0..LOOKS {
+        let nobody = AtomicU64::new(0);
+        let mut claimed = Claimed {
+            held_bytes: 0,
+            missing_bytes: missing(0),
+        };
+        let (mut looks, mut pauses) = (0, 0);
+        let (_, mut seen) = bound.spare_bytes();
+        while looks < LOOKS && pauses < PAUSES {
+            looks += 1;
             self.look_again(0);
-            let missing = missing(ballooned);
-            if missing == 0 {
-                return;
+            let (mut spare, measured) = bound.spare_bytes();
+            if measured == seen {
+                // Another thread looks, or nobody can see.
+                spare = 0;
+            } else {
+                seen = measured;
+                claimed.missing_bytes = missing(claimed.held_bytes);
+                if claimed.missing_bytes == 0 {
+                    break;
+                }
             }
-            let more = bound.spare_bytes().min(missing as u64) as usize / PAGE_SIZE;
-            for word in pages.by_ref().take(more) {
+            let step = claim_step_bytes(spare, claimed.missing_bytes as u64) as usize;
+            for word in pages.by_ref().take(step.div_ceil(PAGE_SIZE)) {
                 word.store(1, Ordering::Relaxed);
-                ballooned += PAGE_SIZE;
+                claimed.held_bytes += PAGE_SIZE;
             }
-            vain = if more == 0 { vain + 1 } else { 0 };
-            if vain == VAIN_LOOKS {
-                break;
+            if spare < SPARE_LEAST {
+                pauses += 1;
+                futex::wait(&nobody, 0, PAUSE);
             }
-            futex::wait(&nobody, 0, PAUSE);
         }
-        bound.note_ungiven(clock::now_ns());
+        drop(balloon);
+        // Who is admitted next is by what is there now.
+        self.look_again(0);
+        drop(claiming);
+        Some(claimed)
     }
 }

@@ -7,8 +7,9 @@ use core::time::Duration;
 use ghostmem_os::meter::Meter;
 use ghostmem_os::tree::{Said, Tree};
 use ghostmem_os::{PAGE_SIZE, machine};
-use ghostmem_policy::bound::{Allowance, Look, Share, Strain, headroom_bytes};
+use ghostmem_policy::bound::{Allowance, Look, Share, Strain, headroom_bytes, is_starved};
 
+use crate::parts::claims::Claims;
 use crate::parts::kin::Kin;
 use crate::parts::places::{Found, Places, Shelf};
 
@@ -39,10 +40,8 @@ pub(crate) struct ProcessBound {
     places: Places,
     /// Hardly anything of this process is resident.
     starved: AtomicBool,
-    /// Somebody asks others to give back.
-    claiming: AtomicBool,
-    /// When others gave nothing back, nanoseconds.
-    ungiven_ns: AtomicU64,
+    /// Who asks others to give back.
+    pub(crate) claims: Claims,
     /// What was allowed at the last look, in all.
     allowed: Shelf,
     /// Most pages that may be resident, whatever the bound leaves.
@@ -77,9 +76,6 @@ pub(crate) struct ProcessBound {
 /// Who has less room than this in a tree, and less than its equal part, needs more.
 const HUNGRY_BYTES: i64 = 2 << 20;
 
-/// Time for which nobody is asked again who gave nothing back, nanoseconds.
-const UNGIVEN_NS: u64 = 1_000_000_000;
-
 /// Bytes that a program without pause takes in a millisecond.
 const BYTES_PER_MS: i64 = 2 << 20;
 
@@ -110,8 +106,7 @@ impl ProcessBound {
             meter: Meter::new(),
             places: Places::new(),
             starved: AtomicBool::new(false),
-            claiming: AtomicBool::new(false),
-            ungiven_ns: AtomicU64::new(0),
+            claims: Claims::new(),
             allowed: Shelf::of(asked),
             most_pages: AtomicI64::new(most_pages),
             other_bytes: AtomicUsize::new(0),
@@ -274,34 +269,14 @@ impl ProcessBound {
         (sayable && !self.said_denied.swap(true, Ordering::Relaxed)).then_some(missing)
     }
 
-    /// Whether others that keep no bound with this process may give back what it is
-    /// refused: they take more than `least_bytes` of the place that binds, and were not
-    /// asked in vain a moment ago.
-    pub(crate) fn may_claim(&self, now: u64, least_bytes: u64) -> bool {
-        let ungiven = self.ungiven_ns.load(Ordering::Relaxed);
-        let long_ago = ungiven == 0 || now.saturating_sub(ungiven) >= UNGIVEN_NS;
-        self.follows && !self.is_asked() && long_ago && self.places.others_bytes() > least_bytes
+    /// Whether a place binds of which others, that keep no bound with this process, take
+    /// more than `least_bytes`: they may give back what it is refused.
+    pub(crate) fn binds_beside_others(&self, least_bytes: u64) -> bool {
+        self.follows && !self.is_asked() && self.places.others_bytes() > least_bytes
     }
 
-    /// The right to ask them, unless somebody has it.
-    pub(crate) fn try_claim(&self) -> Option<Claiming<'_>> {
-        let free = !self.claiming.swap(true, Ordering::Acquire);
-        // As for the right to look.
-        free.then(|| Claiming(self))
-    }
-
-    /// Whether somebody asks others to give back.
-    pub(crate) fn is_claimed(&self) -> bool {
-        self.claiming.load(Ordering::Acquire)
-    }
-
-    /// Notes that others gave nothing back.
-    pub(crate) fn note_ungiven(&self, now: u64) {
-        self.ungiven_ns.store(now.max(1), Ordering::Relaxed);
-    }
-
-    /// What a process that is starved may still take of the place that binds, bytes.
-    pub(crate) fn spare_bytes(&self) -> u64 {
+    /// What a process that is starved may still take, by which measurement, bytes.
+    pub(crate) fn spare_bytes(&self) -> (u64, u64) {
         self.places.spare_bytes()
     }
 
@@ -345,7 +320,8 @@ impl ProcessBound {
     /// parent's.
     pub(crate) fn after_fork_in_child(&self) {
         self.looking.store(false, Ordering::Relaxed);
-        self.claiming.store(false, Ordering::Relaxed);
+        self.claims.after_fork_in_child();
+        self.places.forget_spare();
         self.measured_ns.store(0, Ordering::Relaxed);
         self.peak_bytes.store(0, Ordering::Relaxed);
         self.said_denied.store(false, Ordering::Relaxed);
@@ -354,15 +330,6 @@ impl ProcessBound {
             tree.join();
             self.kin.begin(self.meter.process_bytes());
         }
-    }
-}
-
-/// The right to ask others to give back.
-pub(crate) struct Claiming<'a>(&'a ProcessBound);
-
-impl Drop for Claiming<'_> {
-    fn drop(&mut self) {
-        self.0.claiming.store(false, Ordering::Release);
     }
 }
 
@@ -397,7 +364,8 @@ impl Looking<'_> {
         if !bound.follows {
             return kept;
         }
-        let mut found = Found::new(total, bound.starved.load(Ordering::Relaxed));
+        let starved = bound.starved.load(Ordering::Relaxed) || bound.claims.is_going_on();
+        let mut found = Found::new(total, starved);
         let seen = bound.meter.places(|place| found.add(&place));
         // One set below what is there already takes nothing away: the kernel keeps to it
         // by refusing mappings.
@@ -475,6 +443,13 @@ impl Looking<'_> {
         limit_pages
     }
 
+    /// Notes what of the heap is resident and what is stored, bytes.
+    pub(crate) fn note_stored(&self, resident_bytes: u64, stored_bytes: u64) {
+        let was = self.0.starved.load(Ordering::Relaxed);
+        let starved = is_starved(resident_bytes, stored_bytes, was);
+        self.0.starved.store(starved, Ordering::Relaxed);
+    }
+
     /// Notes what follows from the look at the moment `now`; the resident limit. The
     /// process needs `needed_bytes` when it gives back all it can.
     pub(crate) fn found(&self, now: u64, look: &Look, needed_bytes: u64) -> i64 {
@@ -490,7 +465,6 @@ impl Looking<'_> {
         let room = look.room_bytes();
         self.0.room_bytes.store(room, Ordering::Relaxed);
         self.0.strain.store(strain as u8, Ordering::Relaxed);
-        self.0.starved.store(look.is_starved(), Ordering::Relaxed);
         if strain == Strain::None && self.0.is_refusing() {
             self.0.refusing.store(false, Ordering::Relaxed);
         }

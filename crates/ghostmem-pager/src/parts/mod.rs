@@ -4,6 +4,7 @@
 pub mod blocks;
 pub(crate) mod bound;
 pub(crate) mod budget;
+pub(crate) mod claims;
 pub(crate) mod cold;
 pub(crate) mod config;
 pub(crate) mod costs;

@@ -51,6 +51,7 @@ pub(crate) struct Places {
     left_bytes: AtomicU64,
     others_bytes: AtomicU64,
     spare_bytes: AtomicU64,
+    measured: AtomicU64,
 }
 
 impl Places {
@@ -60,6 +61,7 @@ impl Places {
             left_bytes: AtomicU64::new(u64::MAX),
             others_bytes: AtomicU64::new(0),
             spare_bytes: AtomicU64::new(0),
+            measured: AtomicU64::new(0),
         }
     }
 
@@ -69,6 +71,13 @@ impl Places {
         self.others_bytes
             .store(found.others_bytes, Ordering::Relaxed);
         self.spare_bytes.store(found.spare_bytes, Ordering::Relaxed);
+        self.measured.fetch_add(1, Ordering::Release);
+    }
+
+    /// In a forked child: what was spare was the parent's.
+    pub(crate) fn forget_spare(&self) {
+        self.spare_bytes.store(0, Ordering::Relaxed);
+        self.others_bytes.store(0, Ordering::Relaxed);
     }
 
     /// What they allow.
@@ -81,14 +90,16 @@ impl Places {
         self.left_bytes.load(Ordering::Relaxed)
     }
 
-    /// What others take of the one that binds, bytes.
+    /// What others take of the one that binds, bytes; nothing where none does.
     pub(crate) fn others_bytes(&self) -> u64 {
         self.others_bytes.load(Ordering::Relaxed)
     }
 
-    /// What a process that is starved may still take of the one that binds, bytes.
-    pub(crate) fn spare_bytes(&self) -> u64 {
-        self.spare_bytes.load(Ordering::Relaxed)
+    /// What a process that is starved may still take in each of them, bytes, and the number
+    /// of the measurement that says so.
+    pub(crate) fn spare_bytes(&self) -> (u64, u64) {
+        let measured = self.measured.load(Ordering::Acquire);
+        (self.spare_bytes.load(Ordering::Relaxed), measured)
     }
 }
 
@@ -113,7 +124,7 @@ impl Found {
             allowance: Allowance::ALL,
             left_bytes: u64::MAX,
             others_bytes: 0,
-            spare_bytes: 0,
+            spare_bytes: u64::MAX,
         }
     }
 
@@ -126,15 +137,68 @@ impl Found {
         if allowance.most_bytes() < self.allowance.most_bytes() {
             let used = limit.saturating_sub(left);
             self.others_bytes = used.saturating_sub(self.taken_bytes);
-            self.spare_bytes = left.saturating_sub(starved_reserve_bytes(limit));
         }
+        let spare = left.saturating_sub(starved_reserve_bytes(limit));
+        self.spare_bytes = self.spare_bytes.min(spare);
         let with_swap = left.saturating_add(place.swap_bytes);
         self.left_bytes = self.left_bytes.min(with_swap);
-        self.bind(allowance);
+        self.allowance = self.allowance.tighter(allowance);
     }
 
-    /// Adds a bound of the process's own.
+    /// Adds a bound of the process's own: where it is the tightest, others have no part.
     pub(crate) fn bind(&mut self, allowance: Allowance) {
+        if allowance.most_bytes() < self.allowance.most_bytes() {
+            self.others_bytes = 0;
+        }
         self.allowance = self.allowance.tighter(allowance);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn place(limit: u64, left: u64) -> Supply {
+        Supply {
+            limit_bytes: limit * MIB,
+            left_bytes: left * MIB,
+            swap_bytes: 0,
+        }
+    }
+
+    #[test]
+    fn what_is_spare_is_spare_in_each_place() {
+        // The machine binds, being short of its reserve; the group has less to spare.
+        let machine = place(64 << 10, 960);
+        let group = place(260, 20);
+        let spare = 20 * MIB - starved_reserve_bytes(260 * MIB);
+        for places in [[machine, group], [group, machine]] {
+            let mut found = Found::new(100 * MIB, false);
+            places.iter().for_each(|place| found.add(place));
+            assert_eq!(found.spare_bytes, spare);
+            assert_eq!(found.left_bytes, 20 * MIB);
+        }
+    }
+
+    #[test]
+    fn others_have_no_part_in_a_bound_of_the_process_s_own() {
+        let mut found = Found::new(100 * MIB, false);
+        found.add(&place(260, 20));
+        assert_eq!(found.others_bytes, 140 * MIB);
+        found.bind(Allowance::of_bound(90 << 20));
+        assert_eq!(found.others_bytes, 0);
+    }
+
+    #[test]
+    fn a_forked_child_takes_nothing_that_its_parent_saw() {
+        let places = Places::new();
+        let mut found = Found::new(100 * MIB, false);
+        found.add(&place(260, 20));
+        places.put(&found);
+        assert!(places.spare_bytes().0 > 0 && places.others_bytes() > 0);
+        places.forget_spare();
+        assert_eq!((places.spare_bytes().0, places.others_bytes()), (0, 0));
     }
 }

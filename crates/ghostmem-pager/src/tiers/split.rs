@@ -92,6 +92,8 @@ impl Engine {
             true => beside.saturating_add(self.needed_bytes() as u64),
             false => held_bytes,
         };
+        let resident_bytes = look.used_pages.max(0).unsigned_abs() * PAGE_SIZE as u64;
+        looking.note_stored(resident_bytes, self.store.held_bytes());
         let limit = looking.found(now, &look, needed_bytes);
         self.budget.set_limit(limit);
         drop(looking);

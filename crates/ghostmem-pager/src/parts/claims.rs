@@ -1,0 +1,96 @@
+//! Who asks others in the same place to give back, and when it was in vain.
+
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+/// Time for which others are not asked again that gave nothing back, nanoseconds; twice as
+/// long each time, up to a minute.
+const VAIN_NS: u64 = 1_000_000_000;
+const VAIN_DOUBLINGS: u32 = 6;
+
+/// At most one thread of a process claims at a time.
+#[derive(Debug)]
+pub(crate) struct Claims {
+    going_on: AtomicBool,
+    /// Claims in vain since one that was not.
+    vain: AtomicU32,
+    /// When others may be asked again.
+    until_ns: AtomicU64,
+}
+
+impl Claims {
+    pub(crate) const fn new() -> Self {
+        Self {
+            going_on: AtomicBool::new(false),
+            vain: AtomicU32::new(0),
+            until_ns: AtomicU64::new(0),
+        }
+    }
+
+    /// The right to claim, unless somebody has it.
+    pub(crate) fn try_begin(&self) -> Option<Claiming<'_>> {
+        let free = !self.going_on.swap(true, Ordering::Acquire);
+        // Not made where it is not free: its end would give the other's right away.
+        free.then(|| Claiming(self))
+    }
+
+    pub(crate) fn is_going_on(&self) -> bool {
+        self.going_on.load(Ordering::Acquire)
+    }
+
+    /// Whether the last claim in vain was long ago.
+    pub(crate) fn are_hopeful(&self, now: u64) -> bool {
+        now >= self.until_ns.load(Ordering::Relaxed)
+    }
+
+    /// Notes whether others gave back what was missing.
+    pub(crate) fn note(&self, given: bool, now: u64) {
+        if given {
+            self.vain.store(0, Ordering::Relaxed);
+            return;
+        }
+        let vain = self.vain.fetch_add(1, Ordering::Relaxed);
+        let until = now.saturating_add(VAIN_NS << vain.min(VAIN_DOUBLINGS));
+        self.until_ns.store(until, Ordering::Relaxed);
+    }
+
+    /// In a forked child: whoever claimed is not there.
+    pub(crate) fn after_fork_in_child(&self) {
+        self.going_on.store(false, Ordering::Relaxed);
+        self.note(true, 0);
+        self.until_ns.store(0, Ordering::Relaxed);
+    }
+}
+
+/// The right to claim.
+pub(crate) struct Claiming<'a>(&'a Claims);
+
+impl Drop for Claiming<'_> {
+    fn drop(&mut self) {
+        self.0.going_on.store(false, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn others_that_give_nothing_are_asked_ever_more_rarely() {
+        let claims = Claims::new();
+        let right = claims.try_begin().unwrap();
+        assert!(claims.try_begin().is_none() && claims.is_going_on());
+        drop(right);
+        assert!(!claims.is_going_on() && claims.are_hopeful(0));
+        let mut now = 10;
+        for seconds in [1, 2, 4, 8, 16, 32, 64, 64] {
+            claims.note(false, now);
+            now += seconds * VAIN_NS - 1;
+            assert!(!claims.are_hopeful(now), "after {seconds} s");
+            now += 1;
+            assert!(claims.are_hopeful(now), "after {seconds} s");
+        }
+        claims.note(true, now);
+        claims.note(false, now);
+        assert!(claims.are_hopeful(now + VAIN_NS));
+    }
+}
