@@ -78,17 +78,17 @@ Exit code:
 
 #[derive(Args, Debug)]
 pub(crate) struct RunArgs {
-    /// Uncompressed ghost memory each process may keep: bytes, K, M, G, a percentage of the
-    /// machine's memory (or of the control group's limit), or auto: what the memory leaves
-    #[arg(long, value_name = "SIZE", default_value = "auto", value_parser = parse_limit,
-        allow_negative_numbers = true)]
-    pub(crate) limit: Limit,
     /// The most that the program and all it starts take of the machine together: bytes, K, M, G,
-    /// a percentage as for --limit, or auto: what control groups and the machine leave, which
-    /// counts in any case
+    /// a percentage of the machine's memory (or of the control group's limit), or auto: what
+    /// control groups and the machine leave, which counts in any case
     #[arg(long, value_name = "SIZE", default_value = "auto", value_parser = parse_limit,
         allow_negative_numbers = true)]
     pub(crate) memory: Limit,
+    /// Uncompressed ghost memory each process may keep: a size as for --memory, or auto: what the
+    /// memory leaves
+    #[arg(long, value_name = "SIZE", default_value = "auto", value_parser = parse_limit,
+        allow_negative_numbers = true)]
+    pub(crate) limit: Limit,
     #[command(flatten)]
     pub(crate) plain: PlainOptions,
     #[command(flatten)]
