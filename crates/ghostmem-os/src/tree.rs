@@ -23,7 +23,7 @@
 //! The page is a memory file of a sealed size. Its descriptor has a high number, goes to
 //! programs that are executed, and is protected as the engine's others are. A process that
 //! lost it asks its parent's, then the first process's. What `/proc` says of others is read
-//! [apart](crate::apart).
+//! apart ([`crate::apart`]).
 //!
 //! Nothing here waits for another process: one may be killed, or stopped, at any
 //! instruction. A slot is claimed by one compare-and-swap with the whole identity. A grant
