@@ -273,13 +273,16 @@ fn a_disk_that_stays_full_is_cleaned_again_and_again() {
 /// page stays readable, and once there is room all is well.
 #[test]
 fn whatever_a_full_disk_refuses_no_page_is_lost() {
-    let mut refused_in_all = 0;
     for (kind, seed) in KINDS.into_iter().zip(60..) {
         let disk = Disk::new(kind);
         let mut pair = open(disk);
         let mut random = Random(seed);
         let mut refused = 0;
-        for step in 0..300 {
+        // How many writes are refused differs from run to run: goes on until some are.
+        for step in 0..1200 {
+            if step >= 300 && refused > 10 {
+                break;
+            }
             match random.below(8) {
                 0..=3 => {
                     let first = random.next() % 20_000;
@@ -312,9 +315,7 @@ fn whatever_a_full_disk_refuses_no_page_is_lost() {
                 pair.check_all();
             }
         }
-        // Which records share a segment is not the same in each run: some 10 to 60.
-        assert!(refused > 0, "no refusal on {kind:?}");
-        refused_in_all += refused;
+        assert!(refused > 10, "{refused} refusals on {kind:?}");
         pair.check_all();
         disk.with(|blocks| {
             blocks.bad.clear();
@@ -324,7 +325,6 @@ fn whatever_a_full_disk_refuses_no_page_is_lost() {
         pair.write(&[(1, 4000, 1)]).unwrap();
         pair.check_all();
     }
-    assert!(refused_in_all > 80, "{refused_in_all} refusals");
 }
 
 /// A segment that refuses writes is not the next one to be tried where its blocks
