@@ -108,11 +108,8 @@ impl Engine {
         let (mut claims, mut claimed) = (0, 0);
         loop {
             // A bound leaves more when memory beside the heap went.
-            let Some(limit) = self.memory_limit() else {
-                return Ok(());
-            };
-            let needed = self.needed_bytes().saturating_add(spare_bytes);
-            if needed <= limit {
+            let missing = self.missing_bytes(spare_bytes);
+            if missing == 0 {
                 self.note_claims(claims, true);
                 return Ok(());
             }
@@ -122,7 +119,6 @@ impl Engine {
                 futex::wait(&AtomicU64::new(0), 0, COMPACT_WAIT);
                 continue;
             }
-            let missing = needed - limit;
             if compacted < COMPACT_ROUNDS {
                 compacted += 1;
                 self.quietly(missing, |engine, missing, _| {
@@ -153,11 +149,10 @@ impl Engine {
     /// How often to wait for another thread that makes room. One that looks may have measured
     /// before memory was given back, and keeps this one from looking.
     fn waits_for_room(&self) -> u32 {
-        let looks = self.bound.as_ref().is_some_and(ProcessBound::is_looked_at);
-        let claims = |bound: &ProcessBound| bound.claims.is_going_on();
-        if self.bound.as_ref().is_some_and(claims) {
+        let bound = self.bound.as_ref();
+        if bound.is_some_and(|bound| bound.claims.is_going_on()) {
             CLAIM_WAITS
-        } else if looks || self.store.is_maintained() {
+        } else if bound.is_some_and(ProcessBound::is_looked_at) || self.store.is_maintained() {
             COMPACT_WAITS
         } else {
             0

@@ -64,22 +64,16 @@ impl Engine {
     pub(super) fn claim(&self, spare_bytes: usize) -> Option<Claimed> {
         let bound = self.bound.as_ref()?;
         let claiming = bound.claims.try_begin()?;
-        let missing = |held: usize| {
-            let limit = self.memory_limit().unwrap_or(usize::MAX);
-            let needed = self.needed_bytes().saturating_add(spare_bytes);
-            needed.saturating_sub(limit.saturating_add(held))
-        };
         let balloon = ZeroArray::<AtomicU64>::new(CLAIM_MOST / PAGE_SIZE * WORDS).ok()?;
         let mut pages = balloon.iter().step_by(WORDS);
         let nobody = AtomicU64::new(0);
         let mut claimed = Claimed {
             held_bytes: 0,
-            missing_bytes: missing(0),
+            missing_bytes: self.missing_bytes(spare_bytes),
         };
-        let (mut looks, mut pauses) = (0, 0);
+        let mut pauses = 0;
         let (_, mut seen) = bound.spare_bytes();
-        while looks < LOOKS && pauses < PAUSES {
-            looks += 1;
+        for _ in 0..LOOKS {
             self.look_again(0);
             let (mut spare, measured) = bound.spare_bytes();
             if measured == seen {
@@ -87,7 +81,8 @@ impl Engine {
                 spare = 0;
             } else {
                 seen = measured;
-                claimed.missing_bytes = missing(claimed.held_bytes);
+                let missing = self.missing_bytes(spare_bytes);
+                claimed.missing_bytes = missing.saturating_sub(claimed.held_bytes);
                 if claimed.missing_bytes == 0 {
                     break;
                 }
@@ -100,6 +95,9 @@ impl Engine {
             if spare < SPARE_LEAST {
                 pauses += 1;
                 futex::wait(&nobody, 0, PAUSE);
+                if pauses == PAUSES {
+                    break;
+                }
             }
         }
         drop(balloon);

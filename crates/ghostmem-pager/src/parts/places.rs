@@ -134,21 +134,23 @@ impl Found {
         if place.swap_bytes > 0 {
             allowance.short_bytes = 0;
         }
-        if allowance.most_bytes() < self.allowance.most_bytes() {
-            let used = limit.saturating_sub(left);
-            self.others_bytes = used.saturating_sub(self.taken_bytes);
-        }
+        let used = limit.saturating_sub(left);
         let spare = left.saturating_sub(starved_reserve_bytes(limit));
         self.spare_bytes = self.spare_bytes.min(spare);
         let with_swap = left.saturating_add(place.swap_bytes);
         self.left_bytes = self.left_bytes.min(with_swap);
-        self.allowance = self.allowance.tighter(allowance);
+        self.tighten(allowance, used.saturating_sub(self.taken_bytes));
     }
 
     /// Adds a bound of the process's own: where it is the tightest, others have no part.
     pub(crate) fn bind(&mut self, allowance: Allowance) {
+        self.tighten(allowance, 0);
+    }
+
+    /// Adds what a place allows of which others take `others_bytes`.
+    fn tighten(&mut self, allowance: Allowance, others_bytes: u64) {
         if allowance.most_bytes() < self.allowance.most_bytes() {
-            self.others_bytes = 0;
+            self.others_bytes = others_bytes;
         }
         self.allowance = self.allowance.tighter(allowance);
     }

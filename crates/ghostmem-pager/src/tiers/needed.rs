@@ -58,6 +58,15 @@ impl Engine {
         .needed_bytes(COSTS)
     }
 
+    /// What the memory limit lacks to hold what is handed out, with `spare_bytes` left; 0
+    /// where it holds that, or there is none.
+    pub(crate) fn missing_bytes(&self, spare_bytes: usize) -> usize {
+        self.memory_limit().map_or(0, |limit| {
+            let needed = self.needed_bytes().saturating_add(spare_bytes);
+            needed.saturating_sub(limit)
+        })
+    }
+
     /// Packed bytes that the file takes beside what it has.
     fn room_in_file(&self, file: &TierStats) -> usize {
         match &self.cold {
