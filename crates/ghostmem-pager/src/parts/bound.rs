@@ -12,6 +12,7 @@ use ghostmem_policy::bound::{Allowance, Look, Share, Strain, headroom_bytes, is_
 use crate::parts::claims::Claims;
 use crate::parts::kin::Kin;
 use crate::parts::places::{Found, Places, Shelf};
+use crate::parts::spin::{SpinGuard, SpinLock};
 
 /// Fewest pages that stay resident under a bound: 1 MiB.
 pub(crate) const LEAST_PAGES: i64 = 256;
@@ -70,7 +71,7 @@ pub(crate) struct ProcessBound {
     /// Memory of the machine, bytes.
     machine_bytes: usize,
     /// Somebody looks.
-    looking: AtomicBool,
+    looking: SpinLock,
 }
 
 /// Who has less room than this in a tree, and less than its equal part, needs more.
@@ -120,7 +121,7 @@ impl ProcessBound {
             denied_bytes: AtomicUsize::new(0),
             said_denied: AtomicBool::new(false),
             machine_bytes: size(machine::ram_bytes()),
-            looking: AtomicBool::new(false),
+            looking: SpinLock::new(),
         })
     }
 
@@ -306,20 +307,22 @@ impl ProcessBound {
     /// The right to look, unless somebody has it: a thread that holds it and is
     /// interrupted by a fault of its own does not wait for itself.
     pub(crate) fn try_look(&self) -> Option<Looking<'_>> {
-        let free = !self.looking.swap(true, Ordering::Acquire);
-        // Not made where it is not free: its end would give the other's right away.
-        free.then(|| Looking(self))
+        let right = self.looking.try_lock()?;
+        Some(Looking {
+            bound: self,
+            _right: right,
+        })
     }
 
     /// Whether somebody looks: what was found before may be old.
     pub(crate) fn is_looked_at(&self) -> bool {
-        self.looking.load(Ordering::Acquire)
+        self.looking.is_held()
     }
 
     /// In a forked child: whoever looked is not there, and what was measured was the
     /// parent's.
     pub(crate) fn after_fork_in_child(&self) {
-        self.looking.store(false, Ordering::Relaxed);
+        self.looking.release();
         self.claims.after_fork_in_child();
         self.places.forget_spare();
         self.measured_ns.store(0, Ordering::Relaxed);
@@ -334,12 +337,15 @@ impl ProcessBound {
 }
 
 /// The right to look.
-pub(crate) struct Looking<'a>(&'a ProcessBound);
+pub(crate) struct Looking<'a> {
+    bound: &'a ProcessBound,
+    _right: SpinGuard<'a>,
+}
 
 impl Looking<'_> {
     /// Whether the last measurement is older than `ns` at the moment `now`.
     pub(crate) fn is_due(&self, now: u64, ns: u64) -> bool {
-        let measured = self.0.measured_ns.load(Ordering::Relaxed);
+        let measured = self.bound.measured_ns.load(Ordering::Relaxed);
         measured == 0 || now.saturating_sub(measured) >= ns
     }
 
@@ -347,7 +353,7 @@ impl Looking<'_> {
     /// left where it takes it from; whether all could be seen, and was within the bound.
     /// What cannot be seen stays as it was.
     pub(crate) fn measure(&self, now: u64, ours: usize) -> bool {
-        let bound = self.0;
+        let bound = self.bound;
         bound.measured_ns.store(now.max(1), Ordering::Relaxed);
         let Some(total) = bound.meter.process_bytes() else {
             return false;
@@ -381,10 +387,10 @@ impl Looking<'_> {
 
     /// What is allowed at the moment `now` to a process that holds so much.
     pub(crate) fn allowance(&self, now: u64, held: u64) -> Allowance {
-        let asked = self.0.asked_bytes;
+        let asked = self.bound.asked_bytes;
         let asked = asked.map_or(Allowance::ALL, Allowance::of_bound);
-        let allowed = asked.tighter(self.0.places.allowance());
-        let Some(tree) = self.0.tree else {
+        let allowed = asked.tighter(self.bound.places.allowance());
+        let Some(tree) = self.bound.tree else {
             return allowed;
         };
         let others = tree.others(now);
@@ -396,10 +402,10 @@ impl Looking<'_> {
             members: others.looking + 1,
             others_need: others.hungry,
         };
-        self.0
+        self.bound
             .equal_bytes
             .store(share.equal_bytes(), Ordering::Relaxed);
-        self.0
+        self.bound
             .obtainable_bytes
             .store(share.obtainable_bytes(), Ordering::Relaxed);
         allowed.tighter(share.allowance(held))
@@ -407,19 +413,19 @@ impl Looking<'_> {
 
     /// Tells the tree what is held, granted and `needed_bytes`; what may be granted of it.
     fn announce(&self, now: u64, look: &Look, needed_bytes: u64, limit_pages: i64) -> i64 {
-        let Some(tree) = self.0.tree else {
+        let Some(tree) = self.bound.tree else {
             return limit_pages;
         };
         let page = look.page_bytes.max(1);
         let say = |pages: i64| {
             let more = (pages - look.used_pages).max(0).unsigned_abs() * page;
-            let equal = self.0.equal_bytes.load(Ordering::Relaxed);
+            let equal = self.bound.equal_bytes.load(Ordering::Relaxed);
             let granted_bytes = look.held_bytes.saturating_add(more);
             tree.say(Said {
                 taken_bytes: look.held_bytes,
                 granted_bytes,
-                faults: self.0.kin.faults(),
-                shared_bytes: self.0.kin.extra_bytes().min(0).unsigned_abs(),
+                faults: self.bound.kin.faults(),
+                shared_bytes: self.bound.kin.extra_bytes().min(0).unsigned_abs(),
                 // What was handed out beyond the equal part is for nobody to make room for.
                 needed_bytes: needed_bytes.min(look.held_bytes.max(equal)),
                 hungry: look.room_bytes() < HUNGRY_BYTES && look.held_bytes < equal,
@@ -445,9 +451,9 @@ impl Looking<'_> {
 
     /// Notes what of the heap is resident and what is stored, bytes.
     pub(crate) fn note_stored(&self, resident_bytes: u64, stored_bytes: u64) {
-        let was = self.0.starved.load(Ordering::Relaxed);
+        let was = self.bound.starved.load(Ordering::Relaxed);
         let starved = is_starved(resident_bytes, stored_bytes, was);
-        self.0.starved.store(starved, Ordering::Relaxed);
+        self.bound.starved.store(starved, Ordering::Relaxed);
     }
 
     /// Notes what follows from the look at the moment `now`; the resident limit. The
@@ -455,26 +461,20 @@ impl Looking<'_> {
     pub(crate) fn found(&self, now: u64, look: &Look, needed_bytes: u64) -> i64 {
         let limit_pages = self.announce(now, look, needed_bytes, look.limit_pages());
         let strain = look.strain();
-        let clock = self.0.clock_pages();
+        let clock = self.bound.clock_pages();
         if (limit_pages - clock).abs() > clock / CLOCK_STEP {
-            self.0.clock_pages.store(limit_pages, Ordering::Relaxed);
+            self.bound.clock_pages.store(limit_pages, Ordering::Relaxed);
         }
-        self.0.allowed.put(look.allowance);
+        self.bound.allowed.put(look.allowance);
         let reach = look.reach_pages();
-        self.0.reach_pages.store(reach, Ordering::Relaxed);
+        self.bound.reach_pages.store(reach, Ordering::Relaxed);
         let room = look.room_bytes();
-        self.0.room_bytes.store(room, Ordering::Relaxed);
-        self.0.strain.store(strain as u8, Ordering::Relaxed);
-        if strain == Strain::None && self.0.is_refusing() {
-            self.0.refusing.store(false, Ordering::Relaxed);
+        self.bound.room_bytes.store(room, Ordering::Relaxed);
+        self.bound.strain.store(strain as u8, Ordering::Relaxed);
+        if strain == Strain::None && self.bound.is_refusing() {
+            self.bound.refusing.store(false, Ordering::Relaxed);
         }
         limit_pages
-    }
-}
-
-impl Drop for Looking<'_> {
-    fn drop(&mut self) {
-        self.0.looking.store(false, Ordering::Release);
     }
 }
 

@@ -1,6 +1,8 @@
 //! Who asks others in the same place to give back, and when it was in vain.
 
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use crate::parts::spin::{SpinGuard, SpinLock};
 
 /// Time for which others are not asked again that gave nothing back, nanoseconds; twice as
 /// long each time, up to a minute.
@@ -10,7 +12,7 @@ const VAIN_DOUBLINGS: u32 = 6;
 /// At most one thread of a process claims at a time.
 #[derive(Debug)]
 pub(crate) struct Claims {
-    going_on: AtomicBool,
+    going_on: SpinLock,
     /// Claims in vain since one that was not.
     vain: AtomicU32,
     /// When others may be asked again.
@@ -20,21 +22,19 @@ pub(crate) struct Claims {
 impl Claims {
     pub(crate) const fn new() -> Self {
         Self {
-            going_on: AtomicBool::new(false),
+            going_on: SpinLock::new(),
             vain: AtomicU32::new(0),
             until_ns: AtomicU64::new(0),
         }
     }
 
     /// The right to claim, unless somebody has it.
-    pub(crate) fn try_begin(&self) -> Option<Claiming<'_>> {
-        let free = !self.going_on.swap(true, Ordering::Acquire);
-        // Not made where it is not free: its end would give the other's right away.
-        free.then(|| Claiming(self))
+    pub(crate) fn try_begin(&self) -> Option<SpinGuard<'_>> {
+        self.going_on.try_lock()
     }
 
     pub(crate) fn is_going_on(&self) -> bool {
-        self.going_on.load(Ordering::Acquire)
+        self.going_on.is_held()
     }
 
     /// Whether the last claim in vain was long ago.
@@ -55,18 +55,9 @@ impl Claims {
 
     /// In a forked child: whoever claimed is not there.
     pub(crate) fn after_fork_in_child(&self) {
-        self.going_on.store(false, Ordering::Relaxed);
+        self.going_on.release();
         self.note(true, 0);
         self.until_ns.store(0, Ordering::Relaxed);
-    }
-}
-
-/// The right to claim.
-pub(crate) struct Claiming<'a>(&'a Claims);
-
-impl Drop for Claiming<'_> {
-    fn drop(&mut self) {
-        self.0.going_on.store(false, Ordering::Release);
     }
 }
 

@@ -13,6 +13,7 @@ pub(crate) struct SpinLock {
 }
 
 /// Holding the lock; lets go when dropped.
+#[derive(Debug)]
 pub(crate) struct SpinGuard<'a>(&'a SpinLock);
 
 impl SpinLock {
@@ -28,6 +29,17 @@ impl SpinLock {
     pub(crate) fn lock(&self) -> SpinGuard<'_> {
         self.acquire();
         SpinGuard(self)
+    }
+
+    /// The lock, unless somebody holds it: never waits.
+    pub(crate) fn try_lock(&self) -> Option<SpinGuard<'_>> {
+        let free = !self.held.swap(true, Ordering::Acquire);
+        // Not made where it is not free: its end would let go of the other's.
+        free.then(|| SpinGuard(self))
+    }
+
+    pub(crate) fn is_held(&self) -> bool {
+        self.held.load(Ordering::Acquire)
     }
 
     pub(crate) fn acquire(&self) {
