@@ -30,8 +30,8 @@
 //! is announced first and counts from then on; who announces looks at all others after
 //! that, and takes back what is too much. Of two who announce at once at least one sees
 //! the other, so what was confirmed never exceeds the bound. A slot whose process is gone is
-//! freed by whoever finds its stamp old; one whose process does not look for itself is
-//! measured by whoever comes by.
+//! freed by whoever looks at it, 4 ms after it spoke last; one whose process does not look
+//! for itself is measured by whoever comes by.
 //!
 //! All but [`Tree::create`] and [`Tree::open`] is async-signal-safe.
 
@@ -469,8 +469,8 @@ impl Page<'_> {
     }
 }
 
-/// Adds what a process that keeps the bound may have written since it said what it takes;
-/// whether that was due.
+/// Adds what a process that keeps the bound may have written since it said what it takes,
+/// and frees its slot where it is gone; whether that was due.
 fn count_faults(slot: &[AtomicU64], now_ns: u64) -> bool {
     let stamp = slot[STAMP].load(Ordering::Relaxed);
     let looks = slot[LOOKS].load(Ordering::Relaxed) == 1;
@@ -478,17 +478,29 @@ fn count_faults(slot: &[AtomicU64], now_ns: u64) -> bool {
         return false;
     }
     let identity = slot[IDENTITY].load(Ordering::Acquire);
-    if let Seen::There(stat) = stat_of(identity >> START_BITS) {
-        let new = stat
-            .faults
-            .saturating_sub(slot[FAULTS].load(Ordering::Relaxed));
-        let said = slot[SAID].load(Ordering::Relaxed);
-        let new = new.saturating_mul(FAULT_BYTES);
-        let taken = said.saturating_add(new.min(slot[SHARED].load(Ordering::Relaxed)));
-        // Not where it spoke for itself meanwhile.
-        if slot[STAMP].load(Ordering::Relaxed) == stamp {
-            slot[TAKEN].store(taken, Ordering::Relaxed);
+    if identity == 0 {
+        return false;
+    }
+    let process = identity >> START_BITS;
+    let stat = match stat_of(process) {
+        Seen::There(stat) if may_be_one(identity, identity_of(process, stat.start)) => stat,
+        // What cannot be seen now counts as it did.
+        Seen::Hidden => return true,
+        // What it took came free as it ended, and others may have that at once.
+        Seen::There(_) | Seen::Gone => {
+            free(slot, identity);
+            return true;
         }
+    };
+    let new = stat
+        .faults
+        .saturating_sub(slot[FAULTS].load(Ordering::Relaxed));
+    let said = slot[SAID].load(Ordering::Relaxed);
+    let new = new.saturating_mul(FAULT_BYTES);
+    let taken = said.saturating_add(new.min(slot[SHARED].load(Ordering::Relaxed)));
+    // Not where it spoke for itself meanwhile.
+    if slot[STAMP].load(Ordering::Relaxed) == stamp {
+        slot[TAKEN].store(taken, Ordering::Relaxed);
     }
     true
 }
@@ -783,6 +795,32 @@ mod tests {
         assert_eq!(tree.others(3 * now), Others::default());
         child.wait().unwrap();
         assert_eq!(taken().count(), 1);
+    }
+
+    #[test]
+    fn one_that_kept_the_bound_and_ended_is_free_before_its_figure_is_old() {
+        let (tree, _file) = Tree::create(300 * MIB, 11).unwrap();
+        assert!(tree.join());
+        let mut other = sleeping();
+        let number = u64::from(other.id());
+        let identity = identity_of(number, start_of(number).unwrap());
+        let slot = tree.claim(identity).unwrap();
+        let now = 10 * OLD_NS;
+        for (word, value) in [(LOOKS, 1), (STAMP, now), (TAKEN, MIB), (GRANTED, 9 * MIB)] {
+            tree.slot(slot)[word].store(value, Ordering::Relaxed);
+        }
+        let soon = now + 2 * QUIET_NS;
+        tree.look_after_one(soon);
+        assert_eq!(tree.others(soon).charged_bytes, 9 * MIB);
+        // Its parent has not asked how it ended.
+        other.kill().unwrap();
+        while start_of(number).is_some() {
+            std::thread::yield_now();
+        }
+        tree.look_after_one(soon);
+        let others = tree.others(soon);
+        other.wait().unwrap();
+        assert_eq!(others, Others::default());
     }
 
     #[test]
