@@ -17,11 +17,19 @@ const SIGBUS: i32 = 7;
 
 /// Runs a Python program under a bound; what it said, and the figures.
 fn python(name: &str, memory: &str, program: &str) -> (Output, serde_json::Value) {
+    python_with(name, &["--memory-each", memory], &[program])
+}
+
+/// The same, with options of `run`, and with arguments after the program.
+fn python_with(name: &str, options: &[&str], program: &[&str]) -> (Output, serde_json::Value) {
     let json = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("memory-{name}.json"));
     let output = Command::new(env!("CARGO_BIN_EXE_ghostmem"))
-        .args(["run", "--memory-each", memory, "--stats-json"])
+        .arg("run")
+        .args(options)
+        .arg("--stats-json")
         .arg(&json)
-        .args(["--", "python3", "-c", program])
+        .args(["--", "python3", "-c"])
+        .args(program)
         .output()
         .unwrap();
     let figures = fs::read(&json).unwrap_or_default();
@@ -116,6 +124,44 @@ print('not ended')
     assert_eq!(text(&output.stdout), "granted\n", "{errors}");
     assert_eq!(output.status.signal(), Some(SIGBUS), "{errors}");
     assert!(errors.contains("memory of 96 MiB is full"), "{errors}");
+}
+
+/// A child may write all that it shares with its parent, but one of posix_spawn(3) nothing;
+/// and a bound on each process charges both for what they share.
+#[test]
+fn pages_leave_before_a_fork_where_one_number_holds_parent_and_child() {
+    let program = "\
+import os, sys
+kept = (os.urandom(512) + bytes(3584)) * (64 << 8)
+def resident_mib():
+    with open('/proc/self/status') as status:
+        return int(status.read().split('RssAnon:')[1].split()[0]) >> 10
+if sys.argv[1] == 'fork':
+    child = os.fork()
+    if child == 0:
+        os._exit(resident_mib())
+else:
+    child = os.posix_spawn('/bin/sh', ['sh', '-c', 'exit'], os.environ)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), len(kept) >> 20)
+";
+    let run = |option: &str, way: &str| {
+        let name = format!("{way}{option}");
+        let (output, figures) = python_with(&name, &[option, "96M"], &[program, way]);
+        let (said, errors) = (text(&output.stdout), text(&output.stderr));
+        let code = said
+            .strip_suffix(" 64\n")
+            .unwrap_or_else(|| panic!("{name}: {said}{errors}"));
+        let evictions = figures["evictions_dirty"].as_u64().unwrap();
+        (code.parse::<u64>().unwrap(), evictions)
+    };
+    // The child began with what was resident: 76 MiB where no pages leave for it.
+    let (begun_mib, _) = run("--memory", "fork");
+    assert!(begun_mib < 66, "{begun_mib} MiB");
+    let (begun_mib, _) = run("--memory-each", "fork");
+    assert!(begun_mib > 64, "{begun_mib} MiB");
+    // Of 16384 pages; some leave while the bound is granted in pieces.
+    let (code, evictions) = run("--memory", "spawn");
+    assert!(code == 0 && evictions < 8000, "{code}, {evictions} pages");
 }
 
 #[test]

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use ghostmem_os::report::{Reports, Version};
 
+mod common;
+
 const MIB: u64 = 1 << 20;
 
 /// One at a time: each reads what its processes take.
@@ -357,6 +359,49 @@ print(right, len(more), status)
     assert_right(&output, "26000010 200000 0\n");
     // Both write what they share, in Python, before anybody looks: a tenth at the most.
     assert!(most <= 165 * MIB, "{} MiB of 150", most / MIB);
+}
+
+/// Children write every second page of what they share, as their parent does: without room
+/// made before each fork they take half as much again as they may.
+#[test]
+fn one_number_holds_children_that_write_all_they_share() {
+    let _alone = ALONE.lock();
+    let Some(group) = counting("forks") else {
+        return;
+    };
+    let built = common::scratch("forks").join("forks");
+    let source = "../../../../scripts/proofs/sources/forks.c";
+    common::compile(&["-O2"], source, &built, &[]);
+    let program = [built.to_str().unwrap(), "60", "6"];
+    let (output, most) = group.wait_for(group.start(&["--memory", "80M"], &program));
+    assert_right(&output, "ok\n");
+    // Three processes of 60 MiB of text. Without room they come to 120 MiB for seconds; what
+    // they write between two looks may come on top of the 80 for a moment. And they were
+    // seen: more than the text of one is there, or what all write of it.
+    assert!(most <= 92 * MIB, "{} KiB of 80 MiB", most >> 10);
+    assert!(most > 56 * MIB, "{} KiB", most >> 10);
+}
+
+/// A child that evicts what it shares frees nothing, and stores it.
+#[test]
+fn a_forked_child_that_grows_in_a_full_group_is_refused_and_nobody_is_killed() {
+    let _alone = ALONE.lock();
+    let Some(group) = Group::new("full-fork", 200 * MIB) else {
+        return;
+    };
+    let script = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../scripts/proofs/sources/child_forked.py"
+    );
+    let child = group.start(&[], &["python3", script, "130"]);
+    let (outputs, _most) = group.wait(vec![child]);
+    assert_eq!(group.kills(), 0, "{}", text(&outputs[0].stderr));
+    let said = text(&outputs[0].stdout);
+    let (first, rest) = said.split_once('\n').unwrap_or_default();
+    // Refused at malloc, or as a lost page where it was granted before.
+    let refused = ["refused", "signal 7", "signal 11"].contains(&first);
+    let errors = text(&outputs[0].stderr);
+    assert!(refused && rest == "True\n", "{said}{errors}");
 }
 
 #[test]

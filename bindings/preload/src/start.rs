@@ -446,6 +446,9 @@ fn forget_in_environment() {
 /// The first of the handlers to run before a fork.
 pub(crate) extern "C" fn before_fork() {
     ghost::fork_begins();
+    if let Some(heap) = ghost::heap() {
+        ghostmem::fork::make_room(heap);
+    }
 }
 
 /// The last to run after one, in the parent.

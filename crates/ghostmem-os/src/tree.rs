@@ -128,6 +128,8 @@ pub struct Others {
     pub unbound_bytes: u64,
     /// Processes that do.
     pub looking: u64,
+    /// Those among them that share pages of a fork.
+    pub sharing: u64,
     /// One of those needs more than there is.
     pub hungry: bool,
 }
@@ -373,6 +375,7 @@ impl Tree {
                 continue;
             }
             others.looking += 1;
+            others.sharing += u64::from(slot[SHARED].load(Ordering::Relaxed) > 0);
             let hungry = slot[HUNGRY].load(Ordering::Relaxed);
             others.hungry |= hungry != 0 && now_ns.saturating_sub(hungry) < HUNGRY_NS;
         }
@@ -925,6 +928,23 @@ mod tests {
         assert!(!other.others(1000 + HUNGRY_NS).hungry);
         tree.say(said(1, 1, 2000));
         assert!(!other.others(2000).hungry);
+    }
+
+    #[test]
+    fn who_shares_pages_of_a_fork_is_counted_among_those_that_look() {
+        let (tree, file) = Tree::create(300 * MIB, 12).unwrap();
+        assert!(tree.join());
+        let other = again(file, 12);
+        let seen = |shared_bytes: u64| {
+            tree.say(Said {
+                shared_bytes,
+                ..said(9, 9, 1000)
+            });
+            let others = other.others(1000);
+            (others.looking, others.sharing)
+        };
+        assert_eq!(seen(0), (1, 0));
+        assert_eq!(seen(4096), (1, 1));
     }
 
     #[test]

@@ -25,7 +25,17 @@
 
 use ghostmem_os::thread::SignalsBlocked;
 
+use crate::Heap;
+
 pub use ghostmem_fault::fork::Call;
+
+/// Before the handlers of a fork run: pages of the heap leave until what is left of the
+/// bound that holds parent and child together, a tree's or a memory group's, has room for
+/// what stays resident once more, as the child may write all of it. Where there is no such
+/// bound, or it is far away, all pages stay.
+pub fn make_room(heap: &Heap) {
+    heap.engine().make_room_for_child();
+}
 
 /// Leaves stopping all page transitions, and handing a child its memory, to
 /// [`before_call`] and [`after_call`] from now on. A fork that runs the

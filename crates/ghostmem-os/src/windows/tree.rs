@@ -15,6 +15,8 @@ pub struct Others {
     pub unbound_bytes: u64,
     /// Processes that do.
     pub looking: u64,
+    /// Those among them that share pages of a fork.
+    pub sharing: u64,
     /// One of those needs more than there is.
     pub hungry: bool,
 }

@@ -80,8 +80,13 @@ impl FaultSink for Engine {
         self.budget.repair_after_fork(resident);
         self.token.store(0, Ordering::Release);
         if let Some(bound) = &self.bound {
-            bound.after_fork_in_child();
+            bound.after_fork_in_child(resident);
             self.metrics.peak.forget();
+            if bound.holds_children() {
+                // The parent's grant is for the parent alone: who takes a frame here looks.
+                let least = self.least_resident_pages();
+                self.budget.lower_limit(i64::MAX, resident.max(least));
+            }
         }
         self.release_fork_locks();
     }

@@ -6,10 +6,11 @@ use core::time::Duration;
 
 use ghostmem_os::meter::Meter;
 use ghostmem_os::tree::{Said, Tree};
-use ghostmem_os::{PAGE_SIZE, machine};
+use ghostmem_os::{PAGE_SIZE, clock, machine};
 use ghostmem_policy::bound::{Allowance, Look, Share, Strain, headroom_bytes, is_starved};
 
 use crate::parts::claims::Claims;
+use crate::parts::forks::Forks;
 use crate::parts::kin::Kin;
 use crate::parts::places::{Found, Places, Shelf};
 use crate::parts::spin::{SpinGuard, SpinLock};
@@ -35,6 +36,8 @@ pub(crate) struct ProcessBound {
     equal_bytes: AtomicU64,
     /// What it may come to of that bound as the others give back what they can, bytes.
     obtainable_bytes: AtomicU64,
+    /// What forks may come to.
+    forks: Forks,
     /// What the process takes, and what is left.
     pub(crate) meter: Meter,
     /// What groups and the machine allowed at the last measurement.
@@ -50,7 +53,7 @@ pub(crate) struct ProcessBound {
     /// Memory of the process that is not the heap's, bytes, by the last measurement.
     other_bytes: AtomicUsize,
     /// When that was, nanoseconds.
-    measured_ns: AtomicU64,
+    pub(crate) measured_ns: AtomicU64,
     /// The most that was measured, bytes.
     peak_bytes: AtomicUsize,
     /// Pages that could be resident if the heap took all that is left.
@@ -104,6 +107,7 @@ impl ProcessBound {
             kin: Kin::new(),
             equal_bytes: AtomicU64::new(0),
             obtainable_bytes: AtomicU64::new(0),
+            forks: Forks::new(),
             meter: Meter::new(),
             places: Places::new(),
             starved: AtomicBool::new(false),
@@ -227,6 +231,34 @@ impl ProcessBound {
         self.strain() == Strain::None && room >= pages.saturating_mul(PAGE_SIZE as i64)
     }
 
+    /// Whether one bound holds this process and those it forks: that of its tree, or of a
+    /// group. A bound on each process charges both for a page that they share; and nobody
+    /// asked for the bound where the machine alone bounds them.
+    pub(crate) fn holds_children(&self) -> bool {
+        self.tree.is_some() || self.places.are_groups()
+    }
+
+    /// Pages that may be resident when this process, whose heap takes `own` bytes, forks,
+    /// by what that bound left at the last look.
+    pub(crate) fn shareable_pages(&self, own: usize) -> i64 {
+        let allowed = match self.tree {
+            Some(_) => self.allowed.get(),
+            None => self.places.allowance(),
+        };
+        let room = allowed.most_bytes().saturating_sub(self.held_bytes(own));
+        self.forks.shareable_pages(room).max(LEAST_PAGES)
+    }
+
+    /// Whether `used` pages may stay at a fork at the moment `now` without a look: they are
+    /// the fewest, or the bound was far away lately.
+    pub(crate) fn may_fork_unseen(&self, now: u64, own: usize, used: i64) -> bool {
+        let age = match self.measured_ns.load(Ordering::Relaxed) {
+            0 => u64::MAX,
+            measured => now.saturating_sub(measured),
+        };
+        used <= LEAST_PAGES || Forks::needs_no_look(used, self.shareable_pages(own), age)
+    }
+
     /// Whether there is room for the fewest pages, before there are any: within what was
     /// asked for, and in each place.
     pub(crate) fn can_begin(&self) -> bool {
@@ -319,20 +351,40 @@ impl ProcessBound {
         self.looking.is_held()
     }
 
-    /// In a forked child: whoever looked is not there, and what was measured was the
-    /// parent's.
-    pub(crate) fn after_fork_in_child(&self) {
+    /// In a forked child, with `resident_pages`: whoever looked is not there, and what was
+    /// measured was the parent's. Others of its tree are told at once what it may write.
+    pub(crate) fn after_fork_in_child(&self, resident_pages: i64) {
         self.looking.release();
         self.claims.after_fork_in_child();
         self.places.forget_spare();
         self.measured_ns.store(0, Ordering::Relaxed);
         self.peak_bytes.store(0, Ordering::Relaxed);
         self.said_denied.store(false, Ordering::Relaxed);
+        self.forks.after_fork_in_child();
         self.meter.after_fork_in_child();
         if let Some(tree) = self.tree {
             tree.join();
-            self.kin.begin(self.meter.process_bytes());
+            let whole = self.meter.process_bytes();
+            self.kin.begin(whole);
+            let resident = resident_pages.max(0).unsigned_abs() * PAGE_SIZE as u64;
+            let shared = self.shared_bytes();
+            let taken = whole.unwrap_or(resident).saturating_sub(shared);
+            tree.say(Said {
+                taken_bytes: taken,
+                granted_bytes: taken.saturating_add(self.forks.unseen_bytes(shared, resident)),
+                faults: self.kin.faults(),
+                shared_bytes: shared,
+                // Not known before it looks.
+                needed_bytes: 0,
+                hungry: false,
+                now_ns: clock::now_ns(),
+            });
         }
+    }
+
+    /// What of this process is charged to others of a fork, bytes.
+    fn shared_bytes(&self) -> u64 {
+        self.kin.extra_bytes().min(0).unsigned_abs()
     }
 }
 
@@ -371,7 +423,7 @@ impl Looking<'_> {
             return kept;
         }
         let starved = bound.starved.load(Ordering::Relaxed) || bound.claims.is_going_on();
-        let mut found = Found::new(total, starved);
+        let mut found = Found::new(total, starved, bound.machine_bytes as u64);
         let seen = bound.meter.places(|place| found.add(&place));
         // One set below what is there already takes nothing away: the kernel keeps to it
         // by refusing mappings.
@@ -394,6 +446,7 @@ impl Looking<'_> {
             return allowed;
         };
         let others = tree.others(now);
+        self.bound.forks.note_sharing(others.sharing);
         let share = Share {
             bound_bytes: tree.bound_bytes(),
             others_bytes: others.charged_bytes,
@@ -412,23 +465,34 @@ impl Looking<'_> {
     }
 
     /// Tells the tree what is held, granted and `needed_bytes`; what may be granted of it.
-    fn announce(&self, now: u64, look: &Look, needed_bytes: u64, limit_pages: i64) -> i64 {
+    /// Others are not asked to give back what is looked for at a `fork`.
+    fn announce(
+        &self,
+        now: u64,
+        look: &Look,
+        needed_bytes: u64,
+        limit_pages: i64,
+        fork: bool,
+    ) -> i64 {
         let Some(tree) = self.bound.tree else {
             return limit_pages;
         };
         let page = look.page_bytes.max(1);
+        let shared_bytes = self.bound.shared_bytes();
+        let resident_bytes = look.used_pages.max(0).unsigned_abs() * page;
+        let unseen_bytes = self.bound.forks.unseen_bytes(shared_bytes, resident_bytes);
         let say = |pages: i64| {
             let more = (pages - look.used_pages).max(0).unsigned_abs() * page;
             let equal = self.bound.equal_bytes.load(Ordering::Relaxed);
-            let granted_bytes = look.held_bytes.saturating_add(more);
+            let granted_bytes = look.held_bytes.saturating_add(more + unseen_bytes);
             tree.say(Said {
                 taken_bytes: look.held_bytes,
                 granted_bytes,
                 faults: self.bound.kin.faults(),
-                shared_bytes: self.bound.kin.extra_bytes().min(0).unsigned_abs(),
+                shared_bytes,
                 // What was handed out beyond the equal part is for nobody to make room for.
                 needed_bytes: needed_bytes.min(look.held_bytes.max(equal)),
-                hungry: look.room_bytes() < HUNGRY_BYTES && look.held_bytes < equal,
+                hungry: !fork && look.room_bytes() < HUNGRY_BYTES && look.held_bytes < equal,
                 now_ns: now,
             });
             granted_bytes
@@ -457,9 +521,10 @@ impl Looking<'_> {
     }
 
     /// Notes what follows from the look at the moment `now`; the resident limit. The
-    /// process needs `needed_bytes` when it gives back all it can.
-    pub(crate) fn found(&self, now: u64, look: &Look, needed_bytes: u64) -> i64 {
-        let limit_pages = self.announce(now, look, needed_bytes, look.limit_pages());
+    /// process needs `needed_bytes` when it gives back all it can. See [`Looking::announce`]
+    /// for what is different at a `fork`.
+    pub(crate) fn found(&self, now: u64, look: &Look, needed_bytes: u64, fork: bool) -> i64 {
+        let limit_pages = self.announce(now, look, needed_bytes, look.limit_pages(), fork);
         let strain = look.strain();
         let clock = self.bound.clock_pages();
         if (limit_pages - clock).abs() > clock / CLOCK_STEP {

@@ -10,6 +10,7 @@ pub(crate) mod config;
 pub(crate) mod costs;
 pub(crate) mod engine;
 pub(crate) mod figures;
+pub(crate) mod forks;
 pub(crate) mod hand;
 pub(crate) mod holes;
 pub(crate) mod kin;

@@ -51,6 +51,7 @@ pub(crate) struct Places {
     left_bytes: AtomicU64,
     others_bytes: AtomicU64,
     spare_bytes: AtomicU64,
+    in_a_group: AtomicBool,
     measured: AtomicU64,
 }
 
@@ -61,6 +62,7 @@ impl Places {
             left_bytes: AtomicU64::new(u64::MAX),
             others_bytes: AtomicU64::new(0),
             spare_bytes: AtomicU64::new(0),
+            in_a_group: AtomicBool::new(false),
             measured: AtomicU64::new(0),
         }
     }
@@ -71,6 +73,7 @@ impl Places {
         self.others_bytes
             .store(found.others_bytes, Ordering::Relaxed);
         self.spare_bytes.store(found.spare_bytes, Ordering::Relaxed);
+        self.in_a_group.store(found.in_a_group, Ordering::Relaxed);
         self.measured.fetch_add(1, Ordering::Release);
     }
 
@@ -78,6 +81,11 @@ impl Places {
     pub(crate) fn forget_spare(&self) {
         self.spare_bytes.store(0, Ordering::Relaxed);
         self.others_bytes.store(0, Ordering::Relaxed);
+    }
+
+    /// Whether one of them is a group with a limit below the machine's memory.
+    pub(crate) fn are_groups(&self) -> bool {
+        self.in_a_group.load(Ordering::Relaxed)
     }
 
     /// What they allow.
@@ -108,6 +116,8 @@ impl Places {
 pub(crate) struct Found {
     taken_bytes: u64,
     starved: bool,
+    machine_bytes: u64,
+    in_a_group: bool,
     allowance: Allowance,
     left_bytes: u64,
     others_bytes: u64,
@@ -116,11 +126,13 @@ pub(crate) struct Found {
 
 impl Found {
     /// For a process that takes `taken_bytes`, of which hardly anything is resident when
-    /// it is `starved`.
-    pub(crate) const fn new(taken_bytes: u64, starved: bool) -> Self {
+    /// it is `starved`, on a machine of `machine_bytes`.
+    pub(crate) const fn new(taken_bytes: u64, starved: bool, machine_bytes: u64) -> Self {
         Self {
             taken_bytes,
             starved,
+            machine_bytes,
+            in_a_group: false,
             allowance: Allowance::ALL,
             left_bytes: u64::MAX,
             others_bytes: 0,
@@ -130,6 +142,7 @@ impl Found {
 
     pub(crate) fn add(&mut self, place: &Supply) {
         let (limit, left) = (place.limit_bytes, place.left_bytes);
+        self.in_a_group |= limit < self.machine_bytes;
         let mut allowance = Allowance::of_place(limit, left, self.taken_bytes, self.starved);
         if place.swap_bytes > 0 {
             allowance.short_bytes = 0;
@@ -177,16 +190,24 @@ mod tests {
         let group = place(260, 20);
         let spare = 20 * MIB - starved_reserve_bytes(260 * MIB);
         for places in [[machine, group], [group, machine]] {
-            let mut found = Found::new(100 * MIB, false);
+            let mut found = Found::new(100 * MIB, false, 64 << 30);
             places.iter().for_each(|place| found.add(place));
             assert_eq!(found.spare_bytes, spare);
             assert_eq!(found.left_bytes, 20 * MIB);
+            assert!(found.in_a_group);
         }
     }
 
     #[test]
+    fn the_machine_is_no_group() {
+        let mut found = Found::new(100 * MIB, false, 64 << 30);
+        found.add(&place(64 << 10, 960));
+        assert!(!found.in_a_group);
+    }
+
+    #[test]
     fn others_have_no_part_in_a_bound_of_the_process_s_own() {
-        let mut found = Found::new(100 * MIB, false);
+        let mut found = Found::new(100 * MIB, false, 64 << 30);
         found.add(&place(260, 20));
         assert_eq!(found.others_bytes, 140 * MIB);
         found.bind(Allowance::of_bound(90 << 20));
@@ -196,10 +217,11 @@ mod tests {
     #[test]
     fn a_forked_child_takes_nothing_that_its_parent_saw() {
         let places = Places::new();
-        let mut found = Found::new(100 * MIB, false);
+        let mut found = Found::new(100 * MIB, false, 64 << 30);
         found.add(&place(260, 20));
         places.put(&found);
         assert!(places.spare_bytes().0 > 0 && places.others_bytes() > 0);
+        assert!(places.are_groups());
         places.forget_spare();
         assert_eq!((places.spare_bytes().0, places.others_bytes()), (0, 0));
     }

@@ -26,7 +26,7 @@ use crate::parts::engine::Engine;
 use crate::parts::metrics::Counter;
 
 /// Time between two measurements, at least, nanoseconds: one takes some 20 us.
-const MEASURE_NS: u64 = 1_000_000;
+pub(crate) const MEASURE_NS: u64 = 1_000_000;
 
 /// How often, and how long each time, a process that begins waits for others of its tree
 /// to give back what it needs.
@@ -38,7 +38,7 @@ pub const FIRST_LOOK: &str = "memory bound";
 
 impl Engine {
     /// Bytes that the heap's own counters say it takes.
-    fn own_bytes(&self) -> usize {
+    pub(crate) fn own_bytes(&self) -> usize {
         let store = self.store.stats();
         let file = self.cold.as_ref().map(|cold| cold.tier.stats());
         let file_tables = file.map_or(0, |file| file.metadata_bytes);
@@ -58,6 +58,16 @@ impl Engine {
     /// As [`Engine::look`], with a measurement that is not older than `ns`: somebody is to
     /// be refused by it.
     pub(crate) fn look_again(&self, ns: u64) -> bool {
+        self.look_for(ns, false)
+    }
+
+    /// As [`Engine::look_again`], for what a fork may come to: nobody else is looked after,
+    /// nor asked to give anything back.
+    pub(crate) fn look_at_a_fork(&self, ns: u64) -> bool {
+        self.look_for(ns, true)
+    }
+
+    fn look_for(&self, ns: u64, fork: bool) -> bool {
         let Some(bound) = &self.bound else {
             return false;
         };
@@ -94,10 +104,10 @@ impl Engine {
         };
         let resident_bytes = look.used_pages.max(0).unsigned_abs() * PAGE_SIZE as u64;
         looking.note_stored(resident_bytes, self.store.held_bytes());
-        let limit = looking.found(now, &look, needed_bytes);
+        let limit = looking.found(now, &look, needed_bytes, fork);
         self.budget.set_limit(limit);
         drop(looking);
-        if due {
+        if due && !fork {
             bound.look_after_others(now);
         }
         // What is not the heap's came off the store's share as well.
