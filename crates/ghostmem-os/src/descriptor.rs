@@ -264,9 +264,10 @@ impl Spare {
     }
 
     /// Takes one, if there is none and the process may open another. One thread at
-    /// a time.
+    /// a time. None where the table is another process's, too: that one would find a file
+    /// at a number of its own, and keep it when this process has ended.
     pub fn hold(&self) {
-        if self.is_held() || WITHOUT_SPARES.load(Ordering::Relaxed) {
+        if self.is_held() || is_shared() || WITHOUT_SPARES.load(Ordering::Relaxed) {
             return;
         }
         // SAFETY: the name is a NUL-terminated literal.
@@ -404,8 +405,35 @@ fn close_unless_shared(fd: i32) {
 
 #[cfg(test)]
 mod tests {
+    use super::{SPARE_LOWEST, Spare, leave_open, was_not_shared};
     use crate::guard::memory_file;
     use crate::uffd::{FEATURE_SIGBUS, Source, Uffd};
+
+    #[test]
+    fn no_spare_is_put_on_a_table_that_is_anothers_too() {
+        let code = crate::stack::forked(|| {
+            let open = || {
+                let numbers = SPARE_LOWEST..1024;
+                // SAFETY: looks at a number.
+                let is_open = |&fd: &i32| unsafe { libc::fcntl(fd, libc::F_GETFD) } >= 0;
+                numbers.filter(is_open).count()
+            };
+            let before = open();
+            let spare = Spare::new();
+            spare.hold();
+            let alone = open() - before;
+            spare.let_go();
+            let was_shared = leave_open();
+            spare.hold();
+            let shared = open() - before;
+            // No child was made of it.
+            was_not_shared(was_shared);
+            spare.hold();
+            let again = open() - before;
+            i32::from((alone, shared, again) == (1, 0, 1))
+        });
+        assert_eq!(code, 1);
+    }
 
     #[test]
     fn closed_standard_streams_stay_closed() {

@@ -1,8 +1,9 @@
 /* Children with their own memory on the parent's table of descriptors (CLONE_FILES
- * without CLONE_VM): what either opens and closes the other sees, and both keep their
- * data, while they live side by side and after. */
+ * without CLONE_VM): what either opens and closes the other sees, and nothing else, and
+ * both keep their data, while they live side by side and after. */
 #define _GNU_SOURCE
 #include "ghosts.h"
+#include <dirent.h>
 #include <fcntl.h>
 #include <sched.h>
 #include <signal.h>
@@ -21,6 +22,20 @@ static int good(int by) {
     for (size_t at = 0; at < DATA; at += 4096) if (data[at] != value(at, by)) return 0;
     return 1;
 }
+
+/* The numbers that are open, as the kernel lists them; those above are all closed here. */
+#define NUMBERS 100
+static void list(char *open) {
+    memset(open, 0, NUMBERS);
+    DIR *all = opendir("/proc/self/fd");
+    CHECK(all);
+    for (struct dirent *one; (one = readdir(all));) {
+        int number = atoi(one->d_name);
+        if (one->d_name[0] != '.' && number != dirfd(all) && number < NUMBERS) open[number] = 1;
+    }
+    closedir(all);
+}
+static char before[NUMBERS], after[NUMBERS];
 
 struct job { int ready[2], go[2], file, generation; };
 
@@ -62,6 +77,7 @@ int main(int argc, char **argv) {
         evict();
         char *stack = mmap(NULL, 1 << 17, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
         CHECK(stack != MAP_FAILED);
+        list(before);
         pid_t pid = clone(child, stack + (1 << 17), CLONE_FILES | SIGCHLD, job);
         CHECK(pid > 0);
         CHECK(read(job->ready[0], &byte, 1) == 1);
@@ -77,6 +93,11 @@ int main(int argc, char **argv) {
         if (!WIFEXITED(status) || WEXITSTATUS(status) != 10) { printf("wrong: round %d: %x\n", round, status); return 1; }
         evict();
         CHECK(good(2));
+        /* It has closed one file, and left none. */
+        before[job->file] = 0;
+        list(after);
+        for (int number = 0; number < NUMBERS; number++)
+            if (before[number] != after[number]) { printf("wrong: round %d: number %d\n", round, number); return 1; }
         /* A child without the flag, and one that could not be made. */
         pid = fork();
         CHECK(pid >= 0);
