@@ -95,6 +95,11 @@ fn every_number_below_the_limit_is_the_programs() {
 }
 
 #[test]
+fn what_no_address_space_holds_is_refused_at_once() {
+    check("hopeless", "4M", &[]);
+}
+
+#[test]
 fn a_fork_waits_for_no_lock_of_ours_before_those_of_libc() {
     check("iolocks", "1M", &[]);
 }

@@ -10,6 +10,7 @@ use core::ffi::{c_int, c_void};
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicBool, Ordering};
 
+use ghostmem_os::map::ADDRESS_SPACE_BYTES;
 use ghostmem_os::{PAGE_SIZE, machine};
 
 use crate::thread::EngineScope;
@@ -33,6 +34,9 @@ fn allocate(size: usize, align: usize, zeroed: bool) -> *mut c_void {
     if let Some(block) = ghost::allocate_small(size, align, zeroed) {
         return block;
     }
+    if is_hopeless(size.max(align)) {
+        return ptr::null_mut();
+    }
     let thread = thread::current();
     if ghost::wants(thread, size) {
         let block = ghost::allocate(thread, size, align, zeroed);
@@ -43,6 +47,12 @@ fn allocate(size: usize, align: usize, zeroed: bool) -> *mut c_void {
     } else {
         ordinary::allocate(size, align, zeroed)
     }
+}
+
+/// Whether no address space holds a block of this size or alignment. Such a request makes
+/// no heap, and nobody looks for what limits it.
+fn is_hopeless(bytes: usize) -> bool {
+    bytes >= ADDRESS_SPACE_BYTES
 }
 
 /// Ordinary memory in place of ghost memory, where the limits on address space and data
@@ -168,6 +178,10 @@ pub(crate) unsafe extern "C" fn realloc(block: *mut c_void, size: usize) -> *mut
     if size == 0 {
         // SAFETY: the caller's promise.
         unsafe { free(block) };
+        return ptr::null_mut();
+    }
+    if is_hopeless(size) {
+        set_errno(libc::ENOMEM);
         return ptr::null_mut();
     }
     if let Some(usable) = ghost::bytes_of_small(old.cast())

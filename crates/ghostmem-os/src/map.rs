@@ -25,6 +25,11 @@ use crate::reservation::release;
 /// page; [`crate::machine::page_size_is_supported`] refuses kernels that do.
 pub const PAGE_SIZE: usize = 4096;
 
+/// No block is as long as this, nor aligned to this, bytes: a process's addresses end
+/// here, but for mappings that ask for an address beyond (x86-64: mmap(2),
+/// `Documentation/arch/x86/x86_64/5level-paging.rst`; `VirtualAlloc`).
+pub const ADDRESS_SPACE_BYTES: usize = 1 << 47;
+
 /// Rounds `bytes` up to whole pages; `None` when that overflows.
 #[must_use]
 pub const fn round_up_to_page(bytes: usize) -> Option<usize> {

@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::OnceLock;
 
 use ghostmem_os::lock::Lock;
-use ghostmem_os::map::{MapArc, Reservation};
+use ghostmem_os::map::{ADDRESS_SPACE_BYTES, MapArc, Reservation};
 use ghostmem_os::{OsError, PAGE_SIZE, futex, thread};
 use ghostmem_pager::{ColdSettings, Config, Engine, PageState, Recorder};
 use ghostmem_small::{ALIGN_MAX, Arena, SIZE_MAX, SmallHeap, Space, fork, seam};
@@ -281,6 +281,10 @@ impl Heap {
             return Ok(NonNull::slice_from_raw_parts(dangling, 0));
         }
         let out_of_memory = || Error::OutOfMemory { bytes: size };
+        if size.max(align) >= ADDRESS_SPACE_BYTES {
+            // Neither memory that is given back nor waiting makes room for it.
+            return Err(out_of_memory());
+        }
         if size <= SIZE_MAX
             && align <= ALIGN_MAX
             && let Some(small) = self.small()

@@ -5,6 +5,7 @@ use core::alloc::Layout;
 use core::ptr::NonNull;
 
 use ghostmem_os::PAGE_SIZE;
+use ghostmem_os::map::ADDRESS_SPACE_BYTES;
 use ghostmem_small::SIZE_MAX;
 
 use crate::{Error, Heap};
@@ -69,6 +70,9 @@ impl Heap {
             return self.allocate_with(new, zeroed);
         }
         let held = self.held(block)?;
+        if new.size() >= ADDRESS_SPACE_BYTES {
+            return Err(Error::OutOfMemory { bytes: new.size() });
+        }
         let here = block.as_ptr().addr().is_multiple_of(new.align());
         if here && new.size() > 0 && self.resize(block, held, old.size(), new.size())? {
             let dirty_end = held.bytes().min(new.size());

@@ -67,6 +67,29 @@ fn what_was_allocated_is_freed_to_the_last_byte() {
     assert_eq!(heap.stats().allocated_bytes, 0);
 }
 
+/// A request that is refused has freed small objects give their memory back. One for more
+/// than an address space holds does not: nothing makes room for it.
+#[test]
+fn what_no_address_space_holds_costs_nobody_a_page() {
+    let heap = heap();
+    let layout = Layout::from_size_align(1000, 16).unwrap();
+    for (size, align) in [(1 << 47, 1), (1 << 50, 4096), (1 << 62, 1), (5, 1 << 47)] {
+        let freed = heap.allocate_block(layout, false).unwrap().cast::<u8>();
+        // SAFETY: the block's own bytes.
+        unsafe { freed.as_ptr().write_bytes(3, 1000) };
+        // SAFETY: nobody uses it any more.
+        unsafe { heap.deallocate_block(freed) }.unwrap();
+        let before = heap.stats().resident_bytes;
+        assert!(before > 0);
+        let hopeless = Layout::from_size_align(size, align).unwrap();
+        let refused = Err(Error::OutOfMemory { bytes: size });
+        assert_eq!(heap.allocate_block(hopeless, false), refused);
+        assert_eq!(heap.allocate(hopeless), refused);
+        assert_eq!(heap.stats().resident_bytes, before, "{size:#x}, {align:#x}");
+        assert_eq!(heap.stats().allocated_bytes, 0);
+    }
+}
+
 #[test]
 fn what_is_no_blocks_start_is_refused() {
     let heap = heap();

@@ -11,7 +11,7 @@ use windows_sys::Win32::System::Memory::{
 
 use crate::error::{EINVAL, ENOMEM, OsError};
 use crate::lazy::{self, Lazy};
-use crate::map::{Access, PAGE_SIZE, Span, round_up_to_page};
+use crate::map::{ADDRESS_SPACE_BYTES, Access, PAGE_SIZE, Span, round_up_to_page};
 use crate::placeholder;
 
 /// Reservations up to this many bytes are committed as a whole.
@@ -43,7 +43,7 @@ impl Reservation {
         // More than the address space there is would be refused as a bad
         // argument.
         let len = round_up_to_page(len.max(1))
-            .filter(|&len| len < 1 << 47)
+            .filter(|&len| len < ADDRESS_SPACE_BYTES)
             .ok_or(OsError::new("VirtualAlloc", ENOMEM))?;
         let placeholders = align > PAGE_SIZE;
         let whole = access == Access::ReadWrite && len <= COMMIT_AT_ONCE_BYTES && !placeholders;
