@@ -66,6 +66,18 @@ pub const fn stays_write_hot(write: bool, write_hot: bool, now: u16) -> bool {
     write_hot && (write || now & 1 == 1)
 }
 
+/// Whether a page is write hot still, once it loses its copy; `kept`: that was kept writable.
+///
+/// Keeping a copy writable makes its page hot, also where it came back for the one store
+/// that changed it. Where comparing is not worth its while, hot pages give their next copy
+/// up: one that is only read from then on would be compressed once more for nothing. It is
+/// as if it had not been kept. Should it be stored to, that costs a fault.
+#[must_use]
+#[inline]
+pub const fn stays_write_hot_without_copy(write_hot: bool, kept: bool, compares: bool) -> bool {
+    write_hot && (compares || !kept)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

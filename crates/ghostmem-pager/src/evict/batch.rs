@@ -21,6 +21,7 @@ use ghostmem_os::{clock, futex};
 use ghostmem_policy::Heat;
 use ghostmem_policy::costs::{Evictor, LONG_STRETCH_PAGES, Protected};
 use ghostmem_policy::hand::EVICT_BATCH_PAGES;
+use ghostmem_policy::writes;
 use ghostmem_table::{DropClaim, EvictClaim, PageState, Word};
 
 use crate::evict::pack::{Packed, Victim};
@@ -256,7 +257,10 @@ impl Engine {
             }
         });
         self.costs.changed(by, 1);
-        let mut gone = Gone::default();
+        let mut gone = Gone {
+            compares: self.costs.compares(),
+            ..Gone::default()
+        };
         for (index, claim) in drops.iter_mut().enumerate() {
             let Some(claim) = claim.take() else { continue };
             let before = claim.before();
@@ -365,6 +369,8 @@ impl Engine {
 /// What left with a batch.
 #[derive(Default)]
 struct Gone {
+    /// Comparing pages with the copies that they keep is worth its while.
+    compares: bool,
     pages: u64,
     /// Pages that had their slot already.
     clean: u64,
@@ -389,8 +395,14 @@ impl Gone {
             }
             Packed::Slot(slot, is_raw) => {
                 self.raw += u64::from(is_raw);
+                let write_hot = writes::stays_write_hot_without_copy(
+                    before.is_write_hot(),
+                    before.is_kept(),
+                    self.compares,
+                );
                 stored
                     .with_state(PageState::Stored)
+                    .with_write_hot(write_hot)
                     .with_incompressible(is_raw)
                     .with_payload(slot.bits())
             }
@@ -403,6 +415,37 @@ impl Gone {
             }
             // Not committed, so not here.
             Packed::Full | Packed::Not => before,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ghostmem_store::Slot;
+
+    use super::*;
+
+    /// Proves that keeping a page writable makes it write hot for no longer than comparing is
+    /// worth it: else pages that are only read from then on are compressed once more.
+    #[test]
+    fn a_kept_page_found_changed_is_write_hot_where_comparing_is_worth_it() {
+        let slot = Slot::from_bits(1).unwrap();
+        let left = |before: Word, compares| {
+            let mut gone = Gone {
+                compares,
+                ..Gone::default()
+            };
+            gone.word(before, Packed::Slot(slot, false)).is_write_hot()
+        };
+        let resident = Word::EMPTY.with_state(PageState::Resident);
+        for (before, compares, hot) in [
+            (resident.with_kept(), true, true),
+            (resident.with_kept(), false, false),
+            // Not kept: a store to the clean page made it hot, or none did.
+            (resident.with_write_hot(true), false, true),
+            (resident, true, false),
+        ] {
+            assert_eq!(left(before, compares), hot, "{before:?}, {compares}");
         }
     }
 }
