@@ -16,8 +16,10 @@ static HEAP: OnceLock<Heap> = OnceLock::new();
 /// Set when everything is in place: from then on blocks are ghost memory.
 static ON: AtomicBool = AtomicBool::new(false);
 /// The heap's small objects, once blocks are ghost memory and if those of every
-/// size are, and no memory limit has to be asked: what malloc and free look at first.
+/// size are, and no limit on the heap has to be asked: what malloc and free look at first.
 static SMALL: AtomicPtr<SmallObjects> = AtomicPtr::new(ptr::null_mut());
+/// The bound on memory is close: the heap is asked for each small object.
+static ASKED: AtomicBool = AtomicBool::new(false);
 /// Blocks below this many bytes are ordinary memory.
 static GHOST_FROM: AtomicUsize = AtomicUsize::new(0);
 
@@ -168,7 +170,7 @@ pub(crate) fn allocate_small(size: usize, align: usize, zeroed: bool) -> Option<
 fn allocate_by(
     allocate: impl FnOnce(&SmallObjects) -> Option<NonNull<[u8]>>,
 ) -> Option<*mut c_void> {
-    let small = small()?;
+    let small = small().filter(|_| !ASKED.load(Ordering::Relaxed))?;
     let thread = thread::current();
     let inside = Entered::new(thread)?;
     let block = allocate(small);
@@ -209,6 +211,9 @@ pub(crate) fn allocate(
         bytes = class;
     }
     let inside = EngineScope::new(thread);
+    if ASKED.load(Ordering::Relaxed) {
+        count_small(thread, heap);
+    }
     let block = Layout::from_size_align(bytes.max(1), align)
         .ok()
         .and_then(|layout| heap.allocate_block(layout, zeroed).ok())
@@ -230,12 +235,21 @@ fn count(thread: &'static Thread, bytes: isize) {
     }
 }
 
+/// Counts what this thread has not told yet, and notes whether the heap has to be asked.
+fn count_small(thread: &'static Thread, heap: &Heap) {
+    let before = ASKED.load(Ordering::Relaxed);
+    let asked = heap.count_small(thread.uncounted.replace(0), before);
+    if asked != before {
+        ASKED.store(asked, Ordering::Relaxed);
+    }
+}
+
 /// Tells the heap what this thread has not told yet: that is much, or the thread
 /// ends, or somebody asks.
 #[cold]
 pub(crate) fn tell(thread: &'static Thread) {
     if let Some(heap) = HEAP.get() {
-        heap.count_small(thread.uncounted.replace(0));
+        count_small(thread, heap);
         PEAK.fetch_max(heap.allocated_bytes(), Ordering::Relaxed);
     }
     if put_off::any() {

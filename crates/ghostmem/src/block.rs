@@ -96,20 +96,22 @@ impl Heap {
     /// A small object where no limit is to be asked: counted once.
     #[inline]
     fn allocate_quick(&self, layout: Layout, zeroed: bool) -> Option<NonNull<[u8]>> {
-        let small = self.small_objects()?;
+        let small = self
+            .small_objects_if_made()
+            .filter(|_| !self.engine().has_memory_limit())?;
         let block = small.allocate(layout.size(), layout.align(), zeroed)?;
         self.engine().note_foreign(block.len());
         Some(block)
     }
 
-    /// This heap's small objects, for a caller that counts them by itself. `None`
-    /// while there are none yet, and in a heap with a memory limit, which has to be
-    /// asked for each.
+    /// This heap's small objects, for a caller that counts them by itself, and asks for
+    /// each where [`Heap::count_small`] says so. `None` while there are none yet, and in a
+    /// heap with a limit of its own on all it holds, which has to be asked for each.
     #[must_use]
     #[inline]
     pub fn small_objects(&self) -> Option<&SmallObjects> {
         self.small_objects_if_made()
-            .filter(|_| !self.engine().has_memory_limit())
+            .filter(|_| !self.engine().has_heap_limit())
     }
 
     /// Frees a small object; `None` for an address where there are none.
@@ -124,9 +126,13 @@ impl Heap {
     }
 
     /// Counts bytes that [`SmallObjects::allocate`] handed out, less those that
-    /// [`SmallObjects::free`] took back.
-    pub fn count_small(&self, bytes: isize) {
-        self.engine().note_foreign(bytes.cast_unsigned());
+    /// [`SmallObjects::free`] took back. Whether the heap has to be asked for each further
+    /// one, by [`Heap::allocate_block`], until this says otherwise: the bound on memory is
+    /// close, and may refuse it. `asked`: it has to be so far.
+    #[must_use]
+    pub fn count_small(&self, bytes: isize, asked: bool) -> bool {
+        self.engine()
+            .note_foreign_and_ask(bytes.cast_unsigned(), asked)
     }
 
     /// Whether an address lies where this heap's small objects are. Lock-free.

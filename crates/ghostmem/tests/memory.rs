@@ -275,6 +275,42 @@ fn a_lower_resident_limit_holds_at_once_under_a_bound() {
 }
 
 /// Programs close what they did not open, and use up what they may open.
+/// Far from its bound a heap need not be asked for each small object, which is what makes
+/// malloc cheap; close to it each is asked for, and what no memory holds is refused.
+#[test]
+fn small_objects_are_asked_for_one_by_one_close_to_the_bound() {
+    alone_on_each(
+        "small_objects_are_asked_for_one_by_one_close_to_the_bound",
+        |backend| {
+            let (heap, _) = bounded(backend);
+            let layout = Layout::from_size_align(1 << 10, 16).unwrap();
+            let object = |random: &mut Random| -> Result<(), Error> {
+                let block = heap.allocate_block(layout, false)?;
+                for at in (0..layout.size()).step_by(8) {
+                    // SAFETY: inside the block just made.
+                    unsafe { block.cast::<u64>().byte_add(at).write(random.next()) };
+                }
+                Ok(())
+            };
+            let mut random = Random::new(1);
+            object(&mut random).unwrap();
+            assert!(heap.small_objects().is_some());
+            let mut objects = 0;
+            while !heap.count_small(0, false) {
+                object(&mut random).unwrap();
+                objects += 1;
+            }
+            // At least half of the room is granted without being asked for.
+            assert!(objects * layout.size() > ROOM / 2, "{objects} objects");
+            let refused = (0..1 << 20).find_map(|_| object(&mut random).err());
+            assert!(
+                matches!(refused, Some(Error::OutOfMemory { .. })),
+                "{refused:?}"
+            );
+        },
+    );
+}
+
 #[test]
 fn memory_beside_the_heap_is_seen_without_a_free_descriptor() {
     alone_on_each(

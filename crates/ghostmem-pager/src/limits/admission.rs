@@ -88,6 +88,24 @@ impl Engine {
         self.foreign.mine().fetch_add(bytes, Ordering::Relaxed);
     }
 
+    /// As [`Engine::note_foreign`], of many objects at once; whether each further one has to
+    /// be asked for by [`Engine::count_foreign`]: under a memory limit, close to a bound, and
+    /// where what is counted does not fit it by the forecast. That is made as seldom as
+    /// [`Engine::count_foreign`] makes it far from a bound, and again while they are asked
+    /// for: `asked`.
+    #[must_use]
+    pub fn note_foreign_and_ask(&self, bytes: usize, asked: bool) -> bool {
+        let before = self.foreign.mine().fetch_add(bytes, Ordering::Relaxed);
+        if self.config.memory_limit_bytes.is_some() {
+            return true;
+        }
+        let Some(bound) = &self.bound else {
+            return false;
+        };
+        let crosses = before / FAR_BYTES != before.wrapping_add(bytes) / FAR_BYTES;
+        !bound.is_far() || ((crosses || asked) && self.missing_bytes(RUN_PAGES * PAGE_SIZE) > 0)
+    }
+
     /// Undoes [`Engine::count_foreign`]: the bytes came back.
     #[inline]
     pub fn uncount_foreign(&self, bytes: usize) {

@@ -36,6 +36,13 @@ impl Engine {
     #[must_use]
     #[inline]
     pub fn has_memory_limit(&self) -> bool {
-        self.config.memory_limit_bytes.is_some() || self.bound.is_some()
+        self.has_heap_limit() || self.bound.is_some()
+    }
+
+    /// Whether there is a limit on what the heap itself holds, beside any bound.
+    #[must_use]
+    #[inline]
+    pub fn has_heap_limit(&self) -> bool {
+        self.config.memory_limit_bytes.is_some()
     }
 }
