@@ -78,6 +78,7 @@ impl Engine {
             closed: AtomicBool::new(false),
             _frames: LineStart,
             _evicted: LineStart,
+            _costs: LineStart,
             _swept: LineStart,
             _pinned: LineStart,
             _blocks: LineStart,

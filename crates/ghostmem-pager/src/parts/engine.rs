@@ -69,10 +69,14 @@ pub struct Engine {
     pub(crate) _evicted: LineStart,
     pub(crate) evictions: AtomicU64,
 
-    // Written with each batch of evictions, and read by those who evict.
-    pub(crate) _swept: LineStart,
+    // Written with each store that opens a page and with each batch of evictions, and read
+    // by those who evict.
+    pub(crate) _costs: LineStart,
     /// What reclaim was measured to cost.
     pub(crate) costs: CostMeter,
+
+    // Written with each batch of evictions, and read by those who evict.
+    pub(crate) _swept: LineStart,
     /// Clock hand: region << 40 | page.
     pub(crate) hand: AtomicU64,
     /// How often the hand has been everywhere.
@@ -228,6 +232,7 @@ mod tests {
             offset_of!(Engine, budget),
             offset_of!(Engine, bound),
             offset_of!(Engine, evictions),
+            offset_of!(Engine, costs),
             offset_of!(Engine, hand),
             offset_of!(Engine, pinned_pages),
             offset_of!(Engine, allocated),
