@@ -66,6 +66,8 @@ pub(crate) fn run(args: &FaultsArgs) -> Result<()> {
         "faults/s: median (min-max)",
         "ns per fault",
         "times 1 thread",
+        "processors busy",
+        "CPU ns per fault",
         "readahead pages/fault",
     ]);
     let mut results = Vec::new();
@@ -79,35 +81,41 @@ pub(crate) fn run(args: &FaultsArgs) -> Result<()> {
         };
         let ghost = Ghost::open(&args.backend, data.pages(), limit)?;
         work::fill(ghost.buffer(), &data)?;
-        let mut rates = vec![(Vec::new(), 0.0); args.threads.len()];
+        let mut seen = vec![Vec::new(); args.threads.len()];
         for round in 0..args.rounds {
-            for (&threads, (rates, ahead)) in args.threads.iter().zip(&mut rates) {
+            for (&threads, seen) in args.threads.iter().zip(&mut seen) {
                 let seed = u64::from(round);
-                let (rate, readahead) = measure(args, &ghost, &data, threads, seed, restore_only)?;
-                rates.push(rate);
-                *ahead = readahead;
+                seen.push(measure(args, &ghost, &data, threads, seed, restore_only)?);
             }
         }
         let mut single = None;
-        for (&threads, (rates, ahead)) in args.threads.iter().zip(&rates) {
-            let Some(spread) = Spread::of(rates) else {
-                return Err(Error::Failed("--rounds: at least 1".into()));
+        for (&threads, seen) in args.threads.iter().zip(&seen) {
+            let spread = |of: fn(&Seen) -> f64| {
+                Spread::of(&seen.iter().map(of).collect::<Vec<_>>())
+                    .ok_or_else(|| Error::Failed("--rounds: at least 1".into()))
             };
-            let gain = spread.median / *single.get_or_insert(spread.median);
+            let rate = spread(|seen| seen.faults_per_s)?;
+            let busy = spread(|seen| seen.processors)?;
+            let ahead = spread(|seen| seen.readahead)?;
+            let gain = rate.median / *single.get_or_insert(rate.median);
+            let wall_ns = 1e9 / rate.median;
             table.add_row([
                 args.backend.clone(),
                 part.clone(),
                 threads.to_string(),
-                spread.text(),
-                format!("{:.0}", 1e9 / spread.median),
+                rate.text(),
+                format!("{wall_ns:.0}"),
                 format!("{gain:.2}"),
-                format!("{ahead:.2}"),
+                format!("{:.2}", busy.median),
+                format!("{:.0}", wall_ns * busy.median),
+                format!("{:.2}", ahead.median),
             ]);
             results.push(json!({
                 "backend": args.backend,
                 "part": part,
                 "threads": threads,
-                "faults_per_s": spread.json(),
+                "faults_per_s": rate.json(),
+                "processors_busy": busy.json(),
                 "gain": gain,
             }));
         }
@@ -120,7 +128,18 @@ pub(crate) fn run(args: &FaultsArgs) -> Result<()> {
     Ok(())
 }
 
-/// Faults per second, and pages read ahead per fault, of one repetition.
+/// What one repetition showed.
+#[derive(Clone)]
+struct Seen {
+    faults_per_s: f64,
+    /// Processors that the process kept busy, its background threads' too: one thread that
+    /// faults may have more than one.
+    processors: f64,
+    /// Pages read ahead per fault.
+    readahead: f64,
+}
+
+/// One repetition.
 fn measure(
     args: &FaultsArgs,
     ghost: &Ghost,
@@ -128,7 +147,7 @@ fn measure(
     threads: u32,
     seed: u64,
     restore_only: bool,
-) -> Result<(f64, f64)> {
+) -> Result<Seen> {
     if restore_only {
         ghost.evict_all()?;
     }
@@ -153,7 +172,7 @@ fn measure(
     let gate = Barrier::new(threads as usize + 1);
     let buffer = ghost.buffer();
     let before = ghost.heap().stats();
-    let elapsed = std::thread::scope(|scope| {
+    let (elapsed, cpu_ns) = std::thread::scope(|scope| {
         let workers: Vec<_> = (0..)
             .zip(&orders)
             .map(|(thread, order)| {
@@ -166,18 +185,23 @@ fn measure(
             })
             .collect();
         gate.wait();
+        let cpu_before = sys::usage().cpu_ns;
         let start = Instant::now();
         for worker in workers {
             worker
                 .join()
                 .unwrap_or_else(|_| Err(Error::Failed("a touching thread panicked".into())))?;
         }
-        Ok(start.elapsed())
+        Ok((start.elapsed(), sys::usage().cpu_ns - cpu_before))
     })?;
     let after = ghost.heap().stats();
     let faults = after.faults.saturating_sub(before.faults).max(1) as f64;
     let ahead = after.readahead_pages.saturating_sub(before.readahead_pages) as f64;
-    Ok((faults / elapsed.as_secs_f64(), ahead / faults))
+    Ok(Seen {
+        faults_per_s: faults / elapsed.as_secs_f64(),
+        processors: cpu_ns as f64 / elapsed.as_nanos() as f64,
+        readahead: ahead / faults,
+    })
 }
 
 /// Reads and checks the tag of each page.
