@@ -7,8 +7,8 @@
 //!
 //! A codec is a value. Its file holds the code and its [`Encoding`], its row in
 //! the table `codecs!` makes it a variant of [`AnyCodec`].
-//! Nothing else names a codec: callers ask the value for its state and its
-//! encoding. The suite in `tests/conformance.rs` runs for every row.
+//! Nobody else writes an encoding: callers choose a codec once, and ask the value
+//! for its state and its encoding. The suite in `tests/conformance.rs` runs for every row.
 //!
 //! The only `unsafe` here is the call into the C library, in [`lz4`].
 
