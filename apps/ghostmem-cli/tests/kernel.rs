@@ -56,6 +56,25 @@ fn addresses_that_the_kernel_would_refuse_get_efault() {
     check("refused", "4M", &[]);
 }
 
+/// Requests whose answer is longer than their number says, the kernel's log, message queues,
+/// semaphores, segments, keys: right, and not a byte beside.
+#[test]
+fn what_the_kernel_writes_stays_in_its_place() {
+    check("written", "4M", &[]);
+}
+
+#[test]
+fn records_of_several_writers_come_whole() {
+    check("appends", "4M", &[]);
+}
+
+/// Handlers, the mask and pages are the parent's own after `system`, `popen`, `posix_spawn`,
+/// `vfork`, and a clone that clears the handlers.
+#[test]
+fn children_leave_handlers_masks_and_pages_alone() {
+    check("afterchild", "4M", &[]);
+}
+
 #[test]
 fn holds_end_with_their_reason() {
     check("held", "16M", &[]);

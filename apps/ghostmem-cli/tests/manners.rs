@@ -221,6 +221,113 @@ fn children_that_cannot_have_the_library_run_without_and_say_nothing() {
     assert_eq!(text(&output.stdout), "not ours none\n");
 }
 
+/// A loader that says whether it is given a library, and is too old for ours: it knows no
+/// version of glibc's functions at all.
+const OLD_LOADER: &str = "\
+__asm__(\".globl _start\\n_start: mov %rsp, %rdi\\n and $-16, %rsp\\n call begin\\n\");\n\
+static long call(long n, long a, long b, long c) {\n\
+    long r; __asm__ volatile(\"syscall\" : \"=a\"(r) : \"a\"(n), \"D\"(a), \"S\"(b), \"d\"(c) \\\n\
+        : \"rcx\", \"r11\", \"memory\"); return r;\n\
+}\n\
+void begin(long *stack) {\n\
+    char **text = (char **)(stack + 2 + *stack);\n\
+    for (; *text; text++) {\n\
+        const char *name = \"LD_PRELOAD=\";\n\
+        int i = 0;\n\
+        while (name[i] && (*text)[i] == name[i]) i++;\n\
+        if (!name[i]) { call(1, 1, (long)\"preloaded\\n\", 10); call(231, 0, 0, 0); }\n\
+    }\n\
+    call(1, 1, (long)\"none\\n\", 5); call(231, 0, 0, 0);\n\
+}\n";
+
+/// Proves that a program whose own glibc is older than the library needs runs without it as a
+/// child, and is refused in a line as the program itself; and that the newest version that
+/// the library needs is the one that is looked for.
+#[test]
+fn a_program_with_an_older_c_library_runs_without_or_is_refused() {
+    let folder = scratch("older");
+    let loader = folder.join("ld-linux-x86-64.so.2");
+    let compile = |name: &str, code: &str, more: &[&str]| {
+        let source = folder.join(name).with_extension("c");
+        fs::write(&source, code).unwrap();
+        let mut compiler = Command::new("cc");
+        compiler.args(more).arg("-o").arg(folder.join(name));
+        assert!(compiler.arg(&source).status().unwrap().success());
+    };
+    let bare = ["-O1", "-static", "-nostdlib", "-fno-stack-protector"];
+    compile("ld-linux-x86-64.so.2", OLD_LOADER, &bare);
+    let linker = format!("-Wl,--dynamic-linker={}", loader.display());
+    compile("old", "int main(void) { return 0; }\n", &[&linker]);
+    let old = folder.join("old");
+    let old = old.to_str().unwrap();
+    let output = run(&[
+        "--limit",
+        "8M",
+        "--",
+        "sh",
+        "-c",
+        &format!("{old}; echo $?"),
+    ]);
+    assert_eq!(text(&output.stderr), "");
+    assert_eq!(text(&output.stdout), "none\n0\n");
+    let command = ["--verbose", "--limit", "8M", "--", "sh", "-c", old];
+    let said = text(&run(&command).stderr);
+    assert_eq!(
+        said.matches("a child runs without GhostMem").count(),
+        1,
+        "{said}"
+    );
+    let line = refused(126, &["--limit", "8M", "--", old]);
+    assert!(line.contains("glibc 2.34"), "{line}");
+
+    let output = run(&["--limit", "8M", "--", "sh", "-c", "echo $LD_PRELOAD"]);
+    let library = fs::read(text(&output.stdout).trim_end()).unwrap();
+    let names = |minor: u32| {
+        let name = format!("GLIBC_2.{minor}\0");
+        library
+            .windows(name.len())
+            .any(|part| part == name.as_bytes())
+    };
+    assert!(names(34) && !(35..60).any(names));
+}
+
+/// Proves that a child in a root folder without the library runs without it, and that nobody
+/// says so.
+#[test]
+fn a_child_in_another_root_runs_without_and_says_nothing() {
+    let root = scratch("root");
+    let source = root.join("says.c");
+    let code = "#include <stdio.h>\n#include <stdlib.h>\nint main(void) { \
+        puts(getenv(\"LD_PRELOAD\") ? getenv(\"LD_PRELOAD\") : \"none\"); return 0; }\n";
+    fs::write(&source, code).unwrap();
+    let mut compiler = Command::new("cc");
+    compiler.arg("-o").arg(root.join("says")).arg(&source);
+    assert!(compiler.status().unwrap().success());
+    for folder in ["lib64", "lib/x86_64-linux-gnu"] {
+        fs::create_dir_all(root.join(folder)).unwrap();
+    }
+    for file in [
+        "lib64/ld-linux-x86-64.so.2",
+        "lib/x86_64-linux-gnu/libc.so.6",
+    ] {
+        fs::copy(Path::new("/").join(file), root.join(file)).unwrap();
+    }
+    let script = format!(
+        "import os, sys\n\
+         if os.getuid(): sys.exit(77)\n\
+         os.chroot('{}'); os.chdir('/')\n\
+         os.execv('/says', ['says'])\n",
+        root.display()
+    );
+    let output = run(&["--limit", "8M", "--", "python3", "-c", &script]);
+    if output.status.code() == Some(77) {
+        println!("SKIPPED: not root, so a child in another root folder is not tested");
+        return;
+    }
+    assert_eq!(text(&output.stderr), "");
+    assert_eq!(text(&output.stdout), "none\n");
+}
+
 /// A daemon closes all descriptors and opens files of its own: the table is in none of them.
 #[test]
 fn a_report_does_not_go_into_the_programs_files() {

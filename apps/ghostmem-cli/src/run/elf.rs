@@ -10,8 +10,8 @@ use std::io::{self, Read, Seek, SeekFrom};
 pub(crate) enum Kind {
     /// 64-bit x86, for the loader named.
     Dynamic {
-        /// The loader is glibc's.
-        glibc: bool,
+        /// Whose loader it is.
+        library: CLibrary,
         /// Why it is known to make system calls outside the C library.
         raw_system_calls: Option<&'static str>,
         /// The sanitizer it is built with, which has an allocator of its own.
@@ -26,6 +26,23 @@ pub(crate) enum Kind {
     /// No ELF file.
     NotElf,
 }
+
+/// A C library, by its loader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CLibrary {
+    /// A glibc that the preloaded library can be loaded by.
+    Glibc,
+    /// An older one.
+    OldGlibc,
+    /// Another one.
+    Other,
+}
+
+/// The newest version of glibc's functions that the preloaded library uses: a loader that
+/// knows it has its name within.
+const VERSION: &[u8] = b"GLIBC_2.34\0";
+/// Longer files are no loaders, bytes.
+const LOADER_MAX: u64 = 4 << 20;
 
 const PT_INTERP: u32 = 3;
 const PT_DYNAMIC: u32 = 2;
@@ -79,10 +96,25 @@ pub(crate) fn kind(file: &mut File) -> io::Result<Kind> {
         uring.then_some("it uses liburing")
     };
     Ok(Kind::Dynamic {
-        glibc: loader.contains("ld-linux"),
+        library: c_library(&loader),
         raw_system_calls,
         sanitizer: sanitizer.map(|(_, name)| *name),
     })
+}
+
+/// The C library whose loader is at a path. One that cannot be read is taken for usable:
+/// starting the program says why it is not.
+fn c_library(loader: &str) -> CLibrary {
+    if !loader.contains("/ld-linux") {
+        return CLibrary::Other;
+    }
+    let mut bytes = Vec::new();
+    let read = File::open(loader).and_then(|file| file.take(LOADER_MAX).read_to_end(&mut bytes));
+    let knows = |bytes: &[u8]| bytes.windows(VERSION.len()).any(|part| part == VERSION);
+    match read {
+        Ok(_) if !knows(&bytes) => CLibrary::OldGlibc,
+        _ => CLibrary::Glibc,
+    }
 }
 
 /// A file's program headers, or the kind of file that has none to be read.

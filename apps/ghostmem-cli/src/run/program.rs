@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use crate::failure::{EXIT_NOT_FOUND, EXIT_NOT_RUN, Failure};
 
-use super::elf::{self, Kind};
+use super::elf::{self, CLibrary, Kind};
 
 /// Interpreters of interpreters followed, as the kernel does.
 const SCRIPTS_MAX: usize = 5;
@@ -97,8 +97,18 @@ fn inspect_one(path: &Path) -> Result<Step, Failure> {
     let mut file = File::open(path).map_err(cannot)?;
     let mode = file.metadata().map_err(cannot)?;
     match elf::kind(&mut file).map_err(cannot)? {
-        Kind::Dynamic { glibc: false, .. } => Err(Failure::new(format!(
+        Kind::Dynamic {
+            library: CLibrary::Other,
+            ..
+        } => Err(Failure::new(format!(
             "{shown} is linked against a C library other than glibc: 'ghostmem run' needs glibc"
+        ))),
+        Kind::Dynamic {
+            library: CLibrary::OldGlibc,
+            ..
+        } => Err(Failure::new(format!(
+            "{shown} is started by the loader of a glibc that is too old: 'ghostmem run' needs \
+             glibc 2.34 or newer"
         ))),
         Kind::Dynamic { .. } if gains_privileges(&mode) => Err(Failure::new(format!(
             "{shown} is setuid or setgid: the loader takes no library \

@@ -435,6 +435,11 @@ pub(super) fn execve(args: [usize; 6], at: Option<()>) -> Touch<Done> {
         libc::AT_FDCWD as usize
     };
     envp.without_us = envp.has_us && !target::takes_us(folder, path)?;
+    if envp.without_us && start::settings().is_some_and(|settings| settings.verbose) {
+        raw::say(
+            b"ghostmem: a child runs without GhostMem: the library cannot be in what it executes\n",
+        );
+    }
     tree::before_exec(envp.has_us && !envp.without_us);
     if !(ghost::is_ghost(path) || argv.ghost || envp.ghost || envp.without_us) {
         trace_now();

@@ -1,9 +1,11 @@
 //! What a program is about to execute, and whether this library can be in it.
 //!
 //! The loader of another C library, or of another architecture, complains about a
-//! library that is not for it; so does ours about one that the program's user may
-//! not read. Such programs run without us, and nobody hears of it. This looks at no
-//! more than the kernel will: the file's first bytes, and where its loader is named.
+//! library that is not for it, and an older glibc's ends the program; ours complains about
+//! one that the program's user may not read, or that is not in its root folder. Such
+//! programs run without us, and nobody hears of it. This looks at no more than the kernel
+//! will: the file's first bytes, and where its loader is named; and into a loader that is
+//! not the usual one.
 //!
 //! It runs between vfork and exec too: system calls and the stack only.
 
@@ -20,6 +22,14 @@ const LIBRARY: &[u8] = b"libghostmem_preload.so";
 const SCRIPTS_MAX: usize = 5;
 /// Room for a path, or the program headers of any program.
 const ROOM: usize = 512;
+
+/// The usual loader of glibc, which this process was started by, or one like it.
+const LOADER: &[u8] = b"/lib64/ld-linux-x86-64.so.2";
+/// The newest version of glibc's functions that this library uses: a loader that knows it
+/// has its name within.
+const VERSION: &[u8] = b"GLIBC_2.34\0";
+/// Longer files are no loaders: that of glibc 2.41 has 0.3 MB.
+const LOADER_MAX: usize = 4 << 20;
 
 const PT_INTERP: u32 = 3;
 const HEADER_BYTES: usize = 56;
@@ -95,7 +105,8 @@ pub(super) fn takes_us(folder: usize, path: usize) -> Touch<bool> {
     Ok(true)
 }
 
-/// Whether the user that this process is now may read this library.
+/// Whether the user that this process is now may read this library, in the root folder that
+/// it has now.
 fn can_read_us() -> bool {
     let path = crate::objects::our_file();
     // A filter of the program's may have no such call, and end whoever makes it.
@@ -112,7 +123,9 @@ fn can_read_us() -> bool {
         libc::R_OK,
         libc::AT_EACCESS
     );
-    answer != -(libc::EACCES as isize)
+    ![libc::EACCES, libc::ENOENT, libc::ENOTDIR]
+        .iter()
+        .any(|&errno| answer == -(errno as isize))
 }
 
 enum Kind {
@@ -163,12 +176,57 @@ fn look(file: usize, name: &mut [u8; ROOM]) -> Kind {
         }
         let mut offset = [0_u8; 8];
         offset.copy_from_slice(&header[8..16]);
-        let mut loader = [0_u8; 128];
+        let mut loader = [0_u8; 256];
         read_at(file, &mut loader, u64::from_le_bytes(offset) as usize);
-        let loader = loader.split(|&byte| byte == 0).next().unwrap_or(&[]);
-        let glibc = loader.windows(9).any(|part| part == b"/ld-linux");
-        return if glibc { Kind::Takes } else { Kind::Refuses };
+        let [.., last] = &mut loader;
+        *last = 0;
+        return if can_load_us(&loader) {
+            Kind::Takes
+        } else {
+            Kind::Refuses
+        };
     }
     // No loader: nobody who could complain.
     Kind::Takes
+}
+
+/// Whether a loader, by its path and a NUL, is a glibc's that is new enough for this library.
+fn can_load_us(loader: &[u8]) -> bool {
+    let path = loader.split(|&byte| byte == 0).next().unwrap_or(&[]);
+    if path == LOADER {
+        return true;
+    }
+    if !path.windows(9).any(|part| part == b"/ld-linux") {
+        return false;
+    }
+    let flags = libc::O_RDONLY | libc::O_CLOEXEC | libc::O_NOCTTY | libc::O_NONBLOCK;
+    let folder = libc::AT_FDCWD;
+    let file = call!(libc::SYS_openat, folder, loader.as_ptr(), flags, 0);
+    if failed(file) {
+        // The call will say why it fails.
+        return true;
+    }
+    let knows = knows_version(file as usize);
+    let _closed = call!(libc::SYS_close, file);
+    knows
+}
+
+/// Whether the name of the version that this library needs is in a file.
+fn knows_version(file: usize) -> bool {
+    let mut piece = [0_u8; 2048];
+    let mut at = 0;
+    loop {
+        let got = read_at(file, &mut piece, at);
+        if piece[..got]
+            .windows(VERSION.len())
+            .any(|part| part == VERSION)
+        {
+            return true;
+        }
+        if got < piece.len() || at > LOADER_MAX {
+            return false;
+        }
+        // One that lies across two pieces is whole in the next.
+        at += piece.len() - (VERSION.len() - 1);
+    }
 }
