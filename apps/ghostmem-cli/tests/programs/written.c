@@ -11,6 +11,7 @@
 #include <sys/ioctl.h>
 #include <sys/ipc.h>
 #include <sys/klog.h>
+#include <sys/msg.h>
 #include <sys/sem.h>
 #include <sys/shm.h>
 #include <sys/syscall.h>
@@ -126,6 +127,22 @@ static void queues(void) {
     CHECK(mq_close(queue) == 0);
 }
 
+/* A message that is asked for with more room than any call may have in one piece. */
+static void long_room(void) {
+    struct { long type; char text[100]; } *message = ghost(24 << 20);
+    int queue = msgget(IPC_PRIVATE, 0600);
+    CHECK(queue >= 0 || errno == ENOSPC || errno == ENOSYS);
+    if (queue < 0) return;
+    message->type = 3;
+    memset(message->text, 'm', 100);
+    CHECK(msgsnd(queue, message, 100, 0) == 0);
+    memset(message, 0, sizeof *message);
+    evict();
+    CHECK(msgrcv(queue, message, 20 << 20, 3, MSG_NOERROR) == 100 && message->type == 3);
+    CHECK(message->text[0] == 'm' && message->text[99] == 'm');
+    CHECK(msgctl(queue, IPC_RMID, NULL) == 0);
+}
+
 static void semaphores_and_segments(void) {
     int set = semget(IPC_PRIVATE, 3, 0600);
     CHECK(set >= 0 || errno == ENOSPC);
@@ -185,6 +202,7 @@ int main(int argc, char **argv) {
     beside(argv[1]);
     kernel_log();
     queues();
+    long_room();
     semaphores_and_segments();
     keys();
     printf("ok\n");

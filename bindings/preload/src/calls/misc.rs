@@ -234,10 +234,14 @@ pub(super) fn queue_receive(mut args: [usize; 6]) -> Touch<Done> {
     if !ghost::is_ghost(theirs) {
         return Ok(Done::Asis);
     }
-    // A message that is not there, or too long, is the kernel's to refuse.
+    // A message that is not there, or too long, is the kernel's to refuse. One that does
+    // not fit a stand-in stays in its queue, whole.
     let most = crate::bounce::most_bytes();
-    if bytes > most {
-        return Ok(error(libc::ENOMEM));
+    let is_cut = bytes > most;
+    let bytes = bytes.min(most);
+    if is_cut {
+        args[2] = bytes;
+        args[4] &= !(libc::MSG_NOERROR as usize);
     }
     let Some(lease) = Lease::new(bytes + TYPE_BYTES) else {
         return Ok(error(libc::ENOMEM));
@@ -246,6 +250,9 @@ pub(super) fn queue_receive(mut args: [usize; 6]) -> Touch<Done> {
     guarded::open(theirs)?;
     args[1] = lease.address();
     let answer = raw::syscall(70, args);
+    if is_cut && answer == -(libc::E2BIG as isize) {
+        return Ok(error(libc::ENOBUFS));
+    }
     if !failed(answer) {
         let got = (answer as usize).min(bytes) + TYPE_BYTES;
         guarded::copy(theirs, lease.address(), got)?;
