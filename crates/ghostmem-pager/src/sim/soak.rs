@@ -18,7 +18,7 @@ const RUN_STEPS: u64 = 40_000;
 const STEPS: u64 = 1_000_000;
 
 const HELP: &str = "\
-usage: soak [--steps N] [--seed N] [--run-steps N] [--keep-going]
+usage: soak [--steps N] [--seed N] [--run-steps N] [--seeds-only]
        soak --replay FILE [--tell]
        soak --shrink SEED [--run-steps N] [--out FILE]
 
@@ -28,6 +28,7 @@ kept in tests/sim. A run that fails is made shorter, printed and written to a fi
   --steps N      steps in all (1000000)
   --seed N       the first seed (1)
   --run-steps N  steps of the longest runs (40000); others have fewer
+  --seeds-only   replays nothing that is kept, and leaves a run that fails as it is
   --replay FILE  runs what a file says
   --tell         prints each operation and decision
   --shrink SEED  makes the run of a seed that fails shorter
@@ -43,6 +44,7 @@ struct Asked {
     shrink: Option<u64>,
     record: Option<PathBuf>,
     out: Option<PathBuf>,
+    seeds_only: bool,
     tell: bool,
 }
 
@@ -73,6 +75,7 @@ impl Asked {
                 "--replay" => asked.replay = Some(value()?.into()),
                 "--record" => asked.record = Some(value()?.into()),
                 "--out" => asked.out = Some(value()?.into()),
+                "--seeds-only" => asked.seeds_only = true,
                 "--tell" => asked.tell = true,
                 // What cargo's own harness is told.
                 "--nocapture" | "--quiet" | "-q" => {}
@@ -260,7 +263,7 @@ pub fn main() -> i32 {
     if let Some(seed) = asked.shrink {
         return run_shrink(seed, &asked);
     }
-    let shrinks = asked.replay.is_none() && asked.record.is_none();
+    let shrinks = asked.replay.is_none() && asked.record.is_none() && !asked.seeds_only;
     end_with_a_failure(OnFailure {
         shrink: shrinks.then(|| asked.run_steps()),
         record: asked.record.clone(),
@@ -271,7 +274,7 @@ pub fn main() -> i32 {
         replay(&mut runner, path);
         return 0;
     }
-    if asked.record.is_none() {
+    if asked.record.is_none() && !asked.seeds_only {
         let kept = kept();
         kept.iter().for_each(|path| replay(&mut runner, path));
         println!("{} kept runs replayed", kept.len());
