@@ -274,7 +274,6 @@ fn a_lower_resident_limit_holds_at_once_under_a_bound() {
     assert!((0..data.len()).all(|i| data[i] == word(i) && more[i] == word(i)));
 }
 
-/// Programs close what they did not open, and use up what they may open.
 /// Far from its bound a heap need not be asked for each small object, which is what makes
 /// malloc cheap; close to it each is asked for, and what no memory holds is refused.
 #[test]
@@ -311,6 +310,7 @@ fn small_objects_are_asked_for_one_by_one_close_to_the_bound() {
     );
 }
 
+/// Programs close what they did not open, and use up what they may open.
 #[test]
 fn memory_beside_the_heap_is_seen_without_a_free_descriptor() {
     alone_on_each(
