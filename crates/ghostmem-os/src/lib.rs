@@ -49,6 +49,7 @@ pub mod kernel;
 mod lazy;
 #[cfg_attr(windows, path = "windows/lineage.rs")]
 pub mod lineage;
+pub mod loader;
 pub mod lock;
 #[cfg_attr(windows, path = "windows/machine.rs")]
 pub mod machine;

@@ -4,6 +4,9 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
+
+use ghostmem_os::loader::CLibrary;
 
 /// What kind of executable a file is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,23 +29,6 @@ pub(crate) enum Kind {
     /// No ELF file.
     NotElf,
 }
-
-/// A C library, by its loader.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum CLibrary {
-    /// A glibc that the preloaded library can be loaded by.
-    Glibc,
-    /// An older one.
-    OldGlibc,
-    /// Another one.
-    Other,
-}
-
-/// The newest version of glibc's functions that the preloaded library uses: a loader that
-/// knows it has its name within.
-const VERSION: &[u8] = b"GLIBC_2.34\0";
-/// Longer files are no loaders, bytes.
-const LOADER_MAX: u64 = 4 << 20;
 
 const PT_INTERP: u32 = 3;
 const PT_DYNAMIC: u32 = 2;
@@ -102,19 +88,13 @@ pub(crate) fn kind(file: &mut File) -> io::Result<Kind> {
     })
 }
 
-/// The C library whose loader is at a path. One that cannot be read is taken for usable:
+/// The C library whose loader is at a path. One that cannot be opened is taken for usable:
 /// starting the program says why it is not.
 fn c_library(loader: &str) -> CLibrary {
-    if !loader.contains("/ld-linux") {
-        return CLibrary::Other;
-    }
-    let mut bytes = Vec::new();
-    let read = File::open(loader).and_then(|file| file.take(LOADER_MAX).read_to_end(&mut bytes));
-    let knows = |bytes: &[u8]| bytes.windows(VERSION.len()).any(|part| part == VERSION);
-    match read {
-        Ok(_) if !knows(&bytes) => CLibrary::OldGlibc,
-        _ => CLibrary::Glibc,
-    }
+    CLibrary::of_path(loader.as_bytes()).unwrap_or_else(|| match File::open(loader) {
+        Ok(file) => CLibrary::of_file(|piece, at| file.read_at(piece, at as u64).unwrap_or(0)),
+        Err(_) => CLibrary::Glibc,
+    })
 }
 
 /// A file's program headers, or the kind of file that has none to be read.

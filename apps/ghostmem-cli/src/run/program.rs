@@ -7,9 +7,11 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use ghostmem_os::loader::CLibrary;
+
 use crate::failure::{EXIT_NOT_FOUND, EXIT_NOT_RUN, Failure};
 
-use super::elf::{self, CLibrary, Kind};
+use super::elf::{self, Kind};
 
 /// Interpreters of interpreters followed, as the kernel does.
 const SCRIPTS_MAX: usize = 5;

@@ -9,6 +9,8 @@
 //!
 //! It runs between vfork and exec too: system calls and the stack only.
 
+use ghostmem_os::loader::CLibrary;
+
 use crate::guarded::{self, Touch};
 use crate::raw::{call, failed};
 
@@ -22,14 +24,6 @@ const LIBRARY: &[u8] = b"libghostmem_preload.so";
 const SCRIPTS_MAX: usize = 5;
 /// Room for a path, or the program headers of any program.
 const ROOM: usize = 512;
-
-/// The usual loader of glibc, which this process was started by, or one like it.
-const LOADER: &[u8] = b"/lib64/ld-linux-x86-64.so.2";
-/// The newest version of glibc's functions that this library uses: a loader that knows it
-/// has its name within.
-const VERSION: &[u8] = b"GLIBC_2.34\0";
-/// Longer files are no loaders: that of glibc 2.41 has 0.3 MB.
-const LOADER_MAX: usize = 4 << 20;
 
 const PT_INTERP: u32 = 3;
 const HEADER_BYTES: usize = 56;
@@ -190,43 +184,20 @@ fn look(file: usize, name: &mut [u8; ROOM]) -> Kind {
     Kind::Takes
 }
 
-/// Whether a loader, by its path and a NUL, is a glibc's that is new enough for this library.
+/// Whether a loader, by its path and a NUL, can load this library. One that cannot be opened
+/// is taken to: the call will say why it fails.
 fn can_load_us(loader: &[u8]) -> bool {
     let path = loader.split(|&byte| byte == 0).next().unwrap_or(&[]);
-    if path == LOADER {
-        return true;
-    }
-    if !path.windows(9).any(|part| part == b"/ld-linux") {
-        return false;
-    }
-    let flags = libc::O_RDONLY | libc::O_CLOEXEC | libc::O_NOCTTY | libc::O_NONBLOCK;
-    let folder = libc::AT_FDCWD;
-    let file = call!(libc::SYS_openat, folder, loader.as_ptr(), flags, 0);
-    if failed(file) {
-        // The call will say why it fails.
-        return true;
-    }
-    let knows = knows_version(file as usize);
-    let _closed = call!(libc::SYS_close, file);
-    knows
-}
-
-/// Whether the name of the version that this library needs is in a file.
-fn knows_version(file: usize) -> bool {
-    let mut piece = [0_u8; 2048];
-    let mut at = 0;
-    loop {
-        let got = read_at(file, &mut piece, at);
-        if piece[..got]
-            .windows(VERSION.len())
-            .any(|part| part == VERSION)
-        {
-            return true;
+    let library = CLibrary::of_path(path).unwrap_or_else(|| {
+        let flags = libc::O_RDONLY | libc::O_CLOEXEC | libc::O_NOCTTY | libc::O_NONBLOCK;
+        let folder = libc::AT_FDCWD;
+        let file = call!(libc::SYS_openat, folder, loader.as_ptr(), flags, 0);
+        if failed(file) {
+            return CLibrary::Glibc;
         }
-        if got < piece.len() || at > LOADER_MAX {
-            return false;
-        }
-        // One that lies across two pieces is whole in the next.
-        at += piece.len() - (VERSION.len() - 1);
-    }
+        let library = CLibrary::of_file(|piece, at| read_at(file as usize, piece, at));
+        let _closed = call!(libc::SYS_close, file);
+        library
+    });
+    library == CLibrary::Glibc
 }
