@@ -21,12 +21,12 @@ use ghostmem_os::{clock, futex};
 use ghostmem_policy::Heat;
 use ghostmem_policy::costs::{Evictor, LONG_STRETCH_PAGES, Protected};
 use ghostmem_policy::hand::EVICT_BATCH_PAGES;
-use ghostmem_policy::writes;
 use ghostmem_table::{DropClaim, EvictClaim, PageState, Word};
 
 use crate::evict::pack::{Packed, Victim};
 use crate::parts::engine::Engine;
 use crate::parts::metrics::Counter;
+use crate::parts::page::bare;
 use crate::parts::region::Region;
 
 /// Two dirty victims at most this many pages apart are protected in one call:
@@ -395,14 +395,8 @@ impl Gone {
             }
             Packed::Slot(slot, is_raw) => {
                 self.raw += u64::from(is_raw);
-                let write_hot = writes::stays_write_hot_without_copy(
-                    before.is_write_hot(),
-                    before.is_kept(),
-                    self.compares,
-                );
-                stored
+                bare(before, self.compares)
                     .with_state(PageState::Stored)
-                    .with_write_hot(write_hot)
                     .with_incompressible(is_raw)
                     .with_payload(slot.bits())
             }

@@ -47,6 +47,12 @@ const CLAIMS: u32 = 10;
 /// Times that an allocation waits while another thread asks them.
 const CLAIM_WAITS: u32 = 2000;
 
+/// Whether a count of `before` comes to another multiple of `grain` with `bytes` more; a
+/// number below zero is wrapped.
+const fn crosses(before: usize, bytes: usize, grain: usize) -> bool {
+    before / grain != before.wrapping_add(bytes) / grain
+}
+
 impl Engine {
     /// Counts `bytes` that the owner of an adopted region hands out.
     ///
@@ -64,12 +70,12 @@ impl Engine {
         }
         // Far from a bound seldom: the forecast costs more than what it is about.
         let far = self.bound.as_ref().is_some_and(ProcessBound::is_far);
-        let grain = if far && self.config.memory_limit_bytes.is_none() {
+        let grain = if far && !self.has_heap_limit() {
             FAR_BYTES
         } else {
             PAGE_SIZE
         };
-        if before / grain == before.wrapping_add(bytes) / grain {
+        if !crosses(before, bytes, grain) {
             return Ok(());
         }
         // Objects are spread over pages of which nobody else knows how many
@@ -96,14 +102,14 @@ impl Engine {
     #[must_use]
     pub fn note_foreign_and_ask(&self, bytes: usize, asked: bool) -> bool {
         let before = self.foreign.mine().fetch_add(bytes, Ordering::Relaxed);
-        if self.config.memory_limit_bytes.is_some() {
+        if self.has_heap_limit() {
             return true;
         }
         let Some(bound) = &self.bound else {
             return false;
         };
-        let crosses = before / FAR_BYTES != before.wrapping_add(bytes) / FAR_BYTES;
-        !bound.is_far() || ((crosses || asked) && self.missing_bytes(RUN_PAGES * PAGE_SIZE) > 0)
+        let due = asked || crosses(before, bytes, FAR_BYTES);
+        !bound.is_far() || (due && self.missing_bytes(RUN_PAGES * PAGE_SIZE) > 0)
     }
 
     /// Undoes [`Engine::count_foreign`]: the bytes came back.

@@ -2,6 +2,7 @@
 
 use ghostmem_os::error::EINVAL;
 use ghostmem_os::{OsError, PAGE_SIZE, futex};
+use ghostmem_policy::writes;
 use ghostmem_store::Place;
 use ghostmem_store::tier::{ColdTier, TierId, TierSlot};
 use ghostmem_table::{Claim, PageState, Word};
@@ -13,6 +14,14 @@ use crate::parts::token::WAIT;
 /// Looks at a claimed word before going to sleep on it: about the time a
 /// restore takes, which is far less than a sleep and a wake.
 const SPINS: u32 = 200;
+
+/// A word without its copy, with what is left of its being write hot; `compares`: comparing
+/// pages with their copies is worth its while.
+pub(crate) fn bare(word: Word, compares: bool) -> Word {
+    let (hot, kept) = (word.is_write_hot(), word.is_kept());
+    let stays = writes::stays_write_hot_without_copy(hot, kept, compares);
+    word.without_copy().with_write_hot(stays)
+}
 
 impl Engine {
     /// The pages that `len` bytes at `address` touch, in their region.

@@ -16,13 +16,13 @@ use core::sync::atomic::Ordering;
 use ghostmem_os::PAGE_SIZE;
 use ghostmem_policy::balance::{self, Copies};
 use ghostmem_policy::hand::{EVICT_BATCH_PAGES, LOOKS_PER_PAGE};
-use ghostmem_policy::writes;
 use ghostmem_store::{Place, Slot, StoreStats};
 use ghostmem_table::{PageState, Word};
 
 use crate::parts::cold::ColdTiers;
 use crate::parts::engine::Engine;
 use crate::parts::metrics::Counter;
+use crate::parts::page::bare;
 use crate::parts::place::slot_of_stored;
 
 /// Evictions between two looks at what is held: a quarter of a batch, so that the
@@ -137,13 +137,7 @@ impl Engine {
                 };
                 // A clean page is still write-protected: the next store finds a
                 // dirty page and merely opens it.
-                let write_hot = writes::stays_write_hot_without_copy(
-                    word.is_write_hot(),
-                    word.is_kept(),
-                    self.costs.compares(),
-                );
-                let bare = word.without_copy().with_write_hot(write_hot);
-                self.release(region, claim, bare);
+                self.release(region, claim, bare(word, self.costs.compares()));
                 self.free_slot(word);
                 shed += 1;
             }
