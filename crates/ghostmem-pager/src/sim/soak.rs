@@ -1,6 +1,8 @@
 //! The command of `tests/soak.rs`: runs, one after the other, and what becomes of one that
 //! fails.
 
+use core::cell::RefCell;
+use core::fmt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, exit};
 use std::sync::OnceLock;
@@ -99,8 +101,24 @@ struct OnFailure {
     record: Option<PathBuf>,
 }
 
+/// What a run is decided by.
+#[derive(Debug, Clone)]
+enum Origin {
+    Seed(u64),
+    File(PathBuf),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Seed(seed) => write!(f, "seed {seed}"),
+            Self::File(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
 std::thread_local! {
-    static SEED: core::cell::Cell<u64> = const { core::cell::Cell::new(0) };
+    static ORIGIN: RefCell<Origin> = const { RefCell::new(Origin::Seed(0)) };
 }
 
 /// A run that fails leaves locks taken and stacks half-way: the process ends with it.
@@ -108,8 +126,8 @@ fn end_with_a_failure(on: OnFailure) {
     static ON: OnceLock<OnFailure> = OnceLock::new();
     ON.set(on).expect("once");
     std::panic::set_hook(Box::new(|panic| {
-        let seed = SEED.get();
-        eprintln!("simulation of seed {seed}: {panic}");
+        let origin = ORIGIN.with_borrow(Clone::clone);
+        eprintln!("simulation of {origin}: {panic}");
         let Some(on) = ON.get() else { exit(101) };
         if let Some(schedule) = Schedule::current() {
             let (where_it_was, steps) = (schedule.whereabouts(), schedule.steps());
@@ -120,7 +138,8 @@ fn end_with_a_failure(on: OnFailure) {
                 written.unwrap_or_else(|error| eprintln!("{}: {error}", place.display()));
             }
         }
-        if let Some(run_steps) = on.shrink {
+        // What is kept in a file is short already.
+        if let (Some(run_steps), Origin::Seed(seed)) = (on.shrink, origin) {
             let me = std::env::current_exe().unwrap_or_default();
             let (seed, run_steps) = (seed.to_string(), run_steps.to_string());
             let asked = ["--shrink", &seed, "--run-steps", &run_steps];
@@ -188,6 +207,7 @@ fn kept() -> Vec<PathBuf> {
 }
 
 fn replay(runner: &mut Runner, path: &Path) {
+    ORIGIN.set(Origin::File(path.to_owned()));
     let text = std::fs::read_to_string(path);
     let text = text.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let script = Script::parse(&text);
@@ -204,7 +224,7 @@ fn soak(runner: &mut Runner, asked: &Asked) {
     let done = |runner: &Runner| runner.schedule.counts().steps - before;
     let mut seed = first;
     while done(runner) < wanted {
-        SEED.set(seed);
+        ORIGIN.set(Origin::Seed(seed));
         let record = asked.record.is_some();
         let digest = runner.run(seed, Plan::of_seed(seed, run_steps, record));
         // One seed is one run.
