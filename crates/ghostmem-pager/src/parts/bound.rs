@@ -2,7 +2,6 @@
 //! found. Read by those who need a frame, written by one looker at a time.
 
 use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, AtomicUsize, Ordering};
-use core::time::Duration;
 
 use ghostmem_os::meter::Meter;
 use ghostmem_os::tree::{Said, Tree};
@@ -14,6 +13,9 @@ use crate::parts::forks::Forks;
 use crate::parts::kin::Kin;
 use crate::parts::places::{Found, Places, Shelf};
 use crate::parts::spin::{SpinGuard, SpinLock};
+
+mod pace;
+mod readings;
 
 /// Fewest pages that stay resident under a bound: 1 MiB.
 pub(crate) const LEAST_PAGES: i64 = 256;
@@ -79,9 +81,6 @@ pub(crate) struct ProcessBound {
 
 /// Who has less room than this in a tree, and less than its equal part, needs more.
 const HUNGRY_BYTES: i64 = 2 << 20;
-
-/// Bytes that a program without pause takes in a millisecond.
-const BYTES_PER_MS: i64 = 2 << 20;
 
 fn size(bytes: u64) -> usize {
     usize::try_from(bytes).unwrap_or(usize::MAX)
@@ -189,48 +188,6 @@ impl ProcessBound {
         }
     }
 
-    /// What the process may take in all by the last look, bytes.
-    pub(crate) fn bytes(&self) -> usize {
-        size(self.allowed.bytes.load(Ordering::Relaxed))
-    }
-
-    /// What stays free below it: what evictions store before their frames come free.
-    pub(crate) fn headroom_bytes(&self) -> usize {
-        size(self.allowed.headroom_bytes.load(Ordering::Relaxed))
-    }
-
-    pub(crate) fn most_pages(&self) -> i64 {
-        self.most_pages.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn set_most_pages(&self, pages: i64) {
-        self.most_pages.store(pages, Ordering::Relaxed);
-    }
-
-    pub(crate) fn other_bytes(&self) -> usize {
-        self.other_bytes.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn peak_bytes(&self) -> usize {
-        self.peak_bytes.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn reach_pages(&self) -> i64 {
-        self.reach_pages.load(Ordering::Relaxed)
-    }
-
-    /// Whether the bound was far away at the last look: an eighth of it was left.
-    pub(crate) fn is_far(&self) -> bool {
-        let room = self.room_bytes.load(Ordering::Relaxed);
-        room > 0 && room.unsigned_abs() >= self.allowed.bytes.load(Ordering::Relaxed) / 8
-    }
-
-    /// Whether so many pages more may be resident, whatever the resident limit says.
-    pub(crate) fn has_room_for(&self, pages: i64) -> bool {
-        let room = self.room_bytes.load(Ordering::Relaxed);
-        self.strain() == Strain::None && room >= pages.saturating_mul(PAGE_SIZE as i64)
-    }
-
     /// Whether one bound holds this process and those it forks: that of its tree, or of a
     /// group. A bound on each process charges both for a page that they share; and nobody
     /// asked for the bound where the machine alone bounds them.
@@ -271,14 +228,6 @@ impl ProcessBound {
         within && self.places.left_bytes() >= least
     }
 
-    pub(crate) fn clock_pages(&self) -> i64 {
-        self.clock_pages.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn strain(&self) -> Strain {
-        Strain::from_bits(self.strain.load(Ordering::Relaxed))
-    }
-
     /// Whether a touch was refused since the strain began: others are refused at once.
     pub(crate) fn is_refusing(&self) -> bool {
         self.refusing.load(Ordering::Relaxed)
@@ -306,34 +255,6 @@ impl ProcessBound {
     /// more than `least_bytes`: they may give back what it is refused.
     pub(crate) fn binds_beside_others(&self, least_bytes: u64) -> bool {
         self.follows && !self.is_asked() && self.places.others_bytes() > least_bytes
-    }
-
-    /// What a process that is starved may still take, by which measurement, bytes.
-    pub(crate) fn spare_bytes(&self) -> (u64, u64) {
-        self.places.spare_bytes()
-    }
-
-    /// How long the memory that is not the heap's may be left unwatched: as long as a
-    /// program that fills fresh memory without pause takes for half of what is left. What
-    /// groups leave changes without this process, too.
-    pub(crate) fn unwatched(&self, used_pages: i64) -> Duration {
-        let most = if self.is_asked() { 50 } else { 250 };
-        let reach = (self.reach_pages() - used_pages).max(0);
-        let left = if self.follows {
-            self.room_bytes.load(Ordering::Relaxed).max(0)
-        } else {
-            reach.saturating_mul(PAGE_SIZE as i64)
-        };
-        let left = left.saturating_add(self.headroom_bytes() as i64);
-        Duration::from_millis((left / 2 / BYTES_PER_MS).clamp(2, most).unsigned_abs())
-    }
-
-    /// Time between two measurements that nobody insists on: `least_ns` close to the
-    /// bound, longer far from it. Sixteen such programs take half of what is left in it.
-    pub(crate) fn interval_ns(&self, least_ns: u64) -> u64 {
-        let left = self.room_bytes.load(Ordering::Relaxed).max(0);
-        let ms = (left / 32 / BYTES_PER_MS).clamp(0, 50);
-        (ms.unsigned_abs() * 1_000_000).max(least_ns)
     }
 
     /// The right to look, unless somebody has it: a thread that holds it and is
