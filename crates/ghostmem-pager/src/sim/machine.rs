@@ -3,7 +3,6 @@
 
 use core::sync::atomic::Ordering;
 use std::cell::{Cell, RefCell};
-use std::collections::HashSet;
 use std::rc::Rc;
 
 use ghostmem_codec::AnyCodec;
@@ -11,28 +10,20 @@ use ghostmem_fault::sim::{Manner, Simulation, Thread};
 use ghostmem_fault::{FaultSink, Opened};
 use ghostmem_os::map::MapArc;
 use ghostmem_os::{PAGE_SIZE, futex};
-use ghostmem_store::Place;
-use ghostmem_table::{PageState, Word};
+use ghostmem_table::PageState;
 
 use crate::evict::reclaimer::Reclaimer;
 use crate::parts::config::Config;
 use crate::parts::engine::Engine;
 use crate::parts::lost::{LostDecision, LostPage};
-use crate::parts::metrics::Counter;
 use crate::sim::disk::file;
 use crate::sim::oracle::{Block, Bytes, Known, Use, ZEROS, kind_of, write};
 use crate::sim::plan::{Op, Setting, Verb, mix};
 use crate::sim::schedule::{PROGRAM, Schedule};
 use crate::tiers::demote::Turns;
 
-/// Pages of a block when it is allocated, at most.
-const BLOCK_PAGES_MAX: u64 = 90;
-
-/// Pages of one that grows, at most.
-const GROWN_PAGES_MAX: usize = 4 * BLOCK_PAGES_MAX as usize;
-
-/// Frames beyond the limit that `fault::frame` may take when nothing can leave.
-const OVERDRAFT_MAX: i64 = 68;
+mod audit;
+mod blocks;
 
 /// Pages that are pinned at once, and locked: what cannot leave must fit what a fault may
 /// exceed the limit by.
@@ -333,137 +324,6 @@ impl Machine {
         self.touch_all(actor, &block, &all, store);
     }
 
-    // Blocks.
-
-    fn allocate(&self, how: u64) {
-        let held: usize = self.blocks.borrow().iter().map(|b| b.pages.get()).sum();
-        if held as u64 >= self.setting.pages {
-            return;
-        }
-        let most = BLOCK_PAGES_MAX.min(self.setting.pages / 2);
-        let pages = 1 + (how % most) as usize;
-        let address = Engine::allocate(&self.engine, pages, 1).expect("there is no limit");
-        self.take(address, pages, (how >> 48) as u8);
-    }
-
-    /// The program has a new block.
-    fn take(&self, address: usize, pages: usize, number: u8) {
-        let block = Block::new(address, pages, number);
-        self.forget_those_that_left();
-        let overlaps = |from: usize, end: usize| from < block.end() && address < end;
-        for &(from, pages) in self.leaving.borrow().iter() {
-            let end = from + pages * PAGE_SIZE;
-            assert!(!overlaps(from, end), "a block that is not free yet");
-        }
-        for other in self.blocks.borrow().iter() {
-            assert!(!overlaps(other.address, other.end()), "a block of others");
-        }
-        self.tell(|| format!("{pages} pages at {address:#x}"));
-        self.blocks.borrow_mut().push(block);
-    }
-
-    /// A block without users, which nobody finds until it is put back.
-    fn take_away(&self, at: u64) -> Option<Rc<Block>> {
-        let index = self.index_of(at)?;
-        let mut blocks = self.blocks.borrow_mut();
-        blocks.get(index).filter(|block| !block.is_used())?;
-        Some(blocks.swap_remove(index))
-    }
-
-    fn is_leaving(&self, address: usize) -> bool {
-        self.schedule.at_once(|| {
-            let found = self.engine.locate(address);
-            let (region, page) = found.expect("a page of this engine");
-            let blocks = region.blocks.as_ref().expect("blocks");
-            blocks.freeing(page).is_some()
-        })
-    }
-
-    fn forget_those_that_left(&self) {
-        let mut leaving = self.leaving.borrow_mut();
-        leaving.retain(|&(address, _)| self.is_leaving(address));
-    }
-
-    fn free(&self, at: u64) {
-        let Some(block) = self.take_away(at) else {
-            return;
-        };
-        let (address, pages) = (block.address, block.pages.get());
-        self.tell(|| format!("{pages} pages at {address:#x}"));
-        assert_eq!(self.engine.free(address), Ok(pages * PAGE_SIZE));
-        if self.is_leaving(address) {
-            self.leaving.borrow_mut().push((address, pages));
-        }
-    }
-
-    fn resize(&self, at: u64, how: u64) {
-        let Some(block) = self.take_away(at) else {
-            return;
-        };
-        let before = block.pages.get();
-        let pages = 1 + how as usize % (2 * before).min(GROWN_PAGES_MAX);
-        self.tell(|| format!("{:#x}, {before} pages, to {pages}", block.address));
-        let resized = self.engine.resize(block.address, pages);
-        let mut known = block.known.borrow_mut();
-        for page in pages..before {
-            let state = self.state(block.page(page));
-            // Emptied while it was open, see `look_at_emptied`.
-            let is_gone = state == PageState::Empty || self.setting.manner == 2;
-            assert!(!resized || is_gone, "a page of no block is {state:?}");
-            // Pages that it was to lose may be forgotten even where it keeps them.
-            known[page].or_zero = true;
-        }
-        if resized {
-            block.pages.set(pages);
-            known.resize_with(pages, Known::default);
-        }
-        drop(known);
-        // It may have grown over one that was leaving.
-        self.forget_those_that_left();
-        self.blocks.borrow_mut().push(block);
-    }
-
-    fn discard(&self, block: &Use, first: usize, pages: usize) {
-        let (range, uses) = ((first, first + pages), block.uses.get());
-        let alone = block.is_used_once();
-        // It may be let go of, and leave, before it is looked at.
-        let mut addresses = (first..first + pages).map(|page| block.page(page));
-        let is_held = addresses.any(|page| self.is_held(page) || self.sim.is_locked(page));
-        block.discarding.borrow_mut().push(range);
-        for known in &mut block.known.borrow_mut()[first..first + pages] {
-            known.or_zero = true;
-        }
-        let discarded = self.engine.discard(block.page(first), pages * PAGE_SIZE);
-        discarded.expect("pages of a block");
-        let mut discarding = block.discarding.borrow_mut();
-        let at = discarding.iter().position(|&other| other == range);
-        discarding.swap_remove(at.expect("it was there"));
-        drop(discarding);
-        if !alone || block.uses.get() != uses {
-            // The next access says what became of each page.
-            return;
-        }
-        for page in first..first + pages {
-            let address = block.page(page);
-            let mut is_zero = self.state(address) == PageState::Empty;
-            let mut has_frame = false;
-            self.sim.look(address, |bytes| {
-                has_frame = true;
-                is_zero |= *bytes == ZEROS;
-            });
-            let known = &mut block.known.borrow_mut()[page];
-            if is_zero {
-                known.clear();
-                continue;
-            }
-            // Pinned, locked, kept; or brought in ahead of somebody else's fault.
-            let state = self.state(address);
-            let may_stay = has_frame || is_held || self.setting.wrong == 1;
-            let stays = may_stay || state != PageState::Stored;
-            assert!(stays, "a discarded page is {state:?}");
-        }
-    }
-
     // Pins.
 
     fn pin(&self, block: &Use, first: usize, pages: usize) {
@@ -572,185 +432,6 @@ impl Machine {
         if let Some(cold) = self.engine.cold.as_ref().filter(|_| are_there) {
             cold.failing.store(false, Ordering::Relaxed);
         }
-    }
-
-    // What must hold.
-
-    /// At every moment, in the middle of calls too.
-    pub(crate) fn check(&self) {
-        let budget = &self.engine.budget;
-        let (used, frames) = (budget.used(), self.sim.frames() as i64);
-        assert!(
-            frames <= used,
-            "{frames} pages are mapped, of {used} that were taken"
-        );
-        let overdrafts = self.engine.metrics.sum(Counter::overdrafts);
-        if used <= budget.limit() {
-            self.overdrafts.set(overdrafts);
-        }
-        let over = match overdrafts - self.overdrafts.get() {
-            0 => 0,
-            _ => OVERDRAFT_MAX.max(budget.limit() / 8),
-        };
-        let most = self.ceiling.get() + over;
-        assert!(
-            used <= most,
-            "{used} pages are resident, the limit is {most}"
-        );
-        // Once they are fewer, they may not be more again.
-        if !self.is_limiting.get() {
-            let now = budget.limit().max(used);
-            self.ceiling.set(self.ceiling.get().min(now));
-        }
-        if let Some(what) = self.sim.broken() {
-            panic!("{what}");
-        }
-    }
-
-    /// When nobody is in the middle of anything: words, frames, slots and copies agree.
-    fn audit(&self) {
-        self.schedule.at_once(|| {
-            self.check();
-            self.audit_words();
-            for block in self.blocks.borrow().iter() {
-                for (page, known) in block.known.borrow().iter().enumerate() {
-                    self.sim.look(block.page(page), |bytes| {
-                        self.verify(block, page, known, bytes);
-                    });
-                }
-            }
-        });
-    }
-
-    fn audit_words(&self) {
-        let (mut resident, mut copies, mut pinned) = (0, 0, 0);
-        let (mut slots, mut places) = (HashSet::new(), HashSet::new());
-        for region in self.engine.regions() {
-            let groups = region.resident.touched_words().pages();
-            for page in groups.flat_map(|group| {
-                let first = group * PAGE_SIZE / 8;
-                first..(first + PAGE_SIZE / 8).min(region.pages())
-            }) {
-                let word = region.table.load(page);
-                let state = word.state();
-                let copied = state == PageState::Resident && word.has_copy();
-                resident += i64::from(state == PageState::Resident);
-                copies += usize::from(copied);
-                pinned += usize::from(word.is_pinned());
-                let lost = state == PageState::Lost && self.setting.lies == 1;
-                let rests = matches!(
-                    state,
-                    PageState::Empty | PageState::Filled | PageState::Resident | PageState::Stored
-                );
-                assert!(rests || lost, "page {page} was left {state:?}");
-                if copied || state == PageState::Stored {
-                    let place = Place::from_bits(word.payload());
-                    let new = match place.expect("a place") {
-                        Place::Store(slot) => slots.insert(slot.bits()),
-                        Place::Cold(..) => places.insert(word.payload()),
-                    };
-                    assert!(new, "page {page} shares the place of another one");
-                }
-            }
-        }
-        let engine = &self.engine;
-        let used = engine.budget.used();
-        assert_eq!(used, resident, "frames taken, pages resident");
-        let frames = self.sim.frames() as i64;
-        // A page of zeros that nobody has touched yet is a hole in guard's file.
-        let agree = frames == resident || (self.setting.manner > 0 && frames < resident);
-        assert!(agree, "{frames} frames mapped, {resident} pages resident");
-        assert_eq!(
-            engine.copies.sum(),
-            copies,
-            "copies counted, pages with one"
-        );
-        let stats = engine.stats();
-        assert_eq!(stats.stored_pages, slots.len(), "slots, of pages");
-        assert_eq!(
-            stats.file_pages,
-            places.len(),
-            "places in the file, of pages"
-        );
-        let of_pins: HashSet<usize> = self
-            .pins
-            .borrow()
-            .iter()
-            .flat_map(|&(from, pages)| (0..pages).map(move |page| from + page * PAGE_SIZE))
-            .collect();
-        assert_eq!(pinned, of_pins.len(), "pinned words, pages with pins");
-        let allocated: usize = self.blocks.borrow().iter().map(|b| b.pages.get()).sum();
-        self.forget_those_that_left();
-        let leaving: usize = self.leaving.borrow().iter().map(|left| left.1).sum();
-        assert_eq!(
-            stats.allocated_bytes,
-            (allocated + leaving) * PAGE_SIZE,
-            "bytes allocated, pages of blocks ({allocated}) and of those not free yet ({leaving})"
-        );
-    }
-
-    /// Every page is read; then all is given back, and nothing is left of it.
-    pub(crate) fn end(&self) {
-        self.audit();
-        while !self.pins.borrow().is_empty() {
-            self.unpin(0);
-        }
-        for page in self.locked.take() {
-            self.sim.set_locked(page, false);
-        }
-        self.sim.set_keeps_locked(false);
-        let blocks = self.blocks.take();
-        for block in &blocks {
-            let block = block.enter();
-            (0..block.pages.get()).for_each(|page| self.touch(0, &block, page, None));
-        }
-        for block in blocks {
-            let bytes = block.pages.get() * PAGE_SIZE;
-            assert_eq!(self.engine.free(block.address), Ok(bytes));
-        }
-        self.audit();
-        let leaving = self.leaving.borrow();
-        let mut emptied = 0;
-        for region in self.engine.regions() {
-            let left = region.resident.touched_words().pages().flat_map(|group| {
-                let first = group * PAGE_SIZE / 8;
-                first..(first + PAGE_SIZE / 8).min(region.pages())
-            });
-            for page in left {
-                let (word, address) = (region.table.load(page), region.base() + page * PAGE_SIZE);
-                let kept = leaving
-                    .iter()
-                    .any(|&(from, pages)| (from..from + pages * PAGE_SIZE).contains(&address));
-                if !kept && word.state() != PageState::Empty {
-                    self.look_at_emptied(address, word);
-                    emptied += 1;
-                }
-            }
-        }
-        if leaving.is_empty() && emptied == 0 {
-            let stats = self.engine.stats();
-            assert_eq!(self.engine.budget.used(), 0, "frames are left");
-            assert_eq!(self.sim.frames(), 0, "frames are left");
-            let left = (stats.stored_pages, stats.file_pages, stats.kept_copies);
-            assert_eq!(left, (0, 0, 0), "slots, places, copies are left");
-        }
-        self.engine.shut_down();
-    }
-
-    /// A page of no block that is not empty: guard by mprotect(2) empties a page that the
-    /// kernel does not let it close, and leaves it where it is, for the next owner.
-    fn look_at_emptied(&self, address: usize, word: Word) {
-        let state = word.state();
-        let may_be = self.setting.manner == 2 && self.setting.wrong == 1;
-        let is_zero = match state {
-            PageState::Resident => true,
-            PageState::Filled => word.payload() == 0,
-            _ => false,
-        };
-        assert!(may_be && is_zero, "a page of no block is left {state:?}");
-        self.sim.look(address, |bytes| {
-            assert_eq!(*bytes, ZEROS, "a page of no block has bytes");
-        });
     }
 }
 
