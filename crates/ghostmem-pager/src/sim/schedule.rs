@@ -18,10 +18,13 @@
 
 use std::cell::{Cell, RefCell};
 
-use ghostmem_fault::sim::{Answer, Call, Simulation, give_way};
+use ghostmem_fault::sim::{Simulation, give_way};
 use ghostmem_os::sim as system;
 
-use crate::sim::plan::{Choice, Drawn, END, Op, Plan, Script, Verb};
+use crate::sim::plan::{END, Op, Plan, Script, Verb};
+
+mod kernel;
+mod options;
 
 /// Threads of the program.
 pub(crate) const PROGRAM: usize = 8;
@@ -33,9 +36,6 @@ const NOBODY: usize = ACTORS;
 /// Time that a step takes, and a wait for another actor.
 const STEP_NS: u64 = 100;
 const PAUSE_NS: u64 = 5_000;
-
-/// Steps that a stalled actor stays where it is, at least; 128 times as many at most.
-const STALL_STEPS: u64 = 32;
 
 /// Points without an operation that ends, before the run counts as hung.
 const HUNG: u64 = 20_000_000;
@@ -167,11 +167,6 @@ impl Schedule {
         }
     }
 
-    /// The verb of the operation that runs.
-    fn verb(&self) -> Option<Verb> {
-        Some(self.actors.get(self.current.get())?.job.get().verb)
-    }
-
     /// Runs `act` without a point in it.
     pub(crate) fn at_once<R>(&self, act: impl FnOnce() -> R) -> R {
         let current = self.current.replace(NOBODY);
@@ -188,126 +183,6 @@ impl Schedule {
     fn tell(&self, what: impl FnOnce() -> String) {
         if self.tells.get() {
             println!("{}", what());
-        }
-    }
-
-    // Who could go on.
-
-    fn can_run(&self, at: usize) -> bool {
-        let actor = &self.actors[at];
-        let until = actor.until_ns.get();
-        actor.busy.get() && (until == 0 || until <= system::now_ns().unwrap_or(0))
-    }
-
-    /// Whether the next operation can begin. Turns of a thread that is in the middle of
-    /// one are left out.
-    fn can_start(&self) -> bool {
-        if self.alone.get() {
-            return false;
-        }
-        loop {
-            let next = self.plan.borrow().peek(self.steps.get());
-            let Some((_, op)) = next else {
-                return false;
-            };
-            return match op.verb {
-                Verb::Reclaimer if self.actors[RECLAIMER].busy.get() => {
-                    self.plan.borrow_mut().advance(None);
-                    continue;
-                }
-                Verb::Demoter if self.actors[DEMOTER].busy.get() => {
-                    self.plan.borrow_mut().advance(None);
-                    continue;
-                }
-                Verb::Reclaimer | Verb::Demoter => true,
-                verb if verb.is_alone() => !self.actors.iter().any(|actor| actor.busy.get()),
-                _ => self.actors[..PROGRAM].iter().any(|actor| !actor.busy.get()),
-            };
-        }
-    }
-
-    /// Everybody but `not` who could go on, the default first.
-    fn options(&self, not: usize) -> ([Next; ACTORS + 1], usize) {
-        let mut options = [Next::Start; ACTORS + 1];
-        let mut count = 0;
-        for step in 1..=ACTORS {
-            let at = (not + step) % (ACTORS + 1);
-            if at < ACTORS && at != not && self.can_run(at) {
-                options[count] = Next::Resume(at);
-                count += 1;
-            }
-        }
-        if self.can_start() {
-            options[count] = Next::Start;
-            count += 1;
-        }
-        (options, count)
-    }
-
-    fn choice_of(&self, next: Next) -> Choice {
-        match next {
-            Next::Start => Choice::Start,
-            Next::Resume(at) => Choice::Run(self.actors[at].op.get()),
-        }
-    }
-
-    /// Who goes on instead of actor `not`, where it may not, or the plan wants somebody else
-    /// to in so many of 1024 cases.
-    fn decide(&self, not: usize, (op, point): (u32, u32), odds: Option<u64>) -> Option<Next> {
-        let drawn = self.plan.borrow().drawn(op, point);
-        if let (Drawn::Random(random), Some(odds)) = (&drawn, odds)
-            && random & 1023 >= odds
-        {
-            return None;
-        }
-        if let (Drawn::Written(None), Some(_)) = (&drawn, odds) {
-            return None;
-        }
-        let (options, count) = self.options(not);
-        let options = &options[..count];
-        let next = match drawn {
-            Drawn::Random(_) if count == 0 => None,
-            Drawn::Random(random) => Some(self.draw(options, random >> 32)),
-            Drawn::Written(choice) => {
-                let written = options
-                    .iter()
-                    .find(|&&next| choice == Some(self.choice_of(next)));
-                // What must go on somewhere does so at the default.
-                let default = options.first().filter(|_| odds.is_none());
-                written.or(default).copied()
-            }
-        }?;
-        if odds.is_some() || Some(&next) != options.first() {
-            let choice = self.choice_of(next);
-            self.plan.borrow_mut().note(op, point, choice);
-        }
-        Some(next)
-    }
-
-    /// One of `options`; a stalled actor only where all of them are stalled.
-    fn draw(&self, options: &[Next], random: u64) -> Next {
-        let steps = self.steps.get();
-        let goes_on = |next: &&Next| match **next {
-            Next::Resume(at) => self.actors[at].stalled_until.get() <= steps,
-            Next::Start => true,
-        };
-        let count = options.iter().filter(goes_on).count();
-        let drawn = match count {
-            0 => options.get(random as usize % options.len()),
-            _ => options.iter().filter(goes_on).nth(random as usize % count),
-        };
-        *drawn.expect("somebody could go on")
-    }
-
-    /// An actor that gives way stays where it is for long, now and then, while others do
-    /// many operations. A script says who goes on, and stalls no actor.
-    fn stall(&self, actor: &Actor, (op, point): (u32, u32)) {
-        let plan = self.plan.borrow();
-        if let Drawn::Random(random) = plan.drawn(op, point)
-            && random >> 10 & 1023 < plan.setting.stall
-        {
-            let steps = STALL_STEPS << (random >> 20 & 7);
-            actor.stalled_until.set(self.steps.get() + steps);
         }
     }
 
@@ -400,77 +275,6 @@ impl Schedule {
         }
     }
 
-    // The kernel.
-
-    /// What becomes of a call.
-    pub(crate) fn answer(&self, call: Call) -> Answer {
-        let Some(actor) = self.actors.get(self.current.get()) else {
-            return Answer::Done;
-        };
-        let (op, point) = self.next_point(actor);
-        let drawn = self.plan.borrow().drawn(op, point);
-        let choice = match drawn {
-            Drawn::Written(choice) => choice.filter(|&choice| may_answer(call, choice)),
-            Drawn::Random(random) => self.random_answer(call, random),
-        };
-        let Some(choice) = choice else {
-            return Answer::Done;
-        };
-        self.tell(|| format!("    operation {op} is at its point {point}: {call:?} {choice}"));
-        let answer = match choice {
-            Choice::Errno(errno) => Answer::Refused(errno),
-            Choice::Part => Answer::Part,
-            Choice::Lie(how) => Answer::Lie(how),
-            Choice::Slow(us) => {
-                system::advance(u64::from(us) * 1000);
-                Answer::Done
-            }
-            Choice::Run(_) | Choice::Start => return Answer::Done,
-        };
-        self.plan.borrow_mut().note(op, point, choice);
-        answer
-    }
-
-    fn random_answer(&self, call: Call, random: u64) -> Option<Choice> {
-        let setting = self.plan.borrow().setting;
-        let (draw, how) = (random >> 10 & 1023, (random >> 20) as u32);
-        if setting.wrong == 0 {
-            return None;
-        }
-        let errno = |odds, errno| (draw < odds).then_some(Choice::Errno(errno));
-        let lies = |odds: u64| match draw {
-            _ if setting.lies == 0 => None,
-            draw if draw < odds => Some(Choice::Lie(how)),
-            draw if draw < 2 * odds => Some(Choice::Part),
-            _ => None,
-        };
-        // A block of which the kernel keeps a page is nobody's for ever.
-        let gone = matches!(self.verb(), Some(Verb::Free | Verb::Resize | Verb::Unpin));
-        let wrong = match call {
-            Call::Install => (draw < 100).then_some(Choice::Part),
-            Call::Protect if gone => None,
-            Call::Protect if how & 1 == 0 => errno(30, 12),
-            Call::Protect => errno(30, 11),
-            Call::Read => errno(20, 14),
-            Call::Drop if gone => errno(1, 22),
-            Call::Drop => errno(10, 22),
-            Call::Unlock => errno(20, 12),
-            Call::DiskRead => lies(6).or(match setting.lies {
-                1 if draw > 1020 => Some(Choice::Errno(5)),
-                _ => None,
-            }),
-            Call::DiskWrite => errno(60, 28).or(match draw {
-                60..90 if setting.lies == 1 => Some(Choice::Lie(how)),
-                90..120 => Some(Choice::Part),
-                _ => None,
-            }),
-            Call::DiskPunch => errno(20, 95),
-            Call::DiskReserve => errno(20, 28),
-            Call::Zero | Call::Unprotect => None,
-        };
-        wrong.or((draw > 1019).then_some(Choice::Slow(how % 5000)))
-    }
-
     // A run.
 
     /// A run begins.
@@ -553,26 +357,5 @@ impl Schedule {
             let next = self.decide(at, (actor.op.get(), END), None);
             self.next.set(next);
         }
-    }
-}
-
-/// Whether a call may be answered so: where operations are left out, a script's answer
-/// may meet a call that it was not for.
-const fn may_answer(call: Call, choice: Choice) -> bool {
-    let of_disk = matches!(
-        call,
-        Call::DiskRead | Call::DiskWrite | Call::DiskPunch | Call::DiskReserve
-    );
-    match choice {
-        Choice::Errno(errno) => match call {
-            Call::Protect | Call::Unlock => errno == 11 || errno == 12,
-            Call::Read => errno == 14,
-            Call::Drop => errno == 22,
-            _ => of_disk,
-        },
-        Choice::Part => of_disk || matches!(call, Call::Install),
-        Choice::Lie(_) => of_disk,
-        Choice::Slow(_) => true,
-        Choice::Run(_) | Choice::Start => false,
     }
 }
