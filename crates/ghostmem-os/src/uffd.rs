@@ -11,16 +11,23 @@
 //! A descriptor speaks for the process that opened it, so a child that inherits
 //! one would change its parent's memory: such calls are refused (`EPERM`).
 
-use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
 use crate::calls;
-use crate::descriptor::{close, out_of_the_way};
+use crate::descriptor::close;
 use crate::error::{OsError, errno};
 use crate::futex;
 use crate::kernel;
 use crate::lineage;
 use crate::map::PAGE_SIZE;
-use crate::trial;
+
+mod abi;
+mod source;
+
+pub use crate::ghost::Installed;
+use abi::*;
+use source::open_fd;
+pub use source::{Source, avoid_call, avoids_call, try_call};
 
 /// Fault on a write-protected page is reported (`PAGEFAULT_FLAG_WP`).
 pub const FEATURE_WP: u64 = 1 << 0;
@@ -39,83 +46,6 @@ pub const FEATURE_MOVE: u64 = 1 << 16;
 /// privilege.
 pub const USER_MODE_ONLY: i32 = 1;
 
-const API: u64 = 0xAA;
-const REGISTER_MODE_MISSING: u64 = 1 << 0;
-const REGISTER_MODE_WP: u64 = 1 << 1;
-const COPY_MODE_WP: u64 = 1 << 1;
-const WRITEPROTECT_MODE_WP: u64 = 1 << 0;
-/// Of UFFDIO_COPY and UFFDIO_ZEROPAGE.
-const PLACE_MODE_DONTWAKE: u64 = 1 << 0;
-const WRITEPROTECT_MODE_DONTWAKE: u64 = 1 << 1;
-const PAGEFAULT_FLAG_WRITE: u64 = 1 << 0;
-const PAGEFAULT_FLAG_WP: u64 = 1 << 1;
-const EVENT_PAGEFAULT: u8 = 0x12;
-
-/// The ioctl request number of the userfaultfd family: direction bits (2 =
-/// read, 3 = read and write), argument size, letter 0xAA, number.
-const fn request(direction: u64, number: u64, size: usize) -> libc::c_ulong {
-    (direction << 30) | ((size as u64) << 16) | (0xAA << 8) | number
-}
-
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Range {
-    start: u64,
-    len: u64,
-}
-#[repr(C)]
-struct ApiArg {
-    api: u64,
-    features: u64,
-    ioctls: u64,
-}
-#[repr(C)]
-struct RegisterArg {
-    range: Range,
-    mode: u64,
-    ioctls: u64,
-}
-#[repr(C)]
-struct CopyArg {
-    dst: u64,
-    src: u64,
-    len: u64,
-    mode: u64,
-    copied: i64,
-}
-#[repr(C)]
-struct ZeroArg {
-    range: Range,
-    mode: u64,
-    zeroed: i64,
-}
-#[repr(C)]
-struct ProtectArg {
-    range: Range,
-    mode: u64,
-}
-
-const REQ_API: libc::c_ulong = request(3, 0x3F, size_of::<ApiArg>());
-const REQ_REGISTER: libc::c_ulong = request(3, 0x00, size_of::<RegisterArg>());
-const REQ_UNREGISTER: libc::c_ulong = request(2, 0x01, size_of::<Range>());
-const REQ_WAKE: libc::c_ulong = request(2, 0x02, size_of::<Range>());
-const REQ_COPY: libc::c_ulong = request(3, 0x03, size_of::<CopyArg>());
-const REQ_ZEROPAGE: libc::c_ulong = request(3, 0x04, size_of::<ZeroArg>());
-const REQ_WRITEPROTECT: libc::c_ulong = request(3, 0x06, size_of::<ProtectArg>());
-/// `USERFAULTFD_IOC_NEW` of `/dev/userfaultfd`: `_IO(0xAA, 0x00)`.
-const REQ_DEVICE_NEW: libc::c_ulong = 0xAA00;
-
-/// How a descriptor was obtained, best first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Source {
-    /// `/dev/userfaultfd`: full mode whatever the sysctl says.
-    Device,
-    /// userfaultfd(2) in full mode: kernel accesses fault too.
-    Syscall,
-    /// userfaultfd(2) with `UFFD_USER_MODE_ONLY`: no privilege needed.
-    UserModeOnly,
-}
-
 /// One message read from a descriptor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FaultMessage {
@@ -127,34 +57,6 @@ pub struct FaultMessage {
     pub protected: bool,
     /// The faulting thread (with [`FEATURE_THREAD_ID`]), else 0.
     pub thread: u32,
-}
-
-pub use crate::ghost::Installed;
-
-/// Whether userfaultfd(2) itself is not to be called: a filter may end the process for
-/// it.
-static CALL_AVOIDED: AtomicBool = AtomicBool::new(false);
-
-/// From now on descriptors come from `/dev/userfaultfd` only.
-pub fn avoid_call() {
-    CALL_AVOIDED.store(true, Ordering::Relaxed);
-}
-
-/// Whether descriptors come from `/dev/userfaultfd` only.
-#[must_use]
-pub fn avoids_call() -> bool {
-    CALL_AVOIDED.load(Ordering::Relaxed)
-}
-
-/// Makes the call in a child first where a filter may end the process for it; not here
-/// if it does.
-pub fn try_call() {
-    if trial::is_needed() {
-        let open = || Uffd::features(Source::UserModeOnly);
-        if trial::ask("userfaultfd", open).is_err() {
-            avoid_call();
-        }
-    }
 }
 
 /// An open userfaultfd descriptor, and possibly more of the same kind as
@@ -560,51 +462,5 @@ impl Tries {
     fn once_more(&mut self) {
         crate::futex::pause(self.0);
         self.0 = self.0.saturating_add(1);
-    }
-}
-
-const fn range(base: usize, len: usize) -> Range {
-    Range {
-        start: base as u64,
-        len: len as u64,
-    }
-}
-
-fn open_fd(source: Source) -> Result<i32, OsError> {
-    const FLAGS: i32 = libc::O_CLOEXEC | libc::O_NONBLOCK;
-    match source {
-        Source::Device => {
-            let dev = calls::open(c"/dev/userfaultfd", libc::O_RDWR, 0);
-            if dev < 0 {
-                return Err(OsError::last("open of /dev/userfaultfd"));
-            }
-            // SAFETY: this request takes its flags by value.
-            let fd =
-                unsafe { kernel::syscall!(libc::SYS_ioctl, dev, REQ_DEVICE_NEW, FLAGS) } as i32;
-            let result = if fd < 0 {
-                Err(OsError::last("USERFAULTFD_IOC_NEW"))
-            } else {
-                out_of_the_way(fd)
-            };
-            close(dev);
-            result
-        }
-        Source::Syscall | Source::UserModeOnly if avoids_call() => {
-            Err(OsError::new("userfaultfd", libc::EPERM))
-        }
-        Source::Syscall | Source::UserModeOnly => {
-            let flags = if source == Source::UserModeOnly {
-                FLAGS | USER_MODE_ONLY
-            } else {
-                FLAGS
-            };
-            // SAFETY: userfaultfd(2) takes one integer.
-            let fd = unsafe { kernel::syscall!(libc::SYS_userfaultfd, flags) };
-            if fd < 0 {
-                Err(OsError::last("userfaultfd"))
-            } else {
-                out_of_the_way(fd as i32)
-            }
-        }
     }
 }
