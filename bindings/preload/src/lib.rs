@@ -7,7 +7,7 @@
 //! | `family`, `ghost`, `cache`, `ordinary` | malloc and its kin |
 //! | `accounts` | what they say of themselves, and give back |
 //! | `entries` | libc's own free, for those who find that one |
-//! | `scan`, `patch`, `plan`, `stub`, `objects` | redirect libc's system call instructions |
+//! | `scan`, `patch`, `window`, `plan`, `stub`, `objects` | redirect libc's system call instructions |
 //! | `namespaces` | and those of a second C library (dlmopen) |
 //! | `calls`, `guarded` | stand-ins for ghost buffers while the kernel works |
 //! | `confine`, `front` | a program's own filters of system calls |
@@ -60,3 +60,4 @@ mod thread;
 mod threads;
 mod tree;
 mod users;
+mod window;

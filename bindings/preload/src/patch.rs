@@ -23,15 +23,14 @@
 //!   may lead into the middle.
 //! * The test in the stub costs about a nanosecond.
 
-use core::ops::Range;
-
 use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, OpKind, Register};
 
 use crate::calls::table;
 use crate::objects::Text;
 use crate::plan::{Key, NUMBERS, Plan, Plans};
 use crate::scan::Scan;
-use crate::stub::{Area, Detour, ENTRY_AT, JUMP, Stub, write_jumps};
+use crate::stub::{Area, Detour, ENTRY_AT, Stub, write_jumps};
+use crate::window::{DISTANCES_MAX, distances, window_before, window_behind};
 
 /// What was done.
 #[derive(Debug, Default, Clone, Copy)]
@@ -134,9 +133,6 @@ pub(crate) struct Site {
     pub(crate) distances: [u8; DISTANCES_MAX],
 }
 
-/// Most distances of a window: instructions that have one take six bytes and more.
-pub(crate) const DISTANCES_MAX: usize = 3;
-
 impl Site {
     /// The first byte behind what the jump replaces.
     pub(crate) fn end(&self) -> usize {
@@ -233,9 +229,9 @@ fn candidates(code: &[u8], scan: &Scan, functions: &[usize], report: &mut Report
 
 /// A function's instructions, and where its branches lead.
 #[derive(Default)]
-struct Function {
-    start: usize,
-    instructions: Vec<Instruction>,
+pub(crate) struct Function {
+    pub(crate) start: usize,
+    pub(crate) instructions: Vec<Instruction>,
     /// Ascending.
     targets: Vec<usize>,
 }
@@ -253,7 +249,7 @@ impl Function {
     }
 
     /// Whether a branch of the function leads to an address.
-    fn leads_to(&self, address: usize) -> bool {
+    pub(crate) fn leads_to(&self, address: usize) -> bool {
         self.targets.binary_search(&address).is_ok()
     }
 }
@@ -380,78 +376,6 @@ fn number_before(before: &[Instruction], call: usize, function: &Function) -> Op
         }
     }
     None
-}
-
-/// Instructions in front of a system call that can move: enough bytes for a
-/// jump, in a straight line that is only entered at its start.
-fn window_before(before: &[Instruction], call: usize, function: &Function) -> Option<Range<usize>> {
-    let mut first = before.len();
-    let mut start = call;
-    while call - start < JUMP {
-        // Whoever jumps to what follows would land in our jump.
-        if function.leads_to(start) {
-            return None;
-        }
-        first = first.checked_sub(1)?;
-        let instruction = before.get(first)?;
-        if !moves(instruction) {
-            return None;
-        }
-        start = instruction.ip() as usize;
-    }
-    Some(start..call)
-}
-
-/// The system call and instructions behind it.
-fn window_behind(from: &[Instruction], function: &Function) -> Option<Range<usize>> {
-    let call = from.first()?.ip() as usize;
-    let mut end = call;
-    let mut count = 0;
-    while end - call < JUMP {
-        let instruction = from.get(count)?;
-        if count > 0 && (function.leads_to(end) || !moves(instruction)) {
-            return None;
-        }
-        end = instruction.next_ip() as usize;
-        count += 1;
-    }
-    Some(call..end)
-}
-
-/// Whether an instruction means the same elsewhere, once its distance is mended, and
-/// goes on to the next.
-fn moves(instruction: &Instruction) -> bool {
-    instruction.code() != Code::Syscall
-        && instruction.flow_control() == FlowControl::Next
-        && instruction.memory_base() != Register::EIP
-}
-
-/// Where in a window of a function's code the distances stand that count from where
-/// they are.
-fn distances(
-    code: &[u8],
-    function: &Function,
-    window: &Range<usize>,
-) -> Option<[u8; DISTANCES_MAX]> {
-    let mut found = [0; DISTANCES_MAX];
-    let mut sites = found.iter_mut();
-    let within = |instruction: &&Instruction| window.contains(&(instruction.ip() as usize));
-    for instruction in function.instructions.iter().filter(within) {
-        if !instruction.is_ip_rel_memory_operand() {
-            continue;
-        }
-        let start = instruction.ip() as usize;
-        let bytes = code.get(start - function.start..)?;
-        let mut decoder = Decoder::with_ip(64, bytes, start as u64, DecoderOptions::NONE);
-        let again = decoder.decode();
-        let offsets = decoder.get_constant_offsets(&again);
-        if offsets.displacement_size() != 4 {
-            return None;
-        }
-        let site = start - window.start + offsets.displacement_offset();
-        *sites.next()? = u8::try_from(site).ok()?;
-    }
-    Some(found)
 }
 
 /// Gives up sites that a branch from another function leads into: parts of a

@@ -27,8 +27,9 @@ use std::path::{Path, PathBuf};
 
 use crate::calls::table;
 use crate::objects::Text;
-use crate::patch::{DISTANCES_MAX, Site, code_of};
+use crate::patch::{Site, code_of};
 use crate::raw::call;
+use crate::window::DISTANCES_MAX;
 
 /// The sites of one object.
 #[derive(Debug, PartialEq, Eq)]

@@ -31,6 +31,8 @@ mod raw;
 mod scan;
 #[path = "../src/stub.rs"]
 mod stub;
+#[path = "../src/window.rs"]
+mod window;
 
 /// What `patch.rs` names of the library's calls.
 #[path = "../src/calls"]

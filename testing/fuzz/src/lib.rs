@@ -33,6 +33,8 @@ mod scan;
 mod settings;
 #[path = "../../../bindings/preload/src/stub.rs"]
 mod stub;
+#[path = "../../../bindings/preload/src/window.rs"]
+mod window;
 
 /// What `patch.rs` names of the library's calls.
 #[path = "../../../bindings/preload/src/calls"]
