@@ -2,16 +2,20 @@
 
 use core::alloc::Layout;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::OnceLock;
 
 use ghostmem_os::lock::Lock;
 use ghostmem_os::map::{ADDRESS_SPACE_BYTES, MapArc, Reservation};
-use ghostmem_os::{OsError, PAGE_SIZE, futex, thread};
+use ghostmem_os::{OsError, PAGE_SIZE};
 use ghostmem_pager::{ColdSettings, Config, Engine, PageState, Recorder};
 use ghostmem_small::{ALIGN_MAX, Arena, SIZE_MAX, SmallHeap, Space, fork, seam};
 
-use crate::{Backend, Error, HeapBuilder, MemorySize, SmallObjects, Stats, from_environment};
+use crate::{Backend, Error, HeapBuilder, SmallObjects, Stats};
+
+mod global;
+mod pinned;
+
+pub use pinned::Pinned;
 
 /// Ghost memory with a resident limit of its own.
 ///
@@ -86,10 +90,6 @@ impl Drop for Inner {
     }
 }
 
-static GLOBAL: OnceLock<Heap> = OnceLock::new();
-/// [`thread::key`] of the thread that builds the global heap, or 0.
-static BUILDING: AtomicUsize = AtomicUsize::new(0);
-
 impl Heap {
     /// Settings for a new heap.
     pub fn builder() -> HeapBuilder {
@@ -104,88 +104,6 @@ impl Heap {
     /// As [`HeapBuilder::build`].
     pub fn new() -> Result<Self, Error> {
         Self::builder().build()
-    }
-
-    /// The process's shared heap, made at the first call. What it may take, first match:
-    ///
-    /// 1. the settings that [`HeapBuilder::install_global`] was given before;
-    /// 2. `GHOSTMEM_MEMORY` of the environment: `64M`, `25%` or `auto`;
-    /// 3. what [`GhostAlloc::with_memory`] says, where that is the global allocator;
-    /// 4. [`MemorySize::Auto`].
-    ///
-    /// `GHOSTMEM_LIMIT`, which takes the same, is a resident limit beside 2 to 4.
-    ///
-    /// # Errors
-    /// As [`HeapBuilder::build`]; [`Error::Environment`] when a variable cannot be read;
-    /// [`Error::Reentered`] when called while this thread is building it.
-    ///
-    /// [`GhostAlloc::with_memory`]: crate::GhostAlloc::with_memory
-    /// [`MemorySize::Auto`]: crate::MemorySize::Auto
-    pub fn global() -> Result<&'static Self, Error> {
-        Self::global_or(MemorySize::Auto)
-    }
-
-    /// The same; the environment may say what `memory` is instead.
-    pub(crate) fn global_or(memory: MemorySize) -> Result<&'static Self, Error> {
-        if let Some(heap) = GLOBAL.get() {
-            return Ok(heap);
-        }
-        Self::make_global(|| Self::build_global(memory), Ok)
-    }
-
-    /// Makes the global heap of a builder's settings.
-    pub(crate) fn install(builder: HeapBuilder) -> Result<&'static Self, Error> {
-        Self::make_global(|| builder.build(), |_| Err(Error::AlreadyGlobal))
-    }
-
-    /// Makes the global heap, or says what to make of the one that is there.
-    fn make_global(
-        build: impl FnOnce() -> Result<Self, Error>,
-        there: impl Fn(&'static Self) -> Result<&'static Self, Error>,
-    ) -> Result<&'static Self, Error> {
-        // A child must not wait for a thread that does not exist there.
-        let _no_fork = fork::keep_out();
-        let mut tries = 0_u32;
-        loop {
-            if let Some(heap) = GLOBAL.get() {
-                return there(heap);
-            }
-            let me = thread::key();
-            match BUILDING.compare_exchange(0, me, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => break,
-                Err(builder) if builder == me => return Err(Error::Reentered),
-                Err(_) => {
-                    futex::pause(tries);
-                    tries = tries.saturating_add(1);
-                }
-            }
-        }
-        let result = match GLOBAL.get() {
-            Some(heap) => there(heap),
-            None => build().map(|heap| GLOBAL.get_or_init(|| heap)),
-        };
-        BUILDING.store(0, Ordering::Release);
-        result
-    }
-
-    /// The process's shared heap, if it exists already.
-    pub(crate) fn global_if_built() -> Option<&'static Self> {
-        GLOBAL.get()
-    }
-
-    fn build_global(memory: MemorySize) -> Result<Self, Error> {
-        // Allocates a little: with a global allocator on this heap, from the
-        // system, as the heap does not exist yet.
-        let asked = from_environment("GHOSTMEM_MEMORY")?;
-        let limit = from_environment("GHOSTMEM_LIMIT")?;
-        let mut builder = Self::builder().memory(asked.unwrap_or(memory));
-        // An automatic limit is what memory leaves.
-        if let Some(limit @ (MemorySize::Bytes(_) | MemorySize::Percent(_))) = limit
-            && let Some(bytes) = limit.bytes()
-        {
-            builder = builder.resident_limit(bytes);
-        }
-        builder.build()
     }
 
     pub(crate) fn from_config(config: Config, spill: Option<ColdSettings>) -> Result<Self, Error> {
@@ -479,46 +397,6 @@ impl Heap {
             .map_err(|_| Error::NotGhost { address })
     }
 
-    /// Keeps the pages of a range resident, for as long as the returned value
-    /// lives: for raw system calls, asynchronous and direct I/O, devices. Pins
-    /// count: up to 2^32 - 1 on one page.
-    ///
-    /// # Errors
-    /// [`Error::NotGhost`]; [`Error::TooManyPinned`]; [`Error::PageLost`];
-    /// [`Error::Os`] when the system refuses to open a page, or a page has all the
-    /// pins that can be counted (`EAGAIN`). Nothing is pinned then.
-    pub fn pin<T>(&self, range: *const [T]) -> Result<Pinned, Error> {
-        let (address, len) = parts(range);
-        if let Err(error) = self.engine().pin(address, len) {
-            // Some of it may have been pinned for a moment.
-            self.after_unpin(address, len);
-            return Err(match error.errno {
-                12 => Error::TooManyPinned,
-                5 => Error::PageLost { address },
-                22 => Error::NotGhost { address },
-                _ => Error::Os(error),
-            });
-        }
-        Ok(Pinned {
-            heap: self.clone(),
-            address,
-            len,
-        })
-    }
-
-    /// Frees small objects that were freed under pins which are gone now.
-    fn after_unpin(&self, address: usize, len: usize) {
-        if let Some(small) = self.small_if_made()
-            && small.contains(address)
-        {
-            // Pins hold whole pages.
-            let start = address & !(PAGE_SIZE - 1);
-            let end = address.saturating_add(len);
-            let end = end.checked_next_multiple_of(PAGE_SIZE).unwrap_or(end);
-            small.let_go(start, end - start);
-        }
-    }
-
     /// Whether a file descriptor is one of the engine's own: one that a program
     /// which closes what it did not open must leave alone. Lock-free,
     /// async-signal-safe.
@@ -560,21 +438,4 @@ impl core::fmt::Debug for Heap {
 
 pub(crate) fn parts<T>(range: *const [T]) -> (usize, usize) {
     (range.cast::<u8>().addr(), range.len() * size_of::<T>())
-}
-
-/// Pages held resident; released when dropped.
-#[derive(Debug)]
-#[must_use = "the pages are let go when this is dropped"]
-pub struct Pinned {
-    heap: Heap,
-    address: usize,
-    len: usize,
-}
-
-impl Drop for Pinned {
-    fn drop(&mut self) {
-        // The range was the heap's when it was pinned, and still is.
-        let _ours = self.heap.engine().unpin(self.address, self.len);
-        self.heap.after_unpin(self.address, self.len);
-    }
 }
