@@ -4,22 +4,25 @@ use core::fmt;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Ordering, fence};
 
-use ghostmem_os::OsError;
 use ghostmem_os::lock::Lock;
-use ghostmem_os::map::{MapArc, Reservation, ZeroArray};
+use ghostmem_os::map::{MapArc, ZeroArray};
 
 use crate::arena::{Arena, ArenaEntry};
 use crate::error::SmallError;
 use crate::ffi::{self, Table};
 use crate::fork_gate;
-use crate::live::Places;
 use crate::put_off::PutOff;
 use crate::seam;
 
+mod bits;
 mod growth;
 mod retired;
+mod space;
 
+use bits::corrupt;
 use growth::{open_heap, words_for};
+pub use space::Space;
+use space::discard_in;
 
 /// The largest request served, bytes.
 pub const SIZE_MAX: usize = 32 << 10;
@@ -35,50 +38,6 @@ const QUICK_MAX: usize = 1024;
 
 /// Bytes of blocks that one byte of `mixed` speaks of.
 const MIXED_BYTES: usize = 64 << 10;
-
-/// What a heap needs from whoever made its arena's range ghost memory.
-pub trait Space: Send + Sync + 'static {
-    /// The contents of these bytes (whole pages, inside the ghost range) are
-    /// no longer needed: drop frames and copies. They read as zero or as
-    /// before afterwards.
-    ///
-    /// Called on any thread that uses mimalloc, in the middle of its malloc
-    /// or free, also at the end of threads and of the process: it must not
-    /// allocate from a mimalloc heap and should not take long.
-    fn discard(&self, address: usize, bytes: usize);
-
-    /// A range of the reservation, `offset` and length in bytes, is to be used like
-    /// the arena's first ghost range: what that is, this becomes too. It is zero,
-    /// readable and writable; a refusal keeps the heap from growing.
-    ///
-    /// Called in the middle of an allocation; it must not allocate from a mimalloc
-    /// heap.
-    ///
-    /// # Errors
-    /// As whoever is asked has them.
-    fn adopt(
-        &self,
-        reservation: &'static Reservation,
-        offset: usize,
-        bytes: usize,
-    ) -> Result<(), OsError> {
-        let _ordinary_memory = (reservation, offset, bytes);
-        Ok(())
-    }
-
-    /// Whether any memory is held at all; one load, as every free asks.
-    fn holds_any(&self) -> bool {
-        false
-    }
-
-    /// Whether some of these bytes are held: used by something that is not the
-    /// program, a system call or a device, so that they must not become another
-    /// block. Who lets go of some calls [`SmallHeap::let_go`] afterwards.
-    fn is_held(&self, address: usize, bytes: usize) -> bool {
-        let _nothing_is = (address, bytes);
-        false
-    }
-}
 
 /// Small objects on one [`Arena`], which grows when it is full.
 ///
@@ -138,16 +97,6 @@ struct Core<S: Space> {
 unsafe impl<S: Space> Send for Core<S> {}
 // SAFETY: as above; all methods that take `&self` may run at the same time.
 unsafe impl<S: Space> Sync for Core<S> {}
-
-/// Passes a purge to the space behind `context`.
-///
-/// # Safety
-/// `context` must point to a live `S`.
-unsafe fn discard_in<S: Space>(context: *const (), address: usize, bytes: usize) {
-    // SAFETY: the caller's promise.
-    let space = unsafe { &*context.cast::<S>() };
-    space.discard(address, bytes);
-}
 
 impl<S: Space> SmallHeap<S> {
     /// A heap on `arena`, whose ghost range must be readable and writable
@@ -508,39 +457,6 @@ impl<S: Space> SmallHeap<S> {
     }
 }
 
-impl<S: Space> Core<S> {
-    #[inline]
-    fn contains(&self, address: usize) -> bool {
-        address.wrapping_sub(self.table.start) < self.table.bytes
-    }
-
-    /// The bitmap words and the bit of an address where a block can start.
-    #[inline]
-    fn places_of(&self, address: usize) -> Option<(Places<'_>, u64)> {
-        if !self.contains(address) || !address.is_multiple_of(GRAIN) {
-            return None;
-        }
-        let offset = address - self.table.base;
-        let grain = offset / GRAIN;
-        let places = Places {
-            own: &self.own[grain / 64],
-            others: &self.others[grain / 64],
-            mixed: &self.mixed[offset / MIXED_BYTES],
-        };
-        Some((places, 1 << (grain % 64)))
-    }
-
-    /// Notes that a block lives that mimalloc just handed out. `owner`: this
-    /// thread owns its page.
-    #[inline]
-    fn begin(&self, block: NonNull<u8>, owner: bool) {
-        match self.places_of(block.as_ptr() as usize) {
-            Some((places, bit)) if places.begin(bit, owner) => {}
-            _ => corrupt(),
-        }
-    }
-}
-
 impl<S: Space> Drop for Core<S> {
     fn drop(&mut self) {
         let inside = fork_gate::enter();
@@ -566,15 +482,4 @@ impl<S: Space> fmt::Debug for SmallHeap<S> {
             .field("arena", &self.arena)
             .finish_non_exhaustive()
     }
-}
-
-/// mimalloc handed out a block that lives, or memory that is not ours: its
-/// free list, which runs through freed blocks, was overwritten, or two threads
-/// freed the block at the same instant.
-#[cold]
-fn corrupt() -> ! {
-    const MESSAGE: &[u8] = b"ghostmem: a freed small block was written to (use after free), \
-        or freed twice at once; the free list is destroyed, stopping\n";
-    ghostmem_os::stop::complain(MESSAGE);
-    std::process::abort()
 }
