@@ -37,8 +37,7 @@
 
 use core::ffi::c_void;
 use core::ptr;
-use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicUsize, Ordering};
-use std::sync::OnceLock;
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 use ghostmem_os::error::ENOMEM;
 use ghostmem_os::machine;
@@ -49,6 +48,11 @@ use crate::error::SmallError;
 use crate::ffi::{self, MiHeap};
 use crate::fork_gate;
 use crate::seam;
+
+mod entry;
+
+pub(crate) use entry::ArenaEntry;
+use entry::{EMPTY, FREE, LENT, MAKING, POOL, RETIRED};
 
 /// How many arenas this process can have, and steps of all of them together:
 /// mimalloc's 160, less some for its own and the program's use.
@@ -80,125 +84,6 @@ const ARENA_ALIGN: usize = 64 << 20;
 /// The shortest of several steps, bytes: each is given to the engine by itself, which
 /// tells regions apart by so many bytes.
 pub const STEP_BYTES_MIN: usize = ARENA_ALIGN;
-
-const EMPTY: u8 = 0;
-const MAKING: u8 = 1;
-const LENT: u8 = 2;
-const FREE: u8 = 3;
-const RETIRED: u8 = 4;
-
-/// `discard(context, address, length)`, as the entry remembers it.
-pub(crate) type DiscardFn = unsafe fn(*const (), usize, usize);
-
-/// A step of an arena, one of mimalloc's arenas.
-struct Step {
-    info_bytes: AtomicUsize,
-    /// mimalloc's name for it; null while it does not know it.
-    id: AtomicPtr<c_void>,
-    /// The mimalloc heap on it, also for fork; null while there is none.
-    heap: AtomicPtr<MiHeap>,
-}
-
-/// One place of the pool. Lives for ever: mimalloc holds its address.
-pub(crate) struct ArenaEntry {
-    state: AtomicU8,
-    step_bytes: AtomicUsize,
-    steps: [Step; STEPS_MAX],
-    /// Steps that the one who lent the arena had.
-    lent_steps: AtomicUsize,
-    /// Where the step is that is being made; 0: none is.
-    making: AtomicUsize,
-    making_info_bytes: AtomicUsize,
-    /// Who hears of discarded ranges; null: nobody. `discard` is valid and
-    /// constant while `context` is not null.
-    context: AtomicPtr<()>,
-    discard: AtomicPtr<()>,
-    /// Threads inside the callback.
-    callbacks: AtomicUsize,
-    map: OnceLock<Reservation>,
-}
-
-impl ArenaEntry {
-    const fn new() -> Self {
-        Self {
-            state: AtomicU8::new(EMPTY),
-            step_bytes: AtomicUsize::new(0),
-            steps: [const {
-                Step {
-                    info_bytes: AtomicUsize::new(0),
-                    id: AtomicPtr::new(ptr::null_mut()),
-                    heap: AtomicPtr::new(ptr::null_mut()),
-                }
-            }; STEPS_MAX],
-            lent_steps: AtomicUsize::new(0),
-            making: AtomicUsize::new(0),
-            making_info_bytes: AtomicUsize::new(0),
-            context: AtomicPtr::new(ptr::null_mut()),
-            discard: AtomicPtr::new(ptr::null_mut()),
-            callbacks: AtomicUsize::new(0),
-            map: OnceLock::new(),
-        }
-    }
-
-    fn take(&self, from: u8, to: u8) -> bool {
-        self.state
-            .compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed)
-            .is_ok()
-    }
-
-    /// Lets `discard` hear of purged ranges, with `context`.
-    ///
-    /// # Safety
-    /// `discard(context, ..)` must be callable from any thread, inside
-    /// mimalloc, with any range inside the ghost range, until [`ArenaEntry::detach`]
-    /// returned. `context` must not be null.
-    pub(crate) unsafe fn attach(&self, context: *const (), discard: DiscardFn) {
-        self.discard.store(discard as *mut (), Ordering::Relaxed);
-        self.context.store(context.cast_mut(), Ordering::SeqCst);
-    }
-
-    /// Stops the callbacks and waits for those under way.
-    pub(crate) fn detach(&self) {
-        self.context.store(ptr::null_mut(), Ordering::SeqCst);
-        let mut tries = 0;
-        while self.callbacks.load(Ordering::SeqCst) != 0 {
-            crate::fork_gate::pause(&mut tries);
-        }
-        for step in &self.steps {
-            step.heap.store(ptr::null_mut(), Ordering::Release);
-        }
-    }
-
-    /// The mimalloc heap on a step; null while there is none.
-    pub(crate) fn heap(&self, step: usize) -> *mut MiHeap {
-        self.steps[step].heap.load(Ordering::Acquire)
-    }
-
-    /// Says which mimalloc heap is on a step.
-    pub(crate) fn set_heap(&self, step: usize, heap: *mut MiHeap) {
-        self.steps[step].heap.store(heap, Ordering::Release);
-    }
-
-    /// Passes a purge on to whoever lent the arena.
-    fn purge(&self, start: usize, bytes: usize) {
-        // SeqCst on the count and the context, here and in `detach`: either
-        // detaching sees this callback, or this callback sees no context.
-        self.callbacks.fetch_add(1, Ordering::SeqCst);
-        let context = self.context.load(Ordering::SeqCst);
-        if !context.is_null() {
-            let raw = self.discard.load(Ordering::Relaxed);
-            // SAFETY: `attach` stored a `DiscardFn` there before it stored
-            // this context, and it stays until the next `attach`.
-            let discard = unsafe { core::mem::transmute::<*mut (), DiscardFn>(raw) };
-            // SAFETY: `attach`'s caller promised that the pair may be called
-            // until `detach` returned, and `detach` waits for us.
-            unsafe { discard(context, start, bytes) };
-        }
-        self.callbacks.fetch_sub(1, Ordering::Release);
-    }
-}
-
-static POOL: [ArenaEntry; ARENAS_MAX] = [const { ArenaEntry::new() }; ARENAS_MAX];
 
 /// Steps that mimalloc knows.
 static MADE: AtomicUsize = AtomicUsize::new(0);
