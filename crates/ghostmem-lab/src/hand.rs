@@ -14,65 +14,18 @@
 
 use ghostmem_policy::hand::{self, Judgement, Position, Walk};
 use ghostmem_policy::writes::{self, CopyKept};
-use ghostmem_policy::{EpochClock, Heat, Past, Stream, stream};
+use ghostmem_policy::{EpochClock, Heat, Stream, stream};
 
 use crate::FaultPolicy;
 use crate::trace::Touch;
 
+mod events;
+mod judge;
+
+pub use events::Events;
+pub use judge::{Credits, Judge, Plain, Reason};
+
 const THREADS: usize = 8;
-
-/// Why a page comes in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reason {
-    /// It holds nothing yet.
-    Fresh,
-    /// It was evicted and is touched.
-    Refault,
-    /// Readahead wants it.
-    Ahead,
-}
-
-/// What a page is worth when it comes in.
-pub trait Judge {
-    /// Its heat, by the 16 bits it kept while it was away.
-    fn restore(&self, bits: u16, reason: Reason, clock: EpochClock, now: u16) -> Heat;
-
-    /// Its heat once it was seen to be stored to.
-    fn sighted(&self, heat: Heat) -> Heat;
-}
-
-/// What the engine does.
-#[derive(Debug, Clone, Copy)]
-pub struct Credits;
-
-impl Judge for Credits {
-    fn restore(&self, bits: u16, reason: Reason, clock: EpochClock, now: u16) -> Heat {
-        let past = Past::from_bits(bits);
-        match reason {
-            Reason::Fresh => Heat::FRESH,
-            Reason::Refault => past.refault(clock, now),
-            Reason::Ahead => past.ahead(),
-        }
-    }
-
-    fn sighted(&self, heat: Heat) -> Heat {
-        heat.sighted()
-    }
-}
-
-/// No credit at all: the hand takes whatever it meets.
-#[derive(Debug, Clone, Copy)]
-pub struct Plain;
-
-impl Judge for Plain {
-    fn restore(&self, _: u16, _: Reason, _: EpochClock, _: u16) -> Heat {
-        Heat::COLD
-    }
-
-    fn sighted(&self, _: Heat) -> Heat {
-        Heat::COLD
-    }
-}
 
 /// What is known of a page beside whether it is resident.
 #[derive(Debug, Clone, Copy, Default)]
@@ -87,50 +40,6 @@ struct Known {
     copied: bool,
     /// It was stored to while it kept a copy.
     write_hot: bool,
-}
-
-/// How pages came and left so far.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Events {
-    /// Touches of absent pages.
-    pub faults: u64,
-    /// Pages that readahead brought in.
-    pub ahead: u64,
-    /// First stores to clean pages.
-    pub opened: u64,
-    /// Pages evicted that had no copy.
-    pub packed: u64,
-    /// Pages evicted that had a copy and were writable.
-    pub compared: u64,
-    /// Pages evicted that were clean.
-    pub dropped: u64,
-}
-
-impl Events {
-    /// Pages evicted.
-    #[must_use]
-    pub const fn evictions(&self) -> u64 {
-        self.packed + self.compared + self.dropped
-    }
-
-    /// Pages brought in.
-    #[must_use]
-    pub const fn restores(&self) -> u64 {
-        self.faults + self.ahead
-    }
-
-    /// What happened since `before`.
-    #[must_use]
-    pub const fn since(&self, before: &Self) -> Self {
-        Self {
-            faults: self.faults - before.faults,
-            ahead: self.ahead - before.ahead,
-            opened: self.opened - before.opened,
-            packed: self.packed - before.packed,
-            compared: self.compared - before.compared,
-            dropped: self.dropped - before.dropped,
-        }
-    }
 }
 
 /// The hand, with the pages it keeps.
