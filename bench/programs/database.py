@@ -5,14 +5,19 @@ import sqlite3
 import sys
 
 scale = float(sys.argv[1])
-count = int(1_000_000 * scale)
+count = int(1_250_000 * scale)
 random.seed(15)
 base = sqlite3.connect(":memory:")
 base.execute("create table parcel(id integer primary key, route integer, label text)")
 base.executemany(
     "insert into parcel values(?, ?, ?)",
     (
-        (number, number * 6151 % 500_009, f"parcel {number} of {number % 97}, handle with care, this side up")
+        (
+            number,
+            number * 6151 % 500_009,
+            f"parcel {number} of {number % 97}, handle with care, this side up; from depot {number % 613} to depot {number % 389}, "
+            "to be handed over against a signature and not later than noon",
+        )
         for number in range(count)
     ),
 )

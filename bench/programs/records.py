@@ -16,7 +16,7 @@ class Order:
         self.notes = {"depot": f"depot {number % 613}", "weight": number * 31 % 997 / 8}
 
 
-orders = [Order(number) for number in range(int(120_000 * scale))]
+orders = [Order(number) for number in range(int(220_000 * scale))]
 groups = {}
 for order in orders:
     groups.setdefault(order.notes["depot"], []).append(order)

@@ -26,6 +26,7 @@ mod lab;
 mod line;
 mod lz4;
 mod options;
+mod plot;
 mod programs;
 pub mod recorder;
 mod report;
@@ -71,7 +72,7 @@ enum Command {
     Line(line::LineArgs),
     /// Overhead of the store, fresh and after long random rewriting
     Store(store::StoreArgs),
-    /// Real programs: plain, with GhostMem, and swapping to zram (root, for zram)
+    /// Real programs at equal total memory: plain, swapping to zram (root), with GhostMem
     Programs(programs::ProgramsArgs),
     /// Replacement policies on recorded patterns of access, offline
     Lab(lab::LabArgs),

@@ -307,13 +307,30 @@ pub(crate) fn signals_to_pass_on() -> impl Iterator<Item = libc::c_int> {
     })
 }
 
+/// Makes this process the parent of those below it whose own parent ends, prctl(2)
+/// `PR_SET_CHILD_SUBREAPER`, so that none is lost from sight.
+pub(crate) fn adopt_orphans() -> io::Result<()> {
+    // SAFETY: this option takes a number and touches no memory.
+    check(unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1) }).map(drop)
+}
+
+/// Takes note of the end of an adopted process, waitpid(2), without waiting for it.
+pub(crate) fn reap(process: u32) {
+    let Ok(process) = libc::pid_t::try_from(process) else {
+        return;
+    };
+    // SAFETY: no room for a status is given; a process that is no child of this one is
+    // refused.
+    let _ = unsafe { libc::waitpid(process, std::ptr::null_mut(), libc::WNOHANG) };
+}
+
 /// Sends a signal to a process, kill(2); one that has ended needs none.
 pub(crate) fn send_signal(process: u32, signal: libc::c_int) {
     let Ok(process) = libc::pid_t::try_from(process) else {
         return;
     };
-    // SAFETY: takes two numbers; the process is a child that was not waited
-    // for, so the number is still its own.
+    // SAFETY: takes two numbers and touches no memory. The number is still the
+    // process's own: it is a child that was not waited for, or was just seen below one.
     let _ = unsafe { libc::kill(process, signal) };
 }
 

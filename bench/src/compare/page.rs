@@ -11,6 +11,7 @@ use super::charts;
 use super::records::{ratios, series, spread};
 use crate::contenders::Kind;
 use crate::error::{Error, Result};
+use crate::plot;
 use crate::report::mib;
 use crate::work::Pattern;
 
@@ -159,8 +160,8 @@ fn facts(html: &mut String, record: &Record) {
 fn legend(html: &mut String, record: &Record) {
     html.push_str("<ul class=\"legend\">\n");
     for (index, kind) in record.contenders().iter().enumerate() {
-        let charts_colour = charts::colour(index);
-        let (r, g, b) = (charts_colour.0, charts_colour.1, charts_colour.2);
+        let colour = plot::colour(index);
+        let (r, g, b) = (colour.0, colour.1, colour.2);
         let name = escape(&shown(kind));
         let _ = writeln!(
             html,

@@ -1,19 +1,23 @@
 //! One run of a program, watched from outside.
 //!
-//! A single thread starts the program, looks at its memory every few milliseconds, and
-//! waits for it, so that it never signals a process that is gone.
+//! A single thread starts the program, looks at its memory a hundred times a second, and
+//! waits for it, so that it never signals a process that is gone. The same looks are taken
+//! whoever runs the program.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hasher};
 use std::io::{BufRead, BufReader};
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use ghostmem_os::report::field_bytes;
 
+use super::peak::Peak;
+use super::processes::{self, Counted, Processes};
 use super::swap::{Loans, SwapGroup};
 use crate::contenders::zram;
 use crate::error::{Error, Result};
@@ -32,7 +36,7 @@ pub(super) struct Attempt<'a> {
     work: &'a Path,
     /// Name of the zram device that its memory goes to.
     device: Option<String>,
-    /// Where GhostMem writes its statistics.
+    /// The folder in which each process under GhostMem leaves its statistics.
     stats: Option<PathBuf>,
 }
 
@@ -43,37 +47,46 @@ pub(super) struct Output {
     hash: u64,
 }
 
-/// What a run took.
-#[derive(Debug, Clone)]
-pub(super) struct Ended {
+/// The figures of a run.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Figures {
     pub(super) seconds: f64,
     pub(super) spent: Spent,
     /// Processor time of the engine's threads among it, nanoseconds.
     pub(super) engine_ns: u64,
-    /// The most that was held at once: resident, page tables, zram.
-    pub(super) total_bytes: u64,
-    /// The most that zram held.
-    pub(super) zram_bytes: u64,
+    /// The most that was held at one look.
+    pub(super) peak: Peak,
+    /// The most of the first process that is a file's, and that does not count.
+    pub(super) file_bytes: u64,
     /// Faults on memory that had been evicted or swapped out.
     pub(super) faults: u64,
     /// What the group was lent.
     pub(super) lent: Loans,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone)]
+pub(super) struct Ended {
+    pub(super) figures: Figures,
     pub(super) output: Output,
     pub(super) status: ExitStatus,
     /// The last line on standard error.
-    pub(super) complaint: String,
+    complaint: String,
 }
 
 impl Ended {
     /// Itself, if the program ended well.
-    pub(super) fn succeeded(self, name: &str, contender: &str) -> Result<Self> {
+    ///
+    /// # Errors
+    /// How it ended, in words.
+    pub(super) fn succeeded(self) -> std::result::Result<Self, String> {
         if self.status.success() {
             return Ok(self);
         }
-        Err(Error::Failed(format!(
-            "{name}, {contender}: {}: {}",
-            self.status, self.complaint
-        )))
+        Err(match self.complaint.as_str() {
+            "" => self.status.to_string(),
+            complaint => format!("{}: {complaint}", self.status),
+        })
     }
 
     /// Whether the kernel ended it.
@@ -90,21 +103,21 @@ impl<'a> Attempt<'a> {
         Self::new(plain, work)
     }
 
-    /// The program with GhostMem under a limit.
+    /// The program with GhostMem, which holds it to so many bytes.
     pub(super) fn ghost(
         ghostmem: &Path,
-        limit: u64,
-        options: &[&str],
+        memory: u64,
+        options: &[String],
         command: &[String],
         work: &'a Path,
     ) -> Self {
-        let stats = work.join("stats.json");
+        let stats = work.join("stats");
         let mut ghost = Command::new(ghostmem);
         ghost
-            .args(["run", "--limit", &limit.to_string()])
+            .args(["run", "--memory", &memory.to_string()])
             .args(options)
             .arg("--stats-json")
-            .arg(&stats)
+            .arg(stats.join("%p.json"))
             .arg("--")
             .args(command);
         Self {
@@ -129,6 +142,8 @@ impl<'a> Attempt<'a> {
     fn new(mut command: Command, work: &'a Path) -> Self {
         command
             .stdin(Stdio::null())
+            // An interrupt of the terminal is the bench's, which ends the program.
+            .process_group(0)
             // The same addresses in every run, as far as Python chooses them.
             .env("PYTHONHASHSEED", "0")
             .env_remove("PYTHONMALLOC");
@@ -140,7 +155,7 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    /// Runs it. After `timeout` seconds the program is killed.
+    /// Runs it. After `timeout` seconds the program is killed. No process of it is left.
     ///
     /// # Errors
     /// [`Error::Skipped`] when that took too long, [`Error::Interrupted`]; else what
@@ -154,7 +169,7 @@ impl<'a> Attempt<'a> {
         };
         self.command.stdout(create(&out)?).stderr(create(&err)?);
         if let Some(stats) = &self.stats {
-            let _none_before = fs::remove_file(stats);
+            empty_for_all(stats)?;
         }
         let program = self.command.get_program().to_string_lossy().into_owned();
         let start = Instant::now();
@@ -163,20 +178,20 @@ impl<'a> Attempt<'a> {
         let mut watch = Watch::new(child, self.device);
         let (status, spent) = watch.until_end(start, timeout)?;
         let seconds = start.elapsed().as_secs_f64();
-        watch.look();
         let faults = match &self.stats {
             Some(stats) if status.success() => refaults(stats)?,
             _ => spent.major_faults,
         };
         Ok(Ended {
-            seconds,
-            spent,
-            engine_ns: watch.engine.values().sum(),
-            // The kernel misses no peak of what is resident.
-            total_bytes: watch.total.max(spent.peak_rss_bytes),
-            zram_bytes: watch.zram,
-            faults,
-            lent: Loans::default(),
+            figures: Figures {
+                seconds,
+                spent,
+                engine_ns: watch.engine.values().sum(),
+                peak: watch.peak,
+                file_bytes: watch.file_bytes,
+                faults,
+                lent: Loans::default(),
+            },
             output: output(&out)?,
             status,
             complaint: last_line(&err),
@@ -184,25 +199,32 @@ impl<'a> Attempt<'a> {
     }
 }
 
-/// A program that runs. Dropped before its end, it is killed.
+/// A program that runs. Dropped, whatever is left of it is killed.
 struct Watch {
     child: Option<Child>,
-    process: u32,
+    first: u32,
+    processes: Processes,
     device: Option<String>,
-    total: u64,
-    zram: u64,
+    peak: Peak,
+    file_bytes: u64,
     /// Nanoseconds by thread.
     engine: BTreeMap<String, u64>,
 }
 
 impl Watch {
     fn new(child: Child, device: Option<String>) -> Self {
+        let counted = if device.is_some() {
+            Counted::Resident
+        } else {
+            Counted::All
+        };
         Self {
-            process: child.id(),
+            first: child.id(),
             child: Some(child),
+            processes: Processes::below(std::process::id(), counted),
             device,
-            total: 0,
-            zram: 0,
+            peak: Peak::default(),
+            file_bytes: 0,
             engine: BTreeMap::new(),
         }
     }
@@ -240,39 +262,34 @@ impl Watch {
 
     /// Adds up what the program holds now.
     fn look(&mut self) {
-        let mut held = 0;
-        if self.child.is_some() {
-            let status = fs::read(format!("/proc/{}/status", self.process)).unwrap_or_default();
-            let field = |name| field_bytes(&status, name).unwrap_or(0);
-            held = field("VmRSS") + field("VmPTE");
-        }
-        if let Some([_, zram, peak]) = self
+        let processes = self.processes.held();
+        let zram = self
             .device
             .as_deref()
             .and_then(|name| zram::device_bytes(name).ok())
-        {
-            held += zram;
-            self.zram = self.zram.max(peak);
-        }
-        self.total = self.total.max(held);
+            .map_or(0, |[_, held, _]| held);
+        self.peak.see(processes, zram);
     }
 
-    /// Notes how long each of the engine's threads has run.
+    /// Notes how long each of the engine's threads has run, and what is mapped of files.
     fn look_at_threads(&mut self) {
-        let Ok(threads) = fs::read_dir(format!("/proc/{}/task", self.process)) else {
-            return;
-        };
-        for thread in threads.flatten() {
-            let read = |file| fs::read_to_string(thread.path().join(file)).unwrap_or_default();
-            // The first thread is the program's, whatever its name.
-            let number = thread.file_name().to_string_lossy().into_owned();
-            if number == self.process.to_string() || !read("comm").starts_with("ghost") {
-                continue;
-            }
-            let statistics = read("schedstat");
-            let ran = statistics.split_whitespace().next();
-            if let Some(ran) = ran.and_then(|ran| ran.parse().ok()) {
-                self.engine.insert(number, ran);
+        let status = fs::read(format!("/proc/{}/status", self.first)).unwrap_or_default();
+        let files = field_bytes(&status, "RssFile").unwrap_or(0);
+        self.file_bytes = self.file_bytes.max(files);
+        for process in self.processes.numbers() {
+            let threads = fs::read_dir(format!("/proc/{process}/task"));
+            for thread in threads.into_iter().flatten().flatten() {
+                let read = |file| fs::read_to_string(thread.path().join(file)).unwrap_or_default();
+                // The first thread is the program's, whatever its name.
+                let number = thread.file_name().to_string_lossy().into_owned();
+                if number == process.to_string() || !read("comm").starts_with("ghost") {
+                    continue;
+                }
+                let statistics = read("schedstat");
+                let ran = statistics.split_whitespace().next();
+                if let Some(ran) = ran.and_then(|ran| ran.parse().ok()) {
+                    self.engine.insert(number, ran);
+                }
             }
         }
     }
@@ -284,21 +301,35 @@ impl Drop for Watch {
             let _ = child.kill();
             let _ = child.wait();
         }
+        processes::end_all();
     }
 }
 
-/// Faults on evicted pages, as `ghostmem run --stats-json` wrote them.
+/// An empty folder to which processes of any user may write.
+pub(super) fn empty_for_all(folder: &Path) -> Result<()> {
+    let _none_before = fs::remove_dir_all(folder);
+    fs::create_dir(folder)
+        .and_then(|()| fs::set_permissions(folder, fs::Permissions::from_mode(0o1777)))
+        .map_err(|err| Error::io(folder.display(), &err))
+}
+
+/// Faults on evicted pages, of all processes that `ghostmem run --stats-json` wrote of.
 fn refaults(stats: &Path) -> Result<u64> {
-    let text = fs::read(stats).map_err(|err| {
-        Error::Failed(format!(
-            "{}: {err}: the program ran without GhostMem",
-            stats.display()
-        ))
-    })?;
-    serde_json::from_slice::<serde_json::Value>(&text)
-        .ok()
-        .and_then(|stats| stats["refaults"].as_u64())
-        .ok_or_else(|| Error::Failed(format!("{}: no refaults in it", stats.display())))
+    let entries = fs::read_dir(stats).map_err(|err| Error::io(stats.display(), &err))?;
+    let mut files = entries.flatten().map(|entry| entry.path()).peekable();
+    if files.peek().is_none() {
+        return Err(Error::Failed(
+            "the program ran without GhostMem: it left no statistics".into(),
+        ));
+    }
+    files.try_fold(0, |sum, file| {
+        let text = fs::read(&file).map_err(|err| Error::io(file.display(), &err))?;
+        let refaults = serde_json::from_slice::<serde_json::Value>(&text)
+            .ok()
+            .and_then(|stats| stats["refaults"].as_u64())
+            .ok_or_else(|| Error::Failed(format!("{}: no refaults in it", file.display())))?;
+        Ok(sum + refaults)
+    })
 }
 
 fn output(path: &Path) -> Result<Output> {

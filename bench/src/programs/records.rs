@@ -1,33 +1,38 @@
-//! What was measured: on a terminal, and as CSV.
+//! What was measured, run by run, and as CSV.
 
 use std::path::Path;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::args::Contender;
-use super::attempt::Ended;
+use super::attempt::Figures;
+use super::summary;
 use crate::error::Result;
-use crate::report::{self, Spread, mib};
+use crate::report;
 
 /// One run.
+#[derive(Debug, Clone)]
 pub(super) struct Row {
-    pub(super) program: &'static str,
+    pub(super) program: String,
     pub(super) contender: Contender,
-    /// Share of the plain peak; none for plain itself.
+    /// Share of the plain total; none for plain itself.
     pub(super) limit_percent: Option<u32>,
+    /// Of the group; of ghost the number for `--memory`; of plain 0.
     pub(super) limit_bytes: u64,
     pub(super) repetition: u32,
-    pub(super) ended: Ended,
+    pub(super) figures: Figures,
 }
 
 /// What was left out, and why; without a contender it is the program.
+#[derive(Debug, Clone)]
 struct LeftOut {
-    program: &'static str,
+    program: String,
     place: Option<(Contender, Option<u32>)>,
     why: String,
 }
 
 /// All runs.
+#[derive(Debug, Clone)]
 pub(super) struct Record {
     pub(super) rows: Vec<Row>,
     left_out: Vec<LeftOut>,
@@ -35,7 +40,7 @@ pub(super) struct Record {
 
 impl LeftOut {
     fn text(&self) -> String {
-        let program = self.program;
+        let program = &self.program;
         let why = &self.why;
         match self.place {
             None => format!("{program}: {why}"),
@@ -56,14 +61,14 @@ impl Record {
     }
 
     /// Leaves a program out, loudly.
-    pub(super) fn leave_out_program(&mut self, program: &'static str, why: &str) {
+    pub(super) fn leave_out_program(&mut self, program: &str, why: &str) {
         self.note(program, None, why);
     }
 
     /// Leaves a contender out at one limit of one program, loudly.
     pub(super) fn leave_out(
         &mut self,
-        program: &'static str,
+        program: &str,
         contender: Contender,
         percent: Option<u32>,
         why: &str,
@@ -71,9 +76,9 @@ impl Record {
         self.note(program, Some((contender, percent)), why);
     }
 
-    fn note(&mut self, program: &'static str, place: Option<(Contender, Option<u32>)>, why: &str) {
+    fn note(&mut self, program: &str, place: Option<(Contender, Option<u32>)>, why: &str) {
         let left_out = LeftOut {
-            program,
+            program: program.to_owned(),
             place,
             why: why.to_owned(),
         };
@@ -83,120 +88,92 @@ impl Record {
 
     /// Whether a contender was left out at this limit.
     pub(super) fn is_out(&self, program: &str, contender: Contender, percent: Option<u32>) -> bool {
+        self.why_out(program, contender, percent).is_some()
+    }
+
+    /// Why a contender was left out at this limit, if it was.
+    pub(super) fn why_out(
+        &self,
+        program: &str,
+        contender: Contender,
+        percent: Option<u32>,
+    ) -> Option<&str> {
         self.left_out
             .iter()
-            .any(|out| out.program == program && out.place == Some((contender, percent)))
+            .find(|out| out.program == program && out.place == Some((contender, percent)))
+            .map(|out| out.why.as_str())
     }
 
-    /// What ran, in the order of the table, each once.
-    fn places(&self) -> Vec<(&'static str, Option<u32>, Contender)> {
-        let mut places = Vec::new();
-        for program in super::list::PROGRAMS {
-            let of_program = self.rows.iter().filter(|row| row.program == program.name);
-            let mut own: Vec<_> = of_program
-                .map(|row| (row.limit_percent, row.contender))
-                .collect();
-            // Plain first, then from the largest limit on.
-            own.sort_unstable_by_key(|&(percent, contender)| {
-                (percent.map_or(0, |percent| 101 - percent), contender)
-            });
-            own.dedup();
-            places.extend(
-                own.into_iter()
-                    .map(|(percent, contender)| (program.name, percent, contender)),
+    /// What was left out, one line each.
+    pub(super) fn left_out(&self) -> Vec<String> {
+        self.left_out.iter().map(LeftOut::text).collect()
+    }
+
+    /// The total of zram's first run at a limit, which ours keeps to.
+    pub(super) fn zram_total(&self, program: &str, percent: u32) -> Option<u64> {
+        self.rows_of(program, Contender::Zram, Some(percent))
+            .next()
+            .map(|row| row.figures.peak.total)
+    }
+
+    /// The runs of one contender at one limit, in order.
+    pub(super) fn rows_of(
+        &self,
+        program: &str,
+        contender: Contender,
+        percent: Option<u32>,
+    ) -> impl Iterator<Item = &Row> {
+        self.rows.iter().filter(move |row| {
+            row.program == program && row.contender == contender && row.limit_percent == percent
+        })
+    }
+
+    /// The programs that ran, in order.
+    pub(super) fn programs(&self) -> Vec<&str> {
+        let mut programs: Vec<&str> = Vec::new();
+        for row in &self.rows {
+            if !programs.contains(&row.program.as_str()) {
+                programs.push(&row.program);
+            }
+        }
+        programs
+    }
+
+    /// Each program that ran, and each share that it was to run at, from the largest on.
+    pub(super) fn squeezed(&self) -> Vec<(String, u32)> {
+        let of_rows = self.rows.iter();
+        let of_rows = of_rows.filter_map(|row| Some((row.program.as_str(), row.limit_percent?)));
+        let of_left_out = self.left_out.iter();
+        let of_left_out = of_left_out.filter_map(|out| Some((out.program.as_str(), out.place?.1?)));
+        let all: Vec<(&str, u32)> = of_rows.chain(of_left_out).collect();
+        let mut squeezed = Vec::new();
+        for program in self.programs() {
+            let own = all.iter().filter(|(of, _)| *of == program);
+            let mut percents: Vec<u32> = own.map(|&(_, percent)| percent).collect();
+            percents.sort_unstable_by(|a, b| b.cmp(a));
+            percents.dedup();
+            squeezed.extend(
+                percents
+                    .into_iter()
+                    .map(|percent| (program.to_owned(), percent)),
             );
         }
-        places
+        squeezed
     }
 
-    fn figures(
-        &self,
-        place: (&str, Option<u32>, Contender),
-        field: impl Fn(&Row) -> Option<f64>,
-    ) -> Option<Spread> {
-        let rows = self
-            .rows
-            .iter()
-            .filter(|row| (row.program, row.limit_percent, row.contender) == place);
-        Spread::of(&rows.filter_map(field).collect::<Vec<_>>())
-    }
-
-    /// Time of a run over that of the plain program in the same repetition.
-    fn times_plain(&self, row: &Row) -> Option<f64> {
-        let plain = self.rows.iter().find(|plain| {
-            plain.contender == Contender::Plain
-                && plain.program == row.program
-                && plain.repetition == row.repetition
-        })?;
-        Some(row.ended.seconds / plain.ended.seconds)
-    }
-
-    /// Prints the table of medians.
-    pub(super) fn print(&self) {
-        let mut table = report::table(&[
-            "program",
-            "contender",
-            "limit MiB",
-            "total at peak MiB",
-            "of it zram",
-            "s, median (min-max)",
-            "times plain",
-            "user s",
-            "system s",
-            "engine's threads s",
-            "faults",
-            "lent",
-        ]);
-        for place in self.places() {
-            let (program, percent, contender) = place;
-            let median = |digits: usize, field: &dyn Fn(&Row) -> f64| {
-                self.figures(place, |row| Some(field(row)))
-                    .map_or_else(String::new, |spread| format!("{:.digits$}", spread.median))
-            };
-            let in_mib = |field: &dyn Fn(&Row) -> u64| {
-                median(0, &|row| field(row) as f64 / f64::from(1 << 20))
-            };
-            let seconds = |field: &dyn Fn(&Row) -> u64| median(2, &|row| field(row) as f64 / 1e9);
-            let only = |wanted, text: String| {
-                if contender == wanted {
-                    text
-                } else {
-                    String::new()
-                }
-            };
-            let limit = self.rows.iter().find(|row| {
-                (row.program, row.limit_percent, row.contender) == place && percent.is_some()
-            });
-            let limit = limit.map_or_else(String::new, |row| {
-                format!("{} ({} %)", mib(row.limit_bytes), percent.unwrap_or(0))
-            });
-            let time = self.figures(place, |row| Some(row.ended.seconds));
-            let ratio = self.figures(place, |row| self.times_plain(row));
-            table.add_row([
-                program.to_owned(),
-                contender.to_string(),
-                limit,
-                in_mib(&|row| row.ended.total_bytes),
-                only(Contender::Zram, in_mib(&|row| row.ended.zram_bytes)),
-                time.map_or_else(String::new, |time| {
-                    format!("{:.2} ({:.2}-{:.2})", time.median, time.min, time.max)
-                }),
-                ratio.map_or_else(String::new, |ratio| format!("{:.2}", ratio.median)),
-                seconds(&|row| row.ended.spent.user_ns),
-                seconds(&|row| row.ended.spent.system_ns),
-                only(Contender::Ghost, seconds(&|row| row.ended.engine_ns)),
-                median(0, &|row| row.ended.faults as f64),
-                only(
-                    Contender::Zram,
-                    median(0, &|row| row.ended.lent.count as f64),
-                ),
-            ]);
-        }
-        println!("{table}");
-        println!("the output of every run is that of the plain program");
-        for left_out in &self.left_out {
-            println!("left out: {}", left_out.text());
-        }
+    /// Which rows do not count, and why.
+    fn not_counted(&self) -> Vec<Value> {
+        summary::pairs(self)
+            .into_iter()
+            .filter_map(|pair| {
+                let why = pair.why_not?;
+                Some(json!({
+                    "program": pair.program,
+                    "limit_percent": pair.percent,
+                    "why": why,
+                }))
+            })
+            .collect()
     }
 
     /// Writes one row per run.
@@ -212,8 +189,9 @@ impl Record {
             "system_s",
             "engine_s",
             "total_bytes",
-            "peak_rss_bytes",
             "zram_bytes",
+            "file_bytes",
+            "peak_rss_bytes",
             "faults",
             "lent",
             "lent_s",
@@ -223,29 +201,31 @@ impl Record {
             .rows
             .iter()
             .map(|row| {
-                let ended = &row.ended;
+                let figures = &row.figures;
                 vec![
-                    row.program.to_owned(),
+                    row.program.clone(),
                     row.contender.to_string(),
                     row.limit_percent
                         .map_or_else(String::new, |percent| percent.to_string()),
                     row.limit_bytes.to_string(),
                     row.repetition.to_string(),
-                    format!("{:.3}", ended.seconds),
-                    seconds(ended.spent.user_ns),
-                    seconds(ended.spent.system_ns),
-                    seconds(ended.engine_ns),
-                    ended.total_bytes.to_string(),
-                    ended.spent.peak_rss_bytes.to_string(),
-                    ended.zram_bytes.to_string(),
-                    ended.faults.to_string(),
-                    ended.lent.count.to_string(),
-                    format!("{:.3}", ended.lent.lasted.as_secs_f64()),
+                    format!("{:.3}", figures.seconds),
+                    seconds(figures.spent.user_ns),
+                    seconds(figures.spent.system_ns),
+                    seconds(figures.engine_ns),
+                    figures.peak.total.to_string(),
+                    figures.peak.zram.to_string(),
+                    figures.file_bytes.to_string(),
+                    figures.spent.peak_rss_bytes.to_string(),
+                    figures.faults.to_string(),
+                    figures.lent.count.to_string(),
+                    format!("{:.3}", figures.lent.lasted.as_secs_f64()),
                 ]
             })
             .collect();
         let mut facts = report::machine();
-        facts["left_out"] = json!(self.left_out.iter().map(LeftOut::text).collect::<Vec<_>>());
+        facts["left_out"] = json!(self.left_out());
+        facts["not_counted"] = json!(self.not_counted());
         report::write_csv(path, &facts, &header, &rows)
     }
 }
