@@ -8,8 +8,8 @@
 //! finds pages to evict, and [`stream`] for readahead. [`writes`] says which
 //! pages keep a copy, [`balance`] what each kind of memory may take, [`bound`] how
 //! many pages may be resident under a bound on the whole process, [`forecast`]
-//! what an allocation will take, [`pace`] when the store is compacted, and [`thrash`]
-//! whether a program does little but fault.
+//! what an allocation will take, [`pace`] when the store is compacted, [`slowdown`] how
+//! little memory a program bears, and [`thrash`] whether it does little but fault.
 #![forbid(unsafe_code)]
 
 pub mod balance;
@@ -19,6 +19,7 @@ pub mod forecast;
 pub mod hand;
 pub mod heat;
 pub mod pace;
+pub mod slowdown;
 pub mod stream;
 pub mod thrash;
 pub mod writes;
