@@ -11,7 +11,7 @@ use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, Error, FromArgMatches, value_parser};
 use ghostmem::settings::{RunSettings, SETTINGS, Setting, SettingUnit, escape};
 
-use crate::size::parse_nonzero_size;
+use crate::size::{parse_nonzero_size, parse_slowdown};
 
 /// What was given of the plain options: keys, and values as the library reads them.
 #[derive(Clone, Debug, Default)]
@@ -48,6 +48,10 @@ fn option(row: &Setting, name: &'static str) -> Arg {
         SettingUnit::Bytes => option
             .value_name("SIZE")
             .value_parser(parse_nonzero_size)
+            .allow_negative_numbers(true),
+        SettingUnit::Share => option
+            .value_name("SHARE")
+            .value_parser(parse_slowdown)
             .allow_negative_numbers(true),
         _ => option.value_name("N").value_parser(value_parser!(u64)),
     }
@@ -124,6 +128,7 @@ mod tests {
             let option = format!("--{name}");
             let changed = match row.unit {
                 SettingUnit::Flag => given(&[&option]),
+                SettingUnit::Share => given(&[&option, "7%"]),
                 _ => given(&[&option, "7"]),
             };
             assert_ne!(changed, RunSettings::default(), "{option}");
@@ -135,6 +140,7 @@ mod tests {
     fn values_arrive_as_they_were_meant() {
         let settings = given(&["--memory-limit", "2G", "--stats-json", "/tmp/a;b%41.json"]);
         assert_eq!(settings.memory_limit, 2 << 30);
+        assert_eq!(given(&["--slowdown", "2.5%"]).slowdown, 25_000);
         let path = Path::new("/tmp/a;b%41.json");
         assert_eq!(settings.stats_json.as_deref(), Some(path));
         assert!(!settings.stats && !settings.verbose);

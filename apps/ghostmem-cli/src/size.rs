@@ -59,6 +59,15 @@ pub(crate) fn parse_amount(text: &str) -> Result<Amount, String> {
     }
 }
 
+/// Reads a share of time from 0.5 % to 50 %; it is in millionths.
+///
+/// # Errors
+/// One line saying what is accepted.
+pub(crate) fn parse_slowdown(text: &str) -> Result<u64, String> {
+    let ppm = size::parse_slowdown(text).map_err(|error| error.to_string())?;
+    Ok(ppm.into())
+}
+
 /// Shows bytes with three significant digits and a binary unit.
 pub(crate) struct Bytes(pub(crate) u64);
 

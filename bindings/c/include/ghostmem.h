@@ -168,6 +168,10 @@ typedef struct ghostmem_config {
   uint32_t spill_encrypt;
   // 0: pages are not compressed at all. Only with a file. Default 1.
   uint32_t spill_compress;
+  // As little memory stays uncompressed as the program bears: faults may take
+  // this share of its own time and theirs together, in millionths (50000 is
+  // 5 %), 5000 to 500000. The other limits are the most that stays. 0: none.
+  uint32_t slowdown_ppm;
 } ghostmem_config;
 
 // What a heap holds and did. Fields are read one after the other without
@@ -262,7 +266,8 @@ void ghostmem_config_init(struct ghostmem_config *config, size_t config_bytes);
 // resident limit, unless a configuration or the environment said otherwise:
 // `GHOSTMEM_MEMORY` as `memory_bytes`, `GHOSTMEM_LIMIT` as
 // `resident_limit_bytes`, both with a unit (64M), as a percentage (25%) or
-// auto, `GHOSTMEM_MAX_PHYSICAL_PAGES`. 0 stands for what the process may have
+// auto, `GHOSTMEM_MAX_PHYSICAL_PAGES`; and `GHOSTMEM_SLOWDOWN` (5%) as
+// `slowdown_ppm`. 0 stands for what the process may have
 // here. Null when it cannot be made, or a variable cannot be read, see
 // `ghostmem_last_error`.
 struct ghostmem_heap *ghostmem_default_heap(size_t default_pages);

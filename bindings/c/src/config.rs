@@ -97,6 +97,10 @@ pub struct GhostmemConfig {
     pub spill_encrypt: u32,
     /// 0: pages are not compressed at all. Only with a file. Default 1.
     pub spill_compress: u32,
+    /// As little memory stays uncompressed as the program bears: faults may take
+    /// this share of its own time and theirs together, in millionths (50000 is
+    /// 5 %), 5000 to 500000. The other limits are the most that stays. 0: none.
+    pub slowdown_ppm: u32,
 }
 
 /// A configuration as it was read: no pointer of the caller's.
@@ -116,6 +120,7 @@ pub(crate) struct Asked {
     spill_store_bytes: usize,
     spill_encrypt: bool,
     spill_compress: bool,
+    pub(crate) slowdown_ppm: u32,
 }
 
 /// A path of the caller's, or none for null.
@@ -156,6 +161,7 @@ impl GhostmemConfig {
         spill_store_bytes: usize::MAX,
         spill_encrypt: 1,
         spill_compress: 1,
+        slowdown_ppm: 0,
     };
 
     /// The caller's settings, or the defaults for null.
@@ -220,6 +226,7 @@ impl Asked {
             spill_store_bytes,
             spill_encrypt,
             spill_compress,
+            slowdown_ppm,
         } = *config;
         Self {
             resident_limit_bytes,
@@ -236,6 +243,7 @@ impl Asked {
             spill_store_bytes,
             spill_encrypt: spill_encrypt != 0,
             spill_compress: spill_compress != 0,
+            slowdown_ppm,
         }
     }
 
@@ -307,6 +315,10 @@ impl Asked {
                     "both memory_bytes and memory_percent are set: leave one of them 0",
                 ));
             }
+        }
+        if self.slowdown_ppm != 0 {
+            // Hundredths.
+            builder = builder.slowdown(f64::from(self.slowdown_ppm) / 1e4);
         }
         if let Some(spill) = self.spill()? {
             builder = builder.spill(spill);

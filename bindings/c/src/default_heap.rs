@@ -5,7 +5,8 @@
 //! match: the configuration, `GHOSTMEM_MEMORY` and `GHOSTMEM_LIMIT` (bytes, with a
 //! unit or not, a percentage, or `auto`), `GHOSTMEM_MAX_PHYSICAL_PAGES` (pages), the
 //! caller's default. With a bound on the process, a resident limit is only what was
-//! asked for. `GHOSTMEM_BACKEND` chooses the backend where the configuration does not.
+//! asked for. `GHOSTMEM_SLOWDOWN` is a share of time that faults may take, where the
+//! configuration has none. `GHOSTMEM_BACKEND` chooses the backend where the configuration does not.
 //! No heap is made where one of the limits cannot be read.
 
 use core::fmt;
@@ -108,6 +109,11 @@ fn complete(asked: &Asked, default_pages: usize) -> Result<Asked, GhostmemStatus
             },
         };
     }
+    if config.slowdown_ppm == 0 {
+        let asked = ghostmem::slowdown_from_environment();
+        let asked = asked.map_err(|error| status_of(Err(error)))?;
+        config.slowdown_ppm = asked.unwrap_or(0);
+    }
     if config.backend == GhostmemBackend::Auto as u32 {
         config.backend = backend().unwrap_or(GhostmemBackend::Auto) as u32;
     }
@@ -158,7 +164,8 @@ extern "C" fn remove_name() {
 /// resident limit, unless a configuration or the environment said otherwise:
 /// `GHOSTMEM_MEMORY` as `memory_bytes`, `GHOSTMEM_LIMIT` as
 /// `resident_limit_bytes`, both with a unit (64M), as a percentage (25%) or
-/// auto, `GHOSTMEM_MAX_PHYSICAL_PAGES`. 0 stands for what the process may have
+/// auto, `GHOSTMEM_MAX_PHYSICAL_PAGES`; and `GHOSTMEM_SLOWDOWN` (5%) as
+/// `slowdown_ppm`. 0 stands for what the process may have
 /// here. Null when it cannot be made, or a variable cannot be read, see
 /// `ghostmem_last_error`.
 #[unsafe(no_mangle)]

@@ -131,7 +131,11 @@ pub(crate) fn status_of(result: Result<(), Error>) -> GhostmemStatus {
     };
     let status = match error {
         Error::LimitTooSmall { .. } | Error::MemoryTooSmall { .. } => GhostmemStatus::LimitTooSmall,
-        Error::MemoryPercent | Error::Environment { .. } => GhostmemStatus::InvalidArgument,
+        Error::MemoryPercent
+        | Error::Environment { .. }
+        | Error::Slowdown
+        | Error::SlowdownWithoutThread
+        | Error::EnvironmentSlowdown { .. } => GhostmemStatus::InvalidArgument,
         Error::BackendUnavailable { .. } | Error::NoBackend { .. } | Error::PageSize => {
             GhostmemStatus::BackendUnavailable
         }

@@ -272,10 +272,9 @@ impl Figures {
         stored / (self.stats.store_data_bytes.max(1) as f64)
     }
 
-    /// Time spent in faults, an estimate from the counts of each class.
+    /// Time spent in faults, as each was timed.
     fn fault_seconds(&self) -> f64 {
-        let latency = &self.stats.fault_latency;
-        latency.total_ns() as f64 / 1e9
+        self.stats.fault_ns as f64 / 1e9
     }
 
     /// That as a part of it and of the program's own time.
@@ -360,6 +359,13 @@ impl Figures {
             let percent = self.fault_share() * 100.0;
             format!("{faults:.3} s, {percent:.1} % of that and {user:.3} s of user time")
         });
+        if stats.slowdown_asked_ppm > 0 {
+            row("slowdown asked for, reached", {
+                let [asked, reached] =
+                    [stats.slowdown_asked_ppm, stats.slowdown_reached_ppm].map(percent);
+                format!("{asked}, {reached}")
+            });
+        }
         row(
             "pages evicted, compressed / clean",
             format!("{} / {}", stats.evictions_dirty, stats.evictions_clean),
@@ -416,6 +422,11 @@ impl Figures {
         );
         json
     }
+}
+
+/// Millionths, as people read them.
+fn percent(ppm: u64) -> String {
+    format!("{:.2} %", ppm as f64 / 1e4)
 }
 
 fn mib(bytes: u64) -> String {

@@ -384,6 +384,10 @@ fn build(settings: &Settings) -> Result<Heap, Refusal> {
         None if settings.memory > 0 => builder = builder.memory(settings.memory),
         None => {}
     }
+    if settings.slowdown > 0 {
+        // Millionths; the builder takes hundredths.
+        builder = builder.slowdown(settings.slowdown as f64 / 1e4);
+    }
     if settings.memory_limit > 0 {
         builder = builder.heap_limit(settings.memory_limit);
     }

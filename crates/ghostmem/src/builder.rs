@@ -9,7 +9,7 @@ use ghostmem_os::tree::Tree;
 use ghostmem_os::{OsError, PAGE_SIZE, machine};
 use ghostmem_pager::{Config, LIMIT_PAGES_MIN};
 
-use crate::{Error, Heap, LostHandler, MemorySize, Spill};
+use crate::{Error, Heap, LostHandler, MemorySize, Spill, size};
 
 /// How a heap learns of touches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
@@ -87,6 +87,7 @@ pub struct HeapBuilder {
     memory: Option<MemorySize>,
     memory_auto: bool,
     tree: Option<&'static Tree>,
+    slowdown: Option<f64>,
     backend: Backend,
     codec: Codec,
     readahead: bool,
@@ -106,6 +107,7 @@ impl HeapBuilder {
             memory: None,
             memory_auto: false,
             tree: None,
+            slowdown: None,
             backend: Backend::Auto,
             codec: Codec::Auto,
             readahead: true,
@@ -172,6 +174,28 @@ impl HeapBuilder {
     #[doc(hidden)]
     pub fn memory_of_tree(mut self, tree: &'static Tree) -> Self {
         self.tree = Some(tree);
+        self
+    }
+
+    /// As little memory stays uncompressed as the program bears: faults may take so many
+    /// hundredths (0.5 to 50) of its own time and theirs together. A background thread looks
+    /// some times a second at what they took, shrinks slowly while that is less, and backs
+    /// off at once when it is more. [`HeapBuilder::memory`] and
+    /// [`HeapBuilder::resident_limit`] are the most that it may come to. Default: none.
+    ///
+    /// The program's own time is what the process computes for (user time), less what the
+    /// heap's background thread does. A program that sleeps keeps what it has. Only with a
+    /// background thread; a forked child without one is not limited by it.
+    /// `Stats::slowdown_reached_ppm` says what was reached.
+    ///
+    /// ```
+    /// use ghostmem::Heap;
+    /// let heap = Heap::builder().slowdown(5.0).build()?;
+    /// assert_eq!(heap.stats().slowdown_asked_ppm, 50_000);
+    /// # Ok::<(), ghostmem::Error>(())
+    /// ```
+    pub fn slowdown(mut self, percent: f64) -> Self {
+        self.slowdown = Some(percent);
         self
     }
 
@@ -300,6 +324,11 @@ impl HeapBuilder {
         if !machine::page_size_is_supported() {
             return Err(Error::PageSize);
         }
+        let slowdown_ppm = match self.slowdown {
+            None => 0,
+            Some(_) if !self.background => return Err(Error::SlowdownWithoutThread),
+            Some(percent) => size::slowdown_ppm(percent).ok_or(Error::Slowdown)?,
+        };
         let machine_bytes = machine::cgroup_limit_bytes().map_or(machine::ram_bytes(), |limit| {
             limit.min(machine::ram_bytes())
         });
@@ -334,6 +363,7 @@ impl HeapBuilder {
             process_limit_bytes: memory,
             follow_places: follows,
             tree: self.tree,
+            slowdown_ppm,
             backend,
             codec: self.codec.chosen(),
             compress: self.spill.as_ref().is_none_or(|spill| spill.compress),

@@ -7,6 +7,7 @@ use ghostmem_os::OsError;
 use ghostmem_pager::UnusableTier;
 use ghostmem_small::SmallError;
 
+use crate::size::SizeError;
 use crate::{Backend, MemorySizeError};
 
 /// A refused request. The heap is as it was before.
@@ -40,6 +41,15 @@ pub enum Error {
         value: String,
         /// Why that cannot be read.
         cause: MemorySizeError,
+    },
+    /// A share of time that faults may take that is not from 0.5 to 50 %.
+    Slowdown,
+    /// Such a share without a background thread, which would look at it.
+    SlowdownWithoutThread,
+    /// `GHOSTMEM_SLOWDOWN` of the environment is no such share.
+    EnvironmentSlowdown {
+        /// What it holds.
+        value: String,
     },
     /// The backend asked for cannot work here.
     BackendUnavailable {
@@ -119,6 +129,16 @@ impl fmt::Display for Error {
             Self::Environment { name, value, cause } => {
                 write!(f, "{name}={}: {cause}", value.escape_debug())
             }
+            Self::Slowdown => f.write_str("a slowdown is a share from 0.5 to 50 per cent"),
+            Self::SlowdownWithoutThread => {
+                f.write_str("a slowdown takes a background thread: leave that on")
+            }
+            Self::EnvironmentSlowdown { value } => write!(
+                f,
+                "GHOSTMEM_SLOWDOWN={}: {}",
+                value.escape_debug(),
+                SizeError::Slowdown
+            ),
             Self::BackendUnavailable { backend, cause } => write!(
                 f,
                 "the {backend} backend cannot work here: {cause}; use Backend::Auto, or see \

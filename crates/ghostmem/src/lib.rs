@@ -63,9 +63,9 @@ pub use ghostmem_pager::FIRST_LOOK;
 pub use ghostmem_pager::{Figure, FigureKind, FigureUnit, Hole, LatencyHistogram, Stats};
 pub use ghostmem_pager::{LostDecision, LostHandler, LostPage, TierCause, TierError, UnusableTier};
 pub use heap::{Heap, Pinned};
-#[doc(hidden)]
-pub use memory_size::from_environment;
 pub use memory_size::{MemorySize, MemorySizeError};
+#[doc(hidden)]
+pub use memory_size::{from_environment, slowdown_from_environment};
 pub use slice::GhostSlice;
 pub use spill::Spill;
 

@@ -9,7 +9,7 @@ use ghostmem_os::found;
 use ghostmem_os::message::Line;
 
 use crate::Error;
-use crate::size::{SizeError, parse_percent, parse_size};
+use crate::size::{SizeError, parse_percent, parse_size, parse_slowdown};
 
 /// How much memory: so many bytes, a part of what there is, or what there is.
 ///
@@ -113,25 +113,47 @@ impl FromStr for MemorySize {
 /// [`Error::Environment`] for one that cannot be read.
 #[doc(hidden)]
 pub fn from_environment(name: &'static str) -> Result<Option<MemorySize>, Error> {
-    static REPORTED: AtomicBool = AtomicBool::new(false);
     let Some(value) = env::var_os(name) else {
         return Ok(None);
     };
     let value = value.to_string_lossy();
     value.parse::<MemorySize>().map(Some).map_err(|cause| {
-        let error = Error::Environment {
+        reported(Error::Environment {
             name,
             value: value.to_string(),
             cause,
-        };
-        if !REPORTED.swap(true, Ordering::Relaxed) {
-            let mut line = Line::new();
-            // Cut off where it is too long.
-            let _written = write!(line, "{error}");
-            line.print();
-        }
-        error
+        })
     })
+}
+
+/// The share of time that faults may take by `GHOSTMEM_SLOWDOWN`, in millionths, if that is
+/// there. One that cannot be read is reported on the standard error stream, once.
+///
+/// # Errors
+/// [`Error::EnvironmentSlowdown`] for one that cannot be read.
+#[doc(hidden)]
+pub fn slowdown_from_environment() -> Result<Option<u32>, Error> {
+    let Some(value) = env::var_os("GHOSTMEM_SLOWDOWN") else {
+        return Ok(None);
+    };
+    let value = value.to_string_lossy();
+    parse_slowdown(&value).map(Some).map_err(|_| {
+        reported(Error::EnvironmentSlowdown {
+            value: value.to_string(),
+        })
+    })
+}
+
+/// Says what is wrong with a variable, the first time.
+fn reported(error: Error) -> Error {
+    static REPORTED: AtomicBool = AtomicBool::new(false);
+    if !REPORTED.swap(true, Ordering::Relaxed) {
+        let mut line = Line::new();
+        // Cut off where it is too long.
+        let _written = write!(line, "{error}");
+        line.print();
+    }
+    error
 }
 
 #[cfg(test)]

@@ -44,6 +44,8 @@ pub enum SettingUnit {
     Choice,
     /// The number of a process.
     Process,
+    /// A part of something, in millionths, written as a percentage.
+    Share,
     /// A number of something else, which the text names.
     Count,
     /// A place in the address space.
@@ -191,6 +193,12 @@ settings! {
         /// uncompressed follows from it.
         memory_each("memory-each"): usize = 0, Bytes, "none", [plain "memory-each"
             method HeapBuilder::memory c "memory_bytes" cpp "memory_bytes" env "GHOSTMEM_MEMORY"];
+        /// As little memory stays uncompressed as the program bears: faults may take this
+        /// share, 0.5% to 50%, of its own time and theirs together. The other limits are the
+        /// most that stays.
+        slowdown("slowdown"): usize = 0, Share, "none", [plain "slowdown"
+            method HeapBuilder::slowdown c "slowdown_ppm" cpp "slowdown_ppm"
+            env "GHOSTMEM_SLOWDOWN"];
         /// The folder of a file for cold compressed pages.
         spill("spill"): Option<PathBuf> = None, Path, "none", [option "spill"
             method Spill::dir c "spill_dir" cpp "disk_folder"];
@@ -462,6 +470,7 @@ mod tests {
             tree_file: 3072,
             tree_key: Some(u64::MAX),
             memory_limit: 5,
+            slowdown: 50_000,
             spill: Some(odd.clone()),
             spill_limit: Some(u64::MAX),
             spill_store: Some(0),

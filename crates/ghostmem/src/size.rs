@@ -32,6 +32,8 @@ pub enum SizeError {
     NoShare,
     /// `AUTO`.
     Capitals,
+    /// A share of time outside of what makes sense, or none.
+    Slowdown,
 }
 
 impl fmt::Display for SizeError {
@@ -54,6 +56,7 @@ impl fmt::Display for SizeError {
             }
             Self::NoShare => f.write_str("not a percentage: write for example 12.5%"),
             Self::Capitals => f.write_str("'auto' has small letters"),
+            Self::Slowdown => f.write_str("write a share from 0.5% to 50%, for example 5%"),
         }
     }
 }
@@ -123,6 +126,26 @@ pub fn parse_percent(text: &str, most_percent: u32) -> Option<Result<f64, SizeEr
     })
 }
 
+/// Least and most share of time that faults may take, in millionths.
+pub const SLOWDOWN_PPM: core::ops::RangeInclusive<u32> = 5_000..=500_000;
+
+/// The share in millionths for one per cent of it; `None` for one that makes no sense.
+#[must_use]
+pub fn slowdown_ppm(percent: f64) -> Option<u32> {
+    // `as` makes what is no number 0, and what is too large the most.
+    let ppm = (percent * 1e4).round() as u32;
+    SLOWDOWN_PPM.contains(&ppm).then_some(ppm)
+}
+
+/// Reads a share of time, such as `"5%"`; it is in millionths.
+///
+/// # Errors
+/// [`SizeError::Slowdown`] for anything else than 0.5 % to 50 %.
+pub fn parse_slowdown(text: &str) -> Result<u32, SizeError> {
+    let percent = parse_percent(text, 100).and_then(Result::ok);
+    percent.and_then(slowdown_ppm).ok_or(SizeError::Slowdown)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -166,6 +189,19 @@ mod tests {
         ] {
             assert_eq!(parse_size(text), Err(why), "{text:?}");
         }
+    }
+
+    #[test]
+    fn shares_of_time_are_half_a_per_cent_to_half() {
+        for (text, ppm) in [("5%", 50_000), (" 0.5 %", 5_000), ("50%", 500_000)] {
+            assert_eq!(parse_slowdown(text), Ok(ppm), "{text}");
+        }
+        for text in [
+            "0.49%", "50.1%", "5", "0%", "-5%", "x%", "NaN%", "inf%", "", "auto",
+        ] {
+            assert_eq!(parse_slowdown(text), Err(SizeError::Slowdown), "{text}");
+        }
+        assert_eq!(slowdown_ppm(f64::NAN), None);
     }
 
     #[test]

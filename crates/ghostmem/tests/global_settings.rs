@@ -33,24 +33,29 @@ fn the_environment_takes_what_the_command_takes() {
     if role().is_some() {
         let stats = Heap::global().unwrap().stats();
         eprintln!(
-            "{} {}",
-            stats.process_bound_bytes, stats.resident_limit_bytes
+            "{} {} {}",
+            stats.process_bound_bytes, stats.resident_limit_bytes, stats.slowdown_asked_ppm
         );
         return;
     }
     let figures = |variables: &[(&str, &str)]| {
         let said = said(NAME, variables);
         let mut numbers = said.split_whitespace().map(|n| n.parse::<u64>().unwrap());
-        (numbers.next().unwrap(), numbers.next().unwrap())
+        let mut next = || numbers.next().unwrap();
+        (next(), next(), next())
     };
-    let (bound, limit) = figures(&[("GHOSTMEM_LIMIT", "64M")]);
-    assert_eq!(limit, 64 << 20);
+    let (bound, limit, share) = figures(&[("GHOSTMEM_LIMIT", "64M")]);
+    assert_eq!((limit, share), (64 << 20, 0));
     assert!(bound >= 64 << 20, "auto stays in force: {bound}");
-    let (bound, limit) = figures(&[("GHOSTMEM_MEMORY", "160M"), ("GHOSTMEM_LIMIT", "auto")]);
-    assert_eq!(bound, 160 << 20);
+    let (bound, limit, share) = figures(&[
+        ("GHOSTMEM_MEMORY", "160M"),
+        ("GHOSTMEM_LIMIT", "auto"),
+        ("GHOSTMEM_SLOWDOWN", "2.5%"),
+    ]);
+    assert_eq!((bound, share), (160 << 20, 25_000));
     assert!(limit < 160 << 20, "{limit}");
-    let (all, _) = figures(&[]);
-    let (half, _) = figures(&[("GHOSTMEM_MEMORY", "50%")]);
+    let (all, ..) = figures(&[]);
+    let (half, ..) = figures(&[("GHOSTMEM_MEMORY", "50%")]);
     assert!(half < all / 10 * 9, "{half} of {all}");
 }
 
@@ -60,7 +65,11 @@ fn a_value_that_cannot_be_read_is_one_line_and_an_error() {
     if role().is_some() {
         for _ in 0..3 {
             let error = Heap::global().unwrap_err();
-            assert!(matches!(error, Error::Environment { .. }), "{error:?}");
+            let said = matches!(
+                error,
+                Error::Environment { .. } | Error::EnvironmentSlowdown { .. }
+            );
+            assert!(said, "{error:?}");
         }
         return;
     }
@@ -71,6 +80,8 @@ fn a_value_that_cannot_be_read_is_one_line_and_an_error() {
         ("GHOSTMEM_MEMORY", "AUTO"),
         ("GHOSTMEM_MEMORY", "0%"),
         ("GHOSTMEM_MEMORY", "150%"),
+        ("GHOSTMEM_SLOWDOWN", "5"),
+        ("GHOSTMEM_SLOWDOWN", "60%"),
     ] {
         let said = said(NAME, &[(name, value)]);
         let begins = format!("ghostmem: {name}={value}: ");

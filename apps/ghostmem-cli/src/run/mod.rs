@@ -88,6 +88,12 @@ fn limit_bytes(args: &RunArgs) -> Result<u64, Failure> {
 /// The settings that the library reads.
 fn settings(args: &RunArgs, raw_system_calls: Option<&str>) -> Result<RunSettings, Failure> {
     let mut settings = args.plain.settings();
+    if settings.slowdown > 0 && args.trace.is_some() {
+        return Err(Failure::new(
+            "--slowdown and --trace: a program is recorded under a limit that stays, leave one of \
+             them out",
+        ));
+    }
     settings.limit = fits(limit_bytes(args)?)?;
     // Whatever else was said: what there is not cannot be had.
     settings.memory_auto = args.trace.is_none();

@@ -138,6 +138,11 @@ struct GhostConfig {
     /// the file; 0: none. SIZE_MAX: what memory_bytes leaves beside
     /// resident pages, or as many as may be resident where there is none.
     std::size_t disk_store_bytes = SIZE_MAX;
+    /// As little memory stays uncompressed as the program bears: faults may
+    /// take this share of its own time and theirs together, in millionths
+    /// (50000 is 5 %), 5000 to 500000. 0: GHOSTMEM_SLOWDOWN of the environment
+    /// (5%), else none.
+    std::uint32_t slowdown_ppm = 0;
 };
 
 /// The default heap: one for the process, made at the first use, there until
@@ -181,6 +186,7 @@ public:
         settings.readahead = config.readahead ? 1 : 0;
         settings.background = config.background ? 1 : 0;
         settings.keep_copies = config.keep_copies ? 1 : 0;
+        settings.slowdown_ppm = config.slowdown_ppm;
         if (config.use_disk_backing) {
             const bool named = !config.disk_file_path.empty();
             settings.spill_file = named ? config.disk_file_path.c_str() : nullptr;

@@ -247,6 +247,15 @@ static void bad_settings_are_refused_with_a_reason(void) {
     config.struct_bytes = 8;
     CHECK(ghostmem_heap_create(&config, &heap) == GHOSTMEM_STATUS_INVALID_ARGUMENT);
     config = small_config(8);
+    config.slowdown_ppm = 4999;
+    config.background = 1;
+    CHECK(ghostmem_heap_create(&config, &heap) == GHOSTMEM_STATUS_INVALID_ARGUMENT);
+    CHECK(strstr(ghostmem_last_error(), "0.5 to 50") != NULL);
+    config.slowdown_ppm = 5000;
+    config.background = 0;
+    CHECK(ghostmem_heap_create(&config, &heap) == GHOSTMEM_STATUS_INVALID_ARGUMENT);
+    CHECK(strstr(ghostmem_last_error(), "background thread") != NULL);
+    config = small_config(8);
     config.memory_bytes = PAGE;
     CHECK(ghostmem_heap_create(&config, &heap) == GHOSTMEM_STATUS_LIMIT_TOO_SMALL);
     config.memory_percent = 50;

@@ -80,6 +80,9 @@ void what_cannot_be_done_is_refused_with_a_reason() {
     refused(config, "memory of 1 bytes is too little");
     config.memory_percent = 50;
     refused(config, "memory_percent");
+    config = GhostConfig();
+    config.slowdown_ppm = 500001;
+    refused(config, "0.5 to 50");
 }
 
 void a_limit_can_be_set_and_changed() {

@@ -85,12 +85,15 @@ impl Engine {
     /// in the background.
     pub fn set_limit_pages(&self, pages: usize) {
         let pages = i64::try_from(pages.max(LIMIT_PAGES_MIN)).unwrap_or(i64::MAX);
+        if let Some(slowed) = &self.slowdown {
+            slowed.set_most_pages(pages);
+        }
         match &self.bound {
             Some(bound) => {
                 bound.set_most_pages(pages);
                 self.look();
             }
-            None => self.budget.set_limit(pages),
+            None => self.budget.set_limit(pages.min(self.slowed_pages())),
         }
         self.share_store();
         self.wake_worker();

@@ -4,3 +4,4 @@ pub(crate) mod batch;
 pub(crate) mod choose;
 pub(crate) mod pack;
 pub(crate) mod reclaimer;
+mod slowdown;

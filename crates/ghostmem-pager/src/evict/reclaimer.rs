@@ -23,6 +23,7 @@ use ghostmem_policy::hand::{self, EVICT_BATCH_PAGES};
 use ghostmem_policy::pace::Pace;
 use ghostmem_policy::thrash::{Spent, Thrash};
 
+use crate::evict::slowdown::SlowdownLooks;
 use crate::parts::bound::ProcessBound;
 use crate::parts::engine::Engine;
 use crate::parts::metrics::Counter;
@@ -44,6 +45,7 @@ pub(crate) struct Reclaimer {
     /// Evictions at the end of the last turn.
     evictions: u64,
     thrash: Thrash,
+    slowdown: SlowdownLooks,
     /// The standard error stream as it was: a program may have put data of its own there
     /// since, which gets no advice.
     error_stream: Option<[u64; 2]>,
@@ -59,6 +61,7 @@ impl Reclaimer {
             pace: Pace::new(clock::now_ns()),
             evictions: 0,
             thrash: Thrash::default(),
+            slowdown: SlowdownLooks::default(),
             error_stream: stop::error_stream(),
             turns: Turns::default(),
             begun: Period::default(),
@@ -114,6 +117,7 @@ impl Engine {
     /// `None` when it goes on at once.
     pub(crate) fn reclaimer_step(&self, reclaimer: &mut Reclaimer) -> Option<Duration> {
         self.worker.asleep.store(0, Ordering::Relaxed);
+        self.look_at_slowdown(&mut reclaimer.slowdown);
         let filled = self.refill(reclaimer);
         self.compact_if_needed(&mut reclaimer.pace);
         if self.config.report_thrashing {
@@ -146,6 +150,10 @@ impl Engine {
             .bound
             .as_ref()
             .map_or(nap, |bound| nap.min(unwatched(bound)));
+        let nap = match &self.slowdown {
+            Some(_) => nap.min(reclaimer.slowdown.nap()),
+            None => nap,
+        };
         let nap_for_store = reclaimer.pace.nap();
         reclaimer.evictions = self.evictions();
         Some(nap_for_store.map_or(nap, |nap_for_store| nap.min(nap_for_store)))
@@ -197,6 +205,7 @@ impl Engine {
             }
             self.compact_if_needed(&mut reclaimer.pace);
             self.look();
+            self.look_at_slowdown(&mut reclaimer.slowdown);
             self.take_turns(reclaimer);
             if self.worker.stands_back.load(Ordering::Relaxed) {
                 break;

@@ -6,6 +6,7 @@ use ghostmem_fault::{Fault, FaultSink, Scratch, Verdict};
 use ghostmem_os::OsError;
 
 use crate::parts::engine::Engine;
+use crate::parts::metrics::Counter;
 
 impl FaultSink for Engine {
     fn on_fault(&self, fault: &Fault, scratch: &mut Scratch) -> Verdict {
@@ -79,6 +80,12 @@ impl FaultSink for Engine {
         }
         self.budget.repair_after_fork(resident);
         self.token.store(0, Ordering::Release);
+        if let Some(slowed) = &self.slowdown {
+            slowed.after_fork_in_child(self.metrics.sum(Counter::fault_ns));
+            if self.bound.is_none() {
+                self.budget.set_limit(slowed.most_pages());
+            }
+        }
         if let Some(bound) = &self.bound {
             bound.after_fork_in_child(resident);
             self.metrics.peak.forget();

@@ -20,6 +20,7 @@ use crate::parts::costs::CostMeter;
 use crate::parts::engine::{Engine, REGIONS_MAX};
 use crate::parts::metrics::Metrics;
 use crate::parts::region::Region;
+use crate::parts::slowdown::Slowed;
 use crate::parts::tally::Tally;
 use crate::parts::threads::ThreadTable;
 use crate::parts::wake::WorkerState;
@@ -48,6 +49,7 @@ impl Engine {
             cold: cold.map(ColdTiers::new),
             budget: Budget::new(limit, shards())?,
             bound,
+            slowdown: (config.slowdown_ppm > 0).then(|| Slowed::new(config.slowdown_ppm, limit)),
             metrics: Metrics::new(shards())?,
             costs: CostMeter::new(),
             threads: ThreadTable::new(machine::cpus())?,

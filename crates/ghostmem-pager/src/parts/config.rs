@@ -23,6 +23,10 @@ pub struct Config {
     pub follow_places: bool,
     /// The page of the processes that have a bound together.
     pub tree: Option<&'static Tree>,
+    /// The share of its own time and of that in faults that the program may spend in
+    /// faults, in millionths: as little as that takes stays resident. 0: none. Only with a
+    /// background thread.
+    pub slowdown_ppm: u32,
     /// Where faults come from.
     pub backend: Opened,
     /// The page compressor.
@@ -65,6 +69,7 @@ impl Config {
             process_limit_bytes: None,
             follow_places: false,
             tree: None,
+            slowdown_ppm: 0,
             backend,
             codec: AnyCodec::Lz4,
             compress: true,

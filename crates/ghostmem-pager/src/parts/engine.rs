@@ -22,6 +22,7 @@ use crate::parts::costs::CostMeter;
 use crate::parts::metrics::Metrics;
 use crate::parts::region::Region;
 use crate::parts::ring::Recorder;
+use crate::parts::slowdown::Slowed;
 use crate::parts::tally::Tally;
 use crate::parts::threads::ThreadTable;
 use crate::parts::wake::WorkerState;
@@ -64,6 +65,9 @@ pub struct Engine {
     pub(crate) budget: Budget,
     /// The bound on the whole process, if there is one; the budget's limit follows it.
     pub(crate) bound: Option<ProcessBound>,
+    /// The share of time that faults may take, if one was asked for; the budget's limit
+    /// stays below what that leaves.
+    pub(crate) slowdown: Option<Slowed>,
 
     // Written with each batch of evictions, and read by every restore.
     pub(crate) _evicted: LineStart,
@@ -166,9 +170,10 @@ impl Engine {
     }
 
     pub(crate) fn clock(&self) -> EpochClock {
-        let pages = match &self.bound {
-            Some(bound) => bound.clock_pages(),
-            None => self.budget.limit(),
+        let pages = match (&self.slowdown, &self.bound) {
+            (Some(slowed), _) => slowed.clock_pages(),
+            (None, Some(bound)) => bound.clock_pages(),
+            (None, None) => self.budget.limit(),
         };
         EpochClock::new(pages.max(1) as u64)
     }

@@ -42,6 +42,8 @@ pub enum FigureUnit {
     Events,
     /// Nanoseconds.
     Nanoseconds,
+    /// Millionths of a whole.
+    Millionths,
 }
 
 /// One figure of [`Stats`], with what is known of it.
@@ -238,6 +240,12 @@ figures! {
         /// uncompressed, bytes; pages of one repeated value that are away do not count.
         /// 0 where there is no bound.
         plain_peak_bytes: usize, Bytes, [];
+        /// Share of its own time and of that in faults that the program may spend in faults,
+        /// as it was asked for, millionths; 0 where none was.
+        slowdown_asked_ppm: u64, Millionths, [];
+        /// The share that it spent so far: exact, own time being what the process computed
+        /// for, less what the heap's background thread did.
+        slowdown_reached_ppm: u64, Millionths, [];
         /// A call that protects pages, made by a faulting thread, lately, beside what each
         /// page takes, nanoseconds.
         faulting_call_ns: u64, Nanoseconds, [];
@@ -362,6 +370,7 @@ mod tests {
         for figure in Stats::default().figures() {
             let suffix = |end| figure.name.ends_with(end);
             assert_eq!(suffix("_ns"), figure.unit == FigureUnit::Nanoseconds);
+            assert_eq!(suffix("_ppm"), figure.unit == FigureUnit::Millionths);
             assert_eq!(suffix("_bytes"), figure.unit == FigureUnit::Bytes);
             assert!(figure.text.ends_with('.'), "{figure:?}");
             assert!(!figure.text.contains("  "), "{figure:?}");

@@ -28,6 +28,7 @@ pub(crate) mod reach;
 pub(crate) mod region;
 pub(crate) mod resident;
 pub(crate) mod ring;
+pub(crate) mod slowdown;
 pub(crate) mod spin;
 pub(crate) mod sync;
 pub(crate) mod tally;

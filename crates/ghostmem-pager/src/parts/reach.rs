@@ -2,6 +2,7 @@
 
 use crate::parts::bound::{LEAST_PAGES, ProcessBound};
 use crate::parts::engine::Engine;
+use crate::parts::slowdown::Slowed;
 
 impl Engine {
     /// What the heap may take in all, bytes: the memory limit, or what the bound leaves
@@ -15,13 +16,20 @@ impl Engine {
     }
 
     /// Pages that may be resident if everything that can leave for it leaves: the limit,
-    /// where nothing but the limit says so.
+    /// where nothing but the limit says so. What a slowdown takes off it comes back where
+    /// it is needed.
     pub(crate) fn reach_pages(&self) -> i64 {
         let limit = self.budget.limit();
-        match &self.bound {
-            Some(bound) => bound.reach_pages().max(limit),
-            None => limit,
+        match (&self.bound, &self.slowdown) {
+            (Some(bound), _) => bound.reach_pages().max(limit),
+            (None, Some(slowed)) => slowed.most_pages(),
+            (None, None) => limit,
         }
+    }
+
+    /// Most pages that the share of time in faults leaves; without one, any number.
+    pub(crate) fn slowed_pages(&self) -> i64 {
+        self.slowdown.as_ref().map_or(i64::MAX, Slowed::limit_pages)
     }
 
     /// Fewest pages that stay resident while others wait in the store.

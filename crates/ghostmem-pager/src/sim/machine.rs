@@ -92,6 +92,7 @@ impl Machine {
             background_in_children: setting.heirs == 1,
             keep_copies: setting.copies == 1,
             report_thrashing: false,
+            slowdown_ppm: 0,
             store_capacity_bytes: 16 << 20,
         };
         let cold = (setting.file == 1).then(|| file(setting));

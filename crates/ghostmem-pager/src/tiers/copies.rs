@@ -42,9 +42,13 @@ fn slots_of(bytes: usize, store: &StoreStats) -> usize {
 }
 
 impl Engine {
-    /// Whether a stored page that is restored for reading may keep its slot.
+    /// Whether a stored page that is restored for reading may keep its slot. Where memory is
+    /// to be spared for a share of time it does not: a copy takes room beside its page, and
+    /// the store that opens a clean page takes the program's time; compressing the page anew
+    /// takes the background thread's.
     pub(crate) fn may_keep_copy(&self, stored: Word) -> bool {
         self.config.keep_copies
+            && self.slowdown.is_none()
             && self.copies_fit.load(Ordering::Relaxed)
             && !(stored.is_incompressible() && slot_of_stored(stored).is_some())
     }

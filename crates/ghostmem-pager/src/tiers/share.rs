@@ -28,7 +28,12 @@ impl Engine {
     pub(crate) fn share_store(&self) {
         let Some(cold) = &self.cold else { return };
         let memory = self.memory_limit();
-        let resident = self.budget.limit().max(0) as usize * PAGE_SIZE;
+        // What a slowdown leaves comes and goes; the file is for what memory does not hold.
+        let limit = match &self.slowdown {
+            Some(slowed) => slowed.most_pages(),
+            None => self.budget.limit(),
+        };
+        let resident = limit.max(0) as usize * PAGE_SIZE;
         let resident = match (&self.bound, memory) {
             // The limit is what the store left: pages have half before the store.
             (Some(bound), Some(memory)) => {

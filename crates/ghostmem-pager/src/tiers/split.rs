@@ -76,7 +76,8 @@ impl Engine {
         };
         let (before, now) = (self.budget.limit(), clock::now_ns());
         let due = looking.is_due(now, ns);
-        if !due && bound.is_far() && before == bound.most_pages() {
+        let slowed_pages = self.slowed_pages();
+        if !due && bound.is_far() && before == bound.most_pages().min(slowed_pages) {
             // There is no more to be granted, and nothing to be given back.
             return false;
         }
@@ -105,6 +106,7 @@ impl Engine {
         let resident_bytes = look.used_pages.max(0).unsigned_abs() * PAGE_SIZE as u64;
         looking.note_stored(resident_bytes, self.store.held_bytes());
         let limit = looking.found(now, &look, needed_bytes, fork);
+        let limit = limit.min(slowed_pages);
         self.budget.set_limit(limit);
         drop(looking);
         if due && !fork {

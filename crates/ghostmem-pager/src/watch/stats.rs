@@ -7,6 +7,7 @@ use ghostmem_store::tier::ColdTier;
 use crate::parts::bound::ProcessBound;
 use crate::parts::engine::Engine;
 use crate::parts::figures::{Gauges, Stats};
+use crate::parts::metrics::Counter;
 
 impl Engine {
     /// Bytes of blocks and of small objects that are in use: two sums, where
@@ -46,6 +47,10 @@ impl Engine {
             peak_tables_bytes: peak.tables,
             peak_ordinary_bytes: peak.other,
             plain_peak_bytes: peak.plain,
+            slowdown_asked_ppm: u64::from(self.config.slowdown_ppm),
+            slowdown_reached_ppm: self.slowdown.as_ref().map_or(0, |slowed| {
+                slowed.reached_ppm(self.metrics.sum(Counter::fault_ns))
+            }),
             faulting_call_ns: self.costs.call_ns(Evictor::Faulting),
             background_call_ns: self.costs.call_ns(Evictor::Background),
             opening_ns: self.costs.open_ns(),

@@ -7,7 +7,7 @@ use ghostmem_os::{futex, thread};
 use ghostmem_small::fork;
 
 use super::Heap;
-use crate::{Error, HeapBuilder, MemorySize, from_environment};
+use crate::{Error, HeapBuilder, MemorySize, from_environment, slowdown_from_environment};
 
 static GLOBAL: OnceLock<Heap> = OnceLock::new();
 /// [`thread::key`] of the thread that builds the global heap, or 0.
@@ -21,7 +21,8 @@ impl Heap {
     /// 3. what [`GhostAlloc::with_memory`] says, where that is the global allocator;
     /// 4. [`MemorySize::Auto`].
     ///
-    /// `GHOSTMEM_LIMIT`, which takes the same, is a resident limit beside 2 to 4.
+    /// `GHOSTMEM_LIMIT`, which takes the same, is a resident limit beside 2 to 4, and
+    /// `GHOSTMEM_SLOWDOWN` (`5%`) is [`HeapBuilder::slowdown`].
     ///
     /// # Errors
     /// As [`HeapBuilder::build`]; [`Error::Environment`] when a variable cannot be read;
@@ -92,6 +93,9 @@ impl Heap {
             && let Some(bytes) = limit.bytes()
         {
             builder = builder.resident_limit(bytes);
+        }
+        if let Some(ppm) = slowdown_from_environment()? {
+            builder = builder.slowdown(f64::from(ppm) / 1e4);
         }
         builder.build()
     }
