@@ -244,15 +244,15 @@ mod tests {
         );
         assert!(sources.contains(&&machine.auto_from), "{sources:?}");
         machine.limits = vec![FoundLimit {
-            source: "/groups/a".to_owned(),
+            source: "/groups/a/memory.high".to_owned(),
             limit_bytes: 300 << 20,
             left_bytes: 280 << 20,
         }];
-        machine.auto_from = "/groups/a".to_owned();
+        machine.auto_from = "/groups/a/memory.high".to_owned();
         machine.auto_bytes = Some(283 << 20);
         let text = describe(&machine);
         for part in [
-            "limit: /groups/a",
+            "limit: /groups/a/memory.high",
             "300 MiB, 280 MiB left",
             "comes from here",
             "283 MiB",

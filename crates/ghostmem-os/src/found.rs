@@ -2,7 +2,8 @@
 //! machine has to spare.
 //!
 //! ```text
-//!   each level of the memory groups   its limit, less what is charged but for clean cache
+//!   each level of the memory groups   its limit, less what is charged but for clean cache;
+//!                                     of version 2 the smaller of memory.max and memory.high
 //!   RLIMIT_AS, RLIMIT_DATA            the limit, less what is mapped
 //!   the machine                       what is available, and what this process takes
 //! ```
@@ -17,8 +18,13 @@ use crate::report::Reports;
 /// Where a limit comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source<'a> {
-    /// A level of the memory groups, by its folder.
-    Group(&'a Path),
+    /// A level of the memory groups.
+    Group {
+        /// The level's folder.
+        folder: &'a Path,
+        /// The name of the file in it that says the limit.
+        file: &'static str,
+    },
     /// `RLIMIT_AS`.
     AddressSpace,
     /// `RLIMIT_DATA`.
@@ -46,11 +52,14 @@ pub fn each_limit(each: impl FnMut(&Limit<'_>)) {
 fn each_limit_of(reports: &Reports<'_>, taken: Option<u64>, mut each: impl FnMut(&Limit<'_>)) {
     if let Some(group) = reports.memory_group() {
         for level in group.levels() {
-            if let Some(bytes) = level.limit_bytes() {
+            if let Some((bytes, file)) = level.limit() {
                 let cache = level.clean_cache_bytes().unwrap_or(0);
                 let charged = level.usage_bytes().unwrap_or(0).saturating_sub(cache);
                 each(&Limit {
-                    source: Source::Group(level.folder()),
+                    source: Source::Group {
+                        folder: level.folder(),
+                        file,
+                    },
                     bytes,
                     left_bytes: bytes.saturating_sub(charged),
                 });
@@ -130,7 +139,9 @@ mod tests {
                 "groups/a/memory.stat",
                 "inactive_file 30000\nactive_file 10000\nfile_dirty 5000\nfile_writeback 0\n",
             ),
+            ("groups/a/memory.high", "max\n"),
             ("groups/a/b/memory.max", "600000\n"),
+            ("groups/a/b/memory.high", "550000\n"),
             ("groups/a/b/memory.current", "100000\n"),
         ];
         for (path, text) in files {
@@ -147,7 +158,10 @@ mod tests {
         let mut told = Vec::new();
         each_limit_of(&Reports::below(&root), Some(24), |limit| {
             let source = match limit.source {
-                Source::Group(folder) => folder.strip_prefix(&root).unwrap().display().to_string(),
+                Source::Group { folder, file } => {
+                    let level = folder.strip_prefix(&root).unwrap();
+                    level.join(file).display().to_string()
+                }
                 other => format!("{other:?}"),
             };
             told.push((source, limit.bytes, limit.left_bytes));
@@ -157,9 +171,10 @@ mod tests {
         assert_eq!(
             told,
             [
-                ("groups/a/b".to_owned(), 600_000, 500_000),
+                // The smaller of its two files.
+                ("groups/a/b/memory.high".to_owned(), 550_000, 450_000),
                 // The clean part of its cache can go.
-                ("groups/a".to_owned(), 500_000, 85_000),
+                ("groups/a/memory.max".to_owned(), 500_000, 85_000),
                 ("Machine".to_owned(), 1_024_024, 1_024_000),
             ]
         );

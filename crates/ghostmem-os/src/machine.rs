@@ -62,7 +62,8 @@ pub fn ram_bytes() -> u64 {
 }
 
 /// The memory limit of the control group this process is in (v2 or v1), in
-/// bytes; `None` when there is none. Ancestors count too.
+/// bytes; `None` when there is none. Ancestors count too, and `memory.high` where it is
+/// smaller.
 #[must_use]
 pub fn cgroup_limit_bytes() -> Option<u64> {
     Reports::of_this_machine().memory_group()?.limit_bytes()

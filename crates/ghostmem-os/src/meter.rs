@@ -6,7 +6,7 @@
 //!   /proc/self/cgroup      whether it is in another group now
 //!   /proc/self/smaps_rollup  its part of what it shares with processes of a fork
 //!   /proc/meminfo          what the machine has left
-//!   each level of groups   limit; where there is one, usage and file cache as well
+//!   each level of groups   its limits; where there is one, usage and file cache as well
 //! ```
 //! All are [`KeptFile`]s: a look costs a pread(2) for each, needs no free descriptor, and
 //! can be made in a fault handler. Whoever looks holds the right to look: one at a time.
@@ -30,8 +30,8 @@ const LEVELS_MAX: usize = 12;
 /// Longest report: `/proc/self/status` has some 1600 bytes, `memory.stat` 2500.
 const TEXT_BYTES: usize = 8 << 10;
 
-/// Time between two tries to open what cannot be read, and between two looks at which
-/// group the process is in, nanoseconds.
+/// Time between two tries to open what cannot be read, or was not there, and between two
+/// looks at which group the process is in, nanoseconds.
 const RETRY_NS: u64 = 1_000_000_000;
 
 /// A level with this part of its limit free is not asked for its file cache.
@@ -57,7 +57,10 @@ pub struct Supply {
 /// The files of a level of groups.
 #[derive(Debug)]
 struct LevelFiles {
-    limit: KeptFile,
+    /// As [`Version::limit_files`] names them; one that is not there is no limit.
+    ///
+    /// [`Version::limit_files`]: group::Version::limit_files
+    limits: [KeptFile; 2],
     usage: KeptFile,
     stat: KeptFile,
     /// File cache as it was seen last, bytes, and when that was.
@@ -68,7 +71,7 @@ struct LevelFiles {
 impl LevelFiles {
     const fn new() -> Self {
         Self {
-            limit: KeptFile::new(),
+            limits: [const { KeptFile::new() }; 2],
             usage: KeptFile::new(),
             stat: KeptFile::new(),
             cache_bytes: AtomicU64::new(0),
@@ -77,21 +80,40 @@ impl LevelFiles {
     }
 
     fn close(&self) {
-        for file in [&self.limit, &self.usage, &self.stat] {
+        for file in self.limits.iter().chain([&self.usage, &self.stat]) {
             file.close();
         }
         self.cache_ns.store(0, Ordering::Relaxed);
+    }
+
+    /// Opens the files with a limit that are not open; whether one came.
+    fn open_limits(&self, level: &Level<'_>) -> bool {
+        let mut came = false;
+        for (file, name) in self.limits.iter().zip(level.version().limit_files()) {
+            came |= !file.is_open() && open_of(level, name, file);
+        }
+        came
     }
 
     fn open_later(level: &Level<'_>, name: &str, file: &KeptFile) -> bool {
         !doorway::is_confined() && open_of(level, name, file)
     }
 
+    /// The smallest of this level's limits, bytes: `Ok(None)` where it has none.
+    fn limit(&self, text: &mut [u8]) -> Result<Option<u64>, Unseen> {
+        let mut least: Option<u64> = None;
+        // The root of version 2 has no such file, nor has a level without the controller.
+        for file in self.limits.iter().filter(|file| file.is_open()) {
+            let said = file.read(text).and_then(group::limit_in).ok_or(Unseen)?;
+            least = least.into_iter().chain(said).min();
+        }
+        Ok(least)
+    }
+
     /// What is left of this level's limit: `Ok(None)` where it has none, `Err` where that
     /// cannot be seen.
     fn look(&self, level: &Level<'_>, text: &mut [u8]) -> Result<Option<Supply>, Unseen> {
-        let limit = self.limit.read(text).and_then(group::limit_in);
-        let Some(limit_bytes) = limit.ok_or(Unseen)? else {
+        let Some(limit_bytes) = self.limit(text)? else {
             return Ok(None);
         };
         let version = level.version();
@@ -259,14 +281,24 @@ impl Meter {
         for files in &self.levels {
             files.close();
         }
-        if let Some(group) = group {
-            for (files, level) in self.levels.iter().zip(group.levels()) {
-                if open_of(&level, level.version().limit_file(), &files.limit) {
-                    // Now, while files can be opened; another level may get a limit later.
-                    let _sees_usage = files.look(&level, text);
-                }
+        self.open_limits(room);
+    }
+
+    /// Opens the files with a limit that are there by now, as when a memory controller was
+    /// turned on for a level; whether one came.
+    fn open_limits(&self, room: &mut Room<'_>) -> bool {
+        let (Some(group), text) = room.parts() else {
+            return false;
+        };
+        let mut came = false;
+        for (files, level) in self.levels.iter().zip(group.levels()) {
+            if files.open_limits(&level) {
+                came = true;
+                // Now, while files can be opened; another level may get a limit later.
+                let _sees_usage = files.look(&level, text);
             }
         }
+        came
     }
 
     /// Whether something may be tried that is tried rarely.
@@ -305,8 +337,11 @@ impl Meter {
             all = self.groups(&mut room, &mut each);
         } else if all && self.may_try() {
             let mark = self.own_group.read(room.text()).map(mark_of);
-            if mark.is_some_and(|mark| mark != self.group_mark.load(Ordering::Relaxed)) {
+            let moved = mark.is_some_and(|mark| mark != self.group_mark.load(Ordering::Relaxed));
+            if moved {
                 self.open_levels(&mut room);
+            }
+            if moved || self.open_limits(&mut room) {
                 all = self.groups(&mut room, &mut each);
             }
         }
@@ -327,9 +362,7 @@ impl Meter {
             match files.look(&level, text) {
                 Ok(Some(place)) => each(place),
                 Ok(None) => {}
-                // The root of version 2 has no such file, nor has a level without the
-                // controller.
-                Err(Unseen) => all &= !files.limit.is_open(),
+                Err(Unseen) => all = false,
             }
         }
         all
@@ -395,6 +428,86 @@ mod tests {
         // The machine is told last.
         let total = Reports::of_this_machine().meminfo_bytes("MemTotal");
         assert_eq!(machine.map(|place| place.limit_bytes), total);
+    }
+
+    /// A process in `/a/b` of version 2 groups, `b` without a memory controller yet.
+    struct Saved(std::path::PathBuf);
+
+    impl Saved {
+        fn new(name: &str) -> Self {
+            let root = std::env::temp_dir().join(format!("ghostmem-{name}-{}", std::process::id()));
+            let _from_before = std::fs::remove_dir_all(&root);
+            let saved = Self(root);
+            saved.set("proc/self/cgroup", "0::/a/b\n");
+            let mount = "30 20 0:26 / /groups rw - cgroup2 cgroup2 rw\n";
+            saved.set("proc/self/mountinfo", mount);
+            saved.set("groups/a/memory.max", "500000\n");
+            saved.set("groups/a/memory.high", "max\n");
+            saved.set("groups/a/memory.current", "100000\n");
+            saved.set("groups/a/b/cgroup.procs", "1\n");
+            saved
+        }
+
+        fn set(&self, path: &str, text: &str) {
+            let path = self.0.join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+
+        /// A meter that looks at these groups.
+        fn meter(&self) -> Meter {
+            let meter = Meter::new();
+            let mut room = meter.room().unwrap();
+            *room.parts().0 = Reports::below(&self.0).memory_group();
+            meter.open_limits(&mut room);
+            drop(room);
+            meter
+        }
+    }
+
+    impl Drop for Saved {
+        fn drop(&mut self) {
+            std::fs::remove_dir_all(&self.0).unwrap();
+        }
+    }
+
+    /// Limit and what is left of each level with one, a second after the last look.
+    fn levels(meter: &Meter) -> Vec<(u64, u64)> {
+        meter.tried_ns.store(0, Ordering::Relaxed);
+        let mut last = Vec::new();
+        // Levels are told again when a file came: the last of each counts.
+        meter.places(|place| {
+            last.retain(|&(limit, _)| limit != place.limit_bytes);
+            last.push((place.limit_bytes, place.left_bytes));
+        });
+        last
+    }
+
+    #[test]
+    fn a_level_is_held_to_the_smaller_of_its_limits_as_they_change() {
+        let saved = Saved::new("high");
+        let meter = saved.meter();
+        assert_eq!(levels(&meter), [(500_000, 400_000)]);
+        saved.set("groups/a/memory.high", "300000\n");
+        assert_eq!(levels(&meter), [(300_000, 200_000)]);
+        saved.set("groups/a/memory.max", "200000\n");
+        assert_eq!(levels(&meter), [(200_000, 100_000)]);
+        saved.set("groups/a/memory.max", "max\n");
+        saved.set("groups/a/memory.high", "150000\n");
+        assert_eq!(levels(&meter), [(150_000, 50_000)]);
+        saved.set("groups/a/memory.high", "max\n");
+        assert_eq!(levels(&meter), []);
+    }
+
+    #[test]
+    fn a_limit_whose_file_comes_later_is_found() {
+        let saved = Saved::new("late");
+        let meter = saved.meter();
+        assert_eq!(levels(&meter), [(500_000, 400_000)]);
+        saved.set("groups/a/b/memory.high", "90000\n");
+        saved.set("groups/a/b/memory.max", "max\n");
+        saved.set("groups/a/b/memory.current", "10000\n");
+        assert_eq!(levels(&meter), [(90_000, 80_000), (500_000, 400_000)]);
     }
 
     #[test]

@@ -46,6 +46,33 @@ fn the_tightest_level_that_can_be_seen_counts() {
 }
 
 #[test]
+fn the_smaller_limit_of_a_level_counts_and_says_its_file() {
+    assert_eq!(group("v2-high"), Some((Some(300), Some(40), 3)));
+    assert_eq!(group("v2-high-container"), Some((Some(200), Some(136), 1)));
+    // Nothing happens above a soft limit of version 1.
+    assert_eq!(group("v1-soft"), Some((Some(300), Some(100), 1)));
+    let files = |name: &str| {
+        let root = tree(name);
+        let group = Reports::below(&root).memory_group().unwrap();
+        let limits = group.levels().filter_map(|level| level.limit());
+        let limits = limits.map(|(bytes, file)| (bytes / MIB, file));
+        limits.collect::<Vec<_>>()
+    };
+    assert_eq!(
+        files("v2-high"),
+        [
+            (350, "memory.max"),
+            (300, "memory.high"),
+            (800, "memory.max")
+        ]
+    );
+    assert_eq!(files("v2-high-container"), [(200, "memory.high")]);
+    assert_eq!(files("v1-soft"), [(300, "memory.limit_in_bytes")]);
+    // A kernel or a container without the file.
+    assert_eq!(files("v2-container"), [(256, "memory.max")]);
+}
+
+#[test]
 fn hierarchies_are_found_where_groups_can_be_made() {
     let mount = |name: &str| {
         let root = tree(name);

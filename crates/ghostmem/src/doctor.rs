@@ -79,8 +79,8 @@ pub struct Report {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FoundLimit {
-    /// Where it comes from: `RLIMIT_AS`, `RLIMIT_DATA`, `available memory`, or the folder
-    /// of a control group.
+    /// Where it comes from: `RLIMIT_AS`, `RLIMIT_DATA`, `available memory`, or the file of
+    /// a control group that says it (`memory.high`, say).
     pub source: String,
     /// Most that may be taken, bytes.
     pub limit_bytes: u64,
@@ -94,7 +94,7 @@ fn limits() -> (Vec<FoundLimit>, String) {
     let (mut limits, mut least) = (Vec::new(), (u64::MAX, String::new()));
     found::each_limit(|limit| {
         let source = match limit.source {
-            Source::Group(folder) => folder.display().to_string(),
+            Source::Group { folder, file } => folder.join(file).display().to_string(),
             Source::AddressSpace => "RLIMIT_AS".to_owned(),
             Source::Data => "RLIMIT_DATA".to_owned(),
             Source::Machine => "available memory".to_owned(),

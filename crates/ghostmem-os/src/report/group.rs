@@ -7,6 +7,14 @@
 //! mounted top, which is the container's group. A limit of any level holds for
 //! all below it, so every level that can be seen is read.
 //!
+//! ```text
+//!   version 1   memory.limit_in_bytes   the kernel kills above it
+//!   version 2   memory.max              the same
+//!               memory.high             the kernel stops processes for up to 2 s at a time above it
+//! ```
+//! A level's limit is the smaller of its files. `memory.soft_limit_in_bytes` of version 1
+//! is no limit: nothing happens above it while the machine has memory.
+//!
 //! Formats: cgroups(7), proc_pid_mountinfo(5), and the kernel's
 //! `admin-guide/cgroup-v2.rst` and `admin-guide/cgroup-v1/memory.rst`.
 
@@ -85,12 +93,20 @@ pub enum Version {
 }
 
 impl Version {
-    /// The name of the file with the limit.
+    /// The name of the file with the limit that the kernel kills for.
     #[must_use]
     pub const fn limit_file(self) -> &'static str {
         match self {
             Self::V1 => "memory.limit_in_bytes",
             Self::V2 => "memory.max",
+        }
+    }
+
+    /// The names of all files with a limit, that of [`Version::limit_file`] first.
+    pub(crate) const fn limit_files(self) -> &'static [&'static str] {
+        match self {
+            Self::V1 => &["memory.limit_in_bytes"],
+            Self::V2 => &["memory.max", "memory.high"],
         }
     }
 
@@ -198,12 +214,21 @@ impl<'a> Level<'a> {
         Path::new(std::ffi::OsStr::from_bytes(self.folder))
     }
 
-    /// Most that may be charged, bytes; `None` for no limit.
+    /// Most that may be charged without harm, bytes; `None` for no limit.
     #[must_use]
     pub fn limit_bytes(&self) -> Option<u64> {
-        self.file(self.version.limit_file())?
-            .number()
-            .filter(|&bytes| bytes < NO_LIMIT)
+        self.limit().map(|(bytes, _)| bytes)
+    }
+
+    /// That limit, and the name of the file that says it.
+    #[must_use]
+    pub fn limit(&self) -> Option<(u64, &'static str)> {
+        let said = |name: &&'static str| {
+            let bytes = self.file(name)?.number().filter(|&bytes| bytes < NO_LIMIT)?;
+            Some((bytes, *name))
+        };
+        let files = self.version.limit_files().iter();
+        files.filter_map(said).min_by_key(|&(bytes, _)| bytes)
     }
 
     /// What is charged now, bytes, file cache included.
