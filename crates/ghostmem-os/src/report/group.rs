@@ -224,7 +224,10 @@ impl<'a> Level<'a> {
     #[must_use]
     pub fn limit(&self) -> Option<(u64, &'static str)> {
         let said = |name: &&'static str| {
-            let bytes = self.file(name)?.number().filter(|&bytes| bytes < NO_LIMIT)?;
+            let bytes = self
+                .file(name)?
+                .number()
+                .filter(|&bytes| bytes < NO_LIMIT)?;
             Some((bytes, *name))
         };
         let files = self.version.limit_files().iter();
