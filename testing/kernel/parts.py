@@ -167,12 +167,17 @@ class Part:
     def until_over(self, group, meanwhile=lambda: None):
         """Waits for the programs to end; the most that the group was charged."""
         charged = current = 0
+        told = time.monotonic()
         while any(child.poll() is None for child, _ in self.programs):
             self.check_time()
             meanwhile()
             charged = max(charged, group.charged())
             current = max(current, group.current())
-            time.sleep(0.05)
+            if time.monotonic() > told + 30:
+                told += 30
+                after = round(told - self.began)
+                print(f"{self.name}: {charged >> 20} MiB at most, after {after} s", flush=True)
+            time.sleep(0.1)
         self.figures["charged_max_mib"] = round(charged / MIB, 1)
         peak = group.number("memory.peak")
         name = "current_max_mib" if peak is None else "peak_mib"
