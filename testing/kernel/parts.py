@@ -33,12 +33,13 @@ MIB = 1 << 20
 WHOLE = "d = {i: str(i) * 9 for i in range(3_000_000)}; print(sum(map(len, d.values())))"
 WHOLE_SAYS = "179000010\n"
 
-# The same, and says when a sixth of it is there.
+# The same, and says when so many of it are there.
 TELLS = """\
+import sys
 d = {}
 for i in range(3_000_000):
     d[i] = str(i) * 9
-    if i == 500_000:
+    if i == int(sys.argv[1]):
         print('there', flush=True)
 print(sum(map(len, d.values())))
 """
@@ -135,12 +136,12 @@ class Part:
         self.groups.append(group)
         return group
 
-    def start(self, group, program):
+    def start(self, group, program, *words):
         """Starts Python under `ghostmem run` in the group."""
         number = len(self.programs)
         errors = open(f"/tmp/{self.name}-{number}.errors", "w+", encoding="utf-8", errors="replace")
         join = 'echo $$ > "$1" && shift && exec "$@"'
-        ghostmem = [PLAN["ghostmem"], "run", "--", "python3", "-c", program]
+        ghostmem = [PLAN["ghostmem"], "run", "--", "python3", "-c", program, *words]
         child = subprocess.Popen(
             ["sh", "-c", join, "sh", str(group.folder / "cgroup.procs"), *ghostmem],
             stdin=subprocess.PIPE,
@@ -295,12 +296,21 @@ def idle(part):
 
 
 def late(part):
-    """The memory controller turned on for the group while the program grows."""
-    above = part.group("late")
+    """The memory controller turned on for the group as the program begins to grow."""
+    turn_on(part, 20_000)
+
+
+def grown(part):
+    """The same when it has 100 MiB: they stay charged to the level above."""
+    turn_on(part, 500_000)
+
+
+def turn_on(part, there):
+    above = part.group(part.name)
     group = part.group("inner", above.folder)
     if (group.folder / "memory.max").exists():
         raise Failed("the inner group has the memory controller at once")
-    child = part.start(group, TELLS)
+    child = part.start(group, TELLS, str(there))
     part.until_there(child)
     above.let_below()
     group.set("memory.swap.max", 0, optional=True)
@@ -357,7 +367,7 @@ def tests(part):
         raise Failed("failed: " + ", ".join(failed))
 
 
-PARTS = {run.__name__: run for run in (first, nested, high, lowered, idle, late, two, tests)}
+PARTS = {run.__name__: run for run in (first, nested, high, lowered, idle, late, grown, two, tests)}
 
 
 class Port:
