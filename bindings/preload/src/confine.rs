@@ -34,7 +34,7 @@ use crate::front::{
 use crate::guarded::{self, Touch, load};
 use crate::raw::{self, call, failed, own};
 use crate::settings::Settings;
-use crate::{begin, ghost, objects, report, signals, start, stub};
+use crate::{begin, endings, ghost, objects, report, signals, start, stub};
 
 /// Maps the doorway where this run has it. Called once, at start, before the engine
 /// makes a call: a filter that came with exec may let by that place only.
@@ -143,6 +143,7 @@ fn settle() {
     doorway::confine();
     stub::look_at_all();
     signals::return_by_doorway();
+    endings::let_be();
 }
 
 /// Installs the filter at `given`, with ours in front of it; `ask` makes the call.

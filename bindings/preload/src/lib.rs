@@ -12,6 +12,7 @@
 //! | `calls`, `guarded` | stand-ins for ghost buffers while the kernel works |
 //! | `confine`, `front` | a program's own filters of system calls |
 //! | `signals` | SIGBUS and SIGSEGV shared with the program |
+//! | `endings` | signals that end it, where a report comes first |
 //! | `threads`, `users`, `report` | threads, groups, figures |
 //! | `tree` | one bound for all processes of a run |
 //!
@@ -33,6 +34,7 @@ mod cache;
 mod calls;
 mod confine;
 mod descriptors;
+mod endings;
 mod entries;
 mod family;
 mod foreign;

@@ -143,12 +143,26 @@ pub(crate) unsafe fn usable_size(block: *mut c_void) -> usize {
 const SCRATCH_BYTES: usize = 4 << 20;
 /// Where they are; 0: nowhere yet.
 static SCRATCH: AtomicUsize = AtomicUsize::new(0);
+/// Such bytes that were mapped ahead; 0: none.
+static AHEAD: AtomicUsize = AtomicUsize::new(0);
+
+/// Maps what [`leave_libc_alone`] needs: later a limit on address space may forbid it.
+pub(crate) fn map_ahead() {
+    AHEAD.store(
+        crate::bounce::map(SCRATCH_BYTES).unwrap_or(0),
+        Ordering::Release,
+    );
+}
 
 /// From now on, what this thread's Rust code of ours allocates comes from memory
 /// that nobody gives back: the process is about to end. It may do so in a signal
 /// handler that came in the midst of libc's malloc, whose lock is taken then.
 pub(crate) fn leave_libc_alone() {
-    if let Some(base) = crate::bounce::map(SCRATCH_BYTES)
+    let base = match AHEAD.swap(0, Ordering::AcqRel) {
+        0 => crate::bounce::map(SCRATCH_BYTES),
+        base => Some(base),
+    };
+    if let Some(base) = base
         && SCRATCH
             .compare_exchange(0, base, Ordering::AcqRel, Ordering::Relaxed)
             .is_ok()

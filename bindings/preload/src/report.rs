@@ -2,12 +2,13 @@
 //!
 //! The report is made in the process that `ghostmem run` became, at its
 //! exit_group system call: exit(3), _exit(2) and a return from main all end
-//! there. A process that a signal ends makes none.
+//! there. Where a signal ends it, the report is made before (see [`crate::endings`]).
 
 use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
-use std::ffi::OsString;
+use std::ffi::{CString, OsString};
 use std::fmt::Write as _;
 use std::fs;
+use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -21,12 +22,15 @@ use crate::patch;
 use crate::raw::{failed, own, say};
 use crate::settings::Settings;
 use crate::thread::{self, EngineScope};
-use crate::{ghost, mappings, ordinary, start};
+use crate::{endings, ghost, mappings, ordinary, start};
 
 /// Stands for the process's number in the name of the file.
 const PROCESS: &[u8] = b"%p";
 
-static DONE: AtomicBool = AtomicBool::new(false);
+/// The thread that makes the report, or made it; 0: none yet.
+static MAKER: AtomicI32 = AtomicI32::new(0);
+/// It is made.
+static MADE: AtomicBool = AtomicBool::new(false);
 /// Where the report goes: a copy of standard error, as many programs close
 /// theirs before they end. Standard error itself, where there is no copy.
 static STDERR: AtomicI32 = AtomicI32::new(2);
@@ -47,7 +51,7 @@ pub(crate) fn settle() -> [i32; 3] {
         && owes_json(path)
     {
         let _inside = EngineScope::new(thread::current());
-        let _asked_once = PROGRAM.get_or_init(program);
+        know_program();
         if let Ok(file) = fs::File::create(with_process(path)) {
             let kept = move_up(file.as_raw_fd());
             JSON.store(kept, Ordering::Relaxed);
@@ -60,8 +64,11 @@ pub(crate) fn settle() -> [i32; 3] {
     ]
 }
 
-/// In a forked child: the file that was opened ahead is its parent's.
+/// In a forked child: the file that was opened ahead is its parent's, and so is a report
+/// that another thread began.
 pub(crate) fn forget_in_child() {
+    MAKER.store(0, Ordering::Relaxed);
+    MADE.store(false, Ordering::Relaxed);
     let file = JSON.swap(-1, Ordering::Relaxed);
     // On a table that both share it would be closed for the parent.
     if file >= 0 && !descriptor::is_shared() {
@@ -123,16 +130,44 @@ pub(crate) fn started(settings: &Settings, heap: &Heap, patched: patch::Report) 
     say(line.as_bytes());
 }
 
-/// Makes the report, if this process owes one.
+/// Makes the report, if this process owes one. May be called in a signal handler.
 pub(crate) fn at_exit() {
     let Some(settings) = start::settings() else {
         return;
     };
     // A file for each process, or one report of the first.
     let reporter = is_reporter(settings);
-    if !is_owed(settings) || (!reporter && is_vfork_child()) || DONE.swap(true, Ordering::AcqRel) {
+    if !is_owed(settings) || (!reporter && is_vfork_child()) {
         return;
     }
+    let me = own!(libc::SYS_gettid) as i32;
+    match MAKER.compare_exchange(0, me, Ordering::AcqRel, Ordering::Acquire) {
+        Ok(_) => {
+            make(settings, reporter);
+            MADE.store(true, Ordering::Release);
+        }
+        Err(_) => wait_until_made(),
+    }
+}
+
+/// Another thread is about to end the process, too: its report is not cut short. It may be
+/// held up by whoever reads it, and then nobody waits for ever. Where a signal came in the
+/// midst of this thread's, the process ends with what there is.
+pub(crate) fn wait_until_made() {
+    const STEPS: u32 = 1000;
+    let (never, step) = (0_u32, [0_u64, 1_000_000]);
+    let me = own!(libc::SYS_gettid) as i32;
+    for _ in 0..STEPS {
+        if MADE.load(Ordering::Acquire) || MAKER.load(Ordering::Acquire) == me {
+            return;
+        }
+        let wait = libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG;
+        let _time_went_by = own!(libc::SYS_futex, &raw const never, wait, 0, &raw const step);
+    }
+}
+
+/// The report.
+fn make(settings: &Settings, reporter: bool) {
     let path = settings.stats_json.as_deref();
     let Some(heap) = ghost::heap() else { return };
     let _inside = EngineScope::new(thread::current());
@@ -151,7 +186,7 @@ pub(crate) fn at_exit() {
         // A number that has become another file's is none of ours.
         let before = [0, 1].map(|word| FILE[word].load(Ordering::Relaxed));
         if file_of(fd) == Some(before) {
-            let _unheard = own!(libc::SYS_write, fd, table.as_ptr(), table.len());
+            let _unheard = write_all(fd as isize, table.as_bytes());
         }
     }
     if let Some(path) = path {
@@ -159,15 +194,52 @@ pub(crate) fn at_exit() {
         if doorway::is_confined() {
             if ahead >= 0 {
                 let json = figures.json();
-                let _unheard = own!(libc::SYS_write, ahead, json.as_ptr(), json.len());
+                let _unheard = write_all(ahead as isize, json.as_bytes());
             }
             return;
         }
-        if let Err(error) = fs::write(&path, figures.json()) {
+        if let Err(error) = write_anew(&path, &figures.json()) {
             let line = format!("ghostmem: cannot write {}: {error}\n", path.display());
             say(line.as_bytes());
         }
     }
+}
+
+/// Writes a file anew. Not by libc: a thread that is to be cancelled would end in its calls.
+fn write_anew(path: &Path, text: &str) -> io::Result<()> {
+    let name = CString::new(path.as_os_str().as_bytes())?;
+    let mut flags = libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC | libc::O_CLOEXEC;
+    if endings::is_reporting() {
+        // Nobody waits for a reader of a named pipe.
+        flags |= libc::O_NONBLOCK;
+    }
+    let folder = libc::AT_FDCWD;
+    let file = own!(libc::SYS_openat, folder, name.as_ptr(), flags, 0o666);
+    if failed(file) {
+        return Err(io::Error::from_raw_os_error(-file as i32));
+    }
+    let written = write_all(file, text.as_bytes());
+    let _closed = own!(libc::SYS_close, file);
+    written
+}
+
+/// Writes all, in as many calls as it takes.
+fn write_all(file: isize, mut bytes: &[u8]) -> io::Result<()> {
+    /// What a pipe takes that can be written to (`PIPE_BUF` of pipe(7)).
+    const PIECE: usize = 4096;
+    while !bytes.is_empty() {
+        endings::wait_to_write(file);
+        let piece = bytes.len().min(PIECE);
+        let answer = own!(libc::SYS_write, file, bytes.as_ptr(), piece);
+        if failed(answer) && answer != -(libc::EINTR as isize) {
+            return Err(io::Error::from_raw_os_error(-answer as i32));
+        }
+        if answer == 0 {
+            break;
+        }
+        bytes = &bytes[usize::try_from(answer).unwrap_or(0)..];
+    }
+    Ok(())
 }
 
 /// Whether this process reports at its end.
@@ -194,6 +266,11 @@ fn with_process(path: &Path) -> PathBuf {
     }
     name.extend_from_slice(rest);
     PathBuf::from(OsString::from_vec(name))
+}
+
+/// Asks for the program's name ahead: a report may be made in a signal handler.
+pub(crate) fn know_program() {
+    let _asked_once = PROGRAM.get_or_init(program);
 }
 
 /// The file of the program that runs, as a string of JSON.

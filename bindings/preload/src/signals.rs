@@ -31,12 +31,12 @@ use ghostmem_os::{doorway, told};
 
 use crate::raw::{Answer, call, failed, own};
 use crate::thread::{self, EngineScope, INFO_WORDS, Thread};
-use crate::{ghost, holds, start, taken};
+use crate::{endings, ghost, holds, start, taken};
 
 /// The signals that a touch of ghost memory can raise.
 pub(crate) const OURS: [i32; 2] = [libc::SIGBUS, libc::SIGSEGV];
 
-const fn bit(signal: i32) -> u64 {
+pub(crate) const fn bit(signal: i32) -> u64 {
     1 << (signal - 1)
 }
 
@@ -45,14 +45,14 @@ const OUR_BITS: u64 = bit(OURS[0]) | bit(OURS[1]);
 /// `struct kernel_sigaction` of x86-64.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
-struct Action {
-    handler: usize,
-    flags: u64,
-    restorer: usize,
-    mask: u64,
+pub(crate) struct Action {
+    pub(crate) handler: usize,
+    pub(crate) flags: u64,
+    pub(crate) restorer: usize,
+    pub(crate) mask: u64,
 }
 
-const DEFAULT: Action = Action {
+pub(crate) const DEFAULT: Action = Action {
     handler: libc::SIG_DFL,
     flags: 0,
     restorer: 0,
@@ -61,7 +61,7 @@ const DEFAULT: Action = Action {
 
 /// An action that signal handlers read while another thread may set it: read
 /// again until the version stood still.
-struct SavedAction {
+pub(crate) struct SavedAction {
     version: AtomicU32,
     action: UnsafeCell<Action>,
 }
@@ -71,14 +71,14 @@ struct SavedAction {
 unsafe impl Sync for SavedAction {}
 
 impl SavedAction {
-    const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Self {
             version: AtomicU32::new(0),
             action: UnsafeCell::new(DEFAULT),
         }
     }
 
-    fn get(&self) -> Action {
+    pub(crate) fn get(&self) -> Action {
         loop {
             let before = self.version.load(Ordering::Acquire);
             // SAFETY: see `Sync`; a torn value is thrown away below.
@@ -91,7 +91,7 @@ impl SavedAction {
         }
     }
 
-    fn set(&self, action: Action) {
+    pub(crate) fn set(&self, action: Action) {
         // A handler that came in between on this thread would wait for it.
         let blocked = Blocked::new();
         let mut before = self.version.load(Ordering::Relaxed);
@@ -229,15 +229,44 @@ pub(crate) fn stand_in_front() {
 
 /// The engine's action, with ours in front of it.
 fn as_front(engine: Action) -> Action {
-    let restorer = match doorway::doorway() {
-        Some(doorway) if doorway::is_confined() => doorway.restorer,
-        _ => engine.restorer,
-    };
     Action {
         handler: front as *const () as usize,
-        restorer,
+        restorer: restorer(engine),
         ..engine
     }
+}
+
+/// Where a handler of ours returns to.
+fn restorer(engine: Action) -> usize {
+    match doorway::doorway() {
+        Some(doorway) if doorway::is_confined() => doorway.restorer,
+        _ => engine.restorer,
+    }
+}
+
+/// An action of ours for another signal, but for its handler and mask: with three
+/// arguments, on the alternate stack.
+pub(crate) fn ours_to_return_from() -> Action {
+    /// The kernel's sign that there is a restorer.
+    const HAS_RESTORER: u64 = 0x0400_0000;
+    let engine = ENGINE[0].get();
+    Action {
+        handler: libc::SIG_DFL,
+        flags: engine.flags & HAS_RESTORER | (libc::SA_SIGINFO | libc::SA_ONSTACK) as u64,
+        restorer: restorer(engine),
+        mask: 0,
+    }
+}
+
+/// When this handler returns, nothing but this signal and ours can be delivered. It may have
+/// come while the program had another mask for the time of a call: the one that the handler
+/// returns to may block it.
+pub(crate) fn let_in_only(signal: i32, context: *mut c_void) {
+    let context = context.cast::<libc::ucontext_t>();
+    // SAFETY: the kernel's own structure, which it reads when the handler returns.
+    let mask = unsafe { &raw mut (*context).uc_sigmask };
+    // SAFETY: a mask of the kernel's is one word, of those that there is room for.
+    unsafe { mask.cast::<u64>().write(without_ours(!bit(signal))) };
 }
 
 /// From now on our handlers return by the engine's doorway: a filter that lets
@@ -251,13 +280,13 @@ pub(crate) fn return_by_doorway() {
     }
 }
 
-fn kernel_action(signal: i32, new: Option<&Action>, old: Option<&mut Action>) -> Answer {
+pub(crate) fn kernel_action(signal: i32, new: Option<&Action>, old: Option<&mut Action>) -> Answer {
     let new = new.map_or(0, |action| core::ptr::from_ref(action) as usize);
     let old = old.map_or(0, |action| core::ptr::from_mut(action) as usize);
     own!(libc::SYS_rt_sigaction, signal, new, old, 8)
 }
 
-type Handler = extern "C-unwind" fn(i32, *mut libc::siginfo_t, *mut c_void);
+pub(crate) type Handler = extern "C-unwind" fn(i32, *mut libc::siginfo_t, *mut c_void);
 
 /// `SEGV_PKUERR`, `BUS_MCEERR_AR` and `BUS_MCEERR_AO` (sigaction(2)).
 const PROTECTION_KEY: i32 = 4;
@@ -612,6 +641,9 @@ pub(crate) fn action(args: [usize; 6]) -> Touch<Done> {
         mask: without_ours(action.mask),
         ..action
     });
+    if let Some(done) = endings::action(signal, given, old)? {
+        return Ok(done);
+    }
     let mut before = DEFAULT;
     let place = given
         .as_ref()

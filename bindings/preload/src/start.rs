@@ -32,8 +32,8 @@ use crate::raw::own;
 use crate::settings::{Settings, VARIABLE, value_in};
 use crate::thread::{self, EngineScope};
 use crate::{
-    begin, bounce, cache, confine, entries, ghost, heirs, holds, mappings, objects, ordinary,
-    patch, put_off, report, signals, threads, tree,
+    begin, bounce, cache, confine, endings, entries, ghost, heirs, holds, mappings, objects,
+    ordinary, patch, put_off, report, signals, threads, tree,
 };
 
 /// Most bytes of freed blocks kept for reuse, whatever the limit.
@@ -271,6 +271,9 @@ fn take_over(settings: &Settings, patched: &patch::Report) -> Result<(), Refusal
     signals::stand_in_front();
     signals::give_stack();
     report::started(settings, heap, *patched);
+    if report::is_owed(settings) {
+        endings::watch();
+    }
     drop(inside);
     ghost::switch_on();
     Ok(())
@@ -464,6 +467,7 @@ pub(crate) extern "C" fn in_parent() {
 pub(crate) extern "C" fn in_child() {
     claim_process();
     report::forget_in_child();
+    endings::look_in_child();
     bounce::forget_others();
     holds::forget_others();
     mappings::forget_others();

@@ -125,8 +125,10 @@ fn settings(args: &RunArgs, raw_system_calls: Option<&str>) -> Result<RunSetting
         settings.spill = Some(absolute(folder)?);
         say_little_room(folder);
     }
-    if let Some(path) = &settings.stats_json {
+    if let Some(path) = settings.stats_json.take() {
         try_to_write(path.as_os_str().as_bytes())?;
+        // A service changes its folder.
+        settings.stats_json = Some(absolute(&path)?);
     }
     let report = doctor::probe();
     if report.filters.is_some() {
