@@ -118,6 +118,20 @@ fn what_no_address_space_holds_is_refused_at_once() {
     check("hopeless", "4M", &[]);
 }
 
+/// What a program says of its own address space or data holds for its blocks and mappings,
+/// and in a child of fork; what vfork's child says is the child's.
+#[test]
+fn limits_that_a_program_sets_on_itself_bound_its_blocks() {
+    check_with(&["--mmap=64K"], "bounded", "4M", &[]);
+}
+
+/// mincore(2) tells of pages that are there and refuses what is not mapped; mallopt(3) leaves
+/// blocks alone; malloc_info(3) counts them; cfree(3) frees them.
+#[test]
+fn questions_about_memory_are_answered_and_old_names_work() {
+    check_with(&["--mmap=64K"], "asks", "4M", &[]);
+}
+
 #[test]
 fn a_fork_waits_for_no_lock_of_ours_before_those_of_libc() {
     check("iolocks", "1M", &[]);

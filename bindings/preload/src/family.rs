@@ -14,7 +14,7 @@ use ghostmem_os::map::ADDRESS_SPACE_BYTES;
 use ghostmem_os::{PAGE_SIZE, machine};
 
 use crate::thread::EngineScope;
-use crate::{ghost, ordinary, raw, thread};
+use crate::{ghost, ordinary, own_limits, raw, thread};
 
 /// What malloc's alignment is on x86-64.
 const ALIGN: usize = 16;
@@ -68,8 +68,10 @@ fn allocate_without(size: usize, align: usize, zeroed: bool) -> *mut c_void {
             .max(settings.memory)
             > 0
     });
-    let bounded =
-        asked || ghost::heap().is_some_and(|heap| heap.has_memory_limit() && heap.has_place(size));
+    let refused = ghost::heap().is_some_and(|heap| own_limits::refuses(heap, size));
+    let bounded = asked
+        || refused
+        || ghost::heap().is_some_and(|heap| heap.has_memory_limit() && heap.has_place(size));
     if bounded {
         return ptr::null_mut();
     }

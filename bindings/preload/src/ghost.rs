@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 use ghostmem::{Heap, SmallObjects};
 
 use crate::thread::{self, EngineScope, Entered, Thread};
-use crate::{begin, cache, heirs, holds, put_off, raw};
+use crate::{begin, cache, heirs, holds, own_limits, put_off, raw};
 
 static HEAP: OnceLock<Heap> = OnceLock::new();
 /// Set when everything is in place: from then on blocks are ghost memory.
@@ -214,6 +214,9 @@ pub(crate) fn allocate(
     if ASKED.load(Ordering::Relaxed) {
         count_small(thread, heap);
     }
+    if own_limits::refuses(heap, size) {
+        return core::ptr::null_mut();
+    }
     let block = Layout::from_size_align(bytes.max(1), align)
         .ok()
         .and_then(|layout| heap.allocate_block(layout, zeroed).ok())
@@ -238,7 +241,7 @@ fn count(thread: &'static Thread, bytes: isize) {
 /// Counts what this thread has not told yet, and notes whether the heap has to be asked.
 fn count_small(thread: &'static Thread, heap: &Heap) {
     let before = ASKED.load(Ordering::Relaxed);
-    let asked = heap.count_small(thread.uncounted.replace(0), before);
+    let asked = heap.count_small(thread.uncounted.replace(0), before) || own_limits::is_close(heap);
     if asked != before {
         ASKED.store(asked, Ordering::Relaxed);
     }
@@ -402,6 +405,10 @@ pub(crate) unsafe fn resize(
         return false;
     }
     let _inside = EngineScope::new(thread);
+    let grows = size.saturating_sub(heap.block_bytes(block).unwrap_or(0));
+    if grows > 0 && own_limits::refuses(heap, grows) {
+        return false;
+    }
     // SAFETY: the caller's promise.
     unsafe { heap.resize_in_place(block, size) }
 }

@@ -14,6 +14,7 @@
 //! | `signals` | SIGBUS and SIGSEGV shared with the program |
 //! | `endings` | signals that end it, where a report comes first |
 //! | `threads`, `users`, `report` | threads, groups, figures |
+//! | `own_limits` | limits of the process that the program sets |
 //! | `tree` | one bound for all processes of a run |
 //!
 //! # What it must never do
@@ -47,6 +48,7 @@ mod mappings;
 mod namespaces;
 mod objects;
 mod ordinary;
+mod own_limits;
 mod patch;
 mod plan;
 mod put_off;

@@ -30,7 +30,7 @@ use crate::calls::{Done, error};
 use crate::raw::{self, Answer, failed, own};
 use crate::taken::{self, Range, Table};
 use crate::thread::{self, EngineScope};
-use crate::{foreign, ghost, heirs, holds};
+use crate::{foreign, ghost, heirs, holds, own_limits};
 
 /// Mappings of at least so many bytes are taken; 0: none.
 static FROM: AtomicUsize = AtomicUsize::new(0);
@@ -133,6 +133,9 @@ fn allocate(bytes: usize, access: usize) -> Result<usize, Refused> {
     let heap = ghost::heap().ok_or(Refused::NoPlace)?;
     let thread = thread::current();
     let inside = EngineScope::new(thread);
+    if access != CLOSED && own_limits::refuses(heap, bytes) {
+        return Err(Refused::Full);
+    }
     let block = if access == CLOSED {
         heap.reserve_block(bytes).map_err(|_| Refused::NoPlace)
     } else {

@@ -76,6 +76,16 @@ fn lacks_mappings(heap: &Heap, address: usize, bytes: usize) -> bool {
     heap.has_holes() && heap.has_unmapped(range(address, bytes).cast_const())
 }
 
+/// Whether mincore(2) is asked about memory that is not mapped as far as the program knows.
+pub(super) fn is_unmapped([address, bytes, ..]: [usize; 6]) -> bool {
+    let Some(bytes) = bytes.checked_next_multiple_of(PAGE_SIZE) else {
+        return false;
+    };
+    bytes > 0
+        && address.is_multiple_of(PAGE_SIZE)
+        && ghost::owner(address).is_some_and(|heap| lacks_mappings(heap, address, bytes))
+}
+
 /// Calls about ranges that are ghost memory in parts only: the other parts lie in its
 /// place, or beside it. `None`: the range is of one kind.
 fn in_pieces(number: usize, args: [usize; 6]) -> Option<Done> {

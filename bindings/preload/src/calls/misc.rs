@@ -2,10 +2,10 @@
 
 use crate::bounce::Lease;
 use crate::guarded::{self, BadAddress, Touch, load};
-use crate::raw::{self, Answer, call, failed};
-use crate::{ghost, signals};
+use crate::raw::{self, Answer, call, failed, own};
+use crate::{ghost, own_limits, signals};
 
-use super::table::{Length, Pointer};
+use super::table::{self, Length, Pointer};
 use super::{Done, error, held, load_if, with_copies};
 
 /// rt_sigsuspend: our signals stay deliverable while it waits.
@@ -282,6 +282,21 @@ pub(super) fn fcntl(args: [usize; 6]) -> Touch<Done> {
         _ => return held::whole(72, args, &[2]),
     };
     with_copies(72, args, &[Pointer::Both(2, Length::Bytes(bytes))])
+}
+
+/// setrlimit and prlimit64 of what bounds memory: what the program sets counts for blocks
+/// from then on.
+pub(super) fn set_limit(number: usize, args: [usize; 6]) -> Touch<Done> {
+    let answer = match with_copies(number, args, table::plain(number).unwrap_or(&[]))? {
+        Done::With(answer) => answer,
+        Done::Asis => raw::syscall(number, args),
+    };
+    let is_of_this_process = [0, own!(libc::SYS_getpid) as usize].contains(&args[0]);
+    let sets = number == 160 || (args[2] != 0 && is_of_this_process);
+    if sets && !failed(answer) {
+        own_limits::look();
+    }
+    Ok(Done::With(answer))
 }
 
 /// prctl: names and numbers; the rest in place.

@@ -12,6 +12,7 @@
 mod data;
 mod entry;
 mod held;
+mod kept;
 mod memory;
 mod messages;
 mod misc;
@@ -24,7 +25,9 @@ use ghostmem_os::doorway;
 use crate::bounce::Lease;
 use crate::guarded::{self, BadAddress, Touch, load, store};
 use crate::raw::{self, Answer, failed};
-use crate::{begin, bounce, confine, descriptors, ghost, objects, signals, thread, tree};
+use crate::{
+    begin, bounce, confine, descriptors, ghost, objects, own_limits, signals, thread, tree,
+};
 pub(crate) use entry::entry_address;
 use table::{Length, Pointer, Treatment};
 
@@ -175,6 +178,11 @@ fn handle(call: &mut Call) -> Touch<Done> {
         101 if args[0] == spawn::PTRACE_TRACEME => return Ok(spawn::trace_me()),
         _ => {}
     }
+    if matches!(number, 16 | 54 | 209 | 427)
+        && let Some(refused) = kept::settle(number, args)
+    {
+        return Ok(refused);
+    }
     if !kernel_is_blind() && points_to_a_hole(number, args)? {
         return Ok(error(libc::EFAULT));
     }
@@ -197,6 +205,10 @@ fn handle(call: &mut Call) -> Touch<Done> {
         3 | 33 | 292 | 436 => Done::Asis,
         9 if is_from_libc(call) => Done::Asis,
         9 => crate::mappings::map(args),
+        27 if memory::is_unmapped(args) => error(libc::ENOMEM),
+        160 | 302 if own_limits::is_one(args[usize::from(number == 302)]) => {
+            return misc::set_limit(number, args);
+        }
         151 => memory::lock_all(args[0]),
         152 => memory::unlock_all(),
         10 | 11 | 25 | 26 | 28 | 30 | 149 | 150 | 237 | 325 | 329 | 450 => {
@@ -220,22 +232,23 @@ fn points_to_a_hole(number: usize, args: [usize; 6]) -> Touch<bool> {
     let is_hole = |argument: usize| {
         ghost::owner(args[argument]).is_some_and(|heap| heap.hole_at(args[argument]).is_some())
     };
-    match table::treatment(number) {
-        Some(Treatment::Copied(pointers)) => {
-            for &pointer in pointers {
-                let argument = pointer.argument();
-                let is_used = matches!(pointer, Pointer::Text(_)) || length_of(pointer, args)? > 0;
-                if is_used && is_hole(argument) {
-                    return Ok(true);
-                }
-            }
-            Ok(false)
-        }
+    let pointers = match table::treatment(number) {
         Some(Treatment::Held(arguments) | Treatment::HeldDeep(arguments)) => {
-            Ok(arguments.iter().any(|&argument| is_hole(argument)))
+            return Ok(arguments.iter().any(|&argument| is_hole(argument)));
         }
-        _ => Ok(matches!(number, 0 | 1 | 17 | 18 | 44 | 45) && args[2] > 0 && is_hole(1)),
+        Some(Treatment::Copied(pointers)) => pointers,
+        // Those with rules that are about something else.
+        _ if matches!(number, 27 | 160 | 302) => table::plain(number).unwrap_or(&[]),
+        _ => return Ok(matches!(number, 0 | 1 | 17 | 18 | 44 | 45) && args[2] > 0 && is_hole(1)),
+    };
+    for &pointer in pointers {
+        let argument = pointer.argument();
+        let is_used = matches!(pointer, Pointer::Text(_)) || length_of(pointer, args)? > 0;
+        if is_used && is_hole(argument) {
+            return Ok(true);
+        }
     }
+    Ok(false)
 }
 
 /// Requests without a size in their number, of the terminals' kind (FIONREAD and

@@ -174,7 +174,7 @@ pub(crate) const fn plain(number: usize) -> Option<&'static [Pointer]> {
         7 => const { &[Polled(0, Times(1, 8))] },                      // poll
         22 | 293 => const { &[Out(0, Bytes(8))] },                     // pipe, pipe2
         23 => const { &[Both(1, Set(0)), Both(2, Set(0)), Both(3, Set(0)), Always(4, TIME)] }, // select
-        27 => const { &[Out(2, Pages(1))] },                           // mincore
+        27 => const { &[Out(2, Pages(1))] },                           // mincore: see `own`
         35 => const { &[In(0, TIME), Rest(1, TIME)] },                 // nanosleep
         36 | 224 | 287 => const { &[Out(1, TIMER)] },                  // getitimer, timer_gettime, timerfd_gettime
         38 => const { &[In(1, TIMER), Out(2, TIMER)] },                // setitimer
@@ -334,6 +334,7 @@ const fn own(number: usize) -> Option<&'static [usize]> {
         25 => &[0, 4],           // mremap
         10 | 11 | 26 | 28 | 149 | 150 | 237 | 325 | 329 | 450 => &[0], // mprotect, munmap, msync, madvise, mlock, munlock, mbind, mlock2, pkey_mprotect, set_mempolicy_home_node
         30 => &[1],                                                    // shmat
+        27 => &[0, 2],                                                 // mincore
         202 => &[0, 3, 4],                                             // futex
         454 | 455 => &[0, 4],                                          // futex_wake, futex_wait
         456 => &[0],                                                   // futex_requeue
@@ -361,6 +362,7 @@ const fn looked_at(number: usize) -> bool {
             | 130 | 131     // rt_sigsuspend, sigaltstack
             | 151 | 152     // mlockall, munlockall
             | 157           // prctl: filters, memory maps
+            | 160 | 302     // setrlimit, prlimit64: see crate::own_limits
             | 60 | 231      // exit, exit_group
             | 270 | 271     // pselect6, ppoll
             | 281 | 441     // epoll_pwait, epoll_pwait2

@@ -1,0 +1,56 @@
+//! Memory that somebody else goes on using after the call that named it, under `ghostmem run`.
+//!
+//! Each program runs by itself first, and says when the machine has nothing of the kind.
+#![allow(clippy::unwrap_used)]
+
+use std::process::{Command, Stdio};
+
+use common::{assert_ok, backends, built};
+
+mod common;
+
+/// The program's way, natively and on each backend, with a limit far below what it uses.
+fn stays(way: &str) {
+    let program = built("kept", way);
+    let arguments = [way, "20000000"];
+    let natively = Command::new(&program).args(arguments).output().unwrap();
+    if natively.status.code() == Some(77) {
+        println!("SKIPPED: this machine has nothing to test {way} with");
+        return;
+    }
+    assert_ok(&natively, &format!("{way} natively"));
+    for backend in backends() {
+        let mut command = Command::new("timeout");
+        command.args(["-s", "KILL", "60", env!("CARGO_BIN_EXE_ghostmem"), "run"]);
+        command.args(["--limit", "4M", "--mmap=64K", "--backend", backend, "--"]);
+        command.arg(&program).args(arguments).stdin(Stdio::null());
+        assert_ok(&command.output().unwrap(), &format!("{way} on {backend}"));
+    }
+}
+
+/// A network card writes packets to the pages that were named when the socket was made:
+/// they are in memory, and stay the same ones.
+#[test]
+fn memory_for_packets_stays_where_it_is() {
+    stays("xdp");
+}
+
+/// What is submitted to a ring later goes to buffers that were registered; where a ring can
+/// be had, these stay the same pages.
+#[test]
+fn registered_buffers_of_a_ring_stay_where_they_are() {
+    stays("uring");
+}
+
+/// A program's own handler of faults brings what is not there, and nothing else: what the
+/// program stored before is what it finds.
+#[test]
+fn a_handler_of_faults_of_the_programs_own_answers_for_its_memory() {
+    stays("uffd");
+}
+
+/// A virtual machine runs from memory of the program's that was evicted before.
+#[test]
+fn a_virtual_machine_finds_its_memory() {
+    stays("kvm");
+}

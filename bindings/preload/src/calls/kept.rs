@@ -1,0 +1,167 @@
+//! Calls after which the kernel, or a device, goes on using the program's memory: the pages
+//! become ordinary memory before, with what they hold.
+//!
+//! What is kept is told by the address of a structure, and so by a request's number. That is
+//! a hint: where it was another driver's, pages are ordinary memory that need not be, and
+//! nothing else has changed.
+//!
+//! | call | who goes on |
+//! |---|---|
+//! | `ioctl`: `UFFDIO_REGISTER` | the program's own handler of faults, which answers for pages that are not there |
+//! | `ioctl`: `KVM_SET_USER_MEMORY_REGION` and `2` | a virtual machine |
+//! | `ioctl`: `VFIO_IOMMU_MAP_DMA` | a device |
+//! | `setsockopt`: `XDP_UMEM_REG` | a network card |
+//! | `io_uring_register`: buffers, and rings of them | what is submitted later |
+//! | `io_submit`: reads | the disk |
+//!
+//! The last two are made at all only where the kernel waits for pages.
+
+use ghostmem_os::PAGE_SIZE;
+
+use crate::guarded::load;
+use crate::holds::{self, Reason};
+use crate::mappings::{self, OPEN};
+use crate::raw::failed;
+use crate::{foreign, ghost};
+
+use super::{Done, error};
+
+/// A request of ioctl(2) whose structure names memory: offsets of its address and length.
+struct Request {
+    number: usize,
+    address: usize,
+    bytes: usize,
+}
+
+const REQUESTS: [Request; 4] = [
+    // UFFDIO_REGISTER (linux/userfaultfd.h).
+    Request {
+        number: 0xc020_aa00,
+        address: 0,
+        bytes: 8,
+    },
+    // KVM_SET_USER_MEMORY_REGION and KVM_SET_USER_MEMORY_REGION2 (linux/kvm.h).
+    Request {
+        number: 0x4020_ae46,
+        address: 24,
+        bytes: 16,
+    },
+    Request {
+        number: 0x40a0_ae49,
+        address: 24,
+        bytes: 16,
+    },
+    // VFIO_IOMMU_MAP_DMA (linux/vfio.h).
+    Request {
+        number: 0x3b71,
+        address: 8,
+        bytes: 24,
+    },
+];
+
+/// `SOL_XDP` and `XDP_UMEM_REG` (linux/if_xdp.h).
+const SOL_XDP: usize = 283;
+const UMEM_REG: usize = 4;
+/// `IORING_REGISTER_BUFFERS` and `IORING_REGISTER_BUFFERS2` (linux/io_uring.h).
+const BUFFERS: usize = 0;
+const BUFFERS2: usize = 15;
+/// `IORING_REGISTER_PBUF_RING`: so many entries of 16 bytes.
+const RING: usize = 22;
+/// `IOCB_CMD_PREAD` and `IOCB_CMD_PREADV` (linux/aio_abi.h), and where a request says what
+/// it is, and where to.
+const PREAD: u16 = 0;
+const PREADV: u16 = 7;
+const COMMAND_AT: usize = 16;
+const BUFFER_AT: usize = 24;
+const BYTES_AT: usize = 32;
+
+/// Most buffers, or requests, that one call is looked at for (`IORING_MAX_REG_BUFFERS`).
+const MOST: usize = 1 << 14;
+
+/// Sees to the memory that a call's taker keeps; `Some`: it cannot be had, and the call is
+/// not made. What cannot be read is the kernel's to refuse.
+pub(super) fn settle(number: usize, args: [usize; 6]) -> Option<Done> {
+    let [_, second, third, fourth, fifth, _] = args;
+    let is_settled = match number {
+        16 => REQUESTS
+            .iter()
+            .filter(|request| request.number == second & 0xffff_ffff)
+            .all(|request| named(third, request.address, request.bytes)),
+        54 if (second, third) == (SOL_XDP, UMEM_REG) && fifth >= 16 => named(fourth, 0, 8),
+        427 if second == BUFFERS => buffers(third, fourth),
+        427 if second == BUFFERS2 => match (load::<u32>(third), load(third.wrapping_add(16))) {
+            (Ok(count), Ok(array)) => buffers(array, count as usize),
+            _ => true,
+        },
+        427 if second == RING => match (load(third), load::<u32>(third.wrapping_add(8))) {
+            (Ok(address), Ok(count)) => becomes_ordinary(address, count as usize * 16),
+            _ => true,
+        },
+        209 => (0..second.min(MOST)).all(|index| submitted(third.wrapping_add(index * 8))),
+        _ => true,
+    };
+    (!is_settled).then_some(error(libc::ENOMEM))
+}
+
+/// The memory that a structure names.
+fn named(structure: usize, address_at: usize, bytes_at: usize) -> bool {
+    let address = load(structure.wrapping_add(address_at));
+    let bytes = load(structure.wrapping_add(bytes_at));
+    match (address, bytes) {
+        (Ok(address), Ok(bytes)) => becomes_ordinary(address, bytes),
+        _ => true,
+    }
+}
+
+/// An array of `struct iovec`.
+fn buffers(array: usize, count: usize) -> bool {
+    (0..count.min(MOST)).all(|index| named(array.wrapping_add(index * 16), 0, 8))
+}
+
+/// A request of io_submit(2), by the place that points to it.
+fn submitted(place: usize) -> bool {
+    let Ok(request) = load::<usize>(place) else {
+        return true;
+    };
+    match load(request.wrapping_add(COMMAND_AT)) {
+        Ok(PREAD) => named(request, BUFFER_AT, BYTES_AT),
+        Ok(PREADV) => match (
+            load(request.wrapping_add(BUFFER_AT)),
+            load(request.wrapping_add(BYTES_AT)),
+        ) {
+            (Ok(array), Ok(count)) => buffers(array, count),
+            _ => true,
+        },
+        _ => true,
+    }
+}
+
+/// Makes memory ordinary as far as it is ghost memory. Pages of small objects stay the
+/// heap's, and are held.
+fn becomes_ordinary(address: usize, bytes: usize) -> bool {
+    let start = address & !(PAGE_SIZE - 1);
+    let Some(end) = address
+        .checked_add(bytes)
+        .and_then(|end| end.checked_next_multiple_of(PAGE_SIZE))
+    else {
+        return true;
+    };
+    let Some(heap) = ghost::region_owner(start, end - start).filter(|_| bytes > 0) else {
+        return true;
+    };
+    let mut at = start;
+    while at < end {
+        let (away, alike) = heap.away_run(at, end - at).unwrap_or((true, PAGE_SIZE));
+        let until = at + alike.max(PAGE_SIZE);
+        // What is no block's, or has no access, is refused by whoever asks for it.
+        let pieces = mappings::open_pieces(heap, at, until).filter(|_| !away);
+        for (from, to) in pieces {
+            let let_go = foreign::let_go(heap, from, to - from, OPEN);
+            if failed(let_go) && !holds::hold(heap, Reason::Kernel, from, to - from, 0) {
+                return false;
+            }
+        }
+        at = until;
+    }
+    true
+}
