@@ -5,9 +5,9 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
-use std::process::Command;
+use std::process::{Command, Output};
 
-use common::{assert_ok, backends, built};
+use common::{assert_ok, backends, built, text};
 
 mod common;
 
@@ -205,5 +205,64 @@ fn a_process_that_may_not_make_code_runs() {
         ]);
         command.args(["--backend", backend, "--"]).arg(&program);
         assert_ok(&run(&mut command), backend);
+    }
+}
+
+/// Proves that one number for all holds a program that confines itself: by each way of doing
+/// so it goes through more than that, the child of one that forks as well, and takes no more.
+#[test]
+fn a_bound_on_memory_holds_under_a_filter() {
+    const MIB: u64 = 1 << 20;
+    let program = built("confined", "bounded");
+    let report = program.with_extension("json");
+    for how in ["seccomp", "fork", "first"] {
+        for backend in backends() {
+            let mut command = Command::new("timeout");
+            command.args(["-s", "KILL", "60", env!("CARGO_BIN_EXE_ghostmem"), "run"]);
+            command.args(["--memory", "28M", "--backend", backend, "--stats-json"]);
+            command.arg(&report).arg("--").arg(&program);
+            // 48 MiB.
+            let output = command.args([how, "kill", "12288"]).output().unwrap();
+            let what = format!("{how} on {backend}");
+            assert_ok(&output, &what);
+            let figures = fs::read(&report).unwrap();
+            let figures: serde_json::Value = serde_json::from_slice(&figures).unwrap();
+            let peak = figures["process_peak_bytes"].as_u64().unwrap();
+            // Less where it shares that with a child.
+            let bound = figures["process_bound_bytes"].as_u64().unwrap();
+            assert!(bound > 0 && bound <= 28 * MIB, "{what}: {figures}");
+            assert!(peak > 10 * MIB && peak <= 28 * MIB, "{what}: {peak}");
+            assert_eq!(
+                figures["bound_overruns"].as_u64(),
+                Some(0),
+                "{what}: {figures}"
+            );
+            assert!(
+                figures["evictions_dirty"].as_u64() > Some(10_000),
+                "{what}: {figures}"
+            );
+        }
+    }
+}
+
+/// Proves that memory which does not compress is refused under a filter as without one: where
+/// it is asked for, or, what was hoped to compress, when it is touched, with a line.
+#[test]
+fn what_does_not_fit_is_refused_under_a_filter() {
+    let program = built("confined", "full");
+    let pages = |output: &Output| text(&output.stdout).trim().parse::<u64>().ok();
+    let arguments = ["full", "kill", "51200"];
+    let natively = Command::new(&program).args(arguments).output().unwrap();
+    assert_eq!(pages(&natively), Some(51200), "{natively:?}");
+    for backend in backends() {
+        let mut command = Command::new("timeout");
+        command.args(["-s", "KILL", "60", env!("CARGO_BIN_EXE_ghostmem"), "run"]);
+        command.args(["--memory", "96M", "--backend", backend, "--"]);
+        let output = command.arg(&program).args(arguments).output().unwrap();
+        let is_refused = match pages(&output) {
+            Some(got) => got > 30 * 256 && got < 96 * 256,
+            None => text(&output.stderr).contains("memory of 96 MiB is full"),
+        };
+        assert!(is_refused, "{backend}: {output:?}");
     }
 }

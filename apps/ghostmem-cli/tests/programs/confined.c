@@ -1,9 +1,10 @@
 // Confines itself, and goes on with data that has to come and go: prints "ok".
 //
-// confined HOW ACTION [WAY]
+// confined HOW ACTION [PAGES]
 //   HOW     prctl, seccomp, sync (all threads), strict, two (one filter after the other),
 //           fork (a child works too), exec (the program is executed again), mdwe, bad, long,
-//           first (before there is any data), vfork (a child that executes the program)
+//           first (before there is any data), vfork (a child that executes the program),
+//           full (then takes what there is, up to PAGES, and says how many pages it got)
 //   ACTION  kill, errno or trap: what the filter does with all it does not name
 #include <errno.h>
 #include <linux/audit.h>
@@ -22,8 +23,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { PAGES = 2000, MOST = 4096 };
+enum { MOST = 4096 };
 
+static int pages = 2000;
 static unsigned char *data;
 static struct sock_filter code[MOST];
 static int length;
@@ -80,8 +82,8 @@ static unsigned char expected(int page, int round)
 
 static void fill(void)
 {
-    data = malloc(PAGES * 4096L);
-    for (int i = 0; i < PAGES; i++) {
+    data = malloc(pages * 4096L);
+    for (int i = 0; i < pages; i++) {
         memset(data + i * 4096L, i % 251, 4096);
         data[i * 4096L + 99] = expected(i, 0);
     }
@@ -93,7 +95,7 @@ static int allocates = 1;
 static void work(void)
 {
     for (int round = 0; round < 3; round++) {
-        for (int i = 0; i < PAGES; i++) {
+        for (int i = 0; i < pages; i++) {
             unsigned char *page = data + i * 4096L;
             if (page[99] != expected(i, round) || page[98] != i % 251)
                 die("wrong data");
@@ -116,6 +118,32 @@ static void work(void)
     }
 }
 
+// Blocks of a MiB that do not compress, as many as there are.
+static void take(int most)
+{
+    static unsigned *blocks[1000];
+    unsigned state = 1;
+    char line[40];
+    int count = 0;
+    for (; count < most / 256 && (blocks[count] = malloc(1 << 20)); count++)
+        for (int i = 0; i < 1 << 18; i++) {
+            state ^= state << 13, state ^= state >> 17, state ^= state << 5;
+            blocks[count][i] = state;
+        }
+    if (count < most / 256 && errno != ENOMEM)
+        die("refused without a reason");
+    state = 1;
+    for (int block = 0; block < count; block++)
+        for (int i = 0; i < 1 << 18; i++) {
+            state ^= state << 13, state ^= state >> 17, state ^= state << 5;
+            if (blocks[block][i] != state)
+                die("wrong data in a block");
+        }
+    int length = snprintf(line, sizeof line, "%d\n", count * 256);
+    write(1, line, length);
+    syscall(SYS_exit_group, 0);
+}
+
 static void say_ok(void)
 {
     if (write(1, "ok\n", 3) != 3)
@@ -134,7 +162,7 @@ static void *other(void *unused)
         ;
     // Of the same pages, read only.
     for (int round = 0; round < 2; round++)
-        for (int i = 0; i < PAGES; i++)
+        for (int i = 0; i < pages; i++)
             if (data[i * 4096L + 98] != i % 251)
                 die("wrong data in the other thread");
     atomic_fetch_add(&done, 1);
@@ -152,6 +180,11 @@ int main(int count, char **argument)
 {
     const char *how = argument[1];
     unsigned action = action_of(argument[2]);
+    int full = !strcmp(how, "full"), most = 0;
+    if (count > 3 && full)
+        most = atoi(argument[3]);
+    else if (count > 3)
+        pages = atoi(argument[3]);
     // Nothing that brings pages back, and no return from a handler.
     const int few[] = {SYS_read, SYS_write,  SYS_exit,   SYS_exit_group, SYS_prctl,
                        SYS_mmap, SYS_munmap, SYS_mremap, SYS_brk};
@@ -188,7 +221,7 @@ int main(int count, char **argument)
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
         die("no PR_SET_NO_NEW_PRIVS");
     int refused = 0;
-    if (!strcmp(how, "prctl")) {
+    if (!strcmp(how, "prctl") || full) {
         refused = prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program);
     } else if (!strcmp(how, "seccomp")) {
         refused = syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_LOG, program);
@@ -256,12 +289,14 @@ int main(int count, char **argument)
     if (refused)
         die(strerror(errno));
     work();
+    if (full)
+        take(most);
     if (!strcmp(how, "sync"))
         while (atomic_load(&done) < 2)
             ;
     if (!strcmp(how, "fork")) {
         int child = fork(), status = -1;
-        for (int i = 0; i < PAGES; i++)
+        for (int i = 0; i < pages; i++)
             data[i * 4096L + 99] = expected(i, 0);
         work();
         if (child == 0)
