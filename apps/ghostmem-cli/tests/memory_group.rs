@@ -382,6 +382,31 @@ fn one_number_holds_children_that_write_all_they_share() {
     assert!(most > 56 * MIB, "{} KiB", most >> 10);
 }
 
+/// What an ended child had shared becomes the others' without a fault, and they read their
+/// part now and then: a program that grows meanwhile gets none of it, and could not give it
+/// back.
+#[test]
+fn what_children_that_end_in_turn_had_shared_is_not_there_to_be_taken() {
+    let _alone = ALONE.lock();
+    let Some(group) = counting("turns") else {
+        return;
+    };
+    let built = common::scratch("turns").join("turns");
+    let source = "../../../../scripts/proofs/sources/turns.c";
+    common::compile(&["-O2"], source, &built, &[]);
+    let program = [built.to_str().unwrap(), "60", "3"];
+    let options = ["--memory", "200M", "--mmap=off"];
+    let (output, most) = group.wait_for(group.start(&options, &program));
+    assert_right(&output, "ok\n");
+    assert!(
+        most <= 200 * MIB,
+        "{} KiB over 200 MiB",
+        (most - 200 * MIB) >> 10
+    );
+    // It grew as far as it may.
+    assert!(most > 160 * MIB, "{} MiB", most / MIB);
+}
+
 /// A child that evicts what it shares frees nothing, and stores it.
 #[test]
 fn a_forked_child_that_grows_in_a_full_group_is_refused_and_nobody_is_killed() {

@@ -18,6 +18,10 @@
 //!                    shared    bytes that it shared then, and may come to be its own
 //!                    needed    bytes that it keeps when it gives back all it can, what it
 //!                              handed out being written
+//!                    passes    bytes that become its kin's when it ends
+//!                    begun     since when it shares pages of a fork
+//!                    read      when its part of them was read last
+//!                    unread    1: it was forked, and its part was not read since
 //!       24  slot 1 ...
 //! ```
 //! The page is a memory file of a sealed size. Its descriptor has a high number, goes to
@@ -30,20 +34,25 @@
 //! is announced first and counts from then on; who announces looks at all others after
 //! that, and takes back what is too much. Of two who announce at once at least one sees
 //! the other, so what was confirmed never exceeds the bound. A slot whose process is gone is
-//! freed by whoever looks at it, 4 ms after it spoke last; one whose process does not look
+//! freed by whoever looks at it, 4 ms after it spoke last; or it stays for what the process
+//! had shared, until those that rely on it know (`tree::ended`). One whose process does not look
 //! for itself is measured by whoever comes by.
 //!
 //! All but [`Tree::create`] and [`Tree::open`] is async-signal-safe.
 
-use core::ffi::CStr;
 use core::fmt::Write as _;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crate::apart::{self, Apart, Refused};
-use crate::error::{OsError, errno};
-use crate::report;
+use crate::error::OsError;
 use crate::shared::SharedWords;
-use crate::{calls, descriptor, doorway};
+use crate::{clock, descriptor, doorway};
+use seen::{Name, Seen, stat_of, taken_by};
+
+pub use ended::{Kinship, passed_of};
+
+mod ended;
+mod seen;
 
 /// The first word: "ghosttre".
 const MARK: u64 = u64::from_le_bytes(*b"ghosttre");
@@ -68,6 +77,14 @@ const SAID: usize = 6;
 const FAULTS: usize = 7;
 const SHARED: usize = 8;
 const NEEDED: usize = 9;
+const PASSES: usize = 10;
+const BEGUN: usize = 11;
+const READ: usize = 12;
+const UNREAD: usize = 13;
+
+/// The identity of a slot whose process ended, and whose kin do not know yet what they have
+/// of it: no process has the number 0. Its stamp says when it was found to have ended.
+const ENDED: u64 = 1;
 
 /// Process numbers are below 2^22 (`PID_MAX_LIMIT`); starts are in hundredths of seconds.
 const START_BITS: u32 = 42;
@@ -96,6 +113,8 @@ pub struct Tree {
     slot: AtomicUsize,
     /// Number and start of the process that opened it, or joined since; 0: not known.
     identity: AtomicU64,
+    /// When this process read its part last, nanoseconds: it says so a moment later.
+    read_ns: AtomicU64,
     /// Where others' files are read; `None`: here.
     apart: Option<Apart>,
 }
@@ -114,12 +133,36 @@ impl<'w> Page<'w> {
         let used = self.0[SLOTS].load(Ordering::Acquire);
         usize::try_from(used).map_or(SLOTS_MAX, |used| used.min(SLOTS_MAX))
     }
+
+    /// Whether others rely on the process in a slot, which was there until `end_ns`; of the
+    /// one in the slot `mine` it is known when it read its part last.
+    fn is_relied_on(self, ended: &[AtomicU64], end_ns: u64, mine: usize, read_ns: u64) -> bool {
+        let kinship = kinship_in(ended);
+        kinship.passes_bytes > 0
+            && (0..self.slots()).any(|index| {
+                let slot = self.slot(index);
+                let is_there = slot[IDENTITY].load(Ordering::Acquire) > ENDED;
+                let knows = index == mine && read_ns > end_ns;
+                let is_other = is_there && !core::ptr::eq(slot, ended);
+                is_other && !knows && kinship_in(slot).relies_on(&kinship, end_ns)
+            })
+    }
+}
+
+fn kinship_in(slot: &[AtomicU64]) -> Kinship {
+    Kinship {
+        passes_bytes: slot[PASSES].load(Ordering::Relaxed),
+        begun_ns: slot[BEGUN].load(Ordering::Relaxed),
+        read_ns: slot[READ].load(Ordering::Relaxed),
+        unread: slot[UNREAD].load(Ordering::Relaxed) != 0,
+    }
 }
 
 /// What the other processes take.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Others {
-    /// Bytes of all of them, as measured, or as granted where that is more.
+    /// Bytes of all of them, as measured, or as granted where that is more; and what was
+    /// shared by those that ended, while their kin do not know it.
     pub charged_bytes: u64,
     /// Bytes that they keep when they give back all they can; what is not known of them
     /// counts as charged.
@@ -147,6 +190,8 @@ pub struct Said {
     pub shared_bytes: u64,
     /// Bytes that it keeps when it gives back all it can, what it handed out being written.
     pub needed_bytes: u64,
+    /// What it shares, for the time when it has ended.
+    pub kinship: Kinship,
     /// It needs more than there is.
     pub hungry: bool,
     /// The moment, nanoseconds.
@@ -199,6 +244,7 @@ impl Tree {
             words,
             slot: AtomicUsize::new(NONE),
             identity: AtomicU64::new(ask_identity().unwrap_or(0)),
+            read_ns: AtomicU64::new(0),
             apart: Apart::new().ok(),
         }
     }
@@ -247,8 +293,27 @@ impl Tree {
         // What was granted goes with the memory that exec takes away, and the next program
         // says for itself whether it looks. Whoever comes by measures it until then.
         let slot = self.slot(index);
-        for word in [LOOKS, GRANTED, SHARED, NEEDED, HUNGRY, STAMP] {
+        for word in [
+            LOOKS, GRANTED, SHARED, NEEDED, HUNGRY, STAMP, PASSES, BEGUN, READ, UNREAD,
+        ] {
             slot[word].store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Notes that this process read its part of what it shares, at a moment: what ended
+    /// before that is in it, also where it has not said so yet.
+    pub fn note_reading(&self, read_ns: u64) {
+        self.read_ns.store(read_ns, Ordering::Relaxed);
+    }
+
+    /// When this process's part was read last, by itself or by others, nanoseconds. What
+    /// ended before that is charged to nobody else any more.
+    #[must_use]
+    pub fn read_by_any_ns(&self) -> u64 {
+        match self.slot.load(Ordering::Relaxed) {
+            NONE => 0,
+            slot if self.is_mine(slot) => self.slot(slot)[READ].load(Ordering::Relaxed),
+            _ => 0,
         }
     }
 
@@ -261,6 +326,7 @@ impl Tree {
         let identity = self.own_identity();
         self.identity
             .store(identity.unwrap_or(0), Ordering::Relaxed);
+        self.read_ns.store(0, Ordering::Relaxed);
         let slot = identity.and_then(|identity| self.claim(identity));
         if let Some(slot) = slot {
             self.slot(slot)[LOOKS].store(1, Ordering::Relaxed);
@@ -343,6 +409,10 @@ impl Tree {
         slot[FAULTS].store(said.faults, Ordering::Relaxed);
         slot[SHARED].store(said.shared_bytes, Ordering::Relaxed);
         slot[NEEDED].store(said.needed_bytes, Ordering::Relaxed);
+        slot[PASSES].store(said.kinship.passes_bytes, Ordering::Relaxed);
+        slot[BEGUN].store(said.kinship.begun_ns, Ordering::Relaxed);
+        slot[READ].store(said.kinship.read_ns, Ordering::Relaxed);
+        slot[UNREAD].store(u64::from(said.kinship.unread), Ordering::Relaxed);
         slot[STAMP].store(said.now_ns, Ordering::Relaxed);
         let hungry = if said.hungry { said.now_ns } else { 0 };
         slot[HUNGRY].store(hungry, Ordering::Relaxed);
@@ -354,10 +424,20 @@ impl Tree {
     #[must_use]
     pub fn others(&self, now_ns: u64) -> Others {
         let mine = self.slot.load(Ordering::Relaxed);
+        let read_ns = self.read_ns.load(Ordering::Relaxed);
         let mut others = Others::default();
         for index in (0..self.slots()).filter(|&index| index != mine) {
             let slot = self.slot(index);
-            if slot[IDENTITY].load(Ordering::Acquire) == 0 {
+            let identity = slot[IDENTITY].load(Ordering::Acquire);
+            if identity == ENDED {
+                // Its kin can give it back: they have it.
+                let end_ns = slot[STAMP].load(Ordering::Relaxed);
+                if self.page().is_relied_on(slot, end_ns, mine, read_ns) {
+                    let passed = slot[PASSES].load(Ordering::Relaxed);
+                    others.charged_bytes = others.charged_bytes.saturating_add(passed);
+                }
+            }
+            if identity <= ENDED {
                 continue;
             }
             let granted = slot[GRANTED].load(Ordering::SeqCst);
@@ -417,10 +497,11 @@ impl Page<'_> {
         const FREED_MOST: usize = 64;
         let slots = self.slots();
         let first = usize::try_from(now_ns >> 20).unwrap_or(0);
+        (0..slots).for_each(|index| self.forget_ended(self.slot(index)));
         (0..slots)
             .map(|index| (first.wrapping_add(index)) % slots)
             .filter(|&index| index != mine)
-            .filter(|&index| count_faults(self.slot(index), now_ns))
+            .filter(|&index| self.count_faults(self.slot(index), now_ns))
             .take(LOOKED_AT)
             .for_each(drop);
         for _ in 0..FREED_MOST {
@@ -435,7 +516,7 @@ impl Page<'_> {
         let old = |index: &usize| {
             let slot = self.slot(*index);
             let stamp = slot[STAMP].load(Ordering::Relaxed);
-            slot[IDENTITY].load(Ordering::Acquire) != 0 && now_ns.saturating_sub(stamp) > OLD_NS
+            slot[IDENTITY].load(Ordering::Acquire) > ENDED && now_ns.saturating_sub(stamp) > OLD_NS
         };
         let oldest = (0..self.slots())
             .filter(|&index| index != mine)
@@ -447,17 +528,20 @@ impl Page<'_> {
         let identity = slot[IDENTITY].load(Ordering::Acquire);
         let stamp = slot[STAMP].load(Ordering::Relaxed);
         let won = slot[STAMP].compare_exchange(stamp, now_ns, Ordering::AcqRel, Ordering::Relaxed);
-        if identity == 0 || won.is_err() {
+        if identity <= ENDED || won.is_err() {
             // Somebody else is at it.
             return false;
         }
         let process = identity >> START_BITS;
         match stat_of(process) {
             Seen::There(stat) if may_be_one(identity, identity_of(process, stat.start)) => {
-                if let Some(bytes) = taken_by(process) {
-                    slot[SAID].store(bytes, Ordering::Relaxed);
+                if let Some((whole, part)) = taken_by(process) {
+                    slot[SAID].store(part, Ordering::Relaxed);
                     slot[FAULTS].store(stat.faults, Ordering::Relaxed);
-                    slot[TAKEN].store(bytes, Ordering::Relaxed);
+                    slot[TAKEN].store(part, Ordering::Relaxed);
+                    slot[PASSES].store(passed_of(whole, part), Ordering::Relaxed);
+                    slot[UNREAD].store(0, Ordering::Relaxed);
+                    slot[READ].store(now_ns, Ordering::Relaxed);
                 }
                 false
             }
@@ -465,54 +549,78 @@ impl Page<'_> {
             Seen::Hidden => false,
             // Another's number by now, or nobody's.
             Seen::There(_) | Seen::Gone => {
-                free(slot, identity);
+                self.bury(slot, identity, now_ns);
                 true
             }
         }
     }
-}
 
-/// Adds what a process that keeps the bound may have written since it said what it takes,
-/// and frees its slot where it is gone; whether that was due.
-fn count_faults(slot: &[AtomicU64], now_ns: u64) -> bool {
-    let stamp = slot[STAMP].load(Ordering::Relaxed);
-    let looks = slot[LOOKS].load(Ordering::Relaxed) == 1;
-    if !looks || stamp == 0 || now_ns.saturating_sub(stamp) <= QUIET_NS {
-        return false;
-    }
-    let identity = slot[IDENTITY].load(Ordering::Acquire);
-    if identity == 0 {
-        return false;
-    }
-    let process = identity >> START_BITS;
-    let stat = match stat_of(process) {
-        Seen::There(stat) if may_be_one(identity, identity_of(process, stat.start)) => stat,
-        // What cannot be seen now counts as it did.
-        Seen::Hidden => return true,
-        // What it took came free as it ended, and others may have that at once.
-        Seen::There(_) | Seen::Gone => {
-            free(slot, identity);
-            return true;
+    /// Frees the slot of a process that ended; or keeps it for what the process had shared,
+    /// while others rely on that.
+    fn bury(self, slot: &[AtomicU64], identity: u64, now_ns: u64) {
+        // It may have ended since its finder looked at the clock.
+        let end_ns = clock::now_ns().max(now_ns);
+        if !self.is_relied_on(slot, end_ns, NONE, 0) {
+            return free(slot, identity);
         }
-    };
-    let new = stat
-        .faults
-        .saturating_sub(slot[FAULTS].load(Ordering::Relaxed));
-    let said = slot[SAID].load(Ordering::Relaxed);
-    let new = new.saturating_mul(FAULT_BYTES);
-    let taken = said.saturating_add(new.min(slot[SHARED].load(Ordering::Relaxed)));
-    // Not where it spoke for itself meanwhile.
-    if slot[STAMP].load(Ordering::Relaxed) == stamp {
-        slot[TAKEN].store(taken, Ordering::Relaxed);
+        slot[STAMP].store(end_ns, Ordering::Relaxed);
+        let _kept_once =
+            slot[IDENTITY].compare_exchange(identity, ENDED, Ordering::AcqRel, Ordering::Relaxed);
     }
-    true
+
+    /// Frees the slot of one that ended, when nobody relies on it any more.
+    fn forget_ended(self, slot: &[AtomicU64]) {
+        if slot[IDENTITY].load(Ordering::Acquire) == ENDED {
+            let end_ns = slot[STAMP].load(Ordering::Relaxed);
+            if !self.is_relied_on(slot, end_ns, NONE, 0) {
+                free(slot, ENDED);
+            }
+        }
+    }
+
+    /// Adds what a process that keeps the bound may have written since it said what it takes,
+    /// and frees its slot where it is gone; whether that was due.
+    fn count_faults(self, slot: &[AtomicU64], now_ns: u64) -> bool {
+        let stamp = slot[STAMP].load(Ordering::Relaxed);
+        let looks = slot[LOOKS].load(Ordering::Relaxed) == 1;
+        if !looks || stamp == 0 || now_ns.saturating_sub(stamp) <= QUIET_NS {
+            return false;
+        }
+        let identity = slot[IDENTITY].load(Ordering::Acquire);
+        if identity <= ENDED {
+            return false;
+        }
+        let process = identity >> START_BITS;
+        let stat = match stat_of(process) {
+            Seen::There(stat) if may_be_one(identity, identity_of(process, stat.start)) => stat,
+            // What cannot be seen now counts as it did.
+            Seen::Hidden => return true,
+            // What it took came free as it ended, and others may have that at once.
+            Seen::There(_) | Seen::Gone => {
+                self.bury(slot, identity, now_ns);
+                return true;
+            }
+        };
+        let new = stat
+            .faults
+            .saturating_sub(slot[FAULTS].load(Ordering::Relaxed));
+        let said = slot[SAID].load(Ordering::Relaxed);
+        let new = new.saturating_mul(FAULT_BYTES);
+        let taken = said.saturating_add(new.min(slot[SHARED].load(Ordering::Relaxed)));
+        // Not where it spoke for itself meanwhile.
+        if slot[STAMP].load(Ordering::Relaxed) == stamp {
+            slot[TAKEN].store(taken, Ordering::Relaxed);
+        }
+        true
+    }
 }
 
 /// Frees a slot for the next; its figures first, so that none is taken for another's.
 fn free(slot: &[AtomicU64], identity: u64) {
     if slot[IDENTITY].load(Ordering::Acquire) == identity {
         for word in [
-            TAKEN, SAID, FAULTS, SHARED, NEEDED, GRANTED, HUNGRY, LOOKS, STAMP,
+            TAKEN, SAID, FAULTS, SHARED, NEEDED, GRANTED, HUNGRY, LOOKS, STAMP, PASSES, BEGUN,
+            READ, UNREAD,
         ] {
             slot[word].store(0, Ordering::Relaxed);
         }
@@ -558,124 +666,12 @@ fn ask_identity() -> Option<u64> {
     }
 }
 
-/// What `/proc/PID/stat` says.
-#[derive(Debug, Clone, Copy)]
-struct Stat {
-    /// Minor faults.
-    faults: u64,
-    /// When the process started, in ticks since the machine did.
-    start: u64,
-}
-
-/// What there is to see of a process.
-#[derive(Debug, Clone, Copy)]
-enum Seen {
-    There(Stat),
-    /// There is no such process, or it has ended and only waits to be asked how.
-    Gone,
-    /// Nobody can tell: this process may open no file, or not that one.
-    Hidden,
-}
-
-fn stat_of(process: u64) -> Seen {
-    let mut text = [0; 512];
-    let text = match read(process, "stat", &mut text) {
-        Ok(text) => text,
-        // Without a /proc, as in another root, nobody is to be seen, not this process either.
-        Err(libc::ENOENT | libc::ESRCH) if is_seen() => return Seen::Gone,
-        Err(_) => return Seen::Hidden,
-    };
-    match stat_in(text) {
-        Some((b"Z" | b"X", _)) => Seen::Gone,
-        Some((_, stat)) => Seen::There(stat),
-        None => Seen::Hidden,
-    }
-}
-
-/// Whether `/proc` shows this process.
-fn is_seen() -> bool {
-    let mut text = [0; 64];
-    own_number().is_some_and(|process| read(process, "stat", &mut text).is_ok())
-}
-
-/// The state of a process, and what else `/proc/PID/stat` says of it.
-fn stat_in(text: &[u8]) -> Option<(&[u8], Stat)> {
-    // The name in brackets may hold anything, brackets too.
-    let end = text.iter().rposition(|&byte| byte == b')')?;
-    let mut words = text[end + 1..]
-        .split(u8::is_ascii_whitespace)
-        .filter(|word| !word.is_empty());
-    let state = words.next()?;
-    // Fields 10 and 22; the state is field 3 (proc_pid_stat(5)).
-    let faults = words.nth(6).and_then(report::number)?;
-    let start = words.nth(11).and_then(report::number)?;
-    Some((state, Stat { faults, start }))
-}
-
-/// What a process takes, its part of what it shares with others of a fork; all of that
-/// where the kernel does not tell the parts.
-fn taken_by(process: u64) -> Option<u64> {
-    let mut text = [0; 2048];
-    let status = read(process, "status", &mut text).ok()?;
-    let whole = report::process_bytes_in(status)?;
-    let tables = report::field_bytes(status, "VmPTE").unwrap_or(0);
-    let parts = read(process, "smaps_rollup", &mut text).ok();
-    let parts = parts.and_then(report::part_bytes_in);
-    Some(parts.map_or(whole, |parts| whole.min(parts + tables)))
-}
-
-/// A file of a process's; `errno` where it cannot be read.
-fn read<'t>(process: u64, file: &str, text: &'t mut [u8]) -> Result<&'t [u8], i32> {
-    let mut path = Name::new();
-    let written = write!(path, "/proc/{process}/{file}");
-    let path = written.ok().and_then(|()| path.as_c_str());
-    let path = path.ok_or(libc::ENAMETOOLONG)?;
-    let fd = calls::open(path, libc::O_RDONLY, 0);
-    if fd < 0 {
-        return Err(errno());
-    }
-    let got = calls::read_at(fd, text, 0);
-    let failed = errno();
-    calls::close(fd);
-    let got = usize::try_from(got).map_err(|_| failed)?;
-    text.get(..got).ok_or(libc::EIO)
-}
-
-/// A short path, in a buffer of its own.
-struct Name {
-    bytes: [u8; 64],
-    len: usize,
-}
-
-impl Name {
-    const fn new() -> Self {
-        Self {
-            bytes: [0; 64],
-            len: 0,
-        }
-    }
-
-    fn as_c_str(&self) -> Option<&CStr> {
-        CStr::from_bytes_until_nul(&self.bytes).ok()
-    }
-}
-
-impl core::fmt::Write for Name {
-    fn write_str(&mut self, text: &str) -> core::fmt::Result {
-        // The last byte stays zero.
-        let room = self.bytes[..63].get_mut(self.len..).unwrap_or_default();
-        let room = room.get_mut(..text.len()).ok_or(core::fmt::Error)?;
-        room.copy_from_slice(text.as_bytes());
-        self.len += text.len();
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::process::{Child, Command};
 
     use super::*;
+    use crate::calls;
     use crate::stack::forked;
 
     const MIB: u64 = 1 << 20;
@@ -687,6 +683,7 @@ mod tests {
             faults: 0,
             shared_bytes: 0,
             needed_bytes: taken * MIB / 4,
+            kinship: Kinship::default(),
             hungry: false,
             now_ns,
         }
@@ -824,6 +821,155 @@ mod tests {
         let others = tree.others(soon);
         other.wait().unwrap();
         assert_eq!(others, Others::default());
+    }
+
+    /// A process that shares pages of a fork, in a slot of the tree.
+    fn sharing(tree: &Tree, number: u64, kinship: Kinship, now_ns: u64) -> usize {
+        let start = start_of(number).unwrap();
+        let slot = tree.claim(identity_of(number, start)).unwrap();
+        let words = [
+            (LOOKS, 1),
+            (STAMP, now_ns),
+            (TAKEN, 50 * MIB),
+            (GRANTED, 50 * MIB),
+            (PASSES, kinship.passes_bytes),
+            (BEGUN, kinship.begun_ns),
+            (READ, kinship.read_ns),
+            (UNREAD, u64::from(kinship.unread)),
+        ];
+        for (word, value) in words {
+            tree.slot(slot)[word].store(value, Ordering::Relaxed);
+        }
+        slot
+    }
+
+    fn end(process: &mut Child) {
+        process.kill().unwrap();
+        process.wait().unwrap();
+    }
+
+    #[test]
+    fn what_an_ended_process_shared_stays_charged_until_its_kin_read_again() {
+        let (tree, file) = Tree::create(300 * MIB, 13).unwrap();
+        assert!(tree.join());
+        let now = clock::now_ns();
+        let share = |begun_ns: u64, read_ns: u64| Kinship {
+            passes_bytes: 20 * MIB,
+            begun_ns,
+            read_ns,
+            unread: false,
+        };
+        let say = |kinship: Kinship, now_ns: u64| {
+            tree.say(Said {
+                kinship,
+                ..said(10, 10, now_ns)
+            });
+        };
+        // Both read while both are there: each counts half.
+        say(share(now, now + 10), now);
+        let mut other = sleeping();
+        sharing(&tree, u64::from(other.id()), share(now, now + 10), now);
+        end(&mut other);
+        let soon = now + 2 * QUIET_NS;
+        tree.look_after_one(soon);
+        let others = tree.others(soon);
+        assert_eq!((others.charged_bytes, others.looking), (20 * MIB, 0));
+        assert_eq!(others.needed_bytes, 0, "those who have it can give it back");
+        // However long that takes.
+        tree.look_after_one(soon + 5 * OLD_NS);
+        assert_eq!(tree.others(soon + 5 * OLD_NS).charged_bytes, 20 * MIB);
+        // It reads, and counts all of it at once; others hear of that when it says so.
+        let third = again(file, 13);
+        let late = clock::now_ns().max(soon) + 1;
+        tree.note_reading(late);
+        assert_eq!(tree.others(late).charged_bytes, 0);
+        assert_eq!(third.others(late).charged_bytes, 30 * MIB);
+        say(share(now, late), late);
+        assert_eq!(third.others(late).charged_bytes, 10 * MIB);
+        // And the slot is free for the next.
+        tree.look_after_one(late);
+        assert_eq!(tree.claim(identity_of(70, 9)), Some(1));
+    }
+
+    #[test]
+    fn one_that_others_measured_is_told_when() {
+        let (tree, file) = Tree::create(300 * MIB, 16).unwrap();
+        assert!(tree.join());
+        assert_eq!(tree.read_by_any_ns(), 0);
+        let now = 10 * OLD_NS;
+        let kinship = Kinship {
+            passes_bytes: 20 * MIB,
+            begun_ns: 1,
+            read_ns: 5,
+            unread: false,
+        };
+        tree.say(Said {
+            kinship,
+            ..said(10, 10, now)
+        });
+        assert_eq!(tree.read_by_any_ns(), 5);
+        let other = again(file, 16);
+        other.look_after_one(now + OLD_NS / 2);
+        assert_eq!(tree.read_by_any_ns(), 5, "it spoke lately");
+        other.look_after_one(now + 2 * OLD_NS);
+        assert_eq!(tree.read_by_any_ns(), now + 2 * OLD_NS);
+    }
+
+    #[test]
+    fn kin_that_ended_as_well_keep_nothing_charged() {
+        let (tree, _file) = Tree::create(300 * MIB, 14).unwrap();
+        assert!(tree.join());
+        let now = clock::now_ns();
+        let shares = Kinship {
+            passes_bytes: 20 * MIB,
+            begun_ns: now,
+            read_ns: now + 10,
+            unread: false,
+        };
+        let mut all = [sleeping(), sleeping()];
+        for process in &all {
+            sharing(&tree, u64::from(process.id()), shares, now);
+        }
+        end(&mut all[0]);
+        let soon = now + 2 * QUIET_NS;
+        tree.look_after_one(soon);
+        assert_eq!(tree.others(soon).charged_bytes, 70 * MIB);
+        end(&mut all[1]);
+        // One look finds the second, the next that nobody is left.
+        for _ in 0..2 {
+            tree.look_after_one(soon + QUIET_NS);
+        }
+        assert_eq!(tree.others(soon + QUIET_NS), Others::default());
+        assert_eq!(tree.claim(identity_of(70, 9)), Some(1));
+    }
+
+    #[test]
+    fn what_a_short_fork_shared_is_free_when_its_parent_has_not_read() {
+        let (tree, _file) = Tree::create(300 * MIB, 15).unwrap();
+        assert!(tree.join());
+        let now = clock::now_ns();
+        // The parent counts all since long before.
+        tree.say(Said {
+            kinship: Kinship {
+                passes_bytes: 20 * MIB,
+                begun_ns: now / 2,
+                read_ns: now / 2,
+                unread: false,
+            },
+            ..said(10, 10, now)
+        });
+        let forked = Kinship {
+            passes_bytes: 20 * MIB,
+            begun_ns: now,
+            read_ns: 0,
+            unread: true,
+        };
+        let mut child = sleeping();
+        sharing(&tree, u64::from(child.id()), forked, now);
+        end(&mut child);
+        let soon = now + 2 * QUIET_NS;
+        tree.look_after_one(soon);
+        assert_eq!(tree.others(soon), Others::default());
     }
 
     #[test]

@@ -1,5 +1,10 @@
 //! The page that the processes of one `ghostmem run` share: there is none on Windows.
 
+pub use ended::{Kinship, passed_of};
+
+#[path = "../tree/ended.rs"]
+mod ended;
+
 /// No page: a value of this type cannot be had.
 #[derive(Debug)]
 pub enum Tree {}
@@ -34,6 +39,8 @@ pub struct Said {
     pub shared_bytes: u64,
     /// Bytes that it keeps when it gives back all it can.
     pub needed_bytes: u64,
+    /// What it shares, for the time when it has ended.
+    pub kinship: Kinship,
     /// It needs more than there is.
     pub hungry: bool,
     /// The moment, nanoseconds.
@@ -49,6 +56,17 @@ impl Tree {
 
     /// Takes a slot for this process.
     pub const fn join(&self) -> bool {
+        match *self {}
+    }
+
+    /// Notes when this process read its part of what it shares.
+    pub const fn note_reading(&self, _read_ns: u64) {
+        match *self {}
+    }
+
+    /// When its part was read last.
+    #[must_use]
+    pub const fn read_by_any_ns(&self) -> u64 {
         match *self {}
     }
 

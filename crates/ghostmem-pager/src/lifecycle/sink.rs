@@ -60,7 +60,7 @@ impl FaultSink for Engine {
             region.mapped.after_fork_in_parent();
         }
         if let Some(bound) = &self.bound {
-            bound.after_fork_in_parent();
+            bound.after_fork_in_parent(self.placed_pages());
         }
         self.release_fork_locks();
     }
@@ -87,7 +87,7 @@ impl FaultSink for Engine {
             }
         }
         if let Some(bound) = &self.bound {
-            bound.after_fork_in_child(resident);
+            bound.after_fork_in_child(resident, self.placed_pages());
             self.metrics.peak.forget();
             if bound.holds_children() {
                 // The parent's grant is for the parent alone: who takes a frame here looks.

@@ -174,10 +174,11 @@ impl ProcessBound {
         (all as u64).saturating_add_signed(self.kin.extra_bytes())
     }
 
-    /// In the parent, after a fork: its pages are shared from now on.
-    pub(crate) fn after_fork_in_parent(&self) {
+    /// In the parent, after a fork: its pages are shared from now on. The engine put
+    /// `placed` pages in place so far.
+    pub(crate) fn after_fork_in_parent(&self, placed: u64) {
         if self.tree.is_some() {
-            self.kin.begin(None);
+            self.kin.begin(None, placed);
         }
     }
 
@@ -274,7 +275,8 @@ impl ProcessBound {
 
     /// In a forked child, with `resident_pages`: whoever looked is not there, and what was
     /// measured was the parent's. Others of its tree are told at once what it may write.
-    pub(crate) fn after_fork_in_child(&self, resident_pages: i64) {
+    /// `placed` counts what its engine, and its parent's before, put in place.
+    pub(crate) fn after_fork_in_child(&self, resident_pages: i64, placed: u64) {
         self.looking.release();
         self.claims.after_fork_in_child();
         self.places.forget_spare();
@@ -286,7 +288,7 @@ impl ProcessBound {
         if let Some(tree) = self.tree {
             tree.join();
             let whole = self.meter.process_bytes();
-            self.kin.begin(whole);
+            self.kin.begin(whole, placed);
             let resident = resident_pages.max(0).unsigned_abs() * PAGE_SIZE as u64;
             let shared = self.shared_bytes();
             let taken = whole.unwrap_or(resident).saturating_sub(shared);
@@ -297,6 +299,7 @@ impl ProcessBound {
                 shared_bytes: shared,
                 // Not known before it looks.
                 needed_bytes: 0,
+                kinship: self.kin.kinship(),
                 hungry: false,
                 now_ns: clock::now_ns(),
             });
@@ -324,8 +327,9 @@ impl Looking<'_> {
 
     /// Measures what the process takes, of which `ours` bytes are the heap's, and what is
     /// left where it takes it from; whether all could be seen, and was within the bound.
-    /// What cannot be seen stays as it was.
-    pub(crate) fn measure(&self, now: u64, ours: usize) -> bool {
+    /// What cannot be seen stays as it was. Where pages are shared it is asked for how many
+    /// the engine put in place so far.
+    pub(crate) fn measure(&self, now: u64, ours: usize, placed: impl FnOnce() -> u64) -> bool {
         let bound = self.bound;
         bound.measured_ns.store(now.max(1), Ordering::Relaxed);
         let Some(total) = bound.meter.process_bytes() else {
@@ -336,8 +340,11 @@ impl Looking<'_> {
             .other_bytes
             .store(taken.saturating_sub(ours), Ordering::Relaxed);
         bound.peak_bytes.fetch_max(taken, Ordering::Relaxed);
-        if bound.tree.is_some() {
-            bound.kin.measure(now, total, &bound.meter);
+        if let Some(tree) = bound.tree {
+            bound.kin.heed(|| tree.read_by_any_ns());
+            if bound.kin.measure(now, total, placed, &bound.meter) {
+                tree.note_reading(now);
+            }
         }
         let kept = bound.asked_bytes.is_none_or(|bytes| taken <= bytes);
         if !bound.follows {
@@ -413,6 +420,7 @@ impl Looking<'_> {
                 shared_bytes,
                 // What was handed out beyond the equal part is for nobody to make room for.
                 needed_bytes: needed_bytes.min(look.held_bytes.max(equal)),
+                kinship: self.bound.kin.kinship(),
                 hungry: !fork && look.room_bytes() < HUNGRY_BYTES && look.held_bytes < equal,
                 now_ns: now,
             });

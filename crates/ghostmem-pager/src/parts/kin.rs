@@ -5,21 +5,31 @@
 //! all add up to what they take together, but reading them walks the page tables. So the
 //! part is read ten times a second at most, and between two readings grows by the pages
 //! that were written: each shared page that is written costs a minor fault, and so does
-//! each new one. It is never more than what the kernel charges the process for.
+//! each new one. A page that the engine puts in place is no minor fault, and may be there
+//! instead of a shared one that left: it counts as well. The part is never more than what
+//! the kernel charges the process for.
+//!
+//! Where so much was put in place or written that the part is hardly known any more, it is
+//! read sooner: what was counted twice leaves pages no room.
 //!
 //! A child begins with nothing but its page tables, as its parent is charged for all. It
 //! reads its part first after a tenth of a second, as its parent does. A process that
-//! shares nothing any more is measured as before.
+//! shares nothing any more is measured as before. When one ends, its part becomes that of
+//! the others: they are told what that is ([`ghostmem_os::tree::Kinship`]).
 
 use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 use ghostmem_os::meter::Meter;
+use ghostmem_os::tree::{Kinship, passed_of};
 use ghostmem_os::{PAGE_SIZE, clock, machine};
 
 /// Time between two readings of the part, at least, nanoseconds.
 const PARTS_NS: u64 = 100_000_000;
 /// And so many times as long as the reading took.
 const PARTS_SHARE: u64 = 20;
+/// The first of these where the part may have grown by this share of the whole.
+const SOON_NS: u64 = 20_000_000;
+const SOON_SHARE: u64 = 16;
 
 /// What a process shares with those it forked from, or that were forked from it.
 #[derive(Debug)]
@@ -28,11 +38,20 @@ pub(crate) struct Kin {
     shares: AtomicBool,
     /// The part, at the last reading, bytes.
     part_bytes: AtomicU64,
-    /// What the process took in full then, bytes, and its minor faults.
+    /// What the process took in full then, bytes, its minor faults, and the pages that the
+    /// engine had put in place.
     whole_bytes: AtomicU64,
     faults: AtomicU64,
-    /// When to read again, nanoseconds.
+    placed: AtomicU64,
+    /// When to read again, nanoseconds; and where the part may have grown much.
     due_ns: AtomicU64,
+    soon_ns: AtomicU64,
+    /// What it would pass on, since when it shares, and when it read its part.
+    passes_bytes: AtomicU64,
+    begun_ns: AtomicU64,
+    read_ns: AtomicU64,
+    /// It was forked, and has not read its part since.
+    unread: AtomicBool,
     /// What the process takes, less what the kernel charges it for, bytes.
     extra_bytes: AtomicI64,
     /// What the kernel charged it for at the last look, bytes.
@@ -53,7 +72,13 @@ impl Kin {
             part_bytes: AtomicU64::new(0),
             whole_bytes: AtomicU64::new(0),
             faults: AtomicU64::new(0),
+            placed: AtomicU64::new(0),
             due_ns: AtomicU64::new(0),
+            soon_ns: AtomicU64::new(0),
+            passes_bytes: AtomicU64::new(0),
+            begun_ns: AtomicU64::new(0),
+            read_ns: AtomicU64::new(0),
+            unread: AtomicBool::new(false),
             extra_bytes: AtomicI64::new(0),
             seen_bytes: AtomicU64::new(0),
             seen_faults: AtomicU64::new(0),
@@ -65,9 +90,23 @@ impl Kin {
         self.extra_bytes.load(Ordering::Relaxed)
     }
 
+    /// What it shares, for the time when it has ended.
+    pub(crate) fn kinship(&self) -> Kinship {
+        if !self.shares.load(Ordering::Relaxed) {
+            return Kinship::default();
+        }
+        Kinship {
+            passes_bytes: self.passes_bytes.load(Ordering::Relaxed),
+            begun_ns: self.begun_ns.load(Ordering::Relaxed),
+            read_ns: self.read_ns.load(Ordering::Relaxed),
+            unread: self.unread.load(Ordering::Relaxed),
+        }
+    }
+
     /// Pages are shared from now on: in a child, which the kernel charges for `child`
-    /// bytes, or in its parent.
-    pub(crate) fn begin(&self, child: Option<u64>) {
+    /// bytes, or in its parent. The engine put `placed` pages in place so far.
+    pub(crate) fn begin(&self, child: Option<u64>, placed: u64) {
+        let now = clock::now_ns();
         let seen = self.seen_bytes.load(Ordering::Relaxed);
         let whole = child.unwrap_or(seen);
         // Of a child nothing is new but its page tables.
@@ -84,10 +123,29 @@ impl Kin {
         };
         self.faults.store(faults, Ordering::Relaxed);
         self.seen_faults.store(faults, Ordering::Relaxed);
-        self.due_ns
-            .store(clock::now_ns() + PARTS_NS, Ordering::Relaxed);
+        self.placed.store(placed, Ordering::Relaxed);
+        // All of the part is shared now. A child's is half at the most, whoever counts it.
+        let passes = if child.is_some() { whole / 2 } else { part };
+        self.passes_bytes.store(passes, Ordering::Relaxed);
+        if child.is_some() || !self.shares.load(Ordering::Relaxed) {
+            self.begun_ns.store(now, Ordering::Relaxed);
+            self.read_ns.store(0, Ordering::Relaxed);
+            self.unread.store(child.is_some(), Ordering::Relaxed);
+        }
+        self.due_ns.store(now + PARTS_NS, Ordering::Relaxed);
+        self.soon_ns.store(now + PARTS_NS, Ordering::Relaxed);
         self.note(whole, part);
         self.shares.store(true, Ordering::Relaxed);
+    }
+
+    /// The part was read at a moment, by this process or by others: what ended before is
+    /// charged to nobody else since. Where this process does not know of it, it reads next.
+    pub(crate) fn heed(&self, read_ns: impl FnOnce() -> u64) {
+        let shares = self.shares.load(Ordering::Relaxed);
+        if shares && read_ns() > self.read_ns.load(Ordering::Relaxed) {
+            self.due_ns.store(0, Ordering::Relaxed);
+            self.soon_ns.store(0, Ordering::Relaxed);
+        }
     }
 
     fn note(&self, whole: u64, part: u64) {
@@ -96,36 +154,64 @@ impl Kin {
             .store(part.wrapping_sub(whole).cast_signed(), Ordering::Relaxed);
     }
 
-    /// At the moment `now` the kernel charges the process for `whole` bytes.
-    pub(crate) fn measure(&self, now: u64, whole: u64, meter: &Meter) {
+    /// At the moment `now` the kernel charges the process for `whole` bytes, and the engine
+    /// put so many pages in place: asked for where something is shared. Whether the part
+    /// was read.
+    pub(crate) fn measure(
+        &self,
+        now: u64,
+        whole: u64,
+        placed: impl FnOnce() -> u64,
+        meter: &Meter,
+    ) -> bool {
         let faults = machine::minor_faults();
         self.seen_faults.store(faults, Ordering::Relaxed);
         if !self.shares.load(Ordering::Relaxed) {
             self.note(whole, whole);
-            return;
+            return false;
         }
-        if now >= self.due_ns.load(Ordering::Relaxed) {
+        let placed = placed();
+        let more = self.grown_bytes(whole, faults, placed);
+        let due = if more > whole / SOON_SHARE {
+            &self.soon_ns
+        } else {
+            &self.due_ns
+        };
+        if now >= due.load(Ordering::Relaxed) {
             let part = meter.part_bytes();
             let took = clock::now_ns().saturating_sub(now);
-            let next = PARTS_NS.max(took.saturating_mul(PARTS_SHARE));
-            self.due_ns.store(now + next, Ordering::Relaxed);
+            let rest = took.saturating_mul(PARTS_SHARE);
+            self.due_ns
+                .store(now + PARTS_NS.max(rest), Ordering::Relaxed);
+            self.soon_ns
+                .store(now + SOON_NS.max(rest), Ordering::Relaxed);
             if let Some(part) = part {
                 let part = part.min(whole);
                 self.part_bytes.store(part, Ordering::Relaxed);
                 self.whole_bytes.store(whole, Ordering::Relaxed);
                 self.faults.store(faults, Ordering::Relaxed);
+                self.placed.store(placed, Ordering::Relaxed);
+                let passes = passed_of(whole, part);
+                self.passes_bytes.store(passes, Ordering::Relaxed);
+                self.read_ns.store(now, Ordering::Relaxed);
+                self.unread.store(false, Ordering::Relaxed);
                 if whole - part <= whole / 64 {
                     self.shares.store(false, Ordering::Relaxed);
                 }
                 self.note(whole, part);
-                return;
+                return true;
             }
         }
-        let new = faults.saturating_sub(self.faults.load(Ordering::Relaxed));
-        let grown = whole.saturating_sub(self.whole_bytes.load(Ordering::Relaxed));
-        let more = grown.max(new.saturating_mul(PAGE_SIZE as u64));
         let part = self.part_bytes.load(Ordering::Relaxed);
         self.note(whole, part.saturating_add(more).min(whole));
+        false
+    }
+
+    /// What the part may have grown by since it was read, bytes.
+    fn grown_bytes(&self, whole: u64, faults: u64, placed: u64) -> u64 {
+        let since = |now: u64, then: &AtomicU64| now.saturating_sub(then.load(Ordering::Relaxed));
+        let pages = since(faults, &self.faults).saturating_add(since(placed, &self.placed));
+        since(whole, &self.whole_bytes).max(pages.saturating_mul(PAGE_SIZE as u64))
     }
 }
 
@@ -139,35 +225,123 @@ mod tests {
     #[test]
     fn who_forked_nothing_takes_what_it_is_charged_for() {
         let kin = Kin::new();
-        kin.measure(5, 100 * MIB, &Meter::new());
+        let nobody_asks = || -> u64 { unreachable!("it shares nothing") };
+        assert!(!kin.measure(5, 100 * MIB, nobody_asks, &Meter::new()));
         assert_eq!(kin.extra_bytes(), 0);
+        assert_eq!(kin.kinship(), Kinship::default());
     }
 
     #[test]
     fn a_child_begins_with_its_page_tables_and_grows_by_what_it_writes() {
         let (kin, meter) = (Kin::new(), Meter::new());
-        kin.begin(Some(512 * MIB));
+        kin.begin(Some(512 * MIB), 0);
         assert_eq!(kin.extra_bytes(), -511 * (MIB as i64));
         // What it faulted for counts, 20 MiB that it was charged for at the least.
-        kin.measure(5, 532 * MIB, &meter);
+        kin.measure(5, 532 * MIB, || 0, &meter);
         assert!(kin.extra_bytes() >= (21 - 532) * (MIB as i64));
     }
 
     #[test]
     fn a_parent_is_charged_for_all_until_the_parts_are_read() {
         let (kin, meter) = (Kin::new(), Meter::new());
-        kin.measure(5, 100 * MIB, &meter);
-        kin.begin(None);
+        kin.measure(5, 100 * MIB, || 0, &meter);
+        kin.begin(None, 0);
         assert_eq!(kin.extra_bytes(), 0);
         // Its part is read when that is due: this process shares little with anybody.
         meter.open(false);
         meter.open_parts();
         let whole = meter.process_bytes().unwrap();
-        kin.measure(u64::MAX / 2, whole, &meter);
+        assert!(kin.measure(u64::MAX / 2, whole, || 0, &meter));
         assert!(
             kin.extra_bytes().unsigned_abs() <= whole,
             "{}",
             kin.extra_bytes()
         );
+    }
+
+    /// A page that is restored in place of a shared one that left changes nothing in all
+    /// that the kernel charges, and no minor fault tells of it.
+    #[test]
+    fn what_the_engine_puts_in_place_counts_until_the_part_is_read() {
+        let (kin, meter) = (Kin::new(), Meter::new());
+        let whole = 1 << 40;
+        kin.begin(Some(whole), 1000);
+        assert_eq!(kin.grown_bytes(whole, 0, 1000), 0);
+        assert_eq!(kin.grown_bytes(whole, 0, 1000 + 5120), 20 * MIB);
+        assert_eq!(kin.grown_bytes(whole, 256, 1000 + 5120), 21 * MIB);
+        // Pages that are new are charged as well: they count once.
+        assert_eq!(kin.grown_bytes(whole + 50 * MIB, 256, 6120), 50 * MIB);
+        let counted = |placed: u64| {
+            kin.measure(5, whole, || placed, &meter);
+            whole.saturating_add_signed(kin.extra_bytes())
+        };
+        let before = counted(1000);
+        assert!(counted(1000 + 5120) >= before + 20 * MIB);
+        // No more than it is charged for, whatever was put in place.
+        assert_eq!(counted(1 << 40), whole);
+    }
+
+    #[test]
+    fn a_part_that_may_have_grown_much_is_read_sooner() {
+        let (kin, meter) = (Kin::new(), Meter::new());
+        meter.open(false);
+        meter.open_parts();
+        let whole = 1 << 40;
+        kin.begin(None, 0);
+        let now = clock::now_ns();
+        kin.whole_bytes.store(whole, Ordering::Relaxed);
+        assert!(kin.measure(now + 2 * PARTS_NS, whole, || 0, &meter));
+        let read = now + 2 * PARTS_NS;
+        let much = whole / SOON_SHARE / PAGE_SIZE as u64 + 1;
+        // The clock of the reading is behind: what it took is nothing.
+        assert!(!kin.measure(read + SOON_NS - 1, whole, || much, &meter));
+        assert!(
+            !kin.measure(read + SOON_NS, whole, || 0, &meter),
+            "it grew little"
+        );
+        assert!(kin.measure(read + SOON_NS, whole, || much, &meter));
+        assert!(kin.measure(read + SOON_NS + PARTS_NS, whole, || much, &meter));
+    }
+
+    /// Others measured a process that was held up: what ended before that is charged to it
+    /// alone, so its own figure must not be from before.
+    #[test]
+    fn a_part_that_others_read_is_read_next() {
+        let (kin, meter) = (Kin::new(), Meter::new());
+        meter.open(false);
+        meter.open_parts();
+        let whole = 1 << 40;
+        kin.begin(None, 0);
+        let read = clock::now_ns() + 2 * PARTS_NS;
+        assert!(kin.measure(read, whole, || 0, &meter));
+        kin.heed(|| read);
+        assert!(!kin.measure(read + 5, whole, || 0, &meter));
+        kin.heed(|| read + 3);
+        assert!(kin.measure(read + 6, whole, || 0, &meter));
+        assert_eq!(kin.kinship().read_ns, read + 6);
+    }
+
+    #[test]
+    fn what_is_passed_on_is_the_part_that_was_read() {
+        let (kin, meter) = (Kin::new(), Meter::new());
+        meter.open(false);
+        meter.open_parts();
+        kin.measure(5, 100 * MIB, || 0, &meter);
+        kin.begin(None, 0);
+        let parent = kin.kinship();
+        assert_eq!(parent.passes_bytes, 100 * MIB, "the kin count none of it");
+        assert!(parent.begun_ns > 0 && parent.read_ns == 0 && !parent.unread);
+        // A fork of one that shares already: it is known since when.
+        kin.begin(None, 0);
+        assert_eq!(kin.kinship(), parent);
+        let read_ns = u64::MAX / 2;
+        assert!(kin.measure(read_ns, 1 << 40, || 0, &meter));
+        let part = (1_u64 << 40).saturating_add_signed(kin.extra_bytes());
+        let read = kin.kinship();
+        assert_eq!((read.passes_bytes, read.read_ns), (part, read_ns));
+        let child = Kin::new();
+        child.begin(Some(90 * MIB), 0);
+        let child = child.kinship();
+        assert!(child.unread && child.passes_bytes == 45 * MIB);
     }
 }

@@ -47,6 +47,12 @@ impl Engine {
             + (store.held_bytes + store.metadata_bytes + file_tables) as usize
     }
 
+    /// Pages that were put in place so far, by the engine's own count.
+    pub(crate) fn placed_pages(&self) -> u64 {
+        let sum = |counter| self.metrics.sum(counter);
+        sum(Counter::faults).saturating_add(sum(Counter::readahead_pages))
+    }
+
     /// Looks at what is held and sets the resident limit by it; whether that is higher
     /// now. Without a bound, or while somebody else looks, nothing happens.
     pub(crate) fn look(&self) -> bool {
@@ -84,7 +90,7 @@ impl Engine {
         let own = self.own_bytes();
         if due {
             // Who cannot see does not keep the bound either.
-            let kept = looking.measure(now, own);
+            let kept = looking.measure(now, own, || self.placed_pages());
             self.metrics.add(Counter::bound_overruns, u64::from(!kept));
             self.note_peak(own.saturating_add(bound.other_bytes()));
         }
