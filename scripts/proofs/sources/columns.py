@@ -1,0 +1,14 @@
+"""A table of DuckDB in memory: filled, grouped, joined with itself, sorted."""
+
+import duckdb
+
+base = duckdb.connect(":memory:")
+base.execute("set threads = 2")
+base.execute("""create table visit as select range as number, range * 7919 % 100003 as guest,
+    range * 31 % 1009 as shop, 'visit ' || range || ' to shop ' || (range * 31 % 1009) as note from range(4000000)""")
+print(base.execute("select shop, count(*), sum(length(note)) from visit group by shop order by shop limit 3").fetchall())
+print(base.execute("""select count(*), sum(a.number + b.number) from visit a join visit b
+    on a.guest = b.guest and a.number < b.number where a.shop < 40""").fetchall())
+print(base.execute("select number, note from visit order by note desc, number limit 2 offset 2000000").fetchall())
+base.execute("update visit set note = note || '.' where shop % 10 = 3")
+print(base.execute("select sum(length(note)), max(note) from visit").fetchall())
