@@ -30,7 +30,7 @@
 //! apart ([`crate::apart`]).
 //!
 //! Nothing here waits for another process: one may be killed, or stopped, at any
-//! instruction. A slot is claimed by one compare-and-swap with the whole identity. A grant
+//! instruction. A slot is taken by one compare-and-swap with the whole identity. A grant
 //! is announced first and counts from then on; who announces looks at all others after
 //! that, and takes back what is too much. Of two who announce at once at least one sees
 //! the other, so what was confirmed never exceeds the bound. A slot whose process is gone is
@@ -287,7 +287,7 @@ impl Tree {
     /// not look for itself. Nothing is kept in memory that a vfork's parent has, too.
     pub fn note_caller(&self) {
         let identity = self.own_identity();
-        let Some(index) = identity.and_then(|identity| self.claim(identity)) else {
+        let Some(index) = identity.and_then(|identity| self.take_slot(identity)) else {
             return;
         };
         // What was granted goes with the memory that exec takes away, and the next program
@@ -327,7 +327,7 @@ impl Tree {
         self.identity
             .store(identity.unwrap_or(0), Ordering::Relaxed);
         self.read_ns.store(0, Ordering::Relaxed);
-        let slot = identity.and_then(|identity| self.claim(identity));
+        let slot = identity.and_then(|identity| self.take_slot(identity));
         if let Some(slot) = slot {
             self.slot(slot)[LOOKS].store(1, Ordering::Relaxed);
         }
@@ -344,7 +344,7 @@ impl Tree {
 
     /// The slot of a process, or a free one. One whose start is not known is the process of
     /// that number: no two have it at once.
-    fn claim(&self, identity: u64) -> Option<usize> {
+    fn take_slot(&self, identity: u64) -> Option<usize> {
         let (mut free, mut alike) = (None, None);
         for index in 0..SLOTS_MAX {
             let seen = self.slot(index)[IDENTITY].load(Ordering::Acquire);
@@ -770,9 +770,9 @@ mod tests {
         let mut child = sleeping();
         let start = start_of(u64::from(child.id())).unwrap();
         let identity = u64::from(child.id()) << START_BITS | start;
-        tree.claim(identity).unwrap();
+        tree.take_slot(identity).unwrap();
         // An identity of the same number that started at another time is nobody's.
-        tree.claim(identity ^ 1).unwrap();
+        tree.take_slot(identity ^ 1).unwrap();
         assert!(tree.join());
         let now = 10 * OLD_NS;
         for _ in 0..2 {
@@ -804,7 +804,7 @@ mod tests {
         let mut other = sleeping();
         let number = u64::from(other.id());
         let identity = identity_of(number, start_of(number).unwrap());
-        let slot = tree.claim(identity).unwrap();
+        let slot = tree.take_slot(identity).unwrap();
         let now = 10 * OLD_NS;
         for (word, value) in [(LOOKS, 1), (STAMP, now), (TAKEN, MIB), (GRANTED, 9 * MIB)] {
             tree.slot(slot)[word].store(value, Ordering::Relaxed);
@@ -826,7 +826,7 @@ mod tests {
     /// A process that shares pages of a fork, in a slot of the tree.
     fn sharing(tree: &Tree, number: u64, kinship: Kinship, now_ns: u64) -> usize {
         let start = start_of(number).unwrap();
-        let slot = tree.claim(identity_of(number, start)).unwrap();
+        let slot = tree.take_slot(identity_of(number, start)).unwrap();
         let words = [
             (LOOKS, 1),
             (STAMP, now_ns),
@@ -888,7 +888,7 @@ mod tests {
         assert_eq!(third.others(late).charged_bytes, 10 * MIB);
         // And the slot is free for the next.
         tree.look_after_one(late);
-        assert_eq!(tree.claim(identity_of(70, 9)), Some(1));
+        assert_eq!(tree.take_slot(identity_of(70, 9)), Some(1));
     }
 
     #[test]
@@ -940,7 +940,7 @@ mod tests {
             tree.look_after_one(soon + QUIET_NS);
         }
         assert_eq!(tree.others(soon + QUIET_NS), Others::default());
-        assert_eq!(tree.claim(identity_of(70, 9)), Some(1));
+        assert_eq!(tree.take_slot(identity_of(70, 9)), Some(1));
     }
 
     #[test]
@@ -976,19 +976,19 @@ mod tests {
     fn a_process_has_one_slot_whether_its_start_is_known_or_not() {
         let (tree, file) = Tree::create(300 * MIB, 6).unwrap();
         let known = identity_of(70, 9);
-        let slot = tree.claim(known).unwrap();
-        assert_eq!(tree.claim(identity_of(70, 0)), Some(slot));
+        let slot = tree.take_slot(known).unwrap();
+        assert_eq!(tree.take_slot(identity_of(70, 0)), Some(slot));
         let seen = || tree.slot(slot)[IDENTITY].load(Ordering::Relaxed);
         assert_eq!(seen(), known, "the start stays");
         // The other way round: it becomes known.
-        let other = tree.claim(identity_of(71, 0)).unwrap();
-        assert_eq!(tree.claim(identity_of(71, 8)), Some(other));
-        assert_eq!(tree.claim(identity_of(71, 8)), Some(other));
+        let other = tree.take_slot(identity_of(71, 0)).unwrap();
+        assert_eq!(tree.take_slot(identity_of(71, 8)), Some(other));
+        assert_eq!(tree.take_slot(identity_of(71, 8)), Some(other));
         // Another process had the number before, and another one has it elsewhere.
-        let later = tree.claim(identity_of(70, 10)).unwrap();
+        let later = tree.take_slot(identity_of(70, 10)).unwrap();
         assert!(![slot, other].contains(&later));
-        assert_eq!(tree.claim(identity_of(70, 10)), Some(later));
-        assert_eq!(tree.claim(known), Some(slot));
+        assert_eq!(tree.take_slot(identity_of(70, 10)), Some(later));
+        assert_eq!(tree.take_slot(known), Some(slot));
         assert_eq!(tree.slots(), 3);
         // A program that has a filter in force, and executes another.
         let code = forked(|| {
@@ -1008,7 +1008,7 @@ mod tests {
         let mut other = sleeping();
         let number = u64::from(other.id());
         let identity = identity_of(number, start_of(number).unwrap());
-        let slot = tree.claim(identity).unwrap();
+        let slot = tree.take_slot(identity).unwrap();
         let code = forked(|| {
             tree.apart.as_ref().inspect(|apart| apart.settle());
             let limit = libc::rlimit {
@@ -1034,7 +1034,9 @@ mod tests {
         let (tree, _file) = Tree::create(300 * MIB, 9).unwrap();
         assert!(tree.join());
         let mut other = sleeping();
-        let slot = tree.claim(identity_of(u64::from(other.id()), 0)).unwrap();
+        let slot = tree
+            .take_slot(identity_of(u64::from(other.id()), 0))
+            .unwrap();
         let taken = || tree.slot(slot)[TAKEN].load(Ordering::Relaxed);
         let turn = tree.apart.as_ref().unwrap().take_turn().unwrap();
         tree.look_after_one(10 * OLD_NS);
@@ -1052,12 +1054,12 @@ mod tests {
     fn slots_are_used_again_and_who_finds_none_is_counted() {
         let (tree, _file) = Tree::create(MIB, 3).unwrap();
         for process in 0..SLOTS_MAX as u64 {
-            assert!(tree.claim((process + 1) << START_BITS | 9).is_some());
+            assert!(tree.take_slot((process + 1) << START_BITS | 9).is_some());
         }
-        assert_eq!(tree.claim(1 << 60), None);
+        assert_eq!(tree.take_slot(1 << 60), None);
         assert_eq!(tree.unnoted(), 1);
         free(tree.slot(7), 8 << START_BITS | 9);
-        assert_eq!(tree.claim(1 << 60), Some(7));
+        assert_eq!(tree.take_slot(1 << 60), Some(7));
     }
 
     #[test]
@@ -1099,7 +1101,7 @@ mod tests {
         let mut at = [0_u64; 2];
         // Two slots, driven by two threads: announce, look, take back what is too much.
         for (place, process) in at.iter_mut().zip([1_u64, 2]) {
-            *place = tree.claim(process << START_BITS | 1).unwrap() as u64;
+            *place = tree.take_slot(process << START_BITS | 1).unwrap() as u64;
         }
         let confirmed = [AtomicU64::new(0), AtomicU64::new(0)];
         std::thread::scope(|scope| {

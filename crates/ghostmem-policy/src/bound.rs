@@ -70,7 +70,7 @@ pub const fn starved_reserve_bytes(limit_bytes: u64) -> u64 {
 /// What a process takes next of `spare_bytes` to have others give back `missing_bytes`: a
 /// sixteenth, so that as many can do it at the same moment, and 64 KiB at least.
 #[must_use]
-pub fn claim_step_bytes(spare_bytes: u64, missing_bytes: u64) -> u64 {
+pub fn balloon_step_bytes(spare_bytes: u64, missing_bytes: u64) -> u64 {
     const LEAST: u64 = 64 << 10;
     let part = (spare_bytes / QUANTUM_SHARED_SHARE.unsigned_abs()).max(LEAST);
     part.min(spare_bytes).min(missing_bytes)
@@ -410,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn the_reclaimers_free_frames_fit_in_a_quantum() {
+    fn the_reballoons_free_frames_fit_in_a_quantum() {
         // It keeps up to twice a 64th of the limit free, 512 pages at most.
         for bound in [16, 64, 300, 5000, 1 << 20] {
             for shared in [false, true] {
@@ -501,14 +501,14 @@ mod tests {
         assert!(all >= limit - 16 * MIB && all <= limit - 14 * MIB, "{all}");
     }
 
-    /// Four grow and give back as they are told; some, with next to nothing, claim what
+    /// Four grow and give back as they are told; some, with next to nothing, inflate a balloon for what
     /// they miss. All look at the same moment, and only then does each take.
     #[test]
-    fn several_that_claim_get_room_and_never_pass_the_limit() {
-        for claimers in 1..=4 {
+    fn several_with_a_balloon_get_room_and_never_pass_the_limit() {
+        for balloons in 1..=4 {
             let limit = 300 * MIB;
             let mut large = [60 * MIB; 4];
-            let mut small = vec![5 * MIB; claimers];
+            let mut small = vec![5 * MIB; balloons];
             for turn in 0..2000 {
                 let used = large.iter().chain(&small).sum::<u64>();
                 let left = limit - used;
@@ -519,7 +519,7 @@ mod tests {
                 });
                 let spare = left.saturating_sub(starved_reserve_bytes(limit));
                 for held in &mut small {
-                    *held += claim_step_bytes(spare, (40 * MIB).saturating_sub(*held));
+                    *held += balloon_step_bytes(spare, (40 * MIB).saturating_sub(*held));
                 }
                 let used = large.iter().chain(&small).sum::<u64>();
                 assert!(used <= limit - 10 * MIB, "turn {turn}: {large:?} {small:?}");

@@ -43,9 +43,9 @@ const COMPACT_WAIT: Duration = Duration::from_micros(500);
 
 /// Times that others are asked to give back before an allocation is refused: a second at
 /// most.
-const CLAIMS: u32 = 10;
+const BALLOONS: u32 = 10;
 /// Times that an allocation waits while another thread asks them.
-const CLAIM_WAITS: u32 = 2000;
+const BALLOON_WAITS: u32 = 2000;
 
 /// Whether a count of `before` comes to another multiple of `grain` with `bytes` more; a
 /// number below zero is wrapped.
@@ -129,12 +129,12 @@ impl Engine {
         // Copies of resident pages make room before anybody is refused, and freed
         // slots may still hold memory.
         let (mut compacted, mut waited) = (0, 0);
-        let (mut claims, mut claimed) = (0, 0);
+        let (mut balloons, mut held) = (0, 0);
         loop {
             // A bound leaves more when memory beside the heap went.
             let missing = self.missing_bytes(spare_bytes);
             if missing == 0 {
-                self.note_claims(claims, true);
+                self.note_balloons(balloons, true);
                 return Ok(());
             }
             if waited < self.waits_for_room() {
@@ -149,22 +149,22 @@ impl Engine {
                     engine.make_room(missing, COMPACT_SLOTS);
                     engine.look_again(0);
                 })?;
-            } else if claims < CLAIMS && self.may_claim(missing) {
-                claims += 1;
-                let came = self.quietly(spare_bytes, |engine, spare, _| engine.claim(spare))?;
+            } else if balloons < BALLOONS && self.may_inflate(missing) {
+                balloons += 1;
+                let came = self.quietly(spare_bytes, |engine, spare, _| engine.inflate(spare))?;
                 if let Some(came) = came {
                     // Others gave nothing, or next to nothing.
-                    let progress = claimed + came.missing_bytes / 16;
+                    let progress = held + came.missing_bytes / 16;
                     if came.missing_bytes > 0 && came.held_bytes <= progress {
-                        claims = CLAIMS;
+                        balloons = BALLOONS;
                     }
-                    claimed = came.held_bytes;
+                    held = came.held_bytes;
                 }
             } else {
                 if let Some(bound) = &self.bound {
                     bound.note_denied(missing);
                 }
-                self.note_claims(claims, false);
+                self.note_balloons(balloons, false);
                 return Err(DENIED);
             }
         }
@@ -174,8 +174,8 @@ impl Engine {
     /// before memory was given back, and keeps this one from looking.
     fn waits_for_room(&self) -> u32 {
         let bound = self.bound.as_ref();
-        if bound.is_some_and(|bound| bound.claims.is_going_on()) {
-            CLAIM_WAITS
+        if bound.is_some_and(|bound| bound.balloons.is_going_on()) {
+            BALLOON_WAITS
         } else if bound.is_some_and(ProcessBound::is_looked_at) || self.store.is_maintained() {
             COMPACT_WAITS
         } else {
@@ -184,11 +184,11 @@ impl Engine {
     }
 
     /// Notes whether others gave back what was missing, if they were asked.
-    fn note_claims(&self, claims: u32, given: bool) {
-        if claims > 0
+    fn note_balloons(&self, balloons: u32, given: bool) {
+        if balloons > 0
             && let Some(bound) = &self.bound
         {
-            bound.claims.note(given, clock::now_ns());
+            bound.balloons.note(given, clock::now_ns());
         }
     }
 

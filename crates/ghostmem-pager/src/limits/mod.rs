@@ -1,4 +1,4 @@
 //! What a program may have: what its allocations are asked against.
 
 pub(crate) mod admission;
-mod claim;
+mod balloon;

@@ -8,7 +8,7 @@ use ghostmem_os::tree::{Said, Tree};
 use ghostmem_os::{PAGE_SIZE, clock, machine};
 use ghostmem_policy::bound::{Allowance, Look, Share, Strain, headroom_bytes, is_starved};
 
-use crate::parts::claims::Claims;
+use crate::parts::balloons::Balloons;
 use crate::parts::forks::Forks;
 use crate::parts::kin::Kin;
 use crate::parts::places::{Found, Places, Shelf};
@@ -47,7 +47,7 @@ pub(crate) struct ProcessBound {
     /// Hardly anything of this process is resident.
     starved: AtomicBool,
     /// Who asks others to give back.
-    pub(crate) claims: Claims,
+    pub(crate) balloons: Balloons,
     /// What was allowed at the last look, in all.
     allowed: Shelf,
     /// Most pages that may be resident, whatever the bound leaves.
@@ -110,7 +110,7 @@ impl ProcessBound {
             meter: Meter::new(),
             places: Places::new(),
             starved: AtomicBool::new(false),
-            claims: Claims::new(),
+            balloons: Balloons::new(),
             allowed: Shelf::of(asked),
             most_pages: AtomicI64::new(most_pages),
             other_bytes: AtomicUsize::new(0),
@@ -278,7 +278,7 @@ impl ProcessBound {
     /// `placed` counts what its engine, and its parent's before, put in place.
     pub(crate) fn after_fork_in_child(&self, resident_pages: i64, placed: u64) {
         self.looking.release();
-        self.claims.after_fork_in_child();
+        self.balloons.after_fork_in_child();
         self.places.forget_spare();
         self.measured_ns.store(0, Ordering::Relaxed);
         self.peak_bytes.store(0, Ordering::Relaxed);
@@ -350,7 +350,7 @@ impl Looking<'_> {
         if !bound.follows {
             return kept;
         }
-        let starved = bound.starved.load(Ordering::Relaxed) || bound.claims.is_going_on();
+        let starved = bound.starved.load(Ordering::Relaxed) || bound.balloons.is_going_on();
         let mut found = Found::new(total, starved, bound.machine_bytes as u64);
         let seen = bound.meter.places(|place| found.add(&place));
         // One set below what is there already takes nothing away: the kernel keeps to it

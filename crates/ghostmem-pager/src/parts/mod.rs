@@ -1,10 +1,10 @@
 //! What a heap is made of: the ground floor. Nothing here knows what happens to a page;
 //! every other folder stands on it.
 
+pub(crate) mod balloons;
 pub mod blocks;
 pub(crate) mod bound;
 pub(crate) mod budget;
-pub(crate) mod claims;
 pub(crate) mod cold;
 pub(crate) mod config;
 pub(crate) mod costs;

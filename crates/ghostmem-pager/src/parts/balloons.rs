@@ -9,17 +9,17 @@ use crate::parts::spin::{SpinGuard, SpinLock};
 const VAIN_NS: u64 = 1_000_000_000;
 const VAIN_DOUBLINGS: u32 = 6;
 
-/// At most one thread of a process claims at a time.
+/// At most one thread of a process inflates a balloon at a time.
 #[derive(Debug)]
-pub(crate) struct Claims {
+pub(crate) struct Balloons {
     going_on: SpinLock,
-    /// Claims in vain since one that was not.
+    /// Balloons in vain since one that was not.
     vain: AtomicU32,
     /// When others may be asked again.
     until_ns: AtomicU64,
 }
 
-impl Claims {
+impl Balloons {
     pub(crate) const fn new() -> Self {
         Self {
             going_on: SpinLock::new(),
@@ -28,7 +28,7 @@ impl Claims {
         }
     }
 
-    /// The right to claim, unless somebody has it.
+    /// The right to inflate one, unless somebody has it.
     pub(crate) fn try_begin(&self) -> Option<SpinGuard<'_>> {
         self.going_on.try_lock()
     }
@@ -37,7 +37,7 @@ impl Claims {
         self.going_on.is_held()
     }
 
-    /// Whether the last claim in vain was long ago.
+    /// Whether the last one in vain was long ago.
     pub(crate) fn are_hopeful(&self, now: u64) -> bool {
         now >= self.until_ns.load(Ordering::Relaxed)
     }
@@ -53,7 +53,7 @@ impl Claims {
         self.until_ns.store(until, Ordering::Relaxed);
     }
 
-    /// In a forked child: whoever claimed is not there.
+    /// In a forked child: whoever inflated one is not there.
     pub(crate) fn after_fork_in_child(&self) {
         self.going_on.release();
         self.note(true, 0);
@@ -67,21 +67,21 @@ mod tests {
 
     #[test]
     fn others_that_give_nothing_are_asked_ever_more_rarely() {
-        let claims = Claims::new();
-        let right = claims.try_begin().unwrap();
-        assert!(claims.try_begin().is_none() && claims.is_going_on());
+        let balloons = Balloons::new();
+        let right = balloons.try_begin().unwrap();
+        assert!(balloons.try_begin().is_none() && balloons.is_going_on());
         drop(right);
-        assert!(!claims.is_going_on() && claims.are_hopeful(0));
+        assert!(!balloons.is_going_on() && balloons.are_hopeful(0));
         let mut now = 10;
         for seconds in [1, 2, 4, 8, 16, 32, 64, 64] {
-            claims.note(false, now);
+            balloons.note(false, now);
             now += seconds * VAIN_NS - 1;
-            assert!(!claims.are_hopeful(now), "after {seconds} s");
+            assert!(!balloons.are_hopeful(now), "after {seconds} s");
             now += 1;
-            assert!(claims.are_hopeful(now), "after {seconds} s");
+            assert!(balloons.are_hopeful(now), "after {seconds} s");
         }
-        claims.note(true, now);
-        claims.note(false, now);
-        assert!(claims.are_hopeful(now + VAIN_NS));
+        balloons.note(true, now);
+        balloons.note(false, now);
+        assert!(balloons.are_hopeful(now + VAIN_NS));
     }
 }
