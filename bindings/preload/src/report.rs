@@ -5,10 +5,9 @@
 //! there. Where a signal ends it, the report is made before (see [`crate::endings`]).
 
 use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
-use std::ffi::{CString, OsString};
+use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs;
-use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -22,7 +21,10 @@ use crate::patch;
 use crate::raw::{failed, own, say};
 use crate::settings::Settings;
 use crate::thread::{self, EngineScope};
-use crate::{endings, ghost, mappings, ordinary, start};
+use crate::{ghost, mappings, ordinary, start};
+use write::{write_all, write_anew};
+
+mod write;
 
 /// Stands for the process's number in the name of the file.
 const PROCESS: &[u8] = b"%p";
@@ -203,43 +205,6 @@ fn make(settings: &Settings, reporter: bool) {
             say(line.as_bytes());
         }
     }
-}
-
-/// Writes a file anew. Not by libc: a thread that is to be cancelled would end in its calls.
-fn write_anew(path: &Path, text: &str) -> io::Result<()> {
-    let name = CString::new(path.as_os_str().as_bytes())?;
-    let mut flags = libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC | libc::O_CLOEXEC;
-    if endings::is_reporting() {
-        // Nobody waits for a reader of a named pipe.
-        flags |= libc::O_NONBLOCK;
-    }
-    let folder = libc::AT_FDCWD;
-    let file = own!(libc::SYS_openat, folder, name.as_ptr(), flags, 0o666);
-    if failed(file) {
-        return Err(io::Error::from_raw_os_error(-file as i32));
-    }
-    let written = write_all(file, text.as_bytes());
-    let _closed = own!(libc::SYS_close, file);
-    written
-}
-
-/// Writes all, in as many calls as it takes.
-fn write_all(file: isize, mut bytes: &[u8]) -> io::Result<()> {
-    /// What a pipe takes that can be written to (`PIPE_BUF` of pipe(7)).
-    const PIECE: usize = 4096;
-    while !bytes.is_empty() {
-        endings::wait_to_write(file);
-        let piece = bytes.len().min(PIECE);
-        let answer = own!(libc::SYS_write, file, bytes.as_ptr(), piece);
-        if failed(answer) && answer != -(libc::EINTR as isize) {
-            return Err(io::Error::from_raw_os_error(-answer as i32));
-        }
-        if answer == 0 {
-            break;
-        }
-        bytes = &bytes[usize::try_from(answer).unwrap_or(0)..];
-    }
-    Ok(())
 }
 
 /// Whether this process reports at its end.
