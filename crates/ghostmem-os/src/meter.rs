@@ -1,4 +1,4 @@
-//! What this process takes of the machine, and what is left of each place it takes it
+//! What this process takes of the machine, and what is left of each supply it takes it
 //! from: memory groups of each level, and the machine.
 //!
 //! ```text
@@ -224,10 +224,10 @@ impl Meter {
         }
     }
 
-    /// Opens what this process takes, and with `places` also what is left.
-    pub fn open(&self, places: bool) {
+    /// Opens what this process takes, and with `supplies` also what is left.
+    pub fn open(&self, supplies: bool) {
         let _there = self.status.open(STATUS);
-        if places && let Some(mut room) = self.room() {
+        if supplies && let Some(mut room) = self.room() {
             let _there = self.meminfo.open(c"/proc/meminfo");
             let _there = self.own_group.open(c"/proc/self/cgroup");
             self.open_levels(&mut room);
@@ -325,9 +325,9 @@ impl Meter {
         None
     }
 
-    /// Tells each place that memory is taken from; `false` where one of them cannot be
+    /// Tells each supply that memory is taken from; `false` where one of them cannot be
     /// seen.
-    pub fn places(&self, mut each: impl FnMut(Supply)) -> bool {
+    pub fn supplies(&self, mut each: impl FnMut(Supply)) -> bool {
         let Some(mut room) = self.room() else {
             return false;
         };
@@ -347,8 +347,8 @@ impl Meter {
         }
         let meminfo = self.meminfo.read(room.text());
         let machine = meminfo.and_then(machine_in);
-        if let Some(place) = machine {
-            each(place);
+        if let Some(supply) = machine {
+            each(supply);
         }
         all && machine.is_some()
     }
@@ -360,7 +360,7 @@ impl Meter {
         let mut all = true;
         for (files, level) in self.levels.iter().zip(group.levels()) {
             match files.look(&level, text) {
-                Ok(Some(place)) => each(place),
+                Ok(Some(supply)) => each(supply),
                 Ok(None) => {}
                 Err(Unseen) => all = false,
             }
@@ -421,13 +421,13 @@ mod tests {
         assert!(meter.process_bytes().unwrap() > 4 << 20);
         drop(block);
         let mut machine = None;
-        assert!(meter.places(|place| {
-            assert!(place.left_bytes <= place.limit_bytes, "{place:?}");
-            machine = Some(place);
+        assert!(meter.supplies(|supply| {
+            assert!(supply.left_bytes <= supply.limit_bytes, "{supply:?}");
+            machine = Some(supply);
         }));
         // The machine is told last.
         let total = Reports::of_this_machine().meminfo_bytes("MemTotal");
-        assert_eq!(machine.map(|place| place.limit_bytes), total);
+        assert_eq!(machine.map(|supply| supply.limit_bytes), total);
     }
 
     /// A process in `/a/b` of version 2 groups, `b` without a memory controller yet.
@@ -476,9 +476,9 @@ mod tests {
         meter.tried_ns.store(0, Ordering::Relaxed);
         let mut last = Vec::new();
         // Levels are told again when a file came: the last of each counts.
-        meter.places(|place| {
-            last.retain(|&(limit, _)| limit != place.limit_bytes);
-            last.push((place.limit_bytes, place.left_bytes));
+        meter.supplies(|supply| {
+            last.retain(|&(limit, _)| limit != supply.limit_bytes);
+            last.push((supply.limit_bytes, supply.left_bytes));
         });
         last
     }

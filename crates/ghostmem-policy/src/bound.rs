@@ -12,14 +12,14 @@
 //!   held               what was measured at the last look, and what the heap took since
 //! ```
 //!
-//! Places that others take from as well (memory groups, the machine) become a bound by
-//! [`Allowance::of_place`]: what the process takes, and what is left but for a reserve.
+//! Supplies that others take from as well (memory groups, the machine) become a bound by
+//! [`Allowance::of_supply`]: what the process takes, and what is left but for a reserve.
 //! There a quantum is a sixteenth, so that as many processes can take one at once; and
 //! below the reserve each process gives back, in proportion to what it takes.
 
 /// A quantum is this part of what is left.
 const QUANTUM_SHARE: i64 = 4;
-/// The same where others take from the same place.
+/// The same where others take from the same supply.
 const QUANTUM_SHARED_SHARE: i64 = 16;
 /// There no more than this is asked for at least, bytes: twice what the reclaimer keeps
 /// free.
@@ -41,7 +41,7 @@ pub const fn headroom_bytes(bound_bytes: usize) -> usize {
     if wanted < most { wanted } else { most }
 }
 
-/// What is kept free in a place of so many bytes that others take from as well: what they
+/// What is kept free in a supply of so many bytes that others take from as well: what they
 /// take between two looks, and what evictions store. A twentieth, so that what is charged
 /// stays well below 97 %; at most 1 GiB.
 #[must_use]
@@ -91,9 +91,9 @@ pub struct Allowance {
     pub bytes: u64,
     /// What is kept free below it, bytes.
     pub headroom_bytes: u64,
-    /// What is missing of a shared place's reserve, bytes: others may have taken it.
+    /// What is missing of a shared supply's reserve, bytes: others may have taken it.
     pub short_bytes: u64,
-    /// Others take from the same place.
+    /// Others take from the same supply.
     pub shared: bool,
 }
 
@@ -117,12 +117,12 @@ impl Allowance {
         }
     }
 
-    /// What a place of `limit_bytes`, of which `left_bytes` are left, allows a process
+    /// What a supply of `limit_bytes`, of which `left_bytes` are left, allows a process
     /// that takes `taken_bytes` of the machine. One that is `starved` beside others may
     /// take a quarter of the reserve: they are short of it then, and give back.
     #[must_use]
-    pub fn of_place(limit_bytes: u64, left_bytes: u64, taken_bytes: u64, starved: bool) -> Self {
-        // All that can give back is at most what is taken of the place.
+    pub fn of_supply(limit_bytes: u64, left_bytes: u64, taken_bytes: u64, starved: bool) -> Self {
+        // All that can give back is at most what is taken of the supply.
         let used = limit_bytes
             .saturating_sub(left_bytes)
             .max(taken_bytes)
@@ -455,9 +455,9 @@ mod tests {
     }
 
     #[test]
-    fn what_a_place_leaves_but_for_its_reserve_may_be_taken() {
+    fn what_a_supply_leaves_but_for_its_reserve_may_be_taken() {
         let most = |left, taken| {
-            let allowed = Allowance::of_place(300 * MIB, left * MIB, taken * MIB, false);
+            let allowed = Allowance::of_supply(300 * MIB, left * MIB, taken * MIB, false);
             allowed.most_bytes() as f64 / MIB as f64
         };
         assert_eq!(reserve_bytes(300 * MIB), 15 * MIB);
@@ -467,7 +467,7 @@ mod tests {
         );
         assert_eq!(most(200, 60), 245.0);
         assert_eq!(most(15, 60), 60.0);
-        // Alone in a place, what is missing comes from this process.
+        // Alone in a supply, what is missing comes from this process.
         assert_eq!(most(5, 295), 285.0);
         // One that takes a fifth of what is taken gives back a fifth.
         assert_eq!(most(5, 59), 57.0);
@@ -476,7 +476,7 @@ mod tests {
     }
 
     #[test]
-    fn processes_that_look_one_after_the_other_fill_a_place_and_never_pass_it() {
+    fn processes_that_look_one_after_the_other_fill_a_supply_and_never_pass_it() {
         const MEMBERS: usize = 7;
         let limit = 300 * MIB;
         let mut used = [2 * MIB; MEMBERS];
@@ -485,7 +485,7 @@ mod tests {
             let left = limit - used.iter().sum::<u64>();
             let granted = used.map(|taken| {
                 let look = Look {
-                    allowance: Allowance::of_place(limit, left, taken, false),
+                    allowance: Allowance::of_supply(limit, left, taken, false),
                     held_bytes: taken,
                     page_bytes: 4096,
                     used_pages: (taken / 4096) as i64,
@@ -513,7 +513,7 @@ mod tests {
                 let used = large.iter().chain(&small).sum::<u64>();
                 let left = limit - used;
                 large = large.map(|taken| {
-                    let allowed = Allowance::of_place(limit, left, taken, false);
+                    let allowed = Allowance::of_supply(limit, left, taken, false);
                     let room = allowed.most_bytes().saturating_sub(taken) / 16;
                     allowed.most_bytes().min(taken + room)
                 });
@@ -531,7 +531,7 @@ mod tests {
     #[test]
     fn who_is_starved_beside_others_may_take_a_quarter_of_the_reserve() {
         let most = |starved, taken| {
-            let allowed = Allowance::of_place(300 * MIB, 15 * MIB, taken * MIB, starved);
+            let allowed = Allowance::of_supply(300 * MIB, 15 * MIB, taken * MIB, starved);
             allowed.most_bytes() / (MIB / 4)
         };
         assert_eq!((most(false, 60), most(true, 60)), (240, 255));
@@ -543,10 +543,10 @@ mod tests {
     }
 
     #[test]
-    fn a_short_place_strains_only_those_that_have_little_left_to_give() {
+    fn a_short_supply_strains_only_those_that_have_little_left_to_give() {
         let strain = |left, used_mib| {
             let look = Look {
-                allowance: Allowance::of_place(300 * MIB, left * MIB, 20 * MIB, false),
+                allowance: Allowance::of_supply(300 * MIB, left * MIB, 20 * MIB, false),
                 ..look(20, used_mib)
             };
             look.strain()
@@ -562,11 +562,11 @@ mod tests {
     #[test]
     fn the_tighter_allowance_counts_and_what_is_short_of_either() {
         let own = Allowance::of_bound(100 << 20);
-        let place = Allowance::of_place(300 * MIB, MIB, 200 * MIB, false);
-        let both = own.tighter(place);
+        let supply = Allowance::of_supply(300 * MIB, MIB, 200 * MIB, false);
+        let both = own.tighter(supply);
         assert_eq!((both.bytes, both.short_bytes), (100 * MIB, 14 * MIB));
         assert_eq!(Allowance::ALL.tighter(own), own);
-        assert_eq!(place.tighter(Allowance::ALL), place);
+        assert_eq!(supply.tighter(Allowance::ALL), supply);
     }
 
     fn share(others_mib: u64, members: u64, others_need: bool) -> Share {

@@ -23,7 +23,7 @@
 //! threads do it one after the other. Of two threads that free one block *at
 //! the same instant*, one of them the owner of its page, both may succeed, as
 //! neither waits for the other's store. The bitmaps then say that the block
-//! lives, which [`Places::begin`] refuses when mimalloc hands it out next. Two
+//! lives, which [`LiveBits::begin`] refuses when mimalloc hands it out next. Two
 //! threads of which neither is the owner cannot both succeed.
 //!
 //! It must never use a stronger instruction where the page is the thread's own:
@@ -34,14 +34,14 @@ use crate::sync::{AtomicU8, AtomicU64, Ordering};
 
 /// The words of both bitmaps for 64 neighbouring places.
 #[derive(Clone, Copy)]
-pub(crate) struct Places<'a> {
+pub(crate) struct LiveBits<'a> {
     pub(crate) own: &'a AtomicU64,
     pub(crate) others: &'a AtomicU64,
     /// Not 0 once a bit of `others` was ever set here or nearby.
     pub(crate) mixed: &'a AtomicU8,
 }
 
-impl Places<'_> {
+impl LiveBits<'_> {
     /// Whether a block lives at `bit`.
     #[inline]
     pub(crate) fn is_live(&self, bit: u64) -> bool {
@@ -66,7 +66,7 @@ impl Places<'_> {
     }
 
     /// The block at `bit` is freed; `false` if none lives there. `owner` as for
-    /// [`Places::begin`].
+    /// [`LiveBits::begin`].
     #[inline]
     pub(crate) fn end(&self, bit: u64, owner: bool) -> bool {
         self.flip(bit, owner, true)

@@ -361,7 +361,7 @@ impl HeapBuilder {
             limit_pages: limit_bytes / PAGE_SIZE,
             memory_limit_bytes: self.heap_limit,
             process_limit_bytes: memory,
-            follow_places: follows,
+            follow_supplies: follows,
             tree: self.tree,
             slowdown_ppm,
             backend,

@@ -23,7 +23,7 @@ impl Meter {
     }
 
     /// Opens nothing.
-    pub const fn open(&self, _places: bool) {}
+    pub const fn open(&self, _supplies: bool) {}
 
     /// Opens nothing.
     pub const fn open_parts(&self) {}
@@ -43,8 +43,8 @@ impl Meter {
         None
     }
 
-    /// No place can be seen.
-    pub fn places(&self, _each: impl FnMut(Supply)) -> bool {
+    /// No supply can be seen.
+    pub fn supplies(&self, _each: impl FnMut(Supply)) -> bool {
         false
     }
 

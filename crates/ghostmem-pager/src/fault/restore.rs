@@ -21,9 +21,9 @@ use ghostmem_store::Place;
 use ghostmem_table::{Claim, PageState, Word};
 
 use crate::fault::run::{Run, place_of_step};
+use crate::parts::demote_batch::slot_of_stored;
 use crate::parts::engine::Engine;
 use crate::parts::metrics::Counter;
-use crate::parts::place::slot_of_stored;
 use crate::parts::region::Region;
 
 /// Pages that mimalloc takes at once for small objects of one size, and gives

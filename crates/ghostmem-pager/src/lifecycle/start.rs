@@ -39,7 +39,7 @@ impl Engine {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let bound = ProcessBound::new(
             config.process_limit_bytes,
-            config.follow_places,
+            config.follow_supplies,
             config.tree,
             limit,
         );

@@ -1,4 +1,4 @@
-//! Memory that others in the same place may give back, asked for by taking it.
+//! Memory that others in the same supply may give back, asked for by taking it.
 //!
 //! Processes that do not know each other share a group by what is left in it: short of
 //! the reserve, each gives back its part ([`ghostmem_policy::bound`]). One that grows first

@@ -1,4 +1,4 @@
-//! Who asks others in the same place to give back, and when it was in vain.
+//! Who asks others in the same supply to give back, and when it was in vain.
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 

@@ -11,8 +11,8 @@ use ghostmem_policy::bound::{Allowance, Look, Share, Strain, headroom_bytes, is_
 use crate::parts::balloons::Balloons;
 use crate::parts::forks::Forks;
 use crate::parts::kin::Kin;
-use crate::parts::places::{Found, Places, Shelf};
 use crate::parts::spin::{SpinGuard, SpinLock};
+use crate::parts::supplies::{Found, Shelf, Supplies};
 
 mod pace;
 mod readings;
@@ -43,7 +43,7 @@ pub(crate) struct ProcessBound {
     /// What the process takes, and what is left.
     pub(crate) meter: Meter,
     /// What groups and the machine allowed at the last measurement.
-    places: Places,
+    supplies: Supplies,
     /// Hardly anything of this process is resident.
     starved: AtomicBool,
     /// Who asks others to give back.
@@ -108,7 +108,7 @@ impl ProcessBound {
             obtainable_bytes: AtomicU64::new(0),
             forks: Forks::new(),
             meter: Meter::new(),
-            places: Places::new(),
+            supplies: Supplies::new(),
             starved: AtomicBool::new(false),
             balloons: Balloons::new(),
             allowed: Shelf::of(asked),
@@ -193,7 +193,7 @@ impl ProcessBound {
     /// group. A bound on each process charges both for a page that they share; and nobody
     /// asked for the bound where the machine alone bounds them.
     pub(crate) fn holds_children(&self) -> bool {
-        self.tree.is_some() || self.places.are_groups()
+        self.tree.is_some() || self.supplies.are_groups()
     }
 
     /// Pages that may be resident when this process, whose heap takes `own` bytes, forks,
@@ -201,7 +201,7 @@ impl ProcessBound {
     pub(crate) fn shareable_pages(&self, own: usize) -> i64 {
         let allowed = match self.tree {
             Some(_) => self.allowed.get(),
-            None => self.places.allowance(),
+            None => self.supplies.allowance(),
         };
         let room = allowed.most_bytes().saturating_sub(self.held_bytes(own));
         self.forks.shareable_pages(room).max(LEAST_PAGES)
@@ -218,7 +218,7 @@ impl ProcessBound {
     }
 
     /// Whether there is room for the fewest pages, before there are any: within what was
-    /// asked for, and in each place.
+    /// asked for, and in each supply.
     pub(crate) fn can_begin(&self) -> bool {
         let least = (LEAST_PAGES as usize * PAGE_SIZE) as u64;
         let room = self.room_bytes.load(Ordering::Relaxed);
@@ -226,7 +226,7 @@ impl ProcessBound {
             Some(_) => room >= LEAST_PAGES * PAGE_SIZE as i64,
             None => !self.is_asked() || self.strain() == Strain::None,
         };
-        within && self.places.left_bytes() >= least
+        within && self.supplies.left_bytes() >= least
     }
 
     /// Whether a touch was refused since the strain began: others are refused at once.
@@ -252,10 +252,10 @@ impl ProcessBound {
         (sayable && !self.said_denied.swap(true, Ordering::Relaxed)).then_some(missing)
     }
 
-    /// Whether a place binds of which others, that keep no bound with this process, take
+    /// Whether a supply binds of which others, that keep no bound with this process, take
     /// more than `least_bytes`: they may give back what it is refused.
     pub(crate) fn binds_beside_others(&self, least_bytes: u64) -> bool {
-        self.follows && !self.is_asked() && self.places.others_bytes() > least_bytes
+        self.follows && !self.is_asked() && self.supplies.others_bytes() > least_bytes
     }
 
     /// The right to look, unless somebody has it: a thread that holds it and is
@@ -279,7 +279,7 @@ impl ProcessBound {
     pub(crate) fn after_fork_in_child(&self, resident_pages: i64, placed: u64) {
         self.looking.release();
         self.balloons.after_fork_in_child();
-        self.places.forget_spare();
+        self.supplies.forget_spare();
         self.measured_ns.store(0, Ordering::Relaxed);
         self.peak_bytes.store(0, Ordering::Relaxed);
         self.said_denied.store(false, Ordering::Relaxed);
@@ -352,7 +352,7 @@ impl Looking<'_> {
         }
         let starved = bound.starved.load(Ordering::Relaxed) || bound.balloons.is_going_on();
         let mut found = Found::new(total, starved, bound.machine_bytes as u64);
-        let seen = bound.meter.places(|place| found.add(&place));
+        let seen = bound.meter.supplies(|supply| found.add(&supply));
         // One set below what is there already takes nothing away: the kernel keeps to it
         // by refusing mappings.
         let own = bound.meter.own_limit_bytes();
@@ -360,7 +360,7 @@ impl Looking<'_> {
             found.bind(Allowance::of_bound(size(bytes)));
         }
         if seen {
-            bound.places.put(&found);
+            bound.supplies.put(&found);
         }
         seen && kept
     }
@@ -369,7 +369,7 @@ impl Looking<'_> {
     pub(crate) fn allowance(&self, now: u64, held: u64) -> Allowance {
         let asked = self.bound.asked_bytes;
         let asked = asked.map_or(Allowance::ALL, Allowance::of_bound);
-        let allowed = asked.tighter(self.bound.places.allowance());
+        let allowed = asked.tighter(self.bound.supplies.allowance());
         let Some(tree) = self.bound.tree else {
             return allowed;
         };

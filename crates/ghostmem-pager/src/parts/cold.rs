@@ -25,7 +25,7 @@ use ghostmem_store::tier::{
 };
 use ghostmem_store::{MAX_SLOT_BYTES, Place};
 
-use crate::parts::place::DEMOTE_BATCH_BYTES;
+use crate::parts::demote_batch::DEMOTE_BATCH_BYTES;
 
 /// The tiers that cold pages can go to.
 #[derive(Debug)]

@@ -20,7 +20,7 @@ pub struct Config {
     /// how many pages may be resident, up to `limit_pages`, then follows what is left.
     pub process_limit_bytes: Option<usize>,
     /// What memory groups and the machine leave is a bound on the process as well.
-    pub follow_places: bool,
+    pub follow_supplies: bool,
     /// The page of the processes that have a bound together.
     pub tree: Option<&'static Tree>,
     /// The share of its own time and of that in faults that the program may spend in
@@ -67,7 +67,7 @@ impl Config {
             limit_pages,
             memory_limit_bytes: None,
             process_limit_bytes: None,
-            follow_places: false,
+            follow_supplies: false,
             tree: None,
             slowdown_ppm: 0,
             backend,

@@ -81,7 +81,7 @@ impl Machine {
             limit_pages: setting.limit as usize,
             memory_limit_bytes: None,
             process_limit_bytes: None,
-            follow_places: false,
+            follow_supplies: false,
             tree: None,
             backend: Opened::sim(manner),
             codec: AnyCodec::Lz4,

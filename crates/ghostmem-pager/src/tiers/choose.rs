@@ -19,8 +19,8 @@ use ghostmem_os::PAGE_SIZE;
 use ghostmem_policy::Past;
 
 use crate::parts::cold::ColdTiers;
+use crate::parts::demote_batch::{DemoteBatch, Entry, slot_of_stored};
 use crate::parts::engine::Engine;
-use crate::parts::place::{DemoteBatch, Entry, slot_of_stored};
 use crate::parts::region::Region;
 use crate::tiers::lap::Lap;
 

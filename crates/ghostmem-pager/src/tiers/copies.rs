@@ -20,10 +20,10 @@ use ghostmem_store::{Place, Slot, StoreStats};
 use ghostmem_table::{PageState, Word};
 
 use crate::parts::cold::ColdTiers;
+use crate::parts::demote_batch::slot_of_stored;
 use crate::parts::engine::Engine;
 use crate::parts::metrics::Counter;
 use crate::parts::page::bare;
-use crate::parts::place::slot_of_stored;
 
 /// Evictions between two looks at what is held: a quarter of a batch, so that the
 /// figures' seventy cache lines cost nothing beside it.

@@ -40,11 +40,11 @@ use ghostmem_store::tier::{ColdTier, Packed, TierSlot};
 use ghostmem_table::PageState;
 
 use crate::parts::cold::ColdTiers;
-use crate::parts::engine::Engine;
-use crate::parts::metrics::Counter;
-use crate::parts::place::{
+use crate::parts::demote_batch::{
     DEMOTE_BATCH_BYTES, DEMOTE_BATCH_PAGES, DemoteBatch, Entry, slot_of_stored,
 };
+use crate::parts::engine::Engine;
+use crate::parts::metrics::Counter;
 use crate::parts::region::PageId;
 use crate::tiers::choose::Demoter;
 use crate::tiers::lap::Lap;

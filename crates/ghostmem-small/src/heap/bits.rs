@@ -3,7 +3,7 @@
 use core::ptr::NonNull;
 
 use super::{Core, GRAIN, MIXED_BYTES, Space};
-use crate::live::Places;
+use crate::live::LiveBits;
 
 impl<S: Space> Core<S> {
     #[inline]
@@ -13,13 +13,13 @@ impl<S: Space> Core<S> {
 
     /// The bitmap words and the bit of an address where a block can start.
     #[inline]
-    pub(super) fn places_of(&self, address: usize) -> Option<(Places<'_>, u64)> {
+    pub(super) fn places_of(&self, address: usize) -> Option<(LiveBits<'_>, u64)> {
         if !self.contains(address) || !address.is_multiple_of(GRAIN) {
             return None;
         }
         let offset = address - self.table.base;
         let grain = offset / GRAIN;
-        let places = Places {
+        let places = LiveBits {
             own: &self.own[grain / 64],
             others: &self.others[grain / 64],
             mixed: &self.mixed[offset / MIXED_BYTES],

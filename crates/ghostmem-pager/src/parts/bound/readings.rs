@@ -60,6 +60,6 @@ impl ProcessBound {
 
     /// What a process that is starved may still take, by which measurement, bytes.
     pub(crate) fn spare_bytes(&self) -> (u64, u64) {
-        self.places.spare_bytes()
+        self.supplies.spare_bytes()
     }
 }

@@ -1,4 +1,4 @@
-//! What the places that memory is taken from, groups and the machine, left at the last
+//! What the supplies that memory is taken from, groups and the machine, left at the last
 //! measurement: written by the one who looks, read by those who need memory.
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -44,9 +44,9 @@ impl Shelf {
     }
 }
 
-/// The places together. The one with the tightest allowance binds.
+/// The supplies together. The one with the tightest allowance binds.
 #[derive(Debug)]
-pub(crate) struct Places {
+pub(crate) struct Supplies {
     allowance: Shelf,
     left_bytes: AtomicU64,
     others_bytes: AtomicU64,
@@ -55,7 +55,7 @@ pub(crate) struct Places {
     measured: AtomicU64,
 }
 
-impl Places {
+impl Supplies {
     pub(crate) const fn new() -> Self {
         Self {
             allowance: Shelf::of(Allowance::ALL),
@@ -111,7 +111,7 @@ impl Places {
     }
 }
 
-/// What one measurement finds, place by place.
+/// What one measurement finds, supply by supply.
 #[derive(Debug)]
 pub(crate) struct Found {
     taken_bytes: u64,
@@ -140,17 +140,17 @@ impl Found {
         }
     }
 
-    pub(crate) fn add(&mut self, place: &Supply) {
-        let (limit, left) = (place.limit_bytes, place.left_bytes);
+    pub(crate) fn add(&mut self, supply: &Supply) {
+        let (limit, left) = (supply.limit_bytes, supply.left_bytes);
         self.in_a_group |= limit < self.machine_bytes;
-        let mut allowance = Allowance::of_place(limit, left, self.taken_bytes, self.starved);
-        if place.swap_bytes > 0 {
+        let mut allowance = Allowance::of_supply(limit, left, self.taken_bytes, self.starved);
+        if supply.swap_bytes > 0 {
             allowance.short_bytes = 0;
         }
         let used = limit.saturating_sub(left);
         let spare = left.saturating_sub(starved_reserve_bytes(limit));
         self.spare_bytes = self.spare_bytes.min(spare);
-        let with_swap = left.saturating_add(place.swap_bytes);
+        let with_swap = left.saturating_add(supply.swap_bytes);
         self.left_bytes = self.left_bytes.min(with_swap);
         self.tighten(allowance, used.saturating_sub(self.taken_bytes));
     }
@@ -160,7 +160,7 @@ impl Found {
         self.tighten(allowance, 0);
     }
 
-    /// Adds what a place allows of which others take `others_bytes`.
+    /// Adds what a supply allows of which others take `others_bytes`.
     fn tighten(&mut self, allowance: Allowance, others_bytes: u64) {
         if allowance.most_bytes() < self.allowance.most_bytes() {
             self.others_bytes = others_bytes;
@@ -175,7 +175,7 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    fn place(limit: u64, left: u64) -> Supply {
+    fn supply(limit: u64, left: u64) -> Supply {
         Supply {
             limit_bytes: limit * MIB,
             left_bytes: left * MIB,
@@ -184,14 +184,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_spare_is_spare_in_each_place() {
+    fn what_is_spare_is_spare_in_each_supply() {
         // The machine binds, being short of its reserve; the group has less to spare.
-        let machine = place(64 << 10, 960);
-        let group = place(260, 20);
+        let machine = supply(64 << 10, 960);
+        let group = supply(260, 20);
         let spare = 20 * MIB - starved_reserve_bytes(260 * MIB);
-        for places in [[machine, group], [group, machine]] {
+        for supplies in [[machine, group], [group, machine]] {
             let mut found = Found::new(100 * MIB, false, 64 << 30);
-            places.iter().for_each(|place| found.add(place));
+            supplies.iter().for_each(|supply| found.add(supply));
             assert_eq!(found.spare_bytes, spare);
             assert_eq!(found.left_bytes, 20 * MIB);
             assert!(found.in_a_group);
@@ -201,14 +201,14 @@ mod tests {
     #[test]
     fn the_machine_is_no_group() {
         let mut found = Found::new(100 * MIB, false, 64 << 30);
-        found.add(&place(64 << 10, 960));
+        found.add(&supply(64 << 10, 960));
         assert!(!found.in_a_group);
     }
 
     #[test]
     fn others_have_no_part_in_a_bound_of_the_process_s_own() {
         let mut found = Found::new(100 * MIB, false, 64 << 30);
-        found.add(&place(260, 20));
+        found.add(&supply(260, 20));
         assert_eq!(found.others_bytes, 140 * MIB);
         found.bind(Allowance::of_bound(90 << 20));
         assert_eq!(found.others_bytes, 0);
@@ -216,13 +216,13 @@ mod tests {
 
     #[test]
     fn a_forked_child_takes_nothing_that_its_parent_saw() {
-        let places = Places::new();
+        let supplies = Supplies::new();
         let mut found = Found::new(100 * MIB, false, 64 << 30);
-        found.add(&place(260, 20));
-        places.put(&found);
-        assert!(places.spare_bytes().0 > 0 && places.others_bytes() > 0);
-        assert!(places.are_groups());
-        places.forget_spare();
-        assert_eq!((places.spare_bytes().0, places.others_bytes()), (0, 0));
+        found.add(&supply(260, 20));
+        supplies.put(&found);
+        assert!(supplies.spare_bytes().0 > 0 && supplies.others_bytes() > 0);
+        assert!(supplies.are_groups());
+        supplies.forget_spare();
+        assert_eq!((supplies.spare_bytes().0, supplies.others_bytes()), (0, 0));
     }
 }
