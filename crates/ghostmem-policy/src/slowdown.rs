@@ -20,6 +20,10 @@
 //! the whole run is the one asked for. Little credit is kept: an hour without faults does
 //! not buy a minute of them.
 //!
+//! Where more is resident than the limit says the last shrink is not met yet: some pages
+//! cannot leave, or nobody came to evict them. A further one would bind nothing now and
+//! leave no frame for a fault later, so the limit waits.
+//!
 //! Where the share rises steeply as the limit falls, shrinking goes too far. Each time it
 //! did it goes on more slowly from there ([`Slowdown::look`], `gain`).
 
@@ -132,7 +136,9 @@ impl Slowdown {
             // A limit far above what is resident binds nothing.
             let binding = self.limit.min(resident + seen.spare_pages as f64);
             let shrink = SHRINK * self.gain * (time / SHRINK_NS).min(1.0) * (1.0 - more);
-            self.limit = binding * (1.0 - shrink);
+            if resident <= self.limit {
+                self.limit = binding * (1.0 - shrink);
+            }
         }
         let (floor, ceiling) = (seen.floor_pages as f64, seen.ceiling_pages as f64);
         self.limit = self.limit.max(floor).min(ceiling);
@@ -395,6 +401,30 @@ mod tests {
         seen.own_ns += LEAST_NS;
         let limit = slowdown.look(&seen).unwrap();
         assert!(limit > 64_000, "{limit}");
+    }
+
+    #[test]
+    fn pages_that_cannot_leave_hold_the_limit() {
+        let mut seen = Seen {
+            resident_pages: 65_536,
+            spare_pages: SPARE,
+            floor_pages: FLOOR,
+            ceiling_pages: CEILING,
+            ..Seen::default()
+        };
+        let mut slowdown = Slowdown::new(50_000, &seen);
+        let mut compute = |seen: &mut Seen| {
+            seen.own_ns += 50_000_000;
+            slowdown.look(seen).unwrap()
+        };
+        let first = compute(&mut seen);
+        assert!(first < 65_536 && first > 60_000, "{first}");
+        for _ in 0..200 {
+            assert_eq!(compute(&mut seen), first);
+        }
+        // They have left at last.
+        seen.resident_pages = first;
+        assert!(compute(&mut seen) < first);
     }
 
     #[test]

@@ -84,6 +84,35 @@ fn data_that_is_all_in_use_stays() {
     assert!(stats.refaults < 1_000_000, "{stats:?}");
 }
 
+/// Pages that cannot leave are no idle ones: the limit leaves room beside them, while they
+/// lie there and when more are pinned.
+#[test]
+fn pages_that_are_pinned_leave_room_for_others() {
+    let heap = limited().slowdown(5.0).build().unwrap();
+    let block = heap.slice_from_fn(WORDS, |i| i as u64).unwrap();
+    let (early, late) = block.split_at(WORDS / 2);
+    let pins = heap.pin(early).unwrap();
+    // The rest is idle, and leaves. After that nothing faults.
+    compute_until("data beside what is pinned stays", || {
+        heap.stats().resident_bytes < DATA / 8 * 5
+    });
+    for _ in 0..1000 {
+        compute();
+    }
+    let stats = heap.stats();
+    assert!(stats.resident_limit_bytes > DATA / 2, "{stats:?}");
+    let watchdog = Watchdog::new("no room beside what is pinned", 100);
+    let fresh = heap.slice_from_fn(8 * MIB / 8, |i| i as u64).unwrap();
+    assert!(fresh.iter().enumerate().all(|(i, &word)| word == i as u64));
+    let more = heap.pin(late).unwrap();
+    assert!(fresh.iter().enumerate().all(|(i, &word)| word == i as u64));
+    drop(watchdog);
+    let stats = heap.stats();
+    assert!(stats.resident_limit_bytes > DATA, "{stats:?}");
+    assert_eq!(stats.overdrafts, 0, "{stats:?}");
+    drop((pins, more));
+}
+
 #[test]
 fn the_limit_that_was_asked_for_is_kept_and_can_be_changed() {
     let heap = limited().slowdown(5.0).build().unwrap();

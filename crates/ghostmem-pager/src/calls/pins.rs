@@ -112,6 +112,7 @@ impl Engine {
                     self.may_pin(pinned).then_some(pinned + 1)
                 })
                 .map_err(|_| TOO_MANY)?;
+            self.make_way_for_pins();
         }
         if let Err(error) = self.unprotect(region, page, 1) {
             if first {

@@ -9,6 +9,7 @@
 //!
 //! A lower limit is met here, by the thread that set it, before a fault finds no frame.
 
+use core::sync::atomic::Ordering;
 use core::time::Duration;
 
 use ghostmem_os::clock;
@@ -17,7 +18,7 @@ use ghostmem_policy::slowdown::{Seen, Slowdown};
 
 use crate::parts::engine::Engine;
 use crate::parts::metrics::Counter;
-use crate::parts::slowdown::{FLOOR_PAGES, Slowed};
+use crate::parts::slowdown::Slowed;
 use crate::tiers::split::MEASURE_NS;
 
 /// Between two looks, while the program runs.
@@ -67,7 +68,7 @@ impl Engine {
             own_ns,
             resident_pages: self.budget.used(),
             spare_pages: hand::high_watermark(hand::low_watermark(limit)),
-            floor_pages: FLOOR_PAGES,
+            floor_pages: Slowed::floor_pages(self.pinned_pages.load(Ordering::Relaxed)),
             ceiling_pages,
         };
         let Some(law) = &mut looks.law else {
@@ -87,13 +88,13 @@ impl Engine {
         match &self.bound {
             // What is left of the bound may be less.
             Some(bound) => {
-                let most = self.budget.limit().min(slowed.limit_pages());
+                let most = self.budget.limit().min(self.slowed_pages());
                 self.budget.set_limit(most);
                 self.look_again(bound.interval_ns(MEASURE_NS));
             }
             None => self
                 .budget
-                .set_limit(slowed.most_pages().min(slowed.limit_pages())),
+                .set_limit(slowed.most_pages().min(self.slowed_pages())),
         }
         slowed.note_limit(self.budget.limit());
     }

@@ -1,8 +1,9 @@
 //! What a heap may take at the moment: its limits and its bound, looked up.
 
+use core::sync::atomic::Ordering;
+
 use crate::parts::bound::{LEAST_PAGES, ProcessBound};
 use crate::parts::engine::Engine;
-use crate::parts::slowdown::Slowed;
 
 impl Engine {
     /// What the heap may take in all, bytes: the memory limit, or what the bound leaves
@@ -29,7 +30,20 @@ impl Engine {
 
     /// Most pages that the share of time in faults leaves; without one, any number.
     pub(crate) fn slowed_pages(&self) -> i64 {
-        self.slowdown.as_ref().map_or(i64::MAX, Slowed::limit_pages)
+        let pinned = self.pinned_pages.load(Ordering::Relaxed);
+        let slowed = self.slowdown.as_ref();
+        slowed.map_or(i64::MAX, |slowed| slowed.limit_pages(pinned))
+    }
+
+    /// Leaves the pages that a slowdown leaves beside pinned ones, as soon as they are
+    /// pinned. Under a bound, whoever needs a frame looks.
+    pub(crate) fn make_way_for_pins(&self) {
+        if let (Some(slowed), None) = (&self.slowdown, &self.bound) {
+            let pages = slowed.most_pages().min(self.slowed_pages());
+            if self.budget.limit() < pages {
+                self.budget.set_limit(pages);
+            }
+        }
     }
 
     /// Fewest pages that stay resident while others wait in the store.

@@ -8,8 +8,9 @@ use ghostmem_os::clock;
 use ghostmem_policy::hand::BACKGROUND_LIMIT_PAGES;
 use ghostmem_policy::slowdown::share_ppm;
 
-/// Fewest pages that a share leaves: with fewer, faulting threads evict for themselves.
-pub(crate) const FLOOR_PAGES: i64 = BACKGROUND_LIMIT_PAGES;
+/// Fewest pages that a share leaves beside pinned ones: with fewer, faulting threads evict
+/// for themselves.
+const FLOOR_PAGES: i64 = BACKGROUND_LIMIT_PAGES;
 
 /// The clock follows when the limit is off by this part.
 const CLOCK_STEP: i64 = 4;
@@ -58,8 +59,16 @@ impl Slowed {
         self.most_pages.store(pages, Ordering::Relaxed);
     }
 
-    pub(crate) fn limit_pages(&self) -> i64 {
-        self.limit_pages.load(Ordering::Relaxed)
+    /// Most pages that the share leaves while so many are pinned: these cannot leave.
+    pub(crate) fn limit_pages(&self, pinned_pages: usize) -> i64 {
+        let limit = self.limit_pages.load(Ordering::Relaxed);
+        limit.max(Self::floor_pages(pinned_pages))
+    }
+
+    /// Fewest pages that a share leaves while so many are pinned.
+    pub(crate) fn floor_pages(pinned_pages: usize) -> i64 {
+        let pinned = i64::try_from(pinned_pages).unwrap_or(i64::MAX);
+        FLOOR_PAGES.saturating_add(pinned)
     }
 
     pub(crate) fn set_limit_pages(&self, pages: i64) {
@@ -130,13 +139,21 @@ mod tests {
     }
 
     #[test]
+    fn pinned_pages_are_left_beside_the_fewest() {
+        let slowed = Slowed::new(50_000, 100_000);
+        slowed.set_limit_pages(5000);
+        assert_eq!(slowed.limit_pages(0), 5000);
+        assert_eq!(slowed.limit_pages(20_000), 20_000 + FLOOR_PAGES);
+    }
+
+    #[test]
     fn a_child_begins_with_a_share_of_its_own() {
         let slowed = Slowed::new(50_000, 100_000);
         slowed.set_limit_pages(5000);
         assert_eq!(slowed.faults_ns(7_000_000_000), 7_000_000_000);
         slowed.after_fork_in_child(7_000_000_000);
         assert_eq!(slowed.faults_ns(7_000_000_001), 1);
-        assert_eq!(slowed.limit_pages(), i64::MAX);
+        assert_eq!(slowed.limit_pages(0), i64::MAX);
         assert_eq!(slowed.reached_ppm(7_000_000_000), 0);
     }
 }
