@@ -12,6 +12,8 @@ use crate::{apart, calls, report};
 pub(super) struct Stat {
     /// Minor faults.
     pub(super) faults: u64,
+    /// Threads that have not ended, and the first one.
+    threads: u64,
     /// When the process started, in ticks since the machine did.
     pub(super) start: u64,
 }
@@ -34,8 +36,15 @@ pub(super) fn stat_of(process: u64) -> Seen {
         Err(libc::ENOENT | libc::ESRCH) if is_seen() => return Seen::Gone,
         Err(_) => return Seen::Hidden,
     };
+    seen_in(text)
+}
+
+/// What the text of `/proc/PID/stat` shows. The first thread of a process may end before
+/// the others, and waits as one that ended does until they have.
+fn seen_in(text: &[u8]) -> Seen {
     match stat_in(text) {
-        Some((b"Z" | b"X", _)) => Seen::Gone,
+        Some((b"X", _)) => Seen::Gone,
+        Some((b"Z", stat)) if stat.threads <= 1 => Seen::Gone,
         Some((_, stat)) => Seen::There(stat),
         None => Seen::Hidden,
     }
@@ -56,10 +65,16 @@ fn stat_in(text: &[u8]) -> Option<(&[u8], Stat)> {
         .split(u8::is_ascii_whitespace)
         .filter(|word| !word.is_empty());
     let state = words.next()?;
-    // Fields 10 and 22; the state is field 3 (proc_pid_stat(5)).
+    // Fields 10, 20 and 22; the state is field 3 (proc_pid_stat(5)).
     let faults = words.nth(6).and_then(report::number)?;
-    let start = words.nth(11).and_then(report::number)?;
-    Some((state, Stat { faults, start }))
+    let threads = words.nth(9).and_then(report::number)?;
+    let start = words.nth(1).and_then(report::number)?;
+    let stat = Stat {
+        faults,
+        threads,
+        start,
+    };
+    Some((state, stat))
 }
 
 /// What the kernel charges a process for, and its part of that where it shares pages with
@@ -119,5 +134,29 @@ impl core::fmt::Write for Name {
         room.copy_from_slice(text.as_bytes());
         self.len += text.len();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_whose_first_thread_ended_is_there_while_others_run() {
+        let seen = |state: &str, threads: u64| {
+            let text = format!(
+                "70 (a b) c) {state} 1 70 70 0 -1 4194560 321 0 0 0 5 3 0 0 20 0 {threads} 0 987 0 0"
+            );
+            match seen_in(text.as_bytes()) {
+                Seen::There(stat) => Some((stat.faults, stat.start)),
+                Seen::Gone => None,
+                Seen::Hidden => panic!("{text}"),
+            }
+        };
+        assert_eq!(seen("R", 1), Some((321, 987)));
+        assert_eq!(seen("Z", 2), Some((321, 987)));
+        assert_eq!(seen("Z", 1), None);
+        assert_eq!(seen("Z", 0), None);
+        assert_eq!(seen("X", 2), None);
     }
 }
