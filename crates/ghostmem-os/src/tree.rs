@@ -35,7 +35,7 @@
 //! that, and takes back what is too much. Of two who announce at once at least one sees
 //! the other, so what was confirmed never exceeds the bound. A slot whose process is gone is
 //! freed by whoever looks at it, 4 ms after it spoke last; or it stays for what the process
-//! had shared, until those that rely on it know (`tree::ended`). One whose process does not look
+//! had shared, until those that rely on it know, 2 s at most (`tree::ended`). One whose process does not look
 //! for itself is measured by whoever comes by.
 //!
 //! All but [`Tree::create`] and [`Tree::open`] is async-signal-safe.
@@ -43,15 +43,19 @@
 use core::fmt::Write as _;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use crate::apart::{self, Apart, Refused};
+use crate::apart::{Apart, Refused};
 use crate::error::OsError;
 use crate::shared::SharedWords;
 use crate::{descriptor, doorway};
-use seen::{Name, Seen, stat_of};
+use identity::{
+    START_BITS, START_MASK, ask_identity, is_grave, is_process, may_be_one, own_number,
+};
+use seen::Name;
 
 pub use ended::{Kinship, passed_of};
 
 mod ended;
+mod identity;
 mod others;
 mod seen;
 
@@ -82,14 +86,6 @@ const PASSES: usize = 10;
 const BEGUN: usize = 11;
 const READ: usize = 12;
 const UNREAD: usize = 13;
-
-/// The identity of a slot whose process ended, and whose kin do not know yet what they have
-/// of it: no process has the number 0. Its stamp says when it was found to have ended.
-const ENDED: u64 = 1;
-
-/// Process numbers are below 2^22 (`PID_MAX_LIMIT`); starts are in hundredths of seconds.
-const START_BITS: u32 = 42;
-const START_MASK: u64 = (1 << START_BITS) - 1;
 
 /// A need that is older is none any more, nanoseconds.
 const HUNGRY_NS: u64 = 60_000_000;
@@ -337,6 +333,11 @@ impl Tree {
             let slot = &self.slot(index)[IDENTITY];
             let won = slot.compare_exchange(0, identity, Ordering::AcqRel, Ordering::Relaxed);
             if won.is_ok() {
+                // What another left there. Others may see it until now, as this process's:
+                // that is more than it takes.
+                for word in &self.slot(index)[IDENTITY + 1..] {
+                    word.store(0, Ordering::Relaxed);
+                }
                 self.words[SLOTS].fetch_max(index as u64 + 1, Ordering::AcqRel);
                 return Some(index);
             }
@@ -377,15 +378,20 @@ impl Tree {
         slot[FAULTS].store(said.faults, Ordering::Relaxed);
         slot[SHARED].store(said.shared_bytes, Ordering::Relaxed);
         slot[NEEDED].store(said.needed_bytes, Ordering::Relaxed);
-        slot[PASSES].store(said.kinship.passes_bytes, Ordering::Relaxed);
-        slot[BEGUN].store(said.kinship.begun_ns, Ordering::Relaxed);
-        slot[READ].store(said.kinship.read_ns, Ordering::Relaxed);
-        slot[UNREAD].store(u64::from(said.kinship.unread), Ordering::Relaxed);
+        put_kinship(slot, said.kinship);
         slot[STAMP].store(said.now_ns, Ordering::Relaxed);
         let hungry = if said.hungry { said.now_ns } else { 0 };
         slot[HUNGRY].store(hungry, Ordering::Relaxed);
         // Before the others are looked at: one of two who announce at once sees the other.
         slot[GRANTED].store(said.granted_bytes, Ordering::SeqCst);
+    }
+
+    /// Says what this process shares from a fork on, before it looks: it may end first.
+    pub fn say_kinship(&self, kinship: Kinship) {
+        let slot = self.slot.load(Ordering::Relaxed);
+        if slot != NONE && self.is_mine(slot) {
+            put_kinship(self.slot(slot), kinship);
+        }
     }
 
     /// What all other processes take at the moment `now_ns`.
@@ -397,15 +403,16 @@ impl Tree {
         for index in (0..self.slots()).filter(|&index| index != mine) {
             let slot = self.slot(index);
             let identity = slot[IDENTITY].load(Ordering::Acquire);
-            if identity == ENDED {
+            if is_grave(identity) {
                 // Its kin can give it back: they have it.
                 let end_ns = slot[STAMP].load(Ordering::Relaxed);
-                if self.page().is_relied_on(slot, end_ns, mine, read_ns) {
+                let known = (mine, read_ns);
+                if self.page().is_relied_on(slot, end_ns, now_ns, known) {
                     let passed = slot[PASSES].load(Ordering::Relaxed);
                     others.charged_bytes = others.charged_bytes.saturating_add(passed);
                 }
             }
-            if identity <= ENDED {
+            if !is_process(identity) {
                 continue;
             }
             let granted = slot[GRANTED].load(Ordering::SeqCst);
@@ -453,48 +460,26 @@ impl Tree {
     }
 }
 
+fn put_kinship(slot: &[AtomicU64], kinship: Kinship) {
+    slot[PASSES].store(kinship.passes_bytes, Ordering::Relaxed);
+    slot[BEGUN].store(kinship.begun_ns, Ordering::Relaxed);
+    slot[READ].store(kinship.read_ns, Ordering::Relaxed);
+    slot[UNREAD].store(u64::from(kinship.unread), Ordering::Relaxed);
+}
+
 fn is_page_of(words: &SharedWords, key: u64) -> bool {
     words.len() >= WORDS
         && words[0].load(Ordering::Acquire) == MARK
         && words[KEY].load(Ordering::Relaxed) == key
 }
 
-fn own_number() -> Option<u64> {
-    u64::try_from(apart::process()).ok()
-}
-
-const fn identity_of(process: u64, start: u64) -> u64 {
-    process << START_BITS | start & START_MASK
-}
-
-/// Whether two identities may be one process's: the same number, and the same start where
-/// both are known.
-const fn may_be_one(one: u64, other: u64) -> bool {
-    let (start, other_start) = (one & START_MASK, other & START_MASK);
-    one >> START_BITS == other >> START_BITS
-        && (start == other_start || start == 0 || other_start == 0)
-}
-
-/// Number and start of this process; without the start where a filter of the program's may
-/// let nobody ask for it.
-fn ask_identity() -> Option<u64> {
-    let process = own_number()?;
-    if doorway::is_confined() {
-        return Some(identity_of(process, 0));
-    }
-    match stat_of(process) {
-        Seen::There(stat) => Some(identity_of(process, stat.start)),
-        // There is no number for a file just now.
-        Seen::Hidden => Some(identity_of(process, 0)),
-        Seen::Gone => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::process::{Child, Command};
 
-    use super::others::{OLD_NS, QUIET_NS, free};
+    use super::identity::{grave_of, identity_of};
+    use super::others::{GRAVE_NS, OLD_NS, QUIET_NS, free};
+    use super::seen::{Seen, stat_of};
     use super::*;
     use crate::stack::forked;
     use crate::{calls, clock};
@@ -700,7 +685,7 @@ mod tests {
         let others = tree.others(soon);
         assert_eq!((others.charged_bytes, others.looking), (20 * MIB, 0));
         assert_eq!(others.needed_bytes, 0, "those who have it can give it back");
-        // However long that takes.
+        // As long as that takes, where it is not too long.
         tree.look_after_one(soon + 5 * OLD_NS);
         assert_eq!(tree.others(soon + 5 * OLD_NS).charged_bytes, 20 * MIB);
         // It reads, and counts all of it at once; others hear of that when it says so.
@@ -714,6 +699,81 @@ mod tests {
         // And the slot is free for the next.
         tree.look_after_one(late);
         assert_eq!(tree.take_slot(identity_of(70, 9)), Some(1));
+    }
+
+    /// A kin may never read again, as one that a filter lets open no file.
+    #[test]
+    fn what_an_ended_process_shared_is_not_charged_for_ever() {
+        let (tree, _file) = Tree::create(300 * MIB, 18).unwrap();
+        assert!(tree.join());
+        let now = clock::now_ns();
+        let share = Kinship {
+            passes_bytes: 20 * MIB,
+            begun_ns: now,
+            read_ns: now + 10,
+            unread: false,
+        };
+        tree.say(Said {
+            kinship: share,
+            ..said(10, 10, now)
+        });
+        let mut other = sleeping();
+        sharing(&tree, u64::from(other.id()), share, now);
+        end(&mut other);
+        let soon = now + 2 * QUIET_NS;
+        tree.look_after_one(soon);
+        let later = clock::now_ns().max(soon) + GRAVE_NS + 1;
+        assert_eq!(tree.others(soon).charged_bytes, 20 * MIB);
+        assert_eq!(tree.others(later), Others::default());
+        tree.look_after_one(later);
+        assert_eq!(tree.take_slot(identity_of(70, 9)), Some(1));
+    }
+
+    /// Those that share nothing are measured as well; that is no reading of a part.
+    #[test]
+    fn who_shares_nothing_keeps_nothing_charged() {
+        let (tree, _file) = Tree::create(300 * MIB, 19).unwrap();
+        assert!(tree.join());
+        let now = clock::now_ns();
+        let mut all = [sleeping(), sleeping()];
+        let stranger = sharing(&tree, u64::from(all[0].id()), Kinship::default(), 0);
+        tree.look_after_one(now);
+        let kinship = |word: usize| tree.slot(stranger)[word].load(Ordering::Relaxed);
+        assert_eq!([PASSES, BEGUN, READ, UNREAD].map(kinship), [0; 4]);
+        assert!(kinship(TAKEN) > 0 && kinship(TAKEN) < 50 * MIB, "measured");
+        // As one that was measured so by a version before.
+        tree.slot(stranger)[READ].store(now, Ordering::Relaxed);
+        let shares = Kinship {
+            passes_bytes: 20 * MIB,
+            begun_ns: now / 2,
+            read_ns: now / 2,
+            unread: false,
+        };
+        let slot = sharing(&tree, u64::from(all[1].id()), shares, now);
+        end(&mut all[1]);
+        tree.look_after_one(now + 2 * QUIET_NS);
+        let identity = tree.slot(slot)[IDENTITY].load(Ordering::Relaxed);
+        end(&mut all[0]);
+        assert_eq!(identity, 0);
+    }
+
+    /// A shell forks and is gone before it looks again: its child has what it shared.
+    #[test]
+    fn who_ends_right_after_a_fork_has_said_what_it_shares() {
+        let (tree, file) = Tree::create(300 * MIB, 20).unwrap();
+        assert!(tree.join());
+        tree.say(said(10, 10, 5));
+        let kinship = Kinship {
+            passes_bytes: 20 * MIB,
+            begun_ns: 7,
+            read_ns: 0,
+            unread: false,
+        };
+        tree.say_kinship(kinship);
+        let other = again(file, 20);
+        let said = [PASSES, BEGUN].map(|word| other.slot(0)[word].load(Ordering::Relaxed));
+        assert_eq!(said, [20 * MIB, 7]);
+        assert_eq!(other.others(5).charged_bytes, 10 * MIB, "the rest stays");
     }
 
     #[test]
@@ -885,6 +945,33 @@ mod tests {
         assert_eq!(tree.unnoted(), 1);
         free(tree.slot(7), 8 << START_BITS | 9);
         assert_eq!(tree.take_slot(1 << 60), Some(7));
+    }
+
+    /// Whoever found that a process is gone may be held up until the slot is another's.
+    #[test]
+    fn who_frees_a_slot_late_takes_nothing_from_the_next() {
+        let (tree, _file) = Tree::create(300 * MIB, 17).unwrap();
+        let (gone, next) = (identity_of(70, 9), identity_of(71, 9));
+        let slot = tree.take_slot(gone).unwrap();
+        for word in &tree.slot(slot)[TAKEN..] {
+            word.store(7 * MIB, Ordering::Relaxed);
+        }
+        free(tree.slot(slot), gone);
+        assert_eq!(tree.others(5), Others::default());
+        assert_eq!(tree.take_slot(next), Some(slot));
+        assert_eq!(tree.others(5).charged_bytes, 0, "the last one's figures");
+        tree.slot(slot)[GRANTED].store(3 * MIB, Ordering::Relaxed);
+        free(tree.slot(slot), gone);
+        assert_eq!(tree.others(5).charged_bytes, 3 * MIB);
+        // One that ended there before is not one that ends there now.
+        let now = 1 << START_BITS;
+        let graves = [grave_of(now), grave_of(now + 2), grave_of(u64::MAX)];
+        assert!(graves.iter().all(|&grave| is_grave(grave)));
+        assert_ne!(graves[0], graves[1]);
+        assert!(!is_grave(0) && !is_grave(next) && is_process(next));
+        tree.slot(slot)[IDENTITY].store(graves[1], Ordering::Relaxed);
+        free(tree.slot(slot), graves[0]);
+        assert_eq!(tree.take_slot(identity_of(72, 9)), Some(slot + 1));
     }
 
     #[test]

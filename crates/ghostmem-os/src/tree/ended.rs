@@ -3,7 +3,8 @@
 //! A process counts its part of what a fork shares by the kernel's figure, which it reads
 //! now and then. When one of those that share ends, the parts of the others grow, without
 //! a fault that anybody could count. So what the ended one passes on stays charged, in its
-//! slot, until each that relies on it has read its part again, or has ended as well:
+//! slot, until each that relies on it has read its part again, or has ended as well, 2 s at
+//! most:
 //!
 //! ```text
 //!   begun ───── kin reads its part: smaller ───── end ────── kin reads again: all counted
@@ -30,7 +31,7 @@ impl Kinship {
     /// Whether this process relies on one of kinship `ended` that was there until `end_ns`.
     #[must_use]
     pub fn relies_on(&self, ended: &Self, end_ns: u64) -> bool {
-        if ended.begun_ns == 0 || ended.passes_bytes == 0 {
+        if self.begun_ns == 0 || ended.begun_ns == 0 || ended.passes_bytes == 0 {
             return false;
         }
         let lived = |ns: u64| ended.begun_ns <= ns && ns <= end_ns;
@@ -112,5 +113,11 @@ mod tests {
             ..read_at(6)
         };
         assert!(!read_at(12).relies_on(&nothing, 20));
+        // Nor does one that shares nothing itself.
+        let stranger = Kinship {
+            begun_ns: 0,
+            ..read_at(12)
+        };
+        assert!(!stranger.relies_on(&read_at(15), 20));
     }
 }

@@ -3,10 +3,11 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use super::identity::{START_BITS, grave_of, identity_of, is_grave, is_process, may_be_one};
 use super::seen::{Seen, stat_of, taken_by};
 use super::{
-    BEGUN, ENDED, FAULTS, GRANTED, HUNGRY, IDENTITY, Kinship, LOOKS, NEEDED, NONE, PASSES, Page,
-    READ, SAID, SHARED, STAMP, START_BITS, TAKEN, UNREAD, identity_of, may_be_one, passed_of,
+    BEGUN, FAULTS, IDENTITY, Kinship, LOOKS, NONE, PASSES, Page, READ, SAID, SHARED, STAMP, TAKEN,
+    UNREAD, passed_of,
 };
 use crate::clock;
 
@@ -16,26 +17,30 @@ pub(super) const OLD_NS: u64 = 100_000_000;
 /// have to be asked for: a forked child has no thread, and writes to pages that it shares
 /// without a word to anybody.
 pub(super) const QUIET_NS: u64 = 4_000_000;
+/// What one that ended had shared stays charged for so long at most: a kin may have no way
+/// to read its part, and others read it for one that is held up.
+pub(super) const GRAVE_NS: u64 = 2_000_000_000;
 /// So many are looked at in turn.
 const LOOKED_AT: usize = 4;
 /// Bytes that a minor fault adds at most.
 const FAULT_BYTES: u64 = 4096;
 
 impl Page<'_> {
-    /// Whether others rely on the process in a slot, which was there until `end_ns`; of the
-    /// one in the slot `mine` it is known when it read its part last.
+    /// Whether others rely at the moment `now_ns` on the process in a slot, which was there
+    /// until `end_ns`; of the one in the slot `mine` it is known when it read its part last.
     pub(super) fn is_relied_on(
         self,
         ended: &[AtomicU64],
         end_ns: u64,
-        mine: usize,
-        read_ns: u64,
+        now_ns: u64,
+        (mine, read_ns): (usize, u64),
     ) -> bool {
         let kinship = kinship_in(ended);
         kinship.passes_bytes > 0
+            && now_ns.saturating_sub(end_ns) <= GRAVE_NS
             && (0..self.slots()).any(|index| {
                 let slot = self.slot(index);
-                let is_there = slot[IDENTITY].load(Ordering::Acquire) > ENDED;
+                let is_there = is_process(slot[IDENTITY].load(Ordering::Acquire));
                 let knows = index == mine && read_ns > end_ns;
                 let is_other = is_there && !core::ptr::eq(slot, ended);
                 is_other && !knows && kinship_in(slot).relies_on(&kinship, end_ns)
@@ -53,7 +58,7 @@ impl Page<'_> {
         const FREED_MOST: usize = 64;
         let slots = self.slots();
         let first = usize::try_from(now_ns >> 20).unwrap_or(0);
-        (0..slots).for_each(|index| self.forget_ended(self.slot(index)));
+        (0..slots).for_each(|index| self.forget_ended(self.slot(index), now_ns));
         (0..slots)
             .map(|index| (first.wrapping_add(index)) % slots)
             .filter(|&index| index != mine)
@@ -72,7 +77,8 @@ impl Page<'_> {
         let old = |index: &usize| {
             let slot = self.slot(*index);
             let stamp = slot[STAMP].load(Ordering::Relaxed);
-            slot[IDENTITY].load(Ordering::Acquire) > ENDED && now_ns.saturating_sub(stamp) > OLD_NS
+            let is_there = is_process(slot[IDENTITY].load(Ordering::Acquire));
+            is_there && now_ns.saturating_sub(stamp) > OLD_NS
         };
         let oldest = (0..self.slots())
             .filter(|&index| index != mine)
@@ -84,7 +90,7 @@ impl Page<'_> {
         let identity = slot[IDENTITY].load(Ordering::Acquire);
         let stamp = slot[STAMP].load(Ordering::Relaxed);
         let won = slot[STAMP].compare_exchange(stamp, now_ns, Ordering::AcqRel, Ordering::Relaxed);
-        if identity <= ENDED || won.is_err() {
+        if !is_process(identity) || won.is_err() {
             // Somebody else is at it.
             return false;
         }
@@ -95,9 +101,12 @@ impl Page<'_> {
                     slot[SAID].store(part, Ordering::Relaxed);
                     slot[FAULTS].store(stat.faults, Ordering::Relaxed);
                     slot[TAKEN].store(part, Ordering::Relaxed);
-                    slot[PASSES].store(passed_of(whole, part), Ordering::Relaxed);
-                    slot[UNREAD].store(0, Ordering::Relaxed);
-                    slot[READ].store(now_ns, Ordering::Relaxed);
+                    // Who shares nothing has no part that it could rely on.
+                    if slot[BEGUN].load(Ordering::Relaxed) != 0 {
+                        slot[PASSES].store(passed_of(whole, part), Ordering::Relaxed);
+                        slot[UNREAD].store(0, Ordering::Relaxed);
+                        slot[READ].store(now_ns, Ordering::Relaxed);
+                    }
                 }
                 false
             }
@@ -116,20 +125,25 @@ impl Page<'_> {
     fn bury(self, slot: &[AtomicU64], identity: u64, now_ns: u64) {
         // It may have ended since its finder looked at the clock.
         let end_ns = clock::now_ns().max(now_ns);
-        if !self.is_relied_on(slot, end_ns, NONE, 0) {
+        if !self.is_relied_on(slot, end_ns, end_ns, (NONE, 0)) {
             return free(slot, identity);
         }
-        slot[STAMP].store(end_ns, Ordering::Relaxed);
-        let _kept_once =
-            slot[IDENTITY].compare_exchange(identity, ENDED, Ordering::AcqRel, Ordering::Relaxed);
+        let word = &slot[IDENTITY];
+        if word.load(Ordering::Acquire) == identity {
+            slot[STAMP].store(end_ns, Ordering::Relaxed);
+            let grave = grave_of(end_ns);
+            let _kept_once =
+                word.compare_exchange(identity, grave, Ordering::AcqRel, Ordering::Relaxed);
+        }
     }
 
     /// Frees the slot of one that ended, when nobody relies on it any more.
-    fn forget_ended(self, slot: &[AtomicU64]) {
-        if slot[IDENTITY].load(Ordering::Acquire) == ENDED {
+    fn forget_ended(self, slot: &[AtomicU64], now_ns: u64) {
+        let identity = slot[IDENTITY].load(Ordering::Acquire);
+        if is_grave(identity) {
             let end_ns = slot[STAMP].load(Ordering::Relaxed);
-            if !self.is_relied_on(slot, end_ns, NONE, 0) {
-                free(slot, ENDED);
+            if !self.is_relied_on(slot, end_ns, now_ns, (NONE, 0)) {
+                free(slot, identity);
             }
         }
     }
@@ -143,7 +157,7 @@ impl Page<'_> {
             return false;
         }
         let identity = slot[IDENTITY].load(Ordering::Acquire);
-        if identity <= ENDED {
+        if !is_process(identity) {
             return false;
         }
         let process = identity >> START_BITS;
@@ -171,18 +185,11 @@ impl Page<'_> {
     }
 }
 
-/// Frees a slot for the next; its figures first, so that none is taken for another's.
+/// Frees a slot for the next, who takes the figures away: whoever comes late to this may
+/// find another process in it.
 pub(super) fn free(slot: &[AtomicU64], identity: u64) {
-    if slot[IDENTITY].load(Ordering::Acquire) == identity {
-        for word in [
-            TAKEN, SAID, FAULTS, SHARED, NEEDED, GRANTED, HUNGRY, LOOKS, STAMP, PASSES, BEGUN,
-            READ, UNREAD,
-        ] {
-            slot[word].store(0, Ordering::Relaxed);
-        }
-        let _freed_once =
-            slot[IDENTITY].compare_exchange(identity, 0, Ordering::AcqRel, Ordering::Relaxed);
-    }
+    let _freed_once =
+        slot[IDENTITY].compare_exchange(identity, 0, Ordering::AcqRel, Ordering::Relaxed);
 }
 
 fn kinship_in(slot: &[AtomicU64]) -> Kinship {

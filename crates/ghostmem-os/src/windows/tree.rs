@@ -75,6 +75,11 @@ impl Tree {
         match *self {}
     }
 
+    /// Says what this process shares from a fork on.
+    pub const fn say_kinship(&self, _kinship: Kinship) {
+        match *self {}
+    }
+
     /// What all other processes take.
     #[must_use]
     pub const fn others(&self, _now_ns: u64) -> Others {
