@@ -40,6 +40,14 @@ pub(crate) fn open(path: &CStr, flags: i32, mode: u32) -> i32 {
     }) as i32
 }
 
+/// Whether a path leads to a file, which takes no descriptor: faccessat(2).
+pub(crate) fn is_there(path: &CStr) -> bool {
+    let (dir, path) = (libc::c_long::from(libc::AT_FDCWD), path.as_ptr());
+    let exists = libc::c_long::from(libc::F_OK);
+    // SAFETY: a NUL-terminated path.
+    patiently(|| unsafe { kernel::syscall!(libc::SYS_faccessat, dir, path, exists) }) == 0
+}
+
 /// close(2). Not made again: Linux closes the descriptor in any case.
 pub(crate) fn close(fd: i32) {
     // SAFETY: callers give up descriptors they own.

@@ -22,7 +22,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::kept::KeptFile;
 use crate::report::group::{self, Group, Level};
 use crate::report::{self, Reports, field_bytes};
-use crate::{clock, doorway, machine};
+use crate::{calls, clock, doorway, machine};
 
 /// Levels of groups that are looked at, the process's own first.
 const LEVELS_MAX: usize = 12;
@@ -90,7 +90,7 @@ impl LevelFiles {
     fn open_limits(&self, level: &Level<'_>) -> bool {
         let mut came = false;
         for (file, name) in self.limits.iter().zip(level.version().limit_files()) {
-            came |= !file.is_open() && open_of(level, name, file);
+            came |= !file.is_open() && find_of(level, name, file);
         }
         came
     }
@@ -158,6 +158,12 @@ fn open_of(level: &Level<'_>, name: &str, file: &KeptFile) -> bool {
     level.with_path(name, |path| file.open(path)) == Some(true)
 }
 
+/// As [`open_of`] for a file that may never come: it is looked for first, which takes no
+/// number of the program's.
+fn find_of(level: &Level<'_>, name: &str, file: &KeptFile) -> bool {
+    level.with_path(name, |path| calls::is_there(path) && file.open(path)) == Some(true)
+}
+
 /// A report could not be read.
 struct Unseen;
 
@@ -174,6 +180,8 @@ pub struct Meter {
     group_mark: AtomicU64,
     /// When groups were compared, or something was opened again.
     tried_ns: AtomicU64,
+    /// When the parts were opened again.
+    parts_tried_ns: AtomicU64,
     text: UnsafeCell<[u8; TEXT_BYTES]>,
     busy: AtomicBool,
 }
@@ -219,6 +227,7 @@ impl Meter {
             group: UnsafeCell::new(None),
             group_mark: AtomicU64::new(0),
             tried_ns: AtomicU64::new(0),
+            parts_tried_ns: AtomicU64::new(0),
             text: UnsafeCell::new([0; TEXT_BYTES]),
             busy: AtomicBool::new(false),
         }
@@ -244,6 +253,9 @@ impl Meter {
     pub fn part_bytes(&self) -> Option<u64> {
         let mut room = self.room()?;
         let tables = report::field_bytes(self.status.read(room.text())?, "VmPTE")?;
+        if !self.parts.is_there() && may_try(&self.parts_tried_ns) {
+            self.open_parts();
+        }
         Some(report::part_bytes_in(self.parts.read(room.text())?)? + tables)
     }
 
@@ -251,6 +263,7 @@ impl Meter {
     pub fn after_fork_in_child(&self) {
         self.busy.store(false, Ordering::Release);
         self.tried_ns.store(0, Ordering::Relaxed);
+        self.parts_tried_ns.store(0, Ordering::Relaxed);
         let with_group = self.own_group.is_there();
         let with_parts = self.parts.is_there();
         self.status.close();
@@ -301,16 +314,6 @@ impl Meter {
         came
     }
 
-    /// Whether something may be tried that is tried rarely.
-    fn may_try(&self) -> bool {
-        let now = clock::now_ns();
-        let due = now.saturating_sub(self.tried_ns.load(Ordering::Relaxed)) >= RETRY_NS;
-        if due {
-            self.tried_ns.store(now, Ordering::Relaxed);
-        }
-        due && !doorway::is_confined()
-    }
-
     /// What this process takes of the machine, see [`Reports::process_bytes`]; `None`
     /// where that cannot be seen.
     pub fn process_bytes(&self) -> Option<u64> {
@@ -319,7 +322,7 @@ impl Meter {
         if let Some(bytes) = seen.and_then(report::process_bytes_in) {
             return Some(bytes);
         }
-        if self.may_try() && self.status.open(STATUS) {
+        if may_try(&self.tried_ns) && self.status.open(STATUS) {
             return report::process_bytes_in(self.status.read(room.text())?);
         }
         None
@@ -332,10 +335,10 @@ impl Meter {
             return false;
         };
         let mut all = self.groups(&mut room, &mut each);
-        if !all && self.may_try() {
+        if !all && may_try(&self.tried_ns) {
             self.open_levels(&mut room);
             all = self.groups(&mut room, &mut each);
-        } else if all && self.may_try() {
+        } else if all && may_try(&self.tried_ns) {
             let mark = self.own_group.read(room.text()).map(mark_of);
             let moved = mark.is_some_and(|mark| mark != self.group_mark.load(Ordering::Relaxed));
             if moved {
@@ -392,6 +395,16 @@ impl core::fmt::Debug for Meter {
     }
 }
 
+/// Whether something may be tried that is tried rarely, and was last at `tried_ns`.
+fn may_try(tried_ns: &AtomicU64) -> bool {
+    let now = clock::now_ns();
+    let due = now.saturating_sub(tried_ns.load(Ordering::Relaxed)) >= RETRY_NS;
+    if due {
+        tried_ns.store(now, Ordering::Relaxed);
+    }
+    due && !doorway::is_confined()
+}
+
 /// What the text of `/proc/meminfo` says of the machine.
 fn machine_in(text: &[u8]) -> Option<Supply> {
     Some(Supply {
@@ -428,6 +441,16 @@ mod tests {
         // The machine is told last.
         let total = Reports::of_this_machine().meminfo_bytes("MemTotal");
         assert_eq!(machine.map(|supply| supply.limit_bytes), total);
+    }
+
+    #[test]
+    fn parts_that_could_not_be_opened_are_opened_when_asked() {
+        let meter = Meter::new();
+        meter.open(false);
+        assert!(meter.part_bytes().is_some());
+        // Not again at once.
+        meter.parts.close();
+        assert_eq!(meter.part_bytes(), None);
     }
 
     /// A process in `/a/b` of version 2 groups, `b` without a memory controller yet.
