@@ -35,6 +35,9 @@ impl FaultSink for Engine {
         for space in self.block_spaces() {
             space.lock_for_fork();
         }
+        if let Some(bound) = &self.bound {
+            bound.before_fork();
+        }
         true
     }
 

@@ -174,11 +174,19 @@ impl ProcessBound {
         (all as u64).saturating_add_signed(self.kin.extra_bytes())
     }
 
-    /// In the parent, after a fork: its pages are shared from now on. The engine put
-    /// `placed` pages in place so far.
-    pub(crate) fn after_fork_in_parent(&self, placed: u64) {
+    /// Before a fork, in the process that makes it.
+    pub(crate) fn before_fork(&self) {
         if self.tree.is_some() {
-            self.kin.begin(None, placed);
+            self.kin.before_fork();
+        }
+    }
+
+    /// In the parent, after a fork: its pages are shared from now on, and others are told
+    /// at once. The engine put `placed` pages in place so far.
+    pub(crate) fn after_fork_in_parent(&self, placed: u64) {
+        if let Some(tree) = self.tree {
+            self.kin.begin_in_parent(placed);
+            tree.say_kinship(self.kin.kinship());
         }
     }
 
@@ -288,10 +296,10 @@ impl ProcessBound {
         if let Some(tree) = self.tree {
             tree.join();
             let whole = self.meter.process_bytes();
-            self.kin.begin(whole, placed);
+            let whole = self.kin.begin_in_child(whole, placed);
             let resident = resident_pages.max(0).unsigned_abs() * PAGE_SIZE as u64;
             let shared = self.shared_bytes();
-            let taken = whole.unwrap_or(resident).saturating_sub(shared);
+            let taken = whole.saturating_sub(shared);
             tree.say(Said {
                 taken_bytes: taken,
                 granted_bytes: taken.saturating_add(self.forks.unseen_bytes(shared, resident)),

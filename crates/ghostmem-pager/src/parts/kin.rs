@@ -50,6 +50,8 @@ pub(crate) struct Kin {
     passes_bytes: AtomicU64,
     begun_ns: AtomicU64,
     read_ns: AtomicU64,
+    /// When the fork that goes on began, nanoseconds.
+    forked_ns: AtomicU64,
     /// It was forked, and has not read its part since.
     unread: AtomicBool,
     /// What the process takes, less what the kernel charges it for, bytes.
@@ -78,6 +80,7 @@ impl Kin {
             passes_bytes: AtomicU64::new(0),
             begun_ns: AtomicU64::new(0),
             read_ns: AtomicU64::new(0),
+            forked_ns: AtomicU64::new(0),
             unread: AtomicBool::new(false),
             extra_bytes: AtomicI64::new(0),
             seen_bytes: AtomicU64::new(0),
@@ -103,35 +106,57 @@ impl Kin {
         }
     }
 
-    /// Pages are shared from now on: in a child, which the kernel charges for `child`
-    /// bytes, or in its parent. The engine put `placed` pages in place so far.
-    pub(crate) fn begin(&self, child: Option<u64>, placed: u64) {
-        let now = clock::now_ns();
-        let seen = self.seen_bytes.load(Ordering::Relaxed);
-        let whole = child.unwrap_or(seen);
-        // Of a child nothing is new but its page tables.
-        let part = match child {
-            Some(whole) => whole / 512,
-            None => seen.saturating_add_signed(self.extra_bytes()),
-        };
+    /// Before a fork: both sides share since now.
+    pub(crate) fn before_fork(&self) {
+        self.forked_ns.store(clock::now_ns(), Ordering::Relaxed);
+    }
+
+    /// In a parent, after a fork: its pages are shared. The engine put `placed` pages in
+    /// place so far.
+    pub(crate) fn begin_in_parent(&self, placed: u64) {
+        let whole = self.seen_bytes.load(Ordering::Relaxed);
+        let part = whole.saturating_add_signed(self.extra_bytes());
+        self.passes_bytes.store(part, Ordering::Relaxed);
+        let forked_ns = self.take_forked_ns();
+        if !self.shares.load(Ordering::Relaxed) {
+            self.begun_ns.store(forked_ns, Ordering::Relaxed);
+            self.read_ns.store(0, Ordering::Relaxed);
+            self.unread.store(false, Ordering::Relaxed);
+        }
+        self.begin((whole, part), machine::minor_faults(), placed);
+    }
+
+    /// In a forked child, of which the kernel says that it takes `whole` bytes: where it
+    /// does not say, it is what the parent took last. Returns what it is taken for.
+    pub(crate) fn begin_in_child(&self, whole: Option<u64>, placed: u64) -> u64 {
+        let whole = whole.unwrap_or_else(|| self.seen_bytes.load(Ordering::Relaxed));
+        // Whoever counts what is shared, half of it at the most is the child's.
+        self.passes_bytes.store(whole / 2, Ordering::Relaxed);
+        let forked_ns = self.take_forked_ns();
+        self.begun_ns.store(forked_ns, Ordering::Relaxed);
+        self.read_ns.store(0, Ordering::Relaxed);
+        self.unread.store(true, Ordering::Relaxed);
+        // Nothing is new but its page tables, and it had no fault before the fork: what it
+        // wrote since is its own.
+        self.begin((whole, whole / 512), 0, placed);
+        whole
+    }
+
+    /// When the fork began, or now where nobody was there to note it.
+    fn take_forked_ns(&self) -> u64 {
+        match self.forked_ns.swap(0, Ordering::Relaxed) {
+            0 => clock::now_ns(),
+            forked_ns => forked_ns,
+        }
+    }
+
+    fn begin(&self, (whole, part): (u64, u64), faults: u64, placed: u64) {
         self.part_bytes.store(part, Ordering::Relaxed);
         self.whole_bytes.store(whole, Ordering::Relaxed);
-        // A child had none before the fork: what it wrote since is its own.
-        let faults = match child {
-            Some(_) => 0,
-            None => machine::minor_faults(),
-        };
         self.faults.store(faults, Ordering::Relaxed);
         self.seen_faults.store(faults, Ordering::Relaxed);
         self.placed.store(placed, Ordering::Relaxed);
-        // All of the part is shared now. A child's is half at the most, whoever counts it.
-        let passes = if child.is_some() { whole / 2 } else { part };
-        self.passes_bytes.store(passes, Ordering::Relaxed);
-        if child.is_some() || !self.shares.load(Ordering::Relaxed) {
-            self.begun_ns.store(now, Ordering::Relaxed);
-            self.read_ns.store(0, Ordering::Relaxed);
-            self.unread.store(child.is_some(), Ordering::Relaxed);
-        }
+        let now = clock::now_ns();
         self.due_ns.store(now + PARTS_NS, Ordering::Relaxed);
         self.soon_ns.store(now + PARTS_NS, Ordering::Relaxed);
         self.note(whole, part);
@@ -234,7 +259,7 @@ mod tests {
     #[test]
     fn a_child_begins_with_its_page_tables_and_grows_by_what_it_writes() {
         let (kin, meter) = (Kin::new(), Meter::new());
-        kin.begin(Some(512 * MIB), 0);
+        kin.begin_in_child(Some(512 * MIB), 0);
         assert_eq!(kin.extra_bytes(), -511 * (MIB as i64));
         // What it faulted for counts, 20 MiB that it was charged for at the least.
         kin.measure(5, 532 * MIB, || 0, &meter);
@@ -242,10 +267,36 @@ mod tests {
     }
 
     #[test]
+    fn a_child_that_nothing_can_be_read_of_begins_as_a_child() {
+        let kin = Kin::new();
+        kin.measure(5, 512 * MIB, || 0, &Meter::new());
+        assert_eq!(kin.begin_in_child(None, 0), 512 * MIB);
+        assert_eq!(kin.extra_bytes(), -511 * (MIB as i64));
+        let child = kin.kinship();
+        assert!(child.unread && child.passes_bytes == 256 * MIB);
+    }
+
+    /// The child may run before its parent does, and the parent end at once.
+    #[test]
+    fn both_sides_of_a_fork_share_since_the_same_moment() {
+        let (parent, child) = (Kin::new(), Kin::new());
+        parent.before_fork();
+        let forked_ns = parent.forked_ns.load(Ordering::Relaxed);
+        child.forked_ns.store(forked_ns, Ordering::Relaxed);
+        parent.measure(5, 100 * MIB, || 0, &Meter::new());
+        child.begin_in_child(Some(100 * MIB), 0);
+        parent.begin_in_parent(0);
+        assert_eq!(parent.kinship().begun_ns, forked_ns);
+        assert_eq!(child.kinship().begun_ns, forked_ns);
+        let end_ns = clock::now_ns();
+        assert!(child.kinship().relies_on(&parent.kinship(), end_ns));
+    }
+
+    #[test]
     fn a_parent_is_charged_for_all_until_the_parts_are_read() {
         let (kin, meter) = (Kin::new(), Meter::new());
         kin.measure(5, 100 * MIB, || 0, &meter);
-        kin.begin(None, 0);
+        kin.begin_in_parent(0);
         assert_eq!(kin.extra_bytes(), 0);
         // Its part is read when that is due: this process shares little with anybody.
         meter.open(false);
@@ -265,7 +316,7 @@ mod tests {
     fn what_the_engine_puts_in_place_counts_until_the_part_is_read() {
         let (kin, meter) = (Kin::new(), Meter::new());
         let whole = 1 << 40;
-        kin.begin(Some(whole), 1000);
+        kin.begin_in_child(Some(whole), 1000);
         assert_eq!(kin.grown_bytes(whole, 0, 1000), 0);
         assert_eq!(kin.grown_bytes(whole, 0, 1000 + 5120), 20 * MIB);
         assert_eq!(kin.grown_bytes(whole, 256, 1000 + 5120), 21 * MIB);
@@ -287,7 +338,7 @@ mod tests {
         meter.open(false);
         meter.open_parts();
         let whole = 1 << 40;
-        kin.begin(None, 0);
+        kin.begin_in_parent(0);
         let now = clock::now_ns();
         kin.whole_bytes.store(whole, Ordering::Relaxed);
         assert!(kin.measure(now + 2 * PARTS_NS, whole, || 0, &meter));
@@ -311,7 +362,7 @@ mod tests {
         meter.open(false);
         meter.open_parts();
         let whole = 1 << 40;
-        kin.begin(None, 0);
+        kin.begin_in_parent(0);
         let read = clock::now_ns() + 2 * PARTS_NS;
         assert!(kin.measure(read, whole, || 0, &meter));
         kin.heed(|| read);
@@ -327,12 +378,12 @@ mod tests {
         meter.open(false);
         meter.open_parts();
         kin.measure(5, 100 * MIB, || 0, &meter);
-        kin.begin(None, 0);
+        kin.begin_in_parent(0);
         let parent = kin.kinship();
         assert_eq!(parent.passes_bytes, 100 * MIB, "the kin count none of it");
         assert!(parent.begun_ns > 0 && parent.read_ns == 0 && !parent.unread);
         // A fork of one that shares already: it is known since when.
-        kin.begin(None, 0);
+        kin.begin_in_parent(0);
         assert_eq!(kin.kinship(), parent);
         let read_ns = u64::MAX / 2;
         assert!(kin.measure(read_ns, 1 << 40, || 0, &meter));
@@ -340,7 +391,7 @@ mod tests {
         let read = kin.kinship();
         assert_eq!((read.passes_bytes, read.read_ns), (part, read_ns));
         let child = Kin::new();
-        child.begin(Some(90 * MIB), 0);
+        child.begin_in_child(Some(90 * MIB), 0);
         let child = child.kinship();
         assert!(child.unread && child.passes_bytes == 45 * MIB);
     }
