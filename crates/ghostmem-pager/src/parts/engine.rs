@@ -171,7 +171,8 @@ impl Engine {
 
     pub(crate) fn clock(&self) -> EpochClock {
         let pages = match (&self.slowdown, &self.bound) {
-            (Some(slowed), _) => slowed.clock_pages(),
+            (Some(slowed), Some(bound)) => slowed.clock_pages().min(bound.clock_pages()),
+            (Some(slowed), None) => slowed.clock_pages().min(slowed.most_pages()),
             (None, Some(bound)) => bound.clock_pages(),
             (None, None) => self.budget.limit(),
         };

@@ -24,7 +24,8 @@ pub(crate) struct Slowed {
     most_pages: AtomicI64,
     /// Most pages that the share leaves.
     limit_pages: AtomicI64,
-    /// The resident limit that turnovers are counted by, in large steps.
+    /// The resident limit that turnovers are counted by, in large steps; any number where
+    /// nobody looks.
     clock_pages: AtomicI64,
     /// Time in faults when the heap was made, or the process forked, nanoseconds.
     begun_faults_ns: AtomicU64,
@@ -120,6 +121,7 @@ impl Slowed {
         self.begun_user_ns.store(user, Ordering::Relaxed);
         self.engine_ns.store(0, Ordering::Relaxed);
         self.set_limit_pages(i64::MAX);
+        self.clock_pages.store(i64::MAX, Ordering::Relaxed);
     }
 }
 
@@ -154,6 +156,10 @@ mod tests {
         slowed.after_fork_in_child(7_000_000_000);
         assert_eq!(slowed.faults_ns(7_000_000_001), 1);
         assert_eq!(slowed.limit_pages(0), i64::MAX);
+        // The parent's turnovers are not the child's, until a thread of its own looks.
+        assert_eq!(slowed.clock_pages(), i64::MAX);
+        slowed.note_limit(90_000);
+        assert_eq!(slowed.clock_pages(), 90_000);
         assert_eq!(slowed.reached_ppm(7_000_000_000), 0);
     }
 }
