@@ -1,11 +1,12 @@
 //! The resident limit of a program that is to be slowed down by a share of its time: the
 //! background thread looks at what faults took, and sets the limit by it.
 //!
-//! The law is [`ghostmem_policy::slowdown`]'s. What it is told is exact: time in faults is
-//! summed over all threads as each fault ends, and the program's own time is what the
-//! kernel says that the process computed for (getrusage(2), user time), less what this
-//! thread did. Time that the kernel takes for the program's system calls is not its own
-//! by this: a server that does little else is slowed down less than it might be.
+//! The law is [`ghostmem_policy::slowdown`]'s. Time in faults is summed over all threads as
+//! each fault ends. The program's own time is what the kernel says that the process computed
+//! for (getrusage(2), user time), less what this thread did. User time of the engine's other
+//! threads, and of fault handlers, is in it still, so the share that is told is a little
+//! lower than it is. Time that the kernel takes for the program's system calls is not its
+//! own by this: a server that does little else is slowed down less than it might be.
 //!
 //! A lower limit is met here, by the thread that set it, before a fault finds no frame.
 

@@ -243,8 +243,9 @@ figures! {
         /// Share of its own time and of that in faults that the program may spend in faults,
         /// as it was asked for, millionths; 0 where none was.
         slowdown_asked_ppm: u64, Millionths, [];
-        /// The share that it spent so far: exact, own time being what the process computed
-        /// for, less what the heap's background thread did.
+        /// The share that it spent so far. Own time is the user time of all threads, less
+        /// that of the heap's background thread: what fault handlers and GhostMem's other
+        /// threads compute counts as the program's.
         slowdown_reached_ppm: u64, Millionths, [];
         /// A call that protects pages, made by a faulting thread, lately, beside what each
         /// page takes, nanoseconds.
