@@ -19,6 +19,7 @@ const TABLE: &str = "ghostmem: what the program used";
 /// signal(7).
 const SIGINT: i32 = 2;
 const SIGABRT: i32 = 6;
+const SIGALRM: i32 = 14;
 const SIGTERM: i32 = 15;
 
 /// A program of `ended.c` by `run` with `options`; ended when it hangs.
@@ -312,32 +313,74 @@ fn a_service_that_is_stopped_reports_wherever_the_signal_came() {
     }
 }
 
-/// Standard error is full and nobody reads it: the signal, sent again, ends the program.
-#[test]
-fn a_report_that_nobody_reads_holds_nobody_up() {
-    let program = built("ended", "stuck");
-    let mut command = command(&["--stats"], &program, &["stuck"]);
+/// A program whose standard output and standard error nobody reads beyond its first line.
+fn unread(way: &str, options: &[&str], input: Stdio) -> Child {
+    let program = built("ended", way);
     // Not by timeout(1), which would get the signal.
-    let words: Vec<_> = command.get_args().skip(3).map(ToOwned::to_owned).collect();
-    command = Command::new(&words[0]);
-    command.args(&words[1..]).stdin(Stdio::null());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ghostmem"));
+    command.args(["run", "--limit", "4M"]).args(options);
+    command.arg("--").arg(&program).arg(way).stdin(input);
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
-    assert_eq!(first_line(&mut child), "stuck");
-    let mut sent = 0;
-    let status = loop {
-        // Refused where it is gone by now.
-        let number = child.id().to_string();
-        let _sent = Command::new("kill")
-            .args(["-s", "TERM", &number])
-            .stderr(Stdio::null())
-            .status();
-        sent += 1;
-        thread::sleep(Duration::from_millis(20));
+    assert_eq!(first_line(&mut child), way);
+    child
+}
+
+/// How it ends; it is ended where it does not.
+fn ended(mut child: Child) -> ExitStatus {
+    for _ in 0..3000 {
         if let Some(status) = child.try_wait().unwrap() {
-            break status;
+            return status;
         }
-        assert!(sent < 1000, "the program does not end");
-    };
-    assert_eq!(status.signal(), Some(SIGTERM));
+        thread::sleep(Duration::from_millis(10));
+    }
+    child.kill().unwrap();
+    panic!("the program does not end");
+}
+
+/// Standard error is full and nobody reads it: one signal ends the program, whatever it made
+/// of the others.
+#[test]
+fn a_report_that_nobody_reads_holds_nobody_up() {
+    for (way, signal, number) in [("stuck", "TERM", SIGTERM), ("handles", "ALRM", SIGALRM)] {
+        let child = unread(way, &["--stats"], Stdio::null());
+        send(signal, &child);
+        assert_eq!(ended(child).signal(), Some(number), "{way}");
+    }
+}
+
+/// Nor does a named pipe that has no reader.
+#[test]
+fn a_report_to_a_named_pipe_holds_nobody_up() {
+    let pipe = scratch("pipe").join("report");
+    assert!(
+        Command::new("mkfifo")
+            .arg(&pipe)
+            .status()
+            .unwrap()
+            .success()
+    );
+    // The command looks at the start whether the file can be written.
+    let mut reader = Command::new("cat").arg(&pipe).spawn().unwrap();
+    let options = ["--stats-json", pipe.to_str().unwrap()];
+    let child = unread("handles", &options, Stdio::null());
+    assert!(reader.wait().unwrap().success());
+    send("ALRM", &child);
+    assert_eq!(ended(child).signal(), Some(SIGALRM));
+}
+
+/// Nobody reads the report of a program that exits: it exits, and its write to standard
+/// error is not the program's.
+#[test]
+fn a_report_to_a_broken_pipe_ends_nobody() {
+    let mut child = unread("broken", &["--stats"], Stdio::piped());
+    drop(child.stderr.take());
+    drop(child.stdin.take());
+    assert_eq!(ended(child).code(), Some(0));
+}
+
+/// A filter that the kernel refuses: the signal is reported for as before.
+#[test]
+fn a_filter_that_is_refused_changes_nothing() {
+    ends(&["refused"], SIGTERM);
 }

@@ -23,7 +23,7 @@
 use core::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 use ghostmem::{Backend, Heap};
-use ghostmem_os::doorway::{self, DOORWAY_BYTES};
+use ghostmem_os::doorway::{self, DOORWAY_BYTES, Doorway};
 use ghostmem_os::{descriptor, machine, ranges, trial, uffd};
 
 use crate::bounce::Lease;
@@ -135,15 +135,16 @@ struct Program {
 /// What the engine says goes here: descriptors that it may write to; -1: none.
 static REPORTS: [AtomicI32; REPORTS_MAX] = [const { AtomicI32::new(-1) }; REPORTS_MAX];
 
-/// Settles what cannot be done any more once a filter is in force.
-fn settle() {
+/// Settles what cannot be done any more once a filter is in force. Whether signals were
+/// watched until then.
+fn settle() -> bool {
     for (place, file) in REPORTS.iter().zip(report::settle()) {
         place.store(file, Ordering::Relaxed);
     }
     doorway::confine();
     stub::look_at_all();
     signals::return_by_doorway();
-    endings::let_be();
+    endings::let_be()
 }
 
 /// Installs the filter at `given`, with ours in front of it; `ask` makes the call.
@@ -152,7 +153,21 @@ fn install(given: Program, ask: impl Fn(usize) -> isize) -> Touch<Done> {
         return Ok(Done::Asis);
     };
     look();
-    settle();
+    let was_watched = settle();
+    let done = put_in_front(settings, doorway, given, ask);
+    if was_watched && !matches!(done, Ok(Done::With(answer)) if !failed(answer)) {
+        // The filter was refused.
+        endings::watch_again();
+    }
+    done
+}
+
+fn put_in_front(
+    settings: &Settings,
+    doorway: Doorway,
+    given: Program,
+    ask: impl Fn(usize) -> isize,
+) -> Touch<Done> {
     // A child of vfork(2) can have none made: the filter is for what it executes.
     let backend = ghost::heap().map_or_else(|| start::backend(settings), Heap::backend);
     let files = settings.spill.is_some() || !matches!(backend, Backend::Inline | Backend::Monitor);

@@ -17,6 +17,8 @@
 //! and is not watched. Under a filter that the program installs nobody may send a signal,
 //! so the actions become the kernel's again before that.
 //!
+//! A report for a signal has a second: then it is given up, as it may be that nobody reads it.
+//!
 //! SIGBUS and SIGSEGV are not among them (see [`crate::signals`]), nor is what no process
 //! handles, and what does not end one.
 
@@ -24,6 +26,7 @@ use core::ffi::c_void;
 use core::ptr;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 
+use ghostmem_os::doorway;
 use ghostmem_os::stack::OwnStack;
 
 use crate::calls::{Done, store_if};
@@ -46,8 +49,15 @@ static ON: AtomicBool = AtomicBool::new(false);
 /// limited by then. Null: nowhere, or taken by who makes it.
 static STACK: AtomicPtr<OwnStack> = AtomicPtr::new(ptr::null_mut());
 
-/// The signals that end the process, while one of them is reported for; 0: none is.
+/// A signal is reported for.
+static REPORTING: AtomicBool = AtomicBool::new(false);
+/// The signals that end the process, while one of them is reported for.
 static IMPATIENT: AtomicU64 = AtomicU64::new(0);
+/// When a report for a signal is given up, in milliseconds of the clock that only goes on.
+static DEADLINE: AtomicU64 = AtomicU64::new(0);
+
+/// So long may a report for a signal take: whoever sent it waits for the process to end.
+const REPORT_MS: u64 = 1000;
 
 /// Whether a signal ends a process that has not said otherwise (signal(7)).
 fn is_ending(signal: usize) -> bool {
@@ -85,6 +95,11 @@ pub(crate) fn watch() {
     STACK.store(Box::into_raw(Box::new(stack)), Ordering::Release);
     ordinary::map_ahead();
     report::know_program();
+    put_in_place();
+}
+
+/// Puts an action of ours in the kernel for each signal that would end the process.
+fn put_in_place() {
     ON.store(true, Ordering::Release);
     for signal in endings() {
         let mut found = DEFAULT;
@@ -97,8 +112,9 @@ pub(crate) fn watch() {
     }
 }
 
-/// Watches none any more: the program's actions become the kernel's.
-pub(crate) fn let_be() {
+/// Watches none any more: the program's actions become the kernel's. Whether any were
+/// watched.
+pub(crate) fn let_be() -> bool {
     // What a child of vfork does here goes with it.
     let was_on = if signals::in_vfork_child() {
         ON.load(Ordering::Acquire)
@@ -106,7 +122,7 @@ pub(crate) fn let_be() {
         ON.swap(false, Ordering::AcqRel)
     };
     if !was_on {
-        return;
+        return false;
     }
     for signal in endings() {
         let mut found = DEFAULT;
@@ -116,10 +132,22 @@ pub(crate) fn let_be() {
             let _cannot_fail = kernel_action(signal as i32, Some(&theirs), None);
         }
     }
+    true
 }
 
-/// In a forked child, which may be the first of a namespace.
+/// Watches again what was let be for nothing.
+pub(crate) fn watch_again() {
+    // A child of vfork executes a program, or ends: its parent is watched as before.
+    if !signals::in_vfork_child() {
+        put_in_place();
+    }
+}
+
+/// In a forked child, which may be the first of a namespace. What another thread of its
+/// parent was about is not the child's.
 pub(crate) fn look_in_child() {
+    THEIRS.iter().for_each(SavedAction::forget_others);
+    REPORTING.store(false, Ordering::Relaxed);
     if is_first_of_namespace() {
         let_be();
     }
@@ -187,7 +215,7 @@ pub(crate) fn action(signal: usize, given: Option<Action>, old: usize) -> Touch<
 extern "C-unwind" fn ends(signal: i32, info: *mut libc::siginfo_t, context: *mut c_void) {
     let thread = thread::current();
     // The engine ends a process by abort(3) where something is wrong with it.
-    let is_engines = signal == libc::SIGABRT && thread.inside.get() != 0;
+    let is_engines = signal == libc::SIGABRT && thread.inside.get() != 0 && is_own(info);
     if !signals::in_vfork_child() && !is_engines {
         let _inside = EngineScope::new(thread);
         report_aside();
@@ -205,6 +233,14 @@ extern "C-unwind" fn ends(signal: i32, info: *mut libc::siginfo_t, context: *mut
     }
 }
 
+/// Whether a thread of this process sent the signal to this one, as raise(3) does.
+fn is_own(info: *const libc::siginfo_t) -> bool {
+    // SAFETY: the kernel's structure, which lives as long as the handler runs.
+    let info = unsafe { &*info };
+    // SAFETY: a signal that was sent to a thread has the sender's number.
+    info.si_code == libc::SI_TKILL && unsafe { info.si_pid() } as isize == own!(libc::SYS_getpid)
+}
+
 /// Makes the report on a stack that is long enough.
 fn report_aside() {
     let stack = STACK.swap(ptr::null_mut(), Ordering::AcqRel);
@@ -217,11 +253,13 @@ fn report_aside() {
     let is_on_signal_stack = signals::is_on_signal_stack();
     let _made = stack.run(move || {
         let without = is_on_signal_stack.then(WithoutStack::new);
-        let impatient = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM]
-            .into_iter()
+        let impatient = endings()
+            .map(|signal| signal as i32)
             .filter(|&signal| has_ending(signal))
             .fold(0, |mask, signal| mask | bit(signal));
         IMPATIENT.store(impatient, Ordering::Relaxed);
+        DEADLINE.store(now_ms() + REPORT_MS, Ordering::Relaxed);
+        REPORTING.store(true, Ordering::Release);
         report::at_exit();
         drop(without);
     });
@@ -235,23 +273,44 @@ fn has_ending(signal: i32) -> bool {
 
 /// A signal is being reported for.
 pub(crate) fn is_reporting() -> bool {
-    IMPATIENT.load(Ordering::Relaxed) != 0
+    REPORTING.load(Ordering::Acquire)
 }
 
-/// Waits until a page can be written to a file, where a signal is reported for: a pipe may be
-/// full and nobody read it. Who waits in vain sends a signal once more, and the process ends
-/// here. Signals that came together do not: they are let in only while there is a wait.
-pub(crate) fn wait_to_write(file: isize) {
-    if !is_reporting() {
-        return;
+/// Milliseconds of the clock that only goes on.
+fn now_ms() -> u64 {
+    let mut now = [0_u64; 2];
+    let _cannot_fail = own!(libc::SYS_clock_gettime, libc::CLOCK_MONOTONIC, &raw mut now);
+    let [seconds, nanoseconds] = now;
+    seconds * 1000 + nanoseconds / 1_000_000
+}
+
+/// Waits until a file takes more: a pipe may be full and nobody read it. `false`: a signal is
+/// reported for, and the time for it is over. Whoever will not wait so long sends a signal
+/// once more, and the process ends here. Signals that came together do not end it: they are
+/// let in only while there is a wait.
+pub(crate) fn wait_to_write(file: isize) -> bool {
+    if doorway::is_confined() {
+        // Only what the filter in front lets by may be asked.
+        return true;
     }
-    let others = without_ours(!IMPATIENT.load(Ordering::Relaxed));
     let mut asked = libc::pollfd {
         fd: file as i32,
         events: libc::POLLOUT,
         revents: 0,
     };
-    let _ready = own!(libc::SYS_ppoll, &raw mut asked, 1, 0, &raw const others, 8);
+    let others = without_ours(!IMPATIENT.load(Ordering::Relaxed));
+    loop {
+        let left = DEADLINE.load(Ordering::Relaxed).saturating_sub(now_ms());
+        let time = [left / 1000, left % 1000 * 1_000_000];
+        let (time, others) = match is_reporting() {
+            true => (time.as_ptr(), &raw const others),
+            false => (ptr::null(), ptr::null()),
+        };
+        let ready = own!(libc::SYS_ppoll, &raw mut asked, 1, time, others, 8);
+        if ready != -(libc::EINTR as isize) {
+            return ready != 0;
+        }
+    }
 }
 
 /// A signal came whose handler is for one time: from now on the default is its action.

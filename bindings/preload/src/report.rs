@@ -20,6 +20,7 @@ use ghostmem_os::{descriptor, doorway};
 use crate::patch;
 use crate::raw::{failed, own, say};
 use crate::settings::Settings;
+use crate::signals::Blocked;
 use crate::thread::{self, EngineScope};
 use crate::{ghost, mappings, ordinary, start};
 use write::{write_all, write_anew};
@@ -174,6 +175,8 @@ fn make(settings: &Settings, reporter: bool) {
     let Some(heap) = ghost::heap() else { return };
     let _inside = EngineScope::new(thread::current());
     ordinary::leave_libc_alone();
+    // A handler of the program's would find the heap in the midst of it.
+    let blocked = Blocked::new();
     ghost::tell(thread::current());
     let figures = Figures {
         peak_rss: peak_rss_bytes().unwrap_or(0),
@@ -182,6 +185,7 @@ fn make(settings: &Settings, reporter: bool) {
         backend: heap.backend().to_string(),
         stats: heap.stats(),
     };
+    drop(blocked);
     if settings.stats && reporter {
         let table = figures.table();
         let fd = STDERR.load(Ordering::Relaxed);
@@ -202,7 +206,7 @@ fn make(settings: &Settings, reporter: bool) {
         }
         if let Err(error) = write_anew(&path, &figures.json()) {
             let line = format!("ghostmem: cannot write {}: {error}\n", path.display());
-            say(line.as_bytes());
+            let _unheard = write_all(2, line.as_bytes());
         }
     }
 }

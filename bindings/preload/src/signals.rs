@@ -35,7 +35,9 @@ mod front;
 mod masks;
 mod stacks;
 
-pub(crate) use actions::{Action, Blocked, DEFAULT, SavedAction, kernel_action};
+pub(crate) use actions::{
+    Action, Blocked, DEFAULT, SavedAction, kernel_action, without_own_signals,
+};
 pub(crate) use front::{Handler, passed_on};
 pub(crate) use masks::{engine_mask, mask, pending, wait, with_mask, without_ours};
 pub(crate) use stacks::{WithoutStack, give_stack, is_on_signal_stack, stack, take_stack};
@@ -116,6 +118,12 @@ pub(crate) fn stand_in_front() {
     }
     FRONT.store(1, Ordering::Release);
     told::by_signals();
+}
+
+/// In a forked child: whoever was setting an action in the parent is not there.
+pub(crate) fn forget_others() {
+    let saved = THEIRS.iter().chain(&ENGINE);
+    saved.for_each(SavedAction::forget_others);
 }
 
 /// The engine's action, with ours in front of it.

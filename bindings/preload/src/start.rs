@@ -467,6 +467,7 @@ pub(crate) extern "C" fn in_parent() {
 pub(crate) extern "C" fn in_child() {
     claim_process();
     report::forget_in_child();
+    signals::forget_others();
     endings::look_in_child();
     bounce::forget_others();
     holds::forget_others();

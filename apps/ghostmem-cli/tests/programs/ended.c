@@ -286,13 +286,34 @@ int main(int argc, char **argv) {
         fflush(stdout);
         churn((void *)3);
     }
-    if (!strcmp(way, "stuck")) {
+    if (!strcmp(way, "refused")) {
+        /* A filter that the kernel refuses changes nothing. */
+        struct sock_filter code[] = {{BPF_LD | BPF_W | BPF_ABS, 0, 0, 1}, {BPF_RET | BPF_K, 0, 0, SECCOMP_RET_ALLOW}};
+        struct sock_fprog program = {2, code};
+        CHECK(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0);
+        CHECK(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == -1 && errno == EINVAL);
+        IS_DEFAULT(SIGTERM);
+        puts("refused");
+        end(SIGTERM);
+    }
+    if (!strcmp(way, "broken")) {
+        /* Nobody reads standard error any more: that is no write of this program's. */
+        puts("broken");
+        fflush(stdout);
+        char byte;
+        CHECK(read(0, &byte, 1) == 0);
+        exit(0);
+    }
+    if (!strcmp(way, "stuck") || !strcmp(way, "handles")) {
         /* The report is written where nobody reads. */
         char byte = 0;
+        if (!strcmp(way, "handles")) {
+            for (int other = 1; other <= 15; other++) signal(other, other == SIGALRM ? SIG_DFL : SIG_IGN);
+        }
         fcntl(2, F_SETFL, O_NONBLOCK);
         while (write(2, &byte, 1) == 1) {}
         fcntl(2, F_SETFL, 0);
-        puts("stuck");
+        puts(way);
         fflush(stdout);
         for (;;) pause();
     }

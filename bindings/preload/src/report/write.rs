@@ -5,8 +5,10 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use crate::endings;
+use ghostmem_os::doorway;
+
 use crate::raw::{failed, own};
+use crate::{endings, signals};
 
 /// Writes a file anew. Not by libc: a thread that is to be cancelled would end in its calls.
 pub(super) fn write_anew(path: &Path, text: &str) -> io::Result<()> {
@@ -30,11 +32,22 @@ pub(super) fn write_anew(path: &Path, text: &str) -> io::Result<()> {
 pub(super) fn write_all(file: isize, mut bytes: &[u8]) -> io::Result<()> {
     /// What a pipe takes that can be written to (`PIPE_BUF` of pipe(7)).
     const PIECE: usize = 4096;
+    /// So often a file may take nothing though it said that it would.
+    const TRIES: u32 = 100;
+    let mut tries = 0;
     while !bytes.is_empty() {
-        endings::wait_to_write(file);
+        if !endings::wait_to_write(file) {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
         let piece = bytes.len().min(PIECE);
-        let answer = own!(libc::SYS_write, file, bytes.as_ptr(), piece);
-        if failed(answer) && answer != -(libc::EINTR as isize) {
+        let part = &bytes[..piece];
+        let answer = match doorway::is_confined() {
+            true => write(file, part),
+            false => signals::without_own_signals(|| write_now(file, part)),
+        };
+        let again = [-(libc::EINTR as isize), -(libc::EAGAIN as isize)].contains(&answer);
+        tries = if again { tries + 1 } else { 0 };
+        if failed(answer) && (!again || tries > TRIES) {
             return Err(io::Error::from_raw_os_error(-answer as i32));
         }
         if answer == 0 {
@@ -43,4 +56,39 @@ pub(super) fn write_all(file: isize, mut bytes: &[u8]) -> io::Result<()> {
         bytes = &bytes[usize::try_from(answer).unwrap_or(0)..];
     }
     Ok(())
+}
+
+/// One write, which does not wait in a pipe or socket that somebody else has filled since.
+fn write_now(file: isize, bytes: &[u8]) -> isize {
+    const REFUSED: [i32; 3] = [libc::EOPNOTSUPP, libc::ENOSYS, libc::EINVAL];
+    if can_say_not_now(file) {
+        let part = [bytes.as_ptr() as usize, bytes.len()];
+        let (here, flags) = (-1_isize, libc::RWF_NOWAIT);
+        let answer = own!(
+            libc::SYS_pwritev2,
+            file,
+            part.as_ptr(),
+            1,
+            here,
+            here,
+            flags
+        );
+        if !REFUSED.contains(&(-answer as i32)) {
+            return answer;
+        }
+    }
+    write(file, bytes)
+}
+
+fn write(file: isize, bytes: &[u8]) -> isize {
+    own!(libc::SYS_write, file, bytes.as_ptr(), bytes.len())
+}
+
+/// Whether a file is a pipe or a socket.
+fn can_say_not_now(file: isize) -> bool {
+    // SAFETY: all zero is a valid stat structure.
+    let mut stat: libc::stat = unsafe { core::mem::zeroed() };
+    let answer = own!(libc::SYS_fstat, file, &raw mut stat);
+    let kind = stat.st_mode & libc::S_IFMT;
+    !failed(answer) && [libc::S_IFIFO, libc::S_IFSOCK].contains(&kind)
 }

@@ -4,7 +4,7 @@
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use super::{FRONT, OUR_BITS, without_ours};
+use super::{FRONT, OUR_BITS, bit, without_ours};
 use crate::raw::{Answer, own};
 
 /// `struct kernel_sigaction` of x86-64.
@@ -79,6 +79,11 @@ impl SavedAction {
             .store(before.wrapping_add(2), Ordering::Release);
         drop(blocked);
     }
+
+    /// In a forked child: whoever was setting it in the parent is not there.
+    pub(crate) fn forget_others(&self) {
+        self.version.fetch_and(!1, Ordering::AcqRel);
+    }
 }
 
 /// Every signal but ours blocked, while this lives. (Nothing here touches
@@ -114,6 +119,29 @@ impl Drop for Blocked {
             8
         );
     }
+}
+
+/// Makes a call without the signals that it may send to this thread: SIGPIPE and SIGXFSZ.
+/// The program did not write, and is not told.
+pub(crate) fn without_own_signals(call: impl FnOnce() -> Answer) -> Answer {
+    let blocked = Blocked::new();
+    let sent = bit(libc::SIGPIPE) | bit(libc::SIGXFSZ);
+    let mut before = 0_u64;
+    let _fits = own!(libc::SYS_rt_sigpending, &raw mut before, 8);
+    let answer = call();
+    let ours = sent & !before;
+    if ours != 0 && [-(libc::EPIPE as Answer), -(libc::EFBIG as Answer)].contains(&answer) {
+        let at_once = [0_u64; 2];
+        let _taken = own!(
+            libc::SYS_rt_sigtimedwait,
+            &raw const ours,
+            0,
+            &raw const at_once,
+            8
+        );
+    }
+    drop(blocked);
+    answer
 }
 
 pub(crate) fn kernel_action(signal: i32, new: Option<&Action>, old: Option<&mut Action>) -> Answer {
