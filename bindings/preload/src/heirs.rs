@@ -129,6 +129,26 @@ pub(crate) fn follow(start: usize, bytes: usize, to: usize) {
     });
 }
 
+/// The first part of a range that a child does not get as it is, and what it gets.
+pub(crate) fn next(start: usize, end: usize) -> Option<(usize, usize, Gets)> {
+    if !any() {
+        return None;
+    }
+    with(|| {
+        let promised = ENTRIES.iter().filter_map(|entry| {
+            let gets = match entry.gets.load(Ordering::Relaxed) {
+                1 => Gets::Zeros,
+                2 => Gets::Nothing,
+                _ => return None,
+            };
+            let (from, to) = entry.bounds();
+            let (from, to) = (from.max(start), to.min(end));
+            (from < to).then_some((from, to, gets))
+        });
+        promised.min_by_key(|&(from, ..)| from)
+    })
+}
+
 /// Whether a child is promised anything. One load.
 pub(crate) fn any() -> bool {
     COUNT.load(Ordering::Acquire) > 0

@@ -303,6 +303,20 @@ pub(crate) fn next_with(
     })
 }
 
+/// The first part of a range that is held for a reason.
+pub(crate) fn next_for(reason: Reason, start: usize, end: usize) -> Option<(usize, usize)> {
+    if !any_for(reason, start, end.saturating_sub(start)) {
+        return None;
+    }
+    let list = List::of(reason);
+    with(|| {
+        let index = list.first_above(start);
+        let (from, to) =
+            (index < list.count.load(Ordering::Relaxed)).then(|| list.bounds(index))?;
+        (from < end).then_some((from.max(start), to.min(end)))
+    })
+}
+
 /// Says for which thread a stack is held.
 pub(crate) fn belongs_to(start: usize, thread: usize) {
     let list = List::of(Reason::Stack);

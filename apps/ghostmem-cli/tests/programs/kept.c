@@ -16,6 +16,7 @@
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #define PAGE 4096ul
@@ -84,6 +85,27 @@ static void uring(char *p) {
     stay(p);
     CHECK(syscall(SYS_io_uring_register, ring, IORING_UNREGISTER_BUFFERS, NULL, 0) == 0);
     close(ring);
+    /* Others come in the place of none, one of them locked, one that no child gets. */
+    CHECK((ring = syscall(SYS_io_uring_setup, 4, &asked)) >= 0);
+    struct io_uring_rsrc_register sparse = {.nr = 3, .flags = IORING_RSRC_REGISTER_SPARSE};
+    if (syscall(SYS_io_uring_register, ring, IORING_REGISTER_BUFFERS2, &sparse, sizeof sparse) < 0) return;
+    char *q = mapped();
+    fill(q);
+    int locked = mlock(q, 4 * PAGE) == 0;
+    CHECK(madvise(q + 8 * PAGE, 8 * PAGE, MADV_WIPEONFORK) == 0);
+    evict();
+    struct iovec updates[3] = {{q, 6 * PAGE}, {q + 6 * PAGE, 50 * PAGE}, {q + 56 * PAGE, BYTES - 56 * PAGE}};
+    struct io_uring_rsrc_update2 update = {.data = (uintptr_t)updates, .nr = 3};
+    CHECK(syscall(SYS_io_uring_register, ring, IORING_REGISTER_BUFFERS_UPDATE, &update, sizeof update) == 3);
+    stay(q);
+    if (locked) CHECK(munlock(q, 4 * PAGE) == 0);
+    stay(q);
+    pid_t child = fork();
+    if (child == 0) _exit(q[8 * PAGE + 1] == 0 && q[16 * PAGE - 1] == 0 && q[16 * PAGE + 1] == byte_of(16 * PAGE + 1) ? 3 : 4);
+    int status = -1;
+    CHECK(child > 0 && waitpid(child, &status, 0) == child && status == 3 << 8);
+    close(ring);
+    munmap(q, BYTES);
 }
 
 static int uffd;

@@ -1,5 +1,6 @@
 //! Calls after which the kernel, or a device, goes on using the program's memory: the pages
-//! become ordinary memory before, with what they hold.
+//! become ordinary memory before, with what they hold. Those that the program has locked or
+//! protected are held instead, and stay what they are.
 //!
 //! What is kept is told by the address of a structure, and so by a request's number. That is
 //! a hint: where it was another driver's, pages are ordinary memory that need not be, and
@@ -11,17 +12,22 @@
 //! | `ioctl`: `KVM_SET_USER_MEMORY_REGION` and `2` | a virtual machine |
 //! | `ioctl`: `VFIO_IOMMU_MAP_DMA` | a device |
 //! | `setsockopt`: `XDP_UMEM_REG` | a network card |
-//! | `io_uring_register`: buffers, and rings of them | what is submitted later |
+//! | `io_uring_register`: buffers, others in their place, and rings of them | what is submitted later |
 //! | `io_submit`: reads | the disk |
+//!
+//! Where a disk reads to, pages are held while there is room: each of a program's buffers
+//! would be a mapping of its own.
 //!
 //! The last two are made at all only where the kernel waits for pages.
 
+use ghostmem::Heap;
 use ghostmem_os::PAGE_SIZE;
 
 use crate::guarded::load;
+use crate::heirs::{self, Gets};
 use crate::holds::{self, Reason};
 use crate::mappings::{self, OPEN};
-use crate::raw::failed;
+use crate::raw::{failed, own};
 use crate::{foreign, ghost};
 
 use super::{Done, error};
@@ -65,6 +71,10 @@ const UMEM_REG: usize = 4;
 /// `IORING_REGISTER_BUFFERS` and `IORING_REGISTER_BUFFERS2` (linux/io_uring.h).
 const BUFFERS: usize = 0;
 const BUFFERS2: usize = 15;
+/// `IORING_REGISTER_BUFFERS_UPDATE`.
+const UPDATE: usize = 16;
+/// `IORING_REGISTER_USE_REGISTERED_RING`: the ring's number is not a descriptor's.
+const REGISTERED_RING: usize = 1 << 31;
 /// `IORING_REGISTER_PBUF_RING`: so many entries of 16 bytes.
 const RING: usize = 22;
 /// `IOCB_CMD_PREAD` and `IOCB_CMD_PREADV` (linux/aio_abi.h), and where a request says what
@@ -78,23 +88,43 @@ const BYTES_AT: usize = 32;
 /// Most buffers, or requests, that one call is looked at for (`IORING_MAX_REG_BUFFERS`).
 const MOST: usize = 1 << 14;
 
+/// What is done with the pages that are named.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// They become ordinary memory.
+    Moved,
+    /// They are held, while there is room.
+    Held,
+}
+
 /// Sees to the memory that a call's taker keeps; `Some`: it cannot be had, and the call is
 /// not made. What cannot be read is the kernel's to refuse.
 pub(super) fn settle(number: usize, args: [usize; 6]) -> Option<Done> {
     let [_, second, third, fourth, fifth, _] = args;
+    // What a ring is told is one number of 32 bits.
+    let told = second & 0xffff_ffff & !REGISTERED_RING;
     let is_settled = match number {
         16 => REQUESTS
             .iter()
             .filter(|request| request.number == second & 0xffff_ffff)
-            .all(|request| named(third, request.address, request.bytes)),
-        54 if (second, third) == (SOL_XDP, UMEM_REG) && fifth >= 16 => named(fourth, 0, 8),
-        427 if second == BUFFERS => buffers(third, fourth),
-        427 if second == BUFFERS2 => match (load::<u32>(third), load(third.wrapping_add(16))) {
-            (Ok(count), Ok(array)) => buffers(array, count as usize),
+            .all(|request| named(third, request.address, request.bytes, Way::Moved)),
+        54 if (second, third) == (SOL_XDP, UMEM_REG) && fifth >= 16 => {
+            named(fourth, 0, 8, Way::Moved)
+        }
+        427 if told == BUFFERS => buffers(third, fourth, Way::Moved),
+        427 if told == BUFFERS2 => match (load::<u32>(third), load(third.wrapping_add(16))) {
+            (Ok(count), Ok(array)) => buffers(array, count as usize, Way::Moved),
             _ => true,
         },
-        427 if second == RING => match (load(third), load::<u32>(third.wrapping_add(8))) {
-            (Ok(address), Ok(count)) => becomes_ordinary(address, count as usize * 16),
+        427 if told == UPDATE => match (
+            load(third.wrapping_add(8)),
+            load::<u32>(third.wrapping_add(24)),
+        ) {
+            (Ok(array), Ok(count)) => buffers(array, count as usize, Way::Moved),
+            _ => true,
+        },
+        427 if told == RING => match (load(third), load::<u32>(third.wrapping_add(8))) {
+            (Ok(address), Ok(count)) => stays(address, count as usize * 16, Way::Moved),
             _ => true,
         },
         209 => (0..second.min(MOST)).all(|index| submitted(third.wrapping_add(index * 8))),
@@ -104,18 +134,18 @@ pub(super) fn settle(number: usize, args: [usize; 6]) -> Option<Done> {
 }
 
 /// The memory that a structure names.
-fn named(structure: usize, address_at: usize, bytes_at: usize) -> bool {
+fn named(structure: usize, address_at: usize, bytes_at: usize, way: Way) -> bool {
     let address = load(structure.wrapping_add(address_at));
     let bytes = load(structure.wrapping_add(bytes_at));
     match (address, bytes) {
-        (Ok(address), Ok(bytes)) => becomes_ordinary(address, bytes),
+        (Ok(address), Ok(bytes)) => stays(address, bytes, way),
         _ => true,
     }
 }
 
 /// An array of `struct iovec`.
-fn buffers(array: usize, count: usize) -> bool {
-    (0..count.min(MOST)).all(|index| named(array.wrapping_add(index * 16), 0, 8))
+fn buffers(array: usize, count: usize, way: Way) -> bool {
+    (0..count.min(MOST)).all(|index| named(array.wrapping_add(index * 16), 0, 8, way))
 }
 
 /// A request of io_submit(2), by the place that points to it.
@@ -124,21 +154,21 @@ fn submitted(place: usize) -> bool {
         return true;
     };
     match load(request.wrapping_add(COMMAND_AT)) {
-        Ok(PREAD) => named(request, BUFFER_AT, BYTES_AT),
+        Ok(PREAD) => named(request, BUFFER_AT, BYTES_AT, Way::Held),
         Ok(PREADV) => match (
             load(request.wrapping_add(BUFFER_AT)),
             load(request.wrapping_add(BYTES_AT)),
         ) {
-            (Ok(array), Ok(count)) => buffers(array, count),
+            (Ok(array), Ok(count)) => buffers(array, count, Way::Held),
             _ => true,
         },
         _ => true,
     }
 }
 
-/// Makes memory ordinary as far as it is ghost memory. Pages of small objects stay the
-/// heap's, and are held.
-fn becomes_ordinary(address: usize, bytes: usize) -> bool {
+/// Sees to it that memory stays in the pages that it has, as far as it is ghost memory.
+/// Pages of small objects stay the heap's, and are held.
+fn stays(address: usize, bytes: usize, way: Way) -> bool {
     let start = address & !(PAGE_SIZE - 1);
     let Some(end) = address
         .checked_add(bytes)
@@ -155,13 +185,64 @@ fn becomes_ordinary(address: usize, bytes: usize) -> bool {
         let until = at + alike.max(PAGE_SIZE);
         // What is no block's, or has no access, is refused by whoever asks for it.
         let pieces = mappings::open_pieces(heap, at, until).filter(|_| !away);
-        for (from, to) in pieces {
-            let let_go = foreign::let_go(heap, from, to - from, OPEN);
-            if failed(let_go) && !holds::hold(heap, Reason::Kernel, from, to - from, 0) {
+        if !pieces
+            .into_iter()
+            .all(|piece| piece_stays(heap, piece, way))
+        {
+            return false;
+        }
+        at = until;
+    }
+    true
+}
+
+/// As [`stays`], for pages of one kind.
+fn piece_stays(heap: &Heap, (start, end): (usize, usize), way: Way) -> bool {
+    let hold = |from, to| holds::hold(heap, Reason::Kernel, from, to - from, 0);
+    let mut at = start;
+    while at < end {
+        let (from, to) = next_own(at, end).unwrap_or((end, end));
+        if at < from {
+            let held = way == Way::Held && hold(at, from);
+            if !held && !moves(heap, at, from) && !hold(at, from) {
                 return false;
             }
         }
-        at = until;
+        if from < to && !hold(from, to) {
+            return false;
+        }
+        at = to;
+    }
+    true
+}
+
+/// The next pages that have a protection or a lock of the program's.
+fn next_own(start: usize, end: usize) -> Option<(usize, usize)> {
+    [Reason::Locked, Reason::Protected]
+        .into_iter()
+        .filter_map(|reason| holds::next_for(reason, start, end))
+        .min()
+}
+
+/// Makes pages ordinary memory. A forked child gets of them what it would have got.
+fn moves(heap: &Heap, start: usize, end: usize) -> bool {
+    let mut at = start;
+    while at < end {
+        let (from, to, gets) = heirs::next(at, end).unwrap_or((end, end, Gets::Nothing));
+        if at < from && failed(foreign::let_go(heap, at, from - at, OPEN)) {
+            return false;
+        }
+        if from < to {
+            if failed(foreign::let_go(heap, from, to - from, OPEN)) {
+                return false;
+            }
+            let advice = match gets {
+                Gets::Nothing => libc::MADV_DONTFORK,
+                Gets::Zeros => libc::MADV_WIPEONFORK,
+            };
+            let _as_before = own!(libc::SYS_madvise, from, to - from, advice);
+        }
+        at = to;
     }
     true
 }
