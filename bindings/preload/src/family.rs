@@ -218,7 +218,8 @@ pub(crate) unsafe extern "C" fn realloc(block: *mut c_void, size: usize) -> *mut
             return block;
         }
     }
-    let new = malloc(size);
+    let goes = if owner.is_some() { usable } else { 0 };
+    let new = own_limits::in_place_of(goes, || malloc(size));
     if !new.is_null() {
         crate::raw::copy(new as usize, block as usize, usable.min(size));
         // SAFETY: the caller's promise; its contents were copied.

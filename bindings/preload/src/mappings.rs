@@ -389,7 +389,8 @@ pub(crate) fn remap(heap: &Heap, args: [usize; 6]) -> Done {
     let place = if to_a_place {
         map_at(fixed, new, access)
     } else {
-        match allocate(new, access) {
+        let goes = if leaves || access == CLOSED { 0 } else { old };
+        match own_limits::in_place_of(goes, || allocate(new, access)) {
             Ok(moved) => Done::With(moved as Answer),
             Err(_) => error(libc::ENOMEM),
         }

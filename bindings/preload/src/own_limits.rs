@@ -68,7 +68,19 @@ pub(crate) fn refuses(heap: &Heap, bytes: usize) -> bool {
         0..LARGE_BYTES => BEFORE.load(Ordering::Relaxed).saturating_add(SPARE_BYTES),
         _ => 0,
     };
-    in_use(heap).saturating_add(bytes) > most.max(had)
+    let replaced = thread::current().replaced.get();
+    let others = in_use(heap).saturating_sub(replaced);
+    others.saturating_add(bytes) > most.max(had)
+}
+
+/// Makes a block that takes the place of one that this thread has, of so many bytes: as the
+/// kernel has it for a mapping that moves, only what it is longer is more.
+pub(crate) fn in_place_of<R>(bytes: usize, make: impl FnOnce() -> R) -> R {
+    let replaced = &thread::current().replaced;
+    let before = replaced.replace(bytes);
+    let made = make();
+    replaced.set(before);
+    made
 }
 
 /// Whether every small block is to be asked about.

@@ -26,6 +26,8 @@ pub(crate) struct Thread {
     pub(crate) ended: Cell<bool>,
     /// This thread is the one that is forking.
     pub(crate) forking: Cell<u32>,
+    /// The child of vfork(2) on this thread that is to be traced; 0: none.
+    pub(crate) to_trace: Cell<i32>,
     /// Memory for the strings of an execve, kept: that call does not return.
     pub(crate) exec: Cell<usize>,
     /// Its length, bytes.
@@ -33,11 +35,11 @@ pub(crate) struct Thread {
     /// Where this thread's next allocation of our own Rust code goes, for the rest
     /// of the process; 0: to libc. See [`crate::ordinary::leave_libc_alone`].
     pub(crate) scratch: Cell<usize>,
-    /// The child of vfork(2) on this thread that is to be traced; 0: none.
-    pub(crate) to_trace: Cell<i32>,
     /// Bytes of small objects this thread allocated, less those it freed, that
     /// the heap was not told of yet.
     pub(crate) uncounted: Cell<isize>,
+    /// Bytes of a block that another one is to take the place of, while that is made.
+    pub(crate) replaced: Cell<usize>,
     /// Which touch was refused last, and when: see [`crate::taken::is_to_be_tried_again`].
     pub(crate) tried_again: Cell<[usize; 3]>,
     /// Its area of rseq(2) in ghost memory: address, bytes and signature; 0: none.

@@ -57,6 +57,21 @@ static void bounded(void) {
     int count = blocks(1000, 200000);
     CHECK(count >= 40000 && count <= 84000);
     CHECK(blocks(1000, 30000) == 30000);
+    /* What moves counts once: a block with a neighbour, and a mapping. */
+    char *moved = malloc(45 * MIB), *beside = malloc(256 << 10);
+    CHECK(moved && beside);
+    moved[0] = 7;
+    CHECK(moved = realloc(moved, 60 * MIB));
+    CHECK(moved[0] == 7 && !moved[50 * MIB]);
+    free(moved);
+    moved = mmap(NULL, 45 * MIB, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(moved != MAP_FAILED);
+    moved[0] = 8;
+    moved = mremap(moved, 45 * MIB, 60 * MIB, MREMAP_MAYMOVE);
+    CHECK(moved != MAP_FAILED && moved[0] == 8);
+    REFUSED(mremap(moved, 60 * MIB, 160 * MIB, MREMAP_MAYMOVE) == MAP_FAILED);
+    CHECK(munmap(moved, 60 * MIB) == 0);
+    free(beside);
     /* A child has the same; those of monitor and guard need what the kernel refuses here. */
     const char *backend = getenv("BACKEND");
     int forks = !backend || !strcmp(backend, "inline");
