@@ -202,13 +202,17 @@ pub(crate) fn allocate(
     if align <= 4096
         && let Some((class, shelf)) = cache::class_of(size)
     {
-        if let Some(block) = cache::take(shelf, class) {
+        // Under a limit of its own the program has as much as it asks for.
+        let is_limited = own_limits::any();
+        if !(is_limited && own_limits::refuses(heap, class))
+            && let Some(block) = cache::take(shelf, class)
+        {
             if zeroed {
                 raw::clear(block, size);
             }
             return block as *mut c_void;
         }
-        bytes = class;
+        bytes = if is_limited { size } else { class };
     }
     let inside = EngineScope::new(thread);
     if ASKED.load(Ordering::Relaxed) {

@@ -58,6 +58,11 @@ fn in_use(heap: &Heap) -> usize {
     heap.allocated_bytes().saturating_sub(cache::kept_bytes())
 }
 
+/// Whether the program has set a limit.
+pub(crate) fn any() -> bool {
+    MOST.load(Ordering::Relaxed) != usize::MAX
+}
+
 /// Whether the limit has no room for a block, or for so many bytes more of one.
 pub(crate) fn refuses(heap: &Heap, bytes: usize) -> bool {
     let most = MOST.load(Ordering::Relaxed);
@@ -85,5 +90,5 @@ pub(crate) fn in_place_of<R>(bytes: usize, make: impl FnOnce() -> R) -> R {
 
 /// Whether every small block is to be asked about.
 pub(crate) fn is_close(heap: &Heap) -> bool {
-    MOST.load(Ordering::Relaxed) != usize::MAX && refuses(heap, CLOSE_BYTES)
+    any() && refuses(heap, CLOSE_BYTES)
 }

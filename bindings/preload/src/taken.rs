@@ -64,6 +64,11 @@ pub(crate) fn with<R>(body: impl FnOnce(&mut Table) -> R) -> R {
     body(unsafe { &mut *TABLE.0.get() })
 }
 
+/// Makes the table's memory now: later there may be none to be had.
+pub(crate) fn map_ahead() {
+    let _else_when_it_is_needed = with(Table::is_mapped);
+}
+
 /// The thread that changes something, by its state's address, 0: none does; and how often
 /// one did. A thread that forks has the table, and changes nothing: it waits for those that
 /// allocate, and one of these may be at a touch.

@@ -53,6 +53,9 @@ static void bounded(void) {
         int count = blocks(MIB, 200);
         CHECK(count >= 40 && count <= 80);
     }
+    /* A block counts as what was asked for. */
+    int whole = blocks(MIB, 200), longer = blocks(MIB + (40 << 10), 200);
+    CHECK(longer >= whole * 1024 / 1064 - 2 && longer <= whole);
     /* By small ones, too. */
     int count = blocks(1000, 200000);
     CHECK(count >= 40000 && count <= 84000);

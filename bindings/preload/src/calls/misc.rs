@@ -3,7 +3,7 @@
 use crate::bounce::Lease;
 use crate::guarded::{self, BadAddress, Touch, load};
 use crate::raw::{self, Answer, call, failed, own};
-use crate::{ghost, own_limits, signals};
+use crate::{ghost, own_limits, signals, taken};
 
 use super::table::{self, Length, Pointer};
 use super::{Done, error, held, load_if, with_copies};
@@ -287,6 +287,8 @@ pub(super) fn fcntl(args: [usize; 6]) -> Touch<Done> {
 /// setrlimit and prlimit64 of what bounds memory: what the program sets counts for blocks
 /// from then on.
 pub(super) fn set_limit(number: usize, args: [usize; 6]) -> Touch<Done> {
+    // The kernel may refuse every mapping from then on.
+    taken::map_ahead();
     let answer = match with_copies(number, args, table::plain(number).unwrap_or(&[]))? {
         Done::With(answer) => answer,
         Done::Asis => raw::syscall(number, args),
