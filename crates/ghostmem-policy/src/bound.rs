@@ -410,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn the_reballoons_free_frames_fit_in_a_quantum() {
+    fn the_reclaimers_free_frames_fit_in_a_quantum() {
         // It keeps up to twice a 64th of the limit free, 512 pages at most.
         for bound in [16, 64, 300, 5000, 1 << 20] {
             for shared in [false, true] {
@@ -501,8 +501,8 @@ mod tests {
         assert!(all >= limit - 16 * MIB && all <= limit - 14 * MIB, "{all}");
     }
 
-    /// Four grow and give back as they are told; some, with next to nothing, inflate a balloon for what
-    /// they miss. All look at the same moment, and only then does each take.
+    /// Four grow and give back as they are told; some, with next to nothing, inflate a
+    /// balloon for what they miss. All look at the same moment, and only then does each take.
     #[test]
     fn several_with_a_balloon_get_room_and_never_pass_the_limit() {
         for balloons in 1..=4 {
