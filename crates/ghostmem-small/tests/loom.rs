@@ -18,7 +18,7 @@ mod sync {
     pub(crate) use loom::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 }
 
-use live::Places;
+use live::LiveBits;
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use loom::thread;
@@ -47,8 +47,8 @@ impl Memory {
         memory
     }
 
-    fn places(&self) -> Places<'_> {
-        Places {
+    fn places(&self) -> LiveBits<'_> {
+        LiveBits {
             own: &self.own,
             others: &self.others,
             mixed: &self.mixed,

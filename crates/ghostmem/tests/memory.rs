@@ -114,8 +114,12 @@ fn assert_parts_are_told(heap: &Heap, bound: usize) {
     ];
     let sum: usize = parts.iter().sum();
     assert_eq!(sum, stats.process_peak_bytes, "{parts:?}");
-    assert!(parts[..2].iter().all(|&bytes| bytes > MIB), "{parts:?}");
-    assert!(parts[3..].iter().all(|&bytes| bytes > 0), "{parts:?}");
+    assert!(parts[0] > MIB, "{parts:?}");
+    // On a busy machine the peak may be as the first pages leave.
+    assert!(
+        parts[1] > 0 && parts[3..].iter().all(|&bytes| bytes > 0),
+        "{parts:?}"
+    );
     // Three times the room, and what was there before.
     let plain = stats.plain_peak_bytes;
     assert!(
@@ -440,8 +444,9 @@ fn a_file_takes_what_memory_beside_the_heap_needs() {
             let sampler = Sampler::new();
             let mut beside = Vec::new();
             for _ in 0..2 * ROOM / MIB - 16 {
-                // No faster than the file takes pages: other work may keep the disk.
-                while taken() + 3 * MIB > bound {
+                // No faster than the file takes pages: other work may keep the disk. And the
+                // heap may have been granted a part of what is left at the same moment.
+                while taken() + 4 * MIB > bound {
                     thread::sleep(Duration::from_millis(5));
                 }
                 beside.push(vec![1_u8; MIB]);
