@@ -60,7 +60,7 @@ Examples:
   ghostmem demo                             1 GiB of this machine's files, limit 128 MiB
   ghostmem demo --limit 4M                  the same under 4 MiB
   ghostmem demo --size 4M --limit 20K       five pages
-  ghostmem demo --memory 640M               640 MiB for the whole process, however they are used
+  ghostmem demo --size 256M --memory 400M   400 MiB for the whole process, however they are used
   ghostmem demo ~/src --limit 10% --json    your own files, result for machines
 
 Exit code:
