@@ -7,6 +7,7 @@
 //!   run        a stack for each actor, which are resumed in turn
 //!   schedule   which actor goes on, at each point that one comes to
 //!   machine    the program: its operations, and what must hold
+//!   audit      what words, frames, slots and copies say of each other
 //!   disk       a file that fails, lies and forgets
 //!   oracle     what each page must hold: a plain map
 //!   plan       a setting, operations, decisions: from a seed or a script
@@ -17,6 +18,7 @@
 
 #![allow(clippy::unwrap_used)] // a test ends at the first failure
 
+mod audit;
 mod disk;
 mod machine;
 mod oracle;

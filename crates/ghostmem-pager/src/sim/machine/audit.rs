@@ -3,15 +3,12 @@
 use std::collections::HashSet;
 
 use ghostmem_os::PAGE_SIZE;
-use ghostmem_store::Place;
 use ghostmem_table::{PageState, Word};
 
 use super::Machine;
 use crate::parts::metrics::Counter;
+use crate::sim::audit::{Words, overdraft_most, touched_pages};
 use crate::sim::oracle::ZEROS;
-
-/// Frames beyond the limit that `fault::frame` may take when nothing can leave.
-const OVERDRAFT_MAX: i64 = 68;
 
 impl Machine {
     /// At every moment, in the middle of calls too.
@@ -28,7 +25,7 @@ impl Machine {
         }
         let over = match overdrafts - self.overdrafts.get() {
             0 => 0,
-            _ => OVERDRAFT_MAX.max(budget.limit() / 8),
+            _ => overdraft_most(budget.limit()),
         };
         let most = self.ceiling.get() + over;
         assert!(
@@ -61,67 +58,21 @@ impl Machine {
     }
 
     fn audit_words(&self) {
-        let (mut resident, mut copies, mut pinned) = (0, 0, 0);
-        let (mut slots, mut places) = (HashSet::new(), HashSet::new());
-        for region in self.engine.regions() {
-            let groups = region.resident.touched_words().pages();
-            for page in groups.flat_map(|group| {
-                let first = group * PAGE_SIZE / 8;
-                first..(first + PAGE_SIZE / 8).min(region.pages())
-            }) {
-                let word = region.table.load(page);
-                let state = word.state();
-                let copied = state == PageState::Resident && word.has_copy();
-                resident += i64::from(state == PageState::Resident);
-                copies += usize::from(copied);
-                pinned += usize::from(word.is_pinned());
-                let lost = state == PageState::Lost && self.setting.lies == 1;
-                let rests = matches!(
-                    state,
-                    PageState::Empty | PageState::Filled | PageState::Resident | PageState::Stored
-                );
-                assert!(rests || lost, "page {page} was left {state:?}");
-                if copied || state == PageState::Stored {
-                    let place = Place::from_bits(word.payload());
-                    let new = match place.expect("a place") {
-                        Place::Store(slot) => slots.insert(slot.bits()),
-                        Place::Cold(..) => places.insert(word.payload()),
-                    };
-                    assert!(new, "page {page} shares the place of another one");
-                }
-            }
-        }
         let engine = &self.engine;
-        let used = engine.budget.used();
-        assert_eq!(used, resident, "frames taken, pages resident");
-        let frames = self.sim.frames() as i64;
-        // A page of zeros that nobody has touched yet is a hole in guard's file.
-        let agree = frames == resident || (self.setting.manner > 0 && frames < resident);
-        assert!(agree, "{frames} frames mapped, {resident} pages resident");
-        assert_eq!(
-            engine.copies.sum(),
-            copies,
-            "copies counted, pages with one"
-        );
-        let stats = engine.stats();
-        assert_eq!(stats.stored_pages, slots.len(), "slots, of pages");
-        assert_eq!(
-            stats.file_pages,
-            places.len(),
-            "places in the file, of pages"
-        );
+        let words = Words::of(engine, self.setting.lies == 1);
+        words.agree(engine, self.sim.frames() as i64, self.setting.manner > 0);
         let of_pins: HashSet<usize> = self
             .pins
             .borrow()
             .iter()
             .flat_map(|&(from, pages)| (0..pages).map(move |page| from + page * PAGE_SIZE))
             .collect();
-        assert_eq!(pinned, of_pins.len(), "pinned words, pages with pins");
+        assert_eq!(words.pinned, of_pins.len(), "pinned words, pages with pins");
         let allocated: usize = self.blocks.borrow().iter().map(|b| b.pages.get()).sum();
         self.forget_those_that_left();
         let leaving: usize = self.leaving.borrow().iter().map(|left| left.1).sum();
         assert_eq!(
-            stats.allocated_bytes,
+            engine.stats().allocated_bytes,
             (allocated + leaving) * PAGE_SIZE,
             "bytes allocated, pages of blocks ({allocated}) and of those not free yet ({leaving})"
         );
@@ -150,11 +101,7 @@ impl Machine {
         let leaving = self.leaving.borrow();
         let mut emptied = 0;
         for region in self.engine.regions() {
-            let left = region.resident.touched_words().pages().flat_map(|group| {
-                let first = group * PAGE_SIZE / 8;
-                first..(first + PAGE_SIZE / 8).min(region.pages())
-            });
-            for page in left {
+            for page in touched_pages(region) {
                 let (word, address) = (region.table.load(page), region.base() + page * PAGE_SIZE);
                 let kept = leaving
                     .iter()
