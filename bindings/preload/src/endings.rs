@@ -222,12 +222,7 @@ extern "C-unwind" fn ends(signal: i32, info: *mut libc::siginfo_t, context: *mut
     }
     let _cannot_fail = kernel_action(signal, Some(&DEFAULT), None);
     signals::let_in_only(signal, context);
-    let (pid, tid) = (own!(libc::SYS_getpid), own!(libc::SYS_gettid));
-    let mut sent = call!(libc::SYS_rt_tgsigqueueinfo, pid, tid, signal, info);
-    if failed(sent) {
-        sent = call!(libc::SYS_tgkill, pid, tid, signal);
-    }
-    if failed(sent) {
+    if failed(signals::send_again(signal, info)) {
         // A filter from before the start: as a shell would tell of it.
         let _ends = own!(libc::SYS_exit_group, 128 + signal);
     }

@@ -179,6 +179,17 @@ pub(crate) fn return_by_doorway() {
     }
 }
 
+/// Sends this thread a signal once more, with all that came with it; without, where that is
+/// refused.
+pub(crate) fn send_again(signal: i32, info: *const libc::siginfo_t) -> Answer {
+    let (pid, tid) = (own!(libc::SYS_getpid), own!(libc::SYS_gettid));
+    let sent = call!(libc::SYS_rt_tgsigqueueinfo, pid, tid, signal, info);
+    if failed(sent) {
+        return call!(libc::SYS_tgkill, pid, tid, signal);
+    }
+    sent
+}
+
 /// A child of vfork(2) has its parent's memory but handlers of its own, until
 /// it executes a program or ends.
 pub(crate) fn in_vfork_child() -> bool {

@@ -1,7 +1,7 @@
 //! What the program has blocked of the signals that it shares with the engine, and the calls
 //! about it.
 
-use super::{OUR_BITS, OURS, bit, in_vfork_child};
+use super::{OUR_BITS, OURS, bit, in_vfork_child, send_again};
 use crate::calls::{Done, load_if, store_if};
 use crate::ghost;
 use crate::guarded::{self, Touch};
@@ -40,17 +40,7 @@ pub(super) fn set_blocked(thread: &Thread, bits: u32) {
         for (word, kept) in info.iter_mut().zip(&thread.pending_info[place]) {
             *word = kept.get();
         }
-        let (pid, tid) = (own!(libc::SYS_getpid), own!(libc::SYS_gettid));
-        let sent = call!(
-            libc::SYS_rt_tgsigqueueinfo,
-            pid,
-            tid,
-            *signal,
-            info.as_ptr()
-        );
-        if failed(sent) {
-            let _sent = call!(libc::SYS_tgkill, pid, tid, *signal);
-        }
+        let _sent = send_again(*signal, info.as_ptr().cast());
     }
 }
 
