@@ -54,3 +54,35 @@ fn a_handler_of_faults_of_the_programs_own_answers_for_its_memory() {
 fn a_virtual_machine_finds_its_memory() {
     stays("kvm");
 }
+
+/// Threads count in memory that becomes ordinary meanwhile, natively and on each backend.
+fn loses_no_store(way: &str, rounds: &str) {
+    let program = built("stores", way);
+    let arguments = [way, "8000000", rounds];
+    let natively = Command::new(&program).args(arguments).output().unwrap();
+    if natively.status.code() == Some(77) {
+        println!("SKIPPED: this machine has nothing to test {way} with");
+        return;
+    }
+    assert_ok(&natively, &format!("{way} natively"));
+    for backend in backends() {
+        let mut command = Command::new("timeout");
+        command.args(["-s", "KILL", "300", env!("CARGO_BIN_EXE_ghostmem"), "run"]);
+        command.args(["--limit", "4M", "--mmap=64K", "--backend", backend, "--"]);
+        command.arg(&program).args(arguments).stdin(Stdio::null());
+        assert_ok(&command.output().unwrap(), &format!("{way} on {backend}"));
+    }
+}
+
+/// Proves that no store of a thread's or of the kernel's is lost, and none refused, while the
+/// memory becomes code; two threads that ask at once, and forks, change nothing.
+#[test]
+fn no_store_is_lost_while_memory_becomes_code() {
+    loses_no_store("code", "40");
+}
+
+/// Proves the same where the program's own handler of faults takes the memory over.
+#[test]
+fn no_store_is_lost_while_a_handler_takes_memory_over() {
+    loses_no_store("uffd", "40");
+}

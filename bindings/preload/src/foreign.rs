@@ -5,20 +5,23 @@
 //!        │ refused         │ pinned                │ refused
 //!        └─► an error      └─► given back ◄────────┘
 //! ```
-//! What the kernel refuses is refused before anything has changed, as a rule. Memory that
-//! becomes code is copied first, so that what it holds stays where the way is refused
-//! half-way. Pages leave the heap with no transition of theirs in flight, and no batch that
-//! names them.
+//! What the kernel refuses is refused before anything has changed, as a rule. Pages leave the
+//! heap with no transition of theirs in flight, and no batch that names them.
+//!
+//! Memory that becomes code, or stays with the kernel, keeps what it holds, and threads use
+//! it meanwhile: the heap hands it over piece by piece (`Heap::hand_over`). No store is lost,
+//! and a way that is refused half-way leaves both parts whole.
+
+use core::ptr::NonNull;
 
 use ghostmem::Heap;
 use ghostmem_os::PAGE_SIZE;
 
 use crate::calls::{Done, error};
-use crate::guarded;
-use crate::heirs;
+use crate::heirs::{self, Gets};
 use crate::holds::{self, Noted};
-use crate::mappings::{FIXED, OPEN, copy_contents, end_of, has, note_ordinary, range, unmap};
-use crate::raw::{self, Answer, failed, own};
+use crate::mappings::{FIXED, OPEN, end_of, has, note_ordinary, range, unmap};
+use crate::raw::{Answer, failed, own};
 use crate::taken::{self, Range, Table};
 
 /// Calls `body` with each block that has pages in a range, and those pages.
@@ -120,7 +123,7 @@ fn move_in(heap: &Heap, from: usize, (address, end): (usize, usize)) -> Answer {
         moved
     });
     if failed(moved) {
-        noted.hold_again(heap);
+        noted.hold_again(heap, address);
     } else {
         heirs::forget(address, bytes);
     }
@@ -145,13 +148,28 @@ fn try_to_move() -> Answer {
     moved.min(0)
 }
 
+/// What became of pages that were to be ordinary memory.
+pub(crate) struct LetGo {
+    /// 0, or a refusal.
+    pub(crate) answer: Answer,
+    /// Up to here they are ordinary memory, whatever the answer: open for loads and stores
+    /// where it is a refusal.
+    pub(crate) end: usize,
+}
+
 /// Makes ghost pages ordinary memory where they are, with what they hold: they are to have
-/// an access that the heap does not give. All of them, or nothing has changed.
-pub(crate) fn let_go(heap: &Heap, address: usize, bytes: usize, access: usize) -> Answer {
+/// an access that the heap does not give. What other threads store meanwhile is in it. Where
+/// it is refused half-way the rest are ghost pages still, and all hold what they held.
+pub(crate) fn let_go(heap: &Heap, address: usize, bytes: usize, access: usize) -> LetGo {
+    let end = address + bytes;
+    let refused = |answer| LetGo {
+        answer,
+        end: address,
+    };
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
     let made = own!(libc::SYS_mmap, 0, bytes, OPEN, flags, -1_isize, 0);
     if failed(made) {
-        return made;
+        return refused(made);
     }
     let made = made as usize;
     let set_access = |access: usize| own!(libc::SYS_mprotect, made, bytes, access);
@@ -161,62 +179,85 @@ pub(crate) fn let_go(heap: &Heap, address: usize, bytes: usize, access: usize) -
         answer = set_access(OPEN);
     }
     if !failed(answer) {
+        answer = promise_alike(made, (address, end));
+    }
+    if !failed(answer) {
         answer = try_to_move();
     }
-    let mut noted = None;
-    if !failed(answer) {
-        noted = Noted::of(address, bytes);
-        answer = match noted {
-            Some(_) => fill_and_move(heap, made, (address, address + bytes), access),
-            None => -(libc::ENOMEM as Answer),
+    let noted = Noted::of(address, bytes);
+    if !failed(answer) && noted.is_none() {
+        answer = -(libc::ENOMEM as Answer);
+    }
+    let Some(mut noted) = noted.filter(|_| !failed(answer)) else {
+        let _gone = own!(libc::SYS_munmap, made, bytes);
+        return refused(answer);
+    };
+    holds::let_go(heap, address, bytes);
+    let mut gone = hand_over(heap, made, (address, end));
+    if !failed(gone.answer) && access != OPEN {
+        gone.answer = own!(libc::SYS_mprotect, address, bytes, access);
+        if failed(gone.answer) {
+            // As the pages were, where it came half-way.
+            let _else_as_it_is = own!(libc::SYS_mprotect, address, bytes, OPEN);
+        }
+    }
+    if gone.end > address {
+        note_ordinary(gone.end - address);
+    }
+    if failed(gone.answer) {
+        noted.hold_again(heap, gone.end);
+    }
+    gone
+}
+
+/// Has fresh memory take the place of ghost pages, with what they hold, piece by piece:
+/// between two of them other threads may fork, map and touch what they like. What is left
+/// of it is unmapped.
+fn hand_over(heap: &Heap, made: usize, (address, end): (usize, usize)) -> LetGo {
+    let (mut at, mut answer) = (address, 0);
+    while at < end && !failed(answer) {
+        let room = made + (at - address);
+        // What threads touch, and the heap refuses, is tried again after it.
+        let handed = taken::with(|_| {
+            let (away, alike) = heap.away_run(at, end - at)?;
+            if away {
+                // Another thread was faster.
+                let _gone = own!(libc::SYS_munmap, room, alike);
+                return Some(alike);
+            }
+            let fresh = NonNull::new(core::ptr::with_exposed_provenance_mut::<u8>(room))?;
+            // SAFETY: memory made for this, from a page on that was not moved yet; the
+            // program's pages, which nobody here has a reference into.
+            let handed = unsafe { heap.hand_over(range(at, alike), fresh) };
+            let bytes = handed.ok()?;
+            heirs::forget(at, bytes);
+            Some(bytes)
+        });
+        match handed {
+            Some(bytes) => at += bytes,
+            None => answer = -(libc::ENOMEM as Answer),
+        }
+    }
+    if at < end {
+        let _gone = own!(libc::SYS_munmap, made + (at - address), end - at);
+    }
+    LetGo { answer, end: at }
+}
+
+/// Promises of fresh memory what a forked child is promised of the pages that it takes the
+/// place of: it moves with what it is.
+fn promise_alike(made: usize, (address, end): (usize, usize)) -> Answer {
+    let (mut at, mut answer) = (address, 0);
+    while let Some((from, to, gets)) = heirs::next(at, end).filter(|_| !failed(answer)) {
+        let advice = match gets {
+            Gets::Nothing => libc::MADV_DONTFORK,
+            Gets::Zeros => libc::MADV_WIPEONFORK,
         };
-    }
-    if !failed(answer) {
-        note_ordinary(bytes);
-        return 0;
-    }
-    // First: a protection may need the mapping that it takes.
-    let _gone = own!(libc::SYS_munmap, made, bytes);
-    if let Some(noted) = &mut noted {
-        noted.hold_again(heap);
+        let room = made + (from - address);
+        answer = own!(libc::SYS_madvise, room, to - from, advice);
+        at = to;
     }
     answer
-}
-
-/// Copies ghost pages to a fresh mapping, which takes their place with an access. Where it
-/// does not, they hold what they held.
-fn fill_and_move(
-    heap: &Heap,
-    made: usize,
-    (address, end): (usize, usize),
-    access: usize,
-) -> Answer {
-    let bytes = end - address;
-    let set_access = |access: usize| own!(libc::SYS_mprotect, made, bytes, access);
-    holds::let_go(heap, address, bytes);
-    copy_contents(heap, made, address, bytes);
-    let set = set_access(access);
-    let moved = match failed(set) {
-        true => set,
-        false => move_in(heap, made, (address, end)),
-    };
-    if failed(moved) {
-        let _as_it_was = set_access(OPEN);
-        (address..end)
-            .step_by(PAGE_SIZE)
-            .for_each(|at| bring_back(at, made + (at - address)));
-    }
-    moved
-}
-
-/// Gives a page that has lost what it held its contents again: it is zero then, in memory
-/// or not.
-fn bring_back(page: usize, copy: usize) {
-    let mut words = (0..PAGE_SIZE).step_by(size_of::<u64>());
-    let held = words.clone().any(|at| raw::load::<u64>(copy + at) != 0);
-    if held && words.all(|at| guarded::load::<u64>(page + at) == Ok(0)) {
-        let _else_it_stays_away = guarded::copy(page, copy, PAGE_SIZE);
-    }
 }
 
 /// mremap of an ordinary mapping that lies in a region, in ghost pages' place.

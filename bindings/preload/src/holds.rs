@@ -200,14 +200,21 @@ impl Noted {
         first.wrapping_add(index)
     }
 
-    /// Holds all of it again, with the access it had.
-    pub(crate) fn hold_again(&mut self, heap: &Heap) {
+    /// Holds all of it again from an address on, and gives all the access it had: what lies
+    /// before is ordinary memory by now.
+    pub(crate) fn hold_again(&mut self, heap: &Heap, from: usize) {
         for index in 0..self.count {
             // SAFETY: written by `of`, in memory that goes with `self`.
             let note = unsafe { self.place(index).read() };
-            let bytes = note.end - note.start;
-            let held = hold(heap, note.reason, note.start, bytes, note.tag);
-            if held && note.reason == Reason::Protected {
+            let middle = from.clamp(note.start, note.end);
+            let bytes = note.end - middle;
+            let held = bytes == 0 || hold(heap, note.reason, middle, bytes, note.tag);
+            if note.reason == Reason::Locked && note.start < middle {
+                let _as_before = own!(libc::SYS_mlock, note.start, middle - note.start);
+            }
+            if note.reason == Reason::Protected {
+                let end = if held { note.end } else { middle };
+                let bytes = end - note.start;
                 let _as_before = own!(libc::SYS_mprotect, note.start, bytes, note.tag);
             }
         }

@@ -85,14 +85,9 @@ fn own_key() -> usize {
 /// such a change in between is the program's own, and so is one that was refused
 /// [`TRIES_MAX`] times, whatever others change elsewhere. Async-signal-safe.
 pub(crate) fn is_to_be_tried_again(address: usize) -> bool {
-    let mut waited = 0;
-    loop {
-        match CHANGER.load(Ordering::Acquire) {
-            0 => break,
-            changer if changer == own_key() => return false,
-            _ => futex::pause(waited),
-        }
-        waited = waited.saturating_add(1);
+    wait_for_change();
+    if CHANGER.load(Ordering::Acquire) == own_key() {
+        return false;
     }
     let last = &thread::current().tried_again;
     // Never what it is at first.
@@ -105,6 +100,16 @@ pub(crate) fn is_to_be_tried_again(address: usize) -> bool {
     let again = tries < TRIES_MAX;
     last.set([changes, address, if again { tries + 1 } else { 0 }]);
     again
+}
+
+/// Waits until no other thread is in the midst of a change: what was seen of an address
+/// before may be no more than that. Async-signal-safe.
+pub(crate) fn wait_for_change() {
+    let mut waited = 0;
+    while ![0, own_key()].contains(&CHANGER.load(Ordering::Acquire)) {
+        futex::pause(waited);
+        waited = waited.saturating_add(1);
+    }
 }
 
 /// Touches of one address that are tried again, at most, if every one meets a change.

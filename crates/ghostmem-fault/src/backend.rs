@@ -4,8 +4,12 @@
 //! so that a fault costs one comparison and no indirect call.
 
 use ghostmem_os::bits::PageBits;
+#[cfg(not(windows))]
+use ghostmem_os::error::ENOSYS;
 use ghostmem_os::ghost::Installed;
 use ghostmem_os::map::Access;
+#[cfg(not(windows))]
+use ghostmem_os::room::Room;
 use ghostmem_os::signal::Sign;
 use ghostmem_os::{OsError, PAGE_SIZE};
 
@@ -67,6 +71,15 @@ pub trait Backend {
     /// their place: from now on the mechanism leaves their addresses alone.
     fn give_away(&self, away: &PageBits, page: usize, pages: usize) {
         away.set(page, page + pages);
+    }
+    /// Puts filled pages in the place of claimed ones that nobody can store to: these are
+    /// given away by it, and their frames go. Where that is refused nothing has changed.
+    ///
+    /// # Errors
+    /// The system's refusal; `ENOSYS` where the mechanism has no such memory.
+    #[cfg(not(windows))]
+    fn replace(&self, _away: &PageBits, _page: usize, _room: Room) -> Result<(), OsError> {
+        Err(OsError::new("mremap", ENOSYS))
     }
     /// The access of the fresh private memory that lies at pages taken back, before
     /// [`Backend::retake`].

@@ -129,7 +129,7 @@ impl Groups {
     }
 
     /// Runs `body` while no other thread marks.
-    fn in_turn<R>(&self, body: impl FnOnce() -> R) -> R {
+    pub(crate) fn in_turn<R>(&self, body: impl FnOnce() -> R) -> R {
         while self
             .marking
             .compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed)

@@ -8,6 +8,7 @@ use ghostmem_os::ghost::Installed;
 use ghostmem_os::guard::{self, FileMap};
 use ghostmem_os::map::{MapArc, Span};
 use ghostmem_os::ranges;
+use ghostmem_os::room::Room;
 use ghostmem_os::signal::Sign;
 use ghostmem_os::{OsError, PAGE_SIZE};
 
@@ -225,8 +226,30 @@ impl Backend for Guard {
         }
     }
 
+    fn replace(&self, away: &PageBits, page: usize, room: Room) -> Result<(), OsError> {
+        let pages = room.pages();
+        let part = self.span.part(page, pages);
+        let moves = || {
+            // SAFETY: pages of this region, into which nobody has a reference.
+            unsafe { room.move_over(part.base()) }?;
+            away.set(page, page + pages);
+            Ok(())
+        };
+        match &self.groups {
+            // In one step for who marks: markers would take the bytes away.
+            Some(groups) => groups.in_turn(moves),
+            None => moves(),
+        }?;
+        self.copy_for_child.note_change();
+        // Nobody maps them any more, and who does again punches first.
+        let _else_they_stay = self.map.punch(page * PAGE_SIZE, part.len());
+        Ok(())
+    }
+
     fn retake(&self, away: &PageBits, page: usize, pages: usize) -> Result<(), OsError> {
         let part = self.span.part(page, pages);
+        // A hole in the file reads as zero: what could not be punched before is no page's.
+        self.map.punch(page * PAGE_SIZE, part.len())?;
         match &self.groups {
             Some(groups) => groups.retake(&self.map, away, page, pages)?,
             None => {

@@ -4,6 +4,8 @@
 use ghostmem_os::bits::PageBits;
 use ghostmem_os::ghost::Installed;
 use ghostmem_os::map::{Access, MapArc, Span};
+#[cfg(not(windows))]
+use ghostmem_os::room::Room;
 use ghostmem_os::signal::Sign;
 use ghostmem_os::{OsError, PAGE_SIZE};
 
@@ -208,6 +210,16 @@ impl Region {
     pub fn give_away(&self, page: usize, pages: usize) {
         self.check(page, pages);
         with!(&self.mechanism, backend => backend.give_away(&self.away, page, pages));
+    }
+
+    /// See [`Backend::replace`]: as many pages as the room has.
+    ///
+    /// # Errors
+    /// The system's refusal; `ENOSYS` where the mechanism has no such memory.
+    #[cfg(not(windows))]
+    pub fn replace(&self, page: usize, room: Room) -> Result<(), OsError> {
+        self.check(page, room.pages());
+        with!(&self.mechanism, backend => backend.replace(&self.away, page, room))
     }
 
     /// Takes the addresses of pages back that were given away: whatever lies there goes,

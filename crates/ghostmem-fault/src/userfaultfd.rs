@@ -4,6 +4,7 @@ use ghostmem_os::bits::PageBits;
 use ghostmem_os::ghost::read_page;
 use ghostmem_os::map::{self, Access, MapArc, Span};
 use ghostmem_os::ranges::{self, drop_ranges};
+use ghostmem_os::room::Room;
 use ghostmem_os::signal::Sign;
 use ghostmem_os::uffd::{Installed, Uffd};
 use ghostmem_os::{OsError, PAGE_SIZE};
@@ -106,6 +107,13 @@ impl Backend for Userfaultfd {
         }
         // SAFETY: pages of this region, into which nobody has a reference.
         unsafe { ranges::set_open(self.address(page), pages * PAGE_SIZE, !barred) }
+    }
+
+    fn replace(&self, away: &PageBits, page: usize, room: Room) -> Result<(), OsError> {
+        // SAFETY: pages of this region, into which nobody has a reference.
+        unsafe { room.move_over(self.address(page)) }?;
+        away.set(page, page + room.pages());
+        Ok(())
     }
 
     /// Before it is registered the kernel would serve touches by itself: pages that the

@@ -73,6 +73,8 @@ pub mod report;
 #[cfg_attr(windows, path = "windows/reservation.rs")]
 mod reservation;
 #[cfg(not(windows))]
+pub mod room;
+#[cfg(not(windows))]
 pub mod saved;
 pub mod scratch;
 pub mod shards;

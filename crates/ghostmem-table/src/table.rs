@@ -139,11 +139,17 @@ impl<A: Deref<Target = [AtomicU64]>> PageTable<A> {
     /// # Panics
     /// When `seen` is a state that belongs to another thread.
     pub fn claim(&self, page: usize, seen: Word) -> Result<Claim, Word> {
+        self.claim_as(page, seen, seen)
+    }
+
+    /// A claim of a page whose word is `seen`, and has the flags of `word` from then on.
+    #[inline]
+    fn claim_as(&self, page: usize, seen: Word, word: Word) -> Result<Claim, Word> {
         assert!(
             !matches!(seen.state(), PageState::Claimed | PageState::Dropping),
             "only its owner moves a claimed page on"
         );
-        self.swap(page, seen, seen.with_state(PageState::Claimed))?;
+        self.swap(page, seen, word.with_state(PageState::Claimed))?;
         let before = if seen.state() == PageState::Evicting {
             // The nonce of the cancelled eviction means nothing any more.
             seen.with_state(PageState::Resident).with_payload(0)
@@ -151,6 +157,19 @@ impl<A: Deref<Target = [AtomicU64]>> PageTable<A> {
             seen
         };
         Ok(Claim { page, before })
+    }
+
+    /// As [`PageTable::claim`], of a page whose mapping another one takes the place of: as
+    /// long as it is claimed its word says *pinned*, so that nobody protects it along with
+    /// its neighbours. [`Claim::before`] does not have that.
+    ///
+    /// # Errors
+    /// The word as it is now, when it has changed.
+    ///
+    /// # Panics
+    /// When `seen` is a state that belongs to another thread.
+    pub fn claim_to_replace(&self, page: usize, seen: Word) -> Result<Claim, Word> {
+        self.claim_as(page, seen, seen.with_pinned(true))
     }
 
     /// Ends a claim: the page is now what `word` says (its waiters flag aside).

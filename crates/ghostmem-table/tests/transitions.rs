@@ -79,6 +79,25 @@ fn claim_takes_what_nobody_owns() {
     }
 }
 
+/// A claim of a page that another mapping takes the place of is one like any other, but that
+/// its word says *pinned* until it is released.
+#[test]
+fn claim_to_replace_looks_pinned() {
+    for word in words() {
+        let table = table(word);
+        let Some(claim) = attempt(|| table.claim_to_replace(PAGE, word)) else {
+            assert!(owned(word), "{word:?} could not be claimed");
+            continue;
+        };
+        assert!(!owned(word), "{word:?} was claimed twice");
+        let claimed = word.with_state(PageState::Claimed).with_pinned(true);
+        assert_eq!(table.load(PAGE), claimed);
+        let before = claim.unwrap().before();
+        assert_eq!(before.is_pinned(), word.is_pinned(), "{word:?}");
+        assert!(!owned(before) && before.heat() == word.heat(), "{word:?}");
+    }
+}
+
 /// Only dirty, unpinned resident pages are evicted, only clean, unpinned ones
 /// dropped.
 #[test]

@@ -10,6 +10,10 @@ use core::alloc::Layout;
 use core::ptr::NonNull;
 
 use ghostmem_os::PAGE_SIZE;
+#[cfg(not(windows))]
+use ghostmem_os::error::{EAGAIN, EINVAL, EIO};
+#[cfg(not(windows))]
+use ghostmem_os::room::Room;
 use ghostmem_pager::Hole;
 use ghostmem_small::{SmallError, SmallHeap};
 
@@ -317,6 +321,37 @@ impl Heap {
         self.engine()
             .give_away(address, len)
             .map_err(|_| Error::NotGhost { address })
+    }
+
+    /// Has fresh memory take the place of pages of a range, from its start on, with what
+    /// they hold: a good part of a megabyte at most, or more of pages that never held
+    /// anything. How many bytes it was. They are as after [`Heap::give_away`], and as many
+    /// of the fresh memory have moved. A thread that touches them meanwhile waits: no store
+    /// is lost.
+    ///
+    /// # Safety
+    /// `fresh` is whole pages of a private anonymous mapping, as long as the range, open for
+    /// loads and stores, and the caller's alone. Nobody has a reference into the range.
+    ///
+    /// # Errors
+    /// [`Error::NotGhost`], also where the first page is pinned or a hole;
+    /// [`Error::PageLost`]; [`Error::OutOfMemory`], where the system refuses. Nothing has
+    /// changed.
+    #[cfg(not(windows))]
+    pub unsafe fn hand_over<T>(
+        &self,
+        range: *const [T],
+        fresh: NonNull<u8>,
+    ) -> Result<usize, Error> {
+        let (address, len) = parts(range);
+        // SAFETY: the caller's promise.
+        let room = unsafe { Room::new(fresh.as_ptr() as usize, len) };
+        let handed = self.engine().hand_over(address, room);
+        handed.map_err(|error| match error.errno {
+            EINVAL | EAGAIN => Error::NotGhost { address },
+            EIO => Error::PageLost { address },
+            _ => Error::OutOfMemory { bytes: len },
+        })
     }
 
     /// Takes what of a range was given away back: holes ([`Hole::Closed`]), whatever lay

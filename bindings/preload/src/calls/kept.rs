@@ -1,6 +1,7 @@
 //! Calls after which the kernel, or a device, goes on using the program's memory: the pages
-//! become ordinary memory before, with what they hold. Those that the program has locked or
-//! protected are held instead, and stay what they are.
+//! become ordinary memory before, with what they hold and what threads store meanwhile. Those
+//! that are held already (locked, protected, stacks) are held for this too, and stay what
+//! they are.
 //!
 //! What is kept is told by the address of a structure, and so by a request's number. That is
 //! a hint: where it was another driver's, pages are ordinary memory that need not be, and
@@ -24,10 +25,8 @@ use ghostmem::Heap;
 use ghostmem_os::PAGE_SIZE;
 
 use crate::guarded::load;
-use crate::heirs::{self, Gets};
-use crate::holds::{self, Reason};
+use crate::holds::{self, EVERY, Reason};
 use crate::mappings::{self, OPEN};
-use crate::raw::{failed, own};
 use crate::{foreign, ghost};
 
 use super::{Done, error};
@@ -198,17 +197,19 @@ fn stays(address: usize, bytes: usize, way: Way) -> bool {
 
 /// As [`stays`], for pages of one kind.
 fn piece_stays(heap: &Heap, (start, end): (usize, usize), way: Way) -> bool {
-    let hold = |from, to| holds::hold(heap, Reason::Kernel, from, to - from, 0);
+    let hold = |from, to| from == to || holds::hold(heap, Reason::Kernel, from, to - from, 0);
     let mut at = start;
     while at < end {
-        let (from, to) = next_own(at, end).unwrap_or((end, end));
-        if at < from {
-            let held = way == Way::Held && hold(at, from);
-            if !held && !moves(heap, at, from) && !hold(at, from) {
+        let (from, to) = next_held(at, end).unwrap_or((end, end));
+        let held = way == Way::Held && hold(at, from);
+        if at < from && !held {
+            // Both ways can be gone in part.
+            let left = foreign::let_go(heap, at, from - at, OPEN).end;
+            if !hold(left, from) {
                 return false;
             }
         }
-        if from < to && !hold(from, to) {
+        if !hold(from, to) {
             return false;
         }
         at = to;
@@ -216,33 +217,10 @@ fn piece_stays(heap: &Heap, (start, end): (usize, usize), way: Way) -> bool {
     true
 }
 
-/// The next pages that have a protection or a lock of the program's.
-fn next_own(start: usize, end: usize) -> Option<(usize, usize)> {
-    [Reason::Locked, Reason::Protected]
+/// The next pages that are held already, for a reason that may end before this one.
+fn next_held(start: usize, end: usize) -> Option<(usize, usize)> {
+    EVERY
         .into_iter()
         .filter_map(|reason| holds::next_for(reason, start, end))
         .min()
-}
-
-/// Makes pages ordinary memory. A forked child gets of them what it would have got.
-fn moves(heap: &Heap, start: usize, end: usize) -> bool {
-    let mut at = start;
-    while at < end {
-        let (from, to, gets) = heirs::next(at, end).unwrap_or((end, end, Gets::Nothing));
-        if at < from && failed(foreign::let_go(heap, at, from - at, OPEN)) {
-            return false;
-        }
-        if from < to {
-            if failed(foreign::let_go(heap, from, to - from, OPEN)) {
-                return false;
-            }
-            let advice = match gets {
-                Gets::Nothing => libc::MADV_DONTFORK,
-                Gets::Zeros => libc::MADV_WIPEONFORK,
-            };
-            let _as_before = own!(libc::SYS_madvise, from, to - from, advice);
-        }
-        at = to;
-    }
-    true
 }

@@ -340,7 +340,7 @@ fn protect_open(heap: &Heap, number: usize, args: [usize; 6]) -> Done {
     }
     // Code cannot be brought in by who executes it; and what finds no room to stay
     // resident need not stay the heap's.
-    let as_ordinary = || Done::With(foreign::let_go(heap, address, bytes, access));
+    let as_ordinary = || Done::With(foreign::let_go(heap, address, bytes, access).answer);
     let is_code = access & libc::PROT_EXEC as usize != 0;
     if key as i32 == -1 && (is_code || is_much_to_hold(heap, bytes)) {
         return as_ordinary();

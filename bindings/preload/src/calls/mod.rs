@@ -26,7 +26,7 @@ use crate::bounce::Lease;
 use crate::guarded::{self, BadAddress, Touch, load, store};
 use crate::raw::{self, Answer, failed};
 use crate::{
-    begin, bounce, confine, descriptors, ghost, objects, own_limits, signals, thread, tree,
+    begin, bounce, confine, descriptors, ghost, objects, own_limits, signals, taken, thread, tree,
 };
 pub(crate) use entry::entry_address;
 use table::{Length, Pointer, Treatment};
@@ -184,7 +184,11 @@ fn handle(call: &mut Call) -> Touch<Done> {
         return Ok(refused);
     }
     if !kernel_is_blind() && points_to_a_hole(number, args)? {
-        return Ok(error(libc::EFAULT));
+        // A change by another thread may have been seen half done.
+        taken::wait_for_change();
+        if points_to_a_hole(number, args)? {
+            return Ok(error(libc::EFAULT));
+        }
     }
     if let Some(done) = descriptors::by_number(number, args) {
         return Ok(done);

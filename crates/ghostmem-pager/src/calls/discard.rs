@@ -113,12 +113,12 @@ impl Engine {
             let word = region.table.load(page);
             match word.state() {
                 _ if word == Word::EMPTY => page += 1,
+                PageState::Claimed | PageState::Dropping if held > 0 => break,
+                PageState::Claimed | PageState::Dropping => self.wait_for(region, page, word),
                 _ if word.is_pinned() => {
                     left.pinned = true;
                     page += 1;
                 }
-                PageState::Claimed | PageState::Dropping if held > 0 => break,
-                PageState::Claimed | PageState::Dropping => self.wait_for(region, page, word),
                 _ => {
                     let Ok(claim) = region.table.claim(page, word) else {
                         continue;
@@ -179,7 +179,12 @@ impl Engine {
 
 /// Keeps other threads out of a claimed page until its frame is gone; `false` when
 /// the kernel refuses, and they are not.
-fn close(engine: &Engine, region: &Region, page: usize, gone: Option<(usize, usize)>) -> bool {
+pub(crate) fn close(
+    engine: &Engine,
+    region: &Region,
+    page: usize,
+    gone: Option<(usize, usize)>,
+) -> bool {
     if !region.mapped.protects_from_loads()
         || region.mapped.protect(page, 1).is_ok()
         || engine.close_around(region, page)

@@ -41,15 +41,18 @@ impl Engine {
         Ok(())
     }
 
-    /// Gives the holes of a range back to their blocks, as zero pages.
+    /// Gives the holes of a range back to their blocks, as zero pages. Those that were given
+    /// away stay what they are: [`Engine::retake`] finds them closed.
     ///
     /// # Errors
     /// `EINVAL` when the range is not this engine's; `ENOMEM` when the process has no
     /// mapping left.
     pub fn fill_holes(&self, address: usize, len: usize) -> Result<(), OsError> {
         let (region, first, end) = self.pages_of("fill_holes", address, len)?;
-        unbar_for_kernel(region, first, end)?;
-        self.note_allocated(region.holes.fill(first, end) * PAGE_SIZE);
+        for (first, end) in own_parts(region, first, end) {
+            unbar_for_kernel(region, first, end)?;
+            self.note_allocated(region.holes.fill(first, end) * PAGE_SIZE);
+        }
         Ok(())
     }
 
@@ -60,15 +63,17 @@ impl Engine {
     /// not hold what is opened: nothing is then.
     pub fn open_holes(&self, address: usize, len: usize) -> Result<(), OsError> {
         let (region, first, end) = self.pages_of("open", address, len)?;
-        let (mut page, mut holes) = (first, 0);
-        while page < end {
-            let next = region.holes.run_end(page, end);
-            holes += if region.holes.of(page).is_some() {
-                next - page
-            } else {
-                0
-            };
-            page = next;
+        let mut holes = 0;
+        for (mut page, end) in own_parts(region, first, end) {
+            while page < end {
+                let next = region.holes.run_end(page, end);
+                holes += if region.holes.of(page).is_some() {
+                    next - page
+                } else {
+                    0
+                };
+                page = next;
+            }
         }
         self.note_allocated(holes * PAGE_SIZE);
         // Counted until the pages are: of two that ask at once one sees the other.
@@ -237,6 +242,20 @@ impl Engine {
             .of(page)
             .or_else(|| (!region.is_allocated(page)).then_some(Hole::Unmapped))
     }
+}
+
+/// The parts of a range that were not given away: first page and end of each.
+fn own_parts(
+    region: &Region,
+    first: usize,
+    end: usize,
+) -> impl Iterator<Item = (usize, usize)> + '_ {
+    let mut page = first;
+    core::iter::from_fn(move || {
+        let start = region.mapped.next_away(page, end, false);
+        page = region.mapped.next_away(start, end, true);
+        (start < end).then_some((start, page))
+    })
 }
 
 /// Has the kernel refuse touches of holes, too, where it would wait for the engine's

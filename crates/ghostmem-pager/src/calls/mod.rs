@@ -8,6 +8,8 @@ pub(crate) mod advice;
 pub(crate) mod blocks;
 pub(crate) mod discard;
 pub(crate) mod free;
+#[cfg(not(windows))]
+pub(crate) mod hand_over;
 pub(crate) mod holes;
 pub(crate) mod pins;
 pub(crate) mod resize;

@@ -377,6 +377,18 @@ impl Engine {
         }
     }
 
+    /// Brings the bytes of a claimed page that is stored into the first place of the
+    /// buffer; whether they could be had.
+    #[cfg(not(windows))]
+    pub(crate) fn bring_bytes(
+        &self,
+        region: &Region,
+        claim: &Claim,
+        scratch: &mut Scratch,
+    ) -> bool {
+        self.contents(region, claim, 0, scratch).is_some()
+    }
+
     /// Brings the bytes of a page into place `place` of the buffer: where they
     /// came from. `None` when they cannot be had.
     fn contents(

@@ -76,8 +76,8 @@ impl Protecting {
         }
     }
 
-    /// Waits until everybody who is inside has left, and for no newcomer. Not to be
-    /// called with a page claimed.
+    /// Waits until everybody who is inside has left, and for no newcomer. Those inside wait
+    /// for no claim, so that the caller may have some.
     pub(crate) fn wait_for_those_inside(&self) {
         fence(Ordering::SeqCst);
         for place in &self.0 {
