@@ -5,11 +5,23 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::{Command, Output};
 
 use common::{assert_ok, backends, built, text};
 
 mod common;
+
+/// signal(7).
+const SIGTERM: i32 = 15;
+
+/// Whether a report is there, whole, of a program that had to bring pages back.
+fn has_faulted(report: &Path) -> bool {
+    let text = fs::read(report).unwrap_or_default();
+    let figures = serde_json::from_slice::<serde_json::Value>(&text).ok();
+    figures.is_some_and(|figures| figures["refaults"].as_u64() > Some(0))
+}
 
 /// `ghostmem run` with a limit far below what the programs use; ended when it hangs.
 fn ghostmem(options: &[&str]) -> Command {
@@ -84,6 +96,29 @@ fn a_program_executed_by_a_child_that_confined_itself_works() {
 #[test]
 fn a_filter_that_the_kernel_refuses_is_refused() {
     confined("bad", &["kill"]);
+}
+
+/// Proves that a filter for all threads that the kernel did not install, as one of them has
+/// another, is known for none: the program learns which thread it is, and a signal that ends it
+/// is reported for.
+#[test]
+fn a_filter_that_not_all_threads_can_have_is_none() {
+    let program = built("confined", "diverged");
+    let arguments = ["diverged", "kill"];
+    let natively = Command::new(&program).args(arguments).output().unwrap();
+    assert_eq!(text(&natively.stdout), "ok\n", "{natively:?}");
+    assert_eq!(natively.status.signal(), Some(SIGTERM));
+    let report = program.with_extension("json");
+    for backend in backends() {
+        let _fresh = fs::remove_file(&report);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ghostmem"));
+        command.args(["run", "--limit", "4M", "--backend", backend, "--stats-json"]);
+        command.arg(&report).arg("--").arg(&program);
+        let output = command.args(arguments).output().unwrap();
+        assert_eq!(text(&output.stdout), "ok\n", "{backend}: {output:?}");
+        assert_eq!(output.status.signal(), Some(SIGTERM), "{backend}");
+        assert!(has_faulted(&report), "{backend}");
+    }
 }
 
 #[test]

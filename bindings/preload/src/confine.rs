@@ -32,7 +32,7 @@ use crate::front::{
     ARCHITECTURE_AT, EQUAL, Front, Instruction, Label, MOST, NUMBER_AT, REPORTS_MAX, RETURN, X86_64,
 };
 use crate::guarded::{self, Touch, load};
-use crate::raw::{self, call, failed, own};
+use crate::raw::{self, Answer, call, failed, own};
 use crate::settings::Settings;
 use crate::{begin, endings, ghost, objects, report, signals, start, stub};
 
@@ -147,16 +147,24 @@ fn settle() -> bool {
     endings::let_be()
 }
 
-/// Installs the filter at `given`, with ours in front of it; `ask` makes the call.
-fn install(given: Program, ask: impl Fn(usize) -> isize) -> Touch<Done> {
+/// Whether a filter is in force, by the answer to the call that was to install it. With
+/// `SECCOMP_FILTER_FLAG_TSYNC` a number above 0 is a thread's that has another filter, and
+/// nothing was installed; with `SECCOMP_FILTER_FLAG_NEW_LISTENER` it is a descriptor.
+fn is_installed(flags: usize, answer: Answer) -> bool {
+    answer == 0 || (answer > 0 && flags as u64 & libc::SECCOMP_FILTER_FLAG_NEW_LISTENER != 0)
+}
+
+/// Installs the filter at `given`, with ours in front of it; `ask` makes the call, with these
+/// flags of seccomp(2).
+fn install(given: Program, flags: usize, ask: impl Fn(usize) -> Answer) -> Touch<Done> {
     let Some((settings, doorway)) = start::settings().zip(doorway::doorway()) else {
         return Ok(Done::Asis);
     };
     look();
     let was_watched = settle();
     let done = put_in_front(settings, doorway, given, ask);
-    if was_watched && !matches!(done, Ok(Done::With(answer)) if !failed(answer)) {
-        // The filter was refused.
+    let is_in_force = matches!(done, Ok(Done::With(answer)) if is_installed(flags, answer));
+    if was_watched && !is_in_force {
         endings::watch_again();
     }
     done
@@ -166,7 +174,7 @@ fn put_in_front(
     settings: &Settings,
     doorway: Doorway,
     given: Program,
-    ask: impl Fn(usize) -> isize,
+    ask: impl Fn(usize) -> Answer,
 ) -> Touch<Done> {
     // A child of vfork(2) can have none made: the filter is for what it executes.
     let backend = ghost::heap().map_or_else(|| start::backend(settings), Heap::backend);
@@ -200,7 +208,7 @@ fn put_in_front(
 
 /// What strict mode lets by (seccomp(2)), as a filter: the kernel's own takes none of
 /// ours in front of it.
-fn strict(ask: impl Fn(usize) -> isize) -> Touch<Done> {
+fn strict(ask: impl Fn(usize) -> Answer) -> Touch<Done> {
     const ALLOWED: [i64; 4] = [
         libc::SYS_read,
         libc::SYS_write,
@@ -223,7 +231,7 @@ fn strict(ask: impl Fn(usize) -> isize) -> Touch<Done> {
         count: filter.len as u16,
         code: filter.code.as_ptr() as usize,
     };
-    install(given, ask)
+    install(given, 0, ask)
 }
 
 /// A filter as a program gives it; `None` for one that the kernel refuses at once.
@@ -264,7 +272,7 @@ pub(crate) fn prctl(args: [usize; 6]) -> Touch<Done> {
             let Some(given) = given(filter)? else {
                 return Ok(error(libc::EINVAL));
             };
-            install(given, |whole| {
+            install(given, 0, |whole| {
                 raw::syscall(157, [option, mode, whole, 0, 0, 0])
             })
         }
@@ -284,7 +292,7 @@ pub(crate) fn seccomp(args: [usize; 6]) -> Touch<Option<Done>> {
             let Some(given) = given(filter)? else {
                 return Ok(Some(error(libc::EINVAL)));
             };
-            install(given, |whole| {
+            install(given, flags, |whole| {
                 raw::syscall(317, [operation, flags, whole, 0, 0, 0])
             })
             .map(Some)

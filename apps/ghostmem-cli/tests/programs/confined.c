@@ -3,6 +3,7 @@
 // confined HOW ACTION [PAGES]
 //   HOW     prctl, seccomp, sync (all threads), strict, two (one filter after the other),
 //           fork (a child works too), exec (the program is executed again), mdwe, bad, long,
+//           diverged (all threads, of which one has a filter of its own; then SIGTERM),
 //           first (before there is any data), vfork (a child that executes the program),
 //           full (then takes what there is, up to PAGES, and says how many pages it got)
 //   ACTION  kill, errno or trap: what the filter does with all it does not name
@@ -170,6 +171,54 @@ static void *other(void *unused)
         ;
 }
 
+// A call that nobody can redirect: its instruction is made now.
+static long past_libc(long number, long first, long second, long third)
+{
+    // mov rax, rdi; mov rdi, rsi; mov rsi, rdx; mov rdx, rcx; syscall; ret
+    const unsigned char call[] = {0x48, 0x89, 0xf8, 0x48, 0x89, 0xf7, 0x48, 0x89,
+                                  0xd6, 0x48, 0x89, 0xca, 0x0f, 0x05, 0xc3};
+    int access = PROT_READ | PROT_WRITE;
+    void *page = mmap(0, 4096, access, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (page == MAP_FAILED)
+        die("no page for code");
+    memcpy(page, call, sizeof call);
+    if (mprotect(page, 4096, PROT_READ | PROT_EXEC))
+        die("no code");
+    return ((long (*)(long, long, long, long))page)(number, first, second, third);
+}
+
+static atomic_long another;
+
+// A thread with a filter of its own, which lets everything by.
+static void *apart(void *unused)
+{
+    struct sock_filter lets_by = {BPF_RET | BPF_K, 0, 0, SECCOMP_RET_ALLOW};
+    struct sock_fprog all = {1, &lets_by};
+    if (past_libc(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, (long)&all))
+        die("a thread's own filter");
+    atomic_store(&another, syscall(SYS_gettid));
+    for (;;)
+        pause();
+    return unused;
+}
+
+// As the kernel has it: the number of that thread is the answer, and no filter is in force.
+static void diverged(struct sock_fprog *program)
+{
+    pthread_t thread;
+    long all = SECCOMP_FILTER_FLAG_TSYNC, which = SECCOMP_FILTER_FLAG_TSYNC_ESRCH;
+    if (pthread_create(&thread, 0, apart, 0))
+        die("no thread");
+    while (!atomic_load(&another))
+        ;
+    if (syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, all, program) != another)
+        die("a filter for all threads, one of which has another");
+    if (syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, all | which, program) != -1 || errno != ESRCH)
+        die("the same, with an error for an answer");
+    if (prctl(PR_GET_SECCOMP) || getppid() <= 0 || syscall(SYS_getuid) != getuid())
+        die("a filter that was not installed");
+}
+
 static void on_trap(int signal)
 {
     (void)signal;
@@ -256,6 +305,12 @@ int main(int count, char **argument)
         program->len = length;
         memcpy(program->filter, code, sizeof code);
         refused = prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program);
+    } else if (!strcmp(how, "diverged")) {
+        diverged(program);
+        work();
+        write(1, "ok\n", 3);
+        raise(SIGTERM);
+        die("not ended");
     } else if (!strcmp(how, "bad")) {
         // Refused as the kernel does it, and nothing is in force.
         if (!prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, 16) || errno != EFAULT)
