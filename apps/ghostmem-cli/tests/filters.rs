@@ -9,7 +9,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use common::{assert_ok, backends, built, text};
+use common::{assert_ok, backends, built, scratch, text};
 
 mod common;
 
@@ -216,6 +216,83 @@ fn a_backend_that_a_filter_forbids_is_refused_in_one_line() {
     );
     assert!(
         said.lines().count() == 1 && said.contains("guard backend"),
+        "{said}"
+    );
+}
+
+/// Proves that a report is made under a filter that was there before: the command's and the
+/// program's, whether it ends who makes a call that it does not know or not; and one that came
+/// with the program alone.
+#[test]
+fn a_report_is_made_under_a_filter_that_was_there_before() {
+    let (program, under) = (built("confined", "early"), built("under", "early"));
+    let report = program.with_extension("json");
+    let ghostmem = env!("CARGO_BIN_EXE_ghostmem");
+    let options = ["run", "--limit", "4M", "--stats", "--stats-json"];
+    for what in ["container", "unnamed", "inside"] {
+        for backend in ["auto", "guard"] {
+            let _fresh = fs::remove_file(&report);
+            let mut command = Command::new("timeout");
+            command.args(["-s", "KILL", "60"]);
+            if what != "inside" {
+                command.arg(&under).arg(what);
+            }
+            command.arg(ghostmem).args(options).arg(&report);
+            command.args(["--backend", backend, "--"]);
+            if what == "inside" {
+                command.arg(&under).arg("container");
+            }
+            command.arg(&program).args(["work", "kill"]);
+            let output = command.output().unwrap();
+            let said = text(&output.stderr);
+            let what = format!("{what}, {backend}: {said}");
+            assert_ok(&output, &what);
+            assert!(said.contains("ghostmem: what the program used"), "{what}");
+            assert!(!said.contains("cannot write"), "{what}");
+            assert!(has_faulted(&report), "{what}");
+        }
+    }
+}
+
+/// Proves that forked children under a container's filter open files of their own, as without:
+/// each moves pages to one, and each writes its report.
+#[test]
+fn children_under_a_containers_filter_open_files_as_without() {
+    let (program, under) = (built("spill", "boxed"), built("under", "boxed"));
+    let (folder, reports) = (scratch("boxed-spill"), scratch("boxed-reports"));
+    let mut command = Command::new("timeout");
+    command.args(["-s", "KILL", "120"]).arg(&under);
+    command.args(["container", env!("CARGO_BIN_EXE_ghostmem"), "run"]);
+    command.args(["--limit", "4M", "--spill-store", "4M", "--spill"]);
+    command
+        .arg(&folder)
+        .arg("--stats-json")
+        .arg(reports.join("%p"));
+    let output = command.arg("--").arg(&program).args(["24", "fork"]);
+    assert_ok(&output.output().unwrap(), "spill");
+    let written: Vec<_> = fs::read_dir(&reports).unwrap().collect();
+    // The program and its three children.
+    assert_eq!(written.len(), 4, "{written:?}");
+    for report in written {
+        let figures = fs::read(report.unwrap().path()).unwrap();
+        let figures: serde_json::Value = serde_json::from_slice(&figures).unwrap();
+        assert!(figures["pages_spilled"].as_u64() > Some(100), "{figures}");
+    }
+}
+
+/// Proves that a filter which ends who would write the report ends nobody: one line says that
+/// there is none.
+#[test]
+fn a_report_that_a_filter_forbids_is_one_line() {
+    let (program, under) = (built("confined", "mute"), built("under", "mute"));
+    let report = program.with_extension("json");
+    let mut command = ghostmem(&["--stats-json", report.to_str().unwrap()]);
+    command.arg(&under).arg("readonly").arg(&program);
+    let output = command.args(["work", "kill"]).output().unwrap();
+    assert_ok(&output, "files may not be made");
+    let said = text(&output.stderr);
+    assert!(
+        said.lines().count() == 1 && said.contains("no report is made"),
         "{said}"
     );
 }

@@ -63,7 +63,8 @@ pub(crate) fn look() {
         return;
     }
     let filters = machine::filters();
-    if filters.is_some() && filters == settings.filters {
+    let are_known = filters.is_some() && filters == settings.filters;
+    if are_known {
         trial::all_is_known();
     }
     if !settings.spares {
@@ -75,8 +76,10 @@ pub(crate) fn look() {
     if !settings.vectored {
         ranges::drop_one_by_one();
     }
-    // Without /proc nobody can tell: then as if there were.
-    if filters.is_none_or(|count| count > 0) {
+    // Under those that the command found it opened files and ran as ever; where they end
+    // nobody for what they do not name (a container's), so does the engine. Without /proc
+    // nobody can tell: then as if there were others.
+    if filters != Some(0) && !(are_known && settings.answered) {
         doorway::confine();
     }
 }

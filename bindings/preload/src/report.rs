@@ -8,14 +8,13 @@ use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs;
-use std::os::fd::AsRawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use ghostmem::{Heap, Stats};
+use ghostmem_os::doorway;
 use ghostmem_os::report::Reports;
-use ghostmem_os::{descriptor, doorway};
 
 use crate::patch;
 use crate::raw::{failed, own, say};
@@ -23,8 +22,10 @@ use crate::settings::Settings;
 use crate::signals::Blocked;
 use crate::thread::{self, EngineScope};
 use crate::{ghost, mappings, ordinary, start};
+pub(crate) use ahead::settle;
 use write::{write_all, write_anew};
 
+mod ahead;
 mod write;
 
 /// Stands for the process's number in the name of the file.
@@ -40,43 +41,15 @@ static STDERR: AtomicI32 = AtomicI32::new(2);
 /// The file that standard error was at the start: device and number.
 static FILE: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
 
-/// The file for `--stats-json`, where it was opened ahead; -1: not.
-static JSON: AtomicI32 = AtomicI32::new(-1);
 /// The file of the program that runs, where it was asked ahead.
 static PROGRAM: OnceLock<String> = OnceLock::new();
-
-/// A filter of system calls is about to be in force: opens and asks ahead what the
-/// report needs. The descriptors that it and our last words go to; -1 for none.
-pub(crate) fn settle() -> [i32; 3] {
-    let copy = STDERR.load(Ordering::Relaxed);
-    if let Some(path) = start::settings().and_then(|settings| settings.stats_json.as_deref())
-        && JSON.load(Ordering::Relaxed) < 0
-        && owes_json(path)
-    {
-        let _inside = EngineScope::new(thread::current());
-        know_program();
-        if let Ok(file) = fs::File::create(with_process(path)) {
-            let kept = move_up(file.as_raw_fd());
-            JSON.store(kept, Ordering::Relaxed);
-        }
-    }
-    [
-        2,
-        if copy == 2 { -1 } else { copy },
-        JSON.load(Ordering::Relaxed),
-    ]
-}
 
 /// In a forked child: the file that was opened ahead is its parent's, and so is a report
 /// that another thread began.
 pub(crate) fn forget_in_child() {
     MAKER.store(0, Ordering::Relaxed);
     MADE.store(false, Ordering::Relaxed);
-    let file = JSON.swap(-1, Ordering::Relaxed);
-    // On a table that both share it would be closed for the parent.
-    if file >= 0 && !descriptor::is_shared() {
-        let _closed = own!(libc::SYS_close, file);
-    }
+    ahead::forget_in_child();
 }
 
 /// Whether this process writes the file of that name.
@@ -98,10 +71,7 @@ fn move_up(file: i32) -> i32 {
 
 /// Whether a descriptor is the copy, which the program must not close or list.
 pub(crate) fn owns(fd: i32) -> bool {
-    fd > 2
-        && [&STDERR, &JSON]
-            .iter()
-            .any(|ours| fd == ours.load(Ordering::Relaxed))
+    fd > 2 && [STDERR.load(Ordering::Relaxed), ahead::file()].contains(&fd)
 }
 
 /// Which file a descriptor is.
@@ -116,6 +86,9 @@ fn file_of(fd: i32) -> Option<[u64; 2]> {
 pub(crate) fn started(settings: &Settings, heap: &Heap, patched: patch::Report) {
     if settings.stats && is_reporter(settings) {
         keep_stderr();
+    }
+    if doorway::is_confined() {
+        ahead::open_under_filter(settings);
     }
     if !settings.verbose {
         return;
@@ -196,7 +169,7 @@ fn make(settings: &Settings, reporter: bool) {
         }
     }
     if let Some(path) = path {
-        let (path, ahead) = (with_process(path), JSON.load(Ordering::Relaxed));
+        let (path, ahead) = (with_process(path), ahead::file());
         if doorway::is_confined() {
             if ahead >= 0 {
                 let json = figures.json();

@@ -150,6 +150,13 @@ pub fn filters() -> Option<u64> {
     Some(mode.min(1) * reports.status_bytes("Seccomp_filters").unwrap_or(1))
 }
 
+/// Whether [`filters`] tells two from one: the kernel counts them.
+#[must_use]
+pub fn counts_filters() -> bool {
+    let reports = Reports::of_this_machine();
+    reports.status_bytes("Seccomp_filters").is_some()
+}
+
 /// The seccomp mode of this process: 0 none, 1 strict, 2 filter; `None` when
 /// the kernel does not say.
 #[must_use]

@@ -237,6 +237,8 @@ settings! {
         /// Filters of system calls under which the command tried what works; the backend
         /// does.
         filters("filters"): Option<u64> = None, Count, "", [];
+        /// These answer calls that they do not name, and end nobody for them.
+        answered("answered"): bool = false, Flag, "", [];
         /// Memory files can be had, of which spare descriptors are made.
         spares("spares"): bool = true, Flag, "on", [];
         /// userfaultfd(2) may be called.

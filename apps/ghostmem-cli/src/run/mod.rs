@@ -22,8 +22,8 @@ use std::process::{Command, ExitCode};
 
 use ghostmem::settings::{RunSettings, VARIABLE};
 use ghostmem::{Backend, Spill, doctor};
-use ghostmem_os::machine;
 use ghostmem_os::tree::Tree;
+use ghostmem_os::{machine, trial};
 
 use crate::cli::{BackendName, RunArgs, SmallBlocks};
 use crate::failure::{EXIT_NOT_FOUND, EXIT_NOT_RUN, Failure};
@@ -134,6 +134,7 @@ fn settings(args: &RunArgs, raw_system_calls: Option<&str>) -> Result<RunSetting
     if report.filters.is_some() {
         // What was tried under these need not be tried there again.
         settings.filters = report.filters;
+        settings.answered = machine::counts_filters() && trial::is_answered();
         settings.spares = report.guard_works;
         settings.vectored = report.drops_vectored;
         settings.calls_userfaultfd = report.calls_userfaultfd;

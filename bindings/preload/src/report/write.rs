@@ -1,31 +1,45 @@
 //! How a report is written: by calls of its own, as it may be made in a signal handler.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use ghostmem_os::doorway;
 
-use crate::raw::{failed, own};
+use crate::raw::{Answer, failed, own};
 use crate::{endings, signals};
 
 /// Writes a file anew. Not by libc: a thread that is to be cancelled would end in its calls.
 pub(super) fn write_anew(path: &Path, text: &str) -> io::Result<()> {
-    let name = CString::new(path.as_os_str().as_bytes())?;
-    let mut flags = libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC | libc::O_CLOEXEC;
-    if endings::is_reporting() {
-        // Nobody waits for a reader of a named pipe.
-        flags |= libc::O_NONBLOCK;
-    }
-    let folder = libc::AT_FDCWD;
-    let file = own!(libc::SYS_openat, folder, name.as_ptr(), flags, 0o666);
-    if failed(file) {
-        return Err(io::Error::from_raw_os_error(-file as i32));
-    }
+    // Nobody waits for a reader of a named pipe.
+    let flags = if endings::is_reporting() {
+        libc::O_NONBLOCK
+    } else {
+        0
+    };
+    let opened = name_of(path).and_then(|name| open_anew(&name, flags));
+    let file = opened.map_err(io::Error::from_raw_os_error)?;
     let written = write_all(file, text.as_bytes());
     let _closed = own!(libc::SYS_close, file);
     written
+}
+
+/// A path as the kernel wants it; an error's number.
+pub(super) fn name_of(path: &Path) -> Result<CString, i32> {
+    CString::new(path.as_os_str().as_bytes()).map_err(|_| libc::EINVAL)
+}
+
+/// Opens a file that is to be written anew; its descriptor, or an error's number. One system
+/// call.
+pub(super) fn open_anew(name: &CStr, flags: i32) -> Result<Answer, i32> {
+    let flags = flags | libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC | libc::O_CLOEXEC;
+    let folder = libc::AT_FDCWD;
+    let file = own!(libc::SYS_openat, folder, name.as_ptr(), flags, 0o666);
+    match failed(file) {
+        true => Err(-file as i32),
+        false => Ok(file),
+    }
 }
 
 /// Writes all, in as many calls as it takes.
@@ -60,7 +74,8 @@ pub(super) fn write_all(file: isize, mut bytes: &[u8]) -> io::Result<()> {
 
 /// One write, which does not wait in a pipe or socket that somebody else has filled since.
 fn write_now(file: isize, bytes: &[u8]) -> isize {
-    const REFUSED: [i32; 3] = [libc::EOPNOTSUPP, libc::ENOSYS, libc::EINVAL];
+    // `EPERM`: by a filter that does not know the call.
+    const REFUSED: [i32; 4] = [libc::EOPNOTSUPP, libc::ENOSYS, libc::EINVAL, libc::EPERM];
     if can_say_not_now(file) {
         let part = [bytes.as_ptr() as usize, bytes.len()];
         let (here, flags) = (-1_isize, libc::RWF_NOWAIT);
