@@ -111,21 +111,12 @@ pub(super) fn settle(number: usize, args: [usize; 6]) -> Option<Done> {
             named(fourth, 0, 8, Way::Moved)
         }
         427 if told == BUFFERS => buffers(third, fourth, Way::Moved),
-        427 if told == BUFFERS2 => match (load::<u32>(third), load(third.wrapping_add(16))) {
-            (Ok(count), Ok(array)) => buffers(array, count as usize, Way::Moved),
-            _ => true,
-        },
-        427 if told == UPDATE => match (
-            load(third.wrapping_add(8)),
-            load::<u32>(third.wrapping_add(24)),
-        ) {
-            (Ok(array), Ok(count)) => buffers(array, count as usize, Way::Moved),
-            _ => true,
-        },
-        427 if told == RING => match (load(third), load::<u32>(third.wrapping_add(8))) {
-            (Ok(address), Ok(count)) => stays(address, count as usize * 16, Way::Moved),
-            _ => true,
-        },
+        427 if told == BUFFERS2 => pair::<u32>(third, 16, 0)
+            .is_none_or(|(array, count)| buffers(array, count as usize, Way::Moved)),
+        427 if told == UPDATE => pair::<u32>(third, 8, 24)
+            .is_none_or(|(array, count)| buffers(array, count as usize, Way::Moved)),
+        427 if told == RING => pair::<u32>(third, 0, 8)
+            .is_none_or(|(address, count)| stays(address, count as usize * 16, Way::Moved)),
         209 => (0..second.min(MOST)).all(|index| submitted(third.wrapping_add(index * 8))),
         _ => true,
     };
@@ -134,12 +125,15 @@ pub(super) fn settle(number: usize, args: [usize; 6]) -> Option<Done> {
 
 /// The memory that a structure names.
 fn named(structure: usize, address_at: usize, bytes_at: usize, way: Way) -> bool {
-    let address = load(structure.wrapping_add(address_at));
-    let bytes = load(structure.wrapping_add(bytes_at));
-    match (address, bytes) {
-        (Ok(address), Ok(bytes)) => stays(address, bytes, way),
-        _ => true,
-    }
+    pair(structure, address_at, bytes_at).is_none_or(|(address, bytes)| stays(address, bytes, way))
+}
+
+/// The address and the number that a structure has at these offsets; `None`: it cannot be
+/// read.
+fn pair<N: Copy>(structure: usize, address_at: usize, number_at: usize) -> Option<(usize, N)> {
+    let address = load(structure.wrapping_add(address_at)).ok()?;
+    let number = load(structure.wrapping_add(number_at)).ok()?;
+    Some((address, number))
 }
 
 /// An array of `struct iovec`.
@@ -154,13 +148,8 @@ fn submitted(place: usize) -> bool {
     };
     match load(request.wrapping_add(COMMAND_AT)) {
         Ok(PREAD) => named(request, BUFFER_AT, BYTES_AT, Way::Held),
-        Ok(PREADV) => match (
-            load(request.wrapping_add(BUFFER_AT)),
-            load(request.wrapping_add(BYTES_AT)),
-        ) {
-            (Ok(array), Ok(count)) => buffers(array, count, Way::Held),
-            _ => true,
-        },
+        Ok(PREADV) => pair(request, BUFFER_AT, BYTES_AT)
+            .is_none_or(|(array, count)| buffers(array, count, Way::Held)),
         _ => true,
     }
 }
