@@ -19,7 +19,6 @@ use ghostmem_os::report::field_bytes;
 use super::peak::Peak;
 use super::processes::{self, Counted, Processes};
 use super::swap::{Loans, SwapGroup};
-use crate::contenders::zram;
 use crate::error::{Error, Result};
 use crate::sys::{self, Spent};
 
@@ -34,8 +33,8 @@ const LOOK_AT_THREADS: Duration = Duration::from_millis(100);
 pub(super) struct Attempt<'a> {
     command: Command,
     work: &'a Path,
-    /// Name of the zram device that its memory goes to.
-    device: Option<String>,
+    /// The group that swaps.
+    place: Option<&'a SwapGroup>,
     /// The folder in which each process under GhostMem leaves its statistics.
     stats: Option<PathBuf>,
 }
@@ -127,14 +126,14 @@ impl<'a> Attempt<'a> {
     }
 
     /// The program in a group that swaps.
-    pub(super) fn in_group(place: &SwapGroup, command: &[String], work: &'a Path) -> Self {
+    pub(super) fn in_group(place: &'a SwapGroup, command: &[String], work: &'a Path) -> Self {
         let mut shell = Command::new("/bin/sh");
         shell
             .args(["-c", "echo $$ >\"$0\" && exec \"$@\""])
             .arg(place.group().dir().join("cgroup.procs"))
             .args(command);
         Self {
-            device: Some(place.device().to_owned()),
+            place: Some(place),
             ..Self::new(shell, work)
         }
     }
@@ -150,7 +149,7 @@ impl<'a> Attempt<'a> {
         Self {
             command,
             work,
-            device: None,
+            place: None,
             stats: None,
         }
     }
@@ -175,7 +174,7 @@ impl<'a> Attempt<'a> {
         let start = Instant::now();
         let child = self.command.spawn();
         let child = child.map_err(|err| Error::io(&program, &err))?;
-        let mut watch = Watch::new(child, self.device);
+        let mut watch = Watch::new(child, self.place);
         let (status, spent) = watch.until_end(start, timeout)?;
         let seconds = start.elapsed().as_secs_f64();
         let faults = match &self.stats {
@@ -200,20 +199,20 @@ impl<'a> Attempt<'a> {
 }
 
 /// A program that runs. Dropped, whatever is left of it is killed.
-struct Watch {
+struct Watch<'a> {
     child: Option<Child>,
     first: u32,
     processes: Processes,
-    device: Option<String>,
+    place: Option<&'a SwapGroup>,
     peak: Peak,
     file_bytes: u64,
     /// Nanoseconds by thread.
     engine: BTreeMap<String, u64>,
 }
 
-impl Watch {
-    fn new(child: Child, device: Option<String>) -> Self {
-        let counted = if device.is_some() {
+impl<'a> Watch<'a> {
+    fn new(child: Child, place: Option<&'a SwapGroup>) -> Self {
+        let counted = if place.is_some() {
             Counted::Resident
         } else {
             Counted::All
@@ -222,7 +221,7 @@ impl Watch {
             first: child.id(),
             child: Some(child),
             processes: Processes::below(std::process::id(), counted),
-            device,
+            place,
             peak: Peak::default(),
             file_bytes: 0,
             engine: BTreeMap::new(),
@@ -262,12 +261,11 @@ impl Watch {
 
     /// Adds up what the program holds now.
     fn look(&mut self) {
+        if self.place.is_some_and(SwapGroup::is_lent) {
+            return;
+        }
         let processes = self.processes.held();
-        let zram = self
-            .device
-            .as_deref()
-            .and_then(|name| zram::device_bytes(name).ok())
-            .map_or(0, |[_, held, _]| held);
+        let zram = self.place.map_or(0, SwapGroup::swapped_bytes);
         self.peak.see(processes, zram);
     }
 
@@ -295,7 +293,7 @@ impl Watch {
     }
 }
 
-impl Drop for Watch {
+impl Drop for Watch<'_> {
     fn drop(&mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();

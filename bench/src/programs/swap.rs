@@ -49,6 +49,8 @@ pub(super) struct SwapGroup {
     _zswap: Option<zswap::Switch>,
     group: Cgroup,
     limit: u64,
+    /// It may hold more than its limit now.
+    is_lent: AtomicBool,
 }
 
 impl SwapGroup {
@@ -69,6 +71,7 @@ impl SwapGroup {
             _zswap: off,
             group,
             limit,
+            is_lent: AtomicBool::new(false),
         })
     }
 
@@ -76,9 +79,15 @@ impl SwapGroup {
         &self.group
     }
 
-    /// Name of the zram device.
-    pub(super) fn device(&self) -> &str {
-        self.swap.name()
+    /// Whether it may hold more than its limit now: what it holds then is no part of its
+    /// total, which GhostMem gets as its bound.
+    pub(super) fn is_lent(&self) -> bool {
+        self.is_lent.load(Ordering::Acquire)
+    }
+
+    /// Bytes that zram holds.
+    pub(super) fn swapped_bytes(&self) -> u64 {
+        zram::device_bytes(self.swap.name()).map_or(0, |[_, held, _]| held)
     }
 
     /// Lends the group memory whenever a process waits for it, until `run` is done;
@@ -90,7 +99,9 @@ impl SwapGroup {
             scope.spawn(|| {
                 while !done.load(Ordering::Acquire) {
                     let begin = Instant::now();
-                    if self.group.is_waiting() && self.loan().is_ok() {
+                    let waits = self.group.is_waiting();
+                    self.is_lent.store(waits, Ordering::Release);
+                    if waits && self.loan().is_ok() {
                         loans.fetch_add(1, Ordering::Relaxed);
                         self.end_loan(&done);
                         let lasted = begin.elapsed().as_nanos() as u64;
@@ -116,14 +127,19 @@ impl SwapGroup {
         self.group.set_limit(has + LOAN)
     }
 
-    /// Ends a loan. The kernel refuses while it finds too little to swap out.
+    /// Ends a loan. The kernel refuses while it finds too little to swap out. What it found
+    /// is not lent any more: else the program would take it again before the next try.
     fn end_loan(&self, done: &AtomicBool) {
         loop {
             std::thread::sleep(LOAN_LASTS);
-            if self.group.set_limit(self.limit).is_ok()
-                || self.group.is_waiting()
-                || done.load(Ordering::Acquire)
-            {
+            if self.group.set_limit(self.limit).is_ok() {
+                return;
+            }
+            if let Ok(usage) = self.group.usage() {
+                // Refused again where the program is faster.
+                let _next_time = self.group.set_limit(usage.max(self.limit));
+            }
+            if self.group.is_waiting() || done.load(Ordering::Acquire) {
                 return;
             }
         }
