@@ -390,6 +390,28 @@ fn one_number_holds_children_that_write_all_they_share() {
     assert!(most > 56 * MIB, "{} KiB", most >> 10);
 }
 
+/// The servers of a data base: most do nothing, share a mapping that no engine evicts, and
+/// keep little of what they were granted. The one that works gets nearly all that is left.
+#[test]
+fn who_does_much_gets_what_those_leave_that_do_nothing() {
+    let _alone = ALONE.lock();
+    let Some(group) = counting("beside") else {
+        return;
+    };
+    let built = common::scratch("beside").join("beside");
+    let source = "../../../../scripts/proofs/sources/beside.c";
+    common::compile(&["-O2"], source, &built, &[]);
+    let program = [built.to_str().unwrap(), "32", "6", "330", "3"];
+    let (output, most) = group.wait_for(group.start(&["--memory", "240M"], &program));
+    assert_right(&output, "ok\n");
+    assert!(
+        most <= 240 * MIB,
+        "{} KiB over 240 MiB",
+        (most - 240 * MIB) >> 10
+    );
+    assert!(most >= 216 * MIB, "{} KiB of 240 MiB", most >> 10);
+}
+
 /// What an ended child had shared becomes the others' without a fault, and they read their
 /// part now and then: a program that grows meanwhile gets none of it, and could not give it
 /// back.

@@ -11,7 +11,7 @@
 //!                    taken     bytes, as it measured itself or was measured
 //!                    granted   bytes that it may come to before it looks again
 //!                    stamp     when `taken` was true, nanoseconds
-//!                    hungry    when it last needed more than there was
+//!                    hungry    when it last looked for more in vain
 //!                    looks     1: it has a heap, and keeps within the bound
 //!                    said      as `taken`, without what was seen to be new since
 //!                    faults    minor faults that it had then
@@ -22,6 +22,8 @@
 //!                    begun     since when it shares pages of a fork
 //!                    read      when its part of them was read last
 //!                    unread    1: it was forked, and its part was not read since
+//!                    wanted    bytes that others are to leave it, while it is hungry
+//!                    more      bytes that it may take before it looks again
 //!       24  slot 1 ...
 //! ```
 //! The page is a memory file of a sealed size. Its descriptor has a high number, goes to
@@ -86,6 +88,8 @@ const PASSES: usize = 10;
 const BEGUN: usize = 11;
 const READ: usize = 12;
 const UNREAD: usize = 13;
+const WANTED: usize = 14;
+const MORE: usize = 15;
 
 /// A need that is older is none any more, nanoseconds.
 const HUNGRY_NS: u64 = 60_000_000;
@@ -137,8 +141,8 @@ pub struct Others {
     pub looking: u64,
     /// Those among them that share pages of a fork.
     pub sharing: u64,
-    /// One of those needs more than there is.
-    pub hungry: bool,
+    /// What those among them are to find free that looked for more in vain, bytes.
+    pub wanted_bytes: u64,
 }
 
 /// What this process says of itself.
@@ -156,8 +160,10 @@ pub struct Said {
     pub needed_bytes: u64,
     /// What it shares, for the time when it has ended.
     pub kinship: Kinship,
-    /// It needs more than there is.
-    pub hungry: bool,
+    /// What others are to leave it, as it looked for more in vain, bytes.
+    pub wanted_bytes: u64,
+    /// When it did, nanoseconds; 0: it has enough.
+    pub wanted_ns: u64,
     /// The moment, nanoseconds.
     pub now_ns: u64,
 }
@@ -258,7 +264,7 @@ impl Tree {
         // says for itself whether it looks. Whoever comes by measures it until then.
         let slot = self.slot(index);
         for word in [
-            LOOKS, GRANTED, SHARED, NEEDED, HUNGRY, STAMP, PASSES, BEGUN, READ, UNREAD,
+            LOOKS, GRANTED, SHARED, NEEDED, HUNGRY, STAMP, PASSES, BEGUN, READ, UNREAD, WANTED,
         ] {
             slot[word].store(0, Ordering::Relaxed);
         }
@@ -380,8 +386,10 @@ impl Tree {
         slot[NEEDED].store(said.needed_bytes, Ordering::Relaxed);
         put_kinship(slot, said.kinship);
         slot[STAMP].store(said.now_ns, Ordering::Relaxed);
-        let hungry = if said.hungry { said.now_ns } else { 0 };
-        slot[HUNGRY].store(hungry, Ordering::Relaxed);
+        slot[WANTED].store(said.wanted_bytes, Ordering::Relaxed);
+        slot[HUNGRY].store(said.wanted_ns, Ordering::Relaxed);
+        let more = said.granted_bytes.saturating_sub(said.taken_bytes);
+        slot[MORE].store(more, Ordering::Relaxed);
         // Before the others are looked at: one of two who announce at once sees the other.
         slot[GRANTED].store(said.granted_bytes, Ordering::SeqCst);
     }
@@ -432,7 +440,10 @@ impl Tree {
             others.looking += 1;
             others.sharing += u64::from(slot[SHARED].load(Ordering::Relaxed) > 0);
             let hungry = slot[HUNGRY].load(Ordering::Relaxed);
-            others.hungry |= hungry != 0 && now_ns.saturating_sub(hungry) < HUNGRY_NS;
+            if hungry != 0 && now_ns.saturating_sub(hungry) < HUNGRY_NS {
+                let wanted = slot[WANTED].load(Ordering::Relaxed);
+                others.wanted_bytes = others.wanted_bytes.saturating_add(wanted);
+            }
         }
         others
     }
@@ -494,7 +505,8 @@ mod tests {
             shared_bytes: 0,
             needed_bytes: taken * MIB / 4,
             kinship: Kinship::default(),
-            hungry: false,
+            wanted_bytes: 0,
+            wanted_ns: 0,
             now_ns,
         }
     }
@@ -699,6 +711,55 @@ mod tests {
         // And the slot is free for the next.
         tree.look_after_one(late);
         assert_eq!(tree.take_slot(identity_of(70, 9)), Some(1));
+    }
+
+    /// A forked child maps memory that all share, takes itself for its owner, and then does
+    /// nothing, without a thread that would look again.
+    #[test]
+    fn who_does_nothing_is_charged_for_what_it_takes_and_may_take_before_it_looks() {
+        let (tree, _file) = Tree::create(300 * MIB, 22).unwrap();
+        assert!(tree.join());
+        let now = clock::now_ns();
+        let mut idle = sleeping();
+        let slot = sharing(&tree, u64::from(idle.id()), Kinship::default(), now);
+        let word = |word: usize| &tree.slot(slot)[word];
+        word(MORE).store(3 * MIB, Ordering::Relaxed);
+        word(GRANTED).store(43 * MIB, Ordering::Relaxed);
+        assert_eq!(tree.others(now).charged_bytes, 50 * MIB);
+        let look = |after_ns: u64| {
+            tree.look_after_one(now + after_ns);
+            tree.others(now + after_ns).charged_bytes
+        };
+        let first = look(2 * OLD_NS);
+        let takes = word(TAKEN).load(Ordering::Relaxed);
+        assert!(takes > 0 && takes < 20 * MIB);
+        assert_eq!(first, takes + 3 * MIB);
+        // It stays so, and what it says for itself is what counts.
+        assert!(look(4 * OLD_NS) <= 20 * MIB);
+        word(GRANTED).store(60 * MIB, Ordering::Relaxed);
+        assert_eq!(tree.others(now).charged_bytes, 60 * MIB);
+        end(&mut idle);
+    }
+
+    /// One that takes more than it said keeps what it was granted.
+    #[test]
+    fn a_grant_is_never_raised_by_others_nor_lowered_where_its_process_speaks() {
+        let (tree, _file) = Tree::create(300 * MIB, 23).unwrap();
+        let slot = tree.take_slot(identity_of(70, 9)).unwrap();
+        let slot = tree.slot(slot);
+        let lowered = |more: u64, part: u64, stamp: u64| {
+            slot[MORE].store(more * MIB, Ordering::Relaxed);
+            slot[GRANTED].store(50 * MIB, Ordering::Relaxed);
+            slot[STAMP].store(stamp, Ordering::Relaxed);
+            Page::lower_grant(slot, 50 * MIB, part * MIB, 7);
+            slot[GRANTED].load(Ordering::Relaxed) / MIB
+        };
+        assert_eq!(lowered(5, 20, 7), 25);
+        assert_eq!(lowered(5, 48, 7), 50, "it takes more by now");
+        assert_eq!(lowered(5, 20, 8), 50, "it spoke");
+        slot[GRANTED].store(30 * MIB, Ordering::Relaxed);
+        Page::lower_grant(slot, 50 * MIB, MIB, 8);
+        assert_eq!(slot[GRANTED].load(Ordering::Relaxed), 30 * MIB, "again");
     }
 
     /// A kin may never read again, as one that a filter lets open no file.
@@ -978,16 +1039,22 @@ mod tests {
     fn a_need_is_seen_by_the_others_for_a_while() {
         let (tree, file) = Tree::create(300 * MIB, 4).unwrap();
         assert!(tree.join());
-        let hungry = Said {
-            hungry: true,
-            ..said(1, 1, 1000)
+        let hungry = |now_ns: u64| Said {
+            wanted_bytes: 4 * MIB,
+            wanted_ns: 1000,
+            ..said(1, 1, now_ns)
         };
-        tree.say(hungry);
+        tree.say(hungry(1000));
         let other = again(file, 4);
-        assert!(other.others(1000).hungry);
-        assert!(!other.others(1000 + HUNGRY_NS).hungry);
+        assert_eq!(other.others(1000).wanted_bytes, 4 * MIB);
+        assert_eq!(tree.others(1000).wanted_bytes, 0, "its own need");
+        assert_eq!(other.others(1000 + HUNGRY_NS).wanted_bytes, 0);
+        // As old as it is, whoever says it again.
+        tree.say(hungry(1000 + HUNGRY_NS));
+        assert_eq!(other.others(1000 + HUNGRY_NS).wanted_bytes, 0);
+        tree.say(hungry(2000));
         tree.say(said(1, 1, 2000));
-        assert!(!other.others(2000).hungry);
+        assert_eq!(other.others(2000).wanted_bytes, 0);
     }
 
     #[test]

@@ -16,6 +16,10 @@
 //! [`Allowance::of_supply`]: what the process takes, and what is left but for a reserve.
 //! There a quantum is a sixteenth, so that as many processes can take one at once; and
 //! below the reserve each process gives back, in proportion to what it takes.
+//!
+//! Where a quantum is announced to others ([`Share`]), it is theirs no more, whether it is
+//! taken or not. There it is an eighth of what the process has resident: one that does
+//! nothing keeps little that it does not use, and one that grows doubles with six looks.
 
 /// A quantum is this part of what is left.
 const QUANTUM_SHARE: i64 = 4;
@@ -24,6 +28,11 @@ const QUANTUM_SHARED_SHARE: i64 = 16;
 /// There no more than this is asked for at least, bytes: twice what the reclaimer keeps
 /// free.
 const QUANTUM_SHARED_LEAST: i64 = 2 << 20;
+/// Where it is announced to others, a quantum is at most this part of what is resident: the
+/// reclaimer keeps up to a thirty-second of the pages free.
+const QUANTUM_ANNOUNCED_SHARE: u64 = 8;
+/// Or this much, bytes: as many pages as the reclaimer of a small heap keeps free.
+const QUANTUM_ANNOUNCED_LEAST: u64 = 512 << 10;
 /// A quantum is at least this part of the bound: the reclaimer keeps up to a
 /// thirty-second of the pages free, and must not evict while there is room.
 const QUANTUM_LEAST_SHARE: i64 = 32;
@@ -82,6 +91,27 @@ pub fn balloon_step_bytes(spare_bytes: u64, missing_bytes: u64) -> u64 {
 pub const fn is_starved(resident_bytes: u64, stored_bytes: u64, was: bool) -> bool {
     let times = if was { 5 } else { 7 };
     stored_bytes > resident_bytes.saturating_mul(times)
+}
+
+/// Most that is granted at once to a process with `resident_bytes`, where others hear of
+/// it, bytes.
+#[must_use]
+pub const fn announced_quantum_bytes(resident_bytes: u64) -> u64 {
+    let part = resident_bytes / QUANTUM_ANNOUNCED_SHARE;
+    if part > QUANTUM_ANNOUNCED_LEAST {
+        part
+    } else {
+        QUANTUM_ANNOUNCED_LEAST
+    }
+}
+
+/// What a process with `resident_bytes` wants to find free when it looks for more, bytes:
+/// others that have more than their part keep twice as much free for it.
+#[must_use]
+pub const fn wanted_bytes(resident_bytes: u64) -> u64 {
+    let quantum = announced_quantum_bytes(resident_bytes);
+    let most = QUANTUM_SHARED_LEAST.unsigned_abs();
+    if quantum < most { quantum } else { most }
 }
 
 /// What a process may take in all, and what it keeps free below that.
@@ -179,8 +209,9 @@ pub struct Share {
     pub unbound_bytes: u64,
     /// Processes that keep it, this one included.
     pub members: u64,
-    /// One of the others has less than its part, and needs more.
-    pub others_need: bool,
+    /// What those of the others that have less than their part, and look for more in vain,
+    /// are to find free, bytes.
+    pub others_want_bytes: u64,
 }
 
 impl Share {
@@ -203,18 +234,14 @@ impl Share {
         self.equal_bytes().min(given)
     }
 
-    /// What it allows this process, which holds `held_bytes`. What is over the equal part
-    /// is given back in steps, for as long as another needs it: an eighth, 4 MiB at least.
+    /// What it allows this process: what the others leave. Beyond its equal part what
+    /// others look for in vain stays free, or comes free: they take it, and it goes on so
+    /// until they have their parts or look for no more.
     #[must_use]
-    pub fn allowance(&self, held_bytes: u64) -> Allowance {
-        const STEP_SHARE: u64 = 8;
-        const STEP_LEAST: u64 = 4 << 20;
-        let mut most = self.usable_bytes().saturating_sub(self.others_bytes);
-        let equal = self.equal_bytes();
-        if self.others_need && held_bytes > equal {
-            let step = ((held_bytes - equal) / STEP_SHARE).max(STEP_LEAST);
-            most = most.min(held_bytes.saturating_sub(step).max(equal));
-        }
+    pub fn allowance(&self) -> Allowance {
+        let left = self.usable_bytes().saturating_sub(self.others_bytes);
+        let beside = left.saturating_sub(self.others_want_bytes);
+        let most = beside.max(self.equal_bytes().min(left));
         let headroom_bytes = headroom_bytes(self.bound_bytes as usize) as u64;
         Allowance {
             bytes: most.saturating_add(headroom_bytes),
@@ -264,6 +291,8 @@ pub struct Look {
     pub least_pages: i64,
     /// Most pages that may be resident, whatever is left.
     pub most_pages: i64,
+    /// Others hear of what is granted.
+    pub announced: bool,
 }
 
 impl Look {
@@ -285,7 +314,14 @@ impl Look {
             (least, QUANTUM_SHARE)
         };
         let more = if room >= 0 {
-            room.min(least.max(room / share)) / page
+            let quantum = if self.announced {
+                let resident = self.used_pages.max(0).saturating_mul(page);
+                let most = signed(announced_quantum_bytes(resident.unsigned_abs()));
+                most.min(QUANTUM_LEAST_MOST.max(room / share))
+            } else {
+                least.max(room / share)
+            };
+            room.min(quantum) / page
         } else {
             // Rounded away from zero: a part of a page over is a page over.
             (room - (page - 1)) / page
@@ -350,6 +386,7 @@ mod tests {
             used_pages: (used_mib * MIB / 4096) as i64,
             least_pages: 256,
             most_pages: i64::MAX,
+            announced: false,
         }
     }
 
@@ -413,7 +450,7 @@ mod tests {
     fn the_reclaimers_free_frames_fit_in_a_quantum() {
         // It keeps up to twice a 64th of the limit free, 512 pages at most.
         for bound in [16, 64, 300, 5000, 1 << 20] {
-            for shared in [false, true] {
+            for (shared, announced) in [(false, false), (true, false), (true, true)] {
                 let allowance = Allowance {
                     bytes: bound * MIB,
                     headroom_bytes: 0,
@@ -424,6 +461,7 @@ mod tests {
                     allowance,
                     held_bytes: bound * MIB / 4 * 3,
                     used_pages: (bound * MIB / 4 * 3 / 4096) as i64,
+                    announced,
                     ..look(0, 0)
                 };
                 let free = look.limit_pages() - look.used_pages;
@@ -491,6 +529,7 @@ mod tests {
                     used_pages: (taken / 4096) as i64,
                     least_pages: 256,
                     most_pages: i64::MAX,
+                    announced: false,
                 };
                 look.limit_pages() as u64 * 4096
             });
@@ -569,43 +608,68 @@ mod tests {
         assert_eq!(supply.tighter(Allowance::ALL), supply);
     }
 
-    fn share(others_mib: u64, members: u64, others_need: bool) -> Share {
+    fn share(others_mib: u64, members: u64, want_mib: u64) -> Share {
         Share {
             bound_bytes: 320 * MIB,
             others_bytes: others_mib * MIB,
             others_needed_bytes: others_mib * MIB / 4,
             unbound_bytes: 0,
             members,
-            others_need,
+            others_want_bytes: want_mib * MIB,
         }
     }
 
     #[test]
-    fn what_others_leave_may_be_taken_until_one_needs_its_equal_part() {
-        let most = |share: Share, held: u64| share.allowance(held * MIB).most_bytes() / MIB;
-        assert_eq!(share(10, 2, false).equal_bytes(), 155 * MIB);
-        assert_eq!(most(share(10, 2, false), 100), 300, "borrowed");
-        assert_eq!(most(share(10, 2, true), 100), 300, "below its own part");
-        assert_eq!(most(share(10, 2, true), 235), 225, "an eighth of 80");
-        assert_eq!(most(share(10, 2, true), 160), 156, "4 MiB at least");
-        assert_eq!(
-            most(share(10, 2, true), 157),
-            155,
-            "never less than its part"
-        );
+    fn what_others_leave_may_be_taken_but_for_what_one_of_them_looks_for_in_vain() {
+        let most = |share: Share| share.allowance().most_bytes() / MIB;
+        assert_eq!(share(10, 2, 0).equal_bytes(), 155 * MIB);
+        assert_eq!(most(share(10, 2, 0)), 300, "borrowed");
+        assert_eq!(most(share(10, 2, 4)), 296, "what it takes next is there");
+        assert_eq!(most(share(100, 2, 4)), 206, "also when it has taken some");
+        assert_eq!(most(share(154, 2, 4)), 155, "never less than its part");
+        assert_eq!(most(share(200, 2, 4)), 110, "nor more than there is");
         let beside = Share {
             unbound_bytes: 110 * MIB,
-            ..share(110, 2, false)
+            ..share(110, 2, 0)
         };
         assert_eq!(beside.equal_bytes(), 100 * MIB);
     }
 
+    /// Six that do nothing, with 4 MiB resident each, beside one that takes all it can get:
+    /// with a sixteenth of what is left each would keep 19 MiB that nobody uses.
+    #[test]
+    fn who_does_nothing_keeps_little_that_was_granted_and_is_not_used() {
+        let idle = Look {
+            announced: true,
+            allowance: share(0, 7, 0).allowance(),
+            ..look(5, 4)
+        };
+        let unused = idle.limit_pages() - idle.used_pages;
+        assert_eq!(mib(unused), 0.5);
+        let not_announced = Look {
+            announced: false,
+            ..idle
+        };
+        assert!(mib(not_announced.limit_pages() - idle.used_pages) > 19.0);
+        // One with hardly a page begins all the same, and grows as it takes what it gets.
+        let mut one = Look {
+            used_pages: 1,
+            ..idle
+        };
+        let mut looks = 0;
+        while mib(one.used_pages) < 150.0 {
+            one.used_pages = one.limit_pages();
+            looks += 1;
+        }
+        assert!(looks < 50, "{looks} looks");
+    }
+
     #[test]
     fn what_others_cannot_give_back_is_not_hoped_for() {
-        assert_eq!(share(300, 2, false).obtainable_bytes(), 155 * MIB);
+        assert_eq!(share(300, 2, 0).obtainable_bytes(), 155 * MIB);
         let dense = Share {
             others_needed_bytes: 290 * MIB,
-            ..share(300, 2, false)
+            ..share(300, 2, 0)
         };
         assert_eq!(dense.obtainable_bytes(), 20 * MIB);
         let more = Share {
@@ -617,18 +681,46 @@ mod tests {
 
     #[test]
     fn one_that_needs_its_part_gets_it_in_a_few_looks() {
-        let (mut full, mut new) = (305 * MIB, 3 * MIB);
+        let (mut full, mut new) = (305 * MIB, MIB);
         for look in 0.. {
             assert!(look < 60, "{} MiB", new / MIB);
-            full = full.min(share(new / MIB, 2, true).allowance(full).most_bytes());
-            let most = share(full.div_ceil(MIB), 2, false)
-                .allowance(new)
-                .most_bytes();
-            assert!(full + most.max(new) <= 310 * MIB);
-            new = new.max(most);
+            let want = 2 * wanted_bytes(new);
+            let full_share = Share {
+                others_bytes: new,
+                others_want_bytes: want,
+                ..share(0, 2, 0)
+            };
+            full = full.min(full_share.allowance().most_bytes());
+            let new_share = Share {
+                others_bytes: full,
+                ..share(0, 2, 0)
+            };
+            let looking = Look {
+                allowance: new_share.allowance(),
+                held_bytes: new,
+                used_pages: (new / 4096) as i64,
+                announced: true,
+                ..self::look(0, 0)
+            };
+            new = looking.limit_pages() as u64 * 4096;
+            assert!(full + new <= 310 * MIB);
             if new >= 150 * MIB {
                 break;
             }
         }
+    }
+
+    /// One page is missing now and then in a process that has a few: the one that has
+    /// nearly all does not give back its equal part for that.
+    #[test]
+    fn a_small_need_takes_little_from_the_others() {
+        let wants = 2 * wanted_bytes(3 * MIB);
+        let full = Share {
+            others_want_bytes: wants,
+            ..share(30, 10, 0)
+        };
+        assert_eq!(full.equal_bytes(), 31 * MIB);
+        assert_eq!(full.allowance().most_bytes(), 280 * MIB - wants);
+        assert!(wants <= MIB && wanted_bytes(u64::MAX) == 2 * MIB);
     }
 }

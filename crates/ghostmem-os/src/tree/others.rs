@@ -6,8 +6,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use super::identity::{START_BITS, grave_of, identity_of, is_grave, is_process, may_be_one};
 use super::seen::{Seen, stat_of, taken_by};
 use super::{
-    BEGUN, FAULTS, IDENTITY, Kinship, LOOKS, NONE, PASSES, Page, READ, SAID, SHARED, STAMP, TAKEN,
-    UNREAD, passed_of,
+    BEGUN, FAULTS, GRANTED, IDENTITY, Kinship, LOOKS, MORE, NONE, PASSES, Page, READ, SAID, SHARED,
+    STAMP, TAKEN, UNREAD, passed_of,
 };
 use crate::clock;
 
@@ -89,6 +89,7 @@ impl Page<'_> {
         };
         let identity = slot[IDENTITY].load(Ordering::Acquire);
         let stamp = slot[STAMP].load(Ordering::Relaxed);
+        let granted = slot[GRANTED].load(Ordering::SeqCst);
         let won = slot[STAMP].compare_exchange(stamp, now_ns, Ordering::AcqRel, Ordering::Relaxed);
         if !is_process(identity) || won.is_err() {
             // Somebody else is at it.
@@ -98,6 +99,7 @@ impl Page<'_> {
         match stat_of(process) {
             Seen::There(stat) if may_be_one(identity, identity_of(process, stat.start)) => {
                 if let Some((whole, part)) = taken_by(process) {
+                    Self::lower_grant(slot, granted, part, now_ns);
                     slot[SAID].store(part, Ordering::Relaxed);
                     slot[FAULTS].store(stat.faults, Ordering::Relaxed);
                     slot[TAKEN].store(part, Ordering::Relaxed);
@@ -117,6 +119,21 @@ impl Page<'_> {
                 self.bury(slot, identity, now_ns);
                 true
             }
+        }
+    }
+
+    /// A process was granted so much in all, by what it took itself for, and has not looked
+    /// since. By the kernel it takes `part` now, and what it may take before it looks is no
+    /// more than it was: a forked child that maps shared memory, and then does nothing, would
+    /// be charged for all of it for ever. Not where it speaks for itself meanwhile: it says
+    /// when, and then what it was granted.
+    pub(super) fn lower_grant(slot: &[AtomicU64], granted: u64, part: u64, now_ns: u64) {
+        let lower = part.saturating_add(slot[MORE].load(Ordering::Relaxed));
+        let spoke = slot[STAMP].load(Ordering::Acquire) != now_ns;
+        if granted != 0 && lower < granted && !spoke {
+            let word = &slot[GRANTED];
+            let _else_it_spoke =
+                word.compare_exchange(granted, lower, Ordering::SeqCst, Ordering::Relaxed);
         }
     }
 

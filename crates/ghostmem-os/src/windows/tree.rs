@@ -22,8 +22,8 @@ pub struct Others {
     pub looking: u64,
     /// Those among them that share pages of a fork.
     pub sharing: u64,
-    /// One of those needs more than there is.
-    pub hungry: bool,
+    /// What those among them are to find free that looked for more in vain, bytes.
+    pub wanted_bytes: u64,
 }
 
 /// What this process says of itself.
@@ -41,8 +41,10 @@ pub struct Said {
     pub needed_bytes: u64,
     /// What it shares, for the time when it has ended.
     pub kinship: Kinship,
-    /// It needs more than there is.
-    pub hungry: bool,
+    /// What others are to leave it, as it looked for more in vain, bytes.
+    pub wanted_bytes: u64,
+    /// When it did, nanoseconds; 0: it has enough.
+    pub wanted_ns: u64,
     /// The moment, nanoseconds.
     pub now_ns: u64,
 }

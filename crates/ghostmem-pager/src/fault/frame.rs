@@ -135,7 +135,11 @@ impl Engine {
                     return self.after_barren(fault.waits.barren + 1);
                 }
             }
-            if self.budget.take_up_to(1) == 1 || (self.look() && self.budget.take_up_to(1) == 1) {
+            if self.budget.take_up_to(1) == 1 {
+                return Ok(());
+            }
+            self.want_more();
+            if self.look() && self.budget.take_up_to(1) == 1 {
                 return Ok(());
             }
             self.wake_worker();

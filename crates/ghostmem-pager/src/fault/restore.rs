@@ -163,6 +163,7 @@ impl Engine {
                 .cut_short(fault.thread, plan, number, covered as u32);
         }
         if self.budget.is_below(self.low_watermark()) {
+            self.want_more();
             self.wake_worker();
         }
         Verdict::Resolved

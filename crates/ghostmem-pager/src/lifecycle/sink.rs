@@ -90,7 +90,7 @@ impl FaultSink for Engine {
             }
         }
         if let Some(bound) = &self.bound {
-            bound.after_fork_in_child(resident, self.placed_pages());
+            bound.after_fork_in_child(self.placed_pages());
             self.metrics.peak.forget();
             if bound.holds_children() {
                 // The parent's grant is for the parent alone: who takes a frame here looks.

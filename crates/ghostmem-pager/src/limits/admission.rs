@@ -147,6 +147,7 @@ impl Engine {
                 compacted += 1;
                 self.quietly(missing, |engine, missing, _| {
                     engine.make_room(missing, COMPACT_SLOTS);
+                    engine.want_more();
                     engine.look_again(0);
                 })?;
             } else if balloons < BALLOONS && self.may_inflate(missing) {

@@ -10,10 +10,11 @@ use ghostmem_policy::bound::{Allowance, Look, Share, Strain, headroom_bytes, is_
 
 use crate::parts::balloons::Balloons;
 use crate::parts::forks::Forks;
-use crate::parts::kin::Kin;
+use crate::parts::kin::{Kin, Placed};
 use crate::parts::spin::{SpinGuard, SpinLock};
 use crate::parts::supplies::{Found, Shelf, Supplies};
 
+mod need;
 mod pace;
 mod readings;
 
@@ -40,6 +41,8 @@ pub(crate) struct ProcessBound {
     obtainable_bytes: AtomicU64,
     /// What forks may come to.
     forks: Forks,
+    /// When a thread looked for more than was free, nanoseconds.
+    wanted_ns: AtomicU64,
     /// What the process takes, and what is left.
     pub(crate) meter: Meter,
     /// What groups and the machine allowed at the last measurement.
@@ -79,9 +82,6 @@ pub(crate) struct ProcessBound {
     looking: SpinLock,
 }
 
-/// Who has less room than this in a tree, and less than its equal part, needs more.
-const HUNGRY_BYTES: i64 = 2 << 20;
-
 fn size(bytes: u64) -> usize {
     usize::try_from(bytes).unwrap_or(usize::MAX)
 }
@@ -107,6 +107,7 @@ impl ProcessBound {
             equal_bytes: AtomicU64::new(0),
             obtainable_bytes: AtomicU64::new(0),
             forks: Forks::new(),
+            wanted_ns: AtomicU64::new(0),
             meter: Meter::new(),
             supplies: Supplies::new(),
             starved: AtomicBool::new(false),
@@ -182,8 +183,8 @@ impl ProcessBound {
     }
 
     /// In the parent, after a fork: its pages are shared from now on, and others are told
-    /// at once. The engine put `placed` pages in place so far.
-    pub(crate) fn after_fork_in_parent(&self, placed: u64) {
+    /// at once. The engine `placed` so many pages.
+    pub(crate) fn after_fork_in_parent(&self, placed: Placed) {
         if let Some(tree) = self.tree {
             self.kin.begin_in_parent(placed);
             tree.say_kinship(self.kin.kinship());
@@ -281,34 +282,35 @@ impl ProcessBound {
         self.looking.is_held()
     }
 
-    /// In a forked child, with `resident_pages`: whoever looked is not there, and what was
-    /// measured was the parent's. Others of its tree are told at once what it may write.
-    /// `placed` counts what its engine, and its parent's before, put in place.
-    pub(crate) fn after_fork_in_child(&self, resident_pages: i64, placed: u64) {
+    /// In a forked child: whoever looked is not there, and what was measured was the
+    /// parent's. Others of its tree are told at once what it may write. `placed` counts what
+    /// its engine, and its parent's before, put in place.
+    pub(crate) fn after_fork_in_child(&self, placed: Placed) {
         self.looking.release();
         self.balloons.after_fork_in_child();
         self.supplies.forget_spare();
         self.measured_ns.store(0, Ordering::Relaxed);
         self.peak_bytes.store(0, Ordering::Relaxed);
         self.said_denied.store(false, Ordering::Relaxed);
+        self.wanted_ns.store(0, Ordering::Relaxed);
         self.forks.after_fork_in_child();
         self.meter.after_fork_in_child();
         if let Some(tree) = self.tree {
             tree.join();
             let whole = self.meter.process_bytes();
             let whole = self.kin.begin_in_child(whole, placed);
-            let resident = resident_pages.max(0).unsigned_abs() * PAGE_SIZE as u64;
             let shared = self.shared_bytes();
             let taken = whole.saturating_sub(shared);
             tree.say(Said {
                 taken_bytes: taken,
-                granted_bytes: taken.saturating_add(self.forks.unseen_bytes(shared, resident)),
+                granted_bytes: taken.saturating_add(self.unseen_bytes(placed.resident_bytes())),
                 faults: self.kin.faults(),
                 shared_bytes: shared,
                 // Not known before it looks.
                 needed_bytes: 0,
                 kinship: self.kin.kinship(),
-                hungry: false,
+                wanted_bytes: 0,
+                wanted_ns: 0,
                 now_ns: clock::now_ns(),
             });
         }
@@ -335,9 +337,9 @@ impl Looking<'_> {
 
     /// Measures what the process takes, of which `ours` bytes are the heap's, and what is
     /// left where it takes it from; whether all could be seen, and was within the bound.
-    /// What cannot be seen stays as it was. Where pages are shared it is asked for how many
-    /// the engine put in place so far.
-    pub(crate) fn measure(&self, now: u64, ours: usize, placed: impl FnOnce() -> u64) -> bool {
+    /// What cannot be seen stays as it was. Where pages are shared it is asked for those that
+    /// the engine put in place.
+    pub(crate) fn measure(&self, now: u64, ours: usize, placed: impl Fn() -> Placed) -> bool {
         let bound = self.bound;
         bound.measured_ns.store(now.max(1), Ordering::Relaxed);
         let Some(total) = bound.meter.process_bytes() else {
@@ -373,8 +375,8 @@ impl Looking<'_> {
         seen && kept
     }
 
-    /// What is allowed at the moment `now` to a process that holds so much.
-    pub(crate) fn allowance(&self, now: u64, held: u64) -> Allowance {
+    /// What is allowed at the moment `now`.
+    pub(crate) fn allowance(&self, now: u64) -> Allowance {
         let asked = self.bound.asked_bytes;
         let asked = asked.map_or(Allowance::ALL, Allowance::of_bound);
         let allowed = asked.tighter(self.bound.supplies.allowance());
@@ -389,7 +391,7 @@ impl Looking<'_> {
             others_needed_bytes: others.needed_bytes,
             unbound_bytes: others.unbound_bytes,
             members: others.looking + 1,
-            others_need: others.hungry,
+            others_want_bytes: others.wanted_bytes,
         };
         self.bound
             .equal_bytes
@@ -397,7 +399,7 @@ impl Looking<'_> {
         self.bound
             .obtainable_bytes
             .store(share.obtainable_bytes(), Ordering::Relaxed);
-        allowed.tighter(share.allowance(held))
+        allowed.tighter(share.allowance())
     }
 
     /// Tells the tree what is held, granted and `needed_bytes`; what may be granted of it.
@@ -416,10 +418,14 @@ impl Looking<'_> {
         let page = look.page_bytes.max(1);
         let shared_bytes = self.bound.shared_bytes();
         let resident_bytes = look.used_pages.max(0).unsigned_abs() * page;
-        let unseen_bytes = self.bound.forks.unseen_bytes(shared_bytes, resident_bytes);
+        let unseen_bytes = self.bound.unseen_bytes(resident_bytes);
+        let equal = self.bound.equal_bytes.load(Ordering::Relaxed);
+        let (wanted_bytes, wanted_ns) = match fork {
+            true => (0, 0),
+            false => self.bound.wanted_of_others(look, equal),
+        };
         let say = |pages: i64| {
             let more = (pages - look.used_pages).max(0).unsigned_abs() * page;
-            let equal = self.bound.equal_bytes.load(Ordering::Relaxed);
             let granted_bytes = look.held_bytes.saturating_add(more + unseen_bytes);
             tree.say(Said {
                 taken_bytes: look.held_bytes,
@@ -429,7 +435,8 @@ impl Looking<'_> {
                 // What was handed out beyond the equal part is for nobody to make room for.
                 needed_bytes: needed_bytes.min(look.held_bytes.max(equal)),
                 kinship: self.bound.kin.kinship(),
-                hungry: !fork && look.room_bytes() < HUNGRY_BYTES && look.held_bytes < equal,
+                wanted_bytes,
+                wanted_ns,
                 now_ns: now,
             });
             granted_bytes

@@ -6,8 +6,10 @@
 //! part is read ten times a second at most, and between two readings grows by the pages
 //! that were written: each shared page that is written costs a minor fault, and so does
 //! each new one. A page that the engine puts in place is no minor fault, and may be there
-//! instead of a shared one that left: it counts as well. The part is never more than what
-//! the kernel charges the process for.
+//! instead of a shared one that left: it counts as well. Only pages that were resident at
+//! the process's last fork can have been shared and left. So no more are counted than there
+//! are more resident pages now, and those. The part is never more than what the kernel
+//! charges the process for.
 //!
 //! Where so much was put in place or written that the part is hardly known any more, it is
 //! read sooner: what was counted twice leaves pages no room.
@@ -31,6 +33,22 @@ const PARTS_SHARE: u64 = 20;
 const SOON_NS: u64 = 20_000_000;
 const SOON_SHARE: u64 = 16;
 
+/// Pages of the engine's, by its own count.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Placed {
+    /// Put in place so far.
+    pub(crate) pages: u64,
+    /// Resident now.
+    pub(crate) resident: u64,
+}
+
+impl Placed {
+    /// Bytes of those that are resident.
+    pub(crate) const fn resident_bytes(&self) -> u64 {
+        self.resident.saturating_mul(PAGE_SIZE as u64)
+    }
+}
+
 /// What a process shares with those it forked from, or that were forked from it.
 #[derive(Debug)]
 pub(crate) struct Kin {
@@ -38,11 +56,14 @@ pub(crate) struct Kin {
     shares: AtomicBool,
     /// The part, at the last reading, bytes.
     part_bytes: AtomicU64,
-    /// What the process took in full then, bytes, its minor faults, and the pages that the
-    /// engine had put in place.
+    /// What the process took in full then, bytes, its minor faults, the pages that the
+    /// engine had put in place, and those that were resident.
     whole_bytes: AtomicU64,
     faults: AtomicU64,
     placed: AtomicU64,
+    resident: AtomicU64,
+    /// Pages that were resident at its last fork: no others of the engine's are shared.
+    forked: AtomicU64,
     /// When to read again, nanoseconds; and where the part may have grown much.
     due_ns: AtomicU64,
     soon_ns: AtomicU64,
@@ -75,6 +96,8 @@ impl Kin {
             whole_bytes: AtomicU64::new(0),
             faults: AtomicU64::new(0),
             placed: AtomicU64::new(0),
+            resident: AtomicU64::new(0),
+            forked: AtomicU64::new(0),
             due_ns: AtomicU64::new(0),
             soon_ns: AtomicU64::new(0),
             passes_bytes: AtomicU64::new(0),
@@ -91,6 +114,12 @@ impl Kin {
     /// What the process takes, less what the kernel charges it for.
     pub(crate) fn extra_bytes(&self) -> i64 {
         self.extra_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of the engine's pages that it may share, at most.
+    pub(crate) fn forked_bytes(&self) -> u64 {
+        let forked = self.forked.load(Ordering::Relaxed);
+        forked.saturating_mul(PAGE_SIZE as u64)
     }
 
     /// What it shares, for the time when it has ended.
@@ -111,9 +140,8 @@ impl Kin {
         self.forked_ns.store(clock::now_ns(), Ordering::Relaxed);
     }
 
-    /// In a parent, after a fork: its pages are shared. The engine put `placed` pages in
-    /// place so far.
-    pub(crate) fn begin_in_parent(&self, placed: u64) {
+    /// In a parent, after a fork: its pages are shared. The engine `placed` so many.
+    pub(crate) fn begin_in_parent(&self, placed: Placed) {
         let whole = self.seen_bytes.load(Ordering::Relaxed);
         let part = whole.saturating_add_signed(self.extra_bytes());
         self.passes_bytes.store(part, Ordering::Relaxed);
@@ -128,7 +156,7 @@ impl Kin {
 
     /// In a forked child, of which the kernel says that it takes `whole` bytes: where it
     /// does not say, it is what the parent took last. Returns what it is taken for.
-    pub(crate) fn begin_in_child(&self, whole: Option<u64>, placed: u64) -> u64 {
+    pub(crate) fn begin_in_child(&self, whole: Option<u64>, placed: Placed) -> u64 {
         let whole = whole.unwrap_or_else(|| self.seen_bytes.load(Ordering::Relaxed));
         // Whoever counts what is shared, half of it at the most is the child's.
         self.passes_bytes.store(whole / 2, Ordering::Relaxed);
@@ -150,17 +178,23 @@ impl Kin {
         }
     }
 
-    fn begin(&self, (whole, part): (u64, u64), faults: u64, placed: u64) {
+    fn begin(&self, (whole, part): (u64, u64), faults: u64, placed: Placed) {
         self.part_bytes.store(part, Ordering::Relaxed);
         self.whole_bytes.store(whole, Ordering::Relaxed);
         self.faults.store(faults, Ordering::Relaxed);
         self.seen_faults.store(faults, Ordering::Relaxed);
-        self.placed.store(placed, Ordering::Relaxed);
+        self.note_placed(placed);
+        self.forked.store(placed.resident, Ordering::Relaxed);
         let now = clock::now_ns();
         self.due_ns.store(now + PARTS_NS, Ordering::Relaxed);
         self.soon_ns.store(now + PARTS_NS, Ordering::Relaxed);
         self.note(whole, part);
         self.shares.store(true, Ordering::Relaxed);
+    }
+
+    fn note_placed(&self, placed: Placed) {
+        self.placed.store(placed.pages, Ordering::Relaxed);
+        self.resident.store(placed.resident, Ordering::Relaxed);
     }
 
     /// The part was read at a moment, by this process or by others: what ended before is
@@ -186,7 +220,7 @@ impl Kin {
         &self,
         now: u64,
         whole: u64,
-        placed: impl FnOnce() -> u64,
+        placed: impl Fn() -> Placed,
         meter: &Meter,
     ) -> bool {
         let faults = machine::minor_faults();
@@ -195,8 +229,8 @@ impl Kin {
             self.note(whole, whole);
             return false;
         }
-        let placed = placed();
-        let more = self.grown_bytes(whole, faults, placed);
+        let begun = placed();
+        let more = self.grown_bytes(whole, faults, begun);
         let due = if more > whole / SOON_SHARE {
             &self.soon_ns
         } else {
@@ -215,7 +249,10 @@ impl Kin {
                 self.part_bytes.store(part, Ordering::Relaxed);
                 self.whole_bytes.store(whole, Ordering::Relaxed);
                 self.faults.store(faults, Ordering::Relaxed);
-                self.placed.store(placed, Ordering::Relaxed);
+                // A frame is given back a moment after its page has left, and pages come while
+                // the part is read: what both counts have was there.
+                let resident = begun.resident.min(placed().resident);
+                self.note_placed(Placed { resident, ..begun });
                 let passes = passed_of(whole, part);
                 self.passes_bytes.store(passes, Ordering::Relaxed);
                 self.read_ns.store(now, Ordering::Relaxed);
@@ -233,9 +270,14 @@ impl Kin {
     }
 
     /// What the part may have grown by since it was read, bytes.
-    fn grown_bytes(&self, whole: u64, faults: u64, placed: u64) -> u64 {
+    fn grown_bytes(&self, whole: u64, faults: u64, placed: Placed) -> u64 {
         let since = |now: u64, then: &AtomicU64| now.saturating_sub(then.load(Ordering::Relaxed));
-        let pages = since(faults, &self.faults).saturating_add(since(placed, &self.placed));
+        // Of the engine's pages no more came to be its own than there are more of them, and
+        // than shared ones that they may be there for.
+        let forked = self.forked.load(Ordering::Relaxed);
+        let more = since(placed.resident.saturating_add(forked), &self.resident);
+        let own = since(placed.pages, &self.placed).min(more);
+        let pages = since(faults, &self.faults).saturating_add(own);
         since(whole, &self.whole_bytes).max(pages.saturating_mul(PAGE_SIZE as u64))
     }
 }
@@ -247,10 +289,16 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
+    /// So many pages put in place, where all pages that there are may be shared.
+    const fn placed(pages: u64) -> Placed {
+        let resident = 1 << 40;
+        Placed { pages, resident }
+    }
+
     #[test]
     fn who_forked_nothing_takes_what_it_is_charged_for() {
         let kin = Kin::new();
-        let nobody_asks = || -> u64 { unreachable!("it shares nothing") };
+        let nobody_asks = || -> Placed { unreachable!("it shares nothing") };
         assert!(!kin.measure(5, 100 * MIB, nobody_asks, &Meter::new()));
         assert_eq!(kin.extra_bytes(), 0);
         assert_eq!(kin.kinship(), Kinship::default());
@@ -259,18 +307,18 @@ mod tests {
     #[test]
     fn a_child_begins_with_its_page_tables_and_grows_by_what_it_writes() {
         let (kin, meter) = (Kin::new(), Meter::new());
-        kin.begin_in_child(Some(512 * MIB), 0);
+        kin.begin_in_child(Some(512 * MIB), placed(0));
         assert_eq!(kin.extra_bytes(), -511 * (MIB as i64));
         // What it faulted for counts, 20 MiB that it was charged for at the least.
-        kin.measure(5, 532 * MIB, || 0, &meter);
+        kin.measure(5, 532 * MIB, || placed(0), &meter);
         assert!(kin.extra_bytes() >= (21 - 532) * (MIB as i64));
     }
 
     #[test]
     fn a_child_that_nothing_can_be_read_of_begins_as_a_child() {
         let kin = Kin::new();
-        kin.measure(5, 512 * MIB, || 0, &Meter::new());
-        assert_eq!(kin.begin_in_child(None, 0), 512 * MIB);
+        kin.measure(5, 512 * MIB, || placed(0), &Meter::new());
+        assert_eq!(kin.begin_in_child(None, placed(0)), 512 * MIB);
         assert_eq!(kin.extra_bytes(), -511 * (MIB as i64));
         let child = kin.kinship();
         assert!(child.unread && child.passes_bytes == 256 * MIB);
@@ -283,9 +331,9 @@ mod tests {
         parent.before_fork();
         let forked_ns = parent.forked_ns.load(Ordering::Relaxed);
         child.forked_ns.store(forked_ns, Ordering::Relaxed);
-        parent.measure(5, 100 * MIB, || 0, &Meter::new());
-        child.begin_in_child(Some(100 * MIB), 0);
-        parent.begin_in_parent(0);
+        parent.measure(5, 100 * MIB, || placed(0), &Meter::new());
+        child.begin_in_child(Some(100 * MIB), placed(0));
+        parent.begin_in_parent(placed(0));
         assert_eq!(parent.kinship().begun_ns, forked_ns);
         assert_eq!(child.kinship().begun_ns, forked_ns);
         let end_ns = clock::now_ns();
@@ -295,14 +343,14 @@ mod tests {
     #[test]
     fn a_parent_is_charged_for_all_until_the_parts_are_read() {
         let (kin, meter) = (Kin::new(), Meter::new());
-        kin.measure(5, 100 * MIB, || 0, &meter);
-        kin.begin_in_parent(0);
+        kin.measure(5, 100 * MIB, || placed(0), &meter);
+        kin.begin_in_parent(placed(0));
         assert_eq!(kin.extra_bytes(), 0);
         // Its part is read when that is due: this process shares little with anybody.
         meter.open(false);
         meter.open_parts();
         let whole = meter.process_bytes().unwrap();
-        assert!(kin.measure(u64::MAX / 2, whole, || 0, &meter));
+        assert!(kin.measure(u64::MAX / 2, whole, || placed(0), &meter));
         assert!(
             kin.extra_bytes().unsigned_abs() <= whole,
             "{}",
@@ -316,14 +364,17 @@ mod tests {
     fn what_the_engine_puts_in_place_counts_until_the_part_is_read() {
         let (kin, meter) = (Kin::new(), Meter::new());
         let whole = 1 << 40;
-        kin.begin_in_child(Some(whole), 1000);
-        assert_eq!(kin.grown_bytes(whole, 0, 1000), 0);
-        assert_eq!(kin.grown_bytes(whole, 0, 1000 + 5120), 20 * MIB);
-        assert_eq!(kin.grown_bytes(whole, 256, 1000 + 5120), 21 * MIB);
+        kin.begin_in_child(Some(whole), placed(1000));
+        assert_eq!(kin.grown_bytes(whole, 0, placed(1000)), 0);
+        assert_eq!(kin.grown_bytes(whole, 0, placed(1000 + 5120)), 20 * MIB);
+        assert_eq!(kin.grown_bytes(whole, 256, placed(1000 + 5120)), 21 * MIB);
         // Pages that are new are charged as well: they count once.
-        assert_eq!(kin.grown_bytes(whole + 50 * MIB, 256, 6120), 50 * MIB);
-        let counted = |placed: u64| {
-            kin.measure(5, whole, || placed, &meter);
+        assert_eq!(
+            kin.grown_bytes(whole + 50 * MIB, 256, placed(6120)),
+            50 * MIB
+        );
+        let counted = |pages: u64| {
+            kin.measure(5, whole, || placed(pages), &meter);
             whole.saturating_add_signed(kin.extra_bytes())
         };
         let before = counted(1000);
@@ -332,26 +383,60 @@ mod tests {
         assert_eq!(counted(1 << 40), whole);
     }
 
+    /// A child with 4 MiB of pages at its fork that goes round in 100 MiB: what comes back
+    /// is there for what left, and hardly any of that was shared. Without it each counts as
+    /// new, and leaves a page of others no room.
+    #[test]
+    fn pages_that_leave_and_come_back_count_as_far_as_they_may_have_been_shared() {
+        let kin = Kin::new();
+        let whole = 200 * MIB;
+        let at_fork = Placed {
+            pages: 1000,
+            resident: 1024,
+        };
+        kin.begin_in_child(Some(whole), at_fork);
+        let grown = |pages: u64, resident: u64| {
+            let now = Placed { pages, resident };
+            kin.grown_bytes(whole, 0, now)
+        };
+        assert_eq!(grown(1000 + 500_000, 1024), 4 * MIB);
+        assert_eq!(
+            grown(1000 + 500_000, 1024 + 5120),
+            24 * MIB,
+            "there are more"
+        );
+        assert_eq!(grown(1000 + 500_000, 512), 2 * MIB, "there are fewer");
+        assert_eq!(grown(1000 + 256, 1024 + 5120), MIB, "no more than came");
+        assert_eq!(kin.forked_bytes(), 4 * MIB);
+        // Another fork: all of them are shared again.
+        kin.begin_in_parent(Placed {
+            pages: 501_000,
+            resident: 6144,
+        });
+        assert_eq!(kin.forked_bytes(), 24 * MIB);
+        assert_eq!(grown(501_000 + 500_000, 6144), 24 * MIB);
+    }
+
     #[test]
     fn a_part_that_may_have_grown_much_is_read_sooner() {
         let (kin, meter) = (Kin::new(), Meter::new());
         meter.open(false);
         meter.open_parts();
         let whole = 1 << 40;
-        kin.begin_in_parent(0);
+        kin.begin_in_parent(placed(0));
         let now = clock::now_ns();
         kin.whole_bytes.store(whole, Ordering::Relaxed);
-        assert!(kin.measure(now + 2 * PARTS_NS, whole, || 0, &meter));
+        assert!(kin.measure(now + 2 * PARTS_NS, whole, || placed(0), &meter));
         let read = now + 2 * PARTS_NS;
         let much = whole / SOON_SHARE / PAGE_SIZE as u64 + 1;
         // The clock of the reading is behind: what it took is nothing.
-        assert!(!kin.measure(read + SOON_NS - 1, whole, || much, &meter));
+        assert!(!kin.measure(read + SOON_NS - 1, whole, || placed(much), &meter));
         assert!(
-            !kin.measure(read + SOON_NS, whole, || 0, &meter),
+            !kin.measure(read + SOON_NS, whole, || placed(0), &meter),
             "it grew little"
         );
-        assert!(kin.measure(read + SOON_NS, whole, || much, &meter));
-        assert!(kin.measure(read + SOON_NS + PARTS_NS, whole, || much, &meter));
+        assert!(kin.measure(read + SOON_NS, whole, || placed(much), &meter));
+        assert!(kin.measure(read + SOON_NS + PARTS_NS, whole, || placed(much), &meter));
     }
 
     /// Others measured a process that was held up: what ended before that is charged to it
@@ -362,13 +447,13 @@ mod tests {
         meter.open(false);
         meter.open_parts();
         let whole = 1 << 40;
-        kin.begin_in_parent(0);
+        kin.begin_in_parent(placed(0));
         let read = clock::now_ns() + 2 * PARTS_NS;
-        assert!(kin.measure(read, whole, || 0, &meter));
+        assert!(kin.measure(read, whole, || placed(0), &meter));
         kin.heed(|| read);
-        assert!(!kin.measure(read + 5, whole, || 0, &meter));
+        assert!(!kin.measure(read + 5, whole, || placed(0), &meter));
         kin.heed(|| read + 3);
-        assert!(kin.measure(read + 6, whole, || 0, &meter));
+        assert!(kin.measure(read + 6, whole, || placed(0), &meter));
         assert_eq!(kin.kinship().read_ns, read + 6);
     }
 
@@ -377,21 +462,21 @@ mod tests {
         let (kin, meter) = (Kin::new(), Meter::new());
         meter.open(false);
         meter.open_parts();
-        kin.measure(5, 100 * MIB, || 0, &meter);
-        kin.begin_in_parent(0);
+        kin.measure(5, 100 * MIB, || placed(0), &meter);
+        kin.begin_in_parent(placed(0));
         let parent = kin.kinship();
         assert_eq!(parent.passes_bytes, 100 * MIB, "the kin count none of it");
         assert!(parent.begun_ns > 0 && parent.read_ns == 0 && !parent.unread);
         // A fork of one that shares already: it is known since when.
-        kin.begin_in_parent(0);
+        kin.begin_in_parent(placed(0));
         assert_eq!(kin.kinship(), parent);
         let read_ns = u64::MAX / 2;
-        assert!(kin.measure(read_ns, 1 << 40, || 0, &meter));
+        assert!(kin.measure(read_ns, 1 << 40, || placed(0), &meter));
         let part = (1_u64 << 40).saturating_add_signed(kin.extra_bytes());
         let read = kin.kinship();
         assert_eq!((read.passes_bytes, read.read_ns), (part, read_ns));
         let child = Kin::new();
-        child.begin_in_child(Some(90 * MIB), 0);
+        child.begin_in_child(Some(90 * MIB), placed(0));
         let child = child.kinship();
         assert!(child.unread && child.passes_bytes == 45 * MIB);
     }

@@ -23,6 +23,7 @@ use ghostmem_store::tier::ColdTier;
 
 use crate::parts::bound::{LEAST_PAGES, ProcessBound};
 use crate::parts::engine::Engine;
+use crate::parts::kin::Placed;
 use crate::parts::metrics::Counter;
 
 /// Time between two measurements, at least, nanoseconds: one takes some 20 us.
@@ -47,10 +48,13 @@ impl Engine {
             + (store.held_bytes + store.metadata_bytes + file_tables) as usize
     }
 
-    /// Pages that were put in place so far, by the engine's own count.
-    pub(crate) fn placed_pages(&self) -> u64 {
+    /// Pages that were put in place so far, and are resident, by the engine's own count.
+    pub(crate) fn placed_pages(&self) -> Placed {
         let sum = |counter| self.metrics.sum(counter);
-        sum(Counter::faults).saturating_add(sum(Counter::readahead_pages))
+        Placed {
+            pages: sum(Counter::faults).saturating_add(sum(Counter::readahead_pages)),
+            resident: self.budget.used().max(0).unsigned_abs(),
+        }
     }
 
     /// Looks at what is held and sets the resident limit by it; whether that is higher
@@ -96,12 +100,13 @@ impl Engine {
         }
         let held_bytes = bound.held_bytes(own);
         let look = Look {
-            allowance: looking.allowance(now, held_bytes),
+            allowance: looking.allowance(now),
             held_bytes,
             page_bytes: PAGE_SIZE as u64,
             used_pages: self.budget.used(),
             least_pages: LEAST_PAGES,
             most_pages: bound.most_pages(),
+            announced: bound.may_be_given(),
         };
         // Only others want to know.
         let beside = held_bytes.saturating_sub(own as u64);
@@ -124,6 +129,14 @@ impl Engine {
         limit > before
     }
 
+    /// A thread looks for more than is free: others that have a bound with this process may
+    /// be asked for it.
+    pub(crate) fn want_more(&self) {
+        if let Some(bound) = &self.bound {
+            bound.want();
+        }
+    }
+
     /// Whether the bound has no place for a page: for a new one first (`new`), as evicting
     /// another for it takes as much in the store, then for any.
     pub(crate) fn is_full(&self, new: bool) -> bool {
@@ -139,6 +152,7 @@ impl Engine {
         // resident each new page takes more than one leaves.
         let least = self.budget.limit() <= self.least_resident_pages();
         if is_full(bound) || (new && least && !bound.is_far()) {
+            bound.want();
             self.look();
         }
         is_full(bound)
@@ -162,6 +176,7 @@ impl Engine {
                 Ok(())
             };
         }
+        bound.want();
         self.look();
         let nobody = AtomicU64::new(0);
         for _ in 0..GIVEN_WAITS {
@@ -169,6 +184,7 @@ impl Engine {
                 break;
             }
             futex::wait(&nobody, 0, GIVEN_WAIT);
+            bound.want();
             self.look_again(0);
         }
         if !bound.can_begin() {
