@@ -80,6 +80,7 @@ impl Engine {
                 self.note_allocated(filled * PAGE_SIZE);
                 blocks.finish_free(first);
                 self.note_freed(run.pages * PAGE_SIZE);
+                self.note_closed(run.pages);
                 return Ok(());
             }
             // Pinned by a thread that came before the block was given back.

@@ -31,6 +31,7 @@ impl Engine {
         let (region, first, end) = self.pages_of("make_holes", address, len)?;
         let made = region.holes.make(first, end, hole);
         self.note_freed(made * PAGE_SIZE);
+        self.note_closed(made);
         // Pairs with the one in `keep_allocated`: no fault claims an empty page of the
         // range after we passed it.
         fence(Ordering::SeqCst);
@@ -76,10 +77,11 @@ impl Engine {
             }
         }
         self.note_allocated(holes * PAGE_SIZE);
+        self.unwritten.note(holes, self.written_pages());
         // Counted until the pages are: of two that ask at once one sees the other.
         let filled = self.admit(0).and_then(|()| self.fill_holes(address, len));
         self.note_freed(holes * PAGE_SIZE);
-        filled
+        filled.inspect_err(|_| self.note_closed(holes))
     }
 
     /// Reserves a block of whole pages, all closed; its first address. The memory limit
@@ -119,6 +121,7 @@ impl Engine {
         }
         bar_for_kernel(region, first, end);
         self.note_freed(made * PAGE_SIZE);
+        self.note_closed(made);
         self.note_allocated(full * PAGE_SIZE);
         Ok(full * PAGE_SIZE)
     }
@@ -138,6 +141,7 @@ impl Engine {
         }
         let made = region.holes.make(first, end, Hole::Closed);
         self.note_freed(made * PAGE_SIZE);
+        self.note_closed(made);
         // As in `make_holes`.
         fence(Ordering::SeqCst);
         if self.discard_pages(region, first, end, true)? != Left::default() {
@@ -352,6 +356,39 @@ mod tests {
         assert_eq!(engine.allocated_bytes(), 0);
         assert_eq!(Engine::allocate(&engine, 1000, 1), Ok(block));
         (0..1000).for_each(|page| store(&engine, block + page * PAGE_SIZE).unwrap());
+        engine.shut_down();
+    }
+
+    /// As Java does it: it opens far more than it writes, and ends where that is refused.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn under_a_bound_what_is_opened_counts_little_until_it_is_written() {
+        const MIB: usize = 1 << 20;
+        let taken = ghostmem_os::meter::Meter::new().process_bytes().unwrap() as usize;
+        // The other tests of this process may take or free 60 MiB.
+        let config = Config {
+            process_limit_bytes: Some(taken + 256 * MIB),
+            store_capacity_bytes: 512 * MIB,
+            ..Config::for_tests(1 << 20)
+        };
+        let engine = Engine::new(config, None).unwrap();
+        let pages = |mib: usize| mib * MIB / PAGE_SIZE;
+        let block = Engine::reserve(&engine, pages(16 << 10), 1).unwrap();
+        // At four to one 512 MiB, which no bound holds here.
+        assert!(Engine::allocate(&engine, pages(2048), 1).is_err());
+        engine.open_holes(block, 2048 * MIB).unwrap();
+        let beside = Engine::allocate(&engine, pages(64), 1).unwrap();
+        engine.free(beside).unwrap();
+        assert!(engine.open_holes(block, 16 << 30).is_err(), "all of it");
+        let left = || engine.unwritten.left(engine.written_pages()) as usize;
+        // A block that is freed is taken for a part of it.
+        assert_eq!(left(), pages(2048 - 64));
+        store(&engine, block).unwrap();
+        assert_eq!(left(), pages(2048 - 64) - 1);
+        engine.close_empty(block, 1024 * MIB).unwrap();
+        assert!(left() < pages(1024 - 64) + 2);
+        engine.free(block).unwrap();
+        assert_eq!(left(), 0);
         engine.shut_down();
     }
 

@@ -23,6 +23,7 @@ use crate::parts::region::Region;
 use crate::parts::slowdown::Slowed;
 use crate::parts::tally::Tally;
 use crate::parts::threads::ThreadTable;
+use crate::parts::unwritten::Unwritten;
 use crate::parts::wake::WorkerState;
 
 impl Engine {
@@ -75,6 +76,7 @@ impl Engine {
             allocated: AtomicUsize::new(0),
             pinned_pages: AtomicUsize::new(0),
             foreign: Tally::new(shards())?,
+            unwritten: Unwritten::new(),
             copies: Tally::new(shards())?,
             copies_fit: AtomicBool::new(true),
             closed: AtomicBool::new(false),

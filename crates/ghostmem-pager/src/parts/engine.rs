@@ -25,6 +25,7 @@ use crate::parts::ring::Recorder;
 use crate::parts::slowdown::Slowed;
 use crate::parts::tally::Tally;
 use crate::parts::threads::ThreadTable;
+use crate::parts::unwritten::Unwritten;
 use crate::parts::wake::WorkerState;
 
 /// Most regions of one heap.
@@ -50,6 +51,8 @@ pub struct Engine {
     pub(crate) recorder: OnceLock<Recorder>,
     /// Bytes of adopted regions that their owners handed out.
     pub(crate) foreign: Tally,
+    /// What of blocks was reserved first, opened later, and is not written yet.
+    pub(crate) unwritten: Unwritten,
     /// Resident pages that keep a copy, in the store or in a file.
     pub(crate) copies: Tally,
     /// The memory limit has room for more copies.

@@ -34,4 +34,5 @@ pub(crate) mod sync;
 pub(crate) mod tally;
 pub(crate) mod threads;
 pub(crate) mod token;
+pub(crate) mod unwritten;
 pub(crate) mod wake;

@@ -15,6 +15,10 @@ const RATIO_EVICTIONS: u64 = 256;
 /// large pieces is rarely written at once.
 const HOPED_RATIO: usize = 4;
 
+/// The same for memory that a program reserved first and opened later. It opens more than it
+/// writes, and ends where it is refused that: it is refused where it writes more than fits.
+const OPENED_RATIO: usize = 16;
+
 /// What a page takes beside its bytes: in tables its word, its bits and its share of
 /// the block tree; in the file's table ten bytes a place, of which four hold a page if
 /// pages are packed to a quarter.
@@ -41,8 +45,15 @@ impl Engine {
         // but a limit on the heap's memory is kept without hope.
         let bounded = self.bound.is_some() && self.config.memory_limit_bytes.is_none();
         let squeezable = if bounded { used - least } else { 0 };
+        let handed_out_bytes = self.allocated_bytes().saturating_add(self.foreign.sum());
+        let opened_bytes = match bounded && self.unwritten.any() {
+            true => self.unwritten.left(self.written_pages()) as usize * PAGE_SIZE,
+            false => 0,
+        };
         Holdings {
-            handed_out_bytes: self.allocated_bytes().saturating_add(self.foreign.sum()),
+            handed_out_bytes,
+            opened_bytes,
+            opened_ratio: OPENED_RATIO,
             resident_bytes: bytes(used),
             squeezable_bytes: bytes(squeezable),
             frames_free_bytes: bytes(least - used),
@@ -56,6 +67,23 @@ impl Engine {
             ratio_hoped_for: if bounded { HOPED_RATIO } else { 1 },
         }
         .needed_bytes(COSTS)
+    }
+
+    /// Pages that hold bytes, wherever they are: resident, or stored.
+    pub(crate) fn written_pages(&self) -> u64 {
+        let store = self.store.stats();
+        let file = self.cold.as_ref().map_or(0, |cold| cold.tier.stats().slots);
+        let resident = self.budget.used().max(0).unsigned_abs();
+        let twice = resident.saturating_add(store.live_slots + file);
+        twice.saturating_sub(self.copies.sum() as u64)
+    }
+
+    /// So many pages of blocks were closed or freed: what of them was opened and not written
+    /// is not to come any more.
+    pub(crate) fn note_closed(&self, pages: usize) {
+        if self.unwritten.any() {
+            self.unwritten.note_closed(pages, self.written_pages());
+        }
     }
 
     /// What the memory limit lacks to hold what is handed out, with `spare_bytes` left; 0
