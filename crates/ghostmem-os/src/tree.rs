@@ -48,7 +48,7 @@ use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use crate::apart::{Apart, Refused};
 use crate::error::OsError;
 use crate::shared::SharedWords;
-use crate::{descriptor, doorway};
+use crate::{clock, descriptor, doorway};
 use identity::{
     START_BITS, START_MASK, ask_identity, is_grave, is_process, may_be_one, own_number,
 };
@@ -260,6 +260,7 @@ impl Tree {
         let Some(index) = identity.and_then(|identity| self.take_slot(identity)) else {
             return;
         };
+        self.page().bury_shared(index, clock::now_ns());
         // What was granted goes with the memory that exec takes away, and the next program
         // says for itself whether it looks. Whoever comes by measures it until then.
         let slot = self.slot(index);
@@ -492,8 +493,8 @@ mod tests {
     use super::others::{GRAVE_NS, OLD_NS, QUIET_NS, free};
     use super::seen::{Seen, stat_of};
     use super::*;
+    use crate::calls;
     use crate::stack::forked;
-    use crate::{calls, clock};
 
     const MIB: u64 = 1 << 20;
 
@@ -835,6 +836,44 @@ mod tests {
         let said = [PASSES, BEGUN].map(|word| other.slot(0)[word].load(Ordering::Relaxed));
         assert_eq!(said, [20 * MIB, 7]);
         assert_eq!(other.others(5).charged_bytes, 10 * MIB, "the rest stays");
+    }
+
+    /// A forked child that executes a program gives back what it shared, as one that ends
+    /// does, and nobody is told otherwise: it lives.
+    #[test]
+    fn what_a_process_shared_that_becomes_another_program_stays_charged_as_well() {
+        let (tree, _file) = Tree::create(300 * MIB, 21).unwrap();
+        assert!(tree.join());
+        let now = clock::now_ns();
+        let kinship = |read_ns: u64| Kinship {
+            passes_bytes: 20 * MIB,
+            begun_ns: now,
+            read_ns,
+            unread: read_ns == 0,
+        };
+        let execs = || {
+            let joined = tree.join();
+            tree.say(Said {
+                kinship: kinship(0),
+                ..said(10, 10, clock::now_ns())
+            });
+            tree.note_caller();
+            // The new program, which may be one of ours.
+            tree.note_caller();
+            i32::from(joined)
+        };
+        // Its parent counts all it has: nobody relies on the child.
+        assert_eq!(forked(execs), 1);
+        assert_eq!(tree.others(clock::now_ns()).charged_bytes, 10 * MIB);
+        tree.say(Said {
+            kinship: kinship(now + 10),
+            ..said(10, 10, now)
+        });
+        assert_eq!(forked(execs), 1);
+        let soon = clock::now_ns();
+        assert_eq!(tree.others(soon).charged_bytes, (10 + 10 + 20) * MIB);
+        tree.note_reading(soon + 1);
+        assert_eq!(tree.others(soon + 1).charged_bytes, (10 + 10) * MIB);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use super::identity::{START_BITS, grave_of, identity_of, is_grave, is_process, m
 use super::seen::{Seen, stat_of, taken_by};
 use super::{
     BEGUN, FAULTS, GRANTED, IDENTITY, Kinship, LOOKS, MORE, NONE, PASSES, Page, READ, SAID, SHARED,
-    STAMP, TAKEN, UNREAD, passed_of,
+    SLOTS, SLOTS_MAX, STAMP, TAKEN, UNREAD, passed_of, put_kinship,
 };
 use crate::clock;
 
@@ -151,6 +151,40 @@ impl Page<'_> {
             let grave = grave_of(end_ns);
             let _kept_once =
                 word.compare_exchange(identity, grave, Ordering::AcqRel, Ordering::Relaxed);
+        }
+    }
+
+    /// The process in a slot becomes another program: what it shared goes with its memory,
+    /// and stays charged in a slot of its own, as that of a process that ends, while others
+    /// rely on it. Where no slot is free they are not told.
+    pub(super) fn bury_shared(self, index: usize, now_ns: u64) {
+        let slot = self.slot(index);
+        if !self.is_relied_on(slot, now_ns, now_ns, (NONE, 0)) {
+            return;
+        }
+        let identity = slot[IDENTITY].load(Ordering::Acquire);
+        for index in 0..SLOTS_MAX {
+            let grave = self.slot(index);
+            // The process's own until it says what is charged: should it end now, whoever
+            // comes by frees it.
+            let won =
+                grave[IDENTITY].compare_exchange(0, identity, Ordering::AcqRel, Ordering::Relaxed);
+            if won.is_err() {
+                continue;
+            }
+            for word in &grave[IDENTITY + 1..] {
+                word.store(0, Ordering::Relaxed);
+            }
+            put_kinship(grave, kinship_in(slot));
+            grave[STAMP].store(now_ns, Ordering::Relaxed);
+            self.0[SLOTS].fetch_max(index as u64 + 1, Ordering::AcqRel);
+            let _else_freed = grave[IDENTITY].compare_exchange(
+                identity,
+                grave_of(now_ns),
+                Ordering::AcqRel,
+                Ordering::Relaxed,
+            );
+            return;
         }
     }
 

@@ -54,6 +54,8 @@ impl Placed {
 pub(crate) struct Kin {
     /// Something is shared.
     shares: AtomicBool,
+    /// Forks so far: a reading that one of them came into says nothing of it.
+    forks: AtomicU64,
     /// The part, at the last reading, bytes.
     part_bytes: AtomicU64,
     /// What the process took in full then, bytes, its minor faults, the pages that the
@@ -92,6 +94,7 @@ impl Kin {
     pub(crate) const fn new() -> Self {
         Self {
             shares: AtomicBool::new(false),
+            forks: AtomicU64::new(0),
             part_bytes: AtomicU64::new(0),
             whole_bytes: AtomicU64::new(0),
             faults: AtomicU64::new(0),
@@ -190,6 +193,8 @@ impl Kin {
         self.soon_ns.store(now + PARTS_NS, Ordering::Relaxed);
         self.note(whole, part);
         self.shares.store(true, Ordering::Relaxed);
+        // Last, so that whoever sees no fork wrote nothing after what is written here.
+        self.forks.fetch_add(1, Ordering::AcqRel);
     }
 
     fn note_placed(&self, placed: Placed) {
@@ -223,6 +228,7 @@ impl Kin {
         placed: impl Fn() -> Placed,
         meter: &Meter,
     ) -> bool {
+        let forks = self.forks.load(Ordering::Acquire);
         let faults = machine::minor_faults();
         self.seen_faults.store(faults, Ordering::Relaxed);
         if !self.shares.load(Ordering::Relaxed) {
@@ -261,7 +267,15 @@ impl Kin {
                     self.shares.store(false, Ordering::Relaxed);
                 }
                 self.note(whole, part);
-                return true;
+                if self.forks.load(Ordering::Acquire) == forks {
+                    return true;
+                }
+                // Another thread forked meanwhile: the part is one from before that.
+                self.passes_bytes.store(part, Ordering::Relaxed);
+                self.shares.store(true, Ordering::Relaxed);
+                self.due_ns.store(0, Ordering::Relaxed);
+                self.soon_ns.store(0, Ordering::Relaxed);
+                return false;
             }
         }
         let part = self.part_bytes.load(Ordering::Relaxed);
@@ -441,6 +455,38 @@ mod tests {
 
     /// Others measured a process that was held up: what ended before that is charged to it
     /// alone, so its own figure must not be from before.
+    /// A reading takes a while, and says of a fork that comes into it that nothing is shared.
+    /// Without another look at the count of forks, what that one began would be undone.
+    #[test]
+    fn a_fork_that_comes_into_a_reading_is_not_forgotten() {
+        let (kin, meter) = (Kin::new(), Meter::new());
+        meter.open(false);
+        meter.open_parts();
+        let whole = meter.process_bytes().unwrap();
+        kin.begin_in_parent(placed(0));
+        let asked = core::cell::Cell::new(0);
+        let forks_at_the_second = || {
+            asked.set(asked.get() + 1);
+            if asked.get() == 2 {
+                kin.begin_in_parent(placed(0));
+            }
+            placed(0)
+        };
+        let now = clock::now_ns() + 2 * PARTS_NS;
+        assert!(!kin.measure(now, whole / 2, forks_at_the_second, &meter));
+        assert_eq!(asked.get(), 2);
+        let kinship = kin.kinship();
+        assert!(kinship.begun_ns > 0, "it shares");
+        assert_eq!(
+            kinship.passes_bytes,
+            whole / 2,
+            "all that it is charged for"
+        );
+        // Read again at once.
+        assert!(kin.measure(now + 1, whole / 2, || placed(0), &meter));
+        assert_eq!(kin.kinship().begun_ns, 0, "it shares nothing");
+    }
+
     #[test]
     fn a_part_that_others_read_is_read_next() {
         let (kin, meter) = (Kin::new(), Meter::new());
