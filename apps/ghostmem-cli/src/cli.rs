@@ -68,7 +68,8 @@ Exit code:
      within --memory, and ghost pages within the limit (a tiny limit may be exceeded by 68 pages
      for a stuck thread; the report says so)
   1  a checksum was wrong or memory exceeded that
-  2  the demo could not run: bad input, unreadable file, no usable fault backend";
+  2  the demo could not run: bad input, unreadable file, no usable fault backend, or more data
+     than --memory holds, with a number that would";
 
 const DOCTOR_EXIT: &str = "\
 Exit code:

@@ -55,7 +55,11 @@ impl Engine {
         spill: &SpillArgs,
     ) -> Result<Self, Failure> {
         let limit = usize::try_from(limit_bytes).map_err(Failure::new)?;
-        let mut builder = Heap::builder().resident_limit(limit).backend(backend);
+        // What is refused is said by the one whose data it is, with the number that would do.
+        let mut builder = Heap::builder()
+            .resident_limit(limit)
+            .backend(backend)
+            .report_denied(false);
         if let Some(bytes) = bound_bytes {
             builder = builder.memory(usize::try_from(bytes).map_err(Failure::new)?);
         }

@@ -181,6 +181,50 @@ fn a_demo_can_be_held_by_one_number() {
     );
 }
 
+/// Data that does not compress, and a number that is too small for it: no abort, and the number
+/// that the one line names does.
+#[test]
+fn a_demo_that_memory_does_not_hold_names_a_number_that_would() {
+    let folder = scratch("too-large");
+    let mut state = 7_u64;
+    let noise = |_| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    };
+    let bytes: Vec<u8> = (0..48 << 17).flat_map(noise).collect();
+    for (number, part) in bytes.chunks(1 << 18).enumerate() {
+        std::fs::write(folder.join(number.to_string()), part).expect("own folder");
+    }
+    let demo = |memory: &str| {
+        let path = folder.to_str().expect("UTF-8");
+        ghostmem(&[
+            "demo",
+            path,
+            "--json",
+            "--no-baseline",
+            "--threads",
+            "2",
+            "--memory",
+            memory,
+        ])
+    };
+    let output = demo("40M");
+    let line = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{line}");
+    assert_eq!(line.lines().count(), 1, "{line}");
+    assert_eq!(text(&output.stdout), "");
+    let named = line
+        .strip_prefix("ghostmem: --memory 40M does not hold the demo's 48.0 MiB of data: --memory ")
+        .and_then(|rest| rest.strip_suffix(" would\n"))
+        .unwrap_or_else(|| panic!("{line}"));
+    let output = demo(named);
+    let report: Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
+    assert_eq!(output.status.code(), Some(0), "{named}: {report:#}");
+    assert_eq!(report["verified"], true, "{named}: {report:#}");
+}
+
 #[test]
 fn a_demo_of_five_pages_needs_no_baseline() {
     let (code, report) = small_demo(&["--limit", "20K", "--no-baseline"]);

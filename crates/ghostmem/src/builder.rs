@@ -95,6 +95,7 @@ pub struct HeapBuilder {
     background_in_children: bool,
     keep_copies: bool,
     report_thrashing: bool,
+    report_denied: bool,
     spill: Option<Spill>,
     on_lost: Option<LostHandler>,
 }
@@ -115,6 +116,7 @@ impl HeapBuilder {
             background_in_children: true,
             keep_copies: true,
             report_thrashing: false,
+            report_denied: true,
             spill: None,
             on_lost: None,
         }
@@ -252,6 +254,14 @@ impl HeapBuilder {
         self
     }
 
+    /// Whether a line on the standard error stream says, once for each process, that the
+    /// bound on it refuses an allocation, and how much is missing. Off for a program that
+    /// says so itself. Default: yes.
+    pub fn report_denied(mut self, on: bool) -> Self {
+        self.report_denied = on;
+        self
+    }
+
     /// A file for cold pages that memory has no room for. Default: none.
     pub fn spill(mut self, spill: Spill) -> Self {
         self.spill = Some(spill);
@@ -376,6 +386,7 @@ impl HeapBuilder {
             // Nor more than a quarter of the address space that is left, an eighth
             // where that is scarce.
             report_thrashing: self.report_thrashing,
+            report_denied: self.report_denied,
             store_capacity_bytes: machine_bytes.max(1 << 30).min(
                 if address_space_bytes < SCARCE_BYTES {
                     address_space_bytes / 8

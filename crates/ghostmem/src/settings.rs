@@ -267,6 +267,9 @@ settings! {
         /// A program that does little but fault for some seconds is told so once, on
         /// standard error.
         report_thrashing: Flag, "off", [method HeapBuilder::report_thrashing];
+        /// The first allocation that the bound on the process refuses is said on standard
+        /// error.
+        report_denied: Flag, "on", [method HeapBuilder::report_denied];
         /// There is a file for cold pages that memory has no room for.
         spilling: Flag, "off", [method HeapBuilder::spill cpp "use_disk_backing"];
         /// The name of the file for cold pages, where it has one.

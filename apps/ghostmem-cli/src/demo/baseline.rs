@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::measure::{Memory, Meter, Sampler, available_bytes};
 use super::progress::Progress;
-use super::work::{self, Job, Observer, Outcome};
+use super::work::{self, Job, Observer, Outcome, Stopped};
 use crate::engine::HeapBytes;
 use crate::failure::Failure;
 use crate::size::Bytes;
@@ -104,7 +104,10 @@ pub(crate) fn child() -> Result<ExitCode, Failure> {
     warm_up(job.plan.bytes(), &watch.0);
     let before = Meter::open().map_err(Failure::new)?.read().now_bytes;
     let sampler = Sampler::start(before, 0, None::<fn() -> HeapBytes>).map_err(Failure::new)?;
-    let outcome = work::run(&job, &Global, &watch)?;
+    let outcome = work::run(&job, &Global, &watch).map_err(|stopped| match stopped {
+        Stopped::Failed(failure) => failure,
+        Stopped::NoRoom => Failure::new("the machine refuses the memory for the demo's data"),
+    })?;
     let baseline = Baseline {
         outcome,
         memory: sampler.stop(),

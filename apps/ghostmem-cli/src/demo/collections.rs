@@ -14,6 +14,20 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::content::{BlockFacts, posting};
 
+/// The allocator refuses memory for more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NoRoom;
+
+/// An empty vector for exactly `count`.
+///
+/// # Errors
+/// There is no memory for them.
+pub(crate) fn with_room<T, A: Allocator>(count: usize, allocator: A) -> Result<Vec<T, A>, NoRoom> {
+    let mut vector = Vec::new_in(allocator);
+    vector.try_reserve_exact(count).map_err(|_| NoRoom)?;
+    Ok(vector)
+}
+
 /// A file, or a part of one, in memory.
 pub(crate) struct Document<A: Allocator> {
     /// Its content.
@@ -109,7 +123,10 @@ impl<A: Allocator + Clone> Index<A> {
     }
 
     /// Notes an occurrence of a word.
-    pub(crate) fn add(&self, word: &[u8], document: u32) {
+    ///
+    /// # Errors
+    /// There is no memory for it.
+    pub(crate) fn add(&self, word: &[u8], document: u32) -> Result<(), NoRoom> {
         let posting = posting(word, document);
         let mut shard = self.shard(word);
         if let Some(entry) = shard.get_mut(word) {
@@ -118,14 +135,16 @@ impl<A: Allocator + Clone> Index<A> {
             entry.documents.0 = entry.documents.0.min(document);
             entry.documents.1 = entry.documents.1.max(document);
         } else {
-            let key = copy_of(word, self.allocator.clone()).into_boxed_slice();
+            let key = copy_of(word, self.allocator.clone())?.into_boxed_slice();
             let entry = Entry {
                 count: 1,
                 postings: posting,
                 documents: (document, document),
             };
+            shard.try_reserve(1).map_err(|_| NoRoom)?;
             shard.insert(key, entry);
         }
+        Ok(())
     }
 
     /// Occurrences of a word, if the index says that `document` may contain it.
@@ -173,21 +192,28 @@ pub(crate) struct IndexSums {
 
 /// Appends `bytes` to a vector. (`extend_from_slice` of the stable allocator vectors goes byte by
 /// byte, which would make loading slow with and without GhostMem.)
-pub(crate) fn append<A: Allocator>(vector: &mut Vec<u8, A>, bytes: &[u8]) {
-    vector.reserve(bytes.len());
+///
+/// # Errors
+/// There is no memory for them.
+pub(crate) fn append<A: Allocator>(vector: &mut Vec<u8, A>, bytes: &[u8]) -> Result<(), NoRoom> {
+    vector.try_reserve(bytes.len()).map_err(|_| NoRoom)?;
     // A page at a time: each is still at hand when it is filled.
     for part in bytes.chunks(4096) {
         let start = vector.len();
         vector.resize(start + part.len(), 0);
         vector[start..].copy_from_slice(part);
     }
+    Ok(())
 }
 
 /// A vector of exactly these bytes.
-pub(crate) fn copy_of<A: Allocator>(bytes: &[u8], allocator: A) -> Vec<u8, A> {
-    let mut vector = Vec::with_capacity_in(bytes.len(), allocator);
-    append(&mut vector, bytes);
-    vector
+///
+/// # Errors
+/// There is no memory for them.
+pub(crate) fn copy_of<A: Allocator>(bytes: &[u8], allocator: A) -> Result<Vec<u8, A>, NoRoom> {
+    let mut vector = with_room(bytes.len(), allocator)?;
+    append(&mut vector, bytes)?;
+    Ok(vector)
 }
 
 #[cfg(test)]
@@ -204,7 +230,7 @@ mod tests {
     fn the_index_counts_and_remembers_documents() {
         let index = Index::new(Global);
         for (word, document) in [(&b"heap"[..], 3), (b"page", 1), (b"heap", 7), (b"heap", 5)] {
-            index.add(word, document);
+            index.add(word, document).unwrap();
         }
         assert_eq!(index.look_up(b"heap", 3), Some(3));
         assert_eq!(index.look_up(b"heap", 7), Some(3));
@@ -231,11 +257,10 @@ mod tests {
     fn appending_grows_by_any_length() {
         let mut vector = Vec::new_in(Global);
         let bytes: std::vec::Vec<u8> = (0..10_000).map(|i| i as u8).collect();
-        append(&mut vector, &bytes[..1]);
-        append(&mut vector, &bytes[1..9_000]);
-        append(&mut vector, &[]);
-        append(&mut vector, &bytes[9_000..]);
+        for part in [&bytes[..1], &bytes[1..9_000], &[], &bytes[9_000..]] {
+            append(&mut vector, part).unwrap();
+        }
         assert_eq!(&vector[..], &bytes[..]);
-        assert_eq!(copy_of(&bytes, Global).capacity(), bytes.len());
+        assert_eq!(copy_of(&bytes, Global).unwrap().capacity(), bytes.len());
     }
 }

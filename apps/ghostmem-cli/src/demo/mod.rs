@@ -13,18 +13,21 @@ mod phases;
 mod progress;
 mod random;
 mod report;
+mod room;
 mod threads;
 mod work;
 
 use std::io::Write;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use self::data::Plan;
 use self::measure::{Meter, Sampler};
 use self::progress::Progress;
 use self::report::{Data, Limits, Report, Run};
-use self::work::{Job, Observer};
+use self::room::Room;
+use self::work::{Job, Observer, Stopped};
 use crate::cli::DemoArgs;
 use crate::engine::{Engine, Snapshot};
 use crate::failure::Failure;
@@ -39,7 +42,8 @@ const LIMIT_MIN_BYTES: u64 = 5 * 4096;
 /// Runs the demo and prints its report.
 ///
 /// # Errors
-/// Bad input, unreadable files, or no heap with this limit and backend on this machine.
+/// Bad input, unreadable files, no heap with this limit and backend on this machine, or data that
+/// `--memory` does not hold.
 pub(crate) fn run(args: &DemoArgs) -> Result<ExitCode, Failure> {
     let limit = match (args.limit, args.memory) {
         (Some(limit), _) => limit,
@@ -115,8 +119,21 @@ fn with_ghost(job: &Job, limit_bytes: u64, args: &DemoArgs) -> Result<(String, R
         progress: Progress::new(&title),
         engine: &engine,
         full: Mutex::default(),
+        loaded_bytes: AtomicU64::new(0),
+        loads: AtomicBool::new(false),
     };
-    let outcome = work::run(job, &engine.allocator(), &watch)?;
+    let outcome = work::run(job, &engine.allocator(), &watch).map_err(|stopped| match stopped {
+        Stopped::Failed(failure) => failure,
+        Stopped::NoRoom => {
+            let room = Room {
+                memory_bytes: args.memory,
+                before_bytes: before,
+                data_bytes: job.plan.bytes(),
+                loaded_bytes: watch.loaded_bytes.load(Ordering::Relaxed),
+            };
+            room.refused()
+        }
+    })?;
     let full = watch
         .full
         .into_inner()
@@ -135,13 +152,21 @@ struct Watch<'a> {
     progress: Progress,
     engine: &'a Engine,
     full: Mutex<Snapshot>,
+    /// Bytes of the documents that are in memory.
+    loaded_bytes: AtomicU64,
+    /// The phase that loads them goes on.
+    loads: AtomicBool,
 }
 
 impl Observer for Watch<'_> {
     fn begin(&self, phase: &str, units: u64) {
+        self.loads.store(phase == work::LOAD, Ordering::Relaxed);
         self.progress.begin(phase, units);
     }
     fn advance(&self, units: u64) {
+        if self.loads.load(Ordering::Relaxed) {
+            self.loaded_bytes.fetch_add(units, Ordering::Relaxed);
+        }
         self.progress.advance(units);
     }
     fn faults(&self) -> u64 {

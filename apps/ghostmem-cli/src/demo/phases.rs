@@ -10,7 +10,7 @@ use allocator_api2::alloc::Allocator;
 use allocator_api2::vec::Vec;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
-use super::collections::{Document, Index, IndexSums, Record, append, copy_of};
+use super::collections::{Document, Index, IndexSums, NoRoom, Record, append, copy_of, with_room};
 use super::content::{
     BLOCK, BlockFacts, CHUNK, Edit, HEAD, REVIEW, count_lines, count_words, edit_of, rewrite,
     word_at, words,
@@ -18,7 +18,7 @@ use super::content::{
 use super::data::Plan;
 use super::random::{Zipf, below, mix};
 use super::threads::{Hand, on_threads};
-use crate::failure::Failure;
+use super::work::Stopped;
 
 /// What every phase needs to know.
 pub(crate) struct Context<'a> {
@@ -55,6 +55,14 @@ impl Context<'_> {
             .fold((0, 0), |sum, s| (sum.0.wrapping_add(s.0), sum.1 + s.1))
     }
 
+    /// Runs work that takes memory on all threads.
+    fn all_threads_or_none(
+        &self,
+        work: impl Fn() -> Result<(), NoRoom> + Sync,
+    ) -> Result<(), NoRoom> {
+        on_threads(self.threads, |_| work()).map(drop)
+    }
+
     /// Runs work that cannot fail on all threads.
     fn all_threads<T: Send>(&self, work: impl Fn() -> T + Sync) -> std::vec::Vec<T> {
         let Ok(results) = on_threads(self.threads, |_| Ok::<_, Infallible>(work()));
@@ -65,28 +73,30 @@ impl Context<'_> {
 /// Reads the files and copies them into one vector each; returns how many differ from the survey.
 ///
 /// # Errors
-/// A file could not be read.
+/// A file could not be read, or memory holds no more.
 pub(crate) fn load<A>(
     context: &Context,
     allocator: &A,
-) -> Result<(Vec<Document<A>, A>, u64), Failure>
+) -> Result<(Vec<Document<A>, A>, u64), Stopped>
 where
     A: Allocator + Clone + Send + Sync,
 {
     let plan = context.plan;
-    let mut documents = Vec::with_capacity_in(plan.pieces.len(), allocator.clone());
+    let mut documents = with_room(plan.pieces.len(), allocator.clone())?;
     documents.resize_with(plan.pieces.len(), || Document::empty(allocator.clone()));
     let hand = Hand::new(documents.iter_mut().zip(&plan.pieces));
     let changed = on_threads(context.threads, |_| {
         let mut buffer = vec![0; CHUNK];
         let mut changed = 0;
         while let Some((document, piece)) = hand.next() {
-            let mut bytes = Vec::with_capacity_in(piece.len as usize, allocator.clone());
+            let mut bytes = with_room(piece.len as usize, allocator.clone())?;
             let mut read = Xxh3::new();
+            let mut room = Ok(());
             piece.read(&plan.files, &mut buffer, |chunk| {
                 read.update(chunk);
-                append(&mut bytes, chunk);
+                room = room.and_then(|()| append(&mut bytes, chunk));
             })?;
+            room?;
             changed += u64::from(read.digest() != piece.facts.before);
             *document = Document {
                 bytes,
@@ -94,29 +104,36 @@ where
             };
             (context.advance)(u64::from(piece.len));
         }
-        Ok(changed)
+        Ok::<_, Stopped>(changed)
     })?;
     Ok((documents, changed.iter().sum()))
 }
 
 /// Puts the words of all text heads into the index.
-pub(crate) fn index_words<A>(context: &Context, documents: &[Document<A>], index: &Index<A>)
+///
+/// # Errors
+/// Memory holds no more.
+pub(crate) fn index_words<A>(
+    context: &Context,
+    documents: &[Document<A>],
+    index: &Index<A>,
+) -> Result<(), NoRoom>
 where
     A: Allocator + Clone + Send + Sync,
 {
     let next = AtomicUsize::new(0);
-    context.all_threads(|| {
+    context.all_threads_or_none(|| {
         loop {
             let number = next.fetch_add(1, Ordering::Relaxed);
             let Some(document) = documents.get(number) else {
-                return;
+                return Ok(());
             };
             if document.text {
-                words(head(document)).for_each(|word| index.add(word, number as u32));
+                words(head(document)).try_for_each(|word| index.add(word, number as u32))?;
             }
             (context.advance)(1);
         }
-    });
+    })
 }
 
 fn head<A: Allocator>(document: &Document<A>) -> &[u8] {
@@ -124,17 +141,20 @@ fn head<A: Allocator>(document: &Document<A>) -> &[u8] {
 }
 
 /// Makes one record for every block of every document.
+///
+/// # Errors
+/// Memory holds no more.
 pub(crate) fn build_table<A>(
     context: &Context,
     documents: &[Document<A>],
     allocator: &A,
-) -> Vec<Record, A>
+) -> Result<Vec<Record, A>, NoRoom>
 where
     A: Allocator + Clone + Send + Sync,
 {
     let blocks = |document: &Document<A>| document.bytes.len().div_ceil(BLOCK);
     let count = documents.iter().map(blocks).sum();
-    let mut table = Vec::with_capacity_in(count, allocator.clone());
+    let mut table = with_room(count, allocator.clone())?;
     table.resize_with(count, || Record::new(BlockFacts::default(), 0, 0));
     let mut rest = &mut table[..];
     // Each document gets its own rows, cut from the front of what is left.
@@ -153,7 +173,7 @@ where
             (context.advance)(1);
         }
     });
-    table
+    Ok(table)
 }
 
 /// What a scan over all documents found.
@@ -205,7 +225,14 @@ where
 }
 
 /// Sorts the table by text: every thread a part, then a merge into a new table.
-pub(crate) fn sort<A>(context: &Context, mut table: Vec<Record, A>, allocator: &A) -> Vec<Record, A>
+///
+/// # Errors
+/// Memory holds no more.
+pub(crate) fn sort<A>(
+    context: &Context,
+    mut table: Vec<Record, A>,
+    allocator: &A,
+) -> Result<Vec<Record, A>, NoRoom>
 where
     A: Allocator + Clone + Send + Sync,
 {
@@ -222,7 +249,7 @@ where
         .chunks(part)
         .map(|rows| rows.iter().peekable())
         .collect();
-    let mut merged = Vec::with_capacity_in(count, allocator.clone());
+    let mut merged = with_room(count, allocator.clone())?;
     loop {
         let least = heads
             .iter_mut()
@@ -236,7 +263,7 @@ where
             (context.advance)(BATCH);
         }
     }
-    merged
+    Ok(merged)
 }
 
 /// How look-ups choose their record.
@@ -314,23 +341,31 @@ pub(crate) fn expected_updates(seed: u64, count: u64, rows: u64) -> u64 {
 }
 
 /// Rewrites, extends and replaces documents.
-pub(crate) fn edit<A>(context: &Context, documents: &mut [Document<A>], allocator: &A)
+///
+/// # Errors
+/// Memory holds no more.
+pub(crate) fn edit<A>(
+    context: &Context,
+    documents: &mut [Document<A>],
+    allocator: &A,
+) -> Result<(), NoRoom>
 where
     A: Allocator + Clone + Send + Sync,
 {
     let hand = Hand::new(documents.iter_mut().enumerate());
-    context.all_threads(|| {
+    context.all_threads_or_none(|| {
         while let Some((number, document)) = hand.next() {
             let number = number as u32;
             match edit_of(context.seed, number) {
                 Edit::Keep => {}
                 Edit::Rewrite => rewrite(context.seed, number, 0, &mut document.bytes),
-                Edit::Append => append(&mut document.bytes, REVIEW),
-                Edit::Replace => document.bytes = copy_of(&document.bytes, allocator.clone()),
+                Edit::Append => append(&mut document.bytes, REVIEW)?,
+                Edit::Replace => document.bytes = copy_of(&document.bytes, allocator.clone())?,
             }
             (context.advance)(1);
         }
-    });
+        Ok(())
+    })
 }
 
 /// Sums over the sorted table.

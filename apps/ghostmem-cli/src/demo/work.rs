@@ -9,11 +9,14 @@ use std::time::Instant;
 use allocator_api2::alloc::Allocator;
 use serde::{Deserialize, Serialize};
 
-use super::collections::Index;
+use super::collections::{Index, NoRoom};
 use super::data::Plan;
 use super::phases::{self, Choice, Context};
 use super::random::{Zipf, mix};
 use crate::failure::Failure;
+
+/// The phase that loads the documents, whose units are their bytes.
+pub(crate) const LOAD: &str = "load";
 
 /// What to do.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -36,6 +39,27 @@ pub(crate) trait Observer: Sync {
     fn faults(&self) -> u64;
     /// All data is held and verified, and is about to be freed.
     fn full(&self);
+}
+
+/// Why the work did not come to its end.
+#[derive(Debug)]
+pub(crate) enum Stopped {
+    /// Memory does not hold the data.
+    NoRoom,
+    /// Anything else.
+    Failed(Failure),
+}
+
+impl From<NoRoom> for Stopped {
+    fn from(_: NoRoom) -> Self {
+        Self::NoRoom
+    }
+}
+
+impl From<Failure> for Stopped {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
 }
 
 /// How long a phase took.
@@ -142,8 +166,8 @@ impl Checks {
 /// Does the whole job with memory from `allocator`.
 ///
 /// # Errors
-/// A file could not be read or changed since it was surveyed.
-pub(crate) fn run<A>(job: &Job, allocator: &A, observer: &dyn Observer) -> Result<Outcome, Failure>
+/// A file could not be read or changed since it was surveyed, or memory does not hold the data.
+pub(crate) fn run<A>(job: &Job, allocator: &A, observer: &dyn Observer) -> Result<Outcome, Stopped>
 where
     A: Allocator + Clone + Send + Sync,
 {
@@ -163,20 +187,19 @@ where
     };
     let mut checks = Checks::default();
 
-    let loaded = clock.time("load", plan.bytes(), || phases::load(&context, allocator));
+    let loaded = clock.time(LOAD, plan.bytes(), || phases::load(&context, allocator));
     let (mut documents, changed) = loaded?;
     if changed > 0 {
-        return Err(Failure::new(format!(
-            "{changed} of the files changed while the demo was reading them; run it again"
-        )));
+        let line = "of the files changed while the demo was reading them; run it again";
+        return Err(Failure::new(format!("{changed} {line}")).into());
     }
     let index = Index::new(allocator.clone());
     clock.time("index words", count, || {
         phases::index_words(&context, &documents, &index)
-    });
+    })?;
     let table = clock.time("build table", count, || {
         phases::build_table(&context, &documents, allocator)
-    });
+    })?;
 
     let scan = clock.time("scan", plan.bytes(), || {
         phases::scan(&context, &documents, false)
@@ -194,7 +217,7 @@ where
     checks.equal("records", rows, totals.records);
     let table = clock.time("sort", rows * 2, || {
         phases::sort(&context, table, allocator)
-    });
+    })?;
 
     let lookups = (rows / 8).max(1000);
     let uniform = clock.time("look up, uniform", lookups, || {
@@ -219,7 +242,7 @@ where
     });
     clock.time("edit documents", count, || {
         phases::edit(&context, &mut documents, allocator)
-    });
+    })?;
 
     let (scan, rows_found, words_found) = clock.time("verify all", plan.bytes() + rows, || {
         (
@@ -348,7 +371,12 @@ mod tests {
     fn a_file_that_changed_ends_the_work() {
         let mut job = job(2);
         job.plan.pieces[0].facts.before ^= 1;
-        let line = run(&job, &Global, &Silent).unwrap_err().to_string();
-        assert!(line.contains("changed while"), "{line}");
+        match run(&job, &Global, &Silent) {
+            Err(Stopped::Failed(failure)) => {
+                let line = failure.to_string();
+                assert!(line.contains("changed while"), "{line}");
+            }
+            other => panic!("{other:?}"),
+        }
     }
 }

@@ -195,10 +195,11 @@ impl Engine {
 
     /// Says once for each process, on standard error, that the bound on it refused an
     /// allocation, and what would help. Says nothing where something else refused it, and
-    /// where the machine could not hold it either.
+    /// where the machine could not hold it either; nor where the caller says it.
     #[cold]
     pub fn say_denied(&self, refused: OsError) {
-        let Some(bound) = self.bound.as_ref().filter(|_| refused == DENIED) else {
+        let said = refused == DENIED && self.config.report_denied;
+        let Some(bound) = self.bound.as_ref().filter(|_| said) else {
             return;
         };
         if let Some(missing) = bound.denied_for_the_first_time() {

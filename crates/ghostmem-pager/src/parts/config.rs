@@ -46,6 +46,8 @@ pub struct Config {
     pub keep_copies: bool,
     /// Say once on the standard error stream that the program does little but fault.
     pub report_thrashing: bool,
+    /// Say once there that the bound on the process refuses an allocation.
+    pub report_denied: bool,
     /// Address space for the store, bytes.
     pub store_capacity_bytes: usize,
 }
@@ -79,6 +81,7 @@ impl Config {
             background_in_children: false,
             keep_copies: true,
             report_thrashing: false,
+            report_denied: true,
             store_capacity_bytes: 1 << 20,
         }
     }

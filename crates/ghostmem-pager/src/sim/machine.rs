@@ -92,6 +92,7 @@ impl Machine {
             background_in_children: setting.heirs == 1,
             keep_copies: setting.copies == 1,
             report_thrashing: false,
+            report_denied: true,
             slowdown_ppm: 0,
             store_capacity_bytes: 16 << 20,
         };

@@ -78,6 +78,7 @@ pub(super) fn config(manner: Manner, limit_pages: usize) -> Config {
         readahead: true,
         background: true,
         report_thrashing: false,
+        report_denied: true,
         slowdown_ppm: 0,
         store_capacity_bytes: 64 << 20,
         ..Config::for_tests_on(Opened::sim(manner), limit_pages)
