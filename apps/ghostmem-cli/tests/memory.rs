@@ -242,3 +242,20 @@ fn programs_without_the_library_do_not_get_the_descriptor() {
     let own = list("env -i /bin/ls -l /proc/self/fd");
     assert!(!own.contains("ghostmem"), "{own}");
 }
+
+/// A forked child has no thread that would say what it gave back: others measure that, and take
+/// it. Proves that it asks before it takes as much again, though it was granted that once.
+#[test]
+fn what_an_idle_child_gave_back_is_not_taken_twice() {
+    let program = built("regrow", "regrow");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ghostmem"));
+    command.args(["run", "--memory", "200M", "--"]);
+    let output = command.arg(&program).args(["90", "300"]).output().unwrap();
+    let (said, errors) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success(), "{said}{errors}");
+    let taken = said.strip_suffix(" KiB\n").and_then(|kib| kib.parse().ok());
+    let taken: u64 = taken.unwrap_or_else(|| panic!("{said}{errors}"));
+    // The two are asked one after the other.
+    assert!(taken << 10 <= 212 * MIB, "{taken} KiB of 200 MiB");
+    assert!(taken << 10 > 120 * MIB, "{taken} KiB: nobody grew");
+}

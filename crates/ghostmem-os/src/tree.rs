@@ -55,6 +55,7 @@ use identity::{
 use seen::Name;
 
 pub use ended::{Kinship, passed_of};
+pub use others::KEPT_NS;
 
 mod ended;
 mod identity;

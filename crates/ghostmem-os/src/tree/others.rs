@@ -13,6 +13,9 @@ use crate::clock;
 
 /// A figure that is older is looked at by others, nanoseconds.
 pub(super) const OLD_NS: u64 = 100_000_000;
+/// What a process was granted is its own for so long, nanoseconds. One that spoke earlier
+/// speaks before it takes more: others may have lowered that by what it had given back.
+pub const KEPT_NS: u64 = OLD_NS / 2;
 /// The figure of one that keeps the bound is looked at sooner, as long as only its faults
 /// have to be asked for: a forked child has no thread, and writes to pages that it shares
 /// without a word to anybody.
@@ -125,8 +128,9 @@ impl Page<'_> {
     /// A process was granted so much in all, by what it took itself for, and has not looked
     /// since. By the kernel it takes `part` now, and what it may take before it looks is no
     /// more than it was: a forked child that maps shared memory, and then does nothing, would
-    /// be charged for all of it for ever. Not where it speaks for itself meanwhile: it says
-    /// when, and then what it was granted.
+    /// be charged for all of it for ever. Pages may have left since, which come back under the
+    /// old grant: so it speaks first ([`KEPT_NS`]). Not where it speaks for itself meanwhile:
+    /// it says when, and then what it was granted.
     pub(super) fn lower_grant(slot: &[AtomicU64], granted: u64, part: u64, now_ns: u64) {
         let lower = part.saturating_add(slot[MORE].load(Ordering::Relaxed));
         let spoke = slot[STAMP].load(Ordering::Acquire) != now_ns;

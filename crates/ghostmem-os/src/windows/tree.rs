@@ -5,6 +5,9 @@ pub use ended::{Kinship, passed_of};
 #[path = "../tree/ended.rs"]
 mod ended;
 
+/// What a process was granted is its own for so long, nanoseconds.
+pub const KEPT_NS: u64 = 50_000_000;
+
 /// No page: a value of this type cannot be had.
 #[derive(Debug)]
 pub enum Tree {}

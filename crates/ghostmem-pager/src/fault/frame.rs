@@ -20,6 +20,7 @@ use ghostmem_fault::{AccessKind, Fault, Scratch, Verdict, die};
 use ghostmem_os::PAGE_SIZE;
 use ghostmem_os::error::ENOMEM;
 use ghostmem_os::message::Line;
+use ghostmem_os::tree::KEPT_NS;
 use ghostmem_policy::hand::EVICT_BATCH_PAGES;
 
 use crate::parts::bound::ProcessBound;
@@ -134,6 +135,13 @@ impl Engine {
                     }
                     return self.after_barren(fault.waits.barren + 1);
                 }
+            }
+            if self
+                .bound
+                .as_ref()
+                .is_some_and(ProcessBound::may_be_lowered)
+            {
+                self.look_again(KEPT_NS);
             }
             if self.budget.take_up_to(1) == 1 {
                 return Ok(());

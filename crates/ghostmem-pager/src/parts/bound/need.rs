@@ -3,6 +3,7 @@
 use core::sync::atomic::Ordering;
 
 use ghostmem_os::clock;
+use ghostmem_os::tree::KEPT_NS;
 use ghostmem_policy::bound::{Look, wanted_bytes};
 
 use super::ProcessBound;
@@ -13,6 +14,15 @@ impl ProcessBound {
     pub(crate) fn want(&self) {
         if self.tree.is_some() {
             self.wanted_ns.store(clock::now_ns(), Ordering::Relaxed);
+        }
+    }
+
+    /// Whether others may have lowered what this process was granted, as it has not looked for
+    /// long: what it gave back since is theirs, and the limit of then is none.
+    pub(crate) fn may_be_lowered(&self) -> bool {
+        self.tree.is_some() && {
+            let measured_ns = self.measured_ns.load(Ordering::Relaxed);
+            clock::now_ns().saturating_sub(measured_ns) >= KEPT_NS
         }
     }
 
