@@ -82,6 +82,24 @@ static void on(unsigned char *p) {
     CHECK(madvise(p, PAGE, -1) == -1 && errno == EINVAL);
 }
 
+/* It stays with memory that becomes code, each page with its own. */
+static void becomes_code(void) {
+    int wanted[PAGES];
+    unsigned char *p = mmap(NULL, ALL, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(p != MAP_FAILED);
+    memset(p, 7, ALL);
+    for (int page = 0; page < PAGES; page++) wanted[page] = page < 3 || page > 9 ? 7 : page < 6 ? 0 : 256;
+    CHECK(madvise(p + 3 * PAGE, 3 * PAGE, MADV_WIPEONFORK) == 0);
+    CHECK(madvise(p + 6 * PAGE, 4 * PAGE, MADV_DONTFORK) == 0);
+    evict();
+    CHECK(mprotect(p, ALL, PROT_READ | PROT_WRITE | PROT_EXEC) == 0);
+    child_sees(p, wanted);
+    CHECK(madvise(p, ALL, MADV_KEEPONFORK) == 0 && madvise(p, ALL, MADV_DOFORK) == 0);
+    for (int page = 0; page < PAGES; page++) wanted[page] = 7;
+    child_sees(p, wanted);
+    CHECK(munmap(p, ALL) == 0);
+}
+
 int main(int argc, char **argv) {
     CHECK(argc > 2);
     prepare(argv[2]);
@@ -96,6 +114,7 @@ int main(int argc, char **argv) {
     int wanted[PAGES] = {0};
     child_sees(moved, wanted);
     CHECK(munmap(moved, 4 * ALL) == 0);
+    becomes_code();
     p = aligned_alloc(PAGE, 2 * ALL);
     CHECK(p != NULL);
     on(p);

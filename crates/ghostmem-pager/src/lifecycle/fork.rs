@@ -76,24 +76,37 @@ impl Engine {
         const GROUP: usize = PAGE_SIZE / size_of::<u64>();
         let mut mapped = [0_u8; GROUP];
         for group in region.resident.touched_words().pages() {
-            let first = group * GROUP;
-            let mapped = &mut mapped[..GROUP.min(region.pages() - first)];
-            match region.mapped.mapped(first, mapped) {
-                Ok(true) => {}
-                Ok(false) => return,
-                Err(error) => die("a forked child cannot look at its memory", error.errno),
-            }
-            for (page, _) in (first..).zip(mapped).filter(|(_, seen)| **seen & 1 == 1) {
-                if region.table.load(page).state() != PageState::Resident
-                    && !region.mapped.is_away(page)
-                {
-                    die(
-                        "a fork handler touched ghost memory before it was restored in the child",
-                        14,
-                    );
+            let mut page = group * GROUP;
+            let end = region.pages().min(page + GROUP);
+            while page < end {
+                // Where others' mappings lie the child may have none (MADV_DONTFORK).
+                let first = region.mapped.next_away(page, end, false);
+                page = region.mapped.next_away(first, end, true);
+                let mapped = &mut mapped[..page - first];
+                if !mapped.is_empty() && !Self::refuse_strangers_in(region, first, mapped) {
+                    return;
                 }
             }
         }
+    }
+
+    /// The same for the pages from `first` on, as many as `mapped` has places; `false`: what
+    /// is mapped cannot be strangers' here.
+    fn refuse_strangers_in(region: &Region, first: usize, mapped: &mut [u8]) -> bool {
+        match region.mapped.mapped(first, mapped) {
+            Ok(true) => {}
+            Ok(false) => return false,
+            Err(error) => die("a forked child cannot look at its memory", error.errno),
+        }
+        for (page, _) in (first..).zip(mapped).filter(|(_, seen)| **seen & 1 == 1) {
+            if region.table.load(page).state() != PageState::Resident {
+                die(
+                    "a fork handler touched ghost memory before it was restored in the child",
+                    14,
+                );
+            }
+        }
+        true
     }
 
     /// In a forked child: the region's pages under a mechanism of the child's
