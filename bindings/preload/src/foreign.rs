@@ -179,9 +179,6 @@ pub(crate) fn let_go(heap: &Heap, address: usize, bytes: usize, access: usize) -
         answer = set_access(OPEN);
     }
     if !failed(answer) {
-        answer = promise_alike(made, (address, end));
-    }
-    if !failed(answer) {
         answer = try_to_move();
     }
     let noted = Noted::of(address, bytes);
@@ -223,19 +220,24 @@ fn hand_over(heap: &Heap, made: usize, (address, end): (usize, usize)) -> LetGo 
             if away {
                 // Another thread was faster.
                 let _gone = own!(libc::SYS_munmap, room, alike);
-                return Some(alike);
+                return Some((alike, true));
             }
+            let (alike, gets) = alike_for_a_child(at, alike);
+            promise(room, alike, gets)?;
             let fresh = NonNull::new(core::ptr::with_exposed_provenance_mut::<u8>(room))?;
             // SAFETY: memory made for this, from a page on that was not moved yet; the
             // program's pages, which nobody here has a reference into.
             let handed = unsafe { heap.hand_over(range(at, alike), fresh) };
             let bytes = handed.ok()?;
             heirs::forget(at, bytes);
-            Some(bytes)
+            // The next piece may have other promises by then.
+            let is_one = withdraw(room + bytes, alike - bytes, gets).is_some();
+            Some((bytes, is_one))
         });
-        match handed {
-            Some(bytes) => at += bytes,
-            None => answer = -(libc::ENOMEM as Answer),
+        let (bytes, goes_on) = handed.unwrap_or_default();
+        at += bytes;
+        if !goes_on {
+            answer = -(libc::ENOMEM as Answer);
         }
     }
     if at < end {
@@ -244,20 +246,36 @@ fn hand_over(heap: &Heap, made: usize, (address, end): (usize, usize)) -> LetGo 
     LetGo { answer, end: at }
 }
 
-/// Promises of fresh memory what a forked child is promised of the pages that it takes the
-/// place of: it moves with what it is.
-fn promise_alike(made: usize, (address, end): (usize, usize)) -> Answer {
-    let (mut at, mut answer) = (address, 0);
-    while let Some((from, to, gets)) = heirs::next(at, end).filter(|_| !failed(answer)) {
-        let advice = match gets {
-            Gets::Nothing => libc::MADV_DONTFORK,
-            Gets::Zeros => libc::MADV_WIPEONFORK,
-        };
-        let room = made + (from - address);
-        answer = own!(libc::SYS_madvise, room, to - from, advice);
-        at = to;
+/// How many bytes from an address on a forked child gets alike, and what it gets of them;
+/// `None`: a copy.
+fn alike_for_a_child(at: usize, bytes: usize) -> (usize, Option<Gets>) {
+    match heirs::next(at, at + bytes) {
+        Some((from, to, gets)) if from == at => (to - at, Some(gets)),
+        Some((from, ..)) => (from - at, None),
+        None => (bytes, None),
     }
-    answer
+}
+
+/// Promises of fresh memory what a forked child is promised of the pages that it takes the
+/// place of: it moves with what it is. Of one piece alone, which is one mapping then: before
+/// Linux 6.17 what is several is not moved, and what lay there is gone nevertheless.
+fn promise(room: usize, bytes: usize, gets: Option<Gets>) -> Option<()> {
+    let advice = match gets {
+        Some(Gets::Nothing) => libc::MADV_DONTFORK,
+        Some(Gets::Zeros) => libc::MADV_WIPEONFORK,
+        None => return Some(()),
+    };
+    (!failed(own!(libc::SYS_madvise, room, bytes, advice))).then_some(())
+}
+
+/// Takes the promise back from what of a piece was not moved.
+fn withdraw(room: usize, bytes: usize, gets: Option<Gets>) -> Option<()> {
+    let advice = match gets.filter(|_| bytes > 0) {
+        Some(Gets::Nothing) => libc::MADV_DOFORK,
+        Some(Gets::Zeros) => libc::MADV_KEEPONFORK,
+        None => return Some(()),
+    };
+    (!failed(own!(libc::SYS_madvise, room, bytes, advice))).then_some(())
 }
 
 /// mremap of an ordinary mapping that lies in a region, in ghost pages' place.
