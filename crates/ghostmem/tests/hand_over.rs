@@ -191,3 +191,27 @@ fn what_the_kernel_refuses_changes_nothing() {
         assert_eq!(heap.stats().allocated_bytes, bytes);
     });
 }
+
+/// Proves that pages which were opened, and handed over before anything was written there, are
+/// not hoped for any more: others that ask for as much are refused what a bound does not hold.
+#[cfg(target_os = "linux")]
+#[test]
+fn what_was_opened_and_handed_over_is_no_more_to_be_hoped_for() {
+    const MIB: usize = 1 << 20;
+    const MUCH: usize = 4096 * MIB;
+    let heap = Heap::builder().memory(512 * MIB).build().unwrap();
+    let block = heap.reserve_block(MUCH).unwrap();
+    let block = block.as_ptr().expose_provenance();
+    let pages = MUCH / PAGE_SIZE;
+    heap.open_holes(range(block, pages).cast_const()).unwrap();
+    let layout = core::alloc::Layout::from_size_align(MUCH, PAGE_SIZE).unwrap();
+    assert!(heap.allocate_block(layout, true).is_err(), "beside it");
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: a fresh mapping at an address of the kernel's choice.
+    let room = unsafe { libc::mmap(ptr::null_mut(), MUCH, access, flags, -1, 0) };
+    assert_ne!(room, libc::MAP_FAILED);
+    let handed = hand_over(&heap, block, room.expose_provenance(), (0, pages));
+    assert_eq!(handed, (pages, None));
+    assert!(heap.allocate_block(layout, true).is_err(), "in its place");
+}

@@ -88,7 +88,8 @@ impl Engine {
     /// Pages that nothing was ever in; 0: somebody brings one in just now.
     fn hand_over_fresh(&self, region: &Region, part: Part) -> Result<usize, OsError> {
         let (first, end) = (part.first, part.end());
-        self.note_freed(region.holes.make(first, end, Hole::Closed) * PAGE_SIZE);
+        let made = region.holes.make(first, end, Hole::Closed);
+        self.note_freed(made * PAGE_SIZE);
         // As in `make_holes`: a fault sees the hole, or we see that it wrote a word.
         fence(Ordering::SeqCst);
         let replaced = match region.resident.next_written(first, end) {
@@ -98,8 +99,9 @@ impl Engine {
                 .replace(first, part.room)
                 .map(|()| end - first),
         };
-        if replaced != Ok(end - first) {
-            self.note_allocated(region.holes.fill(first, end) * PAGE_SIZE);
+        match replaced {
+            Ok(pages) if pages > 0 => self.note_closed(made),
+            _ => self.note_allocated(region.holes.fill(first, end) * PAGE_SIZE),
         }
         replaced
     }
@@ -125,7 +127,8 @@ impl Engine {
             }
             return Err(error);
         }
-        self.note_freed(region.holes.make(first, end, Hole::Closed) * PAGE_SIZE);
+        let made = region.holes.make(first, end, Hole::Closed);
+        self.note_freed(made * PAGE_SIZE);
         let mut dropped = 0;
         for claim in claims.iter_mut().filter_map(Option::take) {
             let before = claim.before();
@@ -139,6 +142,7 @@ impl Engine {
             }
         }
         self.budget.give_back(dropped);
+        self.note_closed(made);
         Ok(count)
     }
 
