@@ -327,7 +327,8 @@ impl Heap {
     /// they hold: a good part of a megabyte at most, or more of pages that never held
     /// anything. How many bytes it was. They are as after [`Heap::give_away`], and as many
     /// of the fresh memory have moved. A thread that touches them meanwhile waits: no store
-    /// is lost.
+    /// is lost. But a touch of pages that never held anything may be refused in that moment,
+    /// as one of a hole: `ghostmem run` tries it again.
     ///
     /// # Safety
     /// `fresh` is whole pages of a private anonymous mapping, as long as the range, open for

@@ -453,8 +453,6 @@ mod tests {
         assert!(kin.measure(read + SOON_NS + PARTS_NS, whole, || placed(much), &meter));
     }
 
-    /// Others measured a process that was held up: what ended before that is charged to it
-    /// alone, so its own figure must not be from before.
     /// A reading takes a while, and says of a fork that comes into it that nothing is shared.
     /// Without another look at the count of forks, what that one began would be undone.
     #[test]
@@ -487,6 +485,8 @@ mod tests {
         assert_eq!(kin.kinship().begun_ns, 0, "it shares nothing");
     }
 
+    /// Others measured a process that was held up: what ended before that is charged to it
+    /// alone, so its own figure must not be from before.
     #[test]
     fn a_part_that_others_read_is_read_next() {
         let (kin, meter) = (Kin::new(), Meter::new());
