@@ -22,7 +22,8 @@ impl Room {
     /// # Safety
     /// Whole pages of a private anonymous mapping, open for loads and stores, that are the
     /// caller's and stay mapped: until they are moved, or until the room and its parts are
-    /// not used any more. Nobody has a reference into them.
+    /// not used any more. Nobody has a reference into them. They are alike in all that
+    /// madvise(2) sets: the kernel counts them as several mappings else.
     #[must_use]
     pub const unsafe fn new(base: usize, len: usize) -> Self {
         Self { base, len }
@@ -53,8 +54,9 @@ impl Room {
     /// When the room has no such page.
     pub fn fill(self, page: usize, bytes: &[u8; PAGE_SIZE]) {
         let at = self.part(page, 1).base as *mut u8;
-        // SAFETY: a page of the room, that its maker promised to be open for stores; what is
-        // copied lies elsewhere, as nobody has a reference into the room.
+        // SAFETY: a page of the room, that its maker promised to be open for stores, and that
+        // did not move, as who moves it promised; what is copied lies elsewhere, as nobody has
+        // a reference into the room.
         unsafe { at.copy_from_nonoverlapping(bytes.as_ptr(), PAGE_SIZE) };
     }
 
@@ -62,10 +64,12 @@ impl Room {
     /// Async-signal-safe.
     ///
     /// # Safety
-    /// As many pages there are the caller's, and nobody has a reference into them.
+    /// As many pages there are the caller's, and nobody has a reference into them. Once they
+    /// have moved nobody uses the room, or a part with one of them, any more.
     ///
     /// # Errors
-    /// The kernel's refusal: nothing has changed.
+    /// The kernel's refusal: nothing has changed. (Of several mappings, before Linux 6.17, it
+    /// would be found out after what lies there is gone.)
     pub unsafe fn move_over(self, address: usize) -> Result<(), OsError> {
         let how = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
         // SAFETY: it is the caller's, at both ends.

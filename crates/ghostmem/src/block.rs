@@ -332,7 +332,8 @@ impl Heap {
     ///
     /// # Safety
     /// `fresh` is whole pages of a private anonymous mapping, as long as the range, open for
-    /// loads and stores, and the caller's alone. Nobody has a reference into the range.
+    /// loads and stores, and the caller's alone; what madvise(2) was told of them it was told
+    /// of all. Nobody has a reference into the range.
     ///
     /// # Errors
     /// [`Error::NotGhost`], also where the first page is pinned or a hole;
