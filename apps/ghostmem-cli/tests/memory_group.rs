@@ -209,6 +209,40 @@ const HELD: [&str; 3] = [
      print(right)",
 ];
 
+/// Allocators of their own (jemalloc, mimalloc) map all they hand out without a reservation,
+/// and go to brk(2) where that is refused. What did not fit by the forecast stayed ordinary
+/// memory, which nothing evicts: a group was full of it within milliseconds.
+#[test]
+fn memory_without_a_reservation_is_evicted_or_refused_and_nobody_is_killed() {
+    let _alone = ALONE.lock();
+    let program = common::built("promised", "promised");
+    let program = program.to_str().unwrap();
+    let run = |program: &[&str]| {
+        let group = Group::new("promised", 128 * MIB)?;
+        let child = group.start(&[], program);
+        let (outputs, _most) = group.wait(vec![child]);
+        let errors = text(&outputs[0].stderr);
+        assert_eq!(group.kills(), 0, "{program:?}: {errors}");
+        Some((text(&outputs[0].stdout), errors))
+    };
+    for _ in 0..3 {
+        // What is beside it compresses to half. By that it does not fit, and it does.
+        let Some((said, errors)) = run(&[program, "fits", "192"]) else {
+            return;
+        };
+        assert_eq!(said, "ok\n", "{errors}");
+        let (said, errors) = run(&[program, "breaks"]).unwrap();
+        assert_eq!(said, "refused\n", "{errors}");
+        // Refused when it is mapped, or as a touch of what was promised.
+        let (said, errors) = run(&[program, "grows"]).unwrap();
+        let touched = errors.contains("no page can leave for the one touched");
+        assert!(
+            said.starts_with("refused\n") || (said.is_empty() && touched),
+            "{said}{errors}"
+        );
+    }
+}
+
 /// The two know nothing of each other but what is left in the group.
 #[test]
 fn who_comes_later_gets_room_from_one_that_has_all_of_it() {

@@ -8,6 +8,7 @@
 //! ```text
 //!   of the program's                    of the heap's
 //!   mmap, PROT_READ|PROT_WRITE          a block
+//!   the same with MAP_NORESERVE         the same; what is not free is promised
 //!   mmap, PROT_NONE                     a block of holes, that counts as nothing
 //!   mprotect to PROT_NONE               holes, where nothing was stored; else held (`holds`)
 //!   mprotect to PROT_READ|PROT_WRITE    holes are opened, holds released
@@ -26,7 +27,7 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 use ghostmem::{Heap, Hole};
 use ghostmem_os::PAGE_SIZE;
 
-use crate::calls::{Done, error};
+use crate::calls::{Done, error, table};
 use crate::raw::{self, Answer, failed, own};
 use crate::taken::{self, Range, Table};
 use crate::thread::{self, EngineScope};
@@ -105,14 +106,18 @@ pub(crate) fn map(args: [usize; 6]) -> Done {
     if !is_large_and_private(args) || !ghost::is_on() {
         return Done::Asis;
     }
+    let unreserved = access == OPEN && has(flags, libc::MAP_NORESERVE);
+    // Allocators (jemalloc, mimalloc) map so all that they hand out, and programs write it.
+    let promised = unreserved && ghost::heap().is_some_and(|heap| heap.may_promise(bytes));
     let taken = match bytes.checked_next_multiple_of(PAGE_SIZE) {
+        Some(bytes) if can_be_taken(args) && promised => take(bytes, |heap| promise(heap, bytes)),
         Some(bytes) if can_be_taken(args) => allocate(bytes, access),
         _ => Err(Refused::NoPlace),
     };
     match taken {
         Ok(start) => Done::With(start as Answer),
-        // What was never to be written in full is the kernel's to overcommit.
-        Err(Refused::Full) if !has(flags, libc::MAP_NORESERVE) => error(libc::ENOMEM),
+        // What is too large to be ever written in full is the kernel's to overcommit.
+        Err(Refused::Full) if !unreserved || promised => error(libc::ENOMEM),
         Err(_) => {
             note_ordinary(bytes);
             Done::Asis
@@ -128,29 +133,68 @@ enum Refused {
     NoPlace,
 }
 
+/// brk(2): what it adds stays ordinary memory, and is asked for as mappings are. Allocators
+/// come here when a mapping was refused.
+pub(crate) fn move_break(args: [usize; 6]) -> Done {
+    let from = FROM.load(Ordering::Relaxed);
+    let Some(heap) = ghost::heap().filter(|_| from > 0 && ghost::is_on()) else {
+        return Done::Asis;
+    };
+    let now = raw::syscall(table::BRK, [0; 6]);
+    let more = args[0].saturating_sub(now as usize);
+    if more < from {
+        return Done::Asis;
+    }
+    let _inside = EngineScope::new(thread::current());
+    match heap.holds_ordinary(more) {
+        true => Done::Asis,
+        // As the kernel refuses it: the end stays where it is.
+        false => Done::With(now),
+    }
+}
+
+/// Why a block of `bytes` could not be had.
+fn why_not(heap: &Heap, bytes: usize) -> Refused {
+    match heap.has_memory_limit() && heap.has_place(bytes) {
+        true => Refused::Full,
+        false => Refused::NoPlace,
+    }
+}
+
 /// A block of zero pages, or of holes, on the table.
 fn allocate(bytes: usize, access: usize) -> Result<usize, Refused> {
+    take(bytes, |heap| {
+        if access == CLOSED {
+            return heap.reserve_block(bytes).map_err(|_| Refused::NoPlace);
+        }
+        if own_limits::refuses(heap, bytes) {
+            return Err(Refused::Full);
+        }
+        let layout = Layout::from_size_align(bytes.max(BLOCK_BYTES_MIN), PAGE_SIZE)
+            .map_err(|_| Refused::NoPlace)?;
+        let block = heap.allocate_block(layout, true);
+        block.map(NonNull::cast).map_err(|_| why_not(heap, bytes))
+    })
+}
+
+/// A block of zero pages that the bound on memory need not hold in full.
+fn promise(heap: &Heap, bytes: usize) -> Result<NonNull<u8>, Refused> {
+    if own_limits::refuses(heap, bytes) {
+        return Err(Refused::Full);
+    }
+    let block = heap.promise_block(bytes.max(BLOCK_BYTES_MIN));
+    block.map_err(|_| why_not(heap, bytes))
+}
+
+/// Makes a block, and puts it on the table.
+fn take(
+    bytes: usize,
+    make: impl FnOnce(&Heap) -> Result<NonNull<u8>, Refused>,
+) -> Result<usize, Refused> {
     let heap = ghost::heap().ok_or(Refused::NoPlace)?;
     let thread = thread::current();
     let inside = EngineScope::new(thread);
-    if access != CLOSED && own_limits::refuses(heap, bytes) {
-        return Err(Refused::Full);
-    }
-    let block = if access == CLOSED {
-        heap.reserve_block(bytes).map_err(|_| Refused::NoPlace)
-    } else {
-        Layout::from_size_align(bytes.max(BLOCK_BYTES_MIN), PAGE_SIZE)
-            .map_err(|_| Refused::NoPlace)
-            .and_then(|layout| {
-                let block = heap.allocate_block(layout, true);
-                block.map(NonNull::cast).map_err(|_| {
-                    match heap.has_memory_limit() && heap.has_place(bytes) {
-                        true => Refused::Full,
-                        false => Refused::NoPlace,
-                    }
-                })
-            })
-    }?;
+    let block = make(heap)?;
     ghost::note_large(heap, Some(block));
     drop(inside);
     let start = block.as_ptr().expose_provenance();

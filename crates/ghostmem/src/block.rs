@@ -257,6 +257,14 @@ impl Heap {
         self.engine().has_memory_limit()
     }
 
+    /// Whether a bound on the process holds `bytes` more of memory that is not the heap's;
+    /// `true` where there is none.
+    #[must_use]
+    pub fn holds_ordinary(&self, bytes: usize) -> bool {
+        let asked = self.or_after_trim(|| self.engine().admit_ordinary(bytes));
+        asked.is_ok()
+    }
+
     /// Whether there is address space for a block of `bytes`: an allocation that is refused
     /// all the same was refused by the limit on memory.
     #[must_use]
@@ -305,6 +313,36 @@ impl Heap {
         let address = ghostmem_pager::Engine::reserve(self.engine(), pages, 1).map_err(|_| none)?;
         let none = Error::OutOfMemory { bytes };
         NonNull::new(core::ptr::with_exposed_provenance_mut(address)).ok_or(none)
+    }
+
+    /// Whether a bound on the process may come to hold `bytes` that a program asks for
+    /// without a reservation (`MAP_NORESERVE`): [`Heap::promise_block`] is for those.
+    /// `false` where there is no bound.
+    #[must_use]
+    pub fn may_promise(&self, bytes: usize) -> bool {
+        self.engine().may_promise(bytes)
+    }
+
+    /// Allocates a block of `bytes`, whole pages of zeros, of which a bound on the process
+    /// need not hold all: where it does not, they count as [`Heap::open_holes`] counts
+    /// them, little until they are written. [`Heap::deallocate_block`] frees it.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn promise_block(&self, bytes: usize) -> Result<NonNull<u8>, Error> {
+        let pages = bytes.div_ceil(PAGE_SIZE).max(1);
+        let whole = || ghostmem_pager::Engine::allocate(self.engine(), pages, 1);
+        if let Ok(address) = self.or_quietly_after_trim(whole) {
+            let block = core::ptr::with_exposed_provenance_mut(address);
+            return NonNull::new(block).ok_or(Error::OutOfMemory { bytes });
+        }
+        let block = self.reserve_block(bytes)?;
+        let opened = self.open_holes(core::ptr::slice_from_raw_parts(block.as_ptr(), bytes));
+        opened.inspect_err(|_| {
+            let address = block.as_ptr().expose_provenance();
+            let _nobody_has_it = self.engine().free(address);
+        })?;
+        Ok(block)
     }
 
     /// Gives the pages of a range to another mapping, which the caller puts in their

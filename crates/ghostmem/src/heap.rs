@@ -232,12 +232,21 @@ impl Heap {
         &self,
         request: impl Fn() -> Result<T, OsError>,
     ) -> Result<T, OsError> {
-        let answer = request().or_else(|refused| {
+        let answer = self.or_quietly_after_trim(request);
+        answer.inspect_err(|&refused| self.engine().say_denied(refused))
+    }
+
+    /// As [`Heap::or_after_trim`], for a request after which another one is made: nothing
+    /// is said.
+    pub(crate) fn or_quietly_after_trim<T>(
+        &self,
+        request: impl Fn() -> Result<T, OsError>,
+    ) -> Result<T, OsError> {
+        request().or_else(|refused| {
             let small = self.small_if_made().ok_or(refused)?;
             small.trim();
             request()
-        });
-        answer.inspect_err(|&refused| self.engine().say_denied(refused))
+        })
     }
 
     /// Frees a block. A block freed twice, the middle of a block, and a

@@ -209,6 +209,7 @@ fn handle(call: &mut Call) -> Touch<Done> {
         3 | 33 | 292 | 436 => Done::Asis,
         9 if is_from_libc(call) => Done::Asis,
         9 => crate::mappings::map(args),
+        table::BRK => crate::mappings::move_break(args),
         27 if memory::is_unmapped(args) => error(libc::ENOMEM),
         160 | 302 if own_limits::is_one(args[usize::from(number == 302)]) => {
             return misc::set_limit(number, args);

@@ -103,6 +103,8 @@ const TIMEX: Length = Bytes(208);
 
 /// mmap(2).
 pub(crate) const MMAP: usize = 9;
+/// brk(2).
+pub(crate) const BRK: usize = 12;
 /// clone(2), which is what fork(3) calls.
 pub(crate) const CLONE: usize = 56;
 /// clone3(2).
@@ -116,7 +118,6 @@ const fn takes_no_pointer(number: usize) -> bool {
     matches!(
         number,
         8           // lseek
-        | 12        // brk: an address, but nothing is read there
         | 15        // rt_sigreturn: the frame is on the stack in use
         | 24        // sched_yield
         | 29        // shmget
@@ -351,7 +352,7 @@ const fn looked_at(number: usize) -> bool {
         3 | 33 | 292 | 436 // close, dup2, dup3, close_range: see crate::descriptors
             | 5 | 32 | 72 | 262 | 332 // fstat, dup, fcntl, newfstatat, statx: likewise
             | 78 | 217     // getdents, getdents64: likewise
-            | MMAP         // where it is redirected at all
+            | MMAP | BRK   // where they are redirected at all
             | 13 | 14 | 127 | 128 // rt_sigaction, rt_sigprocmask, rt_sigpending, rt_sigtimedwait
             | 16            // ioctl: what its structure points to
             | 19 | 20 | 278 | 295 | 296 | 327 | 328 // readv, writev, vmsplice, preadv, pwritev, *2
@@ -401,9 +402,9 @@ pub(crate) const fn always(number: usize) -> bool {
     )
 }
 
-/// Whether a call is to be redirected at all; mmap when `maps`.
+/// Whether a call is to be redirected at all; mmap and brk when `maps`.
 pub(crate) const fn matters(number: usize, maps: bool) -> bool {
-    if number == MMAP {
+    if matches!(number, MMAP | BRK) {
         maps
     } else {
         !matches!(treatment(number), Some(Treatment::None))

@@ -171,6 +171,18 @@ impl Engine {
         }
     }
 
+    /// Whether a bound on the process holds `bytes` more of ordinary memory, which never
+    /// leaves, beside what is handed out.
+    ///
+    /// # Errors
+    /// `ENOMEM` when not.
+    pub fn admit_ordinary(&self, bytes: usize) -> Result<(), OsError> {
+        match self.bound {
+            Some(_) => self.admit(bytes),
+            None => Ok(()),
+        }
+    }
+
     /// How often to wait for another thread that makes room. One that looks may have measured
     /// before memory was given back, and keeps this one from looking.
     fn waits_for_room(&self) -> u32 {

@@ -69,6 +69,15 @@ impl Engine {
         .needed_bytes(COSTS)
     }
 
+    /// Whether a bound on the process may come to hold `bytes` that are asked for without a
+    /// reservation: no more of them than fit by the compression that it hopes for. `false`
+    /// where there is no bound.
+    #[must_use]
+    pub fn may_promise(&self, bytes: usize) -> bool {
+        let limit = self.bound.as_ref().and_then(|_| self.memory_limit());
+        limit.is_some_and(|limit| bytes / HOPED_RATIO <= limit)
+    }
+
     /// Pages that hold bytes, wherever they are: resident, or stored.
     pub(crate) fn written_pages(&self) -> u64 {
         let store = self.store.stats();
