@@ -323,12 +323,13 @@ impl Heap {
         self.engine().may_promise(bytes)
     }
 
-    /// Allocates a block of `bytes`, whole pages of zeros, of which a bound on the process
-    /// need not hold all: where it does not, they count as [`Heap::open_holes`] counts
-    /// them, little until they are written. [`Heap::deallocate_block`] frees it.
+    /// Allocates a block of `bytes`, whole pages of zeros, that a bound on the process need
+    /// not hold: a touch is refused where it does not. Where they do not fit by the
+    /// forecast they count as [`Heap::open_holes`] counts them, if that fits, little until
+    /// they are written. [`Heap::deallocate_block`] frees it.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`].
+    /// [`Error::OutOfMemory`], where there is no address space or no mapping left.
     pub fn promise_block(&self, bytes: usize) -> Result<NonNull<u8>, Error> {
         let pages = bytes.div_ceil(PAGE_SIZE).max(1);
         let whole = || ghostmem_pager::Engine::allocate(self.engine(), pages, 1);
@@ -337,12 +338,14 @@ impl Heap {
             return NonNull::new(block).ok_or(Error::OutOfMemory { bytes });
         }
         let block = self.reserve_block(bytes)?;
-        let opened = self.open_holes(core::ptr::slice_from_raw_parts(block.as_ptr(), bytes));
-        opened.inspect_err(|_| {
-            let address = block.as_ptr().expose_provenance();
-            let _nobody_has_it = self.engine().free(address);
-        })?;
-        Ok(block)
+        let (engine, address) = (self.engine(), block.as_ptr().expose_provenance());
+        let opened = engine.open_holes(address, bytes);
+        // Promised all the same: who writes more than fits is told by the touch.
+        let opened = opened.or_else(|_| engine.fill_holes(address, bytes));
+        opened.map(|()| block).map_err(|_| {
+            let _nobody_has_it = engine.free(address);
+            Error::OutOfMemory { bytes }
+        })
     }
 
     /// Gives the pages of a range to another mapping, which the caller puts in their
