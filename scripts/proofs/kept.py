@@ -30,7 +30,7 @@ def rows(work):
     """By name: bound in MiB, what is sampled, words of the command, and what is right."""
     spill = ["--spill", str(work)]
     return {
-        "demo": (640, "process", ["demo", "--memory", "640M", "--no-baseline"], _demo),
+        "demo": (900, "process", ["demo", "--memory", "900M", "--no-baseline"], _demo),
         "demo-5g": (640, "process", ["demo", "--memory", "640M", "--size", "5G", "--no-baseline", *spill], _demo),
         "allocations": (160, "process", ["run", "--memory", "160M", "--", "@allocations", "8", "400", "20"], _ok),
         "forks": (80, "members", ["run", "--memory", "80M", "--", "@forks", "60", "12"], _ok),
