@@ -259,8 +259,11 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Adds up what the program holds now.
+    /// Adds up what the program holds now, and what is mapped of files.
     fn look(&mut self) {
+        let status = fs::read(format!("/proc/{}/status", self.first)).unwrap_or_default();
+        let files = field_bytes(&status, "RssFile").unwrap_or(0);
+        self.file_bytes = self.file_bytes.max(files);
         if self.place.is_some_and(SwapGroup::is_lent) {
             return;
         }
@@ -269,11 +272,8 @@ impl<'a> Watch<'a> {
         self.peak.see(processes, zram);
     }
 
-    /// Notes how long each of the engine's threads has run, and what is mapped of files.
+    /// Notes how long each of the engine's threads has run.
     fn look_at_threads(&mut self) {
-        let status = fs::read(format!("/proc/{}/status", self.first)).unwrap_or_default();
-        let files = field_bytes(&status, "RssFile").unwrap_or(0);
-        self.file_bytes = self.file_bytes.max(files);
         for process in self.processes.numbers() {
             let threads = fs::read_dir(format!("/proc/{process}/task"));
             for thread in threads.into_iter().flatten().flatten() {
