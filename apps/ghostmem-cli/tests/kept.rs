@@ -9,10 +9,11 @@ use common::{assert_ok, backends, built};
 
 mod common;
 
-/// The program's way, natively and on each backend, with a limit far below what it uses.
-fn stays(way: &str) {
-    let program = built("kept", way);
-    let arguments = [way, "20000000"];
+/// A way of a program's, natively and on each backend, with a limit far below what it uses
+/// and so many seconds for it.
+fn ends_well(name: &str, arguments: &[&str], seconds: &str) {
+    let way = arguments[0];
+    let program = built(name, way);
     let natively = Command::new(&program).args(arguments).output().unwrap();
     if natively.status.code() == Some(77) {
         println!("SKIPPED: this machine has nothing to test {way} with");
@@ -21,11 +22,16 @@ fn stays(way: &str) {
     assert_ok(&natively, &format!("{way} natively"));
     for backend in backends() {
         let mut command = Command::new("timeout");
-        command.args(["-s", "KILL", "60", env!("CARGO_BIN_EXE_ghostmem"), "run"]);
+        command.args(["-s", "KILL", seconds, env!("CARGO_BIN_EXE_ghostmem"), "run"]);
         command.args(["--limit", "4M", "--mmap=64K", "--backend", backend, "--"]);
         command.arg(&program).args(arguments).stdin(Stdio::null());
         assert_ok(&command.output().unwrap(), &format!("{way} on {backend}"));
     }
+}
+
+/// Memory that others keep stays what it is.
+fn stays(way: &str) {
+    ends_well("kept", &[way, "20000000"], "60");
 }
 
 /// A network card writes packets to the pages that were named when the socket was made:
@@ -55,23 +61,9 @@ fn a_virtual_machine_finds_its_memory() {
     stays("kvm");
 }
 
-/// Threads count in memory that becomes ordinary meanwhile, natively and on each backend.
+/// Threads count in memory that becomes ordinary meanwhile.
 fn loses_no_store(way: &str, rounds: &str) {
-    let program = built("stores", way);
-    let arguments = [way, "8000000", rounds];
-    let natively = Command::new(&program).args(arguments).output().unwrap();
-    if natively.status.code() == Some(77) {
-        println!("SKIPPED: this machine has nothing to test {way} with");
-        return;
-    }
-    assert_ok(&natively, &format!("{way} natively"));
-    for backend in backends() {
-        let mut command = Command::new("timeout");
-        command.args(["-s", "KILL", "300", env!("CARGO_BIN_EXE_ghostmem"), "run"]);
-        command.args(["--limit", "4M", "--mmap=64K", "--backend", backend, "--"]);
-        command.arg(&program).args(arguments).stdin(Stdio::null());
-        assert_ok(&command.output().unwrap(), &format!("{way} on {backend}"));
-    }
+    ends_well("stores", &[way, "8000000", rounds], "300");
 }
 
 /// Proves that no store of a thread's or of the kernel's is lost, and none refused, while the
