@@ -163,17 +163,24 @@ impl Engine {
                 }
                 continue;
             }
-            if resident {
-                region.resident.remove(claim.page());
-                dropped += 1;
-            }
-            self.release(region, claim, Word::EMPTY);
-            if before.state() == PageState::Stored || before.has_copy() {
-                self.free_slot(before);
-            }
+            dropped += i64::from(resident);
+            self.release_empty(region, claim);
         }
         self.budget.give_back(dropped);
         (page, left)
+    }
+
+    /// Ends the claim of a page whose frame is gone, and what was stored of it with it. The
+    /// caller gives a resident one's frame back to the budget.
+    pub(crate) fn release_empty(&self, region: &Region, claim: Claim) {
+        let before = claim.before();
+        if before.state() == PageState::Resident {
+            region.resident.remove(claim.page());
+        }
+        self.release(region, claim, Word::EMPTY);
+        if before.state() == PageState::Stored || before.has_copy() {
+            self.free_slot(before);
+        }
     }
 }
 

@@ -19,7 +19,7 @@ use ghostmem_fault::Scratch;
 use ghostmem_os::error::{EAGAIN, EINVAL, EIO};
 use ghostmem_os::room::Room;
 use ghostmem_os::{OsError, PAGE_SIZE};
-use ghostmem_table::{Claim, PageState, Word};
+use ghostmem_table::{Claim, PageState};
 
 use crate::calls::discard::{STRETCH, close};
 use crate::parts::engine::Engine;
@@ -131,15 +131,8 @@ impl Engine {
         self.note_freed(made * PAGE_SIZE);
         let mut dropped = 0;
         for claim in claims.iter_mut().filter_map(Option::take) {
-            let before = claim.before();
-            if before.state() == PageState::Resident {
-                region.resident.remove(claim.page());
-                dropped += 1;
-            }
-            self.release(region, claim, Word::EMPTY);
-            if before.state() == PageState::Stored || before.has_copy() {
-                self.free_slot(before);
-            }
+            dropped += i64::from(claim.before().state() == PageState::Resident);
+            self.release_empty(region, claim);
         }
         self.budget.give_back(dropped);
         self.note_closed(made);
