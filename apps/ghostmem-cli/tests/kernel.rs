@@ -56,6 +56,26 @@ fn addresses_that_the_kernel_would_refuse_get_efault() {
     check("refused", "4M", &[]);
 }
 
+/// Sets, addresses and names whose lengths say more than there is; lengths that the kernel
+/// refuses.
+#[test]
+fn lengths_that_say_more_than_there_is_are_the_kernels_to_judge() {
+    check("lengths", "4M", &[]);
+}
+
+/// A thread's number is cleared at its end, and the line of arguments read, in pages that
+/// were put away.
+#[test]
+fn what_the_kernel_uses_by_itself_is_there() {
+    check("later", "4M", &[]);
+}
+
+/// Calls that are made for other processes, on the process itself.
+#[test]
+fn calls_for_other_processes_work_on_the_process_itself() {
+    check_with(&["--mmap=64K"], "ourselves", "4M", &[]);
+}
+
 /// Requests whose answer is longer than their number says, the kernel's log, message queues,
 /// semaphores, segments, keys: right, and not a byte beside.
 #[test]

@@ -186,9 +186,14 @@ impl Entries {
 
 /// Whether a directory is this process's list of descriptors in /proc.
 fn lists_descriptors(directory: usize) -> bool {
+    is_in_proc(directory, &[b"/fd", b"/fdinfo"])
+}
+
+/// Whether a descriptor is of one of these, in this process's folder of /proc.
+pub(crate) fn is_in_proc(file: usize, names: &[&[u8]]) -> bool {
     // Room for any number, and zeros after it.
     let mut path = [0_u8; 40];
-    let _fits = write!(&mut path[..], "/proc/self/fd/{directory}");
+    let _fits = write!(&mut path[..], "/proc/self/fd/{file}");
     let mut target = [0_u8; 64];
     let answer = call!(
         libc::SYS_readlink,
@@ -204,5 +209,5 @@ fn lists_descriptors(directory: usize) -> bool {
     let mut rest = &mut own[..];
     let _fits = write!(rest, "/proc/{process}/");
     let length = 40 - rest.len();
-    target.starts_with(&own[..length]) && (target.ends_with(b"/fd") || target.ends_with(b"/fdinfo"))
+    target.starts_with(&own[..length]) && names.iter().any(|name| target.ends_with(name))
 }

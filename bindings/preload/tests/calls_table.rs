@@ -89,7 +89,7 @@ fn every_system_call_of_the_kernels_header_has_a_treatment() {
 #[test]
 fn calls_left_alone_are_known_by_name() {
     // SYSCALL_DEFINE of each has integers only, but for the address given to
-    // shmdt, remap_file_pages, map_shadow_stack, mseal and io_destroy
+    // shmdt, remap_file_pages, map_shadow_stack and io_destroy
     // (where a mapping is, none is read), and rt_sigreturn's stack.
     let without = "\
 lseek rt_sigreturn sched_yield shmget pause alarm getpid socket shutdown listen vfork kill \
@@ -101,7 +101,7 @@ tkill io_destroy epoll_create remap_file_pages restart_syscall fadvise64 timer_g
 timer_delete tgkill ioprio_set ioprio_get inotify_init inotify_rm_watch unshare tee sync_file_range \
 timerfd_create eventfd fallocate eventfd2 epoll_create1 inotify_init1 fanotify_init syncfs setns \
 userfaultfd membarrier pkey_alloc pkey_free fsmount pidfd_open pidfd_getfd landlock_restrict_self \
-memfd_secret process_mrelease map_shadow_stack mseal";
+memfd_secret process_mrelease map_shadow_stack";
     let mut known: Vec<&str> = without.split_whitespace().collect();
     known.sort_unstable();
     let mut all = installed();

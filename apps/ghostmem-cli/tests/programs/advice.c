@@ -61,6 +61,15 @@ static void ask(char *p) {
         SAME(madvise(p, 0, advice));
     }
     SAME(madvise(p, PAGE, MADV_REMOVE));
+    /* A key that nobody has changes nothing. */
+    SAME(syscall(SYS_pkey_mprotect, p, PAGE, PROT_READ, 15));
+    SAME(store(p));
+    /* What has no access cannot be brought in for it. */
+    for (int access = 0; access < 4; access++) {
+        SAME(mprotect(p + PAGE, PAGE, access & (PROT_READ | PROT_WRITE)));
+        SAME(madvise(p, 3 * PAGE, 22 /* MADV_POPULATE_READ */));
+        SAME(madvise(p, 3 * PAGE, 23 /* MADV_POPULATE_WRITE */));
+    }
     SAME(p[0]);
     SAME(madvise(p, (size_t)-PAGE, MADV_DONTNEED));
     SAME(madvise(p, PAGE, 9999));

@@ -88,6 +88,46 @@ static void *reads_all(void *argument) {
     return 0;
 }
 
+/* send(2) and its kin on a stream that waits send all of it, and a recvmsg(2) that is to wait
+ * for all of it does. */
+static void sent_whole(void) {
+    struct iovec parts[2] = {{big, LONG / 3}, {big + LONG / 3, LONG - LONG / 3}};
+    struct mmsghdr message = {.msg_hdr = {.msg_iov = parts, .msg_iovlen = 2}};
+    fill(big, LONG, 5);
+    for (int way = 0; way < 4; way++) {
+        int fds[2];
+        pthread_t t;
+        CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, fds) == 0);
+        struct reader r = {fds[0], LONG, 5, 0};
+        if (way < 3) CHECK(pthread_create(&t, 0, reads_all, &r) == 0);
+        if (way == 0) CHECK(send(fds[1], big, LONG, 0) == LONG);
+        if (way == 1) CHECK(sendmsg(fds[1], &message.msg_hdr, 0) == LONG);
+        if (way == 2) CHECK(sendmmsg(fds[1], &message, 1, 0) == 1 && message.msg_len == LONG);
+        if (way < 3) {
+            CHECK(pthread_join(t, 0) == 0 && r.good);
+        } else {
+            pid_t child = fork();
+            CHECK(child >= 0);
+            if (child == 0) {
+                for (size_t done = 0; done < LONG;) { ssize_t n = write(fds[1], big + done, LONG - done < 700000 ? LONG - done : 700000); if (n <= 0) _exit(1); done += n; }
+                _exit(0);
+            }
+            memset(other, 0, LONG);
+            struct iovec into[2] = {{other, 1000}, {other + 1000, LONG - 1000}};
+            struct msghdr received = {.msg_iov = into, .msg_iovlen = 2};
+            CHECK(recvmsg(fds[0], &received, MSG_WAITALL) == LONG && same(other, LONG, 5));
+        }
+        close(fds[0]); close(fds[1]);
+    }
+    /* One that does not wait sends what there is room for; one whose peer leaves is told how
+     * much went, and no signal comes. */
+    int fds[2];
+    CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, fds) == 0);
+    ssize_t some = send(fds[1], big, LONG, MSG_DONTWAIT);
+    CHECK(some > 0 && some < LONG);
+    close(fds[0]); close(fds[1]);
+}
+
 static void streams(void) {
     int fds[2];
     CHECK(pipe(fds) == 0);
@@ -114,6 +154,7 @@ static void streams(void) {
     memset(other, 0, LONG);
     CHECK(recv(fds[0], other, LONG, MSG_WAITALL) == LONG && same(other, LONG, 4));
     close(fds[0]); close(fds[1]);
+    sent_whole();
 }
 
 static void messages(void) {

@@ -68,6 +68,16 @@ int main(int argc, char **argv) {
         pid = (pid_t)syscall(SYS_clone3, a, sizeof *a);
         if (pid == 0) _exit(data[70 << 12] == 70 ? 5 : 6);
         CHECK(pid > 0 && waitpid(pid, &status, 0) == pid && WEXITSTATUS(status) == 5 && *place == pid);
+        /* One that is to have a number: that of the one before, which is free. */
+        pid_t *chosen = ghost(4);
+        *chosen = pid;
+        a->set_tid = (size_t)chosen;
+        a->set_tid_size = 1;
+        evict();
+        pid = (pid_t)syscall(SYS_clone3, a, sizeof *a);
+        if (pid == 0) _exit(data[70 << 12] == 70 ? 5 : 6);
+        if (pid < 0) { CHECK(errno == EPERM || errno == EEXIST); continue; }
+        CHECK(pid == *chosen && waitpid(pid, &status, 0) == pid && WEXITSTATUS(status) == 5);
     }
     printf("ok\n");
     return 0;

@@ -98,6 +98,52 @@ static void stale(void) {
     close(fds[0]); close(fds[1]);
 }
 
+/* A call whose structure the kernel writes to before it fails, for want of what lies beyond
+ * what is held at first: the second one begins with what the program gave. */
+static void batches(void) {
+    enum { COUNT = 300, BYTES = 2000 };
+    union bpf_attr attribute = {.map_type = BPF_MAP_TYPE_HASH, .key_size = 4, .value_size = BYTES, .max_entries = COUNT};
+    int map = (int)syscall(SYS_bpf, BPF_MAP_CREATE, &attribute, sizeof attribute);
+    if (map < 0) { CHECK(errno == EPERM || errno == ENOSYS); return; }
+    int *key = ghost(4), *keys = ghost(COUNT * 4), *after = ghost(4);
+    char *value = ghost(BYTES), *values = ghost(COUNT * BYTES);
+    for (*key = 0; *key < COUNT; ++*key) {
+        memset(value, *key, BYTES);
+        memset(&attribute, 0, sizeof attribute);
+        attribute.map_fd = map;
+        attribute.key = (size_t)key;
+        attribute.value = (size_t)value;
+        CHECK(syscall(SYS_bpf, BPF_MAP_UPDATE_ELEM, &attribute, sizeof attribute) == 0);
+    }
+    for (int round = 0; round < 2; round++) {
+        union bpf_attr *asked = round ? ghost(sizeof *asked) : &attribute;
+        memset(asked, 0, sizeof *asked);
+        asked->batch.out_batch = (size_t)after;
+        asked->batch.keys = (size_t)keys;
+        asked->batch.values = (size_t)values;
+        asked->batch.count = COUNT;
+        asked->batch.map_fd = map;
+        evict();
+        long done = syscall(SYS_bpf, BPF_MAP_LOOKUP_BATCH, asked, sizeof *asked);
+        if (done == -1 && errno == EINVAL) break; /* Before Linux 5.6. */
+        CHECK((done == 0 || errno == ENOENT) && asked->batch.count == COUNT);
+        for (int i = 0; i < COUNT; i++) CHECK(values[i * BYTES + BYTES - 1] == (char)keys[i]);
+        memset(values, 0, COUNT * BYTES);
+    }
+    close(map);
+}
+
+/* A structure that is the fourth argument, and its length. */
+static void mounts(void) {
+    struct { unsigned long long set, clear, propagation, user; } *attributes = ghost(sizeof *attributes);
+    int tree = (int)syscall(SYS_open_tree, AT_FDCWD, "/", 1 /* OPEN_TREE_CLONE */);
+    if (tree < 0) { CHECK(errno == EPERM || errno == ENOSYS || errno == EINVAL); return; }
+    attributes->set = 1; /* MOUNT_ATTR_RDONLY */
+    evict();
+    CHECK(syscall(442 /* mount_setattr */, tree, "", AT_EMPTY_PATH, attributes, sizeof *attributes) == 0 || errno == ENOSYS);
+    close(tree);
+}
+
 static void kernel_objects(void) {
     union bpf_attr attribute;
     struct bpf_insn *code = ghost(sizeof *code * 2);
@@ -132,6 +178,9 @@ static void kernel_objects(void) {
     long long_one = syscall(SYS_bpf, BPF_PROG_LOAD, &attribute, sizeof attribute);
     CHECK(long_one >= 0 || fd < 0);
     if (long_one >= 0) close((int)long_one);
+
+    batches();
+    mounts();
 
     /* A structure that says its own length. */
     struct { unsigned size, policy; unsigned long flags; int nice, priority; unsigned long r, d, p; unsigned lo, hi; char more[64]; } *s = ghost(sizeof *s);

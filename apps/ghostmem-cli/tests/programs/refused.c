@@ -19,9 +19,39 @@ static void handler(int signal) { handled++; signal = 0; }
 
 #define REFUSED(call) do { errno = 0; long r_ = (long)(call); if (r_ != -1 || errno != EFAULT) { printf("wrong: line %d, address %p: %s = %ld (errno %d)\n", __LINE__, bad, #call, r_, errno); exit(1); } } while (0)
 
+/* A buffer that can be written in part: what a read cannot give stays where it is. */
+static void in_part(const char *folder) {
+    const size_t page = 4096, good = 3 * page;
+    char path[300], *data = ghost(20 * page);
+    snprintf(path, sizeof path, "%s/in-part", folder);
+    int file = open(path, O_RDWR | O_CREAT | O_TRUNC, 0600), fds[2];
+    CHECK(file >= 0 && write(file, data, 20 * page) == 20 * (ssize_t)page && pipe(fds) == 0);
+    for (int access = PROT_NONE; access <= PROT_READ; access++) {
+        char *p = ghost(16 * page);
+        memset(p, 9, 16 * page);
+        CHECK(mprotect(p + good, page, access) == 0);
+        evict();
+        CHECK(lseek(file, 0, SEEK_SET) == 0 && read(file, p, 8 * page) == (ssize_t)good);
+        CHECK(lseek(file, 0, SEEK_CUR) == (off_t)good && p[good - 1] == 0);
+        CHECK(read(file, p + good, 10) == -1 && errno == EFAULT && lseek(file, 0, SEEK_CUR) == (off_t)good);
+        struct iovec v[3] = {{p, 100}, {p + good - 50, 100}, {p + 200, 100}};
+        CHECK(lseek(file, 0, SEEK_SET) == 0 && readv(file, v, 3) == 150 && lseek(file, 0, SEEK_CUR) == 150);
+        CHECK(pread(file, p + good - 7, 100, 0) == 7);
+        CHECK(write(fds[1], "beginning", 9) == 9);
+        CHECK(read(fds[0], p + good, 9) == -1 && errno == EFAULT);
+        CHECK(read(fds[0], p, 9) == 9 && memcmp(p, "beginning", 9) == 0);
+        CHECK(mprotect(p + good, page, PROT_READ | PROT_WRITE) == 0);
+        CHECK(pread(file, p, 8 * page, 0) == 8 * (ssize_t)page && p[good] == 0);
+        free(p);
+    }
+    close(file); close(fds[0]); close(fds[1]);
+    unlink(path);
+}
+
 int main(int argc, char **argv) {
     CHECK(argc == 3);
     prepare(argv[2]);
+    in_part(argv[1]);
     struct sigaction action = {.sa_handler = handler, .sa_flags = SA_NODEFER};
     CHECK(sigaction(SIGSEGV, &action, 0) == 0 && sigaction(SIGBUS, &action, 0) == 0);
     char *gone = malloc(9 << 20), *closed = aligned_alloc(4096, 1 << 20), *good = ghost(8192);

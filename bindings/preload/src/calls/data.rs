@@ -20,14 +20,15 @@
 use ghostmem_os::PAGE_SIZE;
 
 use crate::bounce::{Lease, most_bytes};
-use crate::ghost;
 use crate::guarded::{self, Touch, load};
+use crate::holds::{self, Reason};
 use crate::raw::{self, Answer, call, failed, own};
+use crate::{ghost, mappings};
 
-use super::{Done, error};
+use super::{Done, error, ourselves};
 
 /// What the kernel takes at most in one call (read(2)).
-const LONGEST: usize = 0x7fff_f000;
+pub(super) const LONGEST: usize = 0x7fff_f000;
 /// The most buffers in one call (`IOV_MAX`).
 pub(crate) const VECTORS_MAX: usize = 1024;
 
@@ -51,6 +52,10 @@ impl Vectors {
         Self { list, count }
     }
 
+    pub(crate) const fn count(self) -> usize {
+        self.count
+    }
+
     pub(crate) fn get(self, index: usize) -> Touch<Vector> {
         load(self.list.wrapping_add(index * size_of::<Vector>()))
     }
@@ -59,6 +64,20 @@ impl Vectors {
         let mut sum = 0_usize;
         for index in 0..self.count {
             sum = sum.saturating_add(self.get(index)?.bytes);
+        }
+        Ok(sum)
+    }
+
+    /// How many bytes from the first on can be written.
+    fn writable(self) -> Touch<usize> {
+        let mut sum = 0_usize;
+        for index in 0..self.count {
+            let vector = self.get(index)?;
+            let part = writable(vector.base, vector.bytes);
+            sum += part;
+            if part < vector.bytes {
+                break;
+            }
         }
         Ok(sum)
     }
@@ -103,8 +122,48 @@ impl Vectors {
     }
 }
 
+/// Whether any of a buffer is ghost memory: other mappings may lie in the place of its ends.
 fn touches_ghost(base: usize, bytes: usize) -> bool {
-    ghost::is_ghost(base) || ghost::is_ghost(base.wrapping_add(bytes - 1))
+    if ghost::is_ghost(base) || ghost::is_ghost(base.wrapping_add(bytes - 1)) {
+        return true;
+    }
+    ghost::region_owner(base, bytes)
+        .and_then(|heap| heap.away_run(base, bytes))
+        .is_some_and(|(_, alike)| alike < bytes)
+}
+
+/// How much of a buffer can be written, from its beginning: what a call read beyond that would
+/// be lost, where the kernel leaves it where it is.
+fn writable(base: usize, bytes: usize) -> usize {
+    let Some(heap) = ghost::region_owner(base, bytes).filter(|_| bytes > 0) else {
+        return bytes;
+    };
+    let (start, end) = (base & !(PAGE_SIZE - 1), base.saturating_add(bytes));
+    let mut until = if heap.has_holes() { start } else { end };
+    while until < end {
+        // Other mappings in its place, and beside it, are the kernel's to judge.
+        let Some((away, alike)) = heap.away_run(until, end - until) else {
+            until = end;
+            break;
+        };
+        let next = until + alike.max(PAGE_SIZE);
+        let mut open = mappings::open_pieces(heap, until, next).filter(|_| !away);
+        match open.next() {
+            _ if away => until = next,
+            Some((from, to)) if from == until => {
+                until = to;
+                if to < next {
+                    break;
+                }
+            }
+            _ => break,
+        }
+    }
+    let mut until = until.clamp(base, end);
+    if let Some((from, _)) = holds::next_for(Reason::Protected, start, until) {
+        until = from.max(base);
+    }
+    until - base
 }
 
 /// Which way the bytes go, by call number.
@@ -203,12 +262,22 @@ pub(super) fn plain(number: usize, args: [usize; 6]) -> Touch<Done> {
     if bytes == 0 || !touches_ghost(base, bytes) {
         return Ok(Done::Asis);
     }
+    let reading = reads(number);
+    let bytes = if reading {
+        writable(base, bytes)
+    } else {
+        bytes
+    };
+    if bytes == 0 {
+        // The kernel's to refuse, before anything is taken.
+        return Ok(Done::Asis);
+    }
     let positioned = number == 17 || number == 18;
     in_pieces(
         fd,
         bytes,
         base % PAGE_SIZE,
-        reads(number),
+        reading,
         |place, part, done| {
             let at = if positioned { offset + done } else { 0 };
             raw::syscall(number, [fd, place, part, at, 0, 0])
@@ -238,13 +307,18 @@ pub(super) fn vectored(number: usize, args: [usize; 6]) -> Touch<Done> {
     if bytes > isize::MAX as usize {
         return Ok(error(libc::EINVAL));
     }
+    let reading = reads(number);
+    let bytes = if reading { vectors.writable()? } else { bytes };
+    if bytes == 0 {
+        return Ok(Done::Asis);
+    }
     // An offset of -1 in the second version means the file's own position.
     let positioned = number >= 295 && !(number >= 327 && offset as isize == -1);
     in_pieces(
         fd,
         bytes.min(LONGEST),
         0,
-        reads(number),
+        reading,
         |place, part, done| {
             let vector = Vector {
                 base: place,
@@ -318,15 +392,10 @@ pub(super) fn other_memory(number: usize, args: [usize; 6]) -> Touch<Done> {
     if count > VECTORS_MAX || their_count > VECTORS_MAX {
         return Ok(Done::Asis);
     }
-    let (ours, theirs) = (
-        Vectors::new(list, count),
-        Vectors::new(their_list, their_count),
-    );
-    let own = own!(libc::SYS_getpid) as usize == process;
-    if own && theirs.any_ghost()? {
-        // Both sides are here.
-        return super::held::scanned(number, args, &[1, 3]);
+    if let Some(done) = ourselves::copied(number, args)? {
+        return Ok(done);
     }
+    let ours = Vectors::new(list, count);
     if !(ours.any_ghost()? || ghost::is_ghost(their_list)) {
         return Ok(Done::Asis);
     }

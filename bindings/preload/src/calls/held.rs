@@ -72,6 +72,43 @@ impl Share {
 /// The limit has no room for what a call needs.
 struct NoRoom;
 
+/// The first words of a structure, as the program gave it: a call that failed half-way may
+/// have written to it.
+struct Words {
+    address: usize,
+    words: [usize; WORDS],
+    count: usize,
+}
+
+impl Words {
+    fn at(address: usize) -> Self {
+        let mut kept = Self {
+            address,
+            words: [0; WORDS],
+            count: 0,
+        };
+        for place in &mut kept.words {
+            let at = address.wrapping_add(kept.count * size_of::<usize>());
+            match guarded::load(at) {
+                Ok(word) if address >= LOWEST => *place = word,
+                _ => break,
+            }
+            kept.count += 1;
+        }
+        kept
+    }
+
+    /// Puts back what is not as it was.
+    fn restore(&self) {
+        for (index, &word) in self.words[..self.count].iter().enumerate() {
+            let at = self.address.wrapping_add(index * size_of::<usize>());
+            if guarded::load(at) != Ok(word) {
+                let _as_far_as_it_goes = guarded::store(at, word);
+            }
+        }
+    }
+}
+
 impl Ranges {
     fn new(heap: &'static Heap, share: Share) -> Self {
         Self {
@@ -198,18 +235,20 @@ fn held(number: usize, args: [usize; 6], arguments: &[usize], depth: usize) -> T
         // More than was held is used.
         Held {
             done: Done::With(answer),
-            cut: true,
+            cut: Some(given),
         } if answer == -(libc::EFAULT as isize) => {
+            given.restore();
             Ok(with_held(heap, Share::Large, number, args, arguments, depth).done)
         }
         held => Ok(held.done),
     }
 }
 
-/// What became of a call, and whether a block had more than was held of it.
+/// What became of a call, and what its structure was where a block had more than was held
+/// of it.
 struct Held {
     done: Done,
-    cut: bool,
+    cut: Option<Words>,
 }
 
 fn with_held(
@@ -233,38 +272,48 @@ fn with_held(
         if held.and_then(|()| ranges.search(address, depth)).is_err() {
             return Held {
                 done: error(libc::ENOMEM),
-                cut: false,
+                cut: None,
             };
         }
     }
     if ranges.count == 0 {
         return Held {
             done: Done::Asis,
-            cut: false,
+            cut: None,
         };
     }
+    let is_cut = ranges.cut && ranges.share == Share::Usual;
+    let structure = arguments.first().filter(|_| is_cut);
+    let cut = structure.map(|&argument| Words::at(args[argument]));
     let answer = raw::syscall(number, args);
     Held {
         done: Done::With(answer),
-        cut: ranges.cut,
+        cut,
     }
+}
+
+/// Sees to it that the kernel finds memory whenever it likes, until it is freed. `false`: the
+/// limit has no room.
+pub(super) fn stays(address: usize, bytes: usize) -> bool {
+    let heap = ghost::owner(address);
+    let start = address & !(PAGE_SIZE - 1);
+    let end = (address + bytes).next_multiple_of(PAGE_SIZE);
+    heap.is_none_or(|heap| holds::hold(heap, Reason::Kernel, start, end - start, 0))
 }
 
 /// set_tid_address, set_robust_list, rseq: the kernel uses the memory whenever
 /// it likes, from now on.
 pub(super) fn for_good(number: usize, args: [usize; 6]) -> Touch<Done> {
     let address = args[0];
-    let Some(heap) = ghost::owner(address) else {
+    if !ghost::is_ghost(address) {
         return Ok(Done::Asis);
-    };
-    let start = address & !(PAGE_SIZE - 1);
+    }
     let bytes = match number {
         RSEQ => args[1].min(PAGE_SIZE),
         273 => 24,
         _ => 4,
     };
-    let end = (address + bytes).next_multiple_of(PAGE_SIZE);
-    if !holds::hold(heap, Reason::Kernel, start, end - start, 0) {
+    if !stays(address, bytes) {
         return Ok(error(libc::ENOMEM));
     }
     let answer = raw::syscall(number, args);

@@ -9,6 +9,7 @@
 //!
 //! | call | who goes on |
 //! |---|---|
+//! | `prctl`: `PR_SET_MM`, the arguments and the environment | whoever reads them in /proc |
 //! | `ioctl`: `UFFDIO_REGISTER` | the program's own handler of faults, which answers for pages that are not there |
 //! | `ioctl`: `KVM_SET_USER_MEMORY_REGION` and `2` | a virtual machine |
 //! | `ioctl`: `VFIO_IOMMU_MAP_DMA` | a device |
@@ -89,7 +90,7 @@ const MOST: usize = 1 << 14;
 
 /// What is done with the pages that are named.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Way {
+pub(super) enum Way {
     /// They become ordinary memory.
     Moved,
     /// They are held, while there is room.
@@ -156,7 +157,7 @@ fn submitted(place: usize) -> bool {
 
 /// Sees to it that memory stays in the pages that it has, as far as it is ghost memory.
 /// Pages of small objects stay the heap's, and are held.
-fn stays(address: usize, bytes: usize, way: Way) -> bool {
+pub(super) fn stays(address: usize, bytes: usize, way: Way) -> bool {
     let start = address & !(PAGE_SIZE - 1);
     let Some(end) = address
         .checked_add(bytes)

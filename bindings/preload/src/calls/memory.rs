@@ -17,10 +17,12 @@ use crate::raw::{Answer, failed, own};
 use crate::thread::{self, EngineScope};
 use crate::{foreign, ghost, mappings};
 
-use super::{Done, error};
+use super::kept::{self, Way};
+use super::table::{Length, Pointer};
+use super::{Done, error, with_copies};
 
 /// mprotect, munmap, mremap, msync, madvise, shmat, mlock, munlock, mbind, mlock2,
-/// pkey_mprotect, set_mempolicy_home_node, whatever the kernel sees.
+/// pkey_mprotect, set_mempolicy_home_node, mseal, whatever the kernel sees.
 pub(super) fn advised(number: usize, args: [usize; 6]) -> Done {
     let [address, bytes, third, ..] = args;
     if number == 30 {
@@ -64,8 +66,10 @@ pub(super) fn advised(number: usize, args: [usize; 6]) -> Done {
         25 => mappings::remap(heap, args),
         // There is no file behind it; and where pages lie is the engine's business.
         26 => Done::With(of_no_bytes(number, [address, 0, third])),
-        237 | 450 => Done::With(0),
+        237 => Done::With(bound(args)),
+        450 => Done::With(0),
         325 if third & !MLOCK_ONFAULT != 0 => error(libc::EINVAL),
+        462 => seal(heap, args, bytes),
         149 | 325 => lock(heap, address, args[1]),
         _ => unlock(heap, address, args[1]),
     }
@@ -186,6 +190,23 @@ fn of_no_bytes(number: usize, args: [usize; 3]) -> Answer {
     crate::raw::syscall(number, [address, bytes, flags, 0, 0, 0])
 }
 
+/// The kernel's answer to mbind(2) of a page that nobody uses.
+fn bound(args: [usize; 6]) -> Answer {
+    let [address, bytes, mode, nodes, most_node, flags] = args;
+    let Some(page) = crate::bounce::map(PAGE_SIZE) else {
+        return -(libc::ENOMEM as Answer);
+    };
+    let place = page + address % PAGE_SIZE;
+    let asked = [place, bytes.min(PAGE_SIZE), mode, nodes, most_node, flags];
+    let nodes = [Pointer::In(3, Length::Set(4))];
+    let answer = match with_copies(237, asked, &nodes) {
+        Ok(Done::With(answer)) => answer,
+        _ => crate::raw::syscall(237, asked),
+    };
+    let _gone = own!(libc::SYS_munmap, page, PAGE_SIZE);
+    answer
+}
+
 fn range(address: usize, bytes: usize) -> *mut [u8] {
     slice_from_raw_parts_mut(address as *mut u8, bytes)
 }
@@ -223,6 +244,12 @@ fn advise(heap: &Heap, address: usize, bytes: usize, advice: i32) -> Done {
         libc::MADV_DONTFORK => promise(Gets::Nothing, address, bytes),
         libc::MADV_KEEPONFORK => withdraw(Gets::Zeros, address, bytes),
         libc::MADV_DOFORK => withdraw(Gets::Nothing, address, bytes),
+        libc::MADV_POPULATE_READ if !all_have(heap, address, bytes, libc::PROT_READ) => {
+            error(libc::EINVAL)
+        }
+        libc::MADV_POPULATE_WRITE if !all_have(heap, address, bytes, libc::PROT_WRITE) => {
+            error(libc::EINVAL)
+        }
         libc::MADV_WILLNEED | libc::MADV_POPULATE_READ | libc::MADV_POPULATE_WRITE => {
             let _as_far_as_it_goes = heap.prefetch(range.cast_const());
             Done::With(0)
@@ -248,6 +275,18 @@ fn advise(heap: &Heap, address: usize, bytes: usize, advice: i32) -> Done {
         | libc::MADV_DONTDUMP => Done::With(0),
         _ => error(libc::EINVAL),
     }
+}
+
+/// Whether the program left all of a range an access.
+fn all_have(heap: &Heap, address: usize, bytes: usize, access: i32) -> bool {
+    let end = address + bytes;
+    let open: usize = mappings::open_pieces(heap, address, end)
+        .map(|(start, end)| end - start)
+        .sum();
+    let denied =
+        |given: i32| holds::next_with(Reason::Protected, address, end, given as usize).is_some();
+    let the_other = access ^ (libc::PROT_READ | libc::PROT_WRITE);
+    open == bytes && !denied(libc::PROT_NONE) && !denied(the_other)
 }
 
 fn promise(gets: Gets, address: usize, bytes: usize) -> Done {
@@ -359,6 +398,8 @@ fn protect_open(heap: &Heap, number: usize, args: [usize; 6]) -> Done {
     }
     let answer: Answer = crate::raw::syscall(number, args);
     if failed(answer) && !before {
+        // Holding it has protected it.
+        let _as_before = own!(libc::SYS_mprotect, address, bytes, open);
         holds::release(heap, Reason::Protected, address, bytes);
     }
     Done::With(answer)
@@ -390,6 +431,32 @@ fn lock(heap: &Heap, address: usize, bytes: usize) -> Done {
         Done::With(0)
     } else {
         error(libc::EPERM)
+    }
+}
+
+/// mseal: what the heap may not change any more becomes ordinary memory before.
+fn seal(heap: &Heap, args: [usize; 6], bytes: usize) -> Done {
+    let [address, _, flags, ..] = args;
+    let known = of_no_bytes(462, [address, 0, flags]);
+    if failed(known) || bytes == 0 {
+        return Done::With(known);
+    }
+    let end = address + bytes;
+    for access in [libc::PROT_NONE, libc::PROT_READ, libc::PROT_WRITE] {
+        let access = access as usize;
+        while let Some((from, to)) = holds::next_with(Reason::Protected, address, end, access) {
+            let gone = foreign::let_go(heap, from, to - from, access);
+            if failed(gone.answer) {
+                return Done::With(gone.answer);
+            }
+        }
+    }
+    let stays = kept::stays(address, bytes, Way::Moved);
+    let alike = heap.away_run(address, bytes);
+    if stays && alike.is_some_and(|(away, alike)| away && alike >= bytes) {
+        Done::With(crate::raw::syscall(462, args))
+    } else {
+        error(libc::ENOMEM)
     }
 }
 

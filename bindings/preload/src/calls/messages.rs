@@ -1,7 +1,9 @@
 //! Sockets: calls with addresses, control data and lists of buffers.
 //!
 //! A message is one piece however long, so the whole of it gets a stand-in, or
-//! the call is refused before anything was taken from the queue.
+//! the call is refused before anything was taken from the queue. What is longer on a
+//! stream goes on piece by piece, where the call would: one that sends, and one that is to
+//! wait for all.
 
 use crate::bounce::{Lease, most_bytes};
 use crate::ghost;
@@ -95,10 +97,20 @@ pub(super) fn addressed(number: usize, args: [usize; 6]) -> Touch<Done> {
         guarded::copy(name_place, name, room)?;
         passed[4] = name_place;
     }
+    let rest = Rest {
+        fd,
+        flags,
+        place,
+        most: bytes,
+        whole,
+    };
     if !receives {
         guarded::copy(place, base, bytes)?;
         passed[5] = name_bytes;
-        return Ok(Done::With(raw::syscall(number, passed)));
+        let answer = raw::syscall(number, passed);
+        return rest.send_after(answer, |skip, part| {
+            guarded::copy(place, base.wrapping_add(skip), part)
+        });
     }
     if name_bytes != 0 {
         store(length_place, load::<u32>(name_bytes)?)?;
@@ -115,36 +127,83 @@ pub(super) fn addressed(number: usize, args: [usize; 6]) -> Touch<Done> {
         guarded::copy(name, name_place, (length as usize).min(room))?;
         store(name_bytes, length)?;
     }
-    if got == bytes && bytes < whole && flags & libc::MSG_WAITALL as usize != 0 {
-        return wait_for_all(fd, base, got, whole, flags, place, bytes);
-    }
-    Ok(Done::With(answer))
+    rest.receive_after(answer, |skip, part| {
+        guarded::copy(base.wrapping_add(skip), place, part)
+    })
 }
 
-/// What is left of a receive that is to wait for all it asked for.
-fn wait_for_all(
+/// What a stand-in was too short for, of a transfer on a stream.
+struct Rest {
     fd: usize,
-    base: usize,
-    mut done: usize,
-    whole: usize,
     flags: usize,
+    /// The stand-in, and its length.
     place: usize,
     most: usize,
-) -> Touch<Done> {
-    while done < whole {
-        let part = (whole - done).min(most);
-        let answer = call!(libc::SYS_recvfrom, fd, place, part, flags, 0, 0);
-        if failed(answer) {
-            break;
-        }
-        let got = (answer as usize).min(part);
-        guarded::copy(base + done, place, got)?;
-        done += got;
-        if got < part {
-            break;
-        }
+    /// What the call asks for.
+    whole: usize,
+}
+
+impl Rest {
+    /// Whether there is one, after a first part with this answer.
+    fn is_due(&self, answer: Answer) -> bool {
+        self.most < self.whole && answer == self.most as Answer && is_stream(self.fd)
     }
-    Ok(Done::With(done as Answer))
+
+    /// What is left to send: a call that may wait sends all of it. `take(skip, part)` fills
+    /// the stand-in.
+    fn send_after(&self, answer: Answer, take: impl Fn(usize, usize) -> Touch<()>) -> Touch<Done> {
+        // Those pages are the kernel's by now; and only one byte is out of band.
+        let ends = (libc::MSG_ZEROCOPY | libc::MSG_OOB) as usize;
+        if self.flags & ends != 0 || !self.is_due(answer) {
+            return Ok(Done::With(answer));
+        }
+        // A peer that leaves after a part of it is a short count.
+        let flags = self.flags | libc::MSG_NOSIGNAL as usize;
+        let mut done = self.most;
+        while done < self.whole {
+            let part = (self.whole - done).min(self.most);
+            if take(done, part).is_err() {
+                break;
+            }
+            let answer = call!(libc::SYS_sendto, self.fd, self.place, part, flags, 0, 0);
+            if failed(answer) {
+                break;
+            }
+            done += answer as usize;
+            if (answer as usize) < part {
+                break;
+            }
+        }
+        Ok(Done::With(done as Answer))
+    }
+
+    /// What is left to receive, if the call is to wait for all it asked for.
+    /// `give(skip, part)` copies what is in the stand-in to its place.
+    fn receive_after(
+        &self,
+        answer: Answer,
+        give: impl Fn(usize, usize) -> Touch<()>,
+    ) -> Touch<Done> {
+        if self.flags & libc::MSG_WAITALL as usize == 0 || !self.is_due(answer) {
+            return Ok(Done::With(answer));
+        }
+        let mut done = self.most;
+        while done < self.whole {
+            let part = (self.whole - done).min(self.most);
+            let flags = self.flags;
+            let answer = call!(libc::SYS_recvfrom, self.fd, self.place, part, flags, 0, 0);
+            if failed(answer) {
+                break;
+            }
+            let got = (answer as usize).min(part);
+            give(done, got)?;
+            done += got;
+            if got < part {
+                break;
+            }
+        }
+        Ok(Done::With(done as Answer))
+    }
 }
 
 /// One message with everything in ordinary memory.
@@ -156,6 +215,8 @@ struct Copied {
     ours: usize,
     data: usize,
     data_bytes: usize,
+    /// What the program's buffers have room for.
+    whole: usize,
 }
 
 /// Why there is no copy of a message: the call's answer.
@@ -190,7 +251,8 @@ impl Copied {
             return Err(Refused(-(libc::EMSGSIZE as Answer)));
         }
         let vectors = Vectors::new(header.vectors, header.count);
-        let data_bytes = fitting(fd, vectors.total()?, receives, flags).map_err(Refused)?;
+        let whole = vectors.total()?;
+        let data_bytes = fitting(fd, whole, receives, flags).map_err(Refused)?;
         let name_bytes = (header.name_bytes as usize).min(NAME_MAX);
         let control_bytes = header.control_bytes.min(CONTROL_MAX);
         let room = data_bytes + name_bytes + control_bytes + 512;
@@ -231,14 +293,29 @@ impl Copied {
             ours,
             data,
             data_bytes,
+            whole,
         })
+    }
+
+    const fn vectors(&self) -> Vectors {
+        Vectors::new(self.header.vectors, self.header.count)
+    }
+
+    const fn rest(&self, fd: usize, flags: usize) -> Rest {
+        Rest {
+            fd,
+            flags,
+            place: self.data,
+            most: self.data_bytes,
+            whole: self.whole,
+        }
     }
 
     /// Gives the program what was received: what the kernel writes, no more.
     fn give(&self, bytes: usize) -> Touch<()> {
         let got: Header = load(self.ours)?;
-        let vectors = Vectors::new(self.header.vectors, self.header.count);
-        vectors.copy(0, self.data, bytes.min(self.data_bytes), false)?;
+        self.vectors()
+            .copy(0, self.data, bytes.min(self.data_bytes), false)?;
         if self.header.name != 0 {
             let most = self.header.name_bytes.min(got.name_bytes) as usize;
             guarded::copy(self.header.name, got.name, most.min(NAME_MAX))?;
@@ -259,22 +336,32 @@ pub(super) fn message(number: usize, args: [usize; 6]) -> Touch<Done> {
     if at == 0 || !has_ghost(at)? {
         return Ok(Done::Asis);
     }
-    one(fd, at, flags, number == 47).map(Done::With)
+    one(fd, at, flags, number == 47)
 }
 
 /// Sends or receives one message, by way of a copy.
-fn one(fd: usize, at: usize, flags: usize, receives: bool) -> Touch<Answer> {
+fn one(fd: usize, at: usize, flags: usize, receives: bool) -> Touch<Done> {
     let copied = match Copied::new(fd, at, receives, flags) {
         Ok(copied) => copied,
-        Err(Refused(answer)) => return Ok(answer),
+        Err(Refused(answer)) => return Ok(Done::With(answer)),
     };
     let number = if receives { 47 } else { 46 };
     let answer = raw::syscall(number, [fd, copied.ours, flags, 0, 0, 0]);
-    if receives && !failed(answer) {
+    let (rest, vectors, place) = (copied.rest(fd, flags), copied.vectors(), copied.data);
+    let done = if !receives {
+        rest.send_after(answer, |skip, part| vectors.copy(skip, place, part, true))
+    } else if failed(answer) {
+        Ok(Done::With(answer))
+    } else {
         copied.give(answer as usize)?;
-    }
+        // What comes beside the bytes of a later part would be lost.
+        let flags = if copied.header.control == 0 { flags } else { 0 };
+        copied
+            .rest(fd, flags)
+            .receive_after(answer, |skip, part| vectors.copy(skip, place, part, false))
+    };
     drop(copied.lease);
-    Ok(answer)
+    done
 }
 
 /// The distance between messages in a list, and where a message's length is.
@@ -297,12 +384,16 @@ pub(super) fn many(number: usize, args: [usize; 6]) -> Touch<Done> {
     if count == 0 || !any {
         return Ok(Done::Asis);
     }
-    let limit = TimeLimit::new(timeout)?;
+    let Some(limit) = TimeLimit::new(timeout)? else {
+        return Ok(error(libc::EINVAL));
+    };
     let mut done = 0;
     let mut flags = flags;
     while done < count {
         let at = list + done * MANY_STRIDE;
-        let answer = one(fd, at, flags & !MSG_WAITFORONE, receives)?;
+        let Done::With(answer) = one(fd, at, flags & !MSG_WAITFORONE, receives)? else {
+            break;
+        };
         if failed(answer) {
             limit.store_rest()?;
             return Ok(Done::With(if done > 0 { done as Answer } else { answer }));
@@ -341,13 +432,17 @@ fn now_ns() -> i128 {
 }
 
 impl TimeLimit {
-    fn new(place: usize) -> Touch<Self> {
+    /// `None`: it is none.
+    fn new(place: usize) -> Touch<Option<Self>> {
         let mut end_ns = i128::MAX;
         if place != 0 {
             let time: [i64; 2] = load(place)?;
+            if time[0] < 0 || !(0..1_000_000_000).contains(&time[1]) {
+                return Ok(None);
+            }
             end_ns = now_ns() + i128::from(time[0]) * 1_000_000_000 + i128::from(time[1]);
         }
-        Ok(Self { place, end_ns })
+        Ok(Some(Self { place, end_ns }))
     }
 
     fn is_over(&self) -> bool {

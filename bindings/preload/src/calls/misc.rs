@@ -1,10 +1,15 @@
 //! Calls with signal masks, and calls whose pointers depend on a request.
 
-use crate::bounce::Lease;
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+use ghostmem_os::PAGE_SIZE;
+
+use crate::bounce::{self, Lease};
 use crate::guarded::{self, BadAddress, Touch, load};
 use crate::raw::{self, Answer, call, failed, own};
 use crate::{ghost, own_limits, signals, taken};
 
+use super::kept::{self, Way};
 use super::table::{self, Length, Pointer};
 use super::{Done, error, held, load_if, with_copies};
 
@@ -23,42 +28,24 @@ pub(super) fn suspend(args: [usize; 6]) -> Touch<Done> {
 }
 
 /// A mask argument with our signals taken out, in a place of ours.
-struct Mask {
+pub(super) struct Mask {
     value: u64,
     address: usize,
 }
 
 impl Mask {
-    fn of(address: usize) -> Touch<Self> {
+    pub(super) fn of(address: usize) -> Touch<Self> {
         let value = load_if::<u64>(address)?.map_or(0, signals::without_ours);
         Ok(Self { value, address })
     }
 
-    fn place(&self) -> usize {
+    pub(super) fn place(&self) -> usize {
         if self.address == 0 {
             0
         } else {
             (&raw const self.value) as usize
         }
     }
-}
-
-/// pselect6: three sets, a time that the kernel changes, and a structure with
-/// a mask.
-pub(super) fn pselect(args: [usize; 6]) -> Touch<Done> {
-    let [count, read, write, except, time, packed] = args;
-    let given: Option<[usize; 2]> = load_if(packed)?;
-    let mask = Mask::of(given.map_or(0, |pair| pair[0]))?;
-    let pair = [mask.place(), given.map_or(0, |pair| pair[1])];
-    let packed = given.map_or(0, |_| (&raw const pair) as usize);
-    let pointers = [
-        Pointer::Both(1, Length::Set(0)),
-        Pointer::Both(2, Length::Set(0)),
-        Pointer::Both(3, Length::Set(0)),
-        Pointer::Always(4, Length::Bytes(16)),
-    ];
-    let args = [count, read, write, except, time, packed];
-    made(270, args, &pointers)
 }
 
 /// ppoll.
@@ -79,7 +66,7 @@ pub(super) fn masked_wait(number: usize, args: [usize; 6]) -> Touch<Done> {
     let mut args = args;
     args[4] = mask.place();
     let pointers = [
-        Pointer::Filled(1, Length::Times(2, 12), 12),
+        Pointer::Filled(1, Length::Int(2, 12), 12),
         Pointer::In(3, Length::Bytes(16)),
     ];
     let pointers = if number == 441 {
@@ -92,7 +79,7 @@ pub(super) fn masked_wait(number: usize, args: [usize; 6]) -> Touch<Done> {
 
 /// Makes a call whose mask was replaced, with copies where the kernel wants
 /// them.
-fn made(number: usize, args: [usize; 6], pointers: &[Pointer]) -> Touch<Done> {
+pub(super) fn made(number: usize, args: [usize; 6], pointers: &[Pointer]) -> Touch<Done> {
     let done = if super::kernel_is_blind() {
         with_copies(number, args, pointers)?
     } else {
@@ -236,7 +223,7 @@ pub(super) fn queue_receive(mut args: [usize; 6]) -> Touch<Done> {
     }
     // A message that is not there, or too long, is the kernel's to refuse. One that does
     // not fit a stand-in stays in its queue, whole.
-    let most = crate::bounce::most_bytes();
+    let most = bounce::most_bytes();
     let is_cut = bytes > most;
     let bytes = bytes.min(most);
     if is_cut {
@@ -258,6 +245,26 @@ pub(super) fn queue_receive(mut args: [usize; 6]) -> Touch<Done> {
         guarded::copy(theirs, lease.address(), got)?;
     }
     Ok(Done::With(answer))
+}
+
+/// Namespaces of processes within each other (`MAX_PID_NS_LEVEL`).
+pub(super) const LEVELS_MAX: usize = 32;
+
+/// clone3's list of the numbers that a child is to have, by a copy at `args[0]` of its
+/// structure: the list is brought to `room`.
+pub(super) fn choose_numbers(args: [usize; 6], room: &mut [u32; LEVELS_MAX]) -> Touch<()> {
+    const LIST_AT: usize = 64;
+    let [place, bytes, ..] = args;
+    if bytes < LIST_AT + 2 * size_of::<usize>() {
+        return Ok(());
+    }
+    let [list, count]: [usize; 2] = load(place + LIST_AT)?;
+    if ghost::is_ghost(list) && count <= LEVELS_MAX {
+        let ours = room.as_mut_ptr() as usize;
+        guarded::copy(ours, list, count * size_of::<u32>())?;
+        guarded::store(place + LIST_AT, ours)?;
+    }
+    Ok(())
 }
 
 /// setsockopt: numbers by copy; whatever may point on, in place.
@@ -301,20 +308,92 @@ pub(super) fn set_limit(number: usize, args: [usize; 6]) -> Touch<Done> {
     Ok(Done::With(answer))
 }
 
+/// prctl's request (since 5.11) to get the process's calls as signals: those of the engine
+/// would be among them. It is told what older kernels say.
+pub(super) fn dispatches_calls(args: [usize; 6]) -> bool {
+    const PR_SET_SYSCALL_USER_DISPATCH: usize = 59;
+    args[0] == PR_SET_SYSCALL_USER_DISPATCH && args[1] != 0
+}
+
+/// The kernel's answer to a name for a page that nobody uses.
+fn named(mut args: [usize; 6]) -> Answer {
+    let Some(page) = bounce::map(PAGE_SIZE) else {
+        return -(libc::ENOMEM as Answer);
+    };
+    args[2] = page + args[2] % PAGE_SIZE;
+    args[3] = args[3].min(PAGE_SIZE);
+    let answer = match with_copies(157, args, &[Pointer::Text(4)]) {
+        Ok(Done::With(answer)) => answer,
+        _ => raw::syscall(157, args),
+    };
+    let _gone = own!(libc::SYS_munmap, page, PAGE_SIZE);
+    answer
+}
+
+/// prctl's request about where the parts of a process are.
+pub(super) const PR_SET_MM: usize = 35;
+
 /// prctl: names and numbers; the rest in place.
 pub(super) fn prctl(args: [usize; 6]) -> Touch<Done> {
     const PR_SET_VMA: usize = 0x5356_4d41;
     const PR_SET_SECCOMP: usize = 22;
-    const PR_SET_MM: usize = 35;
+    /// Of a thread, its NUL included.
+    const NAME_BYTES: usize = 16;
     match args[0] {
-        15 => with_copies(157, args, &[Pointer::Text(1)]),
+        // The kernel looks at no more of a name than it takes.
+        15 if ghost::is_ghost(args[1]) => {
+            let bytes = guarded::string_bytes(args[1], NAME_BYTES)?;
+            with_copies(157, args, &[Pointer::In(1, Length::Bytes(bytes))])
+        }
+        15 => Ok(Done::Asis),
         16 => with_copies(157, args, &[Pointer::Out(1, Length::Bytes(16))]),
         2 | 37 | 9 | 11 | 5 | 25 | 19 => {
             with_copies(157, args, &[Pointer::Out(1, Length::Bytes(4))])
         }
         // Naming our memory in /proc would split our mapping.
-        PR_SET_VMA if ghost::is_ghost(args[2]) => Ok(Done::With(0)),
-        PR_SET_SECCOMP | PR_SET_MM => held::scanned(157, args, &[2]),
+        PR_SET_VMA if ghost::is_ghost(args[2]) => Ok(Done::With(named(args))),
+        PR_SET_SECCOMP => held::scanned(157, args, &[2]),
+        PR_SET_MM => {
+            let done = held::scanned(157, args, &[2])?;
+            if done == Done::With(0) {
+                hold_lines(args[1], args[2])?;
+            }
+            Ok(done)
+        }
         _ => held::whole(157, args, &[1, 2, 3, 4]),
     }
+}
+
+/// Where the kernel finds the arguments and the environment of the process, of those that a
+/// program has told it: beginning and end of each.
+static LINES: [AtomicUsize; 4] = [const { AtomicUsize::new(0) }; 4];
+/// Longer ones are not held.
+const LINE_BYTES_MAX: usize = 1 << 20;
+
+/// Whoever reads `/proc/PID/cmdline`, or `environ`, reads the program's memory, where they
+/// are by prctl(2)'s word (ps shows names that daemons give themselves).
+fn hold_lines(option: usize, told: usize) -> Touch<()> {
+    const ARG_START: usize = 8;
+    const ENV_END: usize = 11;
+    const MAP: usize = 14;
+    /// In `struct prctl_mm_map`.
+    const LINES_AT: usize = 7 * size_of::<usize>();
+    match option {
+        ARG_START..=ENV_END => LINES[option - ARG_START].store(told, Ordering::Relaxed),
+        MAP => {
+            let lines: [usize; 4] = load(told.wrapping_add(LINES_AT))?;
+            for (place, line) in LINES.iter().zip(lines) {
+                place.store(line, Ordering::Relaxed);
+            }
+        }
+        _ => return Ok(()),
+    }
+    for line in LINES.chunks(2) {
+        let [start, end] = [0, 1].map(|index| line[index].load(Ordering::Relaxed));
+        if start < end && end - start <= LINE_BYTES_MAX && ghost::is_ghost(start) {
+            // What cannot be had is read as nothing.
+            let _stays = kept::stays(start, end - start, Way::Moved);
+        }
+    }
+    Ok(())
 }

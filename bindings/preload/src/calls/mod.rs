@@ -16,6 +16,8 @@ mod kept;
 mod memory;
 mod messages;
 mod misc;
+mod ourselves;
+mod sets;
 mod spawn;
 pub(crate) mod table;
 mod target;
@@ -107,6 +109,7 @@ fn before_the_heap(thread: &thread::Thread, call: &mut Call) -> Touch<Done> {
         table::CLONE3 if begin::is_readable(args[0]) && load::<usize>(args[0])? & shares == 0 => {
             spawn::raw_fork(call)
         }
+        157 if misc::dispatches_calls(args) => Ok(error(libc::EINVAL)),
         157 if confine::can_be_read(number, args) => confine::prctl(args),
         317 if confine::can_be_read(number, args) => {
             Ok(confine::seccomp(args)?.unwrap_or(Done::Asis))
@@ -115,6 +118,8 @@ fn before_the_heap(thread: &thread::Thread, call: &mut Call) -> Touch<Done> {
         322 if spawn::can_be_read(args, 1) => spawn::execve(args, Some(())),
         // The page of all processes came with the program.
         78 | 217 if tree::page().is_some() => descriptors::list(number, args),
+        // The table of descriptors is as large as that of the command was.
+        23 | 270 => Ok(sets::before_the_heap(number, args)),
         _ if tree::page().is_some() => {
             Ok(descriptors::by_number(number, args).unwrap_or(Done::Asis))
         }
@@ -157,6 +162,7 @@ fn handle(call: &mut Call) -> Touch<Done> {
     }
     match number {
         157 if args[0] == libc::PR_SET_SECCOMP as usize => return confine::prctl(args),
+        157 if misc::dispatches_calls(args) => return Ok(error(libc::EINVAL)),
         317 => {
             if let Some(done) = confine::seccomp(args)? {
                 return Ok(done);
@@ -168,7 +174,8 @@ fn handle(call: &mut Call) -> Touch<Done> {
         128 => return signals::wait(args),
         131 => return signals::stack(args),
         130 => return misc::suspend(args),
-        270 => return misc::pselect(args),
+        23 => return sets::select(args),
+        270 => return sets::pselect(args),
         271 => return misc::ppoll(args),
         281 | 441 => return misc::masked_wait(number, args),
         table::CLONE | 57 | table::CLONE3 => return spawn::raw_fork(call),
@@ -191,6 +198,11 @@ fn handle(call: &mut Call) -> Touch<Done> {
         }
     }
     if let Some(done) = descriptors::by_number(number, args) {
+        return Ok(done);
+    }
+    if matches!(number, 17 | 18 | 440)
+        && let Some(done) = ourselves::asked(number, args)?
+    {
         return Ok(done);
     }
     let done = match number {
@@ -216,12 +228,19 @@ fn handle(call: &mut Call) -> Touch<Done> {
         }
         151 => memory::lock_all(args[0]),
         152 => memory::unlock_all(),
-        10 | 11 | 25 | 26 | 28 | 30 | 149 | 150 | 237 | 325 | 329 | 450 => {
+        10 | 11 | 25 | 26 | 28 | 30 | 149 | 150 | 237 | 325 | 329 | 450 | 462 => {
             memory::advised(number, args)
         }
         0 | 17 | 19 | 295 | 327 if !kernel_is_blind() => return data::sighted(number, args),
         // Drivers have devices write by themselves, too.
         16 if !kernel_is_blind() => return held::scanned(number, args, &[2]),
+        // There it does not wait for a page: where one is, words that it changes itself.
+        202 if !kernel_is_blind() => return misc::futex(args),
+        279 if !kernel_is_blind() => return held::scanned(number, args, &[2]),
+        157 if !kernel_is_blind() && args[0] == misc::PR_SET_MM => return misc::prctl(args),
+        // Nor when a thread ends.
+        218 | 273 if !kernel_is_blind() => return held::for_good(number, args),
+        310 | 311 if !kernel_is_blind() => ourselves::copied(number, args)?.unwrap_or(Done::Asis),
         _ if !kernel_is_blind() => Done::Asis,
         // What the kernel does on its own cannot be given stand-ins. Programs that
         // can do without are told what older kernels tell them.
@@ -237,7 +256,10 @@ fn points_to_a_hole(number: usize, args: [usize; 6]) -> Touch<bool> {
     let is_hole = |argument: usize| {
         ghost::owner(args[argument]).is_some_and(|heap| heap.hole_at(args[argument]).is_some())
     };
+    const EPOLL_CTL: usize = 233;
     let pointers = match table::treatment(number) {
+        // What is taken out of a set needs no event.
+        _ if number == EPOLL_CTL && args[1] == libc::EPOLL_CTL_DEL as usize => return Ok(false),
         Some(Treatment::Held(arguments) | Treatment::HeldDeep(arguments)) => {
             return Ok(arguments.iter().any(|&argument| is_hole(argument)));
         }
@@ -248,7 +270,7 @@ fn points_to_a_hole(number: usize, args: [usize; 6]) -> Touch<bool> {
     };
     for &pointer in pointers {
         let argument = pointer.argument();
-        let is_used = matches!(pointer, Pointer::Text(_)) || length_of(pointer, args)? > 0;
+        let is_used = matches!(pointer, Pointer::Text(_)) || length_of(pointer, args) != Ok(0);
         if is_used && is_hole(argument) {
             return Ok(true);
         }
@@ -301,7 +323,8 @@ fn kernel_is_blind() -> bool {
     crate::start::kernel_is_blind()
 }
 
-/// Makes a call with ordinary memory in place of its ghost pointers.
+/// Makes a call with ordinary memory in place of its ghost pointers. What cannot be read,
+/// or is longer than the kernel takes, is the kernel's to refuse.
 pub(crate) fn with_copies(
     number: usize,
     mut args: [usize; 6],
@@ -312,8 +335,10 @@ pub(crate) fn with_copies(
         .filter(|pointer| ghost::is_ghost(args[pointer.argument()]));
     let mut room = 0_usize;
     let mut lengths = [0; 6];
-    for &pointer in ghosts.clone() {
-        let bytes = length_of(pointer, args)?;
+    for &pointer in ghosts {
+        let Ok(bytes) = length_of(pointer, args) else {
+            return Ok(Done::Asis);
+        };
         lengths[pointer.argument()] = bytes;
         room = room.saturating_add(bytes).saturating_add(64);
     }
@@ -333,11 +358,15 @@ pub(crate) fn with_copies(
         let Some(stand_in) = lease.carve(bytes) else {
             return Ok(error(libc::ENOMEM));
         };
-        // What is filled as far as the result says needs no look before.
-        if let Pointer::Filled(_, length, _) = pointer {
-            shorten(&mut args, length);
-        } else {
-            guarded::copy(stand_in, given[argument], bytes)?;
+        match pointer {
+            // What is filled as far as the result says needs no look before.
+            Pointer::Filled(_, length, _) => shorten(&mut args, length),
+            // Nor does an address that only the kernel writes.
+            Pointer::Both(_, Length::At(_)) => {}
+            _ if guarded::copy(stand_in, given[argument], bytes).is_err() => {
+                return Ok(Done::Asis);
+            }
+            _ => {}
         }
         args[argument] = stand_in;
     }
@@ -385,6 +414,7 @@ fn shorten(args: &mut [usize; 6], length: Length) {
     let (argument, unit) = match length {
         Length::Argument(argument) => (argument, 1),
         Length::Times(argument, unit) => (argument, unit),
+        Length::Int(argument, unit) if args[argument] as i32 > 0 => (argument, unit),
         _ => return,
     };
     args[argument] = args[argument].min(bounce::most_bytes() / unit);
@@ -420,21 +450,34 @@ fn length_of(pointer: Pointer, args: [usize; 6]) -> Touch<usize> {
         Length::Bytes(bytes) => bytes,
         Length::Argument(argument) => args[argument],
         Length::Times(argument, bytes) => args[argument].saturating_mul(bytes),
+        Length::Int(argument, bytes) => int(args[argument]).saturating_mul(bytes),
+        Length::AtMost(argument, most) => args[argument].min(most),
+        // What lies before is read in any case; what is negative is not.
+        Length::Behind(before, argument) if (args[argument] as isize) < 0 => before,
         Length::Behind(before, argument) => args[argument].saturating_add(before),
         Length::At(argument) if args[argument] == 0 => 0,
-        Length::At(argument) => load::<u32>(args[argument])? as usize,
-        Length::Set(argument) => (args[argument] & 0x7fff_ffff).div_ceil(64) * 8,
+        Length::At(argument) => load::<i32>(args[argument])?.clamp(0, ADDRESS_MAX) as usize,
+        Length::Set(argument) => int(args[argument]).div_ceil(64) * 8,
         Length::Pages(argument) => args[argument].div_ceil(4096),
     };
     if let Pointer::Filled(..) = pointer {
         return Ok(bytes.min(bounce::most_bytes()));
     }
-    // More than any block has is a mistake of the program's.
-    if bytes <= isize::MAX as usize {
+    // No call takes so much of anything that is not filled.
+    if bytes <= bounce::most_bytes() {
         Ok(bytes)
     } else {
         Err(BadAddress)
     }
+}
+
+/// The longest address of a socket.
+const ADDRESS_MAX: i32 = table::ADDRESS_BYTES as i32;
+
+/// An argument that is an `int` to the kernel, which refuses what is negative before it
+/// looks at anything.
+fn int(argument: usize) -> usize {
+    usize::try_from(argument as i32).unwrap_or(0)
 }
 
 /// Copies a structure in, if there is one.

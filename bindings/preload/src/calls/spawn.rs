@@ -16,8 +16,8 @@ use crate::raw::{self, Answer, call, failed, own};
 use crate::signals::{Blocked, WithoutStack};
 use crate::{begin, bounce, ghost, holds, signals, start, taken, thread, tree};
 
-use super::held::WithoutRseq;
-use super::{Call, Done, error, table, target};
+use super::held::{self, WithoutRseq};
+use super::{Call, Done, error, misc, table, target};
 
 /// A string longer than this is refused by the kernel (`MAX_ARG_STRLEN`).
 const STRING_MAX: usize = 32 * 4096 + 1;
@@ -301,7 +301,7 @@ fn make_child(number: usize, mut args: [usize; 6], asked: Asked) -> Touch<Answer
     // Pages are frozen during the call: what the kernel reads and writes is
     // here, and goes to its places when parent and child have their memory.
     let mut copy = [0_u8; CLONE_ARGS_MAX];
-    let mut numbers = [0_u32; 3];
+    let (mut numbers, mut chosen) = ([0_u32; 3], [0_u32; misc::LEVELS_MAX]);
     let ours = numbers.as_mut_ptr() as usize;
     // The child goes on here, on its copy of this stack, until its memory is
     // there. Only then it changes to the stack that was asked for.
@@ -314,6 +314,7 @@ fn make_child(number: usize, mut args: [usize; 6], asked: Asked) -> Touch<Answer
         let [parent, child, file] = asked.stand_ins(ours);
         store(args[0] + 8, [file, child, parent])?;
         store(args[0] + 40, [0_usize; 2])?;
+        misc::choose_numbers(args, &mut chosen)?;
     }
     start::before_fork();
     let without = WithoutRseq::new();
@@ -349,12 +350,24 @@ fn on_shared_memory(asked: Asked) -> Touch<Done> {
             guarded::open(place)?;
         }
     }
+    let stack = stack_stays(asked);
+    // The kernel writes to it when the child ends.
+    let word = asked.places[CHILD];
+    let is_held = !asked.has(libc::CLONE_CHILD_CLEARTID) || holds::any(word, 1);
+    if stack == Done::Asis && !is_held && !held::stays(word, 4) {
+        return Ok(error(libc::ENOMEM));
+    }
+    Ok(stack)
+}
+
+/// Holds the stack of such a child.
+fn stack_stays(asked: Asked) -> Done {
     let top = asked.stack.wrapping_sub(1);
     let Some(heap) = ghost::owner(top) else {
-        return Ok(Done::Asis);
+        return Done::Asis;
     };
     if holds::any_for(holds::Reason::Stack, top, 1) {
-        return Ok(Done::Asis);
+        return Done::Asis;
     }
     let block = heap.pages_around(top).map(|(start, _)| start);
     let lowest = block.unwrap_or(asked.stack.saturating_sub(32 << 10));
@@ -366,17 +379,12 @@ fn on_shared_memory(asked: Asked) -> Touch<Done> {
     let start = base & !4095;
     let bytes = asked.stack.next_multiple_of(4096) - start;
     // What begins a small object's page may be nobody's.
-    let mut held = false;
     for skip in (0..bytes).step_by(4096).take(8) {
         if holds::hold(heap, holds::Reason::Stack, start + skip, bytes - skip, 0) {
-            held = true;
-            break;
+            return Done::Asis;
         }
     }
-    if !held {
-        return Ok(error(libc::ENOMEM));
-    }
-    Ok(Done::Asis)
+    error(libc::ENOMEM)
 }
 
 /// A request of ptrace(2).

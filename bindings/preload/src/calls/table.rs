@@ -23,9 +23,14 @@ pub(crate) enum Length {
     Argument(usize),
     /// This argument times so many bytes.
     Times(usize, usize),
+    /// The same of an `int`: the kernel refuses what is negative.
+    Int(usize, usize),
+    /// What this argument says, of which the kernel uses so much at most.
+    AtMost(usize, usize),
     /// So many bytes and what this argument says.
     Behind(usize, usize),
-    /// The 32-bit number that this argument points to.
+    /// A socket's address, for which there is as much room as the `int` says that this
+    /// argument points to.
     At(usize),
     /// A set of this many file descriptors, in whole 64-bit words.
     Set(usize),
@@ -89,7 +94,7 @@ pub(crate) enum Treatment {
     Always,
 }
 
-use Length::{Argument, At, Behind, Bytes, Pages, Set, Times};
+use Length::{Argument, At, AtMost, Behind, Bytes, Int, Pages, Set, Times};
 use Pointer::{Always, Both, Filled, Found, In, Out, Polled, Rest, Text};
 
 const STAT: Length = Bytes(144);
@@ -100,6 +105,10 @@ const SIGNAL_INFO: Length = Bytes(128);
 const SIGNAL_SET: Length = Bytes(8);
 const WORD: Length = Bytes(4);
 const TIMEX: Length = Bytes(208);
+/// `struct sockaddr_storage`: the kernel refuses longer addresses, and has none.
+pub(crate) const ADDRESS_BYTES: usize = 128;
+/// A set of all processors that a kernel may have (`NR_CPUS`).
+const PROCESSORS_BYTES: usize = 1024;
 
 /// mmap(2).
 pub(crate) const MMAP: usize = 9;
@@ -157,8 +166,7 @@ const fn takes_no_pointer(number: usize) -> bool {
         | 432 | 434 // fsmount, pidfd_open
         | 438       // pidfd_getfd
         | 446..=448 // landlock_restrict_self, memfd_secret, process_mrelease
-        | 453       // map_shadow_stack: makes a mapping
-        | 462 // mseal: ghost memory is no program's mapping to seal
+        | 453 // map_shadow_stack: makes a mapping
     )
 }
 
@@ -180,7 +188,7 @@ pub(crate) const fn plain(number: usize) -> Option<&'static [Pointer]> {
         36 | 224 | 287 => const { &[Out(1, TIMER)] },                  // getitimer, timer_gettime, timerfd_gettime
         38 => const { &[In(1, TIMER), Out(2, TIMER)] },                // setitimer
         40 => const { &[Both(2, Bytes(8))] },                          // sendfile
-        42 | 49 => const { &[In(1, Argument(2))] },                    // connect, bind
+        42 | 49 => const { &[In(1, AtMost(2, ADDRESS_BYTES))] },       // connect, bind
         43 | 288 | 51 | 52 => const { &[Both(1, At(2)), Both(2, WORD)] }, // accept, accept4, getsockname, getpeername
         53 => const { &[Out(3, Bytes(8))] },                           // socketpair
         61 => const { &[Found(1, WORD), Found(3, USAGE)] },            // wait4
@@ -191,15 +199,15 @@ pub(crate) const fn plain(number: usize) -> Option<&'static [Pointer]> {
         78 | 217 => const { &[Filled(1, Argument(2), 1)] },            // getdents, getdents64
         79 => const { &[Filled(0, Argument(1), 1)] },                  // getcwd
         82 | 86 | 88 | 155 => const { &[Text(0), Text(1)] },           // rename, link, symlink, pivot_root
-        89 => const { &[Text(0), Filled(1, Argument(2), 1)] },         // readlink
+        89 => const { &[Text(0), Filled(1, Int(2, 1), 1)] },           // readlink
         96 => const { &[Out(0, TIME), Out(1, Bytes(8))] },             // gettimeofday
         97 => const { &[Out(1, Bytes(16))] },                          // getrlimit
         98 => const { &[Out(1, USAGE)] },                              // getrusage
         99 => const { &[Out(0, Bytes(112))] },                         // sysinfo
         100 => const { &[Out(0, Bytes(32))] },                         // times
-        103 => const { &[Filled(1, Argument(2), 1)] },                 // syslog
-        115 => const { &[Filled(1, Times(0, 4), 4)] },                 // getgroups
-        116 => const { &[In(1, Times(0, 4))] },                        // setgroups
+        103 => const { &[Filled(1, Int(2, 1), 1)] },                   // syslog
+        115 => const { &[Filled(1, Int(0, 4), 4)] },                   // getgroups
+        116 => const { &[In(1, Int(0, 4))] },                          // setgroups
         118 | 120 => const { &[Out(0, WORD), Out(1, WORD), Out(2, WORD)] }, // getresuid, getresgid
         125 => const { &[Always(0, Bytes(8)), Out(1, Bytes(24))] },    // capget
         126 => const { &[Always(0, Bytes(8)), In(1, Bytes(24))] },     // capset
@@ -218,7 +226,7 @@ pub(crate) const fn plain(number: usize) -> Option<&'static [Pointer]> {
         305 => const { &[Both(1, TIMEX)] },                            // clock_adjtime
         160 => const { &[In(1, Bytes(16))] },                          // setrlimit
         164 => const { &[In(0, TIME), In(1, Bytes(8))] },              // settimeofday
-        170 | 171 => const { &[In(0, Argument(1))] },                  // sethostname, setdomainname
+        170 | 171 => const { &[In(0, Int(1, 1))] },                    // sethostname, setdomainname
         188 | 189 => const { &[Text(0), Text(1), In(2, Argument(3))] },  // setxattr, lsetxattr
         190 => const { &[Text(1), In(2, Argument(3))] },               // fsetxattr
         191 | 192 => const { &[Text(0), Text(1), Filled(2, Argument(3), 1)] }, // getxattr, lgetxattr
@@ -228,14 +236,14 @@ pub(crate) const fn plain(number: usize) -> Option<&'static [Pointer]> {
         197 | 198 => const { &[Text(0), Text(1)] },                    // removexattr, lremovexattr
         199 => const { &[Text(1)] },                                   // fremovexattr
         201 => const { &[Out(0, Bytes(8))] },                          // time
-        203 => const { &[In(2, Argument(1))] },                        // sched_setaffinity
+        203 => const { &[In(2, AtMost(1, PROCESSORS_BYTES))] },        // sched_setaffinity
         204 => const { &[Filled(2, Argument(1), 1)] },                 // sched_getaffinity
         222 => const { &[In(1, Bytes(64)), Out(2, WORD)] },            // timer_create
         223 | 286 => const { &[In(2, TIMER), Out(3, TIMER)] },         // timer_settime, timerfd_settime
         227 => const { &[In(1, TIME)] },                               // clock_settime
         228 | 229 => const { &[Out(1, TIME)] },                        // clock_gettime, clock_getres
         230 => const { &[In(2, TIME), Rest(3, TIME)] },                // clock_nanosleep
-        232 => const { &[Filled(1, Times(2, 12), 12)] },               // epoll_wait
+        232 => const { &[Filled(1, Int(2, 12), 12)] },                 // epoll_wait
         233 => const { &[In(3, Bytes(12))] },                          // epoll_ctl
         235 => const { &[Text(0), In(1, Bytes(32))] },                 // utimes
         240 => const { &[Text(0), In(3, Bytes(64))] },                 // mq_open
@@ -244,13 +252,14 @@ pub(crate) const fn plain(number: usize) -> Option<&'static [Pointer]> {
         243 => const { &[Filled(1, Argument(2), 1), Out(3, WORD), In(4, TIME)] }, // mq_timedreceive
         245 => const { &[In(1, Bytes(64)), Out(2, Bytes(64))] },       // mq_getsetattr
         247 => const { &[Both(2, SIGNAL_INFO), Both(4, USAGE)] },      // waitid
+        248 => const { &[Text(0), Text(1), In(2, Argument(3))] },      // add_key
         254 | 257 | 258 | 259 | 260 | 263 | 268 | 269 | 439 | 452 => const { &[Text(1)] }, // *at, inotify_add_watch
         428 | 433 => const { &[Text(1)] },                             // open_tree, fspick
         261 => const { &[Text(1), In(2, Bytes(32))] },                 // futimesat
         262 => const { &[Text(1), Out(2, STAT)] },                     // newfstatat
         264 | 265 | 316 | 429 => const { &[Text(1), Text(3)] },        // renameat, linkat, renameat2, move_mount
         266 => const { &[Text(0), Text(2)] },                          // symlinkat
-        267 => const { &[Text(1), Filled(2, Argument(3), 1)] },        // readlinkat
+        267 => const { &[Text(1), Filled(2, Int(3, 1), 1)] },          // readlinkat
         274 => const { &[Out(1, Bytes(8)), Out(2, Bytes(8))] },        // get_robust_list
         275 | 326 => const { &[Both(1, Bytes(8)), Both(3, Bytes(8))] },  // splice, copy_file_range
         280 => const { &[Text(1), In(2, Bytes(32))] },                 // utimensat
@@ -262,7 +271,8 @@ pub(crate) const fn plain(number: usize) -> Option<&'static [Pointer]> {
         318 => const { &[Filled(0, Argument(1), 1)] },                 // getrandom
         319 | 430 => const { &[Text(0)] },                             // memfd_create, fsopen
         332 => const { &[Text(1), Out(4, Bytes(256))] },               // statx
-        437 | 442 => const { &[Text(1), In(2, Argument(3))] },         // openat2; mount_setattr: its structure has no pointers
+        437 => const { &[Text(1), In(2, Argument(3))] },               // openat2
+        442 => const { &[Text(1), In(3, Argument(4))] },               // mount_setattr: its structure has no pointers
         444 => const { &[In(0, Argument(1))] },                        // landlock_create_ruleset
         _ => return None,
     })
@@ -286,10 +296,8 @@ const fn held(number: usize) -> Option<Treatment> {
         205 | 211 => Held(&[0]),          // set_thread_area, get_thread_area
         212 => Held(&[1]),                // lookup_dcookie
         238 => Held(&[1]),                // set_mempolicy
-        239 => Held(&[0, 1]),             // get_mempolicy: its address is none to read
+        239 => Held(&[0, 1, 3]),          // get_mempolicy: where the page at an address is
         256 => Held(&[2, 3]),             // migrate_pages
-        279 => Held(&[2, 3, 4]),          // move_pages
-        298 => Held(&[0]),                // perf_event_open
         303 => Held(&[1, 2, 3]),          // name_to_handle_at
         304 => Held(&[1]),                // open_by_handle_at
         312 => Held(&[4]),                // kcmp
@@ -299,7 +307,8 @@ const fn held(number: usize) -> Option<Treatment> {
         445 => Held(&[2]),                // landlock_add_rule
         451 => Held(&[1, 2]),             // cachestat
         457 | 458 => Held(&[0, 1]),       // statmount, listmount
-        459 | 461 => Held(&[0, 1]),       // lsm_get_self_attr, lsm_list_modules
+        459 => Held(&[1, 2]),             // lsm_get_self_attr
+        461 => Held(&[0, 1]),             // lsm_list_modules
         460 => Held(&[1]),                // lsm_set_self_attr
         465 => Held(&[1, 3]),             // listxattrat
         466 => Held(&[1, 3]),             // removexattrat
@@ -308,12 +317,15 @@ const fn held(number: usize) -> Option<Treatment> {
         470 => Held(&[0, 1]),             // listns
         101 => HeldDeep(&[2, 3]),         // ptrace: register sets by way of an iovec; PTRACE_TRACEME: see spawn
         156 => HeldDeep(&[0]),            // _sysctl
-        208 | 209 | 333 => HeldDeep(&[2, 3, 4]), // io_getevents, io_submit, io_pgetevents
+        208 | 209 => HeldDeep(&[2, 3, 4]), // io_getevents, io_submit
+        333 => HeldDeep(&[3, 4, 5]),      // io_pgetevents
         210 => HeldDeep(&[1, 2]),         // io_cancel
         244 => HeldDeep(&[1]),            // mq_notify: the value it carries may be read
         246 => HeldDeep(&[2]),            // kexec_load
-        248 | 249 => HeldDeep(&[0, 1, 2, 3]), // add_key, request_key
+        249 => HeldDeep(&[0, 1, 2, 3]),   // request_key
         250 => HeldDeep(&[1, 2, 3, 4]),   // keyctl
+        279 => HeldDeep(&[2, 3, 4]),      // move_pages: the pages are in memory, too
+        298 => HeldDeep(&[0]),            // perf_event_open: the name of a function, or a file
         317 => HeldDeep(&[2]),            // seccomp
         321 => HeldDeep(&[1]),            // bpf
         426 => HeldDeep(&[4]),            // io_uring_enter
@@ -329,16 +341,17 @@ const fn held(number: usize) -> Option<Treatment> {
 /// Calls with rules of their own, and the arguments that may be ghost memory.
 const fn own(number: usize) -> Option<&'static [usize]> {
     Some(match number {
-        0 | 1 | 17 | 18 => &[1], // read, write, pread64, pwrite64
-        44 | 45 => &[1, 4, 5],   // sendto, recvfrom
-        70 => &[1],              // msgrcv
-        25 => &[0, 4],           // mremap
-        10 | 11 | 26 | 28 | 149 | 150 | 237 | 325 | 329 | 450 => &[0], // mprotect, munmap, msync, madvise, mlock, munlock, mbind, mlock2, pkey_mprotect, set_mempolicy_home_node
-        30 => &[1],                                                    // shmat
-        27 => &[0, 2],                                                 // mincore
-        202 => &[0, 3, 4],                                             // futex
-        454 | 455 => &[0, 4],                                          // futex_wake, futex_wait
-        456 => &[0],                                                   // futex_requeue
+        0 | 1 => &[1],                                                       // read, write
+        17 | 18 => &[1, 3],    // pread64, pwrite64: of /proc/self/mem
+        44 | 45 => &[1, 4, 5], // sendto, recvfrom
+        70 => &[1],            // msgrcv
+        25 => &[0, 4],         // mremap
+        10 | 11 | 26 | 28 | 149 | 150 | 237 | 325 | 329 | 450 | 462 => &[0], // mprotect, munmap, msync, madvise, mlock, munlock, mbind, mlock2, pkey_mprotect, set_mempolicy_home_node, mseal
+        30 => &[1],                                                          // shmat
+        27 => &[0, 2],                                                       // mincore
+        202 => &[0, 3, 4],                                                   // futex
+        454 | 455 => &[0, 4],    // futex_wake, futex_wait
+        456 => &[0],             // futex_requeue
         218 | 273 | 334 => &[0], // set_tid_address, set_robust_list, rseq: remembered
         _ => return None,
     })
@@ -365,7 +378,7 @@ const fn looked_at(number: usize) -> bool {
             | 157           // prctl: filters, memory maps
             | 160 | 302     // setrlimit, prlimit64: see crate::own_limits
             | 60 | 231      // exit, exit_group
-            | 270 | 271     // pselect6, ppoll
+            | 23 | 270 | 271 // select, pselect6: see `sets`; ppoll
             | 281 | 441     // epoll_pwait, epoll_pwait2
             | 310 | 311     // process_vm_readv, process_vm_writev
             | 449           // futex_waitv
