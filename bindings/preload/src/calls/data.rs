@@ -29,6 +29,8 @@ use super::{Done, error, ourselves};
 
 /// What the kernel takes at most in one call (read(2)).
 pub(super) const LONGEST: usize = 0x7fff_f000;
+/// What a transfer that goes on moves at once.
+const PIECE: usize = 1 << 20;
 /// The most buffers in one call (`IOV_MAX`).
 pub(crate) const VECTORS_MAX: usize = 1024;
 
@@ -358,6 +360,8 @@ fn in_pieces(
             return Ok(Done::With(answer));
         }
     }
+    // What goes on in pieces needs no large one, which a bound on memory may not have.
+    let most = if kind == Long::GoesOn { PIECE } else { most };
     let Some(lease) = Lease::new(bytes.min(most) + shift) else {
         return Ok(error(libc::ENOMEM));
     };
