@@ -249,3 +249,9 @@ fn a_process_ends_with_its_code_wherever_a_signal_came() {
         }
     }
 }
+
+/// Proves that a thread is cancelled in calls that are made on copies, as in all others.
+#[test]
+fn a_thread_is_cancelled_in_a_call_whose_arguments_are_copied() {
+    check("cancelled", "2M", &[]);
+}

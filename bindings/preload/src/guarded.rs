@@ -90,14 +90,19 @@ mod code {
         pub(super) bad: u64,
     }
 
-    unsafe extern "C" {
+    // A thread may be cancelled here: a signal that waited for a page to come back is
+    // delivered at the instruction that touches it.
+    unsafe extern "C-unwind" {
         pub(super) fn gm_copy(to: usize, from: usize, bytes: usize) -> usize;
+        pub(super) fn gm_word(from: usize) -> Word;
+        pub(super) fn gm_open(at: usize) -> u32;
+    }
+
+    unsafe extern "C" {
         pub(super) fn gm_copy_touch();
         pub(super) fn gm_copy_land();
-        pub(super) fn gm_word(from: usize) -> Word;
         pub(super) fn gm_word_touch();
         pub(super) fn gm_word_land();
-        pub(super) fn gm_open(at: usize) -> u32;
         pub(super) fn gm_open_touch();
         pub(super) fn gm_open_land();
     }

@@ -3,7 +3,7 @@
 //! libc's own entry points are patched (see [`crate::patch`]); what is made
 //! here never comes back to us, takes no lock and is async-signal-safe.
 
-use core::arch::asm;
+use core::arch::global_asm;
 
 /// What a system call returned: a value, or a negative errno.
 pub(crate) type Answer = isize;
@@ -19,27 +19,39 @@ pub(crate) const fn failed(answer: Answer) -> bool {
 /// contract as libc's `syscall`, but not `unsafe`, since every caller in this
 /// room passes either the program's own arguments on or buffers of its own;
 /// what a call does to the process is up to the program.
+///
+/// Unwinds where the program's thread is cancelled in the call: an instruction in the midst
+/// of a function of Rust's is none that may, so it stands in a function of its own.
 pub(crate) fn syscall(nr: usize, args: [usize; 6]) -> Answer {
-    let mut answer = nr as Answer;
-    // SAFETY: the x86-64 system call convention; the kernel clobbers rcx and
-    // r11 only. Which memory it writes is the caller's business, see above.
-    unsafe {
-        asm!(
-            "syscall",
-            inlateout("rax") answer,
-            in("rdi") args[0],
-            in("rsi") args[1],
-            in("rdx") args[2],
-            in("r10") args[3],
-            in("r8") args[4],
-            in("r9") args[5],
-            lateout("rcx") _,
-            lateout("r11") _,
-            options(nostack),
-        );
-    }
-    answer
+    let [a, b, c, d, e, f] = args;
+    // SAFETY: the code below, which takes seven numbers and keeps the registers that a
+    // function has to. Which memory the kernel writes is the caller's business, see above.
+    unsafe { gm_syscall(nr, a, b, c, d, e, f) }
 }
+
+unsafe extern "C-unwind" {
+    fn gm_syscall(nr: usize, a: usize, b: usize, c: usize, d: usize, e: usize, f: usize) -> Answer;
+}
+
+global_asm!(
+    // From the registers of a function's arguments to those of a system call's.
+    ".globl gm_syscall",
+    ".hidden gm_syscall",
+    ".type gm_syscall,@function",
+    "gm_syscall:",
+    ".cfi_startproc",
+    "mov rax, rdi",
+    "mov rdi, rsi",
+    "mov rsi, rdx",
+    "mov rdx, rcx",
+    "mov r10, r8",
+    "mov r8, r9",
+    "mov r9, [rsp + 8]",
+    "syscall",
+    "ret",
+    ".cfi_endproc",
+    ".size gm_syscall, . - gm_syscall",
+);
 
 /// As [`syscall`], with a libc call number and as many arguments as are given.
 macro_rules! call {
