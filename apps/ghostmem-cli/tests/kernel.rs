@@ -255,3 +255,9 @@ fn a_process_ends_with_its_code_wherever_a_signal_came() {
 fn a_thread_is_cancelled_in_a_call_whose_arguments_are_copied() {
     check("cancelled", "2M", &[]);
 }
+
+/// Proves that a signal of libc's own does not come in the midst of the engine's handler.
+#[test]
+fn a_process_changes_its_user_while_threads_fault() {
+    check("identity", "2M", &[]);
+}

@@ -74,7 +74,7 @@ fn install_locked(hook: FaultHook) -> Result<(), OsError> {
             // Every signal blocked inside; the alternate stack where the
             // thread has one; the previous handler's wish to restart calls
             // does not matter for synchronous faults.
-            sa_mask: full_set(),
+            sa_mask: every_signal(),
             sa_flags: libc::SA_SIGINFO | libc::SA_ONSTACK,
             sa_restorer: None,
         };
@@ -92,6 +92,18 @@ fn install_locked(hook: FaultHook) -> Result<(), OsError> {
         }
     }
     Ok(())
+}
+
+/// Every signal, with the two that libc sends to threads that are cancelled, or change their
+/// user, which sigfillset(3) leaves out. Their handlers run on the alternate stack, as ours
+/// does; ours goes on elsewhere, and they would begin where it began.
+fn every_signal() -> libc::sigset_t {
+    const OF_LIBC: u64 = 0b11 << (32 - 1);
+    let mut set = full_set();
+    let word = (&raw mut set).cast::<u64>();
+    // SAFETY: a set is an array of words, the first of which has these signals; it is ours.
+    unsafe { *word |= OF_LIBC };
+    set
 }
 
 extern "C" fn handler(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
