@@ -261,3 +261,15 @@ fn a_thread_is_cancelled_in_a_call_whose_arguments_are_copied() {
 fn a_process_changes_its_user_while_threads_fault() {
     check("identity", "2M", &[]);
 }
+
+/// Proves that a heap is not made where the program's own allocator has a lock.
+#[test]
+fn a_program_with_an_allocator_of_its_own_maps_under_its_lock() {
+    check("ownmalloc", "2M", &[]);
+}
+
+/// Proves that the heap can be made in the midst of the loader's work.
+#[test]
+fn the_heap_is_made_while_the_loader_opens_an_object() {
+    check("loading", "1M", &[]);
+}

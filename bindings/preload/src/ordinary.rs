@@ -102,8 +102,14 @@ pub(crate) unsafe fn reallocate(block: *mut c_void, size: usize) -> *mut c_void 
 }
 
 /// Finds what has no second name: in libc itself, as another allocator may be
-/// loaded between us and it.
+/// loaded between us and it. Once: the heap may be made in the midst of the loader's work,
+/// and the loader ends a program that opens an object there.
 pub(crate) fn find_usable_size() -> usize {
+    static FOUND: AtomicUsize = AtomicUsize::new(0);
+    let found = FOUND.load(Ordering::Acquire);
+    if found != 0 {
+        return found;
+    }
     const NAME: &CStr = c"malloc_usable_size";
     let flags = libc::RTLD_LAZY | libc::RTLD_NOLOAD;
     // SAFETY: a C string, and an object that is loaded or not opened at all.
@@ -117,6 +123,7 @@ pub(crate) fn find_usable_size() -> usize {
         unsafe { libc::dlclose(object) };
         found as usize
     };
+    FOUND.store(found, Ordering::Release);
     USABLE_SIZE.store(found, Ordering::Release);
     found
 }

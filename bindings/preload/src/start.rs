@@ -177,6 +177,7 @@ pub(crate) fn has_text(address: usize) -> bool {
 /// user, its root or its mappings first.
 fn begins_at_once(settings: &Settings) -> bool {
     settings.verbose
+        || has_another_malloc()
         || settings.trace.is_some()
         || settings.spill.is_some()
         || backend(settings) == Backend::Monitor
@@ -187,6 +188,15 @@ fn begins_at_once(settings: &Settings) -> bool {
             .max(settings.memory)
             > 0
             && report::is_reporter(settings))
+}
+
+/// Whether the program's blocks come from an allocator of its own, or of a library in front
+/// of ours. It may ask for a mapping while it has a lock: the heap's thread, which libc
+/// allocates for, would wait for that.
+fn has_another_malloc() -> bool {
+    // SAFETY: a C string; dlsym has no other precondition.
+    let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"malloc".as_ptr()) };
+    !objects::is_ours(found as usize)
 }
 
 /// The program makes system calls that cannot be redirected: by the monitor the
