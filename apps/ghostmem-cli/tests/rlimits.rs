@@ -63,6 +63,19 @@ fn programs_run_with_a_small_data_segment() {
     runs_at(&["ulimit -d 2000000", "ulimit -d 400000"], "data");
 }
 
+/// Proves that blocks for which small objects have no room are known as the heap's.
+#[test]
+fn small_blocks_have_pages_of_their_own_where_address_space_is_scarce() {
+    let program = built("beyond", "scarce");
+    for ulimit in ["ulimit -d 85000", "ulimit -v 300000"] {
+        assert_ok(&limited(ulimit, None, &program, &[]), ulimit);
+        for backend in backends() {
+            let output = limited(ulimit, Some(&["--backend", backend]), &program, &[]);
+            assert_ok(&output, &format!("{ulimit} on {backend}"));
+        }
+    }
+}
+
 /// The rest of an arena that libc makes for a thread, once the engine's threads ran: its end is a
 /// multiple of its 64 MiB, and most of it has no access.
 const ARENAS: &str = r#"

@@ -225,7 +225,9 @@ pub(crate) fn allocate(
         .ok()
         .and_then(|layout| heap.allocate_block(layout, zeroed).ok())
         .map(NonNull::cast::<u8>);
-    if size >= COUNTED_FROM {
+    // Small ones have pages of their own, too, where there is no room for small objects.
+    let is_outside = block.is_some_and(|block| !may_be(block.as_ptr() as usize));
+    if size >= COUNTED_FROM || is_outside {
         note_large(heap, block);
     }
     drop(inside);
