@@ -221,6 +221,39 @@ fn children_that_cannot_have_the_library_run_without_and_say_nothing() {
     assert_eq!(text(&output.stdout), "not ours none\n");
 }
 
+/// Proves that children whose memory others serve (a sanitizer's library, valgrind) run without
+/// GhostMem, as they do by themselves.
+#[test]
+fn children_whose_memory_others_serve_run_without_and_say_nothing() {
+    let folder = scratch("served");
+    let source = folder.join("asks.c");
+    let code = "#include <stdio.h>\n#include <stdlib.h>\nint main(void) { \
+        char *p = malloc(3000000); p[2999999] = 1; free(p); \
+        puts(getenv(\"GHOSTMEM_RUN\") ? \"ours\" : \"not ours\"); return 0; }\n";
+    fs::write(&source, code).unwrap();
+    for (name, flag) in [
+        ("plain", "-O1"),
+        ("address", "-fsanitize=address"),
+        ("thread", "-fsanitize=thread"),
+    ] {
+        let built = folder.join(name);
+        let mut compiler = Command::new("cc");
+        compiler.args(["-w", "-pthread", flag, "-o"]).arg(built);
+        assert!(compiler.arg(&source).status().unwrap().success());
+    }
+    let mut command = format!("cd {}; ./plain; ./address; ./thread", folder.display());
+    let mut expected = String::from("ours\nnot ours\nnot ours\n");
+    if Command::new("valgrind").arg("--version").output().is_ok() {
+        command.push_str("; valgrind -q ./plain");
+        expected.push_str("not ours\n");
+    } else {
+        println!("there is no valgrind, which is not tested");
+    }
+    let output = run(&["--limit", "8M", "--", "sh", "-c", &command]);
+    assert_eq!(text(&output.stderr), "");
+    assert_eq!(text(&output.stdout), expected);
+}
+
 /// A loader that says whether it is given a library, and is too old for ours: it knows no
 /// version of glibc's functions at all.
 const OLD_LOADER: &str = "\

@@ -174,14 +174,92 @@ fn look(file: usize, name: &mut [u8; ROOM]) -> Kind {
         read_at(file, &mut loader, u64::from_le_bytes(offset) as usize);
         let [.., last] = &mut loader;
         *last = 0;
-        return if can_load_us(&loader) {
+        return if can_load_us(&loader) && !has_sanitizer(file, &start) {
             Kind::Takes
         } else {
             Kind::Refuses
         };
     }
-    // No loader: nobody who could complain.
-    Kind::Takes
+    // No loader: nobody who could complain. But valgrind's tools hand us on to a program
+    // whose memory they serve; the one that was named says so.
+    let is_named = crate::start::settings().is_some_and(crate::report::is_reporter);
+    let is_valgrinds = name.windows(VALGRIND.len()).any(|part| part == VALGRIND);
+    if is_valgrinds && !is_named {
+        Kind::Refuses
+    } else {
+        Kind::Takes
+    }
+}
+
+/// A folder of valgrind's tools, which are no dynamic programs.
+const VALGRIND: &[u8] = b"/valgrind/";
+
+/// Libraries that serve a program's memory, and end it where another one comes first.
+const SANITIZERS: [&[u8]; 4] = [
+    b"libasan.so",
+    b"libtsan.so",
+    b"libhwasan.so",
+    b"libclang_rt.",
+];
+
+/// Whether a program needs one of those, by its dynamic section. `start` is the file's.
+fn has_sanitizer(file: usize, start: &[u8; 256]) -> bool {
+    const PT_LOAD: u64 = 1;
+    const PT_DYNAMIC: u64 = 2;
+    const DT_NEEDED: u64 = 1;
+    const DT_STRTAB: u64 = 5;
+    const MOST: usize = 64;
+    let half = |at: usize| usize::from(u16::from_le_bytes([start[at], start[at + 1]]));
+    let table = word_of(start, 32);
+    let segment = |index: usize| {
+        let mut header = [0_u8; HEADER_BYTES];
+        read_at(file, &mut header, table + index * half(54));
+        // Kind, offset, address, bytes in the file.
+        let kind = word_of(&header, 0) as u64 & 0xffff_ffff;
+        [
+            kind as usize,
+            word_of(&header, 8),
+            word_of(&header, 16),
+            word_of(&header, 32),
+        ]
+    };
+    let mut segments = (0..half(56).min(MOST)).map(segment);
+    let Some([_, dynamic, ..]) = segments.find(|&[kind, ..]| kind as u64 == PT_DYNAMIC) else {
+        return false;
+    };
+    let (mut needed, mut count, mut strings) = ([0_usize; MOST], 0, 0);
+    for index in 0..4 * MOST {
+        let mut entry = [0_u8; 16];
+        read_at(file, &mut entry, dynamic + index * 16);
+        match (word_of(&entry, 0) as u64, word_of(&entry, 8)) {
+            (0, _) => break,
+            (DT_NEEDED, name) if count < MOST => {
+                needed[count] = name;
+                count += 1;
+            }
+            (DT_STRTAB, address) => strings = address,
+            _ => {}
+        }
+    }
+    // By address; where in the file that is the segments say.
+    let holds = |&[kind, _, address, bytes]: &[usize; 4]| {
+        kind as u64 == PT_LOAD && strings.wrapping_sub(address) < bytes
+    };
+    let Some([_, offset, address, _]) = (0..half(56).min(MOST)).map(segment).find(holds) else {
+        return false;
+    };
+    needed[..count].iter().any(|name| {
+        let mut text = [0_u8; 16];
+        read_at(file, &mut text, strings - address + offset + name);
+        SANITIZERS.iter().any(|library| text.starts_with(library))
+    })
+}
+
+/// The word at a place of a file's bytes.
+fn word_of(bytes: &[u8], at: usize) -> usize {
+    let mut word = [0_u8; 8];
+    word.copy_from_slice(&bytes[at..at + 8]);
+    u64::from_le_bytes(word) as usize
 }
 
 /// Whether a loader, by its path and a NUL, can load this library. One that cannot be opened
