@@ -273,3 +273,9 @@ fn a_program_with_an_allocator_of_its_own_maps_under_its_lock() {
 fn the_heap_is_made_while_the_loader_opens_an_object() {
     check("loading", "1M", &[]);
 }
+
+/// Proves that stacks for which the limit has no room become ordinary memory.
+#[test]
+fn threads_have_stacks_from_malloc_beyond_the_limit() {
+    check("manystacks", "2M", &[]);
+}

@@ -10,7 +10,7 @@ use core::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 
 use crate::raw::{failed, own};
 use crate::thread::EngineScope;
-use crate::{begin, ghost, guarded, holds, objects, ordinary, signals, start, thread};
+use crate::{begin, foreign, ghost, guarded, holds, objects, ordinary, signals, start, thread};
 
 type Body = extern "C-unwind" fn(*mut c_void) -> *mut c_void;
 type Create = unsafe extern "C" fn(
@@ -324,7 +324,13 @@ fn hold_stack(attributes: *const libc::pthread_attr_t) -> Option<usize> {
     holds::sweep_if_many();
     let start = base & !4095;
     let end = (base + bytes).next_multiple_of(4096);
-    holds::hold(heap, holds::Reason::Stack, start, end - start, 0).then_some(start)
+    if holds::hold(heap, holds::Reason::Stack, start, end - start, 0) {
+        return Some(start);
+    }
+    // What the limit has no room to hold becomes ordinary memory, if it has pages of its own.
+    let access = (libc::PROT_READ | libc::PROT_WRITE) as usize;
+    let let_go = foreign::let_go(heap, start, end - start, access);
+    (let_go.answer == 0).then_some(0)
 }
 
 extern "C-unwind" fn begin(place: *mut c_void) -> *mut c_void {
