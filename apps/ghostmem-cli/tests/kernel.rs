@@ -279,3 +279,9 @@ fn the_heap_is_made_while_the_loader_opens_an_object() {
 fn threads_have_stacks_from_malloc_beyond_the_limit() {
     check("manystacks", "2M", &[]);
 }
+
+/// Proves on which stack a handler of faults runs, and that it may leave it for good.
+#[test]
+fn a_handler_of_faults_runs_where_the_kernel_would_run_it() {
+    check("handled", "2M", &[]);
+}

@@ -31,6 +31,7 @@ use front::front;
 use masks::ours_of;
 
 mod actions;
+mod deliver;
 mod front;
 mod masks;
 mod stacks;
@@ -146,10 +147,19 @@ fn restorer(engine: Action) -> usize {
 /// An action of ours for another signal, but for its handler and mask: with three
 /// arguments, on the alternate stack.
 pub(crate) fn ours_to_return_from() -> Action {
-    /// The kernel's sign that there is a restorer.
-    const HAS_RESTORER: u64 = 0x0400_0000;
     let engine = ENGINE[0].get();
     Action {
+/// Where a handler of the program's returns to.
+fn restorer_of(place: usize, theirs: Action) -> usize {
+    match theirs.flags & HAS_RESTORER {
+        0 => restorer(ENGINE[place].get()),
+        _ => theirs.restorer,
+    }
+}
+
+/// The kernel's sign that an action has a restorer.
+const HAS_RESTORER: u64 = 0x0400_0000;
+
         handler: libc::SIG_DFL,
         flags: engine.flags & HAS_RESTORER | (libc::SA_SIGINFO | libc::SA_ONSTACK) as u64,
         restorer: restorer(engine),

@@ -85,19 +85,21 @@ pub(crate) fn current() -> &'static Thread {
     unsafe { &*address }
 }
 
-/// Marks engine code; undone when dropped.
-pub(crate) struct EngineScope(&'static Thread);
+/// Marks engine code; undone when dropped: the mark is what it was before. (It may have been
+/// taken off meanwhile, for a handler of the program's that threw an exception past us.)
+pub(crate) struct EngineScope(&'static Thread, u32);
 
 impl EngineScope {
     pub(crate) fn new(thread: &'static Thread) -> Self {
-        thread.inside.set(thread.inside.get() + 1);
-        Self(thread)
+        let before = thread.inside.get();
+        thread.inside.set(before + 1);
+        Self(thread, before)
     }
 }
 
 impl Drop for EngineScope {
     fn drop(&mut self) {
-        self.0.inside.set(self.0.inside.get().wrapping_sub(1));
+        self.0.inside.set(self.1);
     }
 }
 

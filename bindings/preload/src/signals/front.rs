@@ -6,8 +6,9 @@ use core::ffi::c_void;
 use ghostmem::{Backend, Hole};
 use ghostmem_os::told;
 
+use super::deliver::{self, Delivery};
 use super::masks::{keep, ours_of, set_blocked, without_ours};
-use super::{DEFAULT, ENGINE, THEIRS, bit, kernel_action, place_of};
+use super::{DEFAULT, ENGINE, THEIRS, bit, kernel_action, place_of, restorer_of};
 use crate::family::set_errno;
 use crate::guarded;
 use crate::raw::{call, failed, own};
@@ -230,21 +231,42 @@ extern "C-unwind" fn pass_on(
     if action.flags & libc::SA_RESETHAND as u64 != 0 {
         THEIRS[place].set(DEFAULT);
     }
-    let (inside, blocked) = (thread.inside.replace(0), thread.blocked.get());
     let own = if action.flags & libc::SA_NODEFER as u64 == 0 {
         1 << place
     } else {
         0
     };
-    thread.blocked.set(blocked | own | ours_of(action.mask));
-    let mask = without_ours(action.mask);
+    let bits = own | ours_of(action.mask);
+    // SAFETY: the kernel's own structure on this stack, used by this thread alone until the
+    // handler returns.
+    let context_of = unsafe { &mut *context.cast::<libc::ucontext_t>() };
+    // Ours are open from here on: what the handler touches may be missing.
+    let mask = without_ours(deliver::mask_of(context_of) | action.mask);
     let _cannot_fail = own!(
         libc::SYS_rt_sigprocmask,
-        libc::SIG_BLOCK,
+        libc::SIG_SETMASK,
         &raw const mask,
         0,
         8
     );
+    let asked = action.flags & libc::SA_ONSTACK as u64 != 0;
+    if deliver::is_elsewhere(thread, asked, context_of) {
+        let delivery = Delivery {
+            signal,
+            info,
+            handler: action.handler,
+            restorer: restorer_of(place, action),
+            mask,
+            blocked: bits,
+        };
+        if deliver::prepare(&delivery, context_of).is_err() {
+            // As the kernel does it.
+            end_by(libc::SIGSEGV, sent || is_remade || signal != libc::SIGSEGV);
+        }
+        return;
+    }
+    let (inside, blocked) = (thread.inside.replace(0), thread.blocked.get());
+    thread.blocked.set(blocked | bits);
     // SAFETY: a handler the program installed; with one argument or three,
     // the calling convention is the same for both.
     let handler = unsafe { core::mem::transmute::<usize, Handler>(action.handler) };

@@ -131,6 +131,39 @@ fn let_go(stack: Stack) {
     }
 }
 
+/// The low end of the alternate stack that the thread was given, which signals on it reach
+/// last: ordinary memory, for a moment. Where it begins and ends.
+pub(super) fn low_end() -> Option<(usize, usize)> {
+    let base = thread::current().stack.get();
+    (base != 0).then_some((base + 4096, base + STACK_BYTES / 2))
+}
+
+/// A handler of the program's returns: with its frame the kernel sets the alternate stack
+/// again that the thread had before. `was_own`: that was one of the program's.
+pub(super) fn as_before(before: &libc::stack_t, was_own: bool) {
+    let thread = thread::current();
+    let mut now = NO_STACK;
+    let asked = own!(libc::SYS_sigaltstack, 0, &raw mut now);
+    if failed(asked) || (now.base == before.ss_sp as usize && now.bytes == before.ss_size) {
+        return;
+    }
+    if thread.own_stack.get() != 0 {
+        let_go(now);
+    }
+    thread.own_stack.set(u32::from(was_own));
+    let before = Stack {
+        base: before.ss_sp as usize,
+        bytes: before.ss_size,
+        ..NO_STACK
+    };
+    if was_own
+        && let Some(heap) = ghost::owner(before.base)
+        && let Some((start, bytes)) = pages_of(before)
+    {
+        let _room = holds::hold(heap, holds::Reason::SignalStack, start, bytes, 0);
+    }
+}
+
 /// sigaltstack: the program's own goes in place of ours, and is held resident
 /// if it is ghost memory, until another one or none is set.
 pub(crate) fn stack(args: [usize; 6]) -> Touch<Done> {
