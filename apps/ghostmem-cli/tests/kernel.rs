@@ -256,10 +256,23 @@ fn a_thread_is_cancelled_in_a_call_whose_arguments_are_copied() {
     check("cancelled", "2M", &[]);
 }
 
-/// Proves that a signal of libc's own does not come in the midst of the engine's handler.
+/// Proves that blocked and ignored signals reach what is executed, that a child of clone3 has
+/// the handlers it asked for, and that exec works under a limit the process set itself.
 #[test]
-fn a_process_changes_its_user_while_threads_fault() {
-    check("identity", "2M", &[]);
+fn what_is_executed_inherits_the_signals_of_faults_as_others() {
+    check("inherited", "2M", &[]);
+}
+
+/// Proves that a handler's system calls are the program's where it comes in the midst of malloc.
+#[test]
+fn a_handler_in_the_midst_of_malloc_makes_calls_of_the_programs() {
+    check("amid", "2M", &[]);
+}
+
+/// Proves on which stack a handler of faults runs, and that it may leave it for good.
+#[test]
+fn a_handler_of_faults_runs_where_the_kernel_would_run_it() {
+    check("handled", "2M", &[]);
 }
 
 /// Proves that a heap is not made where the program's own allocator has a lock.
@@ -268,20 +281,20 @@ fn a_program_with_an_allocator_of_its_own_maps_under_its_lock() {
     check("ownmalloc", "2M", &[]);
 }
 
-/// Proves that the heap can be made in the midst of the loader's work.
-#[test]
-fn the_heap_is_made_while_the_loader_opens_an_object() {
-    check("loading", "1M", &[]);
-}
-
 /// Proves that stacks for which the limit has no room become ordinary memory.
 #[test]
 fn threads_have_stacks_from_malloc_beyond_the_limit() {
     check("manystacks", "2M", &[]);
 }
 
-/// Proves on which stack a handler of faults runs, and that it may leave it for good.
+/// Proves that the heap can be made in the midst of the loader's work.
 #[test]
-fn a_handler_of_faults_runs_where_the_kernel_would_run_it() {
-    check("handled", "2M", &[]);
+fn the_heap_is_made_while_the_loader_opens_an_object() {
+    check("loading", "1M", &[]);
+}
+
+/// Proves that a signal of libc's own does not come in the midst of the engine's handler.
+#[test]
+fn a_process_changes_its_user_while_threads_fault() {
+    check("identity", "2M", &[]);
 }

@@ -254,6 +254,26 @@ fn children_whose_memory_others_serve_run_without_and_say_nothing() {
     assert_eq!(text(&output.stdout), expected);
 }
 
+/// Proves that a program that wants its system calls as signals is refused that, as by a kernel
+/// that does not have it, and goes on.
+#[test]
+fn system_calls_are_not_dispatched_to_the_program() {
+    let folder = scratch("dispatch");
+    let (source, built) = (folder.join("asks.c"), folder.join("asks"));
+    let code = "#include <errno.h>\n#include <stdio.h>\n#include <stdlib.h>\n\
+        #include <sys/prctl.h>\nstatic char all;\nint main(void) { \
+        char *p = malloc(3000000); p[2999999] = 1; \
+        if (prctl(59, 1, 0, 0, &all) != -1 || errno != EINVAL) return 3; \
+        if (prctl(59, 0, 0, 0, 0) && errno != EINVAL) return 4; \
+        puts(p[2999999] == 1 ? \"ok\" : \"wrong\"); return 0; }\n";
+    fs::write(&source, code).unwrap();
+    let mut compiler = Command::new("cc");
+    compiler.arg("-o").arg(&built).arg(&source);
+    assert!(compiler.status().unwrap().success());
+    let output = run(&["--limit", "1M", "--", built.to_str().unwrap()]);
+    assert_eq!(text(&output.stdout), "ok\n", "{}", text(&output.stderr));
+}
+
 /// A loader that says whether it is given a library, and is too old for ours: it knows no
 /// version of glibc's functions at all.
 const OLD_LOADER: &str = "\

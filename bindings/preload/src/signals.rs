@@ -26,13 +26,14 @@ use ghostmem_os::{doorway, told};
 use crate::calls::{Done, load_if, store_if};
 use crate::guarded::Touch;
 use crate::raw::{Answer, call, failed, own};
-use crate::{endings, start, thread};
+use crate::{endings, ghost, objects, start, thread};
 use front::front;
 use masks::ours_of;
 
 mod actions;
 mod deliver;
 mod front;
+pub(crate) mod inherited;
 mod masks;
 mod stacks;
 
@@ -88,6 +89,20 @@ pub(crate) fn stand_behind() {
         8
     );
     thread::current().blocked.set(ours_of(before));
+    open_in_handlers();
+}
+
+/// Handlers that the program set before now block ours no longer while they run: what they
+/// touch may be missing.
+fn open_in_handlers() {
+    for signal in (1..=LAST).filter(|&signal| place_of(signal).is_none()) {
+        let mut found = DEFAULT;
+        let asked = kernel_action(signal as i32, None, Some(&mut found));
+        if !failed(asked) && found.handler > libc::SIG_IGN && found.mask & OUR_BITS != 0 {
+            found.mask = without_ours(found.mask);
+            let _cannot_fail = kernel_action(signal as i32, Some(&found), None);
+        }
+    }
 }
 
 /// Whether a handler of the program's for one of our signals may be running on this
@@ -136,6 +151,17 @@ fn as_front(engine: Action) -> Action {
     }
 }
 
+/// Where a handler of the program's returns to.
+fn restorer_of(place: usize, theirs: Action) -> usize {
+    match theirs.flags & HAS_RESTORER {
+        0 => restorer(ENGINE[place].get()),
+        _ => theirs.restorer,
+    }
+}
+
+/// The kernel's sign that an action has a restorer.
+const HAS_RESTORER: u64 = 0x0400_0000;
+
 /// Where a handler of ours returns to.
 fn restorer(engine: Action) -> usize {
     match doorway::doorway() {
@@ -149,17 +175,6 @@ fn restorer(engine: Action) -> usize {
 pub(crate) fn ours_to_return_from() -> Action {
     let engine = ENGINE[0].get();
     Action {
-/// Where a handler of the program's returns to.
-fn restorer_of(place: usize, theirs: Action) -> usize {
-    match theirs.flags & HAS_RESTORER {
-        0 => restorer(ENGINE[place].get()),
-        _ => theirs.restorer,
-    }
-}
-
-/// The kernel's sign that an action has a restorer.
-const HAS_RESTORER: u64 = 0x0400_0000;
-
         handler: libc::SIG_DFL,
         flags: engine.flags & HAS_RESTORER | (libc::SA_SIGINFO | libc::SA_ONSTACK) as u64,
         restorer: restorer(engine),
@@ -215,11 +230,18 @@ pub(crate) fn action(args: [usize; 6]) -> Touch<Done> {
     let given: Option<Action> = load_if(new)?;
     if let Some(place) = place_of(signal) {
         let before = THEIRS[place].get();
-        // What a child of vfork sets is not its parent's, and goes with exec.
-        if let Some(given) = given
-            && !in_vfork_child()
-        {
-            THEIRS[place].set(given);
+        if let Some(given) = given {
+            // What a child of vfork sets is not its parent's, and goes with exec, but for
+            // what it ignores.
+            if in_vfork_child() {
+                let thread = thread::current();
+                let [blocked, ignored] = inherited::of(thread);
+                let ignores = u32::from(given.handler == libc::SIG_IGN);
+                let ignored = ignored & !(1 << place) | ignores << place;
+                inherited::note(thread, [blocked, ignored]);
+            } else {
+                THEIRS[place].set(given);
+            }
         }
         store_if(old, before)?;
         return Ok(Done::With(0));
@@ -240,6 +262,42 @@ pub(crate) fn action(args: [usize; 6]) -> Touch<Done> {
         store_if(old, before)?;
     }
     Ok(Done::With(answer))
+}
+
+/// In a child that asked for it (`CLONE_CLEAR_SIGHAND`): no handler of the program's is set
+/// any more, and what is ignored stays so.
+pub(crate) fn clear() {
+    for signal in 1..=LAST {
+        let mut now = DEFAULT;
+        let place = (&raw mut now) as usize;
+        let asked = set_or_ask([signal, 0, place, 8, 0, 0]);
+        if asked && now.handler > libc::SIG_IGN {
+            let default = DEFAULT;
+            set_or_ask([signal, (&raw const default) as usize, 0, 8, 0, 0]);
+        }
+    }
+}
+
+/// Signals have numbers up to here.
+const LAST: usize = 64;
+
+/// rt_sigaction in the program's name; whether it was done.
+fn set_or_ask(args: [usize; 6]) -> bool {
+    match action(args) {
+        Ok(Done::With(answer)) => answer == 0,
+        Ok(Done::Asis) => crate::raw::syscall(13, args) == 0,
+        Err(_) => false,
+    }
+}
+
+/// Whether a call of rt_sigaction in the midst of engine code is a handler's of the
+/// program's. The engine's own set handlers of ours, or ask.
+pub(crate) fn is_programs(args: [usize; 6]) -> bool {
+    let [_, new, old, ..] = args;
+    match load_if::<Action>(new) {
+        Ok(Some(given)) => !objects::is_ours(given.handler),
+        _ => ghost::is_ghost(old),
+    }
 }
 
 /// The engine's calls about these signals must find the engine's handlers.

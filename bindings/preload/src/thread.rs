@@ -28,6 +28,9 @@ pub(crate) struct Thread {
     pub(crate) forking: Cell<u32>,
     /// The child of vfork(2) on this thread that is to be traced; 0: none.
     pub(crate) to_trace: Cell<i32>,
+    /// What a child of vfork(2) on this thread set for itself: see
+    /// [`crate::signals::inherited`].
+    pub(crate) heir: Cell<[u32; 3]>,
     /// Memory for the strings of an execve, kept: that call does not return.
     pub(crate) exec: Cell<usize>,
     /// Its length, bytes.
@@ -58,14 +61,14 @@ core::arch::global_asm!(
     ".globl gm_thread",
     ".hidden gm_thread",
     ".type gm_thread,@object",
-    ".size gm_thread,384",
+    ".size gm_thread,448",
     ".align 64",
     "gm_thread:",
-    ".zero 384",
+    ".zero 448",
     ".previous",
 );
 
-const _: () = assert!(size_of::<Thread>() <= 384);
+const _: () = assert!(size_of::<Thread>() <= 448);
 
 /// The calling thread's state.
 pub(crate) fn current() -> &'static Thread {
@@ -80,7 +83,7 @@ pub(crate) fn current() -> &'static Thread {
             options(nostack, pure, readonly),
         );
     }
-    // SAFETY: the thread's own block of 384 zero-initialised bytes, used by no
+    // SAFETY: the thread's own block of 448 zero-initialised bytes, used by no
     // other thread; the reference does not leave it (`Cell` is not Sync).
     unsafe { &*address }
 }

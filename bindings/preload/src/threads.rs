@@ -158,6 +158,11 @@ fn running() -> usize {
     tasks.flatten().filter(|task| !ended(task)).count()
 }
 
+/// Whether the process has one thread, but for the engine's.
+pub(crate) fn is_alone() -> bool {
+    PROGRAM.load(Ordering::Acquire) == 1
+}
+
 /// In a forked child: only the thread that forked is here.
 pub(crate) fn forget_others() {
     PROGRAM.store(1, Ordering::Release);

@@ -11,7 +11,7 @@ use crate::{ghost, own_limits, signals, taken};
 
 use super::kept::{self, Way};
 use super::table::{self, Length, Pointer};
-use super::{Done, error, held, load_if, with_copies};
+use super::{Done, error, exec, held, load_if, with_copies};
 
 /// rt_sigsuspend: our signals stay deliverable while it waits.
 pub(super) fn suspend(args: [usize; 6]) -> Touch<Done> {
@@ -296,6 +296,7 @@ pub(super) fn fcntl(args: [usize; 6]) -> Touch<Done> {
 pub(super) fn set_limit(number: usize, args: [usize; 6]) -> Touch<Done> {
     // The kernel may refuse every mapping from then on.
     taken::map_ahead();
+    exec::map_ahead();
     let answer = match with_copies(number, args, table::plain(number).unwrap_or(&[]))? {
         Done::With(answer) => answer,
         Done::Asis => raw::syscall(number, args),

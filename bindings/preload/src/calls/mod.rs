@@ -11,6 +11,7 @@
 
 mod data;
 mod entry;
+mod exec;
 mod held;
 mod kept;
 mod memory;
@@ -70,7 +71,7 @@ extern "C-unwind" fn hook(call: &mut Call) -> u32 {
         let done = before_the_heap(thread, call).unwrap_or(Done::Asis);
         return answer(call, done);
     }
-    let done = if thread.inside.get() == 0 {
+    let done = if thread.inside.get() == 0 || is_of_a_handler(call) {
         handle(call).unwrap_or_else(|BadAddress| error(libc::EFAULT))
     } else if matches!(call.number, 56 | 57) && thread.forking.get() != 0 {
         spawn::fork(call.number, call.args)
@@ -82,6 +83,27 @@ extern "C-unwind" fn hook(call: &mut Call) -> u32 {
         engine_made(call)
     };
     answer(call, done)
+}
+
+/// Whether a call that comes in the midst of engine code is the program's nevertheless: of a
+/// handler of its own, for a signal that came in the midst of malloc or free. The engine has
+/// no buffers in ghost memory, no handlers but those of our code, and executes nothing.
+fn is_of_a_handler(call: &Call) -> bool {
+    if thread::current().forking.get() != 0 || is_from_us(call) {
+        return false;
+    }
+    match call.number {
+        13 => signals::is_programs(call.args),
+        // Nested pointers: what they point to is looked at.
+        19 | 20 | 46 | 47 | 59 | 295 | 296 | 299 | 307 | 322 | 327 | 328 => true,
+        number => {
+            table::pointers(number).any(|argument| ghost::is_ghost(call.args[argument]))
+                || table::plain(number).is_some_and(|pointers| {
+                    let mut arguments = pointers.iter().map(|pointer| pointer.argument());
+                    arguments.any(|argument| ghost::is_ghost(call.args[argument]))
+                })
+        }
+    }
 }
 
 /// What `hook` says of a call.
@@ -114,8 +136,8 @@ fn before_the_heap(thread: &thread::Thread, call: &mut Call) -> Touch<Done> {
         317 if confine::can_be_read(number, args) => {
             Ok(confine::seccomp(args)?.unwrap_or(Done::Asis))
         }
-        59 if spawn::can_be_read(args, 0) => spawn::execve(args, None),
-        322 if spawn::can_be_read(args, 1) => spawn::execve(args, Some(())),
+        59 if exec::can_be_read(args, 0) => exec::execve(args, None),
+        322 if exec::can_be_read(args, 1) => exec::execve(args, Some(())),
         // The page of all processes came with the program.
         78 | 217 if tree::page().is_some() => descriptors::list(number, args),
         // The table of descriptors is as large as that of the command was.
@@ -179,10 +201,10 @@ fn handle(call: &mut Call) -> Touch<Done> {
         271 => return misc::ppoll(args),
         281 | 441 => return misc::masked_wait(number, args),
         table::CLONE | 57 | table::CLONE3 => return spawn::raw_fork(call),
-        59 => return spawn::execve(args, None),
-        322 => return spawn::execve(args, Some(())),
+        59 => return exec::execve(args, None),
+        322 => return exec::execve(args, Some(())),
         78 | 217 => return descriptors::list(number, args),
-        101 if args[0] == spawn::PTRACE_TRACEME => return Ok(spawn::trace_me()),
+        101 if args[0] == exec::PTRACE_TRACEME => return Ok(exec::trace_me()),
         _ => {}
     }
     if matches!(number, 16 | 54 | 209 | 427)

@@ -1,10 +1,4 @@
-//! New processes: fork's own system call, the ones that programs make by
-//! themselves, and execve and execveat with argument and environment strings in
-//! ghost memory.
-//!
-//! execve does not come back when it works, and between vfork and exec the
-//! memory is the parent's. The copies therefore stand in memory that the
-//! thread keeps for its next execve, not in a lease.
+//! New processes: fork's own system call, and the ones that programs make by themselves.
 
 use core::hint::black_box;
 
@@ -12,90 +6,12 @@ use ghostmem::fork::Call as ForkCall;
 use ghostmem_os::stack::OwnStack;
 
 use crate::guarded::{self, Touch, load, store};
-use crate::raw::{self, Answer, call, failed, own};
+use crate::raw::{self, Answer, call, failed};
 use crate::signals::{Blocked, WithoutStack};
-use crate::{begin, bounce, ghost, holds, signals, start, taken, thread, tree};
+use crate::{ghost, holds, signals, start, taken};
 
 use super::held::{self, WithoutRseq};
-use super::{Call, Done, error, misc, table, target};
-
-/// A string longer than this is refused by the kernel (`MAX_ARG_STRLEN`).
-const STRING_MAX: usize = 32 * 4096 + 1;
-/// More entries than this cannot be passed.
-const ENTRIES_MAX: usize = 1 << 20;
-
-/// A null-terminated array of strings.
-#[derive(Clone, Copy)]
-struct Strings {
-    array: usize,
-    count: usize,
-    /// Bytes of all the strings, NULs included.
-    bytes: usize,
-    ghost: bool,
-    /// Our variable is among them.
-    has_us: bool,
-    /// Copies leave out what makes a program ours.
-    without_us: bool,
-}
-
-impl Strings {
-    fn of(array: usize) -> Touch<Self> {
-        let mut strings = Self {
-            array,
-            count: 0,
-            bytes: 0,
-            ghost: array != 0 && ghost::is_ghost(array),
-            has_us: false,
-            without_us: false,
-        };
-        while array != 0 && strings.count < ENTRIES_MAX {
-            let text = strings.get(strings.count)?;
-            if text == 0 {
-                break;
-            }
-            strings.ghost |= ghost::is_ghost(text);
-            strings.has_us = strings.has_us || target::begins(text, target::OURS)?;
-            strings.bytes += guarded::string_bytes(text, STRING_MAX)?;
-            strings.count += 1;
-        }
-        Ok(strings)
-    }
-
-    fn get(self, index: usize) -> Touch<usize> {
-        load(self.array.wrapping_add(index * size_of::<usize>()))
-    }
-
-    /// Copies array and strings to `at`; where it ends.
-    fn copy(self, at: usize) -> Touch<usize> {
-        let mut end = at + (self.count + 1) * size_of::<usize>();
-        let mut place = at;
-        for index in 0..self.count {
-            let text = self.get(index)?;
-            let bytes = guarded::string_bytes(text, STRING_MAX)?;
-            if self.without_us && target::begins(text, target::OURS)? {
-                continue;
-            }
-            guarded::copy(end, text, bytes)?;
-            let names_us = self.without_us && target::begins(text, target::PRELOAD)?;
-            let left = if names_us {
-                target::leave_out(end, bytes)
-            } else {
-                bytes
-            };
-            if left > 0 {
-                store(place, end)?;
-                place += size_of::<usize>();
-                end += left;
-            }
-        }
-        store(place, 0_usize)?;
-        Ok(end.next_multiple_of(size_of::<usize>()))
-    }
-
-    fn room(self) -> usize {
-        (self.count + 2) * size_of::<usize>() + self.bytes
-    }
-}
+use super::{Call, Done, error, misc, table};
 
 /// Runs what makes a child on ordinary memory. Where the program's stack is ghost memory
 /// (from malloc, or a mapping that was taken) its pages stop moving with all others before
@@ -103,7 +19,7 @@ impl Strings {
 /// child has its own: two processes on one stack. `None`: there is no memory for another.
 ///
 /// `body` brings what it needs along: the caller's stack is not there for it.
-fn on_ordinary_stack<R>(body: impl FnOnce() -> R) -> Option<R> {
+pub(super) fn on_ordinary_stack<R>(body: impl FnOnce() -> R) -> Option<R> {
     let here = 0_u8;
     if !ghost::is_ghost(black_box(&raw const here).addr()) {
         return Some(body());
@@ -197,7 +113,7 @@ impl Asked {
             },
             _ => {
                 let [address, bytes, ..] = args;
-                if address == 0 || !(64..=CLONE_ARGS_MAX).contains(&bytes) {
+                if address == 0 || bytes < 64 {
                     return Ok(None);
                 }
                 // flags, pidfd, child_tid, parent_tid, exit_signal, stack, its size
@@ -274,7 +190,17 @@ impl Asked {
 /// clone, clone3 or fork that a program makes by itself (sandboxes do, for a child
 /// in namespaces of its own, or on a stack of the program's).
 pub(super) fn raw_fork(call: &mut Call) -> Touch<Done> {
-    let (number, args) = (call.number, call.args);
+    let (number, mut args) = (call.number, call.args);
+    if number == table::CLONE3 && args[1] > CLONE_ARGS_MAX {
+        // What the kernel knows nothing of has to be zero (clone3(2)).
+        if !is_zero(
+            args[0].wrapping_add(CLONE_ARGS_MAX),
+            args[1] - CLONE_ARGS_MAX,
+        )? {
+            return Ok(error(libc::E2BIG));
+        }
+        args[1] = CLONE_ARGS_MAX;
+    }
     let Some(asked) = Asked::new(number, args)? else {
         return Ok(Done::Asis);
     };
@@ -296,6 +222,20 @@ pub(super) fn raw_fork(call: &mut Call) -> Touch<Done> {
     Ok(Done::With(answer))
 }
 
+/// Whether the end of a structure says nothing. As much as a page is too much in any case.
+fn is_zero(address: usize, bytes: usize) -> Touch<bool> {
+    if bytes > 4096 - CLONE_ARGS_MAX {
+        return Ok(false);
+    }
+    for at in 0..bytes {
+        let byte: u8 = load(address.wrapping_add(at))?;
+        if byte != 0 {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// Makes a child that is to have a memory of its own, with the handlers of ours alone.
 fn make_child(number: usize, mut args: [usize; 6], asked: Asked) -> Touch<Answer> {
     // Pages are frozen during the call: what the kernel reads and writes is
@@ -314,6 +254,8 @@ fn make_child(number: usize, mut args: [usize; 6], asked: Asked) -> Touch<Answer
         let [parent, child, file] = asked.stand_ins(ours);
         store(args[0] + 8, [file, child, parent])?;
         store(args[0] + 40, [0_usize; 2])?;
+        // The child's handlers are cleared once it has its memory, which comes by ours.
+        store(args[0], asked.flags & !CLONE_CLEAR_SIGHAND)?;
         misc::choose_numbers(args, &mut chosen)?;
     }
     start::before_fork();
@@ -331,6 +273,9 @@ fn make_child(number: usize, mut args: [usize; 6], asked: Asked) -> Touch<Answer
     drop(without);
     if answer == 0 {
         start::in_child();
+        if number == table::CLONE3 && asked.flags & CLONE_CLEAR_SIGHAND != 0 {
+            signals::clear();
+        }
     } else {
         start::in_parent();
     }
@@ -385,112 +330,4 @@ fn stack_stays(asked: Asked) -> Done {
         }
     }
     error(libc::ENOMEM)
-}
-
-/// A request of ptrace(2).
-pub(super) const PTRACE_TRACEME: usize = 0;
-
-/// ptrace's TRACEME. A traced child stops at each signal, those that bring pages in
-/// included; between vfork and exec its parent, the tracer, cannot go on to see
-/// that. There the request is made when the child executes a program.
-pub(super) fn trace_me() -> Done {
-    if !signals::in_vfork_child() {
-        return Done::Asis;
-    }
-    thread::current()
-        .to_trace
-        .set(own!(libc::SYS_getpid) as i32);
-    Done::With(0)
-}
-
-/// Makes the request that was put off.
-fn trace_now() {
-    let child = thread::current().to_trace.replace(0);
-    if child != 0 && child == own!(libc::SYS_getpid) as i32 {
-        let _as_asked = call!(libc::SYS_ptrace, PTRACE_TRACEME, 0, 0, 0);
-    }
-}
-
-/// Whether what execve reads can be read, its arguments beginning at `shift`: before
-/// the heap is made no handler of ours turns a bad address into an answer.
-pub(super) fn can_be_read(args: [usize; 6], shift: usize) -> bool {
-    let strings = |array: usize| {
-        for index in 0..ENTRIES_MAX {
-            let place = array.wrapping_add(index * size_of::<usize>());
-            if !begin::is_readable(place) {
-                return false;
-            }
-            match raw::load(place) {
-                0 => return true,
-                text if begin::is_readable(text) => {}
-                _ => return false,
-            }
-        }
-        true
-    };
-    let arrays = [args[shift + 1], args[shift + 2]];
-    begin::is_readable(args[shift]) && arrays.into_iter().all(|array| array == 0 || strings(array))
-}
-
-/// execve, or execveat when `at` is given.
-pub(super) fn execve(args: [usize; 6], at: Option<()>) -> Touch<Done> {
-    let (number, shift) = if at.is_some() { (322, 1) } else { (59, 0) };
-    let path = args[shift];
-    let (argv, mut envp) = (Strings::of(args[shift + 1])?, Strings::of(args[shift + 2])?);
-    let folder = if at.is_some() {
-        args[0]
-    } else {
-        libc::AT_FDCWD as usize
-    };
-    envp.without_us = envp.has_us && !target::takes_us(folder, path)?;
-    if envp.without_us && start::settings().is_some_and(|settings| settings.verbose) {
-        raw::say(
-            b"ghostmem: a child runs without GhostMem: the library cannot be in what it executes\n",
-        );
-    }
-    tree::before_exec(envp.has_us && !envp.without_us);
-    if !(ghost::is_ghost(path) || argv.ghost || envp.ghost || envp.without_us) {
-        trace_now();
-        return Ok(Done::Asis);
-    }
-    let path_bytes = if path == 0 {
-        0
-    } else {
-        guarded::string_bytes(path, 4097)?
-    };
-    let room = path_bytes + argv.room() + envp.room() + 64;
-    let Some(memory) = kept(room) else {
-        return Ok(error(libc::ENOMEM));
-    };
-    let mut passed = args;
-    let mut end = memory;
-    if path != 0 {
-        guarded::copy(memory, path, path_bytes)?;
-        passed[shift] = memory;
-        end = (memory + path_bytes).next_multiple_of(8);
-    }
-    for (offset, strings) in [(1, argv), (2, envp)] {
-        if strings.array != 0 {
-            passed[shift + offset] = end;
-            end = strings.copy(end)?;
-        }
-    }
-    trace_now();
-    let answer: Answer = raw::syscall(number, passed);
-    Ok(Done::With(answer))
-}
-
-/// The thread's memory for this, grown if need be.
-fn kept(room: usize) -> Option<usize> {
-    let thread = thread::current();
-    if thread.exec_bytes.get() < room {
-        if thread.exec.get() != 0 {
-            let _gone = own!(libc::SYS_munmap, thread.exec.get(), thread.exec_bytes.get());
-            thread.exec_bytes.set(0);
-        }
-        let bytes = room.checked_next_multiple_of(1 << 16)?;
-        thread.exec.set(bounce::map(bytes)?);
-        thread.exec_bytes.set(bytes);
-    }
-    Some(thread.exec.get())
 }

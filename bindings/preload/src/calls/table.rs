@@ -315,7 +315,7 @@ const fn held(number: usize) -> Option<Treatment> {
         467 => Held(&[1, 3]),             // open_tree_attr
         468 | 469 => Held(&[1, 2]),       // file_getattr, file_setattr
         470 => Held(&[0, 1]),             // listns
-        101 => HeldDeep(&[2, 3]),         // ptrace: register sets by way of an iovec; PTRACE_TRACEME: see spawn
+        101 => HeldDeep(&[2, 3]),         // ptrace: register sets by way of an iovec; PTRACE_TRACEME: see exec
         156 => HeldDeep(&[0]),            // _sysctl
         208 | 209 => HeldDeep(&[2, 3, 4]), // io_getevents, io_submit
         333 => HeldDeep(&[3, 4, 5]),      // io_pgetevents

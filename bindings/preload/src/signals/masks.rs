@@ -1,7 +1,7 @@
 //! What the program has blocked of the signals that it shares with the engine, and the calls
 //! about it.
 
-use super::{OUR_BITS, OURS, bit, in_vfork_child, send_again};
+use super::{OUR_BITS, OURS, bit, in_vfork_child, inherited, send_again};
 use crate::calls::{Done, load_if, store_if};
 use crate::ghost;
 use crate::guarded::{self, Touch};
@@ -53,7 +53,7 @@ pub(super) fn ours_of(mask: u64) -> u32 {
 }
 
 /// The same as a mask of the kernel's.
-fn as_mask(bits: u32) -> u64 {
+pub(super) fn as_mask(bits: u32) -> u64 {
     let signals = OURS.iter().enumerate();
     signals
         .filter(|&(place, _)| bits & 1 << place != 0)
@@ -73,7 +73,11 @@ pub(crate) fn mask(args: [usize; 6]) -> Touch<Done> {
         return Ok(Done::Asis);
     }
     let thread = thread::current();
-    let theirs = thread.blocked.get();
+    let is_child = in_vfork_child();
+    let theirs = match is_child {
+        true => inherited::of(thread)[0],
+        false => thread.blocked.get(),
+    };
     let given: Option<u64> = load_if(new)?;
     let asked = given.map(without_ours);
     let asked_place = asked
@@ -99,7 +103,9 @@ pub(crate) fn mask(args: [usize; 6]) -> Touch<Done> {
             libc::SIG_UNBLOCK => theirs & !bits,
             _ => bits,
         };
-        if bits != theirs && !in_vfork_child() {
+        if is_child {
+            inherited::note(thread, [bits, inherited::of(thread)[1]]);
+        } else if bits != theirs {
             set_blocked(thread, bits);
         }
     }

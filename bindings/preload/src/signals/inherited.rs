@@ -1,0 +1,73 @@
+//! What a program that is executed gets of our signals: blocked ones stay blocked over
+//! execve(2), and ignored ones ignored. The kernel does not know of them, so it is told for
+//! the time of the call; where that fails all is as before.
+//!
+//! A child of vfork(2) has its parent's memory. What it sets for itself is noted with its
+//! number, beside what its parent has.
+
+use super::actions::kernel_action;
+use super::masks::as_mask;
+use super::{Action, DEFAULT, FRONT, OURS, THEIRS, in_vfork_child};
+use crate::raw::{Answer, own};
+use crate::thread::Thread;
+use crate::{thread, threads};
+
+use core::sync::atomic::Ordering;
+
+/// Which of our signals the program has blocked and ignored, one bit for each.
+pub(super) fn of(thread: &Thread) -> [u32; 2] {
+    let [child, blocked, ignored] = thread.heir.get();
+    if in_vfork_child() && child == own!(libc::SYS_getpid) as u32 {
+        return [blocked, ignored];
+    }
+    let ignores = |saved: &super::SavedAction| saved.get().handler == libc::SIG_IGN;
+    let bits = THEIRS.iter().enumerate();
+    let ignored = bits.filter(|(_, saved)| ignores(saved));
+    let ignored = ignored.fold(0, |bits, (place, _)| bits | 1 << place);
+    [thread.blocked.get(), ignored]
+}
+
+/// Notes what a child of vfork has set for itself.
+pub(super) fn note(thread: &Thread, [blocked, ignored]: [u32; 2]) {
+    let child = own!(libc::SYS_getpid) as u32;
+    thread.heir.set([child, blocked, ignored]);
+}
+
+/// Whether what is executed is to get anything of our signals that the kernel does not know
+/// of.
+pub(crate) fn is_any() -> bool {
+    FRONT.load(Ordering::Acquire) != 0 && of(thread::current()) != [0; 2]
+}
+
+/// Makes a call that executes a program. Until it is made no page may be missing: neither
+/// of what it reads nor of the stack in use.
+pub(crate) fn hand_on(call: impl FnOnce() -> Answer) -> Answer {
+    let [blocked, ignored] = of(thread::current());
+    // Others would end by their next fault, if there is no program to execute after all.
+    let is_alone = in_vfork_child() || threads::is_alone();
+    let ignored = if is_alone { ignored } else { 0 };
+    let mut before = [DEFAULT; OURS.len()];
+    for (place, signal) in OURS.iter().enumerate() {
+        if ignored & 1 << place != 0 {
+            let ignore = Action {
+                handler: libc::SIG_IGN,
+                ..DEFAULT
+            };
+            let _fits = kernel_action(*signal, Some(&ignore), Some(&mut before[place]));
+        }
+    }
+    let mask = as_mask(blocked);
+    set_mask(libc::SIG_BLOCK, mask);
+    let answer = call();
+    set_mask(libc::SIG_UNBLOCK, mask);
+    for (place, signal) in OURS.iter().enumerate() {
+        if ignored & 1 << place != 0 {
+            let _fits = kernel_action(*signal, Some(&before[place]), None);
+        }
+    }
+    answer
+}
+
+fn set_mask(how: i32, mask: u64) {
+    let _fits = own!(libc::SYS_rt_sigprocmask, how, &raw const mask, 0, 8);
+}
