@@ -94,8 +94,15 @@ fn is_of_a_handler(call: &Call) -> bool {
     }
     match call.number {
         13 => signals::is_programs(call.args),
-        // Nested pointers: what they point to is looked at.
-        19 | 20 | 46 | 47 | 59 | 295 | 296 | 299 | 307 | 322 | 327 | 328 => true,
+        // Calls that the engine makes none of.
+        46 | 47 | 59 | 299 | 307 | 322 => true,
+        19 | 20 | 295 | 296 | 327 | 328 => {
+            const VECTORS_MAX: usize = 1024;
+            let [_, list, count, ..] = call.args;
+            let mut words = (0..count.min(VECTORS_MAX)).map(|index| list.wrapping_add(index * 16));
+            ghost::is_ghost(list)
+                || words.any(|place| load(place).is_ok_and(|base: usize| ghost::is_ghost(base)))
+        }
         number => {
             table::pointers(number).any(|argument| ghost::is_ghost(call.args[argument]))
                 || table::plain(number).is_some_and(|pointers| {
