@@ -36,6 +36,7 @@ fn program(name: &str) -> PathBuf {
             "maps",
             "forks",
             "deepbind",
+            "users",
         ] {
             compile(&[], format!("{source}.c"), &folder.join(source), &[]);
         }
@@ -119,6 +120,24 @@ fn threads_forks_and_cancellation_work() {
     for backend in backends() {
         let options = ["--limit", "4M", "--backend", backend];
         let output = run(&options, &program("threads"), &[]);
+        assert_ok(&output, backend);
+    }
+}
+
+/// libc's signal for all threads comes while they are in a fault, which is taken on another
+/// stack; and the engine's threads are given what the program has in ghost memory.
+#[test]
+fn all_threads_change_their_user_while_they_fault() {
+    let program = program("users");
+    let list = scratch("users-list").join("group");
+    for backend in backends() {
+        // A thread that waits for one that hangs.
+        let output = Command::new("timeout")
+            .args(["-s", "KILL", "120", env!("CARGO_BIN_EXE_ghostmem"), "run"])
+            .args(["--limit", "1M", "--backend", backend, "--"])
+            .args([&program, &list])
+            .output()
+            .unwrap();
         assert_ok(&output, backend);
     }
 }
