@@ -141,11 +141,26 @@ pub fn disk_room_bytes(folder: &CStr) -> Option<u64> {
     (rc == 0 && found.f_blocks > 0).then(|| found.f_bavail.saturating_mul(found.f_frsize))
 }
 
+/// Whether a file gives capabilities to whoever executes it (capabilities(7)).
+#[must_use]
+pub fn gives_capabilities(file: &CStr) -> bool {
+    const NAME: &CStr = c"security.capability";
+    let nowhere = core::ptr::null_mut();
+    // SAFETY: two C strings, and no room: how long the value is.
+    let bytes = unsafe { libc::getxattr(file.as_ptr(), NAME.as_ptr(), nowhere, 0) };
+    bytes > 0
+}
+
 /// How many filters of system calls this process has; `None` when that cannot be told.
 #[must_use]
 pub fn filters() -> Option<u64> {
     let reports = Reports::of_this_machine();
-    let mode = reports.status_bytes("Seccomp")?;
+    let Some(mode) = reports.status_bytes("Seccomp") else {
+        // In a root folder without /proc. That there are none can be asked, not how many.
+        // SAFETY: asks for a number.
+        let mode = unsafe { kernel::syscall!(libc::SYS_prctl, libc::PR_GET_SECCOMP, 0, 0, 0, 0) };
+        return (mode == 0).then_some(0);
+    };
     // The count is there since Linux 5.9.
     Some(mode.min(1) * reports.status_bytes("Seccomp_filters").unwrap_or(1))
 }

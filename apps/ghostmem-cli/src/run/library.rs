@@ -49,13 +49,19 @@ static CARRIED: &[u8] = &[];
 pub(super) fn find() -> Result<PathBuf, Failure> {
     if let Some(path) = std::env::var_os(VARIABLE) {
         let path = PathBuf::from(path);
-        return if path.is_file() {
-            checked(path)
-        } else {
+        let refused = |why: &str| {
+            let shown = path.display();
             Err(Failure::new(format!(
-                "{VARIABLE} names {}, which is no file",
-                path.display()
+                "{VARIABLE} names {shown}, which {why}"
             )))
+        };
+        return match path.canonicalize() {
+            // By its name it is left out where a child cannot have it.
+            Ok(found) if found.file_name() != Some(OsStr::new(LIBRARY)) => {
+                refused(&format!("is no {LIBRARY}"))
+            }
+            Ok(found) if found.is_file() => checked(found),
+            _ => refused("is no file"),
         };
     }
     let command = std::env::current_exe()

@@ -1,6 +1,6 @@
 //! Finding the program, and refusing those that no library can be loaded into.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::{CString, OsStr, OsString};
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -8,6 +8,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use ghostmem_os::loader::CLibrary;
+use ghostmem_os::machine;
 
 use crate::failure::{EXIT_NOT_FOUND, EXIT_NOT_RUN, Failure};
 
@@ -50,16 +51,26 @@ pub(crate) fn find(name: &OsStr) -> Result<PathBuf, Failure> {
         };
     }
     let path = std::env::var_os("PATH").unwrap_or_else(|| OsString::from("/usr/bin:/bin"));
-    std::env::split_paths(&path)
-        .map(|folder| folder.join(name))
-        .find(|candidate| {
-            fs::metadata(candidate)
-                .is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
-        })
-        .ok_or_else(|| {
+    // As execvp(3) goes on behind one that it may not run, and tells of it in the end.
+    let mut refused = None;
+    for candidate in std::env::split_paths(&path).map(|folder| folder.join(name)) {
+        let why = match fs::metadata(&candidate) {
+            Ok(found) if found.is_file() && found.permissions().mode() & 0o111 != 0 => {
+                return Ok(candidate);
+            }
+            Ok(_) => "is not executable".to_owned(),
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => error.to_string(),
+            Err(_) => continue,
+        };
+        refused.get_or_insert(format!("{}: {why}", candidate.display()));
+    }
+    match refused {
+        Some(why) if !name.is_empty() => not_run(why),
+        _ => {
             let why = format!("{shown}: no such program in PATH");
-            Failure::new(why).ending_with(EXIT_NOT_FOUND)
-        })
+            Err(Failure::new(why).ending_with(EXIT_NOT_FOUND))
+        }
+    }
 }
 
 /// Looks at a program and the interpreters of a script.
@@ -116,6 +127,10 @@ fn inspect_one(path: &Path) -> Result<Step, Failure> {
             "{shown} is setuid or setgid: the loader takes no library \
              into such programs; run it as the user it changes to"
         ))),
+        Kind::Dynamic { .. } if gains_capabilities(path) => Err(Failure::new(format!(
+            "{shown} has capabilities of its own: the loader takes no library into such \
+             programs; run it as root"
+        ))),
         Kind::Dynamic {
             sanitizer: Some(name),
             ..
@@ -154,6 +169,12 @@ fn gains_privileges(found: &fs::Metadata) -> bool {
     changes_user || changes_group
 }
 
+/// Whether running it gives its user capabilities (execve(2)). Root has them.
+fn gains_capabilities(path: &Path) -> bool {
+    let name = CString::new(path.as_os_str().as_bytes());
+    own_ids().0 != 0 && name.is_ok_and(|name| machine::gives_capabilities(&name))
+}
+
 /// The effective user and group of this process.
 fn own_ids() -> (u32, u32) {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -185,9 +206,10 @@ fn script(path: &Path) -> Result<Step, Failure> {
         .split(|byte| byte.is_ascii_whitespace())
         .filter(|word| !word.is_empty())
         .map(|word| OsString::from_vec(word.to_vec()));
-    let interpreter = words
-        .next()
-        .ok_or_else(|| Failure::new(format!("{} names no interpreter after #!", path.display())))?;
+    // The kernel takes a line that names nothing for none.
+    let Some(interpreter) = words.next() else {
+        return Ok(Step::Commands);
+    };
     Ok(Step::Script((PathBuf::from(interpreter), words.next())))
 }
 
