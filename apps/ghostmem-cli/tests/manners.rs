@@ -4,9 +4,9 @@
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
-use std::process::{Command, Output};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
 
 use common::{scratch, text};
 use serde_json::Value;
@@ -125,6 +125,139 @@ fn a_report_that_cannot_be_written_is_said_before_the_program_starts() {
     assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
 }
 
+/// What the program wrote to the same file stays, whether it closes its descriptor before it
+/// ends (as sort(1) does), leaves it open, or is ended by a signal.
+#[test]
+fn a_report_to_a_descriptor_comes_behind_the_programs_output() {
+    let folder = scratch("named");
+    let (words, file) = (folder.join("words"), folder.join("out"));
+    fs::write(&words, "b\na\n").unwrap();
+    let command = env!("CARGO_BIN_EXE_ghostmem");
+    let run = format!("cd {}; {command} run --stats-json", folder.display());
+    for (line, said) in [
+        (" /dev/stdout -- sort words > out", "a\nb\n"),
+        (" /dev/stdout -- printf 'a\\nb\\n' >> out", "a\nb\na\nb\n"),
+        (
+            " /proc/self/fd/1 -- sh -c 'echo x; cd /; kill $$' > out",
+            "x\n",
+        ),
+        (
+            " /dev/stderr -- sh -c 'echo x >&2; exec 2>&-' 2> out",
+            "x\n",
+        ),
+        (" /dev/fd/7 -- sh -c 'echo x >&7; exec 7>&-' 7> out", "x\n"),
+    ] {
+        let earlier = fs::read_to_string(&file).unwrap_or_default();
+        let earlier = earlier.split('{').next().unwrap_or("").to_owned();
+        if line.contains(">>") {
+            fs::write(&file, earlier).unwrap();
+        }
+        let line = run.clone() + line;
+        let output = Command::new("sh").args(["-c", &line]).output().unwrap();
+        // The shell says what a signal ended.
+        let shell = text(&output.stderr);
+        assert!(!shell.contains("ghostmem"), "{line}: {shell}");
+        let written = fs::read_to_string(&file).unwrap();
+        let report = written.strip_prefix(said);
+        let report = report.unwrap_or_else(|| panic!("{line}: {written:?}"));
+        let report: Value = serde_json::from_str(report).unwrap();
+        assert!(report["process_id"].as_u64() > Some(0), "{line}");
+    }
+    let line = refused(125, &["--stats-json", "/dev/fd/99", "--", "echo", "ran"]);
+    assert!(line.contains("/dev/fd/99"), "{line}");
+}
+
+/// The program closes its standard error before it ends, as rm(1) does.
+#[test]
+fn a_report_that_could_not_be_written_in_the_end_is_said() {
+    let folder = scratch("gone");
+    let inner = folder.join("inner");
+    fs::create_dir(&inner).unwrap();
+    let report = inner.join("report");
+    let mut options = vec![OsStr::new("--stats-json"), report.as_os_str()];
+    options.extend(["--", "rm", "-r"].map(OsStr::new));
+    options.push(inner.as_os_str());
+    let output = run(&options);
+    assert!(output.status.success(), "{output:?}");
+    let line = text(&output.stderr);
+    assert!(
+        line.starts_with("ghostmem: cannot write") && line.contains("inner/report"),
+        "{line}"
+    );
+    assert_eq!(line.lines().count(), 1, "{line}");
+}
+
+/// Nobody takes the command's look at the start for the end of the report.
+#[test]
+fn a_report_to_a_named_pipe_reaches_its_reader() {
+    let pipe = scratch("reader").join("report");
+    let made = Command::new("mkfifo").arg(&pipe).status().unwrap();
+    assert!(made.success());
+    let mut reader = Command::new("timeout");
+    let reader = reader.args(["60", "cat"]).arg(&pipe).stdout(Stdio::piped());
+    let reader = reader.spawn().unwrap();
+    let mut command = Command::new("timeout");
+    command.args(["60", env!("CARGO_BIN_EXE_ghostmem"), "run", "--stats-json"]);
+    let output = command.arg(&pipe).args(["--", "true"]).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let report = reader.wait_with_output().unwrap().stdout;
+    let report: Value = serde_json::from_slice(&report).unwrap();
+    assert!(report["process_id"].as_u64() > Some(0));
+}
+
+/// Nothing is left of the command's look at the start but what was there.
+#[test]
+fn a_link_that_leads_nowhere_yet_stays_a_link() {
+    let folder = scratch("link");
+    let (link, target) = (folder.join("latest"), folder.join("today"));
+    symlink("today", &link).unwrap();
+    let name = link.to_str().unwrap();
+    run(&["--stats-json", name, "--", "sh", "-c", "kill -9 $$"]);
+    assert_eq!(fs::read_link(&link).unwrap(), Path::new("today"));
+    assert!(!target.exists(), "no report was made");
+    run(&["--stats-json", name, "--", "true"]);
+    assert_eq!(fs::read_link(&link).unwrap(), Path::new("today"));
+    let report: Value = serde_json::from_slice(&fs::read(&target).unwrap()).unwrap();
+    assert!(report["process_id"].as_u64() > Some(0));
+}
+
+/// As execvp(3) looks for a program, and env(1) ends.
+#[test]
+fn a_file_in_path_that_may_not_run_is_passed_over() {
+    let folder = scratch("path");
+    let (first, second) = (folder.join("first"), folder.join("second"));
+    for place in [&first, &second] {
+        fs::create_dir(place).unwrap();
+    }
+    fs::write(first.join("tool"), "#!/bin/sh\necho no\n").unwrap();
+    fs::create_dir(first.join("other")).unwrap();
+    let with_path = |name: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ghostmem"));
+        let path = format!("{}:{}:/usr/bin:/bin", first.display(), second.display());
+        command.args(["run", "--", name]).env("PATH", path);
+        let output = command.output().unwrap();
+        let env = Command::new("/usr/bin/env")
+            .arg(name)
+            .env("PATH", format!("{}:{}", first.display(), second.display()))
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), env.status.code(), "{name}");
+        (output.status.code(), text(&output.stderr))
+    };
+    for name in ["tool", "other"] {
+        let (code, line) = with_path(name);
+        assert_eq!(code, Some(126), "{line}");
+        assert!(line.contains("not executable"), "{line}");
+    }
+    assert_eq!(with_path("neither").0, Some(127));
+    for name in ["tool", "other"] {
+        let tool = second.join(name);
+        fs::write(&tool, "#!/bin/sh\nexit 6\n").unwrap();
+        fs::set_permissions(&tool, fs::Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(with_path(name).0, Some(6));
+    }
+}
+
 #[test]
 fn a_library_that_cannot_be_loaded_stops_the_run() {
     let folder = scratch("library");
@@ -153,6 +286,64 @@ fn a_library_that_cannot_be_loaded_stops_the_run() {
     let whole = line.unwrap().split_whitespace().last().unwrap();
     let content = fs::read(whole).unwrap();
     started(&content[..64 << 10]);
+}
+
+/// The loader would load any library, and the program run without its limit.
+#[test]
+fn a_library_of_somebody_elses_is_refused() {
+    let folder = scratch("other-library");
+    let library = folder.join("libm.so.6");
+    fs::copy("/lib/x86_64-linux-gnu/libm.so.6", &library).unwrap();
+    for named in [&library, &folder, &folder.join("none")] {
+        let output = Command::new(env!("CARGO_BIN_EXE_ghostmem"))
+            .args(["run", "--limit", "8M", "--", "echo", "ran"])
+            .env("GHOSTMEM_PRELOAD", named)
+            .output()
+            .unwrap();
+        let line = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(125), "{line}");
+        assert!(
+            output.stdout.is_empty() && line.contains(named.to_str().unwrap()),
+            "{line}"
+        );
+        assert_eq!(line.lines().count(), 1, "{line}");
+    }
+}
+
+/// The loader ignores libraries there as in setuid programs, and says nothing.
+#[test]
+fn a_program_with_capabilities_of_its_own_is_refused() {
+    let folder = PathBuf::from(format!("/tmp/ghostmem-capabilities-{}", std::process::id()));
+    fs::create_dir(&folder).unwrap();
+    let program = folder.join("echo");
+    fs::copy("/bin/echo", &program).unwrap();
+    // The kernel's structure of version 2 (capability.h): to use raw sockets, at once.
+    let script = format!(
+        "import os, struct, sys\n\
+         if os.getuid(): sys.exit(77)\n\
+         os.setxattr('{0}', 'security.capability', struct.pack('<5I', 0x02000001, 8192, 0, 0, 0))\n\
+         os.chmod('{1}', 0o755)\n\
+         os.setgroups([]); os.setgid(65534); os.setuid(65534)\n\
+         os.execv('{2}', ['ghostmem', 'run', '--limit', '8M', '{0}', 'ran'])\n",
+        program.display(),
+        folder.display(),
+        env!("CARGO_BIN_EXE_ghostmem"),
+    );
+    let output = Command::new("python3").args(["-c", &script]).output();
+    let _gone = fs::remove_dir_all(&folder);
+    let output = output.unwrap();
+    let line = text(&output.stderr);
+    if output.status.code() != Some(126) && (line.is_empty() || !line.starts_with("ghostmem")) {
+        // No root, a file system without such attributes, or a command that only root may read.
+        println!("SKIPPED: a program with capabilities is not tested: {line}");
+        assert!(
+            !text(&output.stdout).contains("ran"),
+            "it ran without its limit"
+        );
+        return;
+    }
+    assert!(line.contains("capabilities"), "{line}");
+    assert!(output.stdout.is_empty(), "{output:?}");
 }
 
 /// A program for a loader of another name, and one by a user who may not read the library.
@@ -379,6 +570,11 @@ fn a_child_in_another_root_runs_without_and_says_nothing() {
     }
     assert_eq!(text(&output.stderr), "");
     assert_eq!(text(&output.stdout), "none\n");
+    // By a program that asks for little, and so has no heap: it asks there for the first time
+    // what may be in its way, and finds no /proc.
+    let output = run(&["chroot", root.to_str().unwrap(), "/says"]);
+    assert_eq!(text(&output.stderr), "");
+    assert_eq!(text(&output.stdout), "none\n");
 }
 
 /// A daemon closes all descriptors and opens files of its own: the table is in none of them.
@@ -419,17 +615,20 @@ fn a_report_does_not_go_into_the_programs_files() {
 #[test]
 fn a_script_without_an_interpreter_is_the_shells() {
     let script = scratch("script").join("commands");
-    fs::write(&script, "echo \"$1 from $0\"\n").unwrap();
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
-    let script = script.to_str().unwrap();
-    let output = run(&["--limit", "8M", "--", script, "word"]);
-    let said = text(&output.stdout);
-    assert_eq!(
-        said,
-        format!("word from {script}\n"),
-        "{}",
-        text(&output.stderr)
-    );
+    // The kernel takes the second's line for none.
+    for first in ["", "#! \n"] {
+        fs::write(&script, format!("{first}echo \"$1 from $0\"\n")).unwrap();
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+        let script = script.to_str().unwrap();
+        let output = run(&["--limit", "8M", "--", script, "word"]);
+        let said = text(&output.stdout);
+        assert_eq!(
+            said,
+            format!("word from {script}\n"),
+            "{}",
+            text(&output.stderr)
+        );
+    }
 }
 
 #[test]

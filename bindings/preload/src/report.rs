@@ -84,9 +84,10 @@ fn file_of(fd: i32) -> Option<[u64; 2]> {
 
 /// Says what is in place, under `--verbose`.
 pub(crate) fn started(settings: &Settings, heap: &Heap, patched: patch::Report) {
-    if settings.stats && is_reporter(settings) {
+    if is_owed(settings) {
         keep_stderr();
     }
+    ahead::keep_named(settings);
     if doorway::is_confined() {
         ahead::open_under_filter(settings);
     }
@@ -161,26 +162,37 @@ fn make(settings: &Settings, reporter: bool) {
     drop(blocked);
     if settings.stats && reporter {
         let table = figures.table();
-        let fd = STDERR.load(Ordering::Relaxed);
-        // A number that has become another file's is none of ours.
-        let before = [0, 1].map(|word| FILE[word].load(Ordering::Relaxed));
-        if file_of(fd) == Some(before) {
-            let _unheard = write_all(fd as isize, table.as_bytes());
-        }
+        say_at_end(&table);
     }
     if let Some(path) = path {
         let (path, ahead) = (with_process(path), ahead::file());
-        if doorway::is_confined() {
-            if ahead >= 0 {
-                let json = figures.json();
-                let _unheard = write_all(ahead as isize, json.as_bytes());
-            }
+        let confined = doorway::is_confined();
+        if confined && ahead < 0 {
             return;
         }
-        if let Err(error) = write_anew(&path, &figures.json()) {
-            let line = format!("ghostmem: cannot write {}: {error}\n", path.display());
-            let _unheard = write_all(2, line.as_bytes());
+        let json = figures.json();
+        let written = match ahead {
+            0.. => write_all(ahead as isize, json.as_bytes()),
+            _ => write_anew(&path, &json),
+        };
+        if let Err(error) = written
+            && !confined
+        {
+            say_at_end(&format!(
+                "ghostmem: cannot write {}: {error}\n",
+                path.display()
+            ));
         }
+    }
+}
+
+/// Writes to what standard error was at the start.
+fn say_at_end(text: &str) {
+    let fd = STDERR.load(Ordering::Relaxed);
+    // A number that has become another file's is none of ours.
+    let before = [0, 1].map(|word| FILE[word].load(Ordering::Relaxed));
+    if file_of(fd) == Some(before) {
+        let _unheard = write_all(fd as isize, text.as_bytes());
     }
 }
 

@@ -77,6 +77,23 @@ pub fn is_ours(fd: i32) -> bool {
     OURS.has(fd) || SPARES.has(fd) || is_anothers(fd)
 }
 
+/// The descriptor of the caller's that a file name stands for: `/dev/stdout`, `/dev/fd/7`. To
+/// open the name makes another one, which begins at the file's start, or is refused.
+#[must_use]
+pub fn named(path: &[u8]) -> Option<i32> {
+    let number = match path {
+        b"/dev/stdin" => b"0",
+        b"/dev/stdout" => b"1",
+        b"/dev/stderr" => b"2",
+        _ => [&b"/dev/fd/"[..], b"/proc/self/fd/"]
+            .iter()
+            .find_map(|folder| path.strip_prefix(*folder))?,
+    };
+    let is_number = number.iter().all(u8::is_ascii_digit);
+    let number = str::from_utf8(number).ok().filter(|_| is_number)?;
+    number.parse().ok()
+}
+
 /// Whether a descriptor is, or may be, an engine's in another process.
 fn is_anothers(fd: i32) -> bool {
     let range = LOWEST..NUMBERS as i32;
@@ -405,9 +422,27 @@ fn close_unless_shared(fd: i32) {
 
 #[cfg(test)]
 mod tests {
-    use super::{SPARE_LOWEST, Spare, leave_open, was_not_shared};
+    use super::{SPARE_LOWEST, Spare, leave_open, named, was_not_shared};
     use crate::guard::memory_file;
     use crate::uffd::{FEATURE_SIGBUS, Source, Uffd};
+
+    #[test]
+    fn names_of_descriptors_are_told_from_those_of_files() {
+        for (name, file) in [
+            ("/dev/stdout", Some(1)),
+            ("/dev/stderr", Some(2)),
+            ("/dev/fd/12", Some(12)),
+            ("/proc/self/fd/3", Some(3)),
+            ("/dev/fd/", None),
+            ("/dev/fd/+1", None),
+            ("/dev/fd/1/x", None),
+            ("/dev/fd/99999999999", None),
+            ("/dev/null", None),
+            ("stdout", None),
+        ] {
+            assert_eq!(named(name.as_bytes()), file, "{name}");
+        }
+    }
 
     #[test]
     fn no_spare_is_put_on_a_table_that_is_anothers_too() {

@@ -16,6 +16,7 @@ use std::fs::OpenOptions;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::IsTerminal;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -23,7 +24,7 @@ use std::process::{Command, ExitCode};
 use ghostmem::settings::{RunSettings, VARIABLE};
 use ghostmem::{Backend, Spill, doctor};
 use ghostmem_os::tree::Tree;
-use ghostmem_os::{machine, trial};
+use ghostmem_os::{descriptor, machine, trial};
 
 use crate::cli::{BackendName, RunArgs, SmallBlocks};
 use crate::failure::{EXIT_NOT_FOUND, EXIT_NOT_RUN, Failure};
@@ -269,11 +270,20 @@ fn try_to_write(path: &[u8]) -> Result<(), Failure> {
         }
     }
     let path = PathBuf::from(OsString::from_vec(name));
-    let was_there = path.exists();
+    let found = std::fs::metadata(&path);
+    let is_pipe = found
+        .as_ref()
+        .is_ok_and(|found| found.file_type().is_fifo());
+    // Who reads a pipe waits for the report, and would take this look for the end of it. To a
+    // descriptor of this process the library writes without a name.
+    if is_pipe || found.is_ok() && descriptor::named(path.as_os_str().as_bytes()).is_some() {
+        return Ok(());
+    }
     let opened = OpenOptions::new().append(true).create(true).open(&path);
     opened.map_err(|error| Failure::new(format!("--stats-json {}: {error}", path.display())))?;
-    if !was_there {
-        let _as_before = std::fs::remove_file(&path);
+    if found.is_err() {
+        // Where it is a link, what it leads to was made.
+        let _as_before = path.canonicalize().and_then(std::fs::remove_file);
     }
     Ok(())
 }

@@ -4,6 +4,7 @@
 use core::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::ffi::CStr;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 
 use ghostmem_os::{OsError, descriptor, trial};
 
@@ -39,6 +40,20 @@ pub(crate) fn settle() -> [i32; 3] {
         open_ahead(settings, |path| open_anew(path, 0));
     }
     [2, if copy == 2 { -1 } else { copy }, file()]
+}
+
+/// Where the file for `--stats-json` is a descriptor of the program's (`/dev/stdout`), keeps a
+/// copy of it: programs close theirs before they end, and to open the name would cut off, and
+/// write over, what they wrote to a file.
+pub(super) fn keep_named(settings: &Settings) {
+    let path = settings
+        .stats_json
+        .as_deref()
+        .filter(|path| owes_json(path));
+    let file = path.and_then(|path| descriptor::named(path.as_os_str().as_bytes()));
+    if let Some(file) = file.filter(|_| self::file() < 0) {
+        JSON.store(move_up(file), Ordering::Relaxed);
+    }
 }
 
 /// Opens the file for `--stats-json` ahead, by `open`, where it has to be written and is not
