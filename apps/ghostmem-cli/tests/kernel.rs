@@ -292,9 +292,3 @@ fn threads_have_stacks_from_malloc_beyond_the_limit() {
 fn the_heap_is_made_while_the_loader_opens_an_object() {
     check("loading", "1M", &[]);
 }
-
-/// Proves that a signal of libc's own does not come in the midst of the engine's handler.
-#[test]
-fn a_process_changes_its_user_while_threads_fault() {
-    check("identity", "2M", &[]);
-}
