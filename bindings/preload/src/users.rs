@@ -83,6 +83,8 @@ pub(crate) unsafe extern "C" fn initgroups(user: *const c_char, group: libc::gid
         unsafe { family::free(list.cast()) };
         match answer {
             Some(answer) => return answer,
+            // There was room: it failed for another reason.
+            None if count <= room => return fail(libc::ENOMEM),
             None => room = count.clamp(room + 1, MOST),
         }
     }

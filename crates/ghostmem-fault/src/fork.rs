@@ -383,6 +383,16 @@ pub fn before_call(blocked: SignalsBlocked) -> Call {
     Call::Refused
 }
 
+/// Between [`after_call`] and the end of the fork: `mask` is what the thread's signals were
+/// before anybody blocked them for it, as the kernel has them.
+pub fn give_back(mask: u64) {
+    if SETUP.is_mine()
+        && let Some(blocked) = &mut *FORK_SIGNALS.lock()
+    {
+        blocked.give_back(mask);
+    }
+}
+
 /// Right after the system call that [`before_call`] spoke of, in parent
 /// (whether the call worked or not) and child.
 pub fn after_call(in_child: bool) {

@@ -101,6 +101,14 @@ impl SignalsBlocked {
     }
 }
 
+impl SignalsBlocked {
+    /// The mask that comes back is `mask`, as the kernel has it: whoever made this value had
+    /// blocked signals before.
+    pub const fn give_back(&mut self, mask: u64) {
+        self.before = set_of(mask);
+    }
+}
+
 impl Default for SignalsBlocked {
     fn default() -> Self {
         Self::new()
@@ -153,6 +161,15 @@ fn to_block(set: &libc::sigset_t) -> libc::sigset_t {
         }
     }
     set
+}
+
+/// A set in libc's form, which begins with the kernel's.
+const fn set_of(mask: u64) -> libc::sigset_t {
+    const WORDS: usize = size_of::<libc::sigset_t>() / size_of::<u64>();
+    let mut words = [0_u64; WORDS];
+    words[0] = mask;
+    // SAFETY: as long, and any bits are a set.
+    unsafe { core::mem::transmute::<[u64; WORDS], libc::sigset_t>(words) }
 }
 
 pub(crate) fn empty_set() -> libc::sigset_t {

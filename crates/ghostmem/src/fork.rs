@@ -77,6 +77,12 @@ pub fn after_call(in_child: bool) {
     ghostmem_small::fork::after(in_child);
 }
 
+/// After [`after_call`]: the mask of signals that the thread gets back at the fork's end, as
+/// the kernel has it, where the caller blocked some before [`before_call`].
+pub fn give_back(mask: u64) {
+    ghostmem_fault::fork::give_back(mask);
+}
+
 /// Makes a system call that forks where no handlers of pthread_atfork(3) run: the
 /// child gets its memory as after fork(3). `call` answers as the kernel does, 0 in
 /// the child, where it must return on the same stack; it must not touch ghost

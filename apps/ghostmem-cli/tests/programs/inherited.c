@@ -5,6 +5,7 @@
 #define _GNU_SOURCE
 #include "ghosts.h"
 #include <linux/sched.h>
+#include <pthread.h>
 #include <signal.h>
 #include <spawn.h>
 #include <sys/resource.h>
@@ -72,6 +73,24 @@ static void each_way(int which) {
     CHECK(has(which) == 5);
     free(list[1]);
     free(list);
+}
+
+static void *on_its_stack(void *which) {
+    each_way(*(int *)which);
+    return NULL;
+}
+
+/* The same on a thread whose stack is heap memory. */
+static void on_heap_stack(int which) {
+    const size_t bytes = 256 << 10;
+    char *stack = ghost(bytes);
+    pthread_attr_t attributes;
+    pthread_t thread;
+    CHECK(pthread_attr_init(&attributes) == 0);
+    CHECK(pthread_attr_setstack(&attributes, stack, bytes) == 0);
+    CHECK(pthread_create(&thread, &attributes, on_its_stack, &which) == 0);
+    CHECK(pthread_join(thread, NULL) == 0);
+    free(stack);
 }
 
 /* The attributes of posix_spawn, on top of what the parent has. */
@@ -191,6 +210,7 @@ int main(int argc, char **argv) {
         sigaddset(&one, signals[which]);
         sigprocmask(SIG_BLOCK, &one, NULL);
         each_way(1 << 2 * which);
+        on_heap_stack(1 << 2 * which);
         sigprocmask(SIG_UNBLOCK, &one, NULL);
         signal(signals[which], SIG_IGN);
         each_way(2 << 2 * which);

@@ -193,7 +193,10 @@ fn execute(number: usize, args: [usize; 6], hands_on: bool) -> Done {
     if !hands_on {
         return Done::With(raw::syscall(number, args));
     }
-    let executed = move || Done::With(inherited::hand_on(|| raw::syscall(number, args)));
+    // Where the stack is changed all signals are blocked: the program gets what was blocked
+    // before.
+    let mask = inherited::mask();
+    let executed = move || Done::With(inherited::hand_on(mask, || raw::syscall(number, args)));
     on_ordinary_stack(executed).unwrap_or(error(libc::ENOMEM))
 }
 

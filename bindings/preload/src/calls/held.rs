@@ -98,12 +98,16 @@ impl Words {
         kept
     }
 
-    /// Puts back what is not as it was.
-    fn restore(&self) {
-        for (index, &word) in self.words[..self.count].iter().enumerate() {
-            let at = self.address.wrapping_add(index * size_of::<usize>());
+    /// Puts back what is not as it was of the first `bytes`: what the call may have written.
+    /// Others may write behind that.
+    fn restore(&self, bytes: usize) {
+        const WORD: usize = size_of::<usize>();
+        let bytes = bytes.min(self.count * WORD);
+        for (index, &word) in self.words[..bytes.div_ceil(WORD)].iter().enumerate() {
+            let at = self.address.wrapping_add(index * WORD);
+            let part = (bytes - index * WORD).min(WORD);
             if guarded::load(at) != Ok(word) {
-                let _as_far_as_it_goes = guarded::store(at, word);
+                let _as_far_as_it_goes = guarded::copy(at, (&raw const word) as usize, part);
             }
         }
     }
@@ -237,10 +241,21 @@ fn held(number: usize, args: [usize; 6], arguments: &[usize], depth: usize) -> T
             done: Done::With(answer),
             cut: Some(given),
         } if answer == -(libc::EFAULT as isize) => {
-            given.restore();
+            given.restore(structure_bytes(number, args));
             Ok(with_held(heap, Share::Large, number, args, arguments, depth).done)
         }
         held => Ok(held.done),
+    }
+}
+
+/// Bytes of the structure that a call says it is given, and writes to.
+const fn structure_bytes(number: usize, args: [usize; 6]) -> usize {
+    match number {
+        // ioctl: the request says it, if anything does (asm-generic/ioctl.h).
+        16 => args[1] >> 16 & 0x3fff,
+        // bpf
+        321 => args[2],
+        _ => 0,
     }
 }
 

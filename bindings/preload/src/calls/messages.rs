@@ -158,7 +158,7 @@ impl Rest {
             return Ok(Done::With(answer));
         }
         // A peer that leaves after a part of it is a short count.
-        let flags = self.flags | libc::MSG_NOSIGNAL as usize;
+        let flags = (self.flags | libc::MSG_NOSIGNAL as usize) & !(libc::MSG_FASTOPEN as usize);
         let mut done = self.most;
         while done < self.whole {
             let part = (self.whole - done).min(self.most);
@@ -184,7 +184,10 @@ impl Rest {
         answer: Answer,
         give: impl Fn(usize, usize) -> Touch<()>,
     ) -> Touch<Done> {
-        if self.flags & libc::MSG_WAITALL as usize == 0 || !self.is_due(answer) {
+        // What is only looked at is there the next time, too.
+        let ends = libc::MSG_PEEK | libc::MSG_OOB | libc::MSG_ERRQUEUE | libc::MSG_TRUNC;
+        let waits = self.flags & libc::MSG_WAITALL as usize != 0;
+        if !waits || self.flags & ends as usize != 0 || !self.is_due(answer) {
             return Ok(Done::With(answer));
         }
         let mut done = self.most;

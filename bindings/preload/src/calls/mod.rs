@@ -71,7 +71,10 @@ extern "C-unwind" fn hook(call: &mut Call) -> u32 {
         let done = before_the_heap(thread, call).unwrap_or(Done::Asis);
         return answer(call, done);
     }
-    let done = if thread.inside.get() == 0 || is_of_a_handler(call) {
+    let done = if thread.inside.get() != 0 && unmaps(call.number) && is_of_a_handler(call) {
+        // The block's lock may be this thread's.
+        error(libc::ENOMEM)
+    } else if thread.inside.get() == 0 || is_of_a_handler(call) {
         handle(call).unwrap_or_else(|BadAddress| error(libc::EFAULT))
     } else if matches!(call.number, 56 | 57) && thread.forking.get() != 0 {
         spawn::fork(call.number, call.args)
@@ -97,9 +100,9 @@ fn is_of_a_handler(call: &Call) -> bool {
         // Calls that the engine makes none of.
         46 | 47 | 59 | 299 | 307 | 322 => true,
         19 | 20 | 295 | 296 | 327 | 328 => {
-            const VECTORS_MAX: usize = 1024;
             let [_, list, count, ..] = call.args;
-            let mut words = (0..count.min(VECTORS_MAX)).map(|index| list.wrapping_add(index * 16));
+            let mut words =
+                (0..count.min(data::VECTORS_MAX)).map(|index| list.wrapping_add(index * 16));
             ghost::is_ghost(list)
                 || words.any(|place| load(place).is_ok_and(|base: usize| ghost::is_ghost(base)))
         }
@@ -111,6 +114,11 @@ fn is_of_a_handler(call: &Call) -> bool {
                 })
         }
     }
+}
+
+/// munmap and mremap.
+const fn unmaps(number: usize) -> bool {
+    matches!(number, 11 | 25)
 }
 
 /// What `hook` says of a call.

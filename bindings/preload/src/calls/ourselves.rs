@@ -28,7 +28,8 @@ fn by_its_file(reading: bool, args: [usize; 6]) -> Option<Done> {
     let is_it = bytes > 0
         && ghost::is_ghost(address)
         && !is_confined()
-        && descriptors::is_in_proc(file, &[b"/mem"]);
+        && descriptors::is_in_proc(file, &[b"/mem"])
+        && is_open_for(file, reading);
     if !is_it {
         return None;
     }
@@ -36,6 +37,13 @@ fn by_its_file(reading: bool, args: [usize; 6]) -> Option<Done> {
     let one = |vector: &Vector| Vectors::new(core::ptr::from_ref(vector) as usize, 1);
     // What cannot be had is the kernel's to refuse, or to force.
     walked(reading, one(&ours), one(&theirs)).ok()
+}
+
+/// Whether a descriptor can be read, or written to.
+fn is_open_for(file: usize, reading: bool) -> bool {
+    let flags = own!(libc::SYS_fcntl, file, libc::F_GETFL);
+    let mode = flags as i32 & libc::O_ACCMODE;
+    flags >= 0 && (mode == libc::O_RDWR || (mode == libc::O_RDONLY) == reading)
 }
 
 /// process_madvise of this process's own memory (since 6.13, any advice): one madvise(2)

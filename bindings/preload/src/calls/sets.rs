@@ -13,7 +13,7 @@ use ghostmem_os::PAGE_SIZE;
 
 use crate::guarded::{Touch, load};
 use crate::raw::{self, call, failed, own};
-use crate::{begin, descriptors};
+use crate::{begin, descriptors, ghost};
 
 use super::misc::{self, Mask};
 use super::table::{self, Length, Pointer};
@@ -26,7 +26,11 @@ const WORD: usize = 64;
 
 /// select.
 pub(super) fn select(mut args: [usize; 6]) -> Touch<Done> {
+    let count = args[0];
     args[0] = looked_at(23, args, load);
+    if args[0] == count && !args[1..5].iter().any(|&place| ghost::is_ghost(place)) {
+        return Ok(Done::Asis);
+    }
     misc::made(23, args, table::plain(23).unwrap_or(&[]))
 }
 
@@ -132,16 +136,20 @@ fn table_room(number: usize, count: usize) -> Option<usize> {
     let place = place as usize;
     let open = libc::PROT_READ | libc::PROT_WRITE;
     let opened = own!(libc::SYS_mprotect, place, bytes, open);
-    let mut room = USUAL;
+    let (mut room, mut told) = (USUAL, !failed(opened));
     while !failed(opened) && room < count {
         let at_once = [0_usize; 2];
         let set = place + bytes - room / 8;
         let answer = call!(number, count, set, 0, 0, at_once.as_ptr(), 0);
-        if answer != -(libc::EFAULT as isize) {
-            break;
+        match answer {
+            answer if answer == -(libc::EFAULT as isize) => room *= 2,
+            answer if answer == -(libc::EINTR as isize) => {}
+            _ => {
+                told = !failed(answer);
+                break;
+            }
         }
-        room *= 2;
     }
     let _gone = own!(libc::SYS_munmap, place, all);
-    (!failed(opened)).then_some(room.min(count))
+    told.then_some(room.min(count))
 }

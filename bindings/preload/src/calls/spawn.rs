@@ -48,7 +48,11 @@ pub(super) fn fork(number: usize, args: [usize; 6]) -> Done {
     if shares_memory {
         return Done::Asis;
     }
-    on_ordinary_stack(move || between_handlers(number, args)).unwrap_or(error(libc::EAGAIN))
+    let mask = signals::inherited::mask();
+    let done = on_ordinary_stack(move || between_handlers(number, args));
+    // Another stack is used with signals blocked, and the fork ends behind that.
+    ghostmem::fork::give_back(mask);
+    done.unwrap_or(error(libc::EAGAIN))
 }
 
 fn between_handlers(number: usize, mut args: [usize; 6]) -> Done {
@@ -298,7 +302,10 @@ fn on_shared_memory(asked: Asked) -> Touch<Done> {
     let stack = stack_stays(asked);
     // The kernel writes to it when the child ends.
     let word = asked.places[CHILD];
-    let is_held = !asked.has(libc::CLONE_CHILD_CLEARTID) || holds::any(word, 1);
+    let is_held = !asked.has(libc::CLONE_CHILD_CLEARTID)
+        || [holds::Reason::Kernel, holds::Reason::Stack]
+            .iter()
+            .any(|&reason| holds::any_for(reason, word, 1));
     if stack == Done::Asis && !is_held && !held::stays(word, 4) {
         return Ok(error(libc::ENOMEM));
     }

@@ -39,9 +39,15 @@ pub(crate) fn is_any() -> bool {
     FRONT.load(Ordering::Acquire) != 0 && of(thread::current()) != [0; 2]
 }
 
-/// Makes a call that executes a program. Until it is made no page may be missing: neither
-/// of what it reads nor of the stack in use.
-pub(crate) fn hand_on(call: impl FnOnce() -> Answer) -> Answer {
+/// The signals that the kernel blocks on this thread.
+pub(crate) fn mask() -> u64 {
+    change_mask(libc::SIG_BLOCK, 0)
+}
+
+/// Makes a call that executes a program, to which `mask` goes, with our signals as the
+/// program has them. Until it is made no page may be missing: neither of what it reads nor
+/// of the stack in use.
+pub(crate) fn hand_on(mask: u64, call: impl FnOnce() -> Answer) -> Answer {
     let [blocked, ignored] = of(thread::current());
     // Others would end by their next fault, if there is no program to execute after all.
     let is_alone = in_vfork_child() || threads::is_alone();
@@ -56,10 +62,11 @@ pub(crate) fn hand_on(call: impl FnOnce() -> Answer) -> Answer {
             let _fits = kernel_action(*signal, Some(&ignore), Some(&mut before[place]));
         }
     }
-    let mask = as_mask(blocked);
-    set_mask(libc::SIG_BLOCK, mask);
+    const BOTH: u32 = (1 << OURS.len()) - 1;
+    let handed = mask & !as_mask(BOTH) | as_mask(blocked);
+    let now = change_mask(libc::SIG_SETMASK, handed);
     let answer = call();
-    set_mask(libc::SIG_UNBLOCK, mask);
+    change_mask(libc::SIG_SETMASK, now);
     for (place, signal) in OURS.iter().enumerate() {
         if ignored & 1 << place != 0 {
             let _fits = kernel_action(*signal, Some(&before[place]), None);
@@ -68,6 +75,15 @@ pub(crate) fn hand_on(call: impl FnOnce() -> Answer) -> Answer {
     answer
 }
 
-fn set_mask(how: i32, mask: u64) {
-    let _fits = own!(libc::SYS_rt_sigprocmask, how, &raw const mask, 0, 8);
+/// The mask as it was before.
+fn change_mask(how: i32, mask: u64) -> u64 {
+    let mut before = 0_u64;
+    let _fits = own!(
+        libc::SYS_rt_sigprocmask,
+        how,
+        &raw const mask,
+        &raw mut before,
+        8
+    );
+    before
 }
