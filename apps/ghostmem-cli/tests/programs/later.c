@@ -1,6 +1,6 @@
 /* What the kernel reads and writes by itself, when nobody calls it: the number of a thread
- * made by hand, which it clears at the thread's end; the line of arguments in /proc; a byte
- * that is asked at each call. */
+ * made by hand, which it clears at the thread's end; the line of arguments in /proc; the word
+ * of a lock. */
 #define _GNU_SOURCE
 #include "ghosts.h"
 #include <fcntl.h>
@@ -96,28 +96,12 @@ static void locked(void) {
     }
 }
 
-/* Calls that come back as signals while a byte says so: there are none in a touch of memory. */
-static void dispatched(void) {
-    char *byte = ghost(1), *data = ghost(1 << 20);
-    memset(data, 3, 1 << 20);
-    int on = prctl(59 /* PR_SET_SYSCALL_USER_DISPATCH */, 1, 0, 0, byte);
-    CHECK(on == 0 || errno == EINVAL);
-    evict();
-    int sum = 0;
-    *byte = 1;
-    for (int at = 0; at < 1 << 20; at += 4096) sum += data[at];
-    *byte = 0;
-    CHECK(sum == 3 * 256);
-    CHECK(prctl(59, 0, 0, 0, 0) == 0 || errno == EINVAL);
-}
-
 int main(int argc, char **argv) {
     CHECK(argc == 3);
     prepare(argv[2]);
     threads();
     lines();
     locked();
-    dispatched();
     printf("ok\n");
     return 0;
 }
