@@ -345,20 +345,26 @@ fn a_look_that_cannot_see_is_counted_and_holds_what_there_is() {
             let _watchdog = Watchdog::new("a blind look", 55);
             let (heap, _bound) = bounded(backend);
             let data = heap.slice_from_fn(2 * ROOM / 8, word).unwrap();
-            // A program puts a file of its own over every number that reads what it takes.
-            for entry in fs::read_dir("/proc/self/fd").unwrap() {
-                let path = entry.unwrap().path();
-                let number: i32 = path.file_name().unwrap().to_str().unwrap().parse().unwrap();
-                let target = fs::read_link(&path).unwrap_or_default();
-                if target.ends_with("status") {
-                    // SAFETY: any number may become a copy of standard input.
-                    assert_eq!(unsafe { libc::dup2(0, number) }, number);
-                }
-            }
+            let reads_status = |path: &std::path::Path| {
+                let target = fs::read_link(path).unwrap_or_default();
+                target.ends_with("status")
+            };
+            let numbers: Vec<i32> = fs::read_dir("/proc/self/fd")
+                .unwrap()
+                .map(|entry| entry.unwrap().path())
+                .filter(|path| reads_status(path))
+                .map(|path| path.file_name().unwrap().to_str().unwrap().parse().unwrap())
+                .collect();
             let none = libc::rlimit {
                 rlim_cur: 0,
                 rlim_max: 0,
             };
+            // A program puts a file of its own over every number that reads what it takes.
+            // Nothing else until the limit is set: a look in between opens the report again.
+            for number in numbers {
+                // SAFETY: any number may become a copy of standard input.
+                assert_eq!(unsafe { libc::dup2(0, number) }, number);
+            }
             // SAFETY: a valid limit; it cannot open the report again.
             let rc = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const none) };
             assert_eq!(rc, 0);
