@@ -19,7 +19,7 @@ use ghostmem_os::report::Reports;
 use crate::patch;
 use crate::raw::{failed, own, say};
 use crate::settings::Settings;
-use crate::signals::Blocked;
+use crate::signals::{self, Blocked};
 use crate::thread::{self, EngineScope};
 use crate::{ghost, mappings, ordinary, start};
 pub(crate) use ahead::settle;
@@ -55,7 +55,7 @@ pub(crate) fn forget_in_child() {
 /// Whether this process writes the file of that name.
 fn owes_json(path: &Path) -> bool {
     let every = names_process(path.as_os_str().as_bytes()).is_some();
-    start::settings().is_some_and(is_reporter) || every && !is_vfork_child()
+    start::settings().is_some_and(is_reporter) || every && !signals::in_vfork_child()
 }
 
 /// Copies a descriptor to a high number, closed in programs started; -1 where there
@@ -114,7 +114,7 @@ pub(crate) fn at_exit() {
     };
     // A file for each process, or one report of the first.
     let reporter = is_reporter(settings);
-    if !is_owed(settings) || (!reporter && is_vfork_child()) {
+    if !is_owed(settings) || (!reporter && signals::in_vfork_child()) {
         return;
     }
     let me = own!(libc::SYS_gettid) as i32;
@@ -240,12 +240,6 @@ fn program() -> String {
     }
     text.push('"');
     text
-}
-
-/// The process that set things up, or one forked from it, has its number; a
-/// child of vfork(2) that could not run its program has its parent's memory.
-fn is_vfork_child() -> bool {
-    own!(libc::SYS_getpid) != start::process() as isize
 }
 
 pub(crate) fn is_reporter(settings: &Settings) -> bool {

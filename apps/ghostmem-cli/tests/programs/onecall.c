@@ -88,6 +88,15 @@ static void *reads_all(void *argument) {
     return 0;
 }
 
+/* A child writes all of it, in pieces. */
+static void written_by_a_child(int fd) {
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (child > 0) return;
+    for (size_t done = 0; done < LONG;) { ssize_t n = write(fd, big + done, LONG - done < 700000 ? LONG - done : 700000); if (n <= 0) _exit(1); done += n; }
+    _exit(0);
+}
+
 /* send(2) and its kin on a stream that waits send all of it, and a recvmsg(2) that is to wait
  * for all of it does. */
 static void sent_whole(void) {
@@ -106,12 +115,7 @@ static void sent_whole(void) {
         if (way < 3) {
             CHECK(pthread_join(t, 0) == 0 && r.good);
         } else {
-            pid_t child = fork();
-            CHECK(child >= 0);
-            if (child == 0) {
-                for (size_t done = 0; done < LONG;) { ssize_t n = write(fds[1], big + done, LONG - done < 700000 ? LONG - done : 700000); if (n <= 0) _exit(1); done += n; }
-                _exit(0);
-            }
+            written_by_a_child(fds[1]);
             memset(other, 0, LONG);
             struct iovec into[2] = {{other, 1000}, {other + 1000, LONG - 1000}};
             struct msghdr received = {.msg_iov = into, .msg_iovlen = 2};
@@ -145,12 +149,7 @@ static void streams(void) {
     CHECK(write(fds[1], big, LONG) == LONG);
     CHECK(pthread_join(t, 0) == 0 && r.good);
     /* All of it, in one call, by way of several stand-ins. */
-    pid_t child = fork();
-    CHECK(child >= 0);
-    if (child == 0) {
-        for (size_t done = 0; done < LONG;) { ssize_t n = write(fds[1], big + done, LONG - done < 700000 ? LONG - done : 700000); if (n <= 0) _exit(1); done += n; }
-        _exit(0);
-    }
+    written_by_a_child(fds[1]);
     memset(other, 0, LONG);
     CHECK(recv(fds[0], other, LONG, MSG_WAITALL) == LONG && same(other, LONG, 4));
     close(fds[0]); close(fds[1]);

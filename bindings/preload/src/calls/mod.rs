@@ -71,10 +71,12 @@ extern "C-unwind" fn hook(call: &mut Call) -> u32 {
         let done = before_the_heap(thread, call).unwrap_or(Done::Asis);
         return answer(call, done);
     }
-    let done = if thread.inside.get() != 0 && unmaps(call.number) && is_of_a_handler(call) {
-        // The block's lock may be this thread's.
-        error(libc::ENOMEM)
-    } else if thread.inside.get() == 0 || is_of_a_handler(call) {
+    let is_inside = thread.inside.get() != 0;
+    let done = if !is_inside || is_of_a_handler(call) {
+        if is_inside && unmaps(call.number) {
+            // The block's lock may be this thread's.
+            return answer(call, error(libc::ENOMEM));
+        }
         handle(call).unwrap_or_else(|BadAddress| error(libc::EFAULT))
     } else if matches!(call.number, 56 | 57) && thread.forking.get() != 0 {
         spawn::fork(call.number, call.args)

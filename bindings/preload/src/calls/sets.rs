@@ -16,7 +16,7 @@ use crate::raw::{self, call, failed, own};
 use crate::{begin, descriptors, ghost};
 
 use super::misc::{self, Mask};
-use super::table::{self, Length, Pointer};
+use super::table;
 use super::{Done, load_if};
 
 /// Numbers that a set has room for as a rule (`FD_SETSIZE`).
@@ -43,14 +43,10 @@ pub(super) fn pselect(mut args: [usize; 6]) -> Touch<Done> {
     let mask = Mask::of(given.map_or(0, |pair| pair[0]))?;
     let pair = [mask.place(), given.map_or(0, |pair| pair[1])];
     let packed = given.map_or(0, |_| (&raw const pair) as usize);
-    let pointers = [
-        Pointer::Both(1, Length::Set(0)),
-        Pointer::Both(2, Length::Set(0)),
-        Pointer::Both(3, Length::Set(0)),
-        Pointer::Always(4, Length::Bytes(16)),
-    ];
+    // But for the mask the same as select.
+    let pointers = table::plain(23).unwrap_or(&[]);
     let args = [count, read, write, except, time, packed];
-    misc::made(270, args, &pointers)
+    misc::made(270, args, pointers)
 }
 
 /// Both, while there is no heap: what cannot be read is no fault yet.
