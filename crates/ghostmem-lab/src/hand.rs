@@ -14,7 +14,7 @@
 
 use ghostmem_policy::hand::{self, Judgement, Position, Walk};
 use ghostmem_policy::writes::{self, CopyKept};
-use ghostmem_policy::{EpochClock, Heat, Stream, stream};
+use ghostmem_policy::{EpochClock, Heat, Runs, stream};
 
 use crate::FaultPolicy;
 use crate::trace::Touch;
@@ -78,7 +78,7 @@ pub struct Hand<J> {
     /// Pages that a walk takes.
     victims: Vec<usize>,
     looks: u64,
-    streams: [Stream; THREADS],
+    runs: [Runs; THREADS],
 }
 
 /// There is one region.
@@ -113,7 +113,7 @@ impl<J: Judge> Hand<J> {
             events: Events::default(),
             victims: Vec::new(),
             looks: 0,
-            streams: [Stream::default(); THREADS],
+            runs: [Runs::default(); THREADS],
         }
     }
 
@@ -373,8 +373,7 @@ impl<J: Judge> FaultPolicy for Hand<J> {
             self.reclaim(Walk::direct(limit));
         }
         let thread = touch.thread() as usize;
-        let (plan, stream) = self.streams[thread].fault(u64::from(first));
-        self.streams[thread] = stream;
+        let plan = self.runs[thread].fault(u64::from(first));
         let extra = i64::from(plan.count - 1).min(stream::ahead_pages_max(limit));
         let frames = extra as usize + 1;
         if frames > self.free() {
@@ -404,7 +403,7 @@ impl<J: Judge> FaultPolicy for Hand<J> {
             covered = step + 1;
         }
         if covered < plan.count {
-            self.streams[thread] = stream.cut_short(plan, u64::from(first), covered);
+            self.runs[thread].cut_short(plan, u64::from(first), covered);
         }
         let low = hand::low_watermark(limit);
         if (self.free() as i64) < low {

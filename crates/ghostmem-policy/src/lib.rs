@@ -25,7 +25,7 @@ pub mod thrash;
 pub mod writes;
 
 pub use heat::{Heat, Past};
-pub use stream::{Plan, Stream};
+pub use stream::{Plan, RUNS, Runs, Stream};
 
 /// Epochs in one turnover of a large resident set: the clock advances by one
 /// each time this fraction of the resident limit has been evicted. Fine enough

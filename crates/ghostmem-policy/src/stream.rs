@@ -25,7 +25,16 @@ pub struct Plan {
     pub proven: u32,
 }
 
-/// One thread's recent faults. Small enough to live in one 64-bit word
+impl Plan {
+    /// The page that faulted, alone.
+    pub const ONE: Self = Self {
+        stride: 1,
+        count: 1,
+        proven: 0,
+    };
+}
+
+/// A run of one thread's faults. Small enough to live in one 64-bit word
 /// ([`Stream::to_bits`]), so that it can be kept without a lock.
 ///
 /// ```text
@@ -39,6 +48,8 @@ pub struct Stream {
     window: u8,
     /// The last fault was already one step of this stride.
     confirmed: bool,
+    /// Runs that began since it went on, at most [`RESTS_MAX`].
+    rests: u8,
 }
 
 /// Strides of at most this many pages are followed.
@@ -48,7 +59,17 @@ const STRIDE_MAX: i64 = 32;
 /// fault: they were resident already.
 const SKIP_MAX: i64 = 32;
 
+/// A run that rests while so many others begin is over.
+const RESTS_MAX: u8 = 127;
+
+/// A run that rests for longer goes on exactly where it said it would, or a
+/// program that touches pages at random would find it by chance.
+const RESTS_PASSING: u8 = 4;
+
 impl Stream {
+    /// No run.
+    const NONE: Self = Self::from_bits(0);
+
     /// Unpacks a stream from the word it was kept in.
     #[must_use]
     pub const fn from_bits(bits: u64) -> Self {
@@ -57,6 +78,7 @@ impl Stream {
             stride: (bits >> 40) as u8 as i8,
             window: (bits >> 48) as u8,
             confirmed: bits >> 56 & 1 == 1,
+            rests: (bits >> 57) as u8,
         }
     }
 
@@ -67,87 +89,91 @@ impl Stream {
             | ((self.stride as u8 as u64) << 40)
             | ((self.window as u64) << 48)
             | ((self.confirmed as u64) << 56)
+            | ((self.rests as u64) << 57)
     }
 
-    /// A fault on `page` (below 2^40): what to restore, and the stream after.
-    ///
-    /// A fault where the run said it would continue doubles the window up to
-    /// [`WINDOW_MAX`]; any other fault starts over with a window of one page
-    /// and a guess at the stride.
+    /// Whether a fault on `page` is the run's next step, no page passed over.
     #[must_use]
-    pub const fn fault(self, page: u64) -> (Plan, Self) {
-        if self.window > 0 && self.is_continued_by(page) {
-            let window = self.window as u32;
-            // The first step along a guessed stride confirms it; only then
-            // are pages restored that nobody asked for.
-            let count = if self.confirmed {
-                if window * 2 > WINDOW_MAX {
-                    WINDOW_MAX
-                } else {
-                    window * 2
-                }
-            } else {
-                2
-            };
-            let plan = Plan {
-                stride: self.stride as i32,
-                count,
-                proven: window - 1,
-            };
-            let ahead = page as i64 + count as i64 * self.stride as i64;
-            if ahead < 0 {
-                return (
-                    plan,
-                    Self {
-                        next: 0,
-                        stride: 0,
-                        window: 0,
-                        confirmed: false,
-                    },
-                );
-            }
-            let stream = Self {
+    #[inline]
+    pub const fn goes_on_at(self, page: u64) -> bool {
+        self.window > 0 && self.stride != 0 && page == self.next
+    }
+
+    /// A fault on `page` (below 2^40), where the run goes on: what to restore, and
+    /// the run after. Each such fault doubles the window, up to [`WINDOW_MAX`].
+    #[must_use]
+    pub const fn go_on(self, page: u64) -> (Plan, Self) {
+        let window = self.window as u32;
+        // The first step along a guessed stride confirms it; only then
+        // are pages restored that nobody asked for.
+        let count = if !self.confirmed {
+            2
+        } else if window * 2 > WINDOW_MAX {
+            WINDOW_MAX
+        } else {
+            window * 2
+        };
+        let plan = Plan {
+            stride: self.stride as i32,
+            count,
+            proven: window - 1,
+        };
+        let ahead = page as i64 + count as i64 * self.stride as i64;
+        let run = if ahead < 0 {
+            Self::NONE
+        } else {
+            Self {
                 next: ahead as u64,
                 stride: self.stride,
                 window: count as u8,
                 confirmed: true,
-            };
-            return (plan, stream);
-        }
-        // Not a continuation. The distance from the last fault is the guess.
-        let last = self.next as i64 - self.stride as i64;
-        let step = page as i64 - last;
-        let stride = if self.window <= 1 && step != 0 && step >= -STRIDE_MAX && step <= STRIDE_MAX {
-            step
-        } else {
-            1
+                rests: 0,
+            }
+        };
+        (plan, run)
+    }
+
+    /// A run that may begin with a fault on `page`, with a guess at its stride:
+    /// the distance from `near`, the fault it may be the second one after.
+    const fn begin(page: u64, near: Option<i64>) -> Self {
+        let stride = match near {
+            Some(step) => step,
+            None => 1,
         };
         let next = page as i64 + stride;
-        let next = if next < 0 { 0 } else { next as u64 };
-        let stream = Self {
-            next,
+        Self {
+            next: if next < 0 { 0 } else { next as u64 },
             stride: stride as i8,
             window: 1,
-            confirmed: stride == step,
-        };
-        (
-            Plan {
-                stride: 1,
-                count: 1,
-                proven: 0,
-            },
-            stream,
-        )
+            confirmed: near.is_some(),
+            rests: 0,
+        }
+    }
+
+    /// How far `page` is from the run's only fault, if that is close enough to
+    /// be its stride.
+    const fn step_to(self, page: u64) -> Option<i64> {
+        let last = self.next as i64 - self.stride as i64;
+        let step = page as i64 - last;
+        if self.window == 1 && step != 0 && step.abs() <= STRIDE_MAX {
+            Some(step)
+        } else {
+            None
+        }
     }
 
     /// Whether a fault on `page` is where the run goes on.
     const fn is_continued_by(self, page: u64) -> bool {
-        if self.stride == 0 {
+        if self.stride == 0 || self.window == 0 {
             return false;
         }
         let distance = page as i64 - self.next as i64;
         let skipped = distance / self.stride as i64;
-        let most = if self.confirmed { SKIP_MAX } else { 0 };
+        let most = if self.confirmed && self.rests <= RESTS_PASSING {
+            SKIP_MAX
+        } else {
+            0
+        };
         distance % self.stride as i64 == 0 && skipped >= 0 && skipped <= most
     }
 
@@ -160,19 +186,91 @@ impl Stream {
         }
         let next = first as i64 + restored as i64 * self.stride as i64;
         if next < 0 {
-            return Self {
-                next: 0,
-                stride: 0,
-                window: 0,
-                confirmed: false,
-            };
+            return Self::NONE;
         }
         Self {
             next: next as u64,
             stride: self.stride,
             window: restored as u8,
             confirmed: self.confirmed,
+            rests: self.rests,
         }
+    }
+}
+
+/// Runs that are followed for each thread.
+pub const RUNS: usize = 4;
+
+/// So many of them at least have not gone on yet, where faults find no run: two
+/// that begin side by side can both go on.
+const BEGINNINGS_MIN: usize = 2;
+
+/// The runs of one thread, that of its last fault first. A program goes through
+/// several places in turn: an allocator fills a group of pages for each size, a
+/// loop reads one array and writes another, a list is walked and each of its
+/// entries looked up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Runs([Stream; RUNS]);
+
+impl Runs {
+    /// Unpacks runs from the words they were kept in.
+    #[must_use]
+    pub fn from_words(words: [u64; RUNS]) -> Self {
+        Self(words.map(Stream::from_bits))
+    }
+
+    /// Packs each run into a word. No run is 0.
+    #[must_use]
+    pub fn to_words(self) -> [u64; RUNS] {
+        self.0.map(Stream::to_bits)
+    }
+
+    /// A fault on `page` (below 2^40): what to restore.
+    ///
+    /// Where a run said it would continue, it does, and comes first. Any other
+    /// fault begins one, with a window of one page.
+    #[must_use]
+    pub fn fault(&mut self, page: u64) -> Plan {
+        // A run that passed over pages may have come to one of another run.
+        let exact = self.0.iter().position(|run| run.goes_on_at(page));
+        let found = exact.or_else(|| self.0.iter().position(|run| run.is_continued_by(page)));
+        let (place, (plan, run)) = match found {
+            Some(place) => (place, self.0[place].go_on(page)),
+            None => {
+                let steps = self.0.iter().filter_map(|run| run.step_to(page));
+                let near = steps.min_by_key(|step| step.abs());
+                for run in &mut self.0 {
+                    run.rests = (run.rests + 1).min(RESTS_MAX);
+                }
+                (self.given_up(), (Plan::ONE, Stream::begin(page, near)))
+            }
+        };
+        self.0.copy_within(..place, 1);
+        self.0[0] = run;
+        plan
+    }
+
+    /// The run that one which begins takes the place of: one that is over, else one
+    /// that never went on, while there are enough of them, else the one that has
+    /// rested for longest.
+    fn given_up(&self) -> usize {
+        let is_over = |run: &Stream| run.window == 0 || run.rests == RESTS_MAX;
+        let is_new = |run: &Stream| run.window == 1;
+        let new = self.0.iter().filter(|run| is_new(run)).count();
+        let over = self.0.iter().rposition(is_over);
+        over.or_else(|| {
+            self.0
+                .iter()
+                .rposition(is_new)
+                .filter(|_| new >= BEGINNINGS_MIN)
+        })
+        .unwrap_or(RUNS - 1)
+    }
+
+    /// Of the last fault's plan, made on `first`, only `restored` steps were put
+    /// in place: its run continues right after the last of them.
+    pub fn cut_short(&mut self, plan: Plan, first: u64, restored: u32) {
+        self.0[0] = self.0[0].cut_short(plan, first, restored);
     }
 }
 
@@ -183,7 +281,7 @@ mod tests {
     /// Feeds a run of touches, counting faults when every planned page is
     /// restored.
     fn faults(touches: impl Iterator<Item = u64>) -> (usize, usize) {
-        let mut stream = Stream::default();
+        let mut runs = Runs::default();
         let mut resident = std::collections::HashSet::new();
         let (mut faults, mut restored) = (0, 0);
         for page in touches {
@@ -191,9 +289,8 @@ mod tests {
                 continue;
             }
             faults += 1;
-            let (plan, after) = stream.fault(page);
-            stream = Stream::from_bits(after.to_bits());
-            assert_eq!(stream, after);
+            let plan = runs.fault(page);
+            assert_eq!(Runs::from_words(runs.to_words()), runs);
             for step in 0..i64::from(plan.count) {
                 let page = page as i64 + step * i64::from(plan.stride);
                 if page >= 0 {
@@ -203,6 +300,73 @@ mod tests {
             }
         }
         (faults, restored)
+    }
+
+    /// Takes one touch of each in turn.
+    fn in_turn<const N: usize>(mut each: [Box<dyn Iterator<Item = u64>>; N]) -> Vec<u64> {
+        let mut touches = Vec::new();
+        while let Some(turn) = each.each_mut().map(Iterator::next).into_iter().collect() {
+            let turn: Vec<u64> = turn;
+            touches.extend(turn);
+        }
+        touches
+    }
+
+    #[test]
+    fn runs_in_several_places_are_each_followed() {
+        let places = [
+            [5_u64, 1 << 20, 2 << 20, 3 << 20],
+            // So close together that one may look like a step of another.
+            [1000, 3000, 3016, 5020],
+        ];
+        for at in places {
+            let touches =
+                in_turn(at.map(|at| Box::new(at..at + 1500) as Box<dyn Iterator<Item = _>>));
+            let (faults, restored) = faults(touches.into_iter());
+            assert!(faults <= 4 * 35, "{faults} faults for four runs");
+            assert!(restored <= 6000 + 4 * 64);
+        }
+    }
+
+    #[test]
+    fn runs_of_other_directions_and_strides_are_followed_side_by_side() {
+        let touches = in_turn([
+            Box::new((1_u64 << 20..(1 << 20) + 1600).rev()) as Box<dyn Iterator<Item = u64>>,
+            Box::new(0..1600),
+            Box::new((0..1600).map(|step| (2 << 20) + step * 4)),
+        ]);
+        let (faults, _) = faults(touches.into_iter());
+        assert!(faults <= 3 * 45, "{faults} faults for three runs");
+    }
+
+    #[test]
+    fn a_run_goes_on_after_faults_elsewhere() {
+        let mut state = 1_u64;
+        // One touch of two is anywhere: a table, read while a list is walked.
+        let touches = (0..6400_u64).flat_map(move |page| {
+            let mut anywhere = || {
+                state = state
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1);
+                (1 << 30) + (state >> 33) % (1 << 30)
+            };
+            [page, anywhere()]
+        });
+        let (faults, _) = faults(touches);
+        assert!(faults <= 6400 + 110, "{faults} faults");
+    }
+
+    #[test]
+    fn a_run_that_passed_over_pages_does_not_take_those_of_another() {
+        let mut runs = Runs::default();
+        for page in [100, 101, 140, 141, 103, 107] {
+            let _ = runs.fault(page);
+        }
+        // It might be 28 pages further on, as they were resident; but another run
+        // is to go on right there.
+        assert_eq!(runs.fault(143).proven, 1);
+        assert_eq!(runs.fault(115).proven, 7);
+        assert_eq!(runs.fault(147).proven, 3);
     }
 
     #[test]
@@ -243,20 +407,16 @@ mod tests {
 
     #[test]
     fn a_window_cut_short_goes_on_where_it_ended() {
-        let mut stream = Stream::default();
+        let mut runs = Runs::default();
         let mut page = 100;
-        let mut plan = Plan {
-            stride: 1,
-            count: 1,
-            proven: 0,
-        };
+        let mut plan = Plan::ONE;
         for _ in 0..6 {
-            (plan, stream) = stream.fault(page);
+            plan = runs.fault(page);
             page += u64::from(plan.count);
         }
         let first = page - u64::from(plan.count);
-        let stream = stream.cut_short(plan, first, 3);
-        let (next, _) = stream.fault(first + 3);
+        runs.cut_short(plan, first, 3);
+        let next = runs.fault(first + 3);
         assert_eq!((next.stride, next.count, next.proven), (1, 6, 2));
     }
 }

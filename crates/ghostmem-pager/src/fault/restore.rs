@@ -109,11 +109,7 @@ impl Engine {
         let plan = if self.config.readahead {
             self.threads.plan(fault.thread, number)
         } else {
-            Plan {
-                stride: 1,
-                count: 1,
-                proven: 0,
-            }
+            Plan::ONE
         };
         let plan = self.ample(region, page, refault || !write, plan);
         let extra = i64::from(plan.count.min(RUN_PAGES as u32)) - 1;

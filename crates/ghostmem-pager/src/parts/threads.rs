@@ -1,14 +1,15 @@
-//! What the engine remembers of each faulting thread: its run of faults, and
+//! What the engine remembers of each faulting thread: its runs of faults, and
 //! whether it gets anywhere.
 //!
 //! ```text
 //!   thread ── hash ──► set of four rows, one of them the thread's home
 //!                      ┌──────┬──────┬──────┬──────┐
-//!                      │ row  │ home │ row  │ row  │   a row is one cache line
+//!                      │ row  │ home │ row  │ row  │   a row is two cache lines
 //!                      └──────┴──────┴──────┴──────┘
 //! ```
-//! A thread keeps the row it found, looks at its home first, and so touches one
-//! line. There are sixteen rows for each processor: a thread finds its set full
+//! A thread keeps the row it found and looks at its home first. While its run of
+//! faults goes on it touches one line; the second one has its runs before that.
+//! There are sixteen rows for each processor: a thread finds its set full
 //! only where far more threads fault than processors run.
 //!
 //! Then a thread without a row takes that of one which *moved on*: whose last
@@ -26,14 +27,14 @@ use core::time::Duration;
 use ghostmem_fault::Fault;
 use ghostmem_os::map::ZeroArray;
 use ghostmem_os::{OsError, clock};
-use ghostmem_policy::{Plan, Stream};
-use row::{INSTANT, PAGES, SEEN, STALE, STREAM, THREAD, WANTED, WATCH};
+use ghostmem_policy::{Plan, RUNS, Runs, Stream};
+use row::{BEFORE, INSTANT, PAGES, RUN, SEEN, STALE, THREAD, WANTED, WATCH};
 
 /// Rows for each processor: as many threads as processors find their sets full
 /// once in a hundred thousand tries.
 const ROWS_PER_PROCESSOR: usize = 16;
 
-/// 16 KiB at least, 1 MiB at most.
+/// 32 KiB at least, 2 MiB at most.
 const ROWS_MIN: usize = 256;
 const ROWS_MAX: usize = 1 << 14;
 
@@ -56,7 +57,10 @@ const BLIND_FAULTS: u32 = 4096;
 const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
 
 /// What is known of one thread, a word each: see [`row`].
-type Row = [AtomicU64; 8];
+type Row = [AtomicU64; 16];
+
+/// Where its runs of faults are kept, that of its last fault first.
+const RUN_WORDS: [usize; RUNS] = [RUN, BEFORE, BEFORE + 1, BEFORE + 2];
 
 pub(crate) struct ThreadTable {
     /// A power of two of them.
@@ -113,7 +117,8 @@ impl ThreadTable {
                 Ordering::Relaxed,
             );
             if taken.is_ok() {
-                for word in [STREAM, INSTANT, WATCH, PAGES, STALE, WANTED] {
+                let words = [INSTANT, WATCH, PAGES, STALE, WANTED];
+                for word in words.into_iter().chain(RUN_WORDS) {
                     row[word].store(0, Ordering::Relaxed);
                 }
             }
@@ -134,7 +139,7 @@ impl ThreadTable {
         let changed = |row: &&Row| {
             // Where the instant is not known, the run of faults moves.
             let instant = row[INSTANT].load(Ordering::Relaxed);
-            let now = instant ^ row[STREAM].load(Ordering::Relaxed).rotate_left(32);
+            let now = instant ^ row[RUN].load(Ordering::Relaxed).rotate_left(32);
             let changed = row[SEEN].load(Ordering::Relaxed) != now;
             if changed {
                 row[SEEN].store(now, Ordering::Relaxed);
@@ -146,11 +151,19 @@ impl ThreadTable {
 
     /// The readahead plan for a fault on `page`, a number unique in the heap.
     pub(crate) fn plan(&self, thread: u64, page: u64) -> Plan {
-        let row = self.row(thread);
-        let bits = row.map_or(0, |row| row[STREAM].load(Ordering::Relaxed));
-        let (plan, next) = Stream::from_bits(bits).fault(page);
-        if let Some(row) = row {
-            row[STREAM].store(next.to_bits(), Ordering::Relaxed);
+        let Some(row) = self.row(thread) else {
+            return Plan::ONE;
+        };
+        let run = Stream::from_bits(row[RUN].load(Ordering::Relaxed));
+        if run.goes_on_at(page) {
+            let (plan, run) = run.go_on(page);
+            row[RUN].store(run.to_bits(), Ordering::Relaxed);
+            return plan;
+        }
+        let mut runs = Runs::from_words(RUN_WORDS.map(|word| row[word].load(Ordering::Relaxed)));
+        let plan = runs.fault(page);
+        for (word, bits) in RUN_WORDS.into_iter().zip(runs.to_words()) {
+            row[word].store(bits, Ordering::Relaxed);
         }
         plan
     }
@@ -158,11 +171,9 @@ impl ThreadTable {
     /// Only the first `restored` pages of a plan were put in place.
     pub(crate) fn cut_short(&self, thread: u64, plan: Plan, page: u64, restored: u32) {
         let Some(row) = self.row(thread) else { return };
-        let stream = Stream::from_bits(row[STREAM].load(Ordering::Relaxed));
-        row[STREAM].store(
-            stream.cut_short(plan, page, restored).to_bits(),
-            Ordering::Relaxed,
-        );
+        let run = Stream::from_bits(row[RUN].load(Ordering::Relaxed));
+        let run = run.cut_short(plan, page, restored);
+        row[RUN].store(run.to_bits(), Ordering::Relaxed);
     }
 
     /// Counts a restoring fault; `true` when the thread has faulted more often
@@ -230,8 +241,8 @@ impl ThreadTable {
 mod row {
     /// The thread, 0 in a row that nobody has had yet.
     pub(super) const THREAD: usize = 0;
-    /// Its run of faults.
-    pub(super) const STREAM: usize = 1;
+    /// The run of its last fault.
+    pub(super) const RUN: usize = 1;
     /// Where its last restoring fault was; 0 at first.
     pub(super) const INSTANT: usize = 2;
     /// Its repeated faults, one more than there were; 0: not watched.
@@ -246,6 +257,8 @@ mod row {
     pub(super) const WANTED: usize = 6;
     /// Its run and instant when threads were last counted.
     pub(super) const SEEN: usize = 7;
+    /// Its runs before that one, from here on: a cache line of their own.
+    pub(super) const BEFORE: usize = 8;
 }
 
 #[cfg(test)]
@@ -301,6 +314,28 @@ mod tests {
             });
             let homes: BTreeSet<usize> = homes.collect();
             assert!(homes.len() >= 48, "{} lines for 64 threads", homes.len());
+        }
+    }
+
+    #[test]
+    fn a_row_keeps_the_runs_of_its_thread_until_another_has_it() {
+        let table = ThreadTable::new(2).unwrap();
+        let mut next = [1 << 20, 2 << 20, 3 << 20];
+        for turn in 1..=7 {
+            for page in &mut next {
+                let count = table.plan(31_000, *page).count;
+                assert_eq!(count, 1 << (turn - 1), "turn {turn}");
+                *page += u64::from(count);
+            }
+        }
+        // What was left undone is asked for again.
+        let plan = table.plan(31_000, next[1]);
+        table.cut_short(31_000, plan, next[1], 5);
+        assert_eq!(table.plan(31_000, next[1] + 5).proven, 4);
+        // Other threads take every row.
+        for thread in 40_000..50_000 {
+            assert_eq!(table.plan(thread, next[0]).count, 1, "a new thread's first");
+            assert_eq!(table.plan(thread, next[2]).count, 1);
         }
     }
 
