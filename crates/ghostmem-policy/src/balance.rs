@@ -114,16 +114,12 @@ pub fn copies(
     }
 }
 
-/// The part of what a heap may take that copies may have, where resident pages have all
-/// that is left: a copy costs a part of a page, and saves its compression.
-const COPIES_SHARE: usize = 8;
-
-/// What a bound says about kept copies of `copied_bytes` where the heap may take
-/// `limit_bytes` in all, and resident pages have what the store leaves. With `least`, no
-/// more than the fewest pages are resident: no copy is worth one of those.
+/// What a bound says about kept copies of `copied_bytes` where they may take `most_bytes`,
+/// and resident pages have what the store leaves. With `least`, no more than the fewest
+/// pages are resident: no copy is worth one of those.
 #[must_use]
-pub const fn copies_beside(limit_bytes: usize, copied_bytes: usize, least: bool) -> Copies {
-    let most = if least { 0 } else { limit_bytes / COPIES_SHARE };
+pub const fn copies_beside(most_bytes: usize, copied_bytes: usize, least: bool) -> Copies {
+    let most = if least { 0 } else { most_bytes };
     if copied_bytes > most {
         Copies::GiveUp(copied_bytes - most)
     } else if copied_bytes <= most / 8 * 7 && !least {
@@ -178,12 +174,12 @@ mod tests {
     }
 
     #[test]
-    fn copies_beside_pages_have_an_eighth_and_none_of_the_last_pages() {
-        let said = |mib: usize| copies_beside(64 << 20, mib << 20, false);
+    fn copies_beside_pages_have_their_share_and_none_of_the_last_pages() {
+        let said = |mib: usize| copies_beside(8 << 20, mib << 20, false);
         assert_eq!(said(9), Copies::GiveUp(1 << 20));
         assert_eq!((said(8), said(7)), (Copies::Leave, Copies::Keep));
-        assert_eq!(copies_beside(64 << 20, 5, true), Copies::GiveUp(5));
-        assert_eq!(copies_beside(64 << 20, 0, true), Copies::Leave);
+        assert_eq!(copies_beside(8 << 20, 5, true), Copies::GiveUp(5));
+        assert_eq!(copies_beside(8 << 20, 0, true), Copies::Leave);
     }
 
     #[test]

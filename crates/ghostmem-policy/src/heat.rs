@@ -198,6 +198,13 @@ impl Past {
         }
     }
 
+    /// Whether the page left in epoch `now`.
+    #[must_use]
+    #[inline]
+    pub const fn left_in(self, now: u16) -> bool {
+        self.evicted == now & EPOCH_MASK
+    }
+
     /// How cold the page is, 0 to [`Past::COLDNESS_MAX`]: four steps more for
     /// each doubling of the time it has been away, two less for each level.
     /// What leaves memory altogether leaves in this order.

@@ -9,7 +9,8 @@
 //! pages keep a copy, [`balance`] what each kind of memory may take, [`bound`] how
 //! many pages may be resident under a bound on the whole process, [`forecast`]
 //! what an allocation will take, [`pace`] when the store is compacted, [`slowdown`] how
-//! little memory a program bears, and [`thrash`] whether it does little but fault.
+//! little memory a program bears, and [`thrash`] whether it does little but fault, and [`worth`] what
+//! copies are worth beside pages.
 #![forbid(unsafe_code)]
 
 pub mod balance;
@@ -22,6 +23,7 @@ pub mod pace;
 pub mod slowdown;
 pub mod stream;
 pub mod thrash;
+pub mod worth;
 pub mod writes;
 
 pub use heat::{Heat, Past};
@@ -50,6 +52,12 @@ impl EpochClock {
             limit_pages: if limit_pages == 0 { 1 } else { limit_pages },
             evictions_per_epoch: if step == 0 { 1 } else { step },
         }
+    }
+
+    /// Evictions from one epoch to the next.
+    #[must_use]
+    pub const fn evictions_per_epoch(self) -> u64 {
+        self.evictions_per_epoch
     }
 
     /// The epoch after `evictions`, modulo what a page word keeps.

@@ -306,6 +306,9 @@ impl Engine {
         (step, now): (usize, u16),
     ) -> Word {
         let past = Past::from_bits(before.heat());
+        if step == 0 && before.state() != PageState::Empty && past.left_in(now) {
+            self.metrics.add(Counter::early_refaults, 1);
+        }
         let may_keep = before.state() == PageState::Stored
             && self.may_keep_copy(before)
             && !matches!(source, Source::File(len) if self.belongs_in_memory(past, len, now));

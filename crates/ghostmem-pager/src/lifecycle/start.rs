@@ -25,6 +25,7 @@ use crate::parts::tally::Tally;
 use crate::parts::threads::ThreadTable;
 use crate::parts::unwritten::Unwritten;
 use crate::parts::wake::WorkerState;
+use crate::parts::worth::Worth;
 
 impl Engine {
     /// An engine with no region yet, whose cold pages go to `cold`'s tier when
@@ -53,6 +54,7 @@ impl Engine {
             slowdown: (config.slowdown_ppm > 0).then(|| Slowed::new(config.slowdown_ppm, limit)),
             metrics: Metrics::new(shards())?,
             costs: CostMeter::new(),
+            worth: Worth::new(),
             threads: ThreadTable::new(machine::cpus())?,
             regions: [const { OnceLock::new() }; REGIONS_MAX],
             regions_len: AtomicUsize::new(0),

@@ -27,6 +27,7 @@ use crate::parts::tally::Tally;
 use crate::parts::threads::ThreadTable;
 use crate::parts::unwritten::Unwritten;
 use crate::parts::wake::WorkerState;
+use crate::parts::worth::Worth;
 
 /// Most regions of one heap.
 pub(crate) const REGIONS_MAX: usize = 64;
@@ -81,6 +82,8 @@ pub struct Engine {
     pub(crate) _costs: LineStart,
     /// What reclaim was measured to cost.
     pub(crate) costs: CostMeter,
+    /// What copies were seen to be worth.
+    pub(crate) worth: Worth,
 
     // Written with each batch of evictions, and read by those who evict.
     pub(crate) _swept: LineStart,

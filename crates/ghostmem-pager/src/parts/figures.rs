@@ -277,6 +277,9 @@ figures! {
         faults: Events, [c 9];
         /// Faults on pages that had been evicted, among `faults`.
         refaults: Events, [c 10];
+        /// Faults on pages that had left just before, within a thirty-second of a turnover
+        /// of what may be resident, among `refaults`.
+        early_refaults: Events, [];
         /// Faults that found another thread at work on the page.
         fault_races: Events, [];
         /// First stores to pages that were clean.

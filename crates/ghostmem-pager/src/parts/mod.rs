@@ -36,3 +36,4 @@ pub(crate) mod threads;
 pub(crate) mod token;
 pub(crate) mod unwritten;
 pub(crate) mod wake;
+pub(crate) mod worth;

@@ -15,7 +15,9 @@ use core::sync::atomic::Ordering;
 
 use ghostmem_os::PAGE_SIZE;
 use ghostmem_policy::balance::{self, Copies};
+use ghostmem_policy::costs::Evictor;
 use ghostmem_policy::hand::{EVICT_BATCH_PAGES, LOOKS_PER_PAGE};
+use ghostmem_policy::worth::{CopiesShare, Counted};
 use ghostmem_store::{Place, Slot, StoreStats};
 use ghostmem_table::{PageState, Word};
 
@@ -81,7 +83,8 @@ impl Engine {
             let mean = store.slot_bytes.checked_div(store.live_slots).unwrap_or(0);
             let copied = self.copies.sum() * mean as usize;
             let least = self.budget.limit() <= self.least_resident_pages();
-            self.follow(balance::copies_beside(limit, copied, least), &store);
+            let most = self.copies_share(after, copied).of(limit);
+            self.follow(balance::copies_beside(most, copied, least), &store);
             return;
         }
         // The resident limit will be used, whether it is now or not.
@@ -93,6 +96,27 @@ impl Engine {
         if fixed + store.held_bytes as usize > limit - margin / 2 {
             self.compact_few();
         }
+    }
+
+    /// What copies may have of what the heap may take, after so many evictions and with
+    /// `copied` bytes of them: by what they saved lately, and what pages in their place
+    /// would have.
+    fn copies_share(&self, evictions: u64, copied: usize) -> CopiesShare {
+        let limit = self.budget.limit().max(0) as u64;
+        self.worth
+            .share(evictions, self.clock().evictions_per_epoch(), || {
+                let sum = |counter| self.metrics.sum(counter);
+                let counted = Counted {
+                    clean: sum(Counter::evictions_clean),
+                    compared: sum(Counter::verified_unchanged) + sum(Counter::verified_changed),
+                    opened: sum(Counter::write_faults),
+                    early: sum(Counter::early_refaults),
+                    faults: sum(Counter::faults),
+                    fault_ns: sum(Counter::fault_ns),
+                };
+                let prices = self.costs.of(Evictor::Faulting).prices();
+                (counted, prices, (copied / PAGE_SIZE) as u64, limit)
+            })
     }
 
     /// Does what was said about copies.
