@@ -36,12 +36,13 @@ fn small_objects_fill_fresh_memory_by_the_group_while_there_is_room() {
         "{} faults for {pages} pages",
         early.faults
     );
-    // Past half of the limit nothing comes that was not asked for, but for runs.
+    // Past half of the limit nothing comes that was not asked for, but for runs: of
+    // objects larger than a page, and of groups that begin one after the other.
     fill(&heap, LIMIT * 5 / 8);
     let middle = heap.stats();
     fill(&heap, LIMIT * 7 / 8);
     let late = heap.stats();
     let pages = (late.resident_bytes - middle.resident_bytes) / 4096;
     let faults = (late.faults - middle.faults) as usize;
-    assert!(faults * 3 > pages, "{faults} faults for {pages} pages");
+    assert!(faults * 4 > pages, "{faults} faults for {pages} pages");
 }

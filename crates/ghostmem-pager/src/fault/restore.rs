@@ -176,7 +176,7 @@ impl Engine {
         let wanted = !used
             && region.blocks.is_none()
             && self.config.readahead
-            && plan.count < count
+            && (plan.count < count || plan.stride != 1)
             && limit >= AMPLE_PAGES_MIN
             && limit - self.budget.taken() > limit / 2;
         if !wanted {
