@@ -14,7 +14,7 @@
 
 use ghostmem_policy::hand::{self, Judgement, Position, Walk};
 use ghostmem_policy::writes::{self, CopyKept};
-use ghostmem_policy::{EpochClock, Heat, Runs, stream};
+use ghostmem_policy::{EpochClock, Heat, Past, Runs, stream};
 
 use crate::FaultPolicy;
 use crate::trace::Touch;
@@ -173,6 +173,12 @@ impl<J: Judge> Hand<J> {
         Some(word * 64 + bits.trailing_zeros() as usize)
     }
 
+    /// Evictions from one epoch to the next.
+    #[must_use]
+    pub const fn evictions_per_epoch(&self) -> u64 {
+        self.clock.evictions_per_epoch()
+    }
+
     fn now(&self) -> u16 {
         self.clock.epoch(self.events.evictions())
     }
@@ -324,6 +330,8 @@ impl<J: Judge> Hand<J> {
             (true, true) => Reason::Ahead,
         };
         self.away -= usize::from(known.stored);
+        let is_early = reason == Reason::Refault && Past::from_bits(known.bits).left_in(now);
+        self.events.early += u64::from(is_early);
         self.events.ahead += u64::from(ahead);
         let copy = match known.stored && self.keeps {
             true => {

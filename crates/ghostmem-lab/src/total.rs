@@ -10,6 +10,7 @@
 //! measured on one machine, and every page is compressed to the same part.
 
 use ghostmem_policy::balance::{self, Copies};
+use ghostmem_policy::worth::{self, CopiesShare, Counted};
 
 use crate::FaultPolicy;
 use crate::hand::{Credits, Events, Hand};
@@ -86,6 +87,10 @@ pub struct Bounded {
     prices: Prices,
     total_bytes: usize,
     rule: Rule,
+    /// What copies may have under the engine's rule, and what had happened when that was
+    /// decided.
+    share: CopiesShare,
+    weighed: Events,
 }
 
 impl Bounded {
@@ -99,6 +104,8 @@ impl Bounded {
             prices,
             total_bytes,
             rule,
+            share: CopiesShare::START,
+            weighed: Events::default(),
         }
     }
 
@@ -115,12 +122,44 @@ impl Bounded {
         self.hand.resident() * self.prices.page_bytes + slots * self.prices.slot_bytes
     }
 
+    /// What copies may have from now on.
+    fn weigh(&mut self) {
+        let events = *self.hand.events();
+        let since = events.since(&self.weighed);
+        if since.evictions() < CopiesShare::evictions(self.hand.evictions_per_epoch()) {
+            return;
+        }
+        self.weighed = events;
+        let counted = Counted {
+            clean: since.dropped + since.compared * self.prices.unchanged_percent / 100,
+            packed: since.packed + since.compared * (100 - self.prices.unchanged_percent) / 100,
+            compared: since.compared,
+            opened: since.opened,
+            early: since.early,
+            faults: since.faults,
+            fault_ns: since.faults * self.prices.fault_ns,
+        };
+        let prices = worth::Prices {
+            pack_ns: self.prices.pack_ns,
+            compare_ns: self.prices.compare_ns,
+            open_ns: self.prices.open_ns,
+            // Among what a fault costs.
+            signal_ns: 0,
+        };
+        let in_place = self.hand.copies() * self.prices.slot_bytes / self.prices.page_bytes;
+        let resident = self.hand.limit() as u64;
+        self.share = self
+            .share
+            .after(&counted, &prices, in_place as u64, resident);
+    }
+
     /// Copies within their share, and resident pages within what is left.
     fn fit(&mut self) {
         if self.rule == Rule::Engine {
             let copied = self.hand.copies() * self.prices.slot_bytes;
             let least = self.hand.limit() <= LEAST_PAGES;
-            match balance::copies_beside(self.total_bytes, copied, least) {
+            self.weigh();
+            match balance::copies_beside(self.share.of(self.total_bytes), copied, least) {
                 Copies::Keep => self.hand.keep_copies(true),
                 Copies::Leave => {}
                 Copies::GiveUp(bytes) => {

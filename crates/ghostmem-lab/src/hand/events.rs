@@ -5,6 +5,8 @@
 pub struct Events {
     /// Touches of absent pages.
     pub faults: u64,
+    /// Those of pages that had left in the same epoch.
+    pub early: u64,
     /// Pages that readahead brought in.
     pub ahead: u64,
     /// First stores to clean pages.
@@ -35,6 +37,7 @@ impl Events {
     pub const fn since(&self, before: &Self) -> Self {
         Self {
             faults: self.faults - before.faults,
+            early: self.early - before.early,
             ahead: self.ahead - before.ahead,
             opened: self.opened - before.opened,
             packed: self.packed - before.packed,

@@ -12,7 +12,7 @@ pub(crate) struct Worth {
     looked: AtomicU64,
     share: AtomicU32,
     /// See [`Counted`].
-    counted: [AtomicU64; 6],
+    counted: [AtomicU64; 7],
 }
 
 impl Worth {
@@ -20,7 +20,7 @@ impl Worth {
         Self {
             looked: AtomicU64::new(0),
             share: AtomicU32::new(CopiesShare::START.to_bits()),
-            counted: [const { AtomicU64::new(0) }; 6],
+            counted: [const { AtomicU64::new(0) }; 7],
         }
     }
 
@@ -58,19 +58,21 @@ impl Worth {
     fn swap(&self, now: &Counted) -> Counted {
         let now = [
             now.clean,
+            now.packed,
             now.compared,
             now.opened,
             now.early,
             now.faults,
             now.fault_ns,
         ];
-        let mut before = [0; 6];
+        let mut before = [0; 7];
         for ((kept, now), before) in self.counted.iter().zip(now).zip(&mut before) {
             *before = kept.swap(now, Ordering::Relaxed);
         }
-        let [clean, compared, opened, early, faults, fault_ns] = before;
+        let [clean, packed, compared, opened, early, faults, fault_ns] = before;
         Counted {
             clean,
+            packed,
             compared,
             opened,
             early,

@@ -108,6 +108,7 @@ impl Engine {
                 let sum = |counter| self.metrics.sum(counter);
                 let counted = Counted {
                     clean: sum(Counter::evictions_clean),
+                    packed: sum(Counter::evictions_dirty),
                     compared: sum(Counter::verified_unchanged) + sum(Counter::verified_changed),
                     opened: sum(Counter::write_faults),
                     early: sum(Counter::early_refaults),
