@@ -168,6 +168,10 @@ impl Stream {
             return false;
         }
         let distance = page as i64 - self.next as i64;
+        // Most faults are far from most runs, and a division is dear.
+        if distance.unsigned_abs() > SKIP_MAX as u64 * STRIDE_MAX as u64 {
+            return false;
+        }
         let skipped = distance / self.stride as i64;
         let most = if self.confirmed && self.rests <= RESTS_PASSING {
             SKIP_MAX
