@@ -80,14 +80,8 @@ impl CopiesShare {
 
     /// Of so many parts of 1024.
     #[must_use]
-    pub const fn from_bits(bits: u32) -> Self {
-        Self(if bits < Self::LEAST {
-            Self::LEAST
-        } else if bits > Self::MOST {
-            Self::MOST
-        } else {
-            bits
-        })
+    pub fn from_bits(bits: u32) -> Self {
+        Self(bits.clamp(Self::LEAST, Self::MOST))
     }
 
     /// The share in parts of 1024.
@@ -104,12 +98,8 @@ impl CopiesShare {
 
     /// How many evictions tell enough, where one epoch takes `epoch`.
     #[must_use]
-    pub const fn evictions(epoch: u64) -> u64 {
-        if epoch > EVICTIONS_MIN {
-            epoch
-        } else {
-            EVICTIONS_MIN
-        }
+    pub fn evictions(epoch: u64) -> u64 {
+        epoch.max(EVICTIONS_MIN)
     }
 
     /// The share after what was `counted`, with copies in the place of `copied_pages` of
@@ -129,9 +119,8 @@ impl CopiesShare {
         let gone = (counted.clean + counted.packed).max(1);
         let leaving_ns = prices.pack_ns * counted.packed / gone;
         let return_ns = fault_ns + prices.signal_ns + leaving_ns;
-        // Who came back in the epoch that it left in was away for half of one, on
-        // average as the chance to meet its end grows with the time: with half an
-        // epoch's frames more it had not left.
+        // Of those who are away for less than an epoch, half come back in the epoch that
+        // they left in. So these are as many as half an epoch's frames more would keep.
         let half_epoch = resident / (2 * super::EPOCHS_PER_TURNOVER);
         let saved_by_pages = counted.early as u128 * copied_pages as u128;
         let room_ns = saved_by_pages * return_ns as u128 / half_epoch.max(1) as u128;
