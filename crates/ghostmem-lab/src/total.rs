@@ -10,7 +10,8 @@
 //! measured on one machine, and every page is compressed to the same part.
 
 use ghostmem_policy::balance::{self, Copies};
-use ghostmem_policy::worth::{self, CopiesShare, Counted};
+use ghostmem_policy::costs::Costs;
+use ghostmem_policy::worth::{CopiesShare, Counted};
 
 use crate::FaultPolicy;
 use crate::hand::{Credits, Events, Hand};
@@ -139,18 +140,21 @@ impl Bounded {
             faults: since.faults,
             fault_ns: since.faults * self.prices.fault_ns,
         };
-        let prices = worth::Prices {
+        let costs = Costs {
             pack_ns: self.prices.pack_ns,
             compare_ns: self.prices.compare_ns,
             open_ns: self.prices.open_ns,
-            // Among what a fault costs.
-            signal_ns: 0,
+            // Not asked for.
+            call_ns: 0,
+            page_ns: 0,
+            stored: 0,
+            unchanged: 0,
         };
         let in_place = self.hand.copies() * self.prices.slot_bytes / self.prices.page_bytes;
         let resident = self.hand.limit() as u64;
         self.share = self
             .share
-            .after(&counted, &prices, in_place as u64, resident);
+            .after(&counted, &costs, in_place as u64, resident);
     }
 
     /// Copies within their share, and resident pages within what is left.

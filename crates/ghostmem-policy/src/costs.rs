@@ -13,7 +13,6 @@
 //! ```
 
 use crate::hand::DIRTY_CREDIT_MIN;
-use crate::worth::Prices;
 
 /// What a signal costs beside what its handler does, nanoseconds: fault, delivery, return.
 pub const SIGNAL_NS: u64 = 1300;
@@ -208,17 +207,6 @@ impl Costs {
     #[inline]
     pub const fn compares(self) -> bool {
         self.unchanged * self.pack_ns > WHOLE * self.compare_ns
-    }
-
-    /// What copies are weighed by.
-    #[must_use]
-    pub const fn prices(self) -> Prices {
-        Prices {
-            pack_ns: self.pack_ns,
-            compare_ns: self.compare_ns,
-            open_ns: self.open_ns,
-            signal_ns: SIGNAL_NS,
-        }
     }
 
     /// What it costs to protect a written page that stays.

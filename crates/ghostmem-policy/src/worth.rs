@@ -10,6 +10,8 @@
 //! by each of them, one that goes through more than it has pays a fault for each page they
 //! take the place of. So both sides are counted, and the share follows.
 
+use crate::costs::Costs;
+
 /// Parts that a share of memory is given in.
 const WHOLE: u32 = 1024;
 
@@ -29,7 +31,7 @@ pub struct Counted {
     pub opened: u64,
     /// Faults on pages that had left in the same epoch.
     pub early: u64,
-    /// Faults that were served, and the time they took, nanoseconds.
+    /// Faults that were served, and the time they took with their signals, nanoseconds.
     pub faults: u64,
     /// See `faults`.
     pub fault_ns: u64,
@@ -49,19 +51,6 @@ impl Counted {
             fault_ns: self.fault_ns.saturating_sub(before.fault_ns),
         }
     }
-}
-
-/// What a page's way out and back costs, nanoseconds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Prices {
-    /// Compressing a page.
-    pub pack_ns: u64,
-    /// Comparing a page with its copy.
-    pub compare_ns: u64,
-    /// A store to a protected page.
-    pub open_ns: u64,
-    /// A fault beside the time inside the engine.
-    pub signal_ns: u64,
 }
 
 /// What copies may take of a heap's memory.
@@ -106,19 +95,13 @@ impl CopiesShare {
     /// resident pages beside `resident` of them. It doubles or halves, where one side
     /// outweighs the other clearly.
     #[must_use]
-    pub fn after(
-        self,
-        counted: &Counted,
-        prices: &Prices,
-        copied_pages: u64,
-        resident: u64,
-    ) -> Self {
-        let saved_ns = counted.clean * prices.pack_ns;
-        let spent_ns = counted.compared * prices.compare_ns + counted.opened * prices.open_ns;
+    pub fn after(self, counted: &Counted, costs: &Costs, copied_pages: u64, resident: u64) -> Self {
+        let saved_ns = counted.clean * costs.pack_ns;
+        let spent_ns = counted.compared * costs.compare_ns + counted.opened * costs.open_ns;
         let fault_ns = counted.fault_ns.checked_div(counted.faults).unwrap_or(0);
         let gone = (counted.clean + counted.packed).max(1);
-        let leaving_ns = prices.pack_ns * counted.packed / gone;
-        let return_ns = fault_ns + prices.signal_ns + leaving_ns;
+        let leaving_ns = costs.pack_ns * counted.packed / gone;
+        let return_ns = fault_ns + leaving_ns;
         // Of those who are away for less than an epoch, half come back in the epoch that
         // they left in. So these are as many as half an epoch's frames more would keep.
         let half_epoch = resident / (2 * super::EPOCHS_PER_TURNOVER);
@@ -140,11 +123,14 @@ impl CopiesShare {
 mod tests {
     use super::*;
 
-    const PRICES: Prices = Prices {
+    const COSTS: Costs = Costs {
+        call_ns: 1000,
+        page_ns: 60,
+        open_ns: 4600,
         pack_ns: 4400,
         compare_ns: 1600,
-        open_ns: 4600,
-        signal_ns: 1300,
+        stored: 0,
+        unchanged: 0,
     };
 
     /// A thousand pages left, of 32 thousand that are resident; so many of them clean.
@@ -152,7 +138,7 @@ mod tests {
         let mut share = CopiesShare::START;
         for _ in 0..10 {
             let copied = share.of(32 << 10) as u64;
-            share = share.after(&counted, &PRICES, copied, 32 << 10);
+            share = share.after(&counted, &COSTS, copied, 32 << 10);
         }
         share.to_bits()
     }
@@ -162,7 +148,7 @@ mod tests {
         let counted = Counted {
             clean: 900,
             faults: 1000,
-            fault_ns: 8_000_000,
+            fault_ns: 9_300_000,
             ..Counted::default()
         };
         assert_eq!(share_after(counted), CopiesShare::MOST);
@@ -174,7 +160,7 @@ mod tests {
             clean: 100,
             opened: 300,
             faults: 1000,
-            fault_ns: 8_000_000,
+            fault_ns: 9_300_000,
             ..Counted::default()
         };
         assert_eq!(share_after(counted), CopiesShare::LEAST);
@@ -189,7 +175,7 @@ mod tests {
             packed: 900,
             early,
             faults: 1000,
-            fault_ns: 8_000_000,
+            fault_ns: 9_300_000,
             ..Counted::default()
         };
         assert_eq!(share_after(counted(100)), CopiesShare::LEAST);

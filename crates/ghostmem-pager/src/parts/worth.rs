@@ -3,7 +3,8 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use ghostmem_policy::worth::{CopiesShare, Counted, Prices};
+use ghostmem_policy::costs::Costs;
+use ghostmem_policy::worth::{CopiesShare, Counted};
 
 /// The counts are written by whoever moved `looked` on; of two who do so at once, within
 /// an epoch, one may see a part of the other's.
@@ -25,13 +26,13 @@ impl Worth {
     }
 
     /// The share of copies after so many evictions, of which an epoch has `epoch`. `look`
-    /// is called where enough were evicted to tell more: what was counted, prices, pages
+    /// is called where enough were evicted to tell more: what was counted, costs, pages
     /// that would have the place of copies, and how many pages may be resident.
     pub(crate) fn share(
         &self,
         evictions: u64,
         epoch: u64,
-        look: impl FnOnce() -> (Counted, Prices, u64, u64),
+        look: impl FnOnce() -> (Counted, Costs, u64, u64),
     ) -> CopiesShare {
         let share = CopiesShare::from_bits(self.share.load(Ordering::Relaxed));
         let looked = self.looked.load(Ordering::Relaxed);
@@ -48,8 +49,8 @@ impl Worth {
         if !due || !is_mine() {
             return share;
         }
-        let (now, prices, copied, resident) = look();
-        let share = share.after(&now.since(&self.swap(&now)), &prices, copied, resident);
+        let (now, costs, copied, resident) = look();
+        let share = share.after(&now.since(&self.swap(&now)), &costs, copied, resident);
         self.share.store(share.to_bits(), Ordering::Relaxed);
         share
     }
@@ -86,29 +87,32 @@ impl Worth {
 mod tests {
     use super::*;
 
-    const PRICES: Prices = Prices {
+    const COSTS: Costs = Costs {
+        call_ns: 1000,
+        page_ns: 60,
+        open_ns: 4000,
         pack_ns: 4000,
         compare_ns: 1500,
-        open_ns: 4000,
-        signal_ns: 1000,
+        stored: 0,
+        unchanged: 0,
     };
 
     /// Counts of a program that evicted so many pages, all of them clean.
-    fn read(evictions: u64) -> (Counted, Prices, u64, u64) {
+    fn read(evictions: u64) -> (Counted, Costs, u64, u64) {
         let counted = Counted {
             clean: evictions,
             faults: evictions,
-            fault_ns: evictions * 8000,
+            fault_ns: evictions * 9000,
             ..Counted::default()
         };
-        (counted, PRICES, 1 << 10, 32 << 10)
+        (counted, COSTS, 1 << 10, 32 << 10)
     }
 
     #[test]
     fn the_share_follows_what_was_counted_since_the_last_look() {
         let worth = Worth::new();
         let start = CopiesShare::START.to_bits();
-        let at = |evictions, look: &dyn Fn() -> (Counted, Prices, u64, u64)| {
+        let at = |evictions, look: &dyn Fn() -> (Counted, Costs, u64, u64)| {
             worth.share(evictions, 2000, look).to_bits()
         };
         assert_eq!(at(1999, &|| panic!("too early to tell")), start);
@@ -116,15 +120,15 @@ mod tests {
         assert_eq!(at(3999, &|| panic!("as well")), 2 * start);
         assert_eq!(at(4000, &|| read(4000)), 4 * start);
         // None left clean since then, and stores had to open them.
-        let (counted, prices, copied, resident) = read(4000);
+        let (counted, costs, copied, resident) = read(4000);
         let opened = Counted {
             opened: 1000,
             faults: 6000,
             ..counted
         };
-        assert_eq!(at(6000, &|| (opened, prices, copied, resident)), 2 * start);
+        assert_eq!(at(6000, &|| (opened, costs, copied, resident)), 2 * start);
         // An epoch of a small heap is too short.
-        let look = || -> (Counted, Prices, u64, u64) { panic!("a thousand at least") };
+        let look = || -> (Counted, Costs, u64, u64) { panic!("a thousand at least") };
         assert_eq!(worth.share(6500, 10, look).to_bits(), 2 * start);
     }
 }

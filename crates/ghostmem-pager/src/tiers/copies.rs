@@ -15,7 +15,7 @@ use core::sync::atomic::Ordering;
 
 use ghostmem_os::PAGE_SIZE;
 use ghostmem_policy::balance::{self, Copies};
-use ghostmem_policy::costs::Evictor;
+use ghostmem_policy::costs::{Evictor, SIGNAL_NS};
 use ghostmem_policy::hand::{EVICT_BATCH_PAGES, LOOKS_PER_PAGE};
 use ghostmem_policy::worth::{CopiesShare, Counted};
 use ghostmem_store::{Place, Slot, StoreStats};
@@ -106,17 +106,18 @@ impl Engine {
         self.worth
             .share(evictions, self.clock().evictions_per_epoch(), || {
                 let sum = |counter| self.metrics.sum(counter);
+                let faults = sum(Counter::faults);
                 let counted = Counted {
                     clean: sum(Counter::evictions_clean),
                     packed: sum(Counter::evictions_dirty),
                     compared: sum(Counter::verified_unchanged) + sum(Counter::verified_changed),
                     opened: sum(Counter::write_faults),
                     early: sum(Counter::early_refaults),
-                    faults: sum(Counter::faults),
-                    fault_ns: sum(Counter::fault_ns),
+                    faults,
+                    fault_ns: sum(Counter::fault_ns) + faults * SIGNAL_NS,
                 };
-                let prices = self.costs.of(Evictor::Faulting).prices();
-                (counted, prices, (copied / PAGE_SIZE) as u64, limit)
+                let costs = self.costs.of(Evictor::Faulting);
+                (counted, costs, (copied / PAGE_SIZE) as u64, limit)
             })
     }
 
