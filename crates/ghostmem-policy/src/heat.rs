@@ -205,6 +205,14 @@ impl Past {
         self.evicted == now & EPOCH_MASK
     }
 
+    /// Whether the page left in epoch `then` or before: in the nearer half of the
+    /// epochs that are told apart.
+    #[must_use]
+    #[inline]
+    pub const fn left_by(self, then: u16) -> bool {
+        then.wrapping_sub(self.evicted) & EPOCH_MASK <= EPOCH_MASK / 2
+    }
+
     /// How cold the page is, 0 to [`Past::COLDNESS_MAX`]: four steps more for
     /// each doubling of the time it has been away, two less for each level.
     /// What leaves memory altogether leaves in this order.
@@ -283,6 +291,21 @@ mod tests {
                 assert_eq!(heat.level(), to, "level {from}, {distance} epochs");
                 assert_eq!(heat.credit(), CREDITS[usize::from(to)]);
             }
+        }
+    }
+
+    #[test]
+    fn a_page_left_by_an_epoch_when_that_was_its_own_or_a_later_one() {
+        let half = EPOCH_MASK / 2;
+        // The last two across the point where the clock wraps.
+        for then in [half, 0, EPOCH_MASK] {
+            let left = |before: u16| Past {
+                level: 0,
+                evicted: then.wrapping_sub(before) & EPOCH_MASK,
+            };
+            assert!([0, 1, half].iter().all(|&ago| left(ago).left_by(then)));
+            assert!(!left(half + 1).left_by(then));
+            assert!(!left(EPOCH_MASK).left_by(then), "the epoch after");
         }
     }
 

@@ -93,7 +93,8 @@ impl Engine {
         let took = (clock::now_ns() - start).saturating_sub(compare_ns);
         // By the same clock: where the thread is interrupted, both take longer.
         self.costs.packed(compressed, took);
-        self.costs.compared(compared, unchanged, compare_ns);
+        let now = self.clock().epoch(self.evictions());
+        self.costs.compared((compared, unchanged), compare_ns, now);
         self.metrics.add(Counter::verified_unchanged, unchanged);
         self.metrics
             .add(Counter::verified_changed, compared - unchanged);

@@ -313,7 +313,7 @@ impl Engine {
             && self.may_keep_copy(before)
             && !matches!(source, Source::File(len) if self.belongs_in_memory(past, len, now));
         let copy = match may_keep {
-            true => self.copy_kept(run, before, now),
+            true => self.copy_kept(run, before, (past, now)),
             false => CopyKept::GivenUp,
         };
         let heat = match (before.state(), step) {
@@ -337,17 +337,24 @@ impl Engine {
     }
 
     /// How a stored page that comes back in the epoch `now` keeps its copy.
+    ///
+    /// While comparing is worth it, each page that comes back for a store is write hot
+    /// from then on. Once it is not, hot pages give their copies up: those of that time
+    /// would be compressed once more for nothing if they are only read, and are not taken
+    /// for hot any longer.
     #[inline]
     fn copy_kept<const MOST: usize>(
         &self,
         run: &Run<'_, MOST>,
         before: Word,
-        now: u16,
+        (past, now): (Past, u16),
     ) -> CopyKept {
+        let is_old = |ceased| past.left_by(ceased);
+        let write_hot = before.is_write_hot() && !self.costs.ceased().is_some_and(is_old);
         let compares = slot_of_stored(before).is_some_and(|slot| self.compares(slot));
         writes::Return {
             write: run.write,
-            write_hot: before.is_write_hot(),
+            write_hot,
             tracks_writes: run.region.mapped.tracks_writes(),
             compares,
             now,

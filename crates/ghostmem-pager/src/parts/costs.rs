@@ -4,7 +4,7 @@
 //! Running medians are loaded and stored, not changed in one step: of two threads that
 //! measure at once, one sample is lost. Async-signal-safe.
 
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use ghostmem_policy::costs::{
     CallPrice, Costs, Evictor, Protected, SIGNAL_NS, WHOLE, chance, median,
@@ -79,8 +79,9 @@ pub(crate) struct CostMeter {
     interrupts: AtomicU64,
     /// Time that it evicted, nanoseconds.
     background_ns: AtomicU64,
-    /// Comparing pages with their copies is worth it.
-    compares: Alone<AtomicBool>,
+    /// 0 while comparing pages with their copies is worth it, else 1 more than the epoch
+    /// in which it ceased to be.
+    ceased: Alone<AtomicU32>,
 }
 
 /// On cache lines of its own: each restore reads it.
@@ -107,7 +108,7 @@ impl CostMeter {
             compared: Recent::new(),
             interrupts: AtomicU64::new(0),
             background_ns: AtomicU64::new(0),
-            compares: Alone(AtomicBool::new(true)),
+            ceased: Alone(AtomicU32::new(0)),
         }
     }
 
@@ -144,8 +145,9 @@ impl CostMeter {
         }
     }
 
-    /// `pages` pages were compared with their copies, and `unchanged` were the same.
-    pub(crate) fn compared(&self, pages: u64, unchanged: u64, ns: u64) {
+    /// `pages` pages were compared with their copies, and `unchanged` were the same;
+    /// `now` is the epoch.
+    pub(crate) fn compared(&self, (pages, unchanged): (u64, u64), ns: u64, now: u16) {
         let Some(each) = ns.checked_div(pages) else {
             return;
         };
@@ -154,13 +156,20 @@ impl CostMeter {
         self.compared.tried(pages);
         let compares = self.of(Evictor::Faulting).compares();
         if compares != self.compares() {
-            self.compares.0.store(compares, Ordering::Relaxed);
+            let ceased = if compares { 0 } else { u32::from(now) + 1 };
+            self.ceased.0.store(ceased, Ordering::Relaxed);
         }
     }
 
     /// Whether comparing pages with their copies is worth it, as of the last batch.
     pub(crate) fn compares(&self) -> bool {
-        self.compares.0.load(Ordering::Relaxed)
+        self.ceased().is_none()
+    }
+
+    /// The epoch in which comparing pages ceased to be worth it, if it is not.
+    pub(crate) fn ceased(&self) -> Option<u16> {
+        let ceased = self.ceased.0.load(Ordering::Relaxed);
+        ceased.checked_sub(1).map(|epoch| epoch as u16)
     }
 
     /// The background thread evicted for so long.
@@ -228,6 +237,23 @@ mod tests {
         assert_eq!(meter.of(Evictor::Background).call_ns, 17_000);
         assert_eq!(meter.of(Evictor::Faulting).call_ns, 900);
         assert_eq!(meter.interrupts(), 4);
+    }
+
+    #[test]
+    fn when_comparing_ceased_to_be_worth_it_is_known_until_it_is_again() {
+        let meter = CostMeter::new();
+        let compared = |unchanged, now| meter.compared((4096, unchanged), 4096 * 1600, now);
+        meter.packed(1, 5000);
+        compared(4096, 7);
+        assert!(meter.compares());
+        (8..11).for_each(|now| compared(0, now));
+        assert_eq!((meter.compares(), meter.ceased()), (false, Some(9)));
+        compared(0, u16::MAX);
+        assert_eq!(meter.ceased(), Some(9), "it was not before");
+        (0..8).for_each(|now| compared(4096, now));
+        assert_eq!(meter.ceased(), None);
+        (0..8).for_each(|_| compared(0, u16::MAX));
+        assert_eq!(meter.ceased(), Some(u16::MAX));
     }
 
     #[test]

@@ -155,6 +155,50 @@ fn a_page_stored_to_that_is_what_it_was_is_not_compressed_again() {
     }
 }
 
+/// Pages that came back for a store while all copies were compared are write hot. Where
+/// comparing is not worth it any longer, reading them does not compress them again; a page
+/// that is stored to after it was read does give its next copy up.
+#[test]
+fn pages_hot_since_all_were_compared_keep_their_copies_when_read() {
+    World::run(30, 64, |world| {
+        let engine = &world.engine;
+        let block = world.allocate(16);
+        let pages = || (0..16).map(|page| block + page * PAGE_SIZE);
+        for _ in 0..2 {
+            pages().for_each(|page| world.store(page, Data::Text));
+            assert_eq!(world.evict(block, 16), 16);
+        }
+        assert_eq!(world.count(Counter::verified_changed), 16);
+        let now = engine.clock().epoch(engine.evictions());
+        (0..64).for_each(|_| engine.costs.compared((4096, 0), 4096 * 1600, now));
+        assert!(!engine.costs.compares());
+
+        let compressed = world.count(Counter::compressed_pages);
+        for _ in 0..2 {
+            pages().for_each(|page| world.load(page));
+            assert_eq!(engine.stats().kept_copies, 16);
+            assert_eq!(world.evict(block, 16), 16);
+        }
+        assert_eq!(world.count(Counter::compressed_pages), compressed);
+        world.audit();
+
+        // Until the epoch has passed: pages that leave in it are of that time.
+        while engine.clock().epoch(engine.evictions()) == now {
+            world.load(block);
+            world.evict(block, 1);
+        }
+        pages().for_each(|page| world.load(page));
+        pages().for_each(|page| world.store(page, Data::Text));
+        assert_eq!(world.evict(block, 16), 16);
+        pages().for_each(|page| world.load(page));
+        let kept = engine.stats().kept_copies;
+        assert!(kept <= 4, "{kept} pages that are stored to keep a copy");
+        world.audit();
+        pages().for_each(|page| world.load(page));
+        world.end();
+    });
+}
+
 /// A touch at each call of a comparing eviction in turn: no slot is leaked, none is
 /// freed twice.
 #[test]
