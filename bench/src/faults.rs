@@ -65,7 +65,7 @@ pub(crate) fn run(args: &FaultsArgs) -> Result<()> {
         "threads",
         "faults/s: median (min-max)",
         "ns per fault",
-        "times 1 thread",
+        "times the first: median (min-max)",
         "processors busy",
         "CPU ns per fault",
         "readahead pages/fault",
@@ -88,16 +88,11 @@ pub(crate) fn run(args: &FaultsArgs) -> Result<()> {
                 seen.push(measure(args, &ghost, &data, threads, seed, restore_only)?);
             }
         }
-        let mut single = None;
-        for (&threads, seen) in args.threads.iter().zip(&seen) {
-            let spread = |of: fn(&Seen) -> f64| {
-                Spread::of(&seen.iter().map(of).collect::<Vec<_>>())
-                    .ok_or_else(|| Error::Failed("--rounds: at least 1".into()))
-            };
-            let rate = spread(|seen| seen.faults_per_s)?;
-            let busy = spread(|seen| seen.processors)?;
-            let ahead = spread(|seen| seen.readahead)?;
-            let gain = rate.median / *single.get_or_insert(rate.median);
+        for (&threads, rounds) in args.threads.iter().zip(&seen) {
+            let rate = over(rounds.iter().map(|seen| seen.faults_per_s))?;
+            let busy = over(rounds.iter().map(|seen| seen.processors))?;
+            let ahead = over(rounds.iter().map(|seen| seen.readahead))?;
+            let gain = gain(rounds, &seen[0])?;
             let wall_ns = 1e9 / rate.median;
             table.add_row([
                 args.backend.clone(),
@@ -105,7 +100,7 @@ pub(crate) fn run(args: &FaultsArgs) -> Result<()> {
                 threads.to_string(),
                 rate.text(),
                 format!("{wall_ns:.0}"),
-                format!("{gain:.2}"),
+                format!("{:.2} ({:.2}-{:.2})", gain.median, gain.min, gain.max),
                 format!("{:.2}", busy.median),
                 format!("{:.0}", wall_ns * busy.median),
                 format!("{:.2}", ahead.median),
@@ -116,7 +111,7 @@ pub(crate) fn run(args: &FaultsArgs) -> Result<()> {
                 "threads": threads,
                 "faults_per_s": rate.json(),
                 "processors_busy": busy.json(),
-                "gain": gain,
+                "gain": gain.json(),
             }));
         }
     }
@@ -126,6 +121,24 @@ pub(crate) fn run(args: &FaultsArgs) -> Result<()> {
         report::write_json(path, &value)?;
     }
     Ok(())
+}
+
+/// Median and extremes of what the rounds showed.
+fn over(rounds: impl Iterator<Item = f64>) -> Result<Spread> {
+    Spread::of(&rounds.collect::<Vec<_>>())
+        .ok_or_else(|| Error::Failed("--rounds: at least 1".into()))
+}
+
+/// How many times the faults of the first number of threads there are. Each round is
+/// compared with the first's in the same round, so that a machine that is slower for a
+/// while does not count.
+fn gain(rounds: &[Seen], first: &[Seen]) -> Result<Spread> {
+    over(
+        rounds
+            .iter()
+            .zip(first)
+            .map(|(seen, first)| seen.faults_per_s / first.faults_per_s),
+    )
 }
 
 /// What one repetition showed.
@@ -212,4 +225,39 @@ fn read_all(buffer: Buffer<'_>, order: &[u32]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Rounds of these rates.
+    fn rounds(rates: &[f64]) -> Vec<Seen> {
+        rates
+            .iter()
+            .map(|&faults_per_s| Seen {
+                faults_per_s,
+                processors: 1.0,
+                readahead: 0.0,
+            })
+            .collect()
+    }
+
+    /// A machine that is three times as slow in some rounds changes nothing as long as it is
+    /// so for both: the ratio of the medians would be 2.0 here.
+    #[test]
+    fn a_gain_is_of_pairs_that_ran_side_by_side() -> Result<()> {
+        let (one, two) = (
+            rounds(&[100.0, 300.0, 100.0]),
+            rounds(&[180.0, 570.0, 200.0]),
+        );
+        let gain = gain(&two, &one)?;
+        assert_eq!((gain.min, gain.median, gain.max), (1.8, 1.9, 2.0));
+        Ok(())
+    }
+
+    #[test]
+    fn no_rounds_have_no_gain() {
+        assert!(gain(&[], &[]).is_err());
+    }
 }
