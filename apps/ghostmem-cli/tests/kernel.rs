@@ -292,3 +292,10 @@ fn threads_have_stacks_from_malloc_beyond_the_limit() {
 fn the_heap_is_made_while_the_loader_opens_an_object() {
     check("loading", "1M", &[]);
 }
+
+/// Proves that the engine's threads are not in the way of unshare(2) and setns(2), which
+/// want a process of one thread, with and without an engine that has threads afterwards.
+#[test]
+fn a_process_of_one_thread_is_one_to_the_kernel() {
+    check("single", "2M", &[]);
+}

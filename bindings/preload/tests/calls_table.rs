@@ -98,8 +98,8 @@ setgid geteuid getegid setpgid getppid getpgrp setsid setreuid setregid setresui
 setfsuid setfsgid getsid personality getpriority setpriority sched_getscheduler \
 sched_get_priority_max sched_get_priority_min vhangup sync iopl ioperm gettid readahead \
 tkill io_destroy epoll_create remap_file_pages restart_syscall fadvise64 timer_getoverrun \
-timer_delete tgkill ioprio_set ioprio_get inotify_init inotify_rm_watch unshare tee sync_file_range \
-timerfd_create eventfd fallocate eventfd2 epoll_create1 inotify_init1 fanotify_init syncfs setns \
+timer_delete tgkill ioprio_set ioprio_get inotify_init inotify_rm_watch tee sync_file_range \
+timerfd_create eventfd fallocate eventfd2 epoll_create1 inotify_init1 fanotify_init syncfs \
 userfaultfd membarrier pkey_alloc pkey_free fsmount pidfd_open pidfd_getfd landlock_restrict_self \
 memfd_secret process_mrelease map_shadow_stack";
     let mut known: Vec<&str> = without.split_whitespace().collect();

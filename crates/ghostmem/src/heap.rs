@@ -424,6 +424,26 @@ impl Heap {
         ghostmem_os::descriptor::cede(fd)
     }
 
+    /// Calls `call` while the process has none of the heap's threads, and starts them again:
+    /// for what the kernel does only for a process of one thread, such as unshare(2) of the
+    /// user namespace, and setns(2). The heap goes on meanwhile, and also where a thread
+    /// cannot be started again. The fault monitor's thread stays, as it serves the faults.
+    ///
+    /// A thread that has ended may be counted by the kernel for a moment longer: ask again
+    /// where the call is refused.
+    ///
+    /// ```
+    /// # use ghostmem::Heap;
+    /// let heap = Heap::builder().resident_limit(1 << 20).build()?;
+    /// let answer = heap.without_threads(|| 42);
+    /// assert_eq!(answer, 42);
+    /// # Ok::<(), ghostmem::Error>(())
+    /// ```
+    #[cfg(not(windows))]
+    pub fn without_threads<R>(&self, call: impl FnOnce() -> R) -> R {
+        self.engine().without_threads(call)
+    }
+
     /// Puts the fault handlers back in place after the program installed its
     /// own for SIGBUS or SIGSEGV; those get what is not ours.
     ///

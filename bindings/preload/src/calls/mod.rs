@@ -19,6 +19,7 @@ mod messages;
 mod misc;
 mod ourselves;
 mod sets;
+mod single;
 mod spawn;
 pub(crate) mod table;
 mod target;
@@ -220,6 +221,7 @@ fn handle(call: &mut Call) -> Touch<Done> {
         table::CLONE | 57 | table::CLONE3 => return spawn::raw_fork(call),
         59 => return exec::execve(args, None),
         322 => return exec::execve(args, Some(())),
+        272 | 308 => return single::namespaces(number, args),
         78 | 217 => return descriptors::list(number, args),
         101 if args[0] == exec::PTRACE_TRACEME => return Ok(exec::trace_me()),
         _ => {}

@@ -155,12 +155,11 @@ const fn takes_no_pointer(number: usize) -> bool {
         | 225 | 226 // timer_getoverrun, timer_delete
         | 234       // tgkill
         | 251..=253 | 255 // ioprio_set, ioprio_get, inotify_init, inotify_rm_watch
-        | 272       // unshare
         | 276 | 277 // tee, sync_file_range
         | 283..=285 // timerfd_create, eventfd, fallocate
         | 290 | 291 | 294 // eventfd2, epoll_create1, inotify_init1
         | 300       // fanotify_init
-        | 306 | 308 // syncfs, setns
+        | 306       // syncfs
         | 323 | 324 // userfaultfd, membarrier
         | 330 | 331 // pkey_alloc, pkey_free
         | 432 | 434 // fsmount, pidfd_open
@@ -377,6 +376,7 @@ const fn looked_at(number: usize) -> bool {
             | 151 | 152     // mlockall, munlockall
             | 157           // prctl: filters, memory maps
             | 160 | 302     // setrlimit, prlimit64: see crate::own_limits
+            | 272 | 308     // unshare, setns: see `single`
             | 60 | 231      // exit, exit_group
             | 23 | 270 | 271 // select, pselect6: see `sets`; ppoll
             | 281 | 441     // epoll_pwait, epoll_pwait2

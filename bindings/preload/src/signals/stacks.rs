@@ -3,8 +3,9 @@
 use crate::bounce;
 use crate::calls::{Done, error, load_if};
 use crate::guarded::{self, Touch};
+use crate::mappings::OPEN;
 use crate::raw::{call, failed, own};
-use crate::{ghost, holds, thread};
+use crate::{foreign, ghost, holds, thread};
 
 /// Whether this thread is on an alternate signal stack.
 pub(crate) fn is_on_signal_stack() -> bool {
@@ -183,6 +184,8 @@ pub(crate) fn stack(args: [usize; 6]) -> Touch<Done> {
             && let Some(heap) = ghost::owner(given.base)
             && let Some((start, bytes)) = pages_of(given)
             && !holds::hold(heap, holds::Reason::SignalStack, start, bytes, 0)
+            // What the limit has no room to hold becomes ordinary memory, if it can.
+            && failed(foreign::let_go(heap, start, bytes, OPEN).answer)
         {
             return Ok(error(libc::ENOMEM));
         }

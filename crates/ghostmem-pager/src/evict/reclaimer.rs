@@ -76,13 +76,16 @@ impl Engine {
         Ok(())
     }
 
-    pub(crate) fn stop_worker(&self) {
+    /// Waits for the worker to end, which `closed` tells it; whether there was one.
+    pub(crate) fn stop_worker(&self) -> bool {
         let thread = self.worker.thread.lock().take();
+        let was_there = thread.is_some();
         if let Some(thread) = thread {
             self.worker.asleep.store(0, Ordering::Release);
             futex::wake_all(&self.worker.asleep);
             thread.join();
         }
+        was_there
     }
 
     /// In a forked child the worker does not exist; start a new one, or go on

@@ -3,3 +3,4 @@
 pub(crate) mod fork;
 pub(crate) mod sink;
 pub(crate) mod start;
+pub(crate) mod threads;

@@ -106,19 +106,11 @@ impl Engine {
         Ok(engine)
     }
 
-    fn start_threads(this: &MapArc<Self>) -> Result<(), OsError> {
-        if this.config.background {
-            Self::start_worker(this)?;
-        }
-        Self::start_demoter(this)
-    }
-
     /// Ends the engine: no fault is resolved from now on. Called once, when
     /// nobody uses the heap's memory any more.
     pub fn shut_down(&self) {
         self.closed.store(true, Ordering::Release);
-        self.stop_worker();
-        self.stop_demoter();
+        self.stop_threads();
         let mut registrations = self.registrations.lock();
         let gone = core::mem::replace(&mut *registrations, [const { None }; REGIONS_MAX]);
         drop(registrations);

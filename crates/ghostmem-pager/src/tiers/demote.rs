@@ -80,14 +80,25 @@ impl Engine {
         Ok(())
     }
 
-    pub(crate) fn stop_demoter(&self) {
-        let Some(cold) = &self.cold else { return };
+    /// Waits for the thread to end, which `closed` tells it; whether there was one.
+    pub(crate) fn stop_demoter(&self) -> bool {
+        let Some(cold) = &self.cold else { return false };
         let thread = cold.thread.lock().take();
+        let was_there = thread.is_some();
         if let Some(thread) = thread {
             cold.asleep.store(0, Ordering::Release);
             futex::wake_all(&cold.asleep);
             thread.join();
         }
+        was_there
+    }
+
+    /// Starts the thread again where there was one, or goes on without.
+    pub(crate) fn restart_demoter(this: &MapArc<Self>) {
+        let Some(cold) = &this.cold else { return };
+        let started = Self::start_demoter(this).is_ok();
+        // Nobody writes: nobody waits for it, and its room does not count.
+        cold.failing.store(!started, Ordering::Relaxed);
     }
 
     /// In a forked child the thread does not exist; start a new one, or go on
