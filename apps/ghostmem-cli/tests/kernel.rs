@@ -20,6 +20,11 @@ fn check(name: &str, limit: &str, more: &[&str]) {
 
 /// The same, with `options` of `ghostmem run`.
 fn check_with(options: &[&str], name: &str, limit: &str, more: &[&str]) {
+    check_as(options, name, limit, &[], more);
+}
+
+/// The same, with arguments that it gets natively and under each backend, too.
+fn check_as(options: &[&str], name: &str, limit: &str, always: &[&str], more: &[&str]) {
     let folder = scratch(name);
     let built = folder.join(name);
     compile(&[], format!("{name}.c"), &built, &[]);
@@ -27,6 +32,7 @@ fn check_with(options: &[&str], name: &str, limit: &str, more: &[&str]) {
     let run = |command: &mut Command, more: &[&str], what: &str| {
         let output = command
             .args(arguments)
+            .args(always)
             .args(more)
             .current_dir(&folder)
             .stdin(Stdio::null())
@@ -267,6 +273,14 @@ fn what_is_executed_inherits_the_signals_of_faults_as_others() {
 #[test]
 fn a_handler_in_the_midst_of_malloc_makes_calls_of_the_programs() {
     check("amid", "2M", &[]);
+}
+
+/// Proves that a handler that came in the midst of malloc, free or realloc makes children, by
+/// libc and without: none waits for ever, and all are whole.
+#[test]
+fn a_handler_in_the_midst_of_malloc_makes_children() {
+    check_with(&["--mmap=64K"], "forkamid", "4M", &[]);
+    check_as(&["--small=off"], "forkamid", "4M", &["small"], &[]);
 }
 
 /// Proves on which stack a handler of faults runs, and that it may leave it for good.

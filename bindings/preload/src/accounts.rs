@@ -12,6 +12,7 @@ use core::ptr::NonNull;
 use ghostmem::Heap;
 
 use crate::raw::say;
+use crate::signals::Blocked;
 use crate::thread::{self, EngineScope};
 use crate::{cache, family, ghost, start};
 
@@ -144,10 +145,13 @@ pub(crate) extern "C" fn malloc_trim(pad: usize) -> c_int {
     {
         let _inside = EngineScope::new(current);
         let before = heap.stats().resident_bytes;
+        // As where a block is freed.
+        let blocked = Blocked::new();
         while let Some(block) = cache::take_any().and_then(|at| NonNull::new(at as *mut u8)) {
             // SAFETY: a freed block that was kept, and is not any more.
             let _was_live = unsafe { heap.deallocate_block(block) };
         }
+        drop(blocked);
         heap.trim();
         compress_what_is_scattered(heap);
         released = heap.stats().resident_bytes < before;

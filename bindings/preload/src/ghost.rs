@@ -9,7 +9,8 @@ use std::sync::OnceLock;
 
 use ghostmem::{Heap, SmallObjects};
 
-use crate::thread::{self, EngineScope, Entered, Thread};
+use crate::signals::Blocked;
+use crate::thread::{self, EngineScope, Entered, Thread, Undisturbed};
 use crate::{begin, cache, heirs, holds, own_limits, put_off, raw};
 
 static HEAP: OnceLock<Heap> = OnceLock::new();
@@ -214,6 +215,8 @@ pub(crate) fn allocate(
         }
         bytes = if is_limited { size } else { class };
     }
+    // Blocks of pages have a lock, which a handler that forks would wait for.
+    let blocked = (size >= COUNTED_FROM || align > 4096).then(Blocked::new);
     let inside = EngineScope::new(thread);
     if ASKED.load(Ordering::Relaxed) {
         count_small(thread, heap);
@@ -231,6 +234,7 @@ pub(crate) fn allocate(
         note_large(heap, block);
     }
     drop(inside);
+    drop(blocked);
     block.map_or(core::ptr::null_mut(), |block| block.as_ptr().cast())
 }
 
@@ -380,10 +384,12 @@ unsafe fn free_now(thread: &'static Thread, heap: &Heap, block: NonNull<u8>) {
             }
         }
     }
+    let blocked = (!heap.is_among_small(address)).then(Blocked::new);
     let inside = EngineScope::new(thread);
     // SAFETY: the caller's promise.
     let freed = unsafe { heap.deallocate_block(block) };
     drop(inside);
+    drop(blocked);
     if freed.is_err() {
         not_live();
     }
@@ -410,7 +416,7 @@ pub(crate) unsafe fn resize(
     if !may_enter(thread) {
         return false;
     }
-    let _inside = EngineScope::new(thread);
+    let _inside = Undisturbed::new(thread);
     let grows = size.saturating_sub(heap.block_bytes(block).unwrap_or(0));
     if grows > 0 && own_limits::refuses(heap, grows) {
         return false;

@@ -23,8 +23,7 @@ use ghostmem::Heap;
 use ghostmem_os::futex;
 
 use crate::raw::{self, own};
-use crate::signals::Blocked;
-use crate::thread::{self, EngineScope};
+use crate::thread::{self, Undisturbed};
 use crate::{bounce, heirs};
 
 mod list;
@@ -54,8 +53,7 @@ static BUSY: AtomicBool = AtomicBool::new(false);
 
 /// Runs `body` as the only thread that changes lists.
 fn with<R>(body: impl FnOnce() -> R) -> R {
-    let _inside = EngineScope::new(thread::current());
-    let _blocked = Blocked::new();
+    let _alone = Undisturbed::new(thread::current());
     let mut tries = 0;
     while BUSY.swap(true, Ordering::Acquire) {
         futex::pause(tries);

@@ -53,6 +53,7 @@ mod patch;
 mod plan;
 mod put_off;
 mod raw;
+mod refused_fork;
 mod report;
 mod scan;
 mod settings;

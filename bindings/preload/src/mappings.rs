@@ -30,7 +30,7 @@ use ghostmem_os::PAGE_SIZE;
 use crate::calls::{Done, error, table};
 use crate::raw::{self, Answer, failed, own};
 use crate::taken::{self, Range, Table};
-use crate::thread::{self, EngineScope};
+use crate::thread::{self, EngineScope, Undisturbed};
 use crate::{foreign, ghost, heirs, holds, own_limits};
 
 /// Mappings of at least so many bytes are taken; 0: none.
@@ -193,7 +193,7 @@ fn take(
 ) -> Result<usize, Refused> {
     let heap = ghost::heap().ok_or(Refused::NoPlace)?;
     let thread = thread::current();
-    let inside = EngineScope::new(thread);
+    let inside = Undisturbed::new(thread);
     let block = make(heap)?;
     ghost::note_large(heap, Some(block));
     drop(inside);
@@ -206,7 +206,7 @@ fn take(
     if taken::with(|table| table.insert(range)) {
         return Ok(start);
     }
-    let _inside = EngineScope::new(thread);
+    let _inside = Undisturbed::new(thread);
     free_block(heap, start);
     Err(Refused::NoPlace)
 }

@@ -10,6 +10,7 @@ use core::cell::Cell;
 use core::ffi::{CStr, c_void};
 use core::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::refused_fork::InLibc;
 use crate::thread;
 
 mod libc_names {
@@ -25,6 +26,7 @@ mod libc_names {
 use libc_names::{__libc_calloc, __libc_free, __libc_malloc, __libc_memalign, __libc_realloc};
 
 pub(crate) fn allocate(size: usize, align: usize, zeroed: bool) -> *mut c_void {
+    let _there = InLibc::new();
     if align <= 16 && zeroed {
         // SAFETY: no preconditions.
         return unsafe { __libc_calloc(1, size) };
@@ -84,6 +86,7 @@ pub(crate) unsafe fn free(block: *mut c_void) {
         // SAFETY: the address of a function of exactly this type.
         by => unsafe { core::mem::transmute::<usize, Free>(by) },
     };
+    let _there = InLibc::new();
     // SAFETY: the caller's promise.
     unsafe { free(block) };
 }
@@ -97,6 +100,7 @@ pub(crate) unsafe fn reallocate(block: *mut c_void, size: usize) -> *mut c_void 
         // SAFETY: the address of a function of exactly this type.
         by => unsafe { core::mem::transmute::<usize, Reallocate>(by) },
     };
+    let _there = InLibc::new();
     // SAFETY: the caller's promise.
     unsafe { reallocate(block, size) }
 }

@@ -33,7 +33,7 @@ use crate::settings::{Settings, VARIABLE, value_in};
 use crate::thread::{self, EngineScope};
 use crate::{
     begin, bounce, cache, confine, endings, entries, ghost, heirs, holds, mappings, objects,
-    ordinary, patch, put_off, report, signals, threads, tree,
+    ordinary, patch, put_off, refused_fork, report, signals, threads, tree,
 };
 
 /// Most bytes of freed blocks kept for reuse, whatever the limit.
@@ -137,6 +137,7 @@ fn start(
     mappings::take_from(settings.mmap_from);
     // Not later: a program that asks for memory may be in the loader.
     ordinary::find_usable_size();
+    refused_fork::prepare();
     let texts = TEXTS.get_or_init(objects::texts);
     objects::know_libc(texts);
     let patched = patch::install(texts, true, &plans);

@@ -16,8 +16,7 @@ use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use ghostmem_os::futex;
 
 use crate::bounce;
-use crate::signals::Blocked;
-use crate::thread::{self, EngineScope};
+use crate::thread::{self, Undisturbed};
 
 /// Ranges in the table: four times the kernel's own default bound on mappings
 /// (`vm.max_map_count`). The memory of unused places is never touched.
@@ -56,8 +55,7 @@ static BUSY: AtomicBool = AtomicBool::new(false);
 
 /// Runs `body` as the only thread that has the table. It does not come back here.
 pub(crate) fn with<R>(body: impl FnOnce(&mut Table) -> R) -> R {
-    let _inside = EngineScope::new(thread::current());
-    let _blocked = Blocked::new();
+    let _alone = Undisturbed::new(thread::current());
     let _still = hold_still();
     let _change = Change::new();
     // SAFETY: BUSY was clear, so this is the only thread here.

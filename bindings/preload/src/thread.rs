@@ -9,6 +9,8 @@
 use core::arch::asm;
 use core::cell::Cell;
 
+use crate::signals::Blocked;
+
 /// A thread's state. All zero for a new thread.
 #[repr(C)]
 pub(crate) struct Thread {
@@ -51,6 +53,8 @@ pub(crate) struct Thread {
     /// bit each, and what came with them.
     pub(crate) pending: Cell<u32>,
     pub(crate) pending_info: [[Cell<u64>; INFO_WORDS]; 2],
+    /// Where on its stack the thread went into libc's malloc; 0: it is not there.
+    pub(crate) in_libc: Cell<usize>,
 }
 
 /// Words of a `siginfo_t`.
@@ -61,14 +65,14 @@ core::arch::global_asm!(
     ".globl gm_thread",
     ".hidden gm_thread",
     ".type gm_thread,@object",
-    ".size gm_thread,448",
+    ".size gm_thread,512",
     ".align 64",
     "gm_thread:",
-    ".zero 448",
+    ".zero 512",
     ".previous",
 );
 
-const _: () = assert!(size_of::<Thread>() <= 448);
+const _: () = assert!(size_of::<Thread>() <= 512);
 
 /// The calling thread's state.
 pub(crate) fn current() -> &'static Thread {
@@ -83,7 +87,7 @@ pub(crate) fn current() -> &'static Thread {
             options(nostack, pure, readonly),
         );
     }
-    // SAFETY: the thread's own block of 448 zero-initialised bytes, used by no
+    // SAFETY: the thread's own block of 512 zero-initialised bytes, used by no
     // other thread; the reference does not leave it (`Cell` is not Sync).
     unsafe { &*address }
 }
@@ -103,6 +107,25 @@ impl EngineScope {
 impl Drop for EngineScope {
     fn drop(&mut self) {
         self.0.inside.set(self.1);
+    }
+}
+
+/// Engine code that takes locks of the heap's. No handler of the program's comes in the midst
+/// of it: one that forks would wait for what the thread has that it interrupted. It comes
+/// behind it, when the thread is the program's again.
+pub(crate) struct Undisturbed {
+    // Dropped in this order.
+    _inside: EngineScope,
+    _blocked: Blocked,
+}
+
+impl Undisturbed {
+    pub(crate) fn new(thread: &'static Thread) -> Self {
+        let blocked = Blocked::new();
+        Self {
+            _inside: EngineScope::new(thread),
+            _blocked: blocked,
+        }
     }
 }
 

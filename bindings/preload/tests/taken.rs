@@ -13,14 +13,6 @@ mod bounce {
         Some(Box::leak(vec![0_u64; bytes / 8].into_boxed_slice()).as_ptr() as usize)
     }
 }
-mod signals {
-    pub(crate) struct Blocked;
-    impl Blocked {
-        pub(crate) fn new() -> Self {
-            Self
-        }
-    }
-}
 mod thread {
     use core::cell::Cell;
 
@@ -28,8 +20,8 @@ mod thread {
     pub(crate) struct Thread {
         pub(crate) tried_again: Cell<[usize; 3]>,
     }
-    pub(crate) struct EngineScope;
-    impl EngineScope {
+    pub(crate) struct Undisturbed;
+    impl Undisturbed {
         pub(crate) fn new(_thread: &'static Thread) -> Self {
             Self
         }

@@ -19,7 +19,7 @@ use crate::ghost;
 use crate::guarded::{self, Touch};
 use crate::holds::{self, Reason};
 use crate::raw::{self, failed, own};
-use crate::thread::{self, EngineScope};
+use crate::thread::{self, EngineScope, Undisturbed};
 
 use super::{Done, error};
 
@@ -212,7 +212,11 @@ impl Ranges {
 
 impl Drop for Ranges {
     fn drop(&mut self) {
-        let _inside = EngineScope::new(thread::current());
+        if self.count == 0 {
+            return;
+        }
+        // The last pin of what was freed meanwhile frees it.
+        let _inside = Undisturbed::new(thread::current());
         for pin in &mut self.pins[..self.count] {
             // SAFETY: the first `count` were written, and are dropped once.
             unsafe { pin.assume_init_drop() };

@@ -102,6 +102,13 @@ fn is_of_a_handler(call: &Call) -> bool {
         13 => signals::is_programs(call.args),
         // Calls that the engine makes none of.
         46 | 47 | 59 | 299 | 307 | 322 => true,
+        57 => ghost::is_on(),
+        // The engine makes threads, and no processes once there is a heap.
+        table::CLONE => ghost::is_on() && call.args[0] & libc::CLONE_VM as usize == 0,
+        table::CLONE3 => {
+            let flags = load::<usize>(call.args[0]);
+            ghost::is_on() && flags.is_ok_and(|flags| flags & libc::CLONE_VM as usize == 0)
+        }
         19 | 20 | 295 | 296 | 327 | 328 => {
             let [_, list, count, ..] = call.args;
             let mut words =

@@ -8,7 +8,7 @@ use ghostmem_os::stack::OwnStack;
 use crate::guarded::{self, Touch, load, store};
 use crate::raw::{self, Answer, call, failed};
 use crate::signals::{Blocked, WithoutStack};
-use crate::{ghost, holds, signals, start, taken};
+use crate::{ghost, holds, refused_fork, signals, start, taken};
 
 use super::held::{self, WithoutRseq};
 use super::{Call, Done, error, misc, table};
@@ -215,6 +215,9 @@ pub(super) fn raw_fork(call: &mut Call) -> Touch<Done> {
             return Ok(error(libc::ENOSYS));
         }
         return on_shared_memory(asked);
+    }
+    if refused_fork::is_refused_past_libc() {
+        return Ok(error(libc::EAGAIN));
     }
     let Some(answer) = on_ordinary_stack(move || make_child(number, args, asked)) else {
         return Ok(error(libc::EAGAIN));

@@ -1,0 +1,89 @@
+//! fork(3) in a signal handler that came in the midst of libc's malloc.
+//!
+//! For a fork libc takes the locks of its malloc where the process has several threads, and
+//! the engine has one. The handler would wait for what the thread has that it interrupted. A
+//! child without those locks might never get them. So such a fork is refused, as fork(2) is
+//! where the system is short of something.
+
+use core::hint::black_box;
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+use ghostmem::Backend;
+
+use crate::family::set_errno;
+use crate::thread::{self, Thread};
+use crate::{ghost, signals, start};
+
+type Fork = unsafe extern "C" fn() -> libc::pid_t;
+
+static NEXT: AtomicUsize = AtomicUsize::new(0);
+
+/// Finds libc's own. Not in a handler: the loader has locks, too.
+pub(crate) fn prepare() {
+    NEXT.store(start::next(c"fork"), Ordering::Release);
+}
+
+/// The thread is in libc's malloc while this is there.
+pub(crate) struct InLibc {
+    thread: &'static Thread,
+    outer: usize,
+}
+
+impl InLibc {
+    #[inline]
+    pub(crate) fn new() -> Self {
+        let thread = thread::current();
+        let outer = thread.in_libc.replace(here());
+        Self { thread, outer }
+    }
+}
+
+impl Drop for InLibc {
+    #[inline]
+    fn drop(&mut self) {
+        self.thread.in_libc.set(self.outer);
+    }
+}
+
+/// An address on the stack in use.
+#[inline]
+fn here() -> usize {
+    let here = 0_u8;
+    black_box(&raw const here).addr()
+}
+
+/// Whether the calling handler came in the midst of libc's malloc. One that left it by a jump
+/// is further up on the stack.
+fn is_amid_malloc() -> bool {
+    let since = thread::current().in_libc.get();
+    since != 0 && (here() < since || signals::is_on_signal_stack())
+}
+
+/// Whether a child that is made past libc would wait for libc's malloc: a monitor has threads,
+/// which are made before the child goes on.
+pub(crate) fn is_refused_past_libc() -> bool {
+    let has_threads = ghost::heap().is_some_and(|heap| heap.backend() == Backend::Monitor);
+    has_threads && is_amid_malloc()
+}
+
+/// fork(3).
+#[unsafe(no_mangle)]
+pub(crate) extern "C" fn fork() -> libc::pid_t {
+    if NEXT.load(Ordering::Acquire) == 0 {
+        prepare();
+    }
+    let next = NEXT.load(Ordering::Acquire);
+    let refused = match next {
+        0 => libc::ENOSYS,
+        _ if ghost::is_on() && is_amid_malloc() => libc::EAGAIN,
+        _ => 0,
+    };
+    if refused != 0 {
+        set_errno(refused);
+        return -1;
+    }
+    // SAFETY: libc's function of that name.
+    let next = unsafe { core::mem::transmute::<usize, Fork>(next) };
+    // SAFETY: as the program called it.
+    unsafe { next() }
+}
