@@ -283,6 +283,13 @@ fn a_handler_in_the_midst_of_malloc_makes_children() {
     check_as(&["--small=off"], "forkamid", "4M", &["small"], &[]);
 }
 
+/// Proves that calls which a handler leaves by a jump take no memory along, and that others
+/// keep theirs meanwhile, in a child of a handler too.
+#[test]
+fn calls_that_are_left_by_a_jump_leave_nothing_behind() {
+    check("jumps", "4M", &[]);
+}
+
 /// Proves on which stack a handler of faults runs, and that it may leave it for good.
 #[test]
 fn a_handler_of_faults_runs_where_the_kernel_would_run_it() {

@@ -9,15 +9,20 @@
 //!
 //! Buffers come from two pools of fixed pieces, leased with one atomic each, or
 //! from a mapping made for the call when those are all out or too short. A
-//! thread may sit in a call for hours with its piece, and a signal handler may
-//! jump out of it: the piece is then lost, nothing else.
+//! thread may sit in a call for hours with its piece. A signal handler may jump out of it:
+//! its thread's next call takes the piece back ([`left`]).
 //!
 //! One call is given up to a quarter of what the process may use, 8 MiB at the
 //! least ([`most_bytes`]): what is longer moves in part, if it is a stream's.
 
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+use ghostmem_os::PAGE_SIZE;
+
 use crate::raw::{failed, own};
+use crate::thread;
+
+pub(crate) mod left;
 
 const SMALL_BYTES: usize = 16 << 10;
 const SMALL_COUNT: usize = 1024;
@@ -78,10 +83,46 @@ pub(crate) fn prepare() {
     }
 }
 
-/// In a forked child: what other threads held is free.
+/// In a forked child: what other threads held is free. What this one has stays: a handler
+/// that forks may have come in the midst of a call, which goes on in the child, too.
 pub(crate) fn forget_others() {
     for word in SMALL.iter().chain(&LARGE) {
         word.store(0, Ordering::Release);
+    }
+    left::each(thread::current(), |start, _| {
+        if let Some((word, bit)) = bit_of(start) {
+            word.fetch_or(bit, Ordering::Relaxed);
+        }
+    });
+}
+
+/// The bit of a piece of the pools that begins at an address.
+fn bit_of(start: usize) -> Option<(&'static AtomicU64, u64)> {
+    const SMALL_END: usize = SMALL_BYTES * SMALL_COUNT;
+    const LARGE_END: usize = SMALL_END + LARGE_BYTES * LARGE_COUNT;
+    let base = BASE.load(Ordering::Acquire);
+    let at = start.wrapping_sub(base);
+    let (words, index): (&[AtomicU64], usize) = match at {
+        _ if base == 0 => return None,
+        ..SMALL_END => (&SMALL, at / SMALL_BYTES),
+        // Where the pools are small, something else may lie behind them.
+        SMALL_END..LARGE_END if LARGE_WORDS.load(Ordering::Relaxed) > 0 => {
+            (&LARGE, (at - SMALL_END) / LARGE_BYTES)
+        }
+        _ => return None,
+    };
+    Some((&words[index / 64], 1 << (index % 64)))
+}
+
+/// Gives a piece or a mapping back.
+fn give_back(start: usize, bytes: usize) {
+    match bit_of(start) {
+        Some((word, bit)) => {
+            word.fetch_and(!bit, Ordering::Release);
+        }
+        None => {
+            let _gone = own!(libc::SYS_munmap, start, bytes);
+        }
     }
 }
 
@@ -100,60 +141,53 @@ fn take(words: &[AtomicU64]) -> Option<usize> {
     None
 }
 
-#[derive(Debug, Clone, Copy)]
-enum Kind {
-    Small(usize),
-    Large(usize),
-    Mapped,
-}
-
-/// A piece of ordinary memory, page aligned; given back when dropped.
+/// A piece of ordinary memory, page aligned; given back when dropped, or when the thread's next call finds that the one it was for was left.
 #[derive(Debug)]
 pub(crate) struct Lease {
     address: usize,
     bytes: usize,
     used: usize,
-    kind: Kind,
+    /// What is given back.
+    start: usize,
+    whole: usize,
+    note: Option<left::Note>,
 }
 
 impl Lease {
     /// At least `bytes` of ordinary memory, with unspecified contents.
     pub(crate) fn new(bytes: usize) -> Option<Self> {
-        let base = BASE.load(Ordering::Acquire);
-        let lease = |address, bytes, kind| {
-            Some(Self {
-                address,
-                bytes,
-                used: 0,
-                kind,
-            })
-        };
-        if base != 0
-            && bytes <= SMALL_BYTES
-            && let Some(index) = take(&SMALL[..SMALL_WORDS.load(Ordering::Relaxed)])
-        {
-            return lease(base + index * SMALL_BYTES, SMALL_BYTES, Kind::Small(index));
+        let note = left::Note::new(thread::current());
+        match piece(bytes) {
+            Some((start, bytes)) => Some(Self::of(start, bytes, note)),
+            None => Self::mapped(bytes, 0, note),
         }
-        if base != 0
-            && bytes <= LARGE_BYTES
-            && let Some(index) = take(&LARGE[..LARGE_WORDS.load(Ordering::Relaxed)])
-        {
-            let address = base + SMALL_BYTES * SMALL_COUNT + index * LARGE_BYTES;
-            return lease(address, LARGE_BYTES, Kind::Large(index));
-        }
-        Self::fresh(bytes)
     }
 
     /// Memory that nobody uses again: pages that the kernel keeps beyond the
     /// call keep what is in them.
     pub(crate) fn fresh(bytes: usize) -> Option<Self> {
-        let bytes = bytes.max(1).checked_next_multiple_of(4096)?;
-        Some(Self {
-            address: map(bytes)?,
+        Self::mapped(bytes, 0, left::Note::new(thread::current()))
+    }
+
+    fn of(start: usize, bytes: usize, note: Option<left::Note>) -> Self {
+        if let Some(note) = &note {
+            note.has(start, bytes);
+        }
+        Self {
+            address: start,
             bytes,
             used: 0,
-            kind: Kind::Mapped,
-        })
+            start,
+            whole: bytes,
+            note,
+        }
+    }
+
+    /// A mapping of its own, with `more` behind it.
+    fn mapped(bytes: usize, more: usize, note: Option<left::Note>) -> Option<Self> {
+        let bytes = bytes.max(1).checked_next_multiple_of(PAGE_SIZE)?;
+        let bytes = bytes.checked_add(more)?;
+        Some(Self::of(map(bytes)?, bytes, note))
     }
 
     /// The first address.
@@ -173,16 +207,30 @@ impl Lease {
     }
 }
 
+/// A piece of the pools that is long enough: where it is, and its length.
+fn piece(bytes: usize) -> Option<(usize, usize)> {
+    let base = BASE.load(Ordering::Acquire);
+    if base == 0 {
+        return None;
+    }
+    if bytes <= SMALL_BYTES
+        && let Some(index) = take(&SMALL[..SMALL_WORDS.load(Ordering::Relaxed)])
+    {
+        return Some((base + index * SMALL_BYTES, SMALL_BYTES));
+    }
+    if bytes <= LARGE_BYTES
+        && let Some(index) = take(&LARGE[..LARGE_WORDS.load(Ordering::Relaxed)])
+    {
+        let place = SMALL_BYTES * SMALL_COUNT + index * LARGE_BYTES;
+        return Some((base + place, LARGE_BYTES));
+    }
+    None
+}
+
 impl Drop for Lease {
     fn drop(&mut self) {
-        let (words, index): (&[AtomicU64], usize) = match self.kind {
-            Kind::Small(index) => (&SMALL, index),
-            Kind::Large(index) => (&LARGE, index),
-            Kind::Mapped => {
-                let _gone = own!(libc::SYS_munmap, self.address, self.bytes);
-                return;
-            }
-        };
-        words[index / 64].fetch_and(!(1 << (index % 64)), Ordering::Release);
+        // From here on nobody else gives it back.
+        drop(self.note.take());
+        give_back(self.start, self.whole);
     }
 }

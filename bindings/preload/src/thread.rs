@@ -9,6 +9,7 @@
 use core::arch::asm;
 use core::cell::Cell;
 
+use crate::bounce::left;
 use crate::signals::Blocked;
 
 /// A thread's state. All zero for a new thread.
@@ -53,8 +54,13 @@ pub(crate) struct Thread {
     /// bit each, and what came with them.
     pub(crate) pending: Cell<u32>,
     pub(crate) pending_info: [[Cell<u64>; INFO_WORDS]; 2],
+    /// The mark of the system call that the thread is in, on its stack; and how many calls
+    /// have had one: see [`left`].
+    pub(crate) call: Cell<usize>,
+    pub(crate) calls: Cell<u16>,
     /// Where on its stack the thread went into libc's malloc; 0: it is not there.
     pub(crate) in_libc: Cell<usize>,
+    pub(crate) stand_ins: [left::Noted; left::NOTES],
 }
 
 /// Words of a `siginfo_t`.
@@ -65,14 +71,14 @@ core::arch::global_asm!(
     ".globl gm_thread",
     ".hidden gm_thread",
     ".type gm_thread,@object",
-    ".size gm_thread,512",
+    ".size gm_thread,704",
     ".align 64",
     "gm_thread:",
-    ".zero 512",
+    ".zero 704",
     ".previous",
 );
 
-const _: () = assert!(size_of::<Thread>() <= 512);
+const _: () = assert!(size_of::<Thread>() <= 704);
 
 /// The calling thread's state.
 pub(crate) fn current() -> &'static Thread {
@@ -87,7 +93,7 @@ pub(crate) fn current() -> &'static Thread {
             options(nostack, pure, readonly),
         );
     }
-    // SAFETY: the thread's own block of 512 zero-initialised bytes, used by no
+    // SAFETY: the thread's own block of 704 zero-initialised bytes, used by no
     // other thread; the reference does not leave it (`Cell` is not Sync).
     unsafe { &*address }
 }

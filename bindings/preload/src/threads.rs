@@ -8,6 +8,7 @@
 use core::ffi::{c_int, c_void};
 use core::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 
+use crate::bounce::left;
 use crate::raw::{failed, own};
 use crate::thread::EngineScope;
 use crate::{begin, foreign, ghost, guarded, holds, objects, ordinary, signals, start, thread};
@@ -66,6 +67,7 @@ extern "C" fn ends(round: *mut c_void) {
         return;
     }
     signals::take_stack();
+    left::ends(thread::current());
     hold_robust_list();
     ghost::tell(thread::current());
     thread::current().ended.set(true);

@@ -25,7 +25,7 @@ global_asm!(
     ".cfi_offset rbp, -144",
     "mov rbp, rsp",
     ".cfi_def_cfa rbp, 144",
-    "sub rsp, 336",
+    "sub rsp, 400",
     "and rsp, -64",
     "mov [rsp + 0], rax",
     "mov [rsp + 8], rdi",
@@ -55,6 +55,8 @@ global_asm!(
     "movaps [rsp + 288], xmm13",
     "movaps [rsp + 304], xmm14",
     "movaps [rsp + 320], xmm15",
+    // No mark yet.
+    "mov qword ptr [rsp + 336], 0",
     "cld",
     "mov rdi, rsp",
     "call {hook}",

@@ -25,6 +25,8 @@ mod spawn;
 pub(crate) mod table;
 mod target;
 
+use core::sync::atomic::AtomicU64;
+
 use ghostmem_os::doorway;
 
 use crate::guarded::{BadAddress, Touch, load};
@@ -48,7 +50,13 @@ pub(crate) struct Call {
     stack: usize,
     /// Another stack pointer to go on with; 0: the same.
     pub(crate) other_stack: usize,
+    /// The vector registers.
+    vectors: [u64; 32],
+    /// What tells whether this call is going on: see [`crate::bounce::left`].
+    mark: AtomicU64,
 }
+
+const _: () = assert!(core::mem::offset_of!(Call, mark) == 336);
 
 /// What becomes of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +77,15 @@ pub(crate) const fn error(errno: i32) -> Done {
 /// Unwinds where the program's thread is cancelled in a blocking call.
 extern "C-unwind" fn hook(call: &mut Call) -> u32 {
     let thread = thread::current();
+    let outer = thread
+        .call
+        .replace((&raw const call.mark).expose_provenance());
+    let answer = decide(thread, call);
+    thread.call.set(outer);
+    answer
+}
+
+fn decide(thread: &'static thread::Thread, call: &mut Call) -> u32 {
     let is_own = is_from_us(call) || is_from_libc(call);
     if !ghost::is_on() && (is_own || !begin::at_call(call.number, call.args)) {
         let done = before_the_heap(thread, call).unwrap_or(Done::Asis);
