@@ -283,6 +283,13 @@ fn a_handler_in_the_midst_of_malloc_makes_children() {
     check_as(&["--small=off"], "forkamid", "4M", &["small"], &[]);
 }
 
+/// Proves that calls with buffers and structures that are good in part get the kernel's answer,
+/// and that as much arrives, and stays to be read.
+#[test]
+fn what_is_good_in_part_gets_the_answer_of_the_kernel() {
+    check_with(&["--mmap=64K"], "edges", "4M", &[]);
+}
+
 /// Proves that calls which a handler leaves by a jump take no memory along, and that others
 /// keep theirs meanwhile, in a child of a handler too.
 #[test]

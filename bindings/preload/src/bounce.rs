@@ -141,7 +141,8 @@ fn take(words: &[AtomicU64]) -> Option<usize> {
     None
 }
 
-/// A piece of ordinary memory, page aligned; given back when dropped, or when the thread's next call finds that the one it was for was left.
+/// A piece of ordinary memory, page aligned but for [`Lease::before_nothing`]; given back when
+/// dropped, or when the thread's next call finds that the one it was for was left.
 #[derive(Debug)]
 pub(crate) struct Lease {
     address: usize,
@@ -167,6 +168,18 @@ impl Lease {
     /// call keep what is in them.
     pub(crate) fn fresh(bytes: usize) -> Option<Self> {
         Self::mapped(bytes, 0, left::Note::new(thread::current()))
+    }
+
+    /// `bytes` that end where a page does, and nothing behind them.
+    pub(crate) fn before_nothing(bytes: usize) -> Option<Self> {
+        let note = left::Note::new(thread::current());
+        let mut lease = Self::mapped(bytes, PAGE_SIZE, note)?;
+        let end = lease.start + lease.whole - PAGE_SIZE;
+        if failed(own!(libc::SYS_mprotect, end, PAGE_SIZE, libc::PROT_NONE)) {
+            return None;
+        }
+        (lease.address, lease.bytes) = (end - bytes, bytes);
+        Some(lease)
     }
 
     fn of(start: usize, bytes: usize, note: Option<left::Note>) -> Self {

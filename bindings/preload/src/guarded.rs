@@ -124,10 +124,19 @@ pub(crate) fn landing(instruction: usize) -> Option<usize> {
 /// Copies `bytes` from one address to another; either may be the program's,
 /// ghost memory included. What was copied before a bad address stays.
 pub(crate) fn copy(to: usize, from: usize, bytes: usize) -> Touch<()> {
+    if copy_some(to, from, bytes) == bytes {
+        Ok(())
+    } else {
+        Err(BadAddress)
+    }
+}
+
+/// As [`copy`], up to the first bad address; how many bytes.
+pub(crate) fn copy_some(to: usize, from: usize, bytes: usize) -> usize {
     // SAFETY: one side is memory of ours of that size; the other is what the
     // program told the kernel to use, and a fault there is caught.
     let left = unsafe { code::gm_copy(to, from, bytes) };
-    if left == 0 { Ok(()) } else { Err(BadAddress) }
+    bytes - left
 }
 
 fn word(from: usize) -> Touch<u64> {

@@ -5,6 +5,7 @@ use crate::ghost;
 use crate::guarded::{self, BadAddress, Touch, load, store};
 use crate::raw::{self, Answer, failed};
 
+use super::buffers::{touches_ghost, writable};
 use super::table::{self, Length, Pointer};
 use super::{Done, error};
 
@@ -15,17 +16,24 @@ pub(crate) fn with_copies(
     mut args: [usize; 6],
     pointers: &[Pointer],
 ) -> Touch<Done> {
-    let ghosts = pointers
-        .iter()
-        .filter(|pointer| ghost::is_ghost(args[pointer.argument()]));
     let mut room = 0_usize;
-    let mut lengths = [0; 6];
-    for &pointer in ghosts {
-        let Ok(bytes) = length_of(pointer, args) else {
-            return Ok(Done::Asis);
-        };
-        lengths[pointer.argument()] = bytes;
-        room = room.saturating_add(bytes).saturating_add(64);
+    let mut lengths = [None; 6];
+    for &pointer in pointers {
+        let argument = pointer.argument();
+        let address = args[argument];
+        if !ghost::may_be(address) {
+            continue;
+        }
+        let is_ghost = ghost::is_ghost(address);
+        match length_of(pointer, args) {
+            Err(BadAddress) if is_ghost => return Ok(Done::Asis),
+            // Others' memory may run into ours.
+            Ok(bytes) if is_ghost || (bytes > 0 && touches_ghost(address, bytes)) => {
+                lengths[argument] = Some(bytes);
+                room = room.saturating_add(bytes).saturating_add(64);
+            }
+            _ => {}
+        }
     }
     if room == 0 {
         return Ok(Done::Asis);
@@ -33,19 +41,30 @@ pub(crate) fn with_copies(
     let Some(mut lease) = Lease::new(room) else {
         return Ok(error(libc::ENOMEM));
     };
+    // What a call fills may be good in part: the kernel meets its end where it is.
+    let mut at_the_end = None;
     let given = args;
     for &pointer in pointers {
         let argument = pointer.argument();
-        if !ghost::is_ghost(given[argument]) {
+        let Some(bytes) = lengths[argument] else {
             continue;
-        }
-        let bytes = lengths[argument];
-        let Some(stand_in) = lease.carve(bytes) else {
+        };
+        let Some(mut stand_in) = lease.carve(bytes) else {
             return Ok(error(libc::ENOMEM));
         };
         match pointer {
             // What is filled as far as the result says needs no look before.
-            Pointer::Filled(_, length, _) => shorten(&mut args, length),
+            Pointer::Filled(_, length, _) => {
+                let good = writable(given[argument], bytes);
+                if good < bytes {
+                    let Some(lease) = Lease::before_nothing(good) else {
+                        return Ok(error(libc::ENOMEM));
+                    };
+                    stand_in = at_the_end.insert(lease).address();
+                    lengths[argument] = Some(good);
+                }
+                shorten(&mut args, length);
+            }
             // Nor does an address that only the kernel writes.
             Pointer::Both(_, Length::At(_)) => {}
             _ if guarded::copy(stand_in, given[argument], bytes).is_err() => {
@@ -58,10 +77,10 @@ pub(crate) fn with_copies(
     let answer = raw::syscall(number, args);
     for &pointer in pointers {
         let argument = pointer.argument();
-        if !ghost::is_ghost(given[argument]) {
+        let Some(bytes) = lengths[argument] else {
             continue;
-        }
-        let (theirs, ours, bytes) = (given[argument], args[argument], lengths[argument]);
+        };
+        let (theirs, ours) = (given[argument], args[argument]);
         let written = match pointer {
             Pointer::Text(_) | Pointer::In(..) => 0,
             Pointer::Found(..) if answer <= 0 => 0,

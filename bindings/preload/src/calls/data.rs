@@ -14,160 +14,27 @@
 //! were asked for. Going on ends where the kernel takes or gives less than it
 //! was asked for, which is what the kernel does itself.
 //!
+//! Where a part of a buffer cannot be used, what can be stands right before memory that is
+//! not there, and the call asks for all of it: what becomes of such a call depends on what
+//! it is made on, and is the kernel's to say.
+//!
 //! Stand-ins lie at the same offset in their page as the buffer, so that what
 //! O_DIRECT asks for holds for both or for neither.
 
 use ghostmem_os::PAGE_SIZE;
 
 use crate::bounce::{Lease, most_bytes};
-use crate::guarded::{self, Touch, load};
-use crate::holds::{self, Reason};
+use crate::ghost;
+use crate::guarded::{self, Touch};
 use crate::raw::{self, Answer, call, failed, own};
-use crate::{ghost, mappings};
 
+use super::buffers::{VECTORS_MAX, Vector, Vectors, touches_ghost, writable};
 use super::{Done, error, ourselves};
 
 /// What the kernel takes at most in one call (read(2)).
 pub(super) const LONGEST: usize = 0x7fff_f000;
 /// What a transfer that goes on moves at once.
 const PIECE: usize = 1 << 20;
-/// The most buffers in one call (`IOV_MAX`).
-pub(crate) const VECTORS_MAX: usize = 1024;
-
-/// `struct iovec`.
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Vector {
-    pub(crate) base: usize,
-    pub(crate) bytes: usize,
-}
-
-/// A list of buffers of the program's, in memory it may keep as ghost.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Vectors {
-    list: usize,
-    count: usize,
-}
-
-impl Vectors {
-    pub(crate) const fn new(list: usize, count: usize) -> Self {
-        Self { list, count }
-    }
-
-    pub(crate) const fn count(self) -> usize {
-        self.count
-    }
-
-    pub(crate) fn get(self, index: usize) -> Touch<Vector> {
-        load(self.list.wrapping_add(index * size_of::<Vector>()))
-    }
-
-    pub(crate) fn total(self) -> Touch<usize> {
-        let mut sum = 0_usize;
-        for index in 0..self.count {
-            sum = sum.saturating_add(self.get(index)?.bytes);
-        }
-        Ok(sum)
-    }
-
-    /// How many bytes from the first on can be written.
-    fn writable(self) -> Touch<usize> {
-        let mut sum = 0_usize;
-        for index in 0..self.count {
-            let vector = self.get(index)?;
-            let part = writable(vector.base, vector.bytes);
-            sum += part;
-            if part < vector.bytes {
-                break;
-            }
-        }
-        Ok(sum)
-    }
-
-    /// Whether the list or one of its buffers is ghost memory.
-    pub(crate) fn any_ghost(self) -> Touch<bool> {
-        if ghost::is_ghost(self.list) {
-            return Ok(true);
-        }
-        for index in 0..self.count {
-            let vector = self.get(index)?;
-            if vector.bytes > 0 && touches_ghost(vector.base, vector.bytes) {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-
-    /// Copies `bytes` from `skip` on between the buffers and one place.
-    pub(crate) fn copy(self, skip: usize, place: usize, bytes: usize, out: bool) -> Touch<()> {
-        let (mut skip, mut done) = (skip, 0);
-        for index in 0..self.count {
-            if done == bytes {
-                break;
-            }
-            let vector = self.get(index)?;
-            if skip >= vector.bytes {
-                skip -= vector.bytes;
-                continue;
-            }
-            let part = (vector.bytes - skip).min(bytes - done);
-            let at = vector.base.wrapping_add(skip);
-            if out {
-                guarded::copy(place + done, at, part)?;
-            } else {
-                guarded::copy(at, place + done, part)?;
-            }
-            done += part;
-            skip = 0;
-        }
-        Ok(())
-    }
-}
-
-/// Whether any of a buffer is ghost memory: other mappings may lie in the place of its ends.
-fn touches_ghost(base: usize, bytes: usize) -> bool {
-    if ghost::is_ghost(base) || ghost::is_ghost(base.wrapping_add(bytes - 1)) {
-        return true;
-    }
-    ghost::region_owner(base, bytes)
-        .and_then(|heap| heap.away_run(base, bytes))
-        .is_some_and(|(_, alike)| alike < bytes)
-}
-
-/// How much of a buffer can be written, from its beginning: what a call read beyond that would
-/// be lost, where the kernel leaves it where it is.
-fn writable(base: usize, bytes: usize) -> usize {
-    let Some(heap) = ghost::region_owner(base, bytes).filter(|_| bytes > 0) else {
-        return bytes;
-    };
-    let (start, end) = (base & !(PAGE_SIZE - 1), base.saturating_add(bytes));
-    let mut until = if heap.has_holes() { start } else { end };
-    while until < end {
-        // Other mappings in its place, and beside it, are the kernel's to judge.
-        let Some((away, alike)) = heap.away_run(until, end - until) else {
-            until = end;
-            break;
-        };
-        let next = until + alike.max(PAGE_SIZE);
-        let mut open = mappings::open_pieces(heap, until, next).filter(|_| !away);
-        match open.next() {
-            _ if away => until = next,
-            Some((from, to)) if from == until => {
-                until = to;
-                if to < next {
-                    break;
-                }
-            }
-            _ => break,
-        }
-    }
-    let mut until = until.clamp(base, end);
-    if let Some((from, _)) = holds::next_for(Reason::Protected, start, until) {
-        until = from.max(base);
-    }
-    until - base
-}
-
 /// Which way the bytes go, by call number.
 fn reads(number: usize) -> bool {
     matches!(number, 0 | 17 | 19 | 295 | 327)
@@ -265,30 +132,29 @@ pub(super) fn plain(number: usize, args: [usize; 6]) -> Touch<Done> {
         return Ok(Done::Asis);
     }
     let reading = reads(number);
-    let bytes = if reading {
+    let good = if reading {
         writable(base, bytes)
     } else {
         bytes
     };
-    if bytes == 0 {
-        // The kernel's to refuse, before anything is taken.
-        return Ok(Done::Asis);
-    }
     let positioned = number == 17 || number == 18;
     in_pieces(
-        fd,
-        bytes,
-        base % PAGE_SIZE,
-        reading,
+        Transfer {
+            fd,
+            bytes,
+            good,
+            shift: base % PAGE_SIZE,
+            reading,
+        },
         |place, part, done| {
             let at = if positioned { offset + done } else { 0 };
             raw::syscall(number, [fd, place, part, at, 0, 0])
         },
         |skip, place, part, out| {
             if out {
-                guarded::copy(place, base.wrapping_add(skip), part)
+                guarded::copy_some(place, base.wrapping_add(skip), part)
             } else {
-                guarded::copy(base.wrapping_add(skip), place, part)
+                guarded::copy_some(base.wrapping_add(skip), place, part)
             }
         },
     )
@@ -310,17 +176,20 @@ pub(super) fn vectored(number: usize, args: [usize; 6]) -> Touch<Done> {
         return Ok(error(libc::EINVAL));
     }
     let reading = reads(number);
-    let bytes = if reading { vectors.writable()? } else { bytes };
+    let good = if reading { vectors.writable()? } else { bytes };
     if bytes == 0 {
         return Ok(Done::Asis);
     }
     // An offset of -1 in the second version means the file's own position.
     let positioned = number >= 295 && !(number >= 327 && offset as isize == -1);
     in_pieces(
-        fd,
-        bytes.min(LONGEST),
-        0,
-        reading,
+        Transfer {
+            fd,
+            bytes: bytes.min(LONGEST),
+            good: good.min(LONGEST),
+            shift: 0,
+            reading,
+        },
         |place, part, done| {
             let vector = Vector {
                 base: place,
@@ -336,17 +205,31 @@ pub(super) fn vectored(number: usize, args: [usize; 6]) -> Touch<Done> {
     )
 }
 
-/// Moves `bytes` through a stand-in: `make(place, part, done)` makes one call,
-/// `copy(skip, place, part, out_of_the_program)` moves bytes.
-fn in_pieces(
+/// What is to be moved.
+#[derive(Clone, Copy)]
+struct Transfer {
     fd: usize,
     bytes: usize,
+    /// Of a buffer that is read into: how much of it can be written.
+    good: usize,
+    /// Where in its page the buffer begins.
     shift: usize,
     reading: bool,
+}
+
+/// Moves bytes through a stand-in: `make(place, part, done)` makes one call,
+/// `copy(skip, place, part, out_of_the_program)` moves bytes, and says how many.
+fn in_pieces(
+    transfer: Transfer,
     make: impl Fn(usize, usize, usize) -> Answer,
-    copy: impl Fn(usize, usize, usize, bool) -> Touch<()>,
+    copy: impl Fn(usize, usize, usize, bool) -> usize,
 ) -> Touch<Done> {
+    let Transfer { fd, reading, .. } = transfer;
     let most = most_bytes();
+    if transfer.good < transfer.bytes && transfer.good <= most {
+        return into_the_good_part(transfer, make, copy);
+    }
+    let bytes = transfer.good;
     let kind = if bytes > most {
         long(fd, reading)
     } else {
@@ -362,32 +245,82 @@ fn in_pieces(
     }
     // What goes on in pieces needs no large one, which a bound on memory may not have.
     let most = if kind == Long::GoesOn { PIECE } else { most };
-    let Some(lease) = Lease::new(bytes.min(most) + shift) else {
+    let Some(lease) = Lease::new(bytes.min(most) + transfer.shift) else {
         return Ok(error(libc::ENOMEM));
     };
-    let place = lease.address() + shift;
+    let place = lease.address() + transfer.shift;
     let mut done = 0;
     loop {
         let part = (bytes - done).min(most);
+        let mut cut = None;
         if !reading {
-            match copy(done, place, part, true) {
-                Err(_) if done > 0 => return Ok(Done::With(done as Answer)),
-                copied => copied?,
+            let copied = copy(done, place, part, true);
+            if copied < part {
+                cut = Lease::before_nothing(copied);
+                let Some(lease) = &cut else {
+                    return Ok(short(done, -(libc::ENOMEM as Answer)));
+                };
+                raw::copy(lease.address(), place, copied);
             }
         }
-        let answer = make(place, part, done);
-        if failed(answer) {
-            return Ok(Done::With(if done > 0 { done as Answer } else { answer }));
+        let answer = match &cut {
+            // What could be had, and nothing behind it.
+            Some(lease) => make(lease.address(), part, done),
+            None => make(place, part, done),
+        };
+        if failed(answer) || cut.is_some() {
+            return Ok(short(done, answer));
         }
         let moved = (answer as usize).min(part);
         if reading {
-            copy(done, place, moved, false)?;
+            let copied = copy(done, place, moved, false);
+            if copied < moved {
+                return Ok(short(done + copied, -(libc::EFAULT as Answer)));
+            }
         }
         done += moved;
         if moved < part || done == bytes || kind != Long::GoesOn {
             return Ok(Done::With(done as Answer));
         }
     }
+}
+
+/// What a call answers of which `done` bytes are moved before a piece with this answer.
+fn short(done: usize, answer: Answer) -> Done {
+    Done::With(match failed(answer) {
+        true if done > 0 => done as Answer,
+        true => answer,
+        false => done as Answer + answer,
+    })
+}
+
+/// Reads into a buffer of which a part can be written.
+fn into_the_good_part(
+    transfer: Transfer,
+    make: impl Fn(usize, usize, usize) -> Answer,
+    copy: impl Fn(usize, usize, usize, bool) -> usize,
+) -> Touch<Done> {
+    let Some(lease) = Lease::before_nothing(transfer.good) else {
+        return Ok(error(libc::ENOMEM));
+    };
+    // Whatever a call answers, it may have written as far as it came.
+    copy(0, lease.address(), transfer.good, true);
+    let answer = make(lease.address(), transfer.bytes, 0);
+    let copied = copy(0, lease.address(), transfer.good, false);
+    Ok(match failed(answer) {
+        false if copied < answer as usize => short(copied, -(libc::EFAULT as Answer)),
+        _ => Done::With(answer),
+    })
+}
+
+/// A call whose buffer cannot be used from its first byte on: the kernel finds that where it
+/// comes to it.
+pub(super) fn on_nothing(number: usize, mut args: [usize; 6]) -> Done {
+    let Some(lease) = Lease::before_nothing(0) else {
+        return error(libc::EFAULT);
+    };
+    args[1] = lease.address();
+    Done::With(raw::syscall(number, args))
 }
 
 /// process_vm_readv, process_vm_writev: our side by way of a stand-in.
@@ -403,7 +336,7 @@ pub(super) fn other_memory(number: usize, args: [usize; 6]) -> Touch<Done> {
     if !(ours.any_ghost()? || ghost::is_ghost(their_list)) {
         return Ok(Done::Asis);
     }
-    let bytes = ours.total()?.min(most_bytes());
+    let mut bytes = ours.total()?.min(most_bytes());
     let list_bytes = their_count * size_of::<Vector>();
     let Some(mut lease) = Lease::new(bytes + list_bytes + 128) else {
         return Ok(error(libc::ENOMEM));
@@ -414,13 +347,13 @@ pub(super) fn other_memory(number: usize, args: [usize; 6]) -> Touch<Done> {
     guarded::copy(names, their_list, list_bytes)?;
     let reading = number == 310;
     if !reading {
-        ours.copy(0, place, bytes, true)?;
+        bytes = ours.copied(0, place, bytes, true)?;
     }
     let one = Vector { base: place, bytes };
     let one = (&raw const one) as usize;
     let answer = raw::syscall(number, [process, one, 1, names, their_count, flags]);
     if reading && !failed(answer) {
-        ours.copy(0, place, (answer as usize).min(bytes), false)?;
+        ours.copied(0, place, (answer as usize).min(bytes), false)?;
     }
     Ok(Done::With(answer))
 }
@@ -450,18 +383,18 @@ pub(super) fn spliced(args: [usize; 6]) -> Touch<Done> {
     let Some(lease) = lease else {
         return Ok(error(libc::ENOMEM));
     };
-    let vector = Vector {
+    let mut vector = Vector {
         base: lease.address(),
         bytes,
     };
     if into_pipe {
-        vectors.copy(0, vector.base, bytes, true)?;
+        vector.bytes = vectors.copied(0, vector.base, bytes, true)?;
     }
     let place = &raw const vector;
     let flags = flags & !(libc::SPLICE_F_GIFT as usize);
     let answer = call!(libc::SYS_vmsplice, fd, place, 1, flags);
     if !into_pipe && !failed(answer) {
-        vectors.copy(0, vector.base, (answer as usize).min(bytes), false)?;
+        vectors.copied(0, vector.base, (answer as usize).min(bytes), false)?;
     }
     Ok(Done::With(answer))
 }

@@ -8,9 +8,11 @@
 use crate::bounce::{Lease, most_bytes};
 use crate::ghost;
 use crate::guarded::{self, BadAddress, Touch, load, store};
-use crate::raw::{self, Answer, call, failed, own};
+use crate::raw::{self, Answer, failed, own};
 
-use super::data::{VECTORS_MAX, Vector, Vectors, is_stream, next_message_fits};
+use super::buffers::{VECTORS_MAX, Vector, Vectors, touches_ghost, writable};
+use super::data::{is_stream, next_message_fits};
+use super::parts::{Rest, StandIn};
 use super::{Done, error};
 
 /// Addresses are shorter (`sockaddr_storage` has 128 bytes); the kernel refuses
@@ -65,7 +67,8 @@ pub(super) fn addressed(number: usize, args: [usize; 6]) -> Touch<Done> {
     let receives = number == 45;
     let [fd, base, bytes, flags, name, name_bytes] = args;
     let lengths_too = receives && ghost::is_ghost(name_bytes);
-    if !(ghost::is_ghost(base) || ghost::is_ghost(name) || lengths_too) {
+    let has_data = bytes > 0 && touches_ghost(base, bytes);
+    if !(has_data || touches_ghost(name, NAME_MAX) || lengths_too) {
         return Ok(Done::Asis);
     }
     let whole = bytes;
@@ -89,12 +92,27 @@ pub(super) fn addressed(number: usize, args: [usize; 6]) -> Touch<Done> {
     else {
         return Ok(error(libc::ENOMEM));
     };
+    let good = if receives {
+        writable(base, bytes)
+    } else {
+        guarded::copy_some(place, base, bytes)
+    };
+    let Ok(stand_in) = StandIn::of(place, bytes, good) else {
+        return Ok(error(libc::ENOMEM));
+    };
+    let place = stand_in.place;
+    if stand_in.is_cut() && receives {
+        guarded::copy(place, base, good)?;
+    }
     let mut passed = [fd, place, bytes, flags, 0, 0];
     if base == 0 {
         passed[1] = 0;
     }
     if name != 0 {
-        guarded::copy(name_place, name, room)?;
+        // What is received is not read before.
+        if !receives {
+            guarded::copy(name_place, name, room)?;
+        }
         passed[4] = name_place;
     }
     let rest = Rest {
@@ -105,11 +123,10 @@ pub(super) fn addressed(number: usize, args: [usize; 6]) -> Touch<Done> {
         whole,
     };
     if !receives {
-        guarded::copy(place, base, bytes)?;
         passed[5] = name_bytes;
         let answer = raw::syscall(number, passed);
         return rest.send_after(answer, |skip, part| {
-            guarded::copy(place, base.wrapping_add(skip), part)
+            guarded::copy_some(place, base.wrapping_add(skip), part)
         });
     }
     if name_bytes != 0 {
@@ -117,10 +134,13 @@ pub(super) fn addressed(number: usize, args: [usize; 6]) -> Touch<Done> {
         passed[5] = length_place;
     }
     let answer = raw::syscall(number, passed);
+    if stand_in.is_cut() {
+        guarded::copy(base, place, good)?;
+    }
     if failed(answer) {
         return Ok(Done::With(answer));
     }
-    let got = (answer as usize).min(bytes);
+    let got = (answer as usize).min(good);
     guarded::copy(base, place, got)?;
     if name != 0 && name_bytes != 0 {
         let length: u32 = load(length_place)?;
@@ -132,88 +152,13 @@ pub(super) fn addressed(number: usize, args: [usize; 6]) -> Touch<Done> {
     })
 }
 
-/// What a stand-in was too short for, of a transfer on a stream.
-struct Rest {
-    fd: usize,
-    flags: usize,
-    /// The stand-in, and its length.
-    place: usize,
-    most: usize,
-    /// What the call asks for.
-    whole: usize,
-}
-
-impl Rest {
-    /// Whether there is one, after a first part with this answer.
-    fn is_due(&self, answer: Answer) -> bool {
-        self.most < self.whole && answer == self.most as Answer && is_stream(self.fd)
-    }
-
-    /// What is left to send: a call that may wait sends all of it. `take(skip, part)` fills
-    /// the stand-in.
-    fn send_after(&self, answer: Answer, take: impl Fn(usize, usize) -> Touch<()>) -> Touch<Done> {
-        // Those pages are the kernel's by now; and only one byte is out of band.
-        let ends = (libc::MSG_ZEROCOPY | libc::MSG_OOB) as usize;
-        if self.flags & ends != 0 || !self.is_due(answer) {
-            return Ok(Done::With(answer));
-        }
-        // A peer that leaves after a part of it is a short count.
-        let flags = (self.flags | libc::MSG_NOSIGNAL as usize) & !(libc::MSG_FASTOPEN as usize);
-        let mut done = self.most;
-        while done < self.whole {
-            let part = (self.whole - done).min(self.most);
-            if take(done, part).is_err() {
-                break;
-            }
-            let answer = call!(libc::SYS_sendto, self.fd, self.place, part, flags, 0, 0);
-            if failed(answer) {
-                break;
-            }
-            done += answer as usize;
-            if (answer as usize) < part {
-                break;
-            }
-        }
-        Ok(Done::With(done as Answer))
-    }
-
-    /// What is left to receive, if the call is to wait for all it asked for.
-    /// `give(skip, part)` copies what is in the stand-in to its place.
-    fn receive_after(
-        &self,
-        answer: Answer,
-        give: impl Fn(usize, usize) -> Touch<()>,
-    ) -> Touch<Done> {
-        // What is only looked at is there the next time, too.
-        let ends = libc::MSG_PEEK | libc::MSG_OOB | libc::MSG_ERRQUEUE | libc::MSG_TRUNC;
-        let waits = self.flags & libc::MSG_WAITALL as usize != 0;
-        if !waits || self.flags & ends as usize != 0 || !self.is_due(answer) {
-            return Ok(Done::With(answer));
-        }
-        let mut done = self.most;
-        while done < self.whole {
-            let part = (self.whole - done).min(self.most);
-            let flags = self.flags;
-            let answer = call!(libc::SYS_recvfrom, self.fd, self.place, part, flags, 0, 0);
-            if failed(answer) {
-                break;
-            }
-            let got = (answer as usize).min(part);
-            give(done, got)?;
-            done += got;
-            if got < part {
-                break;
-            }
-        }
-        Ok(Done::With(done as Answer))
-    }
-}
-
 /// One message with everything in ordinary memory.
 struct Copied {
     theirs: usize,
     header: Header,
     lease: Lease,
+    stand_in: StandIn,
+    good: usize,
     /// Where our header is.
     ours: usize,
     data: usize,
@@ -237,7 +182,8 @@ fn has_ghost(at: usize) -> Touch<bool> {
         return Ok(true);
     }
     let header: Header = load(at)?;
-    if ghost::is_ghost(header.name) || ghost::is_ghost(header.control) {
+    let control_bytes = header.control_bytes.clamp(1, CONTROL_MAX);
+    if touches_ghost(header.name, NAME_MAX) || touches_ghost(header.control, control_bytes) {
         return Ok(true);
     }
     if header.count > VECTORS_MAX {
@@ -266,14 +212,22 @@ impl Copied {
         let name = carve(name_bytes)?;
         let control = carve(control_bytes)?;
         let data = carve(data_bytes)?;
-        if header.name != 0 {
+        // What is received is not read before.
+        if header.name != 0 && !receives {
             guarded::copy(name, header.name, name_bytes)?;
         }
-        if header.control != 0 {
+        if header.control != 0 && !receives {
             guarded::copy(control, header.control, control_bytes)?;
         }
-        if !receives {
-            vectors.copy(0, data, data_bytes, true)?;
+        let good = if receives {
+            vectors.writable()?
+        } else {
+            vectors.copy(0, data, data_bytes, true)
+        };
+        let stand_in = StandIn::of(data, data_bytes, good).map_err(|()| no_memory())?;
+        let data = stand_in.place;
+        if stand_in.is_cut() && receives {
+            vectors.copy(0, data, good, true);
         }
         let one = Vector {
             base: data,
@@ -293,6 +247,8 @@ impl Copied {
             theirs,
             header,
             lease,
+            stand_in,
+            good,
             ours,
             data,
             data_bytes,
@@ -314,11 +270,20 @@ impl Copied {
         }
     }
 
+    /// Where a buffer is good in part: as far as the call came, whatever it answers.
+    fn give_what_was_written(&self) {
+        if self.stand_in.is_cut() {
+            self.vectors().copy(0, self.data, self.good, false);
+        }
+    }
+
     /// Gives the program what was received: what the kernel writes, no more.
     fn give(&self, bytes: usize) -> Touch<()> {
         let got: Header = load(self.ours)?;
-        self.vectors()
-            .copy(0, self.data, bytes.min(self.data_bytes), false)?;
+        let bytes = bytes.min(self.data_bytes);
+        if self.vectors().copy(0, self.data, bytes, false) < bytes {
+            return Err(BadAddress);
+        }
         if self.header.name != 0 {
             let most = self.header.name_bytes.min(got.name_bytes) as usize;
             guarded::copy(self.header.name, got.name, most.min(NAME_MAX))?;
@@ -354,14 +319,16 @@ fn one(fd: usize, at: usize, flags: usize, receives: bool) -> Touch<Done> {
     let done = if !receives {
         rest.send_after(answer, |skip, part| vectors.copy(skip, place, part, true))
     } else if failed(answer) {
+        copied.give_what_was_written();
         Ok(Done::With(answer))
     } else {
+        copied.give_what_was_written();
         copied.give(answer as usize)?;
         // What comes beside the bytes of a later part would be lost.
         let flags = if copied.header.control == 0 { flags } else { 0 };
-        copied
-            .rest(fd, flags)
-            .receive_after(answer, |skip, part| vectors.copy(skip, place, part, false))
+        copied.rest(fd, flags).receive_after(answer, |skip, part| {
+            vectors.copied(skip, place, part, false).map(drop)
+        })
     };
     drop(copied.lease);
     done

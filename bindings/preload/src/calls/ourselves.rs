@@ -9,7 +9,8 @@ use crate::guarded::{self, Touch};
 use crate::raw::{self, Answer, call, failed, own};
 use crate::{descriptors, ghost};
 
-use super::data::{LONGEST, VECTORS_MAX, Vector, Vectors};
+use super::buffers::{VECTORS_MAX, Vector, Vectors};
+use super::data::LONGEST;
 use super::{Done, error, memory};
 
 /// process_madvise, pread64 and pwrite64, as far as they are about this process's own ghost

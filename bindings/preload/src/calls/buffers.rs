@@ -1,0 +1,193 @@
+//! The program's buffers: lists of them, and how much of one can be used.
+
+use ghostmem_os::PAGE_SIZE;
+
+use crate::guarded::{self, BadAddress, Touch, load};
+use crate::holds::{self, Reason};
+use crate::{ghost, mappings};
+
+/// The most buffers in one call (`IOV_MAX`).
+pub(crate) const VECTORS_MAX: usize = 1024;
+/// So much of a buffer in ordinary memory is looked at: a call seldom fills more at once.
+const LOOKED_AT: usize = 1 << 20;
+
+/// `struct iovec`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Vector {
+    pub(crate) base: usize,
+    pub(crate) bytes: usize,
+}
+
+/// A list of buffers of the program's, in memory it may keep as ghost.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Vectors {
+    list: usize,
+    count: usize,
+}
+
+impl Vectors {
+    pub(crate) const fn new(list: usize, count: usize) -> Self {
+        Self { list, count }
+    }
+
+    pub(crate) const fn count(self) -> usize {
+        self.count
+    }
+
+    pub(crate) fn get(self, index: usize) -> Touch<Vector> {
+        load(self.list.wrapping_add(index * size_of::<Vector>()))
+    }
+
+    pub(crate) fn total(self) -> Touch<usize> {
+        let mut sum = 0_usize;
+        for index in 0..self.count {
+            sum = sum.saturating_add(self.get(index)?.bytes);
+        }
+        Ok(sum)
+    }
+
+    /// How many bytes from the first on can be written.
+    pub(super) fn writable(self) -> Touch<usize> {
+        let mut sum = 0_usize;
+        for index in 0..self.count {
+            let vector = self.get(index)?;
+            let part = if vector.bytes > 0 && !touches_ghost(vector.base, vector.bytes) {
+                ordinary_writable(vector.base, vector.bytes)
+            } else {
+                writable(vector.base, vector.bytes)
+            };
+            sum += part;
+            if part < vector.bytes {
+                break;
+            }
+        }
+        Ok(sum)
+    }
+
+    /// Whether the list or one of its buffers is ghost memory.
+    pub(crate) fn any_ghost(self) -> Touch<bool> {
+        if ghost::is_ghost(self.list) {
+            return Ok(true);
+        }
+        for index in 0..self.count {
+            let vector = self.get(index)?;
+            if vector.bytes > 0 && touches_ghost(vector.base, vector.bytes) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Copies `bytes` from `skip` on between the buffers and one place, as far as they can be
+    /// used; how many.
+    pub(crate) fn copy(self, skip: usize, place: usize, bytes: usize, out: bool) -> usize {
+        let (mut skip, mut done) = (skip, 0);
+        for index in 0..self.count {
+            let Ok(vector) = self.get(index) else {
+                break;
+            };
+            if done == bytes {
+                break;
+            }
+            if skip >= vector.bytes {
+                skip -= vector.bytes;
+                continue;
+            }
+            let part = (vector.bytes - skip).min(bytes - done);
+            let at = vector.base.wrapping_add(skip);
+            let copied = if out {
+                guarded::copy_some(place + done, at, part)
+            } else {
+                guarded::copy_some(at, place + done, part)
+            };
+            done += copied;
+            if copied < part {
+                break;
+            }
+            skip = 0;
+        }
+        done
+    }
+
+    /// As [`Vectors::copy`], where nothing is an error.
+    pub(super) fn copied(self, skip: usize, place: usize, bytes: usize, out: bool) -> Touch<usize> {
+        match self.copy(skip, place, bytes, out) {
+            0 if bytes > 0 => Err(BadAddress),
+            copied => Ok(copied),
+        }
+    }
+}
+
+/// Whether any of a buffer is ghost memory: other mappings may lie in the place of its ends.
+pub(super) fn touches_ghost(base: usize, bytes: usize) -> bool {
+    if ghost::is_ghost(base) || ghost::is_ghost(base.wrapping_add(bytes - 1)) {
+        return true;
+    }
+    ghost::region_owner(base, bytes)
+        .and_then(|heap| heap.away_run(base, bytes))
+        .is_some_and(|(_, alike)| alike < bytes)
+}
+
+/// How much of a buffer can be written, from its beginning: what a call read beyond that would
+/// be lost, where the kernel leaves it where it is.
+pub(super) fn writable(base: usize, bytes: usize) -> usize {
+    let Some(heap) = ghost::region_owner(base, bytes).filter(|_| bytes > 0) else {
+        return bytes;
+    };
+    let (start, end) = (base & !(PAGE_SIZE - 1), base.saturating_add(bytes));
+    let is_whole = !heap.has_holes() && [base, end - 1].into_iter().all(ghost::is_ghost);
+    let mut until = if is_whole { end } else { start };
+    while until < end {
+        // What lies in its place, and beside it, is not the heap's to judge.
+        let Some((away, alike)) = heap.away_run(until, end - until) else {
+            until = opened(until, end);
+            break;
+        };
+        let next = until + alike.max(PAGE_SIZE);
+        if away {
+            let opened = opened(until, next.min(end));
+            if opened < next.min(end) {
+                until = opened;
+                break;
+            }
+            until = next;
+            continue;
+        }
+        match mappings::open_pieces(heap, until, next).next() {
+            Some((from, to)) if from == until => {
+                until = to;
+                if to < next {
+                    break;
+                }
+            }
+            _ => break,
+        }
+    }
+    let mut until = until.clamp(base, end);
+    if let Some((from, _)) = holds::next_for(Reason::Protected, start, until) {
+        until = from.max(base);
+    }
+    until - base
+}
+
+/// The same of one in ordinary memory.
+fn ordinary_writable(base: usize, bytes: usize) -> usize {
+    let looked_at = base.saturating_add(bytes.min(LOOKED_AT));
+    match opened(base, looked_at) {
+        opened if opened < looked_at => opened - base,
+        _ => bytes,
+    }
+}
+
+/// How far the pages from an address on can be written. What is there stays as it is.
+fn opened(start: usize, end: usize) -> usize {
+    let mut at = start;
+    while at < end {
+        if guarded::open(at).is_err() {
+            return at;
+        }
+        at = (at & !(PAGE_SIZE - 1)) + PAGE_SIZE;
+    }
+    end
+}
