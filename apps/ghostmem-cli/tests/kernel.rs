@@ -283,6 +283,13 @@ fn a_handler_in_the_midst_of_malloc_makes_children() {
     check_as(&["--small=off"], "forkamid", "4M", &["small"], &[]);
 }
 
+/// Proves that SIGSEGV and SIGBUS sent to a process are the process's, while all of its threads
+/// have them blocked.
+#[test]
+fn fault_signals_sent_to_a_process_are_taken_by_whoever_waits_for_them() {
+    check("sent", "4M", &[]);
+}
+
 /// Proves that calls with buffers and structures that are good in part get the kernel's answer,
 /// and that as much arrives, and stays to be read.
 #[test]

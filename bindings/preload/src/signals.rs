@@ -35,6 +35,7 @@ mod deliver;
 mod front;
 pub(crate) mod inherited;
 mod masks;
+pub(crate) mod sent;
 mod stacks;
 
 pub(crate) use actions::{

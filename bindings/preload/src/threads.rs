@@ -171,6 +171,7 @@ pub(crate) fn forget_others() {
     set_key(1);
     // What was sent to the parent is not the child's.
     thread::current().pending.set(0);
+    signals::sent::forget();
 }
 
 /// Counts one more thread, before it is made.

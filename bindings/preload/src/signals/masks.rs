@@ -1,7 +1,7 @@
 //! What the program has blocked of the signals that it shares with the engine, and the calls
 //! about it.
 
-use super::{OUR_BITS, OURS, bit, in_vfork_child, inherited, send_again};
+use super::{OUR_BITS, OURS, bit, in_vfork_child, inherited, send_again, sent};
 use crate::calls::{Done, load_if, store_if};
 use crate::ghost;
 use crate::guarded::{self, Touch};
@@ -11,6 +11,9 @@ use crate::thread::{self, INFO_WORDS, Thread};
 /// Keeps a signal that was sent while the program has it blocked; one of a
 /// kind, as the kernel does.
 pub(super) fn keep(thread: &Thread, place: usize, info: *const libc::siginfo_t) {
+    if sent::is_to_the_process(info) {
+        return sent::put(place, info);
+    }
     if thread.pending.get() & 1 << place != 0 {
         return;
     }
@@ -27,21 +30,35 @@ pub(super) fn keep(thread: &Thread, place: usize, info: *const libc::siginfo_t) 
 /// that waited for it come now.
 pub(super) fn set_blocked(thread: &Thread, bits: u32) {
     thread.blocked.set(bits);
-    let due = thread.pending.get() & !bits;
+    let due = all_pending(thread) & !bits;
     if due == 0 {
         return;
     }
     for (place, signal) in OURS.iter().enumerate() {
-        if due & 1 << place == 0 {
-            continue;
+        if due & 1 << place != 0
+            && let Some(info) = take(thread, place)
+        {
+            let _sent = send_again(*signal, info.as_ptr().cast());
         }
-        thread.pending.set(thread.pending.get() & !(1 << place));
-        let mut info = [0_u64; INFO_WORDS];
-        for (word, kept) in info.iter_mut().zip(&thread.pending_info[place]) {
-            *word = kept.get();
-        }
-        let _sent = send_again(*signal, info.as_ptr().cast());
     }
+}
+
+/// Which of our signals wait for this thread, or for any.
+fn all_pending(thread: &Thread) -> u32 {
+    thread.pending.get() | sent::waiting()
+}
+
+/// Takes one of these: the thread's own first, as the kernel does it.
+fn take(thread: &Thread, place: usize) -> Option<[u64; INFO_WORDS]> {
+    if thread.pending.get() & 1 << place == 0 {
+        return sent::take(place);
+    }
+    thread.pending.set(thread.pending.get() & !(1 << place));
+    let mut info = [0_u64; INFO_WORDS];
+    for (word, kept) in info.iter_mut().zip(&thread.pending_info[place]) {
+        *word = kept.get();
+    }
+    Some(info)
 }
 
 /// Which of our signals a mask has, one bit for each.
@@ -116,7 +133,9 @@ pub(crate) fn mask(args: [usize; 6]) -> Touch<Done> {
 /// rt_sigpending: what waits here, too.
 pub(crate) fn pending(args: [usize; 6]) -> Touch<Done> {
     let [place, bytes, ..] = args;
-    let waiting = as_mask(thread::current().pending.get());
+    let thread = thread::current();
+    // What is not blocked does not wait.
+    let waiting = as_mask(all_pending(thread) & thread.blocked.get());
     if bytes != 8 || (waiting == 0 && !ghost::is_ghost(place)) {
         return Ok(Done::Asis);
     }
@@ -144,6 +163,11 @@ pub(crate) fn wait(args: [usize; 6]) -> Touch<Done> {
     if let Some(signal) = taken(thread, wanted, info)? {
         return Ok(Done::With(signal));
     }
+    let waits = sent::Waits::new(wanted);
+    // What came before others could know of it.
+    if let Some(signal) = taken(thread, wanted, info)? {
+        return Ok(Done::With(signal));
+    }
     let mut got = [0_u64; INFO_WORDS];
     let time = time
         .as_ref()
@@ -155,6 +179,7 @@ pub(crate) fn wait(args: [usize; 6]) -> Touch<Done> {
         time,
         8
     );
+    drop(waits);
     if failed(answer) {
         // One of ours came: the kernel does not know that it is blocked.
         if let Some(signal) = taken(thread, wanted, info)? {
@@ -168,18 +193,15 @@ pub(crate) fn wait(args: [usize; 6]) -> Touch<Done> {
 
 /// Takes one of the signals that wait here, if it is among these.
 fn taken(thread: &Thread, wanted: u32, info: usize) -> Touch<Option<Answer>> {
-    let found = thread.pending.get() & wanted;
-    if found == 0 {
-        return Ok(None);
+    for (place, &signal) in OURS.iter().enumerate() {
+        if all_pending(thread) & wanted & 1 << place != 0
+            && let Some(words) = take(thread, place)
+        {
+            store_if(info, words)?;
+            return Ok(Some(signal as Answer));
+        }
     }
-    let place = found.trailing_zeros() as usize;
-    thread.pending.set(thread.pending.get() & !(1 << place));
-    let mut words = [0_u64; INFO_WORDS];
-    for (word, kept) in words.iter_mut().zip(&thread.pending_info[place]) {
-        *word = kept.get();
-    }
-    store_if(info, words)?;
-    Ok(Some(OURS[place] as Answer))
+    Ok(None)
 }
 
 /// Another mask for the time of a call, as far as it has our signals. Says whether
@@ -188,7 +210,7 @@ pub(crate) fn with_mask(mask: u64, call: impl FnOnce() -> Answer) -> Answer {
     let thread = thread::current();
     let before = thread.blocked.get();
     let meanwhile = ours_of(mask);
-    let due = thread.pending.get() & !meanwhile != 0;
+    let due = all_pending(thread) & !meanwhile != 0;
     set_blocked(thread, meanwhile);
     let answer = if due {
         -(libc::EINTR as Answer)
