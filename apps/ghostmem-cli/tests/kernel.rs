@@ -334,3 +334,9 @@ fn the_heap_is_made_while_the_loader_opens_an_object() {
 fn a_process_of_one_thread_is_one_to_the_kernel() {
     check("single", "2M", &[]);
 }
+
+/// Proves that the engine calls libc's functions and not the program's of the same names.
+#[test]
+fn a_program_has_functions_by_names_of_libcs() {
+    check("ownnames", "2M", &[]);
+}

@@ -198,3 +198,39 @@ fn a_cache_that_cannot_be_written_is_one_line_that_says_what_helps() {
     assert_eq!(line.lines().count(), 1, "{line}");
     assert!(line.contains("'scripts/install --prefix DIR'"), "{line}");
 }
+
+/// Names that the library takes from wherever the loader finds them first, on purpose: data,
+/// the loader's own, and what everybody who defines it means by it.
+const FOUND_ANYWHERE: &str = "abort bcmp environ exit getenv memcmp memcpy memmove memset setenv \
+    stderr stdout strlen unsetenv dl_iterate_phdr dlclose dlinfo dlopen dlsym gnu_get_libc_version";
+
+/// Proves that a name of libc's which the library comes to use is looked up in libc, and not
+/// in the program first.
+#[test]
+fn the_library_looks_up_in_libc_what_a_program_may_define() {
+    let output = Command::new("nm")
+        .args(["-D", "--undefined-only"])
+        .arg(built())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "nm of binutils");
+    let list = include_str!("../../../bindings/preload/src/names.in");
+    let known: Vec<&str> = list
+        .split_whitespace()
+        .chain(FOUND_ANYWHERE.split_whitespace())
+        .collect();
+    let undefined: Vec<&str> = text(&output.stdout)
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("U "))
+        .map(|name| name.split('@').next().unwrap_or(name))
+        .collect();
+    assert!(undefined.contains(&"read"), "{undefined:?}");
+    let forgotten: Vec<&str> = undefined
+        .into_iter()
+        .filter(|name| !name.starts_with('_') && !known.contains(name))
+        .collect();
+    assert!(
+        forgotten.is_empty(),
+        "bindings/preload/src/names.in lacks {forgotten:?}"
+    );
+}

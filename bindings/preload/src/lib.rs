@@ -45,6 +45,7 @@ mod guarded;
 mod heirs;
 mod holds;
 mod mappings;
+mod names;
 mod namespaces;
 mod objects;
 mod ordinary;

@@ -11,7 +11,7 @@ use core::ffi::{CStr, c_void};
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::refused_fork::InLibc;
-use crate::thread;
+use crate::{names, thread};
 
 mod libc_names {
     use core::ffi::c_void;
@@ -26,6 +26,7 @@ mod libc_names {
 use libc_names::{__libc_calloc, __libc_free, __libc_malloc, __libc_memalign, __libc_realloc};
 
 pub(crate) fn allocate(size: usize, align: usize, zeroed: bool) -> *mut c_void {
+    names::settle();
     let _there = InLibc::new();
     if align <= 16 && zeroed {
         // SAFETY: no preconditions.
@@ -55,12 +56,12 @@ static USABLE_SIZE: AtomicUsize = AtomicUsize::new(0);
 
 /// Where libc's free is.
 pub(crate) fn libc_free() -> usize {
-    __libc_free as *const () as usize
+    names::address(c"__libc_free")
 }
 
 /// Where libc's realloc is.
 pub(crate) fn libc_realloc() -> usize {
-    __libc_realloc as *const () as usize
+    names::address(c"__libc_realloc")
 }
 
 /// Calls libc's free at this address from now on.
