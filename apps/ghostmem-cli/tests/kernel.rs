@@ -229,6 +229,13 @@ fn one_call_stays_one_call() {
     check("onecall", "4M", &["8388608"]);
 }
 
+/// Proves that a program that wants one place and no other gets it in the end, and one that
+/// takes any place after as many tries as Go's runtime makes has ghost memory.
+#[test]
+fn a_place_that_is_insisted_on_is_given() {
+    check_with(&["--mmap=64K"], "insists", "4M", &[]);
+}
+
 #[test]
 fn the_malloc_family_says_what_is_in_use_and_gives_back() {
     check("accounts", "512M", &[]);

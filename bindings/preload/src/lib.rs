@@ -51,6 +51,7 @@ mod objects;
 mod ordinary;
 mod own_limits;
 mod patch;
+mod places;
 mod plan;
 mod put_off;
 mod raw;

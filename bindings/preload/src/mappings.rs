@@ -31,7 +31,7 @@ use crate::calls::{Done, error, table};
 use crate::raw::{self, Answer, failed};
 use crate::taken::{self, Range, Table};
 use crate::thread::{self, EngineScope, Undisturbed};
-use crate::{foreign, ghost, holds, own_limits};
+use crate::{foreign, ghost, holds, own_limits, places};
 
 mod moves;
 
@@ -103,11 +103,16 @@ fn can_be_taken([_, bytes, access, flags, ..]: [usize; 6]) -> bool {
 
 /// mmap.
 pub(crate) fn map(args: [usize; 6]) -> Done {
-    let [_hint, bytes, access, flags, ..] = args;
+    let [hint, bytes, access, flags, ..] = args;
     if has(flags, libc::MAP_FIXED) || has(flags, libc::MAP_FIXED_NOREPLACE) {
         return map_over(args);
     }
     if !is_large_and_private(args) || !ghost::is_on() {
+        return Done::Asis;
+    }
+    let names_a_place = hint != 0 && access == CLOSED;
+    if names_a_place && places::are_insisted_on(bytes) {
+        note_ordinary(bytes);
         return Done::Asis;
     }
     let unreserved = access == OPEN && has(flags, libc::MAP_NORESERVE);
@@ -119,7 +124,12 @@ pub(crate) fn map(args: [usize; 6]) -> Done {
         _ => Err(Refused::NoPlace),
     };
     match taken {
-        Ok(start) => Done::With(start as Answer),
+        Ok(start) => {
+            if names_a_place && start != hint {
+                places::note_reserved(start, bytes);
+            }
+            Done::With(start as Answer)
+        }
         // What is too large to be ever written in full is the kernel's to overcommit.
         Err(Refused::Full) if !unreserved || promised => error(libc::ENOMEM),
         Err(_) => {
@@ -299,6 +309,11 @@ pub(crate) fn unmap(heap: &Heap, address: usize, bytes: usize) -> Done {
         return error(libc::EINVAL);
     }
     let end = address + bytes;
+    if places::is_last(address, bytes)
+        && heap.hole_run(address, bytes) == Some((Some(Hole::Closed), bytes))
+    {
+        places::note_given_back();
+    }
     holds::forget(heap, address, bytes);
     taken::with(|table| {
         // One block at a time, until none of the range is mapped.

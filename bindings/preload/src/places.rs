@@ -1,0 +1,47 @@
+//! Programs that reserve memory at a place of their choice, or not at all.
+//!
+//! A mapping that is taken lies where the heap has room, wherever mmap(2) was asked to put
+//! it. Most programs take any place after a few tries (Java's other collectors), or after a
+//! hundred (Go). ZGC asks thousands of times, and ends. What it puts there is a file, never
+//! ghost memory. So reservations of one length that were given back so often, each at once
+//! and unused, are the kernel's from then on where they name a place.
+
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+/// So many times in a row.
+const TRIES: usize = 512;
+
+/// The reservation that was taken last elsewhere than where it was asked for; 0: it was
+/// given back.
+static START: AtomicUsize = AtomicUsize::new(0);
+static BYTES: AtomicUsize = AtomicUsize::new(0);
+/// How many of that length were given back, one after the other.
+static TRIED: AtomicUsize = AtomicUsize::new(0);
+/// Reservations of this length are the kernel's; 0: none.
+static LEFT: AtomicUsize = AtomicUsize::new(0);
+
+/// Whether a reservation that names a place is left to the kernel.
+pub(crate) fn are_insisted_on(bytes: usize) -> bool {
+    LEFT.load(Ordering::Relaxed) == bytes
+}
+
+/// A reservation was taken, elsewhere than where it was asked for.
+pub(crate) fn note_reserved(start: usize, bytes: usize) {
+    let kept = START.swap(start, Ordering::Relaxed) != 0;
+    if BYTES.swap(bytes, Ordering::Relaxed) != bytes || kept {
+        TRIED.store(0, Ordering::Relaxed);
+    }
+}
+
+/// Whether these are the pages that were reserved last.
+pub(crate) fn is_last(start: usize, bytes: usize) -> bool {
+    START.load(Ordering::Relaxed) == start && BYTES.load(Ordering::Relaxed) == bytes
+}
+
+/// They were given back, and nothing was ever opened of them.
+pub(crate) fn note_given_back() {
+    START.store(0, Ordering::Relaxed);
+    if TRIED.fetch_add(1, Ordering::Relaxed) + 1 >= TRIES {
+        LEFT.store(BYTES.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+}
