@@ -189,6 +189,36 @@ fn a_second_c_library_finds_memory_that_was_put_away() {
     check("namespaces", "4M", &[]);
 }
 
+/// Proves that neither a child of vfork(2) that has the number of one before it takes that one's
+/// signals for its own, nor one that has its parent's number changes its parent's.
+#[test]
+fn children_with_one_number_have_signals_of_their_own() {
+    check("samenumber", "4M", &[]);
+    let folder = scratch("samenumber-first");
+    let built = folder.join("samenumber");
+    compile(&[], "samenumber.c", &built, &[]);
+    let arguments = [built.to_str().unwrap(), folder.to_str().unwrap(), PRESSURE];
+    let first = |command: &[&str]| {
+        let mut first = Command::new("unshare");
+        let output = first
+            .args(["-f", "-p"])
+            .args(command)
+            .args(arguments)
+            .output();
+        output.unwrap()
+    };
+    let natively = first(&[]);
+    if !natively.status.success() {
+        println!("SKIPPED: no process namespace can be made: {natively:?}");
+        return;
+    }
+    for backend in backends() {
+        let run = [env!("CARGO_BIN_EXE_ghostmem"), "run", "--limit", "4M"];
+        let output = first(&[&run[..], &["--backend", backend, "--"]].concat());
+        assert_ok(&output, backend);
+    }
+}
+
 #[test]
 fn a_thread_that_ends_with_robust_mutexes_leaves_word() {
     check("robust", "4M", &[]);
@@ -197,6 +227,13 @@ fn a_thread_that_ends_with_robust_mutexes_leaves_word() {
 #[test]
 fn opening_a_range_opens_no_page_that_is_not_there() {
     check("opened", "4M", &[]);
+}
+
+/// Proves that a program that wants one place and no other gets it in the end, and one that
+/// takes any place after as many tries as Go's runtime makes has ghost memory.
+#[test]
+fn a_place_that_is_insisted_on_is_given() {
+    check_with(&["--mmap=64K"], "insists", "4M", &[]);
 }
 
 #[test]
@@ -227,13 +264,6 @@ fn mappings_over_the_heap_and_lists_of_groups_are_where_they_are() {
 #[test]
 fn one_call_stays_one_call() {
     check("onecall", "4M", &["8388608"]);
-}
-
-/// Proves that a program that wants one place and no other gets it in the end, and one that
-/// takes any place after as many tries as Go's runtime makes has ghost memory.
-#[test]
-fn a_place_that_is_insisted_on_is_given() {
-    check_with(&["--mmap=64K"], "insists", "4M", &[]);
 }
 
 #[test]

@@ -219,7 +219,7 @@ pub(crate) fn send_again(signal: i32, info: *const libc::siginfo_t) -> Answer {
 /// A child of vfork(2) has its parent's memory but handlers of its own, until
 /// it executes a program or ends.
 pub(crate) fn in_vfork_child() -> bool {
-    own!(libc::SYS_getpid) != start::process() as Answer
+    own!(libc::SYS_getpid) != start::process() as Answer || start::is_first_elsewhere()
 }
 
 /// rt_sigaction.

@@ -28,7 +28,9 @@ use ghostmem_os::{OsError, machine};
 
 use crate::objects::Text;
 use crate::plan::Plans;
-use crate::raw::own;
+use crate::raised::{self, Raised};
+use crate::raw::{failed, own};
+use crate::refusal::{self, Refusal, why_not};
 use crate::settings::{Settings, VARIABLE, value_in};
 use crate::thread::{self, EngineScope};
 use crate::{
@@ -42,6 +44,8 @@ const CACHE_MOST: usize = 32 << 20;
 static SETTINGS: OnceLock<Settings> = OnceLock::new();
 /// The process this memory belongs to.
 static PROCESS: AtomicI32 = AtomicI32::new(0);
+/// The thread that claimed it had a list of robust mutexes.
+static HAS_LIST: AtomicBool = AtomicBool::new(false);
 static BLIND: AtomicBool = AtomicBool::new(true);
 /// The program needs the monitor.
 static MONITOR: AtomicBool = AtomicBool::new(false);
@@ -58,6 +62,27 @@ pub(crate) fn process() -> i32 {
 
 fn claim_process() {
     PROCESS.store(own!(libc::SYS_getpid) as i32, Ordering::Relaxed);
+    HAS_LIST.store(has_list(), Ordering::Relaxed);
+}
+
+/// The process's number is that of the first process of a namespace.
+const FIRST: i32 = 1;
+
+/// Whether the caller is a child of vfork(2) with its parent's number: each is the first
+/// process of a namespace. The kernel gives a new task no list of robust mutexes, and libc
+/// sets that of each of its threads.
+pub(crate) fn is_first_elsewhere() -> bool {
+    process() == FIRST
+        && HAS_LIST.load(Ordering::Relaxed)
+        && own!(libc::SYS_gettid) as i32 == FIRST
+        && !has_list()
+}
+
+/// Whether the calling task has a list of robust mutexes.
+fn has_list() -> bool {
+    let (mut list, mut bytes) = (0_usize, 0_usize);
+    let asked = own!(libc::SYS_get_robust_list, 0, &raw mut list, &raw mut bytes);
+    failed(asked) || list != 0
 }
 
 /// Whether a system call fails on an absent page, rather than wait for it.

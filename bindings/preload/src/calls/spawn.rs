@@ -8,7 +8,7 @@ use ghostmem_os::stack::OwnStack;
 use crate::guarded::{self, Touch, load, store};
 use crate::raw::{self, Answer, call, failed};
 use crate::signals::{Blocked, WithoutStack};
-use crate::{ghost, holds, refused_fork, signals, start, taken};
+use crate::{ghost, holds, refused_fork, signals, start, taken, thread};
 
 use super::held::{self, WithoutRseq};
 use super::{Call, Done, error, misc, table};
@@ -213,6 +213,9 @@ pub(super) fn raw_fork(call: &mut Call) -> Touch<Done> {
             // The child would meet absent pages without a handler. The C
             // library does the same by other means, as on older kernels.
             return Ok(error(libc::ENOSYS));
+        }
+        if !signals::in_vfork_child() {
+            signals::inherited::forget(thread::current());
         }
         return on_shared_memory(asked);
     }

@@ -17,8 +17,10 @@ use core::sync::atomic::Ordering;
 /// Which of our signals the program has blocked and ignored, one bit for each.
 pub(super) fn of(thread: &Thread) -> [u32; 2] {
     let [child, blocked, ignored] = thread.heir.get();
-    if in_vfork_child() && child == own!(libc::SYS_getpid) as u32 {
-        return [blocked, ignored];
+    match in_vfork_child() {
+        true if child == own!(libc::SYS_getpid) as u32 => return [blocked, ignored],
+        true => {}
+        false => forget(thread),
     }
     let ignores = |saved: &super::SavedAction| saved.get().handler == libc::SIG_IGN;
     let bits = THEIRS.iter().enumerate();
@@ -31,6 +33,12 @@ pub(super) fn of(thread: &Thread) -> [u32; 2] {
 pub(super) fn note(thread: &Thread, [blocked, ignored]: [u32; 2]) {
     let child = own!(libc::SYS_getpid) as u32;
     thread.heir.set([child, blocked, ignored]);
+}
+
+/// The child that noted something is gone: the thread's process goes on, or makes another,
+/// which may have the same number in a namespace of its own.
+pub(crate) fn forget(thread: &Thread) {
+    thread.heir.set([0; 3]);
 }
 
 /// Whether what is executed is to get anything of our signals that the kernel does not know

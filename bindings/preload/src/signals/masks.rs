@@ -93,7 +93,10 @@ pub(crate) fn mask(args: [usize; 6]) -> Touch<Done> {
     let is_child = in_vfork_child();
     let theirs = match is_child {
         true => inherited::of(thread)[0],
-        false => thread.blocked.get(),
+        false => {
+            inherited::forget(thread);
+            thread.blocked.get()
+        }
     };
     let given: Option<u64> = load_if(new)?;
     let asked = given.map(without_ours);
