@@ -155,3 +155,108 @@ fn a_small_limit_on_files_ends_nobody() {
         assert_ok(&output, &format!("a soft limit on {backend}"));
     }
 }
+
+/// A number of a user who has no other process, and no folder.
+const NOBODY: u32 = 65_521;
+
+/// The same as [`limited`] by a user without privileges, where this one is root. `None`: that
+/// user may not read the command.
+fn limited_nobody(ulimit: &str, options: Option<&[&str]>, arguments: &[&str]) -> Option<Output> {
+    use std::os::unix::process::CommandExt;
+    let mut command = Command::new("sh");
+    command.args(["-c", &format!("{ulimit}; exec \"$@\""), "sh"]);
+    if let Some(options) = options {
+        command.args([env!("CARGO_BIN_EXE_ghostmem"), "run"]);
+        command.args(options).arg("--");
+    }
+    command.args(arguments).stdin(Stdio::null());
+    // As a user of its own nobody else's threads count.
+    command.uid(NOBODY).gid(NOBODY);
+    match command.output() {
+        Ok(output) if output.status.code() == Some(126) && output.stderr.starts_with(b"sh:") => {
+            println!("SKIPPED: {}", String::from_utf8_lossy(&output.stderr));
+            None
+        }
+        Ok(output) => Some(output),
+        Err(error) => {
+            println!("SKIPPED: no other user can be had: {error}");
+            None
+        }
+    }
+}
+
+/// One line that names a limit, and the code of what is refused at the start.
+fn assert_refused(output: &Output, limit: &str) {
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(125), "{said}");
+    let one = said.lines().count() == 1 && said.contains(limit);
+    assert!(one && output.stdout.is_empty(), "{said}");
+}
+
+/// Proves that a soft limit on open files, found at the start or set meanwhile, is in the way of
+/// no heap, thread or child, and is what the program set.
+#[test]
+fn a_soft_limit_on_open_files_is_in_nobodys_way() {
+    let program = built("openfiles", "openfiles");
+    let check = |ulimit: &str, arguments: &[&str]| {
+        let natively = limited(ulimit, None, &program, arguments);
+        assert_ok(&natively, &format!("{ulimit} {arguments:?} natively"));
+        for backend in common::backends() {
+            let output = limited(ulimit, Some(&["--backend", backend]), &program, arguments);
+            assert_ok(&output, &format!("{ulimit} {arguments:?} on {backend}"));
+        }
+    };
+    check("ulimit -S -n 4", &["none", "0", "0"]);
+    for soft in ["0", "1", "3", "5"] {
+        check("true", &["first", soft, "0"]);
+        check("true", &["later", soft, "0"]);
+    }
+}
+
+/// Proves that a hard limit on open files ends in one line where the engine needs more, and that
+/// no program runs without the bound that it was to have.
+#[test]
+fn a_hard_limit_on_open_files_is_met_or_said() {
+    let program = built("openfiles", "openfiles-hard");
+    let program = program.to_str().unwrap();
+    let run = |options: &[&str]| {
+        limited_nobody("ulimit -n 5", Some(options), &[program, "none", "0", "0"])
+    };
+    let Some(natively) = limited_nobody("ulimit -n 5", None, &[program, "none", "0", "0"]) else {
+        return;
+    };
+    assert_ok(&natively, "natively");
+    for options in [
+        &[][..],
+        &["--memory", "256M"],
+        &["--memory-each", "256M"],
+        &["--limit", "4M", "--backend", "guard-mprotect"],
+    ] {
+        assert_refused(&run(options).unwrap(), "ulimit -n");
+    }
+    if common::backends().contains(&"inline") {
+        let options = ["--limit", "4M", "--backend", "inline"];
+        assert_ok(&run(&options).unwrap(), "inline");
+    }
+}
+
+/// Proves that a user's limit on threads is named where the engine can have none.
+#[test]
+fn a_limit_on_threads_that_leaves_none_is_said() {
+    let program = built("limits", "threads");
+    let arguments = [program.to_str().unwrap(), "20", "memlock"];
+    // Not every sh has this limit of its own.
+    let lower = |limit: &str| format!("prlimit --pid $$ --nproc={limit}");
+    let Some(natively) = limited_nobody(&lower("1:1"), None, &arguments) else {
+        return;
+    };
+    assert_ok(&natively, "natively");
+    for backend in backends() {
+        let options = ["--limit", "4M", "--backend", backend];
+        let output = limited_nobody(&lower("1:1"), Some(&options), &arguments).unwrap();
+        assert_refused(&output, "ulimit -u");
+        // A soft one is raised for the moment in which the thread is made.
+        let output = limited_nobody(&lower("1:"), Some(&options), &arguments).unwrap();
+        assert_ok(&output, backend);
+    }
+}

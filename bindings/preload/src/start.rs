@@ -23,8 +23,8 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use ghostmem::record::Recorder;
-use ghostmem::{Backend, Error, FIRST_LOOK, Heap, Spill};
-use ghostmem_os::{OsError, machine};
+use ghostmem::{Backend, Heap, Spill};
+use ghostmem_os::machine;
 
 use crate::objects::Text;
 use crate::plan::Plans;
@@ -253,28 +253,6 @@ pub(crate) fn take_over_now() {
     }
 }
 
-/// Why a program cannot run, and with which code the process ends.
-struct Refusal {
-    why: String,
-    code: i32,
-}
-
-impl Refusal {
-    fn say(&self) {
-        let line = format!(
-            "ghostmem: cannot run this program on ghost memory: {}\n",
-            self.why
-        );
-        crate::raw::say(line.as_bytes());
-    }
-}
-
-impl From<String> for Refusal {
-    fn from(why: String) -> Self {
-        Self { why, code: 126 }
-    }
-}
-
 /// From here on the program's memory is ghost memory.
 fn take_over(settings: &Settings, patched: &patch::Report) -> Result<(), Refusal> {
     let inside = EngineScope::new(thread::current());
@@ -289,7 +267,10 @@ fn take_over(settings: &Settings, patched: &patch::Report) -> Result<(), Refusal
     threads::prepare();
     signals::stand_behind();
     ghostmem_os::thread::keep_faults_open();
+    // Until the last descriptor is open.
+    let _raised = [Raised::files(), Raised::threads()];
     let heap = build(settings)?;
+    refusal::without_bound(settings, &heap)?;
     BLIND.store(
         heap.backend() != Backend::Monitor || !monitor_sees_the_kernel(),
         Ordering::Relaxed,
@@ -366,38 +347,6 @@ fn spare_address_space() {
         // SAFETY: a number that mallopt(3) knows; no thread of ours runs yet.
         unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
     }
-}
-
-/// The cause of a refusal to make the heap, where a limit of the process's is known to
-/// be it.
-fn why_not(error: &Error) -> Refusal {
-    let why = error.to_string();
-    if let Error::MemoryTooSmall { .. } = error {
-        return Refusal { why, code: 125 };
-    }
-    if let Error::Os(OsError { call, .. }) = error
-        && *call == FIRST_LOOK
-    {
-        return Refusal {
-            why: "its control group, the machine, or the --memory of this run has less than \
-                  1 MiB left for its pages: allow more"
-                .to_owned(),
-            code: 125,
-        };
-    }
-    if ghostmem_os::guard::size_limit_met() {
-        return "the limit on the size of files (ulimit -f) leaves no room for the memory file \
-                of the guard backend"
-            .to_owned()
-            .into();
-    }
-    match machine::address_space_left() {
-        Some(left) => format!(
-            "{why} (the limits on address space and data, ulimit -v and -d, leave {left} bytes)"
-        ),
-        None => why,
-    }
-    .into()
 }
 
 /// The heap, with its regions and everything else that is made at first use.
@@ -488,6 +437,7 @@ fn forget_in_environment() {
 
 /// The first of the handlers to run before a fork.
 pub(crate) extern "C" fn before_fork() {
+    raised::for_a_fork(thread::current());
     ghost::fork_begins();
     if let Some(heap) = ghost::heap() {
         ghostmem::fork::make_room(heap);
@@ -496,6 +446,7 @@ pub(crate) extern "C" fn before_fork() {
 
 /// The last to run after one, in the parent.
 pub(crate) extern "C" fn in_parent() {
+    raised::after_a_fork(thread::current());
     ghost::fork_ends();
 }
 
@@ -512,5 +463,6 @@ pub(crate) extern "C" fn in_child() {
     threads::forget_others();
     put_off::forget_others();
     heirs::settle_in_child(ghost::heap());
+    raised::after_a_fork(thread::current());
     ghost::fork_ends();
 }

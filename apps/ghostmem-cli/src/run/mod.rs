@@ -233,6 +233,9 @@ fn backend(
                 );
             }
             Ok(match report.chosen {
+                BackendName::Auto if report.chosen.is_none() && !can_open() => Err(Failure::new(
+                    "the limit on open files (ulimit -n) leaves none for the engine: allow more",
+                )),
                 // The process is not to try again what a filter may end it for.
                 Some(chosen @ (Backend::Inline | Backend::Guard | Backend::GuardMprotect))
                     if filtered =>
@@ -264,6 +267,10 @@ fn try_to_write(path: &[u8]) -> Result<(), Failure> {
         if rest.starts_with(b"%p") {
             name.extend_from_slice(number.as_bytes());
             rest = &tail[1..];
+            /// Whether this process may open another file.
+            fn can_open() -> bool {
+                std::fs::File::open("/dev/null").is_ok()
+            }
         } else {
             name.push(first);
             rest = tail;
