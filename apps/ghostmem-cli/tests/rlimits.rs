@@ -260,3 +260,23 @@ fn a_limit_on_threads_that_leaves_none_is_said() {
         assert_ok(&output, backend);
     }
 }
+
+/// Proves that what the limits on address space and data have no room for is said, under a bound
+/// on all memory too: a program that lives natively does not get null without a word.
+#[test]
+fn a_block_that_has_no_room_is_refused_with_a_line() {
+    let program = built("limits", "refused");
+    for ulimit in ["ulimit -d 80000", "ulimit -v 90000"] {
+        assert_ok(&limited(ulimit, None, &program, &["30"]), ulimit);
+        for options in [&[][..], &["--memory", "64M"]] {
+            let output = limited(ulimit, Some(options), &program, &["30"]);
+            let said = String::from_utf8_lossy(&output.stderr);
+            let code = output.status.code();
+            let told = said.contains("ulimit -v") && said.contains("-d");
+            assert!(
+                code == Some(0) || told,
+                "{ulimit} {options:?}: {code:?} {said}"
+            );
+        }
+    }
+}

@@ -57,10 +57,12 @@ fn is_hopeless(bytes: usize) -> bool {
 
 /// Ordinary memory in place of ghost memory, where the limits on address space and data
 /// leave no room for a region but for the block, and no bound on all memory was asked
-/// for. Said once.
+/// for. What those limits leave no room for is said once.
 #[cold]
 fn allocate_without(size: usize, align: usize, zeroed: bool) -> *mut c_void {
-    static SAID: AtomicBool = AtomicBool::new(false);
+    let Some(heap) = ghost::heap() else {
+        return ptr::null_mut();
+    };
     let asked = crate::start::settings().is_none_or(|settings| {
         settings
             .memory_limit
@@ -68,28 +70,47 @@ fn allocate_without(size: usize, align: usize, zeroed: bool) -> *mut c_void {
             .max(settings.memory)
             > 0
     });
-    let refused = ghost::heap().is_some_and(|heap| own_limits::refuses(heap, size));
-    let bounded = asked
-        || refused
-        || ghost::heap().is_some_and(|heap| heap.has_memory_limit() && heap.has_place(size));
-    if bounded {
-        return ptr::null_mut();
-    }
+    // A bound has no room for the block, or the program's own limit: the regions have.
+    let bounded =
+        own_limits::refuses(heap, size) || heap.has_memory_limit() && heap.has_place(size);
     let _inside = EngineScope::new(thread::current());
     let errno = ghostmem_os::error::errno();
-    let limited = machine::address_space_left().is_some();
+    let limited = !bounded && machine::address_space_left().is_some();
     set_errno(errno);
     if !limited {
         return ptr::null_mut();
     }
-    let block = ordinary::allocate(size, align, zeroed);
-    if !block.is_null() && !SAID.swap(true, Ordering::Relaxed) {
-        raw::say(
-            b"ghostmem: the limits on address space and data (ulimit -v, -d) leave no room for \
-              more ghost memory: ordinary memory is used, which --limit does not bound\n",
-        );
+    let block = match asked {
+        true => ptr::null_mut(),
+        false => ordinary::allocate(size, align, zeroed),
+    };
+    // What is more than they allow in all, they would refuse in any case.
+    let limits = [machine::address_space_limit(), machine::data_limit()];
+    let most = limits.into_iter().flatten().min();
+    if most.is_some_and(|most| (size as u64) < most) {
+        say_no_room(block.is_null());
     }
+    set_errno(errno);
     block
+}
+
+/// Says, once each, that the limits on address space and data leave no room for ghost memory,
+/// or for the block at all.
+fn say_no_room(at_all: bool) {
+    static SAID: [AtomicBool; 2] = [const { AtomicBool::new(false) }; 2];
+    if SAID[usize::from(at_all)].swap(true, Ordering::Relaxed) {
+        return;
+    }
+    raw::say(match at_all {
+        true => {
+            b"ghostmem: the limits on address space and data (ulimit -v, -d) leave no room for \
+              more memory beside the engine's tables: an allocation is refused\n"
+        }
+        false => {
+            b"ghostmem: the limits on address space and data (ulimit -v, -d) leave no room for \
+              more ghost memory: ordinary memory is used, which --limit does not bound\n"
+        }
+    });
 }
 
 /// A block, or null and ENOMEM.

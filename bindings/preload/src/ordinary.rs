@@ -10,8 +10,9 @@ use core::cell::Cell;
 use core::ffi::{CStr, c_void};
 use core::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::raw::own;
 use crate::refused_fork::InLibc;
-use crate::{names, thread};
+use crate::{ghost, names, raw, thread};
 
 mod libc_names {
     use core::ffi::c_void;
@@ -194,6 +195,19 @@ fn from_scratch(next: &Cell<usize>, layout: Layout) -> *mut u8 {
     start as *mut u8
 }
 
+/// What our own Rust code gets of libc. Where that is nothing it would end the process in
+/// many lines. Until the heap is there the limits on address space and data are the cause.
+fn given(block: *mut c_void) -> *mut u8 {
+    if block.is_null() && !ghost::is_on() {
+        raw::say(
+            b"ghostmem: cannot run this program on ghost memory: the limits on address space and \
+              data (ulimit -v and -d) leave no room for its library: allow more\n",
+        );
+        let _ends = own!(libc::SYS_exit_group, 126);
+    }
+    block.cast()
+}
+
 /// The allocator of this library's own Rust code: never the ghost heap.
 struct Ordinary;
 
@@ -204,7 +218,7 @@ unsafe impl GlobalAlloc for Ordinary {
         if next.get() != 0 {
             return from_scratch(next, layout);
         }
-        allocate(layout.size(), layout.align(), false).cast()
+        given(allocate(layout.size(), layout.align(), false))
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
@@ -212,7 +226,7 @@ unsafe impl GlobalAlloc for Ordinary {
         if next.get() != 0 {
             return from_scratch(next, layout);
         }
-        allocate(layout.size(), layout.align(), true).cast()
+        given(allocate(layout.size(), layout.align(), true))
     }
 
     unsafe fn dealloc(&self, block: *mut u8, _layout: Layout) {

@@ -41,6 +41,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode, Failure> {
         .program
         .split_first()
         .ok_or_else(|| Failure::new("no program was given: ghostmem run [OPTIONS] -- PROGRAM"))?;
+    refuse_little_room()?;
     let library = library::find()?;
     let found = program::find(name)?;
     let needs = program::inspect(&found)?;
@@ -68,6 +69,19 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode, Failure> {
         return trace::record(args, recording, &mut command);
     }
     Err(cannot_start(&found, &command.exec()))
+}
+
+/// Where the limits on address space and data leave this command next to nothing, the program
+/// would have as little beside the library: neither could say so later.
+fn refuse_little_room() -> Result<(), Failure> {
+    const LEAST_BYTES: u64 = 512 << 10;
+    match machine::address_space_left() {
+        Some(left) if left < LEAST_BYTES => Err(Failure::new(format!(
+            "the limits on address space and data (ulimit -v and -d) leave {left} bytes: too little \
+             to run a program on ghost memory, allow more"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 fn cannot_start(program: &Path, error: &std::io::Error) -> Failure {
@@ -219,6 +233,9 @@ fn backend(
         BackendName::Auto if raw_system_calls.is_some() && report.monitor_works => {
             Ok(Backend::Monitor)
         }
+        BackendName::Auto if report.chosen.is_none() && !can_open() => Err(Failure::new(
+            "the limit on open files (ulimit -n) leaves none for the engine: allow more",
+        )),
         BackendName::Auto if report.chosen.is_none() => Err(Failure::new(format!(
             "no fault backend works here: {}; see 'ghostmem doctor'",
             report.reason
@@ -233,9 +250,6 @@ fn backend(
                 );
             }
             Ok(match report.chosen {
-                BackendName::Auto if report.chosen.is_none() && !can_open() => Err(Failure::new(
-                    "the limit on open files (ulimit -n) leaves none for the engine: allow more",
-                )),
                 // The process is not to try again what a filter may end it for.
                 Some(chosen @ (Backend::Inline | Backend::Guard | Backend::GuardMprotect))
                     if filtered =>
@@ -253,6 +267,11 @@ fn backend(
     }
 }
 
+/// Whether this process may open another file.
+fn can_open() -> bool {
+    std::fs::File::open("/dev/null").is_ok()
+}
+
 fn absolute(path: &Path) -> Result<PathBuf, Failure> {
     std::path::absolute(path).map_err(|error| Failure::new(format!("{}: {error}", path.display())))
 }
@@ -267,10 +286,6 @@ fn try_to_write(path: &[u8]) -> Result<(), Failure> {
         if rest.starts_with(b"%p") {
             name.extend_from_slice(number.as_bytes());
             rest = &tail[1..];
-            /// Whether this process may open another file.
-            fn can_open() -> bool {
-                std::fs::File::open("/dev/null").is_ok()
-            }
         } else {
             name.push(first);
             rest = tail;
