@@ -280,3 +280,33 @@ fn a_block_that_has_no_room_is_refused_with_a_line() {
         }
     }
 }
+
+/// Proves that a bound which the first process passes as it starts is refused before anybody
+/// waits for others to give back.
+#[test]
+fn a_bound_that_is_passed_already_is_said_at_once() {
+    let log = common::scratch("at-once").join("calls");
+    for bound in ["1M", "2M"] {
+        let mut command = Command::new("strace");
+        command
+            .args(["-f", "-qq", "-e", "trace=futex", "-o"])
+            .arg(&log);
+        command.args([
+            env!("CARGO_BIN_EXE_ghostmem"),
+            "run",
+            "--memory",
+            bound,
+            "--",
+            "true",
+        ]);
+        let Ok(output) = command.stdin(Stdio::null()).output() else {
+            println!("SKIPPED: there is no strace");
+            return;
+        };
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains("less than 1 MiB left"), "{said}");
+        let calls = std::fs::read_to_string(&log).unwrap();
+        // Each wait is one of 20 ms.
+        assert!(!calls.contains("tv_nsec=20000000"), "{bound}: {calls}");
+    }
+}

@@ -3,8 +3,8 @@
 use ghostmem::{Error, FIRST_LOOK, Heap};
 use ghostmem_os::{OsError, machine};
 
-use crate::raised;
 use crate::settings::Settings;
+use crate::{raised, report, tree};
 
 /// Why a program cannot run, and with which code the process ends.
 pub(crate) struct Refusal {
@@ -25,6 +25,29 @@ impl Refusal {
 impl From<String> for Refusal {
     fn from(why: String) -> Self {
         Self { why, code: 126 }
+    }
+}
+
+/// Less is never enough for a process's pages.
+const LEAST_BYTES: u64 = 1 << 20;
+/// Bounds up to here keep an eighth free.
+const SMALL_BOUND_BYTES: u64 = 32 << 20;
+
+/// The first process of a run that takes so much already that its bound can never leave the
+/// least: whatever the others of the run gave back would not help it.
+pub(crate) fn of_what_cannot_begin(settings: &Settings) -> Result<(), Refusal> {
+    let Some(tree) = tree::page().filter(|_| report::is_reporter(settings)) else {
+        return Ok(());
+    };
+    let bound = tree.bound_bytes();
+    if bound > SMALL_BOUND_BYTES {
+        return Ok(());
+    }
+    match machine::process_bytes() {
+        Some(taken) if taken.saturating_add(LEAST_BYTES) > bound - bound / 8 => {
+            Err(too_little_left())
+        }
+        _ => Ok(()),
     }
 }
 

@@ -269,6 +269,7 @@ fn take_over(settings: &Settings, patched: &patch::Report) -> Result<(), Refusal
     ghostmem_os::thread::keep_faults_open();
     // Until the last descriptor is open.
     let _raised = [Raised::files(), Raised::threads()];
+    refusal::of_what_cannot_begin(settings)?;
     let heap = build(settings)?;
     refusal::without_bound(settings, &heap)?;
     BLIND.store(
