@@ -219,6 +219,13 @@ fn children_with_one_number_have_signals_of_their_own() {
     }
 }
 
+/// Proves that a child which has its parent's handlers, and executes a program, leaves them to
+/// its parent, where the program ignores what the engine's faults are told by.
+#[test]
+fn a_child_with_its_parents_handlers_leaves_them_alone() {
+    check("samehandlers", "4M", &[]);
+}
+
 #[test]
 fn a_thread_that_ends_with_robust_mutexes_leaves_word() {
     check("robust", "4M", &[]);

@@ -217,6 +217,9 @@ pub(super) fn raw_fork(call: &mut Call) -> Touch<Done> {
         if !signals::in_vfork_child() {
             signals::inherited::forget(thread::current());
         }
+        if asked.has(libc::CLONE_SIGHAND) && !asked.has(libc::CLONE_THREAD) {
+            signals::inherited::share_handlers();
+        }
         return on_shared_memory(asked);
     }
     if refused_fork::is_refused_past_libc() {

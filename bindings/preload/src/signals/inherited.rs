@@ -12,7 +12,16 @@ use crate::raw::{Answer, own};
 use crate::thread::Thread;
 use crate::{thread, threads};
 
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+/// A child was made that is no thread, and has its parent's handlers (`CLONE_SIGHAND`): what
+/// it ignored for a call that executes a program, its parent would ignore from then on.
+static HANDLERS_ARE_SHARED: AtomicBool = AtomicBool::new(false);
+
+/// Notes such a child.
+pub(crate) fn share_handlers() {
+    HANDLERS_ARE_SHARED.store(true, Ordering::Relaxed);
+}
 
 /// Which of our signals the program has blocked and ignored, one bit for each.
 pub(super) fn of(thread: &Thread) -> [u32; 2] {
@@ -58,7 +67,10 @@ pub(crate) fn mask() -> u64 {
 pub(crate) fn hand_on(mask: u64, call: impl FnOnce() -> Answer) -> Answer {
     let [blocked, ignored] = of(thread::current());
     // Others would end by their next fault, if there is no program to execute after all.
-    let is_alone = in_vfork_child() || threads::is_alone();
+    let is_alone = match in_vfork_child() {
+        true => !HANDLERS_ARE_SHARED.load(Ordering::Relaxed),
+        false => threads::is_alone(),
+    };
     let ignored = if is_alone { ignored } else { 0 };
     let mut before = [DEFAULT; OURS.len()];
     for (place, signal) in OURS.iter().enumerate() {
