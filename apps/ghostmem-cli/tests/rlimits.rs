@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use common::{assert_ok, built};
+use common::{assert_ok, built, text};
 
 mod common;
 
@@ -277,6 +277,35 @@ fn a_block_that_has_no_room_is_refused_with_a_line() {
                 code == Some(0) || told,
                 "{ulimit} {options:?}: {code:?} {said}"
             );
+        }
+    }
+}
+
+/// Proves that a thread that the kernel gives no stack, where the limit that the program set has
+/// room for one, is not missing without a word; and that a stack which is too long for the limit
+/// is refused as natively.
+#[test]
+fn a_thread_without_a_stack_is_said_where_the_limit_has_room() {
+    let program = built("lowered", "lowered");
+    for which in ["data", "as"] {
+        let run = |stack: &str, options: Option<&[&str]>| {
+            limited("true", options, &program, &[which, stack])
+        };
+        assert_ok(&run("1", None), which);
+        let long = text(&run("400", None).stdout);
+        assert_eq!(long, "no thread\n", "{which}");
+        for backend in backends() {
+            let options = ["--backend", backend];
+            let output = run("1", Some(&options));
+            let said = text(&output.stderr);
+            let told = said.matches("get no stack").count() == 1;
+            assert!(
+                told && said.lines().count() == 1 || text(&output.stdout) == "ok\n",
+                "{which} on {backend}: {said}"
+            );
+            let output = run("400", Some(&options));
+            assert_eq!(text(&output.stdout), "no thread\n", "{which} on {backend}");
+            assert!(output.stderr.is_empty(), "{}", text(&output.stderr));
         }
     }
 }

@@ -6,11 +6,12 @@
 //! many bytes as the limit says. Small ones go on, as natively, within what the program had
 //! when it set the limit, and a little more: that came from memory it had already.
 
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use ghostmem::Heap;
 
-use crate::raw::{failed, own};
+use crate::calls::{Done, table};
+use crate::raw::{self, Answer, failed, own};
 use crate::{cache, ghost, signals, thread};
 
 /// The tighter of the two limits; the largest number: none was set.
@@ -76,6 +77,41 @@ pub(crate) fn refuses(heap: &Heap, bytes: usize) -> bool {
     let replaced = thread::current().replaced.get();
     let others = in_use(heap).saturating_sub(replaced);
     others.saturating_add(bytes) > most.max(had)
+}
+
+/// mmap of libc's own. To the kernel what the heap reserved counts, too: where the limit has
+/// room for a stack and the kernel has not, that is said once. The thread, or the program to
+/// be started, is refused without a word else.
+pub(crate) fn map_for_libc(args: [usize; 6]) -> Done {
+    static SAID: AtomicBool = AtomicBool::new(false);
+    let [_, bytes, access, flags, ..] = args;
+    let is_stack = flags & libc::MAP_STACK as usize != 0;
+    let Some(heap) = ghost::heap().filter(|_| is_stack && any()) else {
+        return Done::Asis;
+    };
+    let answer = raw::syscall(table::MMAP, args);
+    // A thread's is closed at first, which no limit on data counts.
+    let is_refused = if failed(answer) {
+        answer == -(libc::ENOMEM as Answer)
+    } else {
+        access == libc::PROT_NONE as usize && !can_be_opened(answer, bytes)
+    };
+    if is_refused && !refuses(heap, bytes) && !SAID.swap(true, Ordering::Relaxed) {
+        raw::say(
+            b"ghostmem: the limit that this program set on its address space or data counts what \
+              its heap reserves, too: threads and programs that it starts get no stack\n",
+        );
+    }
+    Done::With(answer)
+}
+
+/// Whether the kernel opens a mapping that was made closed just now, and that nobody uses: it
+/// is closed again.
+fn can_be_opened(start: Answer, bytes: usize) -> bool {
+    const OPEN: i32 = libc::PROT_READ | libc::PROT_WRITE;
+    let opens = !failed(own!(libc::SYS_mprotect, start, bytes, OPEN));
+    let _closed = opens && !failed(own!(libc::SYS_mprotect, start, bytes, libc::PROT_NONE));
+    opens
 }
 
 /// Makes a block that takes the place of one that this thread has, of so many bytes: as the

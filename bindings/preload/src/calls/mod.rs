@@ -291,7 +291,7 @@ fn handle(call: &mut Call) -> Touch<Done> {
         }
         // Of the program's own numbers.
         3 | 33 | 292 | 436 => Done::Asis,
-        9 if is_from_libc(call) => Done::Asis,
+        9 if is_from_libc(call) => own_limits::map_for_libc(args),
         9 => crate::mappings::map(args),
         table::BRK => crate::mappings::move_break(args),
         27 if memory::is_unmapped(args) => error(libc::ENOMEM),
