@@ -219,6 +219,13 @@ fn children_with_one_number_have_signals_of_their_own() {
     }
 }
 
+/// Proves that two tasks on one thread block, each with faults of its own at the same time, leave
+/// no mark there: what is allocated later is put away, and found by system calls.
+#[test]
+fn two_tasks_on_one_thread_block_leave_no_mark_there() {
+    check("sameblock", "1M", &[]);
+}
+
 /// Proves that a child which has its parent's handlers, and executes a program, leaves them to
 /// its parent, where the program ignores what the engine's faults are told by.
 #[test]

@@ -454,6 +454,8 @@ pub(crate) extern "C" fn in_parent() {
 /// The last to run after one, in the child.
 pub(crate) extern "C" fn in_child() {
     claim_process();
+    // Whoever had this block, too, is not here.
+    thread::current().host.set(0);
     report::forget_in_child();
     signals::forget_others();
     endings::look_in_child();

@@ -10,6 +10,7 @@ use core::arch::asm;
 use core::cell::Cell;
 
 use crate::bounce::left;
+use crate::raw::own;
 use crate::signals::Blocked;
 
 /// A thread's state. All zero for a new thread.
@@ -29,6 +30,9 @@ pub(crate) struct Thread {
     pub(crate) ended: Cell<bool>,
     /// This thread is the one that is forking.
     pub(crate) forking: Cell<u32>,
+    /// The task whose block this is, where clone(2) made another one that has it, too; 0:
+    /// nobody else has.
+    pub(crate) host: Cell<u32>,
     /// The child of vfork(2) on this thread that is to be traced; 0: none.
     pub(crate) to_trace: Cell<i32>,
     /// What a child of vfork(2) on this thread set for itself: see
@@ -99,6 +103,13 @@ pub(crate) fn current() -> &'static Thread {
     // SAFETY: the thread's own block of 704 zero-initialised bytes, used by no
     // other thread; the reference does not leave it (`Cell` is not Sync).
     unsafe { &*address }
+}
+
+/// Whether the caller runs on another task's block, at the same time: what it marked there
+/// would be the other's.
+pub(crate) fn is_guest(thread: &Thread) -> bool {
+    let host = thread.host.get();
+    host != 0 && host != own!(libc::SYS_gettid) as u32
 }
 
 /// Marks engine code; undone when dropped: the mark is what it was before. (It may have been

@@ -93,7 +93,7 @@ fn decide(thread: &'static thread::Thread, call: &mut Call) -> u32 {
         let done = before_the_heap(thread, call).unwrap_or(Done::Asis);
         return answer(call, done);
     }
-    let is_inside = thread.inside.get() != 0;
+    let is_inside = thread.inside.get() != 0 && !thread::is_guest(thread);
     let done = if !is_inside || is_of_a_handler(call) {
         if is_inside && unmaps(call.number) {
             // The block's lock may be this thread's.

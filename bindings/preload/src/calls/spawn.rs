@@ -6,7 +6,7 @@ use ghostmem::fork::Call as ForkCall;
 use ghostmem_os::stack::OwnStack;
 
 use crate::guarded::{self, Touch, load, store};
-use crate::raw::{self, Answer, call, failed};
+use crate::raw::{self, Answer, call, failed, own};
 use crate::signals::{Blocked, WithoutStack};
 use crate::{ghost, holds, refused_fork, signals, start, taken, thread};
 
@@ -214,8 +214,13 @@ pub(super) fn raw_fork(call: &mut Call) -> Touch<Done> {
             // library does the same by other means, as on older kernels.
             return Ok(error(libc::ENOSYS));
         }
+        let thread = thread::current();
         if !signals::in_vfork_child() {
-            signals::inherited::forget(thread::current());
+            signals::inherited::forget(thread);
+        }
+        let waits = asked.has(libc::CLONE_VFORK);
+        if !waits && !asked.has(libc::CLONE_SETTLS) && thread.host.get() == 0 {
+            thread.host.set(own!(libc::SYS_gettid) as u32);
         }
         if asked.has(libc::CLONE_SIGHAND) && !asked.has(libc::CLONE_THREAD) {
             signals::inherited::share_handlers();

@@ -67,7 +67,9 @@ pub(super) extern "C-unwind" fn front(
     let engine = ENGINE[place].get().handler;
     // SAFETY: the engine installed a handler of three arguments.
     let engine = unsafe { core::mem::transmute::<usize, Handler>(engine) };
-    let inside = EngineScope::new(thread::current());
+    let thread = thread::current();
+    // The engine's calls are made by its doorway: without a mark they are left alone, too.
+    let inside = (!thread::is_guest(thread)).then(|| EngineScope::new(thread));
     engine(signal, info, context);
     drop(inside);
 }
