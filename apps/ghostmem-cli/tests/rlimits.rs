@@ -234,6 +234,15 @@ fn a_hard_limit_on_open_files_is_met_or_said() {
     ] {
         assert_refused(&run(options).unwrap(), "ulimit -n");
     }
+    // A program that leaves its children none: it goes on, and a line tells of them.
+    for backend in backends() {
+        let options = ["--limit", "4M", "--backend", backend];
+        let later = [program, "later", "0", "1"];
+        let output = limited_nobody("true", Some(&options), &later).unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        let told = said.matches("ghostmem: ").count() == 1 && said.contains("wrong: the child");
+        assert!(told || output.stdout == b"ok\n", "{backend}: {said}");
+    }
     if common::backends().contains(&"inline") {
         let options = ["--limit", "4M", "--backend", "inline"];
         assert_ok(&run(&options).unwrap(), "inline");

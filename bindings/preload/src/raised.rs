@@ -7,10 +7,11 @@
 //! program finds both as they were.
 
 use core::mem::ManuallyDrop;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use ghostmem_os::doorway;
 
-use crate::raw::{failed, own};
+use crate::raw::{self, failed, own};
 use crate::thread::Thread;
 use crate::{begin, ghost};
 
@@ -88,6 +89,18 @@ pub(crate) fn after_a_fork(thread: &Thread) {
     let [before, raised] = thread.files.replace([[0; 2]; 2]);
     if raised != [0; 2] {
         drop(Raised(Some((libc::RLIMIT_NOFILE, before, raised))));
+    }
+}
+
+/// A fork was refused, as the child could not have its memory: says so once where the limit
+/// on open files is the cause.
+pub(crate) fn say_why_no_fork() {
+    static SAID: AtomicBool = AtomicBool::new(false);
+    if few_files().is_some() && !SAID.swap(true, Ordering::Relaxed) {
+        raw::say(
+            b"ghostmem: fork is refused: the limit on open files (ulimit -n) leaves none for the \
+              child's memory\n",
+        );
     }
 }
 

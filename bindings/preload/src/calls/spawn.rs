@@ -8,7 +8,7 @@ use ghostmem_os::stack::OwnStack;
 use crate::guarded::{self, Touch, load, store};
 use crate::raw::{self, Answer, call, failed, own};
 use crate::signals::{Blocked, WithoutStack};
-use crate::{ghost, holds, refused_fork, signals, start, taken, thread};
+use crate::{ghost, holds, raised, refused_fork, signals, start, taken, thread};
 
 use super::held::{self, WithoutRseq};
 use super::{Call, Done, error, misc, table};
@@ -67,7 +67,10 @@ fn between_handlers(number: usize, mut args: [usize; 6]) -> Done {
     let mut still = None;
     match ghostmem::fork::before_call(|| still = Some(taken::hold_still())) {
         ForkCall::Strange => return Done::Asis,
-        ForkCall::Refused => return error(libc::EAGAIN),
+        ForkCall::Refused => {
+            raised::say_why_no_fork();
+            return error(libc::EAGAIN);
+        }
         ForkCall::Ready => {}
     }
     let answer: Answer = raw::syscall(number, args);
