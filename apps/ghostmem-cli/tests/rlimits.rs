@@ -249,9 +249,10 @@ fn a_hard_limit_on_open_files_is_met_or_said() {
     }
 }
 
-/// Proves that a user's limit on threads is named where the engine can have none.
+/// Proves that where a user's limit leaves the engine no thread a program runs without, and that
+/// the limit is named where there must be one: for the monitor, and for the file.
 #[test]
-fn a_limit_on_threads_that_leaves_none_is_said() {
+fn a_limit_on_threads_that_leaves_none_is_borne_or_said() {
     let program = built("limits", "threads");
     let arguments = [program.to_str().unwrap(), "20", "memlock"];
     // Not every sh has this limit of its own.
@@ -263,6 +264,12 @@ fn a_limit_on_threads_that_leaves_none_is_said() {
     for backend in backends() {
         let options = ["--limit", "4M", "--backend", backend];
         let output = limited_nobody(&lower("1:1"), Some(&options), &arguments).unwrap();
+        match backend {
+            "monitor" => assert_refused(&output, "ulimit -u"),
+            _ => assert_ok(&output, backend),
+        }
+        let options_of_file = [&options[..], &["--spill", "/var/tmp"]].concat();
+        let output = limited_nobody(&lower("1:1"), Some(&options_of_file), &arguments).unwrap();
         assert_refused(&output, "ulimit -u");
         // A soft one is raised for the moment in which the thread is made.
         let output = limited_nobody(&lower("1:"), Some(&options), &arguments).unwrap();
