@@ -111,7 +111,7 @@ pub(crate) fn map(args: [usize; 6]) -> Done {
         return Done::Asis;
     }
     let names_a_place = hint != 0 && access == CLOSED;
-    if names_a_place && places::are_insisted_on(bytes) {
+    if places::is_low(hint) && access == OPEN || names_a_place && places::are_insisted_on(bytes) {
         note_ordinary(bytes);
         return Done::Asis;
     }

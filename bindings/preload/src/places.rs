@@ -8,6 +8,13 @@
 
 use core::sync::atomic::{AtomicUsize, Ordering};
 
+/// Whether a program asks for a place that 32 bits can name: it keeps addresses in as many, or
+/// looks where a loop of its own wraps. (Java asks for one for its heap, closed at first, and
+/// takes any other.)
+pub(crate) fn is_low(hint: usize) -> bool {
+    hint != 0 && hint < 1 << 32
+}
+
 /// So many times in a row.
 const TRIES: usize = 512;
 

@@ -64,6 +64,13 @@ int main(int argc, char **argv) {
     evict();
     for (size_t at = 0; at < length; at += 4096) CHECK(views[(at / 4096 + 1) % 3][at] == (char)(at / 4096 + 1));
     for (size_t at = 0; at < bytes; at++) CHECK(any[at] == (char)(at / 4096 % 251 + 1));
+    /* What 32 bits can name, and is used at once. */
+    char *low = (char *)0x60000000;
+    char *got = mmap(low, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(got == low);
+    memset(got, 7, length);
+    evict();
+    CHECK(got[0] == 7 && got[length - 1] == 7 && munmap(got, length) == 0);
     puts("ok");
     return 0;
 }
