@@ -75,7 +75,9 @@ impl Drop for Raised {
 /// A fork begins on this thread: the child opens its descriptors under the limit that it is
 /// made with. Until [`after_a_fork`], in either process.
 pub(crate) fn for_a_fork(thread: &Thread) {
-    if ghost::heap().is_some() && !begin::is_waiting() {
+    // A handler of the program's may fork between the handlers of a fork.
+    let is_within = thread.files.get()[1] != [0; 2];
+    if ghost::heap().is_some() && !begin::is_waiting() && !is_within {
         let Raised(raised) = &*ManuallyDrop::new(Raised::files());
         let pair = |of: fn(&(u32, Pair, Pair)) -> Pair| raised.as_ref().map_or([0; 2], of);
         thread

@@ -93,16 +93,6 @@ pub(crate) fn why_not(error: &Error) -> Refusal {
     {
         return too_little_left();
     }
-    let space_left = machine::address_space_left();
-    if let (Some(files), None) = (raised::few_files(), space_left) {
-        return Refusal {
-            why: format!(
-                "the limit on open files (ulimit -n) of {files} leaves too few for the engine: \
-                 allow more"
-            ),
-            code: 125,
-        };
-    }
     if let Error::Os(OsError { call, errno }) = error
         && *call == "pthread_create"
         && *errno == libc::EAGAIN
@@ -119,6 +109,16 @@ pub(crate) fn why_not(error: &Error) -> Refusal {
                 of the guard backend"
             .to_owned()
             .into();
+    }
+    let space_left = machine::address_space_left();
+    if let (Some(files), None) = (raised::few_files(), space_left) {
+        return Refusal {
+            why: format!(
+                "the limit on open files (ulimit -n) of {files} leaves too few for the engine: \
+                 allow more"
+            ),
+            code: 125,
+        };
     }
     match space_left {
         Some(left) => format!(
