@@ -391,3 +391,10 @@ fn a_process_of_one_thread_is_one_to_the_kernel() {
 fn a_program_has_functions_by_names_of_libcs() {
     check("ownnames", "2M", &[]);
 }
+
+/// Proves that the times of processes and threads, for which the vDSO makes system calls,
+/// arrive in memory that is not there.
+#[test]
+fn clocks_write_their_times_where_no_memory_is() {
+    check_with(&["--mmap=64K"], "clocks", "2M", &[]);
+}

@@ -36,8 +36,8 @@ impl Text {
     }
 }
 
-/// The executable segments of what is loaded, but for this library and what the
-/// kernel put there. Needs [`find_ours`].
+/// The executable segments of what is loaded, but for this library; of what the kernel put
+/// there, too: libc's `clock_gettime` leads to system calls of the vDSO's. Needs [`find_ours`].
 pub(crate) fn texts() -> Vec<Text> {
     let mut found: Vec<Text> = Vec::new();
     let list: *mut Vec<Text> = &raw mut found;
@@ -150,7 +150,7 @@ unsafe extern "C" fn visit(
 
 /// Adds the code of an object that the loader has put at `base`, where its file begins.
 pub(crate) fn add_loaded(base: usize, name: &CStr, list: &mut Vec<Text>) {
-    // The program itself, and what the kernel put there, have no name.
+    // The program itself has no name.
     if base == 0 || name.is_empty() || crate::raw::load::<[u8; 4]>(base) != *b"\x7fELF" {
         return;
     }
@@ -165,11 +165,6 @@ pub(crate) fn add_loaded(base: usize, name: &CStr, list: &mut Vec<Text>) {
 fn add(base: usize, name: &CStr, headers: &[libc::Elf64_Phdr], list: &mut Vec<Text>) {
     let file = name.to_bytes().rsplit(|&byte| byte == b'/').next();
     let of_libc = NAMES.iter().any(|known| file == Some(known.as_bytes()));
-    // SAFETY: no preconditions.
-    let kernels = unsafe { libc::getauxval(libc::AT_SYSINFO_EHDR) };
-    if base != 0 && base == kernels as usize {
-        return;
-    }
     let table = headers
         .iter()
         .find(|header| header.p_type == libc::PT_GNU_EH_FRAME)

@@ -83,9 +83,16 @@ impl Area {
         const CLOSE: usize = 1 << 20;
         // Less than what a jump reaches, either way.
         const REACH: usize = 1500 << 20;
+        // The kernel puts its own object above the first stack, which grows into what is
+        // below.
+        // SAFETY: no preconditions.
+        let stack = unsafe { libc::getauxval(libc::AT_RANDOM) } as usize;
+        let is_above_it = text.start > stack;
         let steps = |step: usize| (1..REACH / step).map(move |count| (step, count * step));
         for (step, distance) in steps(WIDE).chain(steps(CLOSE)) {
-            let down = (text.start & !(step - 1)).checked_sub(distance);
+            let down = (text.start & !(step - 1))
+                .checked_sub(distance)
+                .filter(|_| !is_above_it);
             let up = (text.start + text.bytes).next_multiple_of(step) + distance;
             for hint in down.into_iter().chain([up]) {
                 let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
