@@ -398,3 +398,10 @@ fn a_program_has_functions_by_names_of_libcs() {
 fn clocks_write_their_times_where_no_memory_is() {
     check_with(&["--mmap=64K"], "clocks", "2M", &[]);
 }
+
+/// Proves that lengths which are errors, or end beyond what a process may have, are refused in
+/// calls on heap memory as in others, and that nothing is written or read.
+#[test]
+fn lengths_beyond_all_memory_move_nothing() {
+    check_with(&["--mmap=64K"], "toolong", "2M", &[]);
+}

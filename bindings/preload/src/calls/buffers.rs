@@ -4,6 +4,7 @@ use ghostmem_os::PAGE_SIZE;
 
 use crate::guarded::{self, BadAddress, Touch, load};
 use crate::holds::{self, Reason};
+use crate::raw::{Answer, own};
 use crate::{ghost, mappings};
 
 /// The most buffers in one call (`IOV_MAX`).
@@ -45,6 +46,22 @@ impl Vectors {
             sum = sum.saturating_add(self.get(index)?.bytes);
         }
         Ok(sum)
+    }
+
+    /// Two buffers with which the kernel gives the answer that it has for one of these and its
+    /// length, before it touches any: where it has one. A single one it makes shorter first.
+    pub(super) fn refused(self) -> Touch<Option<[Vector; 2]>> {
+        let mut outside = None;
+        for index in 0..self.count {
+            let vector = self.get(index)?;
+            if vector.bytes > isize::MAX as usize {
+                return Ok(Some([vector; 2]));
+            }
+            if self.count > 1 && outside.is_none() && is_outside(vector.base, vector.bytes) {
+                outside = Some([vector; 2]);
+            }
+        }
+        Ok(outside)
     }
 
     /// How many bytes from the first on can be written.
@@ -117,6 +134,20 @@ impl Vectors {
             copied => Ok(copied),
         }
     }
+}
+
+/// Whether a buffer is none for the kernel, wherever it is, as it would end beyond what a
+/// process may have. mincore(2) looks at its range as read(2) and write(2) do, and then finds
+/// that there is no place for its answer.
+pub(super) fn is_outside(base: usize, bytes: usize) -> bool {
+    /// Every kernel gives as much.
+    const INSIDE: usize = (1 << 47) - PAGE_SIZE;
+    if base.checked_add(bytes).is_some_and(|end| end <= INSIDE) {
+        return false;
+    }
+    let start = base & !(PAGE_SIZE - 1);
+    let whole = bytes.saturating_add(base - start);
+    own!(libc::SYS_mincore, start, whole, usize::MAX) == -(libc::ENOMEM as Answer)
 }
 
 /// Whether any of a buffer is ghost memory: other mappings may lie in the place of its ends.

@@ -28,7 +28,7 @@ use crate::ghost;
 use crate::guarded::{self, Touch};
 use crate::raw::{self, Answer, call, failed, own};
 
-use super::buffers::{VECTORS_MAX, Vector, Vectors, touches_ghost, writable};
+use super::buffers::{VECTORS_MAX, Vector, Vectors, is_outside, touches_ghost, writable};
 use super::{Done, error, ourselves};
 
 /// What the kernel takes at most in one call (read(2)).
@@ -127,8 +127,10 @@ pub(super) fn sighted(number: usize, args: [usize; 6]) -> Touch<Done> {
 /// read, write, pread64, pwrite64.
 pub(super) fn plain(number: usize, args: [usize; 6]) -> Touch<Done> {
     let [fd, base, bytes, offset, ..] = args;
+    // The kernel looks at a buffer's end before it takes less than was asked for.
+    let is_judged = bytes > LONGEST && is_outside(base, bytes);
     let bytes = bytes.min(LONGEST);
-    if bytes == 0 || !touches_ghost(base, bytes) {
+    if bytes == 0 || is_judged || !touches_ghost(base, bytes) {
         return Ok(Done::Asis);
     }
     let reading = reads(number);
@@ -171,10 +173,12 @@ pub(super) fn vectored(number: usize, args: [usize; 6]) -> Touch<Done> {
     if !vectors.any_ghost()? {
         return Ok(Done::Asis);
     }
-    let bytes = vectors.total()?;
-    if bytes > isize::MAX as usize {
-        return Ok(error(libc::EINVAL));
+    if let Some(bad) = vectors.refused()? {
+        let bad = (&raw const bad) as usize;
+        let answer = raw::syscall(number, [fd, bad, 2, offset, high, flags]);
+        return Ok(Done::With(answer));
     }
+    let bytes = vectors.total()?;
     let reading = reads(number);
     let good = if reading { vectors.writable()? } else { bytes };
     if bytes == 0 {
@@ -336,6 +340,11 @@ pub(super) fn other_memory(number: usize, args: [usize; 6]) -> Touch<Done> {
     if !(ours.any_ghost()? || ghost::is_ghost(their_list)) {
         return Ok(Done::Asis);
     }
+    if let Some(bad) = ours.refused()? {
+        let bad = (&raw const bad) as usize;
+        let answer = raw::syscall(number, [process, bad, 2, their_list, their_count, flags]);
+        return Ok(Done::With(answer));
+    }
     let mut bytes = ours.total()?.min(most_bytes());
     let list_bytes = their_count * size_of::<Vector>();
     let Some(mut lease) = Lease::new(bytes + list_bytes + 128) else {
@@ -368,6 +377,10 @@ pub(super) fn spliced(args: [usize; 6]) -> Touch<Done> {
     let vectors = Vectors::new(list, count);
     if !vectors.any_ghost()? {
         return Ok(Done::Asis);
+    }
+    if let Some(bad) = vectors.refused()? {
+        let answer = call!(libc::SYS_vmsplice, fd, &raw const bad, 2, flags);
+        return Ok(Done::With(answer));
     }
     let access = own!(libc::SYS_fcntl, fd, libc::F_GETFL);
     if failed(access) {

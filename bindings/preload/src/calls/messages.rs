@@ -176,6 +176,23 @@ impl From<BadAddress> for Refused {
     }
 }
 
+/// The kernel's answer to a message with buffers that it refuses.
+fn refusal(fd: usize, bad: [Vector; 2], receives: bool, flags: usize) -> Answer {
+    let header = Header {
+        name: 0,
+        name_bytes: 0,
+        gap: 0,
+        vectors: (&raw const bad) as usize,
+        count: 2,
+        control: 0,
+        control_bytes: 0,
+        flags: 0,
+        gap_too: 0,
+    };
+    let number = if receives { 47 } else { 46 };
+    raw::syscall(number, [fd, (&raw const header) as usize, flags, 0, 0, 0])
+}
+
 /// Whether a message has ghost memory anywhere.
 fn has_ghost(at: usize) -> Touch<bool> {
     if ghost::is_ghost(at) {
@@ -200,6 +217,9 @@ impl Copied {
             return Err(Refused(-(libc::EMSGSIZE as Answer)));
         }
         let vectors = Vectors::new(header.vectors, header.count);
+        if let Some(bad) = vectors.refused()? {
+            return Err(Refused(refusal(fd, bad, receives, flags)));
+        }
         let whole = vectors.total()?;
         let data_bytes = fitting(fd, whole, receives, flags).map_err(Refused)?;
         let name_bytes = (header.name_bytes as usize).min(NAME_MAX);

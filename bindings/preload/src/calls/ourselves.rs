@@ -126,7 +126,19 @@ pub(super) fn copied(number: usize, args: [usize; 6]) -> Touch<Option<Done>> {
     if !theirs.any_ghost()? || !is_own_thread(process) {
         return Ok(None);
     }
-    walked(number == 310, Vectors::new(list, count), theirs).map(Some)
+    let ours = Vectors::new(list, count);
+    if let Some(bad) = ours.refused()? {
+        let bad = (&raw const bad) as usize;
+        let answer = raw::syscall(number, [process, bad, 2, their_list, their_count, flags]);
+        return Ok(Some(Done::With(answer)));
+    }
+    // Of theirs only a length is refused: where nothing is, the copy ends.
+    for index in 0..their_count {
+        if theirs.get(index)?.bytes > isize::MAX as usize {
+            return Ok(Some(error(libc::EINVAL)));
+        }
+    }
+    walked(number == 310, ours, theirs).map(Some)
 }
 
 /// Copies from one list of buffers to another, page by page.
