@@ -405,3 +405,9 @@ fn clocks_write_their_times_where_no_memory_is() {
 fn lengths_beyond_all_memory_move_nothing() {
     check_with(&["--mmap=64K"], "toolong", "2M", &[]);
 }
+
+/// Proves that what TCP throws away is written nowhere, and nothing else in its place.
+#[test]
+fn what_is_received_and_thrown_away_leaves_buffers_alone() {
+    check_with(&["--mmap=64K"], "discards", "2M", &[]);
+}

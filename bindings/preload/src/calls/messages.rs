@@ -103,6 +103,8 @@ pub(super) fn addressed(number: usize, args: [usize; 6]) -> Touch<Done> {
     let place = stand_in.place;
     if stand_in.is_cut() && receives {
         guarded::copy(place, base, good)?;
+    } else if receives && may_write_nothing(flags) {
+        let _as_far_as_it_goes = guarded::copy_some(place, base, good);
     }
     let mut passed = [fd, place, bytes, flags, 0, 0];
     if base == 0 {
@@ -176,6 +178,12 @@ impl From<BadAddress> for Refused {
     }
 }
 
+/// Whether an answer may count bytes that were written nowhere: with `MSG_TRUNC`, TCP throws
+/// away what it received (tcp(7)). The buffer keeps what it has then.
+const fn may_write_nothing(flags: usize) -> bool {
+    flags & libc::MSG_TRUNC as usize != 0
+}
+
 /// The kernel's answer to a message with buffers that it refuses.
 fn refusal(fd: usize, bad: [Vector; 2], receives: bool, flags: usize) -> Answer {
     let header = Header {
@@ -240,13 +248,13 @@ impl Copied {
             guarded::copy(control, header.control, control_bytes)?;
         }
         let good = if receives {
-            vectors.writable()?
+            vectors.writable()?.min(data_bytes)
         } else {
             vectors.copy(0, data, data_bytes, true)
         };
         let stand_in = StandIn::of(data, data_bytes, good).map_err(|()| no_memory())?;
         let data = stand_in.place;
-        if stand_in.is_cut() && receives {
+        if receives && (stand_in.is_cut() || may_write_nothing(flags)) {
             vectors.copy(0, data, good, true);
         }
         let one = Vector {
