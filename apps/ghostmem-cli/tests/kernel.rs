@@ -411,3 +411,9 @@ fn lengths_beyond_all_memory_move_nothing() {
 fn what_is_received_and_thrown_away_leaves_buffers_alone() {
     check_with(&["--mmap=64K"], "discards", "2M", &[]);
 }
+
+/// Proves that ranges with other mappings in them are locked and unlocked, and held no longer.
+#[test]
+fn ranges_are_locked_whatever_lies_in_them() {
+    check_with(&["--mmap=64K"], "lockparts", "4M", &[]);
+}

@@ -37,6 +37,10 @@ pub(super) fn advised(number: usize, args: [usize; 6]) -> Done {
         let over = ghost::region_owner(args[4], third).filter(|_| to_a_place);
         return over.map_or(Done::Asis, |heap| foreign::remap_over(heap, args));
     };
+    // Only locks may begin within a page.
+    if !address.is_multiple_of(PAGE_SIZE) && !matches!(number, 149 | 150 | 325) {
+        return error(libc::EINVAL);
+    }
     // Before the lengths are rounded, as the kernel has it.
     if address.checked_add(bytes).is_none() {
         return error(libc::EINVAL);
@@ -93,11 +97,16 @@ pub(super) fn is_unmapped([address, bytes, ..]: [usize; 6]) -> bool {
 /// Calls about ranges that are ghost memory in parts only: the other parts lie in its
 /// place, or beside it. `None`: the range is of one kind.
 fn in_pieces(number: usize, args: [usize; 6]) -> Option<Done> {
-    let [address, bytes, ..] = args;
+    let [mut address, bytes, ..] = args;
     let heap = ghost::region_owner(address, bytes)?;
     let end = address
         .checked_add(bytes)?
         .checked_next_multiple_of(PAGE_SIZE)?;
+    // mlock, munlock, mlock2: of whole pages, wherever the range begins.
+    let is_of_locks = matches!(number, 149 | 150 | 325);
+    if is_of_locks {
+        address &= !(PAGE_SIZE - 1);
+    }
     let alike = heap.away_run(address, end - address);
     match number {
         11 if address.is_multiple_of(PAGE_SIZE) => {
@@ -108,6 +117,7 @@ fn in_pieces(number: usize, args: [usize; 6]) -> Option<Done> {
         }
         // madvise, mprotect: of bytes that are given exactly.
         10 | 28 | 329 => {}
+        _ if is_of_locks => {}
         _ => return None,
     }
     if !address.is_multiple_of(PAGE_SIZE) || alike.is_some_and(|(_, same)| same >= end - address) {
