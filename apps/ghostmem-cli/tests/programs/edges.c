@@ -43,9 +43,9 @@ static unsigned sum(const void *place, size_t bytes) {
     return s;
 }
 
-enum tail { UNMAPPED, CLOSED, READ_ONLY, FILE_OVER, FILE_CLOSED, OTHER_FIRST, TAILS };
+enum tail { UNMAPPED, CLOSED, READ_ONLY, FILE_OVER, FILE_CLOSED, FILE_READ_ONLY, OTHER_FIRST, TAILS };
 static const char *const tails[] = {"unmapped", "closed", "read only", "a file over it",
-                                    "a closed file over it", "a file before it"};
+                                    "a closed file over it", "a file to read over it", "a file before it"};
 static int over;
 
 /* Memory whose first GOOD bytes are good (of the file's, where that is first), and what comes
@@ -67,6 +67,14 @@ static char *shape(int ordinary, enum tail tail) {
     }
     if (tail == FILE_OVER) CHECK(mmap(end, rest, PROT_READ | PROT_WRITE, fixed, over, 0) == end);
     if (tail == FILE_CLOSED) CHECK(mmap(end, rest, PROT_NONE, fixed, over, 0) == end);
+    if (tail == FILE_READ_ONLY) {
+        for (size_t at = 0; at < rest; at += PAGE) {
+            char page[PAGE];
+            memset(page, 'r', PAGE);
+            CHECK(pwrite(over, page, PAGE, at) == PAGE);
+        }
+        CHECK(mmap(end, rest, PROT_READ, MAP_PRIVATE | MAP_FIXED, over, 0) == end);
+    }
     if (tail == OTHER_FIRST) {
         CHECK(mmap(p, PAGE, PROT_READ | PROT_WRITE, fixed, over, 0) == p);
         for (int i = 0; i < PAGE; i++) p[i] = i * 7;
