@@ -24,6 +24,8 @@ pub(crate) struct Text {
     pub(crate) build: Vec<u8>,
     /// It is one of glibc's.
     pub(crate) of_libc: bool,
+    /// The kernel put it there (vdso(7)).
+    pub(crate) of_kernel: bool,
 }
 
 impl Text {
@@ -165,6 +167,9 @@ pub(crate) fn add_loaded(base: usize, name: &CStr, list: &mut Vec<Text>) {
 fn add(base: usize, name: &CStr, headers: &[libc::Elf64_Phdr], list: &mut Vec<Text>) {
     let file = name.to_bytes().rsplit(|&byte| byte == b'/').next();
     let of_libc = NAMES.iter().any(|known| file == Some(known.as_bytes()));
+    // SAFETY: no preconditions.
+    let kernels = unsafe { libc::getauxval(libc::AT_SYSINFO_EHDR) } as usize;
+    let of_kernel = base != 0 && base == kernels;
     let table = headers
         .iter()
         .find(|header| header.p_type == libc::PT_GNU_EH_FRAME)
@@ -181,6 +186,7 @@ fn add(base: usize, name: &CStr, headers: &[libc::Elf64_Phdr], list: &mut Vec<Te
                 start,
                 bytes: header.p_filesz as usize,
                 of_libc,
+                of_kernel,
                 table,
                 build: build.clone(),
             });

@@ -91,7 +91,7 @@ pub(crate) fn install(texts: &[Text], maps: bool, plans: &Plans) -> Report {
             report.patched += here.patched;
             report.left += here.left;
             report.forks |= here.forks;
-        } else {
+        } else if !text.of_kernel {
             report.own_patched += here.patched;
             report.own_left += here.left;
         }
