@@ -169,6 +169,11 @@ fn taken_mappings_move_to_where_the_program_says() {
 }
 
 #[test]
+fn ordinary_memory_moves_over_the_heaps() {
+    check_with(&["--mmap=64K"], "ordinary", "4M", &[]);
+}
+
+#[test]
 fn what_is_unmapped_or_mapped_over_faults_as_the_kernel_has_it() {
     check_with(&["--mmap=64K"], "holes", "4M", &[]);
 }

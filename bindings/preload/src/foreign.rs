@@ -18,6 +18,7 @@ use ghostmem::Heap;
 use ghostmem_os::PAGE_SIZE;
 
 use crate::calls::{Done, error};
+use crate::ghost;
 use crate::heirs::{self, Gets};
 use crate::holds::{self, Noted};
 use crate::mappings::{FIXED, OPEN, end_of, has, note_ordinary, range, unmap};
@@ -280,14 +281,16 @@ fn withdraw(room: usize, bytes: usize, gets: Option<Gets>) -> Option<()> {
 
 /// mremap of an ordinary mapping that lies in a region, in ghost pages' place.
 pub(crate) fn remap_away(heap: &Heap, args: [usize; 6]) -> Done {
-    let [address, old, new, flags, ..] = args;
+    let [address, old, new, flags, place, _] = args;
     let (Some(old_end), Some(new_end)) = (end_of(address, old), end_of(address, new)) else {
         return error(libc::EINVAL);
     };
-    if heap.away_run(address, old_end - address) != Some((true, old_end - address)) {
-        return error(libc::EFAULT);
-    }
-    let answer = crate::raw::syscall(25, args);
+    // The kernel would put it over ghost pages.
+    let to_a_place = has(flags, libc::MREMAP_FIXED);
+    let answer = match ghost::region_owner(place, new).filter(|_| to_a_place) {
+        Some(over) => move_over(over, args),
+        None => crate::raw::syscall(25, args),
+    };
     if !failed(answer) && !has(flags, libc::MREMAP_DONTUNMAP) {
         let gone = match answer as usize == address {
             true => new_end.min(old_end),
@@ -300,40 +303,38 @@ pub(crate) fn remap_away(heap: &Heap, args: [usize; 6]) -> Done {
     Done::With(answer)
 }
 
-/// mremap of an ordinary mapping to where ghost pages are. It is moved elsewhere first,
-/// as what the kernel refuses is to change nothing.
+/// mremap of an ordinary mapping to where ghost pages are.
 pub(crate) fn remap_over(heap: &Heap, args: [usize; 6]) -> Done {
+    Done::With(move_over(heap, args))
+}
+
+/// Moves an ordinary mapping to where ghost pages are. It is moved elsewhere first, as what
+/// the kernel refuses is to change nothing.
+fn move_over(heap: &Heap, args: [usize; 6]) -> Answer {
     let [address, old, new, flags, place, _] = args;
     let Some(end) = end_of(place, new).filter(|_| new > 0) else {
-        return error(libc::EINVAL);
+        return -(libc::EINVAL as Answer);
     };
     let overlaps = place < address.saturating_add(old) && address < end;
     if !place.is_multiple_of(PAGE_SIZE) || overlaps {
-        return error(libc::EINVAL);
+        return -(libc::EINVAL as Answer);
     }
     let bytes = end - place;
     let private = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-    let room = own!(
-        libc::SYS_mmap,
-        0,
-        bytes,
-        libc::PROT_NONE,
-        private,
-        -1_isize,
-        0
-    );
+    let none = libc::PROT_NONE;
+    let room = own!(libc::SYS_mmap, 0, bytes, none, private, -1_isize, 0);
     if failed(room) {
-        return Done::With(room);
+        return room;
     }
     let aside = crate::raw::syscall(25, [address, old, new, flags, room as usize, 0]);
     if failed(aside) {
         let _gone = own!(libc::SYS_munmap, room, bytes);
-        return Done::With(aside);
+        return aside;
     }
     let moved = move_in(heap, room as usize, (place, end));
-    if failed(moved) && flags & libc::MREMAP_DONTUNMAP as usize == 0 {
+    if failed(moved) {
         let back = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
         let _as_it_was = own!(libc::SYS_mremap, room, new, old, back, address);
     }
-    Done::With(moved)
+    moved
 }

@@ -112,9 +112,15 @@ fn in_pieces(number: usize, args: [usize; 6]) -> Option<Done> {
         11 if address.is_multiple_of(PAGE_SIZE) => {
             return Some(mappings::unmap(heap, address, end - address));
         }
-        25 if alike.is_some_and(|(away, _)| away) => {
-            return Some(foreign::remap_away(heap, args));
-        }
+        25 => match alike {
+            Some((true, same)) if same >= end - address => {
+                return Some(foreign::remap_away(heap, args));
+            }
+            Some((_, same)) if same < end - address => {
+                return Some(mappings::remap(heap, args));
+            }
+            _ => return None,
+        },
         // madvise, mprotect: of bytes that are given exactly.
         10 | 28 | 329 => {}
         _ if is_of_locks => {}

@@ -82,6 +82,10 @@ pub(crate) fn remap(heap: &Heap, args: [usize; 6]) -> Done {
 /// where parts of it are not mapped.
 fn access_of(heap: &Heap, address: usize, bytes: usize) -> Option<usize> {
     let end = address.checked_add(bytes)?;
+    // What lies in the heap's place is a mapping of its own.
+    if heap.away_run(address, bytes) != Some((false, bytes)) {
+        return None;
+    }
     let is_mapped = taken::with(|table| {
         // What malloc gave is moved as it is.
         table.find(address, end).is_none() || table.covers(address, end)
