@@ -174,6 +174,11 @@ fn ordinary_memory_moves_over_the_heaps() {
 }
 
 #[test]
+fn closed_pages_are_closed_in_children_however_they_are_made() {
+    check_with(&["--mmap=64K"], "childaccess", "4M", &[]);
+}
+
+#[test]
 fn what_is_unmapped_or_mapped_over_faults_as_the_kernel_has_it() {
     check_with(&["--mmap=64K"], "holes", "4M", &[]);
 }

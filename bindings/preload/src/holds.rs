@@ -19,12 +19,12 @@
 use core::mem::ManuallyDrop;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use ghostmem::Heap;
+use ghostmem::{Backend, Heap};
 use ghostmem_os::futex;
 
 use crate::raw::{self, own};
 use crate::thread::{self, Undisturbed};
-use crate::{bounce, heirs};
+use crate::{bounce, ghost, heirs};
 
 mod list;
 
@@ -54,14 +54,43 @@ static BUSY: AtomicBool = AtomicBool::new(false);
 /// Runs `body` as the only thread that changes lists.
 fn with<R>(body: impl FnOnce() -> R) -> R {
     let _alone = Undisturbed::new(thread::current());
+    wait_until_free();
+    let result = body();
+    BUSY.store(false, Ordering::Release);
+    result
+}
+
+/// Nobody changes a list while this is there: a forked child gets whole ones.
+pub(crate) struct Still;
+
+/// Waits until nobody changes a list. With signals blocked, and not while pages cannot move
+/// (the gate), as whoever changes a list moves them.
+pub(crate) fn hold_still() -> Still {
+    wait_until_free();
+    Still
+}
+
+impl Drop for Still {
+    fn drop(&mut self) {
+        BUSY.store(false, Ordering::Release);
+    }
+}
+
+fn wait_until_free() {
     let mut tries = 0;
     while BUSY.swap(true, Ordering::Acquire) {
         futex::pause(tries);
         tries = tries.saturating_add(1);
     }
-    let result = body();
-    BUSY.store(false, Ordering::Release);
-    result
+}
+
+/// In a forked child, once it has its memory: protects what its parent had protected. The
+/// guard backends map a child's memory anew, open. The lists are held still.
+pub(crate) fn protect_in_child() {
+    let backend = ghost::heap().map(Heap::backend);
+    if matches!(backend, Some(Backend::Guard | Backend::GuardMprotect)) {
+        list::protect_again(0, usize::MAX);
+    }
 }
 
 /// In a forked child: whoever was here in the parent is not.

@@ -65,7 +65,7 @@ fn between_handlers(number: usize, mut args: [usize; 6]) -> Done {
     asked.pass_stand_ins(number, &mut args, ours);
     let without = WithoutRseq::new();
     let mut still = None;
-    match ghostmem::fork::before_call(|| still = Some(taken::hold_still())) {
+    match ghostmem::fork::before_call(|| still = Some(hold_still())) {
         ForkCall::Strange => return Done::Asis,
         ForkCall::Refused => {
             raised::say_why_no_fork();
@@ -75,10 +75,19 @@ fn between_handlers(number: usize, mut args: [usize; 6]) -> Done {
     }
     let answer: Answer = raw::syscall(number, args);
     ghostmem::fork::after_call(answer == 0);
+    if answer == 0 {
+        holds::protect_in_child();
+    }
     drop(still);
     drop(without);
     asked.give(answer, ours);
     Done::With(answer)
+}
+
+/// The tables of mappings and of what is held, as they are, for a child. Who has the one
+/// never waits for the other's.
+fn hold_still() -> (taken::Still, holds::Still) {
+    (taken::hold_still(), holds::hold_still())
 }
 
 /// Longest structure of clone3 that is looked at; the kernel's has 88 bytes.
@@ -283,12 +292,15 @@ fn make_child(number: usize, mut args: [usize; 6], asked: Asked) -> Touch<Answer
     let without = WithoutRseq::new();
     let call_it = || raw::syscall(number, args);
     let blocked = Blocked::new();
-    let still = taken::hold_still();
+    let still = hold_still();
     let answer: Answer = if asked.has(libc::CLONE_FILES) {
         ghostmem::fork::around_sharing_call(call_it)
     } else {
         ghostmem::fork::around_call(call_it)
     };
+    if answer == 0 {
+        holds::protect_in_child();
+    }
     drop(still);
     drop(blocked);
     drop(without);

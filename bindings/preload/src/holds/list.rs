@@ -224,7 +224,7 @@ impl List {
 
 /// Protects what of a range is to be protected: pinning opens pages, with some
 /// backends.
-fn protect_again(start: usize, end: usize) {
+pub(super) fn protect_again(start: usize, end: usize) {
     let list = List::of(Reason::Protected);
     let mut index = list.first_above(start);
     while index < list.count.load(Ordering::Relaxed) && list.bounds(index).0 < end {
