@@ -179,6 +179,11 @@ fn closed_pages_are_closed_in_children_however_they_are_made() {
 }
 
 #[test]
+fn what_moves_has_the_access_that_it_had() {
+    check_with(&["--mmap=64K"], "protected", "4M", &[]);
+}
+
+#[test]
 fn what_is_unmapped_or_mapped_over_faults_as_the_kernel_has_it() {
     check_with(&["--mmap=64K"], "holes", "4M", &[]);
 }

@@ -351,6 +351,27 @@ pub(crate) fn next_for(reason: Reason, start: usize, end: usize) -> Option<(usiz
     })
 }
 
+/// What access the program left the page at an address, and up to where, before `end`, it
+/// is the same; `None`: all of that is open.
+pub(crate) fn access_at(start: usize, end: usize) -> Option<(usize, usize)> {
+    if !any_for(Reason::Protected, start, end - start) {
+        return None;
+    }
+    let list = List::of(Reason::Protected);
+    with(|| {
+        let index = list.first_above(start);
+        let is_there = index < list.count.load(Ordering::Relaxed);
+        let (from, to) = is_there.then(|| list.bounds(index))?;
+        if from >= end {
+            return None;
+        }
+        Some(match from <= start {
+            true => (list.get(index).tag.get(), to.min(end)),
+            false => ((libc::PROT_READ | libc::PROT_WRITE) as usize, from),
+        })
+    })
+}
+
 /// Says for which thread a stack is held.
 pub(crate) fn belongs_to(start: usize, thread: usize) {
     let list = List::of(Reason::Stack);

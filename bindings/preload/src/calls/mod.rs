@@ -16,7 +16,7 @@ mod entry;
 mod exec;
 mod held;
 mod kept;
-mod memory;
+pub(crate) mod memory;
 mod messages;
 mod misc;
 mod ourselves;

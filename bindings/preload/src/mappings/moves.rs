@@ -4,9 +4,11 @@ use ghostmem::{Heap, Hole};
 use ghostmem_os::PAGE_SIZE;
 
 use super::{CLOSED, OPEN, allocate, has, map_over, range, unmap};
+use crate::calls::memory::protect;
 use crate::calls::{Done, error};
+use crate::holds::{self, Noted};
 use crate::raw::{self, Answer, failed, own};
-use crate::{ghost, heirs, holds, own_limits, taken};
+use crate::{ghost, heirs, own_limits, taken};
 
 /// mremap of ghost memory: shrinking gives the end back, growing moves.
 pub(crate) fn remap(heap: &Heap, args: [usize; 6]) -> Done {
@@ -36,24 +38,59 @@ pub(crate) fn remap(heap: &Heap, args: [usize; 6]) -> Done {
             return error(libc::EINVAL);
         }
     }
+    if !is_mapped(address, old) {
+        return error(libc::EFAULT);
+    }
+    let stays = !to_a_place && !leaves;
+    if stays && new < old {
+        let _done = unmap(heap, address + new, old - new);
+        return Done::With(address as Answer);
+    }
     // The kernel moves parts of one mapping, which has one access.
-    let Some(access) = access_of(heap, address, old) else {
+    let Some(access) = access_of(heap, address, old.min(new)) else {
         return error(libc::EFAULT);
     };
-    if !to_a_place && !leaves && new <= old {
-        if new < old {
-            let _done = unmap(heap, address + new, old - new);
-        }
+    if stays && new == old {
         return Done::With(address as Answer);
     }
     if !moves {
         return error(libc::ENOMEM);
     }
-    let place = if to_a_place {
-        map_at(fixed, new, access)
+    let was = Old {
+        address,
+        bytes: old,
+        access,
+    };
+    move_to(heap, was, new, to_a_place.then_some(fixed), leaves)
+}
+
+/// What is to be moved.
+#[derive(Clone, Copy)]
+struct Old {
+    address: usize,
+    bytes: usize,
+    access: usize,
+}
+
+/// Moves a range to `place`, or to wherever there is room for it.
+fn move_to(heap: &Heap, was: Old, new: usize, place: Option<usize>, leaves: bool) -> Done {
+    let Old {
+        address,
+        bytes: old,
+        access,
+    } = was;
+    let all = (Some(Hole::Closed), old);
+    let is_reserved = access == CLOSED && heap.hole_run(address, old) == Some(all);
+    // What holds something is open until that has been copied.
+    let at_first = if is_reserved { CLOSED } else { OPEN };
+    let Some(mut noted) = Noted::of(address, old) else {
+        return error(libc::ENOMEM);
+    };
+    let place = if let Some(fixed) = place {
+        map_at(fixed, new, at_first)
     } else {
-        let goes = if leaves || access == CLOSED { 0 } else { old };
-        match own_limits::in_place_of(goes, || allocate(new, access)) {
+        let goes = if leaves || is_reserved { 0 } else { old };
+        match own_limits::in_place_of(goes, || allocate(new, at_first)) {
             Ok(moved) => Done::With(moved as Answer),
             Err(_) => error(libc::ENOMEM),
         }
@@ -66,44 +103,63 @@ pub(crate) fn remap(heap: &Heap, args: [usize; 6]) -> Done {
     }
     heirs::follow(address, old, moved as usize);
     // Protected pages are read, too.
-    holds::forget(heap, address, old);
+    holds::let_go(heap, address, old);
     copy_contents(heap, moved as usize, address, old.min(new));
-    close_alike(heap, moved as usize, address, old.min(new));
+    if access != at_first && !protect_anew(heap, moved as usize, new, access) {
+        noted.hold_again(heap, address);
+        let _gone = unmap(heap, moved as usize, new);
+        return error(libc::ENOMEM);
+    }
     if leaves {
+        heirs::forget(address, old);
         // SAFETY: the program moved what was there.
         let _kept = unsafe { heap.discard(range(address, old)) };
+        let _else_it_is_open = access == at_first || protect_anew(heap, address, old, access);
     } else {
         let _done = unmap(heap, address, old);
     }
     place
 }
 
-/// What access a range that is to be moved has: none, where all of it is closed. `None`
-/// where parts of it are not mapped.
+/// Whether all of a range is mapped. What malloc gave is moved as it is.
+fn is_mapped(address: usize, bytes: usize) -> bool {
+    let Some(end) = address.checked_add(bytes) else {
+        return false;
+    };
+    taken::with(|table| table.find(address, end).is_none() || table.covers(address, end))
+}
+
+/// What access a range that is to be moved has. `None` where it has several, or is the
+/// heap's in parts only.
 fn access_of(heap: &Heap, address: usize, bytes: usize) -> Option<usize> {
-    let end = address.checked_add(bytes)?;
-    // What lies in the heap's place is a mapping of its own.
+    let (mut at, end) = (address, address.checked_add(bytes)?);
     if heap.away_run(address, bytes) != Some((false, bytes)) {
         return None;
     }
-    let is_mapped = taken::with(|table| {
-        // What malloc gave is moved as it is.
-        table.find(address, end).is_none() || table.covers(address, end)
-    });
-    let is_closed = heap.hole_run(address, bytes)? == (Some(Hole::Closed), bytes);
-    is_mapped.then_some(if is_closed { CLOSED } else { OPEN })
+    let mut found = None;
+    while at < end {
+        let (hole, alike) = heap.hole_run(at, end - at)?;
+        let until = at + alike.max(PAGE_SIZE);
+        let (access, until) = match hole {
+            Some(_) => (CLOSED, until),
+            None => holds::access_at(at, until).unwrap_or((OPEN, until)),
+        };
+        if *found.get_or_insert(access) != access {
+            return None;
+        }
+        at = until;
+    }
+    found
 }
 
-/// Closes what of fresh pages is closed in the range that they take the place of.
-fn close_alike(heap: &Heap, to: usize, from: usize, bytes: usize) {
-    let (mut at, end) = (from, from + bytes);
-    while at < end {
-        let (hole, alike) = heap.hole_run(at, end - at).unwrap_or((None, end - at));
-        if hole.is_some() {
-            let _held = heap.close_empty(range(to + (at - from), alike));
-        }
-        at += alike.max(PAGE_SIZE);
-    }
+/// Gives what was moved the access that it had.
+fn protect_anew(heap: &Heap, address: usize, bytes: usize, access: usize) -> bool {
+    let done = match heap.away_run(address, 1) {
+        Some((false, _)) => protect(heap, 10, [address, bytes, access, 0, 0, 0], bytes),
+        // The place is the kernel's.
+        _ => Done::With(own!(libc::SYS_mprotect, address, bytes, access)),
+    };
+    done == Done::With(0)
 }
 
 /// Copies what a range holds to fresh zero pages: what it does not hold stays none there.
