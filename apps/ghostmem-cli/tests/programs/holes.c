@@ -92,6 +92,23 @@ int main(int argc, char **argv) {
     CHECK(write(pipes[1], q, 10) == -1 && errno == EFAULT);
     CHECK(madvise(q, PAGE, MADV_WILLNEED) == -1 && errno == ENOMEM);
     CHECK(mprotect(q, PAGE, PROT_READ) == -1 && errno == ENOMEM);
+    /* What lies before the part that is not mapped has another protection all the same. */
+    for (int access = PROT_READ; access >= PROT_NONE; access--) {
+        CHECK(mprotect(p + PAGE, ALL - PAGE, access) == -1 && errno == ENOMEM);
+        CHECK(store(p) == 0 && store(p + PAGE) == SIGSEGV && store(q - 1) == SIGSEGV);
+        CHECK(load(q - 1) == (access == PROT_NONE ? SIGSEGV : 0));
+        CHECK(store(q + 8 * PAGE) == 0 && store(p + ALL - 1) == 0);
+        faults(q, SEGV_MAPERR);
+    }
+    CHECK(mprotect(p, ALL, PROT_READ | PROT_WRITE) == -1 && errno == ENOMEM);
+    evict();
+    CHECK(p[PAGE] == 7 && q[-1] == 7 && store(p + PAGE) == 0);
+    *p = p[PAGE] = q[8 * PAGE] = p[ALL - 1] = 7;
+    /* Where a range begins is looked at first. */
+    CHECK(msync(p + 1, ALL, MS_SYNC) == -1 && errno == EINVAL);
+    CHECK(mprotect(p + 1, ALL, PROT_READ) == -1 && errno == EINVAL);
+    CHECK(madvise(p + 1, ALL, MADV_WILLNEED) == -1 && errno == EINVAL);
+    CHECK(mlock(q + 1, PAGE) == -1 && errno == ENOMEM);
     CHECK(over(q - PAGE, 2 * PAGE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) == MAP_FAILED && errno == EEXIST);
     CHECK(over(q, 2 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) == q);
     CHECK(*q == 0 && store(q) == 0 && *q == 9);

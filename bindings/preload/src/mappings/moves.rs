@@ -4,7 +4,7 @@ use ghostmem::{Heap, Hole};
 use ghostmem_os::PAGE_SIZE;
 
 use super::{CLOSED, OPEN, allocate, has, map_over, range, unmap};
-use crate::calls::memory::protect;
+use crate::calls::protect::protect;
 use crate::calls::{Done, error};
 use crate::holds::{self, Noted};
 use crate::raw::{self, Answer, failed, own};
