@@ -101,6 +101,39 @@ static void closed(int access, int reserved) {
     CHECK(munmap(to, 4 * BYTES) == 0);
 }
 
+/* A part is closed, more than stays resident, and opened again: it moves with the rest. */
+static void in_part(size_t first, size_t bytes, int flags) {
+    char *p = mapping(7);
+    CHECK(mprotect(p + first, bytes, PROT_READ) == 0);
+    evict();
+    is(p, 7, 0, BYTES);
+    CHECK(mprotect(p + first, bytes, RW) == 0);
+    memset(p + first, 8, bytes);
+    evict();
+    size_t now = flags & MREMAP_DONTUNMAP ? BYTES : 2 * BYTES;
+    char *to = mremap(p, BYTES, now, MREMAP_MAYMOVE | flags, 0);
+    CHECK(to != MAP_FAILED);
+    evict();
+    is(to, 7, 0, first);
+    is(to, 8, first, first + bytes);
+    is(to, 7, first + bytes, BYTES);
+    is(to, 0, BYTES, now);
+    memset(to, 9, now);
+    evict();
+    is(to, 9, 0, now);
+    child_sees(to, 9, 0, now);
+    CHECK(munmap(to, now) == 0);
+    if (flags == 0) {
+        CHECK(!is_mapped(p) && !is_mapped(p + first));
+        return;
+    }
+    is(p, 0, 0, BYTES);
+    memset(p, 4, BYTES);
+    evict();
+    is(p, 4, 0, BYTES);
+    CHECK(munmap(p, BYTES) == 0);
+}
+
 int main(int argc, char **argv) {
     CHECK(argc > 2);
     prepare(argv[2]);
@@ -115,6 +148,12 @@ int main(int argc, char **argv) {
     for (int access = 0; access < 2; access++) {
         closed(access ? PROT_READ : PROT_NONE, 0);
         closed(access ? PROT_READ : PROT_NONE, 1);
+    }
+
+    for (int flags = 0; flags <= MREMAP_DONTUNMAP; flags += MREMAP_DONTUNMAP) {
+        in_part(0, BYTES / 2, flags);
+        in_part(BYTES / 2, BYTES / 2, flags);
+        in_part(BYTES / 4, BYTES / 2, flags);
     }
 
     /* What is refused changes nothing. */

@@ -112,8 +112,7 @@ fn move_to(heap: &Heap, was: Old, new: usize, place: Option<usize>, leaves: bool
     }
     if leaves {
         heirs::forget(address, old);
-        // SAFETY: the program moved what was there.
-        let _kept = unsafe { heap.discard(range(address, old)) };
+        leave_zeros(heap, address, old);
         let _else_it_is_open = access == at_first || protect_anew(heap, address, old, access);
     } else {
         let _done = unmap(heap, address, old);
@@ -129,20 +128,21 @@ fn is_mapped(address: usize, bytes: usize) -> bool {
     taken::with(|table| table.find(address, end).is_none() || table.covers(address, end))
 }
 
-/// What access a range that is to be moved has. `None` where it has several, or is the
-/// heap's in parts only.
+/// What access a range that is to be moved has. `None` where it has several.
 fn access_of(heap: &Heap, address: usize, bytes: usize) -> Option<usize> {
     let (mut at, end) = (address, address.checked_add(bytes)?);
-    if heap.away_run(address, bytes) != Some((false, bytes)) {
-        return None;
-    }
     let mut found = None;
     while at < end {
-        let (hole, alike) = heap.hole_run(at, end - at)?;
-        let until = at + alike.max(PAGE_SIZE);
-        let (access, until) = match hole {
-            Some(_) => (CLOSED, until),
-            None => holds::access_at(at, until).unwrap_or((OPEN, until)),
+        let (away, alike) = heap.away_run(at, end - at)?;
+        let (access, until) = if away {
+            (ordinary_access(at, alike)?, at + alike)
+        } else {
+            let (hole, alike) = heap.hole_run(at, alike)?;
+            let until = at + alike.max(PAGE_SIZE);
+            match hole {
+                Some(_) => (CLOSED, until),
+                None => holds::access_at(at, until).unwrap_or((OPEN, until)),
+            }
         };
         if *found.get_or_insert(access) != access {
             return None;
@@ -150,6 +150,20 @@ fn access_of(heap: &Heap, address: usize, bytes: usize) -> Option<usize> {
         at = until;
     }
     found
+}
+
+/// What access memory has that is not the heap's any more: what was closed and found no room
+/// to stay resident, say. `None` where it is not open, or is not private and anonymous: to
+/// the program, that is another mapping than what lies beside it.
+fn ordinary_access(address: usize, bytes: usize) -> Option<usize> {
+    let advise = |advice: i32| !failed(own!(libc::SYS_madvise, address, bytes, advice));
+    // No process is made meanwhile.
+    let is_anonymous = taken::with(|_| {
+        let taken_for_it = advise(libc::MADV_WIPEONFORK);
+        advise(libc::MADV_KEEPONFORK);
+        taken_for_it
+    });
+    (is_anonymous && advise(libc::MADV_POPULATE_WRITE)).then_some(OPEN)
 }
 
 /// Gives what was moved the access that it had.
@@ -162,13 +176,42 @@ fn protect_anew(heap: &Heap, address: usize, bytes: usize, access: usize) -> boo
     done == Done::With(0)
 }
 
+/// Calls `body` with each part of a range that is the heap's, and each that is not: where it
+/// begins, and its length.
+fn for_each_kind(heap: &Heap, from: usize, bytes: usize, mut body: impl FnMut(bool, usize, usize)) {
+    let (mut at, end) = (from, from + bytes);
+    while at < end {
+        let (away, alike) = heap.away_run(at, end - at).unwrap_or((true, end - at));
+        body(away, at, alike);
+        at += alike.max(PAGE_SIZE);
+    }
+}
+
 /// Copies what a range holds to fresh zero pages: what it does not hold stays none there.
 fn copy_contents(heap: &Heap, to: usize, from: usize, bytes: usize) {
-    let (mut at, end) = (from, from + bytes);
-    while let Some((start, length)) = heap.next_contents(at, end - at) {
-        raw::copy(to + (start - from), start, length);
-        at = start + length;
-    }
+    for_each_kind(heap, from, bytes, |away, first, length| {
+        if away {
+            raw::copy(to + (first - from), first, length);
+            return;
+        }
+        let (mut at, end) = (first, first + length);
+        while let Some((start, length)) = heap.next_contents(at, end - at) {
+            raw::copy(to + (start - from), start, length);
+            at = start + length;
+        }
+    });
+}
+
+/// Makes zero pages of a range whose contents were moved.
+fn leave_zeros(heap: &Heap, address: usize, bytes: usize) {
+    for_each_kind(heap, address, bytes, |away, start, length| {
+        if away {
+            let _kept = own!(libc::SYS_madvise, start, length, libc::MADV_DONTNEED);
+        } else {
+            // SAFETY: the program moved what was there.
+            let _kept = unsafe { heap.discard(range(start, length)) };
+        }
+    });
 }
 
 /// Fresh pages at a place of the program's choice: an ordinary mapping there, or the
