@@ -175,6 +175,13 @@ int main(int argc, char **argv) {
     is(to, 9, 0, PAGE);
     is(to, 5, PAGE, 2 * PAGE);
     is(to, 9, 2 * PAGE, BYTES);
+    /* What lies beside it may be a gap. */
+    unsigned char there[16];
+    CHECK(munmap(to + 8 * PAGE, PAGE) == 0);
+    CHECK(mincore(to + PAGE, 7 * PAGE, there) == 0 && msync(to + PAGE, 7 * PAGE, MS_SYNC) == 0);
+    CHECK(mincore(to + PAGE, 16 * PAGE, there) == -1 && errno == ENOMEM);
+    CHECK(mincore(to + 2 * PAGE, 7 * PAGE, there) == -1 && errno == ENOMEM);
+    CHECK(msync(to + PAGE, 16 * PAGE, MS_SYNC) == -1 && errno == ENOMEM);
     puts("ok");
     return 0;
 }

@@ -92,12 +92,24 @@ fn lacks_mappings(heap: &Heap, address: usize, bytes: usize) -> bool {
 
 /// Whether mincore(2) is asked about memory that is not mapped as far as the program knows.
 pub(super) fn is_unmapped([address, bytes, ..]: [usize; 6]) -> bool {
-    let Some(bytes) = bytes.checked_next_multiple_of(PAGE_SIZE) else {
+    let (Some(heap), Some(end)) = (
+        ghost::region_owner(address, bytes),
+        mappings::end_of(address, bytes),
+    ) else {
         return false;
     };
-    bytes > 0
-        && address.is_multiple_of(PAGE_SIZE)
-        && ghost::owner(address).is_some_and(|heap| lacks_mappings(heap, address, bytes))
+    let mut at = address;
+    // Beyond the region, and where other mappings lie in the heap's place, the kernel knows.
+    while address.is_multiple_of(PAGE_SIZE)
+        && at < end
+        && let Some((away, alike)) = heap.away_run(at, end - at)
+    {
+        if !away && lacks_mappings(heap, at, alike) {
+            return true;
+        }
+        at += alike.max(PAGE_SIZE);
+    }
+    false
 }
 
 /// Calls about ranges that are ghost memory in parts only: the other parts lie in its
@@ -127,8 +139,8 @@ fn in_pieces(number: usize, args: [usize; 6]) -> Option<Done> {
             }
             _ => return None,
         },
-        // madvise, mprotect: of bytes that are given exactly.
-        10 | 28 | 329 => {}
+        // mprotect, msync, madvise: of bytes that are given exactly.
+        10 | 26 | 28 | 329 => {}
         _ if is_of_locks => {}
         _ => return None,
     }
