@@ -8,6 +8,7 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <pthread.h>
 #include <pty.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -19,6 +20,7 @@
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 #include <termios.h>
 #include <unistd.h>
 
@@ -295,6 +297,141 @@ static void structures(char *end, const char *folder) {
     answer("nanosleep", nanosleep((void *)(end - 8), NULL));
 }
 
+/* A call that waits to fill a buffer which is good in part: what another thread stores there
+ * meanwhile stays, but for the few bytes that come. */
+enum { PART = 3 * PAGE, COMES = 7 };
+static char *shared_part;
+static int waits_on, waits_way, waits_fails;
+
+static void *waits(void *unused) {
+    (void)unused;
+    static char first[4];
+    struct iovec parts[2] = {{first, sizeof first}, {shared_part, PART + PAGE}};
+    struct msghdr message = {.msg_iov = parts, .msg_iovlen = 2};
+    long got = 0;
+    if (waits_way == 0) got = read(waits_on, shared_part, PART + PAGE);
+    if (waits_way == 1) got = readv(waits_on, parts, 2);
+    if (waits_way == 2) got = recv(waits_on, shared_part, PART + PAGE, 0);
+    if (waits_way == 3) got = recvmsg(waits_on, &message, 0);
+    if (got == -1) return (void *)(long)-errno;
+    return (void *)got;
+}
+
+static void stores_of_others(void) {
+    char *place = shape(0, CLOSED);
+    shared_part = place + GOOD - PART;
+    for (int i = 0; i < 8; i++) {
+        waits_way = i % 4;
+        waits_fails = i / 4;
+        int fds[2];
+        if (waits_way < 2) CHECK(pipe(fds) == 0);
+        else CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, fds) == 0);
+        waits_on = fds[0];
+        memset(shared_part, 'a', PART);
+        pthread_t thread;
+        CHECK(pthread_create(&thread, NULL, waits, NULL) == 0);
+        usleep(50000);
+        memset(shared_part, 'b', PART);
+        if (waits_fails) close(fds[1]);
+        else CHECK(write(fds[1], "zzzzzzz", COMES) == COMES);
+        void *result;
+        CHECK(pthread_join(thread, &result) == 0);
+        CHECK((long)result == (waits_fails ? 0 : COMES));
+        int came = waits_fails ? 0 : COMES - 4 * (waits_way % 2);
+        for (int at = 0; at < PART; at++)
+            if (shared_part[at] != (at < came ? 'z' : 'b')) {
+                printf("wrong: way %d: byte %d is %c\n", i, at, shared_part[at]);
+                exit(1);
+            }
+        if (!waits_fails) close(fds[1]);
+        close(fds[0]);
+    }
+    munmap(place, WHOLE);
+}
+
+/* An answer says no more than what came to its place. */
+enum { LONG_PART = 9 << 20, LONG = 12 << 20 };
+
+static char *long_part(void) {
+    char *place = mmap(NULL, LONG, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(place != MAP_FAILED && mprotect(place + LONG_PART, LONG - LONG_PART, PROT_NONE) == 0);
+    return place;
+}
+
+static void *sends_long(void *to) {
+    static char bytes[1 << 16];
+    memset(bytes, 's', sizeof bytes);
+    for (int sent = 0; sent < LONG; sent += sizeof bytes)
+        if (send((int)(long)to, bytes, sizeof bytes, MSG_NOSIGNAL) != sizeof bytes) break;
+    shutdown((int)(long)to, SHUT_WR);
+    return NULL;
+}
+
+static void no_more_than_came(void) {
+    for (int way = 0; way < 2; way++) {
+        char *place = long_part();
+        int fds[2];
+        pair(1, fds);
+        pthread_t thread;
+        CHECK(pthread_create(&thread, NULL, sends_long, (void *)(long)fds[1]) == 0);
+        struct iovec one = {place, LONG};
+        struct msghdr message = {.msg_iov = &one, .msg_iovlen = 1};
+        ssize_t got = way ? recvmsg(fds[0], &message, MSG_WAITALL) : recv(fds[0], place, LONG, MSG_WAITALL);
+        if (got <= LONG_PART / 2 || got > LONG_PART) printf("wrong: way %d: %zd\n", way, got);
+        CHECK(got > LONG_PART / 2 && got <= LONG_PART);
+        for (ssize_t i = 0; i < got; i += 1000) CHECK(place[i] == 's');
+        close(fds[0]);
+        CHECK(pthread_join(thread, NULL) == 0);
+        close(fds[1]);
+        munmap(place, LONG);
+    }
+    char *place = shape(0, CLOSED);
+    char *theirs = mmap(NULL, WHOLE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    memset(theirs, 't', WHOLE);
+    int ends[2];
+    CHECK(pipe(ends) == 0);
+    pid_t child = fork();
+    if (child == 0) {
+        char byte;
+        close(ends[1]);
+        _exit(read(ends[0], &byte, 1) != 0);
+    }
+    close(ends[0]);
+    struct iovec ours = {place + GOOD - PART, PART + PAGE}, other = {theirs, PART + PAGE};
+    ssize_t got = process_vm_readv(child, &ours, 1, &other, 1, 0);
+    CHECK(got > 0 && got <= PART);
+    close(ends[1]);
+    int status;
+    CHECK(waitpid(child, &status, 0) == child && status == 0);
+    CHECK(pipe(ends) == 0 && write(ends[1], theirs, PART + PAGE) == PART + PAGE);
+    got = vmsplice(ends[0], &ours, 1, 0);
+    CHECK(got > 0 && got <= PART);
+    close(ends[0]);
+    close(ends[1]);
+    munmap(theirs, WHOLE);
+    munmap(place, WHOLE);
+}
+
+/* Buffers in ordinary memory beside those of the heap are not touched for nothing. */
+static void nothing_for_nothing(void) {
+    char *place = shape(0, CLOSED);
+    char *fresh = mmap(NULL, WHOLE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    int ends[2];
+    CHECK(fresh != MAP_FAILED && pipe(ends) == 0 && fcntl(ends[0], F_SETFL, O_NONBLOCK) == 0);
+    struct iovec parts[2] = {{place, 100}, {fresh, WHOLE}};
+    CHECK(readv(ends[0], parts, 2) == -1 && errno == EAGAIN);
+    unsigned char there[WHOLE / PAGE];
+    CHECK(mincore(fresh, WHOLE, there) == 0);
+    int pages = 0;
+    for (int i = 0; i < WHOLE / PAGE; i++) pages += there[i] & 1;
+    if (pages > 2) printf("wrong: %d pages are there\n", pages);
+    CHECK(pages <= 2);
+    close(ends[0]);
+    close(ends[1]);
+    munmap(fresh, WHOLE);
+    munmap(place, WHOLE);
+}
+
 int main(int argc, char **argv) {
     CHECK(argc == 3);
     alarm(300);
@@ -303,6 +440,12 @@ int main(int argc, char **argv) {
     char name[300];
     sprintf(name, "%s/over", argv[1]);
     int wrong = 0;
+    over = open(name, O_RDWR | O_CREAT | O_TRUNC, 0600);
+    CHECK(over >= 0);
+    stores_of_others();
+    no_more_than_came();
+    nothing_for_nothing();
+    close(over);
     for (int tail = 0; tail < TAILS; tail++) {
         over = open(name, O_RDWR | O_CREAT | O_TRUNC, 0600);
         CHECK(over >= 0);

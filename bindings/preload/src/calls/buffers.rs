@@ -9,7 +9,7 @@ use crate::{ghost, mappings};
 
 /// The most buffers in one call (`IOV_MAX`).
 pub(crate) const VECTORS_MAX: usize = 1024;
-/// So much of a buffer in ordinary memory is looked at: a call seldom fills more at once.
+/// So much of what lies in a buffer's place is looked at: a call seldom fills more at once.
 const LOOKED_AT: usize = 1 << 20;
 
 /// `struct iovec`.
@@ -202,20 +202,28 @@ pub(super) fn writable(base: usize, bytes: usize) -> usize {
     until - base
 }
 
-/// The same of one in ordinary memory.
+/// The same of one in ordinary memory, which is there beside a buffer in ghost memory: what can
+/// be read at both ends is taken for good. It is not written to before something is read into
+/// it: pages that are new, copies, or a file's would become the process's for nothing.
 fn ordinary_writable(base: usize, bytes: usize) -> usize {
-    let looked_at = base.saturating_add(bytes.min(LOOKED_AT));
-    match opened(base, looked_at) {
-        opened if opened < looked_at => opened - base,
-        _ => bytes,
+    let is_there = |at: usize| guarded::load::<u8>(at).is_ok();
+    if is_there(base.saturating_add(bytes - 1)) && is_there(base) {
+        return bytes;
     }
+    let end = base.saturating_add(bytes);
+    far(base, end, is_there) - base
 }
 
 /// How far the pages from an address on can be written. What is there stays as it is.
 fn opened(start: usize, end: usize) -> usize {
+    far(start, end, |at| guarded::open(at).is_ok())
+}
+
+/// How far the pages from an address on are good, of those that are looked at.
+fn far(start: usize, end: usize, is_good: impl Fn(usize) -> bool) -> usize {
     let mut at = start;
-    while at < end {
-        if guarded::open(at).is_err() {
+    while at < end.min(start.saturating_add(LOOKED_AT)) {
+        if !is_good(at) {
             return at;
         }
         at = (at & !(PAGE_SIZE - 1)) + PAGE_SIZE;

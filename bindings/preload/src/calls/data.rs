@@ -29,6 +29,7 @@ use crate::guarded::{self, Touch};
 use crate::raw::{self, Answer, call, failed, own};
 
 use super::buffers::{VECTORS_MAX, Vector, Vectors, is_outside, touches_ghost, writable};
+use super::parts::{StandIn, may_have_written};
 use super::{Done, error, ourselves};
 
 /// What the kernel takes at most in one call (read(2)).
@@ -304,17 +305,26 @@ fn into_the_good_part(
     make: impl Fn(usize, usize, usize) -> Answer,
     copy: impl Fn(usize, usize, usize, bool) -> usize,
 ) -> Touch<Done> {
-    let Some(lease) = Lease::before_nothing(transfer.good) else {
+    let Transfer { bytes, good, .. } = transfer;
+    let stand_in = StandIn::to_receive(0, bytes, good, |place| {
+        copy(0, place, good, true);
+    });
+    let Ok(stand_in) = stand_in else {
         return Ok(error(libc::ENOMEM));
     };
-    // Whatever a call answers, it may have written as far as it came.
-    copy(0, lease.address(), transfer.good, true);
-    let answer = make(lease.address(), transfer.bytes, 0);
-    let copied = copy(0, lease.address(), transfer.good, false);
-    Ok(match failed(answer) {
-        false if copied < answer as usize => short(copied, -(libc::EFAULT as Answer)),
-        _ => Done::With(answer),
-    })
+    let answer = make(stand_in.place, bytes, 0);
+    let give = |skip, place, part| copy(skip, place, part, false);
+    if failed(answer) {
+        if may_have_written(answer) {
+            stand_in.give(0, give);
+        }
+        return Ok(Done::With(answer));
+    }
+    let given = stand_in.give(answer as usize, give);
+    if given < answer as usize {
+        return Ok(short(given, -(libc::EFAULT as Answer)));
+    }
+    Ok(Done::With(answer))
 }
 
 /// A call whose buffer cannot be used from its first byte on: the kernel finds that where it
@@ -362,7 +372,8 @@ pub(super) fn other_memory(number: usize, args: [usize; 6]) -> Touch<Done> {
     let one = (&raw const one) as usize;
     let answer = raw::syscall(number, [process, one, 1, names, their_count, flags]);
     if reading && !failed(answer) {
-        ours.copied(0, place, (answer as usize).min(bytes), false)?;
+        let copied = ours.copied(0, place, (answer as usize).min(bytes), false)?;
+        return Ok(Done::With(copied as Answer));
     }
     Ok(Done::With(answer))
 }
@@ -407,7 +418,8 @@ pub(super) fn spliced(args: [usize; 6]) -> Touch<Done> {
     let flags = flags & !(libc::SPLICE_F_GIFT as usize);
     let answer = call!(libc::SYS_vmsplice, fd, place, 1, flags);
     if !into_pipe && !failed(answer) {
-        vectors.copied(0, vector.base, (answer as usize).min(bytes), false)?;
+        let copied = vectors.copied(0, vector.base, (answer as usize).min(bytes), false)?;
+        return Ok(Done::With(copied as Answer));
     }
     Ok(Done::With(answer))
 }

@@ -12,7 +12,7 @@ use crate::raw::{self, Answer, failed, own};
 
 use super::buffers::{VECTORS_MAX, Vector, Vectors, touches_ghost, writable};
 use super::data::{is_stream, next_message_fits};
-use super::parts::{Rest, StandIn};
+use super::parts::{Rest, StandIn, may_have_written};
 use super::{Done, error};
 
 /// Addresses are shorter (`sockaddr_storage` has 128 bytes); the kernel refuses
@@ -97,13 +97,18 @@ pub(super) fn addressed(number: usize, args: [usize; 6]) -> Touch<Done> {
     } else {
         guarded::copy_some(place, base, bytes)
     };
-    let Ok(stand_in) = StandIn::of(place, bytes, good) else {
+    let stand_in = if receives {
+        StandIn::to_receive(place, bytes, good, |place| {
+            guarded::copy_some(place, base, good);
+        })
+    } else {
+        StandIn::of(place, bytes, good)
+    };
+    let Ok(stand_in) = stand_in else {
         return Ok(error(libc::ENOMEM));
     };
     let place = stand_in.place;
-    if stand_in.is_cut() && receives {
-        guarded::copy(place, base, good)?;
-    } else if receives && may_write_nothing(flags) {
+    if receives && !stand_in.is_cut() && may_write_nothing(flags) {
         let _as_far_as_it_goes = guarded::copy_some(place, base, good);
     }
     let mut passed = [fd, place, bytes, flags, 0, 0];
@@ -136,21 +141,26 @@ pub(super) fn addressed(number: usize, args: [usize; 6]) -> Touch<Done> {
         passed[5] = length_place;
     }
     let answer = raw::syscall(number, passed);
-    if stand_in.is_cut() {
-        guarded::copy(base, place, good)?;
-    }
+    let give = |skip, place, part| guarded::copy_some(base.wrapping_add(skip), place, part);
     if failed(answer) {
+        if may_have_written(answer) {
+            stand_in.give(0, give);
+        }
         return Ok(Done::With(answer));
     }
     let got = (answer as usize).min(good);
-    guarded::copy(base, place, got)?;
+    if stand_in.is_cut() {
+        stand_in.give(got, give);
+    } else {
+        guarded::copy(base, place, got)?;
+    }
     if name != 0 && name_bytes != 0 {
         let length: u32 = load(length_place)?;
         guarded::copy(name, name_place, (length as usize).min(room))?;
         store(name_bytes, length)?;
     }
     rest.receive_after(answer, |skip, part| {
-        guarded::copy(base.wrapping_add(skip), place, part)
+        guarded::copy_some(base.wrapping_add(skip), place, part)
     })
 }
 
@@ -160,7 +170,6 @@ struct Copied {
     header: Header,
     lease: Lease,
     stand_in: StandIn,
-    good: usize,
     /// Where our header is.
     ours: usize,
     data: usize,
@@ -252,9 +261,16 @@ impl Copied {
         } else {
             vectors.copy(0, data, data_bytes, true)
         };
-        let stand_in = StandIn::of(data, data_bytes, good).map_err(|()| no_memory())?;
+        let stand_in = if receives {
+            StandIn::to_receive(data, data_bytes, good, |place| {
+                vectors.copy(0, place, good, true);
+            })
+        } else {
+            StandIn::of(data, data_bytes, good)
+        };
+        let stand_in = stand_in.map_err(|()| no_memory())?;
         let data = stand_in.place;
-        if receives && (stand_in.is_cut() || may_write_nothing(flags)) {
+        if receives && !stand_in.is_cut() && may_write_nothing(flags) {
             vectors.copy(0, data, good, true);
         }
         let one = Vector {
@@ -276,7 +292,6 @@ impl Copied {
             header,
             lease,
             stand_in,
-            good,
             ours,
             data,
             data_bytes,
@@ -298,11 +313,12 @@ impl Copied {
         }
     }
 
-    /// Where a buffer is good in part: as far as the call came, whatever it answers.
-    fn give_what_was_written(&self) {
-        if self.stand_in.is_cut() {
-            self.vectors().copy(0, self.data, self.good, false);
-        }
+    /// Where a buffer is good in part: what the call wrote, beside `sure` bytes too.
+    fn give_what_was_written(&self, sure: usize) {
+        let vectors = self.vectors();
+        self.stand_in.give(sure, |skip, place, part| {
+            vectors.copy(skip, place, part, false)
+        });
     }
 
     /// Gives the program what was received: what the kernel writes, no more.
@@ -347,16 +363,18 @@ fn one(fd: usize, at: usize, flags: usize, receives: bool) -> Touch<Done> {
     let done = if !receives {
         rest.send_after(answer, |skip, part| vectors.copy(skip, place, part, true))
     } else if failed(answer) {
-        copied.give_what_was_written();
+        if may_have_written(answer) {
+            copied.give_what_was_written(0);
+        }
         Ok(Done::With(answer))
     } else {
-        copied.give_what_was_written();
+        copied.give_what_was_written(answer as usize);
         copied.give(answer as usize)?;
         // What comes beside the bytes of a later part would be lost.
         let flags = if copied.header.control == 0 { flags } else { 0 };
-        copied.rest(fd, flags).receive_after(answer, |skip, part| {
-            vectors.copied(skip, place, part, false).map(drop)
-        })
+        copied
+            .rest(fd, flags)
+            .receive_after(answer, |skip, part| vectors.copy(skip, place, part, false))
     };
     drop(copied.lease);
     done
