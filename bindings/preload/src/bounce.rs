@@ -164,6 +164,14 @@ impl Lease {
         }
     }
 
+    /// The same, where the thread is in no call that is noted.
+    pub(crate) fn in_no_call(bytes: usize) -> Option<Self> {
+        match piece(bytes) {
+            Some((start, bytes)) => Some(Self::of(start, bytes, None)),
+            None => Self::mapped(bytes, 0, None),
+        }
+    }
+
     /// Memory that nobody uses again: pages that the kernel keeps beyond the
     /// call keep what is in them.
     pub(crate) fn fresh(bytes: usize) -> Option<Self> {

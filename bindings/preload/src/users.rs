@@ -37,7 +37,7 @@ pub(crate) unsafe extern "C" fn setgroups(count: usize, list: *const libc::gid_t
         return unsafe { next(count, core::ptr::null()) };
     }
     let bytes = count * size_of::<libc::gid_t>();
-    let Some(mut lease) = Lease::new(bytes + 64) else {
+    let Some(mut lease) = Lease::in_no_call(bytes + 64) else {
         return fail(libc::ENOMEM);
     };
     let Some(place) = lease.carve(bytes) else {

@@ -5,6 +5,7 @@
 #define _GNU_SOURCE
 #include "ghosts.h"
 #include <fcntl.h>
+#include <grp.h>
 #include <poll.h>
 #include <pthread.h>
 #include <setjmp.h>
@@ -58,6 +59,15 @@ static void __attribute__((noinline)) deeper(int levels, int way) {
     if (levels) deeper(levels - 1, way);
     else wait_and_leave(way);
     room[levels] = 2;
+}
+
+/* A stack frame where one was that a call was left in: libc's setgroups has a stand-in, too. */
+static void __attribute__((noinline)) groups_from_there(gid_t *list) {
+    volatile char room[3500];
+    for (int i = 0; i < sizeof room; i++) room[i] = 0;
+    list[0] = getgid();
+    if (setgroups(1, list) == -1) CHECK(errno == EPERM);
+    for (int i = 0; i < sizeof room; i++) CHECK(room[i] == 0);
 }
 
 /* A call that goes on: it began before others were left, on another stack, and ends after. */
@@ -155,6 +165,11 @@ int main(int argc, char **argv) {
     asked->fd = empty[0];
     asked->events = POLLIN;
     signal(SIGALRM, jumps);
+    gid_t *list = ghost(4096);
+    for (int i = 0; i < 20; i++) {
+        deeper(i % 3, 0);
+        groups_from_there(list);
+    }
     for (int i = 0; i < 100; i++) deeper(i % 5, i % 5);
     /* libc keeps a thread's stack and arena. */
     pthread_t first;

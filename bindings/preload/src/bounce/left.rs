@@ -85,7 +85,8 @@ impl Drop for Note {
     }
 }
 
-/// The mark of the call that the thread is in, which is made with its first stand-in.
+/// The mark of the call that the thread is in, which is made with its first stand-in. Outside
+/// of calls nobody asks: what the thread knows of may be that of one that was left.
 fn mark(thread: &Thread) -> Option<u64> {
     let call = thread.call.get();
     let here = 0_u8;

@@ -55,11 +55,38 @@ pub(crate) struct Call {
     pub(crate) other_stack: usize,
     /// The vector registers.
     vectors: [u64; 32],
+}
+
+/// What [`entry`] makes room for.
+#[repr(C)]
+struct Frame {
+    call: Call,
     /// What tells whether this call is going on: see [`crate::bounce::left`].
     mark: AtomicU64,
 }
 
-const _: () = assert!(core::mem::offset_of!(Call, mark) == 336);
+const _: () = assert!(core::mem::offset_of!(Frame, mark) == 336);
+
+/// The thread is in a call while this is there. The mark of a call that is over is none: what
+/// is on its place since then is not to be written to, even if the call was unwound.
+struct InCall {
+    thread: &'static thread::Thread,
+    outer: usize,
+}
+
+impl InCall {
+    fn new(mark: *const AtomicU64) -> Self {
+        let thread = thread::current();
+        let outer = thread.call.replace(mark.expose_provenance());
+        Self { thread, outer }
+    }
+}
+
+impl Drop for InCall {
+    fn drop(&mut self) {
+        self.thread.call.set(self.outer);
+    }
+}
 
 /// What becomes of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,14 +105,12 @@ pub(crate) const fn error(errno: i32) -> Done {
 /// Decides about one call; 1 when `number` holds the answer.
 ///
 /// Unwinds where the program's thread is cancelled in a blocking call.
-extern "C-unwind" fn hook(call: &mut Call) -> u32 {
-    let thread = thread::current();
-    let outer = thread
-        .call
-        .replace((&raw const call.mark).expose_provenance());
-    let answer = decide(thread, call);
-    thread.call.set(outer);
-    answer
+extern "C-unwind" fn hook(frame: *mut Frame) -> u32 {
+    // SAFETY: `entry`'s frame, which is there until this returns; no reference is made to it.
+    let mark = unsafe { &raw const (*frame).mark };
+    let inside = InCall::new(mark);
+    // SAFETY: the same, filled; nobody else knows of the call, which the mark is no part of.
+    decide(inside.thread, unsafe { &mut (*frame).call })
 }
 
 fn decide(thread: &'static thread::Thread, call: &mut Call) -> u32 {
