@@ -4,6 +4,7 @@
 //! here never comes back to us, takes no lock and is async-signal-safe.
 
 use core::arch::global_asm;
+use core::cell::Cell;
 
 /// What a system call returned: a value, or a negative errno.
 pub(crate) type Answer = isize;
@@ -51,6 +52,61 @@ global_asm!(
     "ret",
     ".cfi_endproc",
     ".size gm_syscall, . - gm_syscall",
+);
+
+/// rt_sigtimedwait, unless a word is not zero, or is set by a handler that comes before the
+/// kernel has the call and lets the thread go on at [`landing_of_wait`]: then the answer is 0.
+/// A handler of the program's that is itself interrupted by ours within these instructions has
+/// the only place that could be changed: then the call waits.
+pub(crate) fn wait_unless(word: &Cell<u32>, set: usize, info: usize, time: usize) -> Answer {
+    // SAFETY: the code below, as for `syscall`; the word is read while the reference is there.
+    unsafe { gm_wait(set, info, time, word.as_ptr()) }
+}
+
+unsafe extern "C-unwind" {
+    fn gm_wait(set: usize, info: usize, time: usize, word: *const u32) -> Answer;
+}
+
+unsafe extern "C" {
+    fn gm_wait_end();
+    fn gm_wait_land();
+}
+
+/// Where a thread goes on that was interrupted on its way into [`wait_unless`]; `None` for
+/// every other instruction. Async-signal-safe.
+pub(crate) fn landing_of_wait(instruction: usize) -> Option<usize> {
+    let (begin, end) = (
+        gm_wait as *const () as usize,
+        gm_wait_end as *const () as usize,
+    );
+    (begin..end)
+        .contains(&instruction)
+        .then_some(gm_wait_land as *const () as usize)
+}
+
+global_asm!(
+    // rdi: set, rsi: info, rdx: time, rcx: the word.
+    ".globl gm_wait",
+    ".hidden gm_wait",
+    ".type gm_wait,@function",
+    "gm_wait:",
+    ".cfi_startproc",
+    "cmp dword ptr [rcx], 0",
+    "jne gm_wait_land",
+    "mov r10d, 8",
+    "mov eax, 128",
+    "syscall",
+    ".globl gm_wait_end",
+    ".hidden gm_wait_end",
+    "gm_wait_end:",
+    "ret",
+    ".globl gm_wait_land",
+    ".hidden gm_wait_land",
+    "gm_wait_land:",
+    "xor eax, eax",
+    "ret",
+    ".cfi_endproc",
+    ".size gm_wait, . - gm_wait",
 );
 
 /// As [`syscall`], with a libc call number and as many arguments as are given.

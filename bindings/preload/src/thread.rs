@@ -61,6 +61,8 @@ pub(crate) struct Thread {
     /// bit each, and what came with them.
     pub(crate) pending: Cell<u32>,
     pub(crate) pending_info: [[Cell<u64>; INFO_WORDS]; 2],
+    /// Not zero once one was kept, while the thread is about to wait for some.
+    pub(crate) kept: Cell<u32>,
     /// The mark of the system call that the thread is in, on its stack; and how many calls
     /// have had one: see [`left`].
     pub(crate) call: Cell<usize>,

@@ -4,6 +4,7 @@
 #define _GNU_SOURCE
 #include "ghosts.h"
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -30,6 +31,33 @@ static void *waits(void *which) {
         __atomic_add_fetch(&got[i], 1, __ATOMIC_SEQ_CST);
     }
     return NULL;
+}
+
+/* Waits without a limit: one that comes while it is on its way into the call is not lost. */
+enum { CLOSE = 60000 };
+static volatile int taken;
+static void *waits_for_all(void *unused) {
+    (void)unused;
+    while (taken < CLOSE) {
+        siginfo_t info;
+        if (sigwaitinfo(&ours, &info) < 0) continue;
+        CHECK(info.si_code == (taken % 2 ? SI_QUEUE : SI_USER));
+        __atomic_add_fetch(&taken, 1, __ATOMIC_SEQ_CST);
+    }
+    return NULL;
+}
+
+static void sent_at_once(void) {
+    pthread_t thread;
+    CHECK(pthread_create(&thread, NULL, waits_for_all, NULL) == 0);
+    for (int i = 0; i < CLOSE; i++) {
+        union sigval with = {.sival_int = i};
+        if (i % 2) CHECK(sigqueue(getpid(), SIGSEGV, with) == 0);
+        else CHECK(kill(getpid(), SIGSEGV) == 0);
+        while (taken <= i) sched_yield();
+        for (volatile int k = 0; k < i % 500; k++) {}
+    }
+    CHECK(pthread_join(thread, NULL) == 0 && handled_by == 0);
 }
 
 static int waiting(int signal) {
@@ -100,6 +128,26 @@ int main(int argc, char **argv) {
     stop = 1;
     CHECK(pthread_join(one, NULL) == 0 && pthread_join(other, NULL) == 0);
     CHECK(got[0] + got[1] == 2 * ROUNDS && handled_by == 0);
+
+    sent_at_once();
+
+    /* What is queued for a thread is that thread's, as is what a timer sends to one. */
+    union sigval with = {.sival_int = 5};
+    CHECK(pthread_sigqueue(pthread_self(), SIGSEGV, with) == 0);
+    CHECK(waiting(SIGSEGV) && in_thread(looks) == 0);
+    siginfo_t queued;
+    CHECK(sigwaitinfo(&ours, &queued) == SIGSEGV && queued.si_code == SI_QUEUE);
+    CHECK(queued.si_value.sival_int == 5 && queued.si_pid == getpid());
+    struct sigevent event = {.sigev_notify = SIGEV_THREAD_ID, .sigev_signo = SIGBUS};
+    event._sigev_un._tid = gettid();
+    timer_t timer;
+    CHECK(timer_create(CLOCK_MONOTONIC, &event, &timer) == 0);
+    struct itimerspec once = {{0, 0}, {0, 1000}};
+    CHECK(timer_settime(timer, 0, &once, NULL) == 0);
+    while (!waiting(SIGBUS)) usleep(1000);
+    CHECK(in_thread(looks) == 0);
+    CHECK(sigwaitinfo(&ours, &queued) == SIGBUS && queued.si_code == SI_TIMER);
+    CHECK(timer_delete(timer) == 0);
 
     /* Nobody waits: all see it, and what is sent to a thread is that thread's. */
     CHECK(kill(getpid(), SIGSEGV) == 0 && kill(getpid(), SIGSEGV) == 0);

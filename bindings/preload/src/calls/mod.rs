@@ -268,6 +268,11 @@ fn handle(call: &mut Call) -> Touch<Done> {
         128 => return signals::wait(args),
         131 => return signals::stack(args),
         130 => return misc::suspend(args),
+        297 => {
+            if let Some(done) = signals::sent::queue(args)? {
+                return Ok(done);
+            }
+        }
         23 => return sets::select(args),
         270 => return sets::pselect(args),
         271 => return misc::ppoll(args),
@@ -363,7 +368,7 @@ fn points_to_a_hole(number: usize, args: [usize; 6]) -> Touch<bool> {
         }
         Some(Treatment::Copied(pointers)) => pointers,
         // Those with rules that are about something else.
-        _ if matches!(number, 27 | 160 | 302) => table::plain(number).unwrap_or(&[]),
+        _ if matches!(number, 27 | 160 | 297 | 302) => table::plain(number).unwrap_or(&[]),
         _ => return Ok(matches!(number, 0 | 1 | 17 | 18 | 44 | 45) && args[2] > 0 && is_hole(1)),
     };
     for &pointer in pointers {

@@ -380,6 +380,7 @@ const fn looked_at(number: usize) -> bool {
             | 60 | 231      // exit, exit_group
             | 23 | 270 | 271 // select, pselect6: see `sets`; ppoll
             | 281 | 441     // epoll_pwait, epoll_pwait2
+            | 297           // rt_tgsigqueueinfo: what says that it is for a thread
             | 310 | 311     // process_vm_readv, process_vm_writev
             | 449           // futex_waitv
             | URING_SETUP

@@ -8,10 +8,10 @@ use ghostmem_os::told;
 
 use super::deliver::{self, Delivery};
 use super::masks::{keep, ours_of, set_blocked, without_ours};
-use super::{DEFAULT, ENGINE, THEIRS, bit, kernel_action, place_of, restorer_of};
+use super::{DEFAULT, ENGINE, THEIRS, bit, kernel_action, place_of, restorer_of, sent};
 use crate::family::set_errno;
 use crate::guarded;
-use crate::raw::{call, failed, own};
+use crate::raw::{self, call, failed, own};
 use crate::thread::{self, EngineScope};
 use crate::{ghost, holds, taken};
 
@@ -215,8 +215,13 @@ extern "C-unwind" fn pass_on(
     let thread = thread::current();
     let action = THEIRS[place].get();
     let is_blocked = thread.blocked.get() & 1 << place != 0;
+    let is_the_threads = sent && sent::is_to_a_thread(info);
     if sent && is_blocked {
-        keep(thread, place, info);
+        keep(thread, place, info, is_the_threads);
+        if let Some(land) = raw::landing_of_wait(*instruction as usize) {
+            // The thread is about to wait for what came just now.
+            *instruction = land as i64;
+        }
         return;
     }
     match action.handler {

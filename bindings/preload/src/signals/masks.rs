@@ -5,13 +5,20 @@ use super::{OUR_BITS, OURS, bit, in_vfork_child, inherited, send_again, sent};
 use crate::calls::{Done, load_if, store_if};
 use crate::ghost;
 use crate::guarded::{self, Touch};
-use crate::raw::{Answer, call, failed, own};
+use crate::raw::{self, Answer, call, failed, own};
 use crate::thread::{self, INFO_WORDS, Thread};
 
 /// Keeps a signal that was sent while the program has it blocked; one of a
-/// kind, as the kernel does.
-pub(super) fn keep(thread: &Thread, place: usize, info: *const libc::siginfo_t) {
-    if sent::is_to_the_process(info) {
+/// kind, as the kernel does. In a handler, with all signals blocked.
+pub(super) fn keep(
+    thread: &Thread,
+    place: usize,
+    info: *const libc::siginfo_t,
+    is_the_threads: bool,
+) {
+    thread.kept.set(1);
+    // What a child of vfork(2) is sent is not its parent's, whose memory this is.
+    if !is_the_threads && !in_vfork_child() {
         return sent::put(place, info);
     }
     if thread.pending.get() & 1 << place != 0 {
@@ -166,23 +173,25 @@ pub(crate) fn wait(args: [usize; 6]) -> Touch<Done> {
     if let Some(signal) = taken(thread, wanted, info)? {
         return Ok(Done::With(signal));
     }
-    let waits = sent::Waits::new(wanted);
-    // What came before others could know of it.
-    if let Some(signal) = taken(thread, wanted, info)? {
-        return Ok(Done::With(signal));
-    }
     let mut got = [0_u64; INFO_WORDS];
     let time = time
         .as_ref()
         .map_or(0, |time| core::ptr::from_ref(time) as usize);
-    let answer = call!(
-        libc::SYS_rt_sigtimedwait,
-        &raw const mask,
-        got.as_mut_ptr(),
-        time,
-        8
-    );
-    drop(waits);
+    let answer = loop {
+        let waits = sent::Waits::new(wanted);
+        thread.kept.set(0);
+        // What came before others could know of it, or on the way into the kernel.
+        if let Some(signal) = taken(thread, wanted, info)? {
+            return Ok(Done::With(signal));
+        }
+        let (mask, got) = ((&raw const mask) as usize, got.as_mut_ptr() as usize);
+        let answer = raw::wait_unless(&thread.kept, mask, got, time);
+        drop(waits);
+        if answer != 0 {
+            break answer;
+        }
+    };
+    sent::forget_mark(&mut got);
     if failed(answer) {
         // One of ours came: the kernel does not know that it is blocked.
         if let Some(signal) = taken(thread, wanted, info)? {
