@@ -347,6 +347,7 @@ fn a_handler_in_the_midst_of_malloc_makes_calls_of_the_programs() {
 fn a_handler_in_the_midst_of_malloc_makes_children() {
     check_with(&["--mmap=64K"], "forkamid", "4M", &[]);
     check_as(&["--small=off"], "forkamid", "4M", &["small"], &[]);
+    check_as(&["--mmap=64K"], "forkamid", "4M", &["early"], &[]);
 }
 
 /// Proves that SIGSEGV and SIGBUS sent to a process are the process's, while all of its threads

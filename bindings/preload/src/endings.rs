@@ -101,6 +101,7 @@ pub(crate) fn watch() {
 /// Puts an action of ours in the kernel for each signal that would end the process.
 fn put_in_place() {
     ON.store(true, Ordering::Release);
+    signals::handler_is_set(libc::SIGTERM as usize);
     for signal in endings() {
         let mut found = DEFAULT;
         let _cannot_fail = kernel_action(signal as i32, None, Some(&mut found));

@@ -216,7 +216,11 @@ pub(crate) fn allocate(
         bytes = if is_limited { size } else { class };
     }
     // Blocks of pages have a lock, which a handler that forks would wait for.
-    let blocked = (size >= COUNTED_FROM || align > 4096).then(Blocked::new);
+    let blocked = if size >= COUNTED_FROM || align > 4096 {
+        Blocked::if_handled()
+    } else {
+        None
+    };
     let inside = EngineScope::new(thread);
     if ASKED.load(Ordering::Relaxed) {
         count_small(thread, heap);
@@ -384,7 +388,11 @@ unsafe fn free_now(thread: &'static Thread, heap: &Heap, block: NonNull<u8>) {
             }
         }
     }
-    let blocked = (!heap.is_among_small(address)).then(Blocked::new);
+    let blocked = if heap.is_among_small(address) {
+        None
+    } else {
+        Blocked::if_handled()
+    };
     let inside = EngineScope::new(thread);
     // SAFETY: the caller's promise.
     let freed = unsafe { heap.deallocate_block(block) };

@@ -33,9 +33,22 @@ impl InLibc {
     #[inline]
     pub(crate) fn new() -> Self {
         let thread = thread::current();
-        let outer = thread.in_libc.replace(here());
+        let here = here();
+        let outer = thread.in_libc.replace(here);
+        let outer = if outer != 0 && was_left(outer, here) {
+            0
+        } else {
+            outer
+        };
         Self { thread, outer }
     }
+}
+
+/// Whether a thread that went into libc's malloc is there no more: a handler left it by a jump,
+/// so that the stack in use ends above that. (A handler may be on another stack.)
+#[cold]
+fn was_left(since: usize, here: usize) -> bool {
+    since < here && !signals::is_on_signal_stack()
 }
 
 impl Drop for InLibc {
@@ -52,11 +65,16 @@ fn here() -> usize {
     black_box(&raw const here).addr()
 }
 
-/// Whether the calling handler came in the midst of libc's malloc. One that left it by a jump
-/// is further up on the stack.
+/// Whether the calling handler came in the midst of libc's malloc. What one left by a jump is
+/// known by the stack, unless the thread is further down on it than it was: until it allocates
+/// or forks further up.
 fn is_amid_malloc() -> bool {
-    let since = thread::current().in_libc.get();
-    since != 0 && (here() < since || signals::is_on_signal_stack())
+    let thread = thread::current();
+    let since = thread.in_libc.get();
+    if since != 0 && was_left(since, here()) {
+        thread.in_libc.set(0);
+    }
+    thread.in_libc.get() != 0
 }
 
 /// Whether a child that is made past libc would wait for libc's malloc: a monitor has threads,

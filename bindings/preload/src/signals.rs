@@ -39,7 +39,7 @@ pub(crate) mod sent;
 mod stacks;
 
 pub(crate) use actions::{
-    Action, Blocked, DEFAULT, SavedAction, kernel_action, without_own_signals,
+    Action, Blocked, DEFAULT, SavedAction, handler_is_set, kernel_action, without_own_signals,
 };
 pub(crate) use front::{Handler, passed_on};
 pub(crate) use masks::{engine_mask, mask, pending, wait, with_mask, without_ours};
@@ -93,13 +93,17 @@ pub(crate) fn stand_behind() {
     open_in_handlers();
 }
 
-/// Handlers that the program set before now block ours no longer while they run: what they
-/// touch may be missing.
+/// Handlers that the program set before now are known from now on, and block ours no longer
+/// while they run: what they touch may be missing.
 fn open_in_handlers() {
     for signal in (1..=LAST).filter(|&signal| place_of(signal).is_none()) {
         let mut found = DEFAULT;
         let asked = kernel_action(signal as i32, None, Some(&mut found));
-        if !failed(asked) && found.handler > libc::SIG_IGN && found.mask & OUR_BITS != 0 {
+        if failed(asked) || found.handler <= libc::SIG_IGN {
+            continue;
+        }
+        handler_is_set(signal);
+        if found.mask & OUR_BITS != 0 {
             found.mask = without_ours(found.mask);
             let _cannot_fail = kernel_action(signal as i32, Some(&found), None);
         }
@@ -251,6 +255,9 @@ pub(crate) fn action(args: [usize; 6]) -> Touch<Done> {
         mask: without_ours(action.mask),
         ..action
     });
+    if given.is_some_and(|action| action.handler > libc::SIG_IGN) {
+        handler_is_set(signal);
+    }
     if let Some(done) = endings::action(signal, given, old)? {
         return Ok(done);
     }

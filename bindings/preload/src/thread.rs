@@ -138,12 +138,12 @@ impl Drop for EngineScope {
 pub(crate) struct Undisturbed {
     // Dropped in this order.
     _inside: EngineScope,
-    _blocked: Blocked,
+    _blocked: Option<Blocked>,
 }
 
 impl Undisturbed {
     pub(crate) fn new(thread: &'static Thread) -> Self {
-        let blocked = Blocked::new();
+        let blocked = Blocked::if_handled();
         Self {
             _inside: EngineScope::new(thread),
             _blocked: blocked,

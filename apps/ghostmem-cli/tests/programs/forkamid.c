@@ -1,8 +1,9 @@
 /* A handler that comes in the midst of malloc, free and realloc of large and small blocks, and
  * makes a child: by fork(3), _Fork(3) where there is one, and the system calls. The process has
  * one thread of its own. Parent and child find all they had, the child goes on in malloc when
- * its handler returns, and nobody waits for ever. With one more argument blocks are small, and
- * libc's where the command line says so: there a child may be refused. */
+ * its handler returns, and nobody waits for ever. With "small" blocks are small, and libc's where
+ * the command line says so: there a child may be refused. With "early" the handler is set before
+ * there is a heap, by a constructor. */
 #define _GNU_SOURCE
 #include "ghosts.h"
 #include <dlfcn.h>
@@ -70,9 +71,22 @@ static void end_child(void **kept) {
     _exit(all_there() ? 7 : 8);
 }
 
+static void set_handler(void) {
+    struct sigaction tick = {0};
+    tick.sa_handler = on_tick;
+    tick.sa_flags = SA_RESTART;
+    CHECK(sigaction(SIGPROF, &tick, NULL) == 0);
+}
+
+static int is_early(int argc, char **argv) { return argc > 3 && strcmp(argv[3], "early") == 0; }
+
+__attribute__((constructor)) static void before_main(int argc, char **argv) {
+    if (is_early(argc, argv)) set_handler();
+}
+
 int main(int argc, char **argv) {
     CHECK(argc >= 3);
-    may_be_refused = argc > 3;
+    may_be_refused = argc > 3 && !is_early(argc, argv);
     alarm(500);
     short_fork = dlsym(RTLD_DEFAULT, "_Fork");
     prepare(argv[2]);
@@ -82,10 +96,7 @@ int main(int argc, char **argv) {
     }
     evict();
     CHECK(all_there());
-    struct sigaction tick = {0};
-    tick.sa_handler = on_tick;
-    tick.sa_flags = SA_RESTART;
-    CHECK(sigaction(SIGPROF, &tick, NULL) == 0);
+    if (!is_early(argc, argv)) set_handler();
     struct itimerval often = {{0, 1500}, {0, 1500}}, never = {{0, 0}, {0, 0}};
     CHECK(setitimer(ITIMER_PROF, &often, NULL) == 0);
     void *kept[50] = {0};

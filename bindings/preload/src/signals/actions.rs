@@ -2,7 +2,7 @@
 //! a moment.
 
 use core::cell::UnsafeCell;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use super::{FRONT, OUR_BITS, bit, without_ours};
 use crate::raw::{Answer, own};
@@ -86,11 +86,33 @@ impl SavedAction {
     }
 }
 
+/// A handler may come in the midst of engine code: one of the program's, or one of ours that
+/// reports at the end. Not ours of faults, and not libc's.
+static HANDLED: AtomicBool = AtomicBool::new(false);
+
+/// A handler is about to be set, or was found.
+pub(crate) fn handler_is_set(signal: usize) {
+    /// Of libc's threads: one changes users, the other ends a thread where it may end.
+    const LIBCS: [usize; 2] = [32, 33];
+    if !LIBCS.contains(&signal) {
+        HANDLED.store(true, Ordering::SeqCst);
+    }
+}
+
 /// Every signal but ours blocked, while this lives. (Nothing here touches
 /// ghost memory meanwhile.)
 pub(crate) struct Blocked(u64);
 
 impl Blocked {
+    /// Where a handler may come, for code that many programs without any run often. It is
+    /// looked at before a lock is taken: a thread in that very moment, while another one sets
+    /// the first handler of the process, has its lock without. That handler waits for ever
+    /// only if it forks, and its signal comes to the one thread before it has left.
+    #[inline]
+    pub(crate) fn if_handled() -> Option<Self> {
+        HANDLED.load(Ordering::Relaxed).then(Self::new)
+    }
+
     pub(crate) fn new() -> Self {
         let (all, mut before) = (!OUR_BITS, 0_u64);
         let _fits = own!(
