@@ -126,7 +126,6 @@ static void fork_amid_a_write(void) {
     struct sigaction act = {.sa_handler = forks, .sa_flags = SA_RESTART};
     CHECK(sigaction(SIGALRM, &act, NULL) == 0);
     CHECK(write(ends[1], others, 4096) == 4096);
-    soon();
     fflush(stdout);
     int parent = getpid();
     int helper = fork();
@@ -141,6 +140,7 @@ static void fork_amid_a_write(void) {
         _exit(of_b == 24000 ? 7 : 8);
     }
     close(ends[0]);
+    soon();
     ssize_t wrote = write(ends[1], large, 12000);
     if (getpid() != parent) _exit(wrote == 12000 ? 7 : 8);
     CHECK(wrote == 12000);
