@@ -13,6 +13,7 @@
 //! and a way that is refused half-way leaves both parts whole.
 
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use ghostmem::Heap;
 use ghostmem_os::PAGE_SIZE;
@@ -24,6 +25,20 @@ use crate::holds::{self, Noted};
 use crate::mappings::{FIXED, OPEN, end_of, has, note_ordinary, range, unmap};
 use crate::raw::{Answer, failed, own};
 use crate::taken::{self, Range, Table};
+
+/// Some of it is more than open memory: code, what the kernel or a device uses by itself, or
+/// what children are not to get.
+static IS_MORE: AtomicBool = AtomicBool::new(false);
+
+/// Notes that some memory in the heap's place is more than open memory.
+pub(crate) fn note_more() {
+    IS_MORE.store(true, Ordering::Relaxed);
+}
+
+/// Whether all memory that had to become ordinary is nothing but open memory.
+pub(crate) fn is_open_memory() -> bool {
+    !IS_MORE.load(Ordering::Relaxed)
+}
 
 /// Calls `body` with each block that has pages in a range, and those pages.
 pub(crate) fn for_each_block(
@@ -162,6 +177,9 @@ pub(crate) struct LetGo {
 /// an access that the heap does not give. What other threads store meanwhile is in it. Where
 /// it is refused half-way the rest are ghost pages still, and all hold what they held.
 pub(crate) fn let_go(heap: &Heap, address: usize, bytes: usize, access: usize) -> LetGo {
+    if access & libc::PROT_EXEC as usize != 0 {
+        note_more();
+    }
     let end = address + bytes;
     let refused = |answer| LetGo {
         answer,
@@ -266,6 +284,7 @@ fn promise(room: usize, bytes: usize, gets: Option<Gets>) -> Option<()> {
         Some(Gets::Zeros) => libc::MADV_WIPEONFORK,
         None => return Some(()),
     };
+    note_more();
     (!failed(own!(libc::SYS_madvise, room, bytes, advice))).then_some(())
 }
 

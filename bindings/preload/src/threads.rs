@@ -2,8 +2,8 @@
 //! engine's own threads left alone.
 //!
 //! A process ends when its last thread does (pthread_exit(3)). The engine's
-//! threads never end, so the program's are counted, and the last one to leave
-//! ends the process as libc would have.
+//! threads do not end with the program's, so these are counted, and the last one to
+//! leave ends the process as libc would have.
 
 use core::ffi::{c_int, c_void};
 use core::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
@@ -356,5 +356,10 @@ extern "C-unwind" fn begin(place: *mut c_void) -> *mut c_void {
             holds::belongs_to(start.stack, own!(libc::SYS_gettid) as usize);
         }
     }
-    (start.body)(start.argument)
+    let result = (start.body)(start.argument);
+    // The engine's end where they stand aside for a call.
+    if start.engine {
+        uncount(true);
+    }
+    result
 }

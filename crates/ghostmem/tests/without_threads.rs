@@ -1,4 +1,4 @@
-//! A heap whose threads stand aside for a call. One test in a process of its own: threads are
+//! A heap whose threads stand aside for calls. One test in a process of its own: threads are
 //! counted by their names.
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used)]
@@ -67,4 +67,20 @@ fn threads_are_gone_for_a_call_and_come_back() {
         assert!(comes_to_have(&["ghost-demote", "ghost-evict"]));
     }
     look(&mut words, 6);
+
+    // Several at once wait for each other, and one that panics brings them back as well.
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..20 {
+                    heap.without_threads(std::thread::yield_now);
+                }
+            });
+        }
+        look(&mut words, 7);
+    });
+    let panics = std::panic::AssertUnwindSafe(|| heap.without_threads(|| panic!("on purpose")));
+    assert!(std::panic::catch_unwind(panics).is_err());
+    assert!(comes_to_have(&["ghost-demote", "ghost-evict"]));
+    look(&mut words, 8);
 }

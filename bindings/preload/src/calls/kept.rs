@@ -194,6 +194,7 @@ fn piece_stays(heap: &Heap, (start, end): (usize, usize), way: Way) -> bool {
         let held = way == Way::Held && hold(at, from);
         if at < from && !held {
             // Both ways can be gone in part.
+            foreign::note_more();
             let left = foreign::let_go(heap, at, from - at, OPEN).end;
             if !hold(left, from) {
                 return false;

@@ -29,6 +29,10 @@ pub(super) fn advised(number: usize, args: [usize; 6]) -> Done {
     if number == 30 {
         return attach(bytes, third);
     }
+    let keeps_from_children = [libc::MADV_WIPEONFORK, libc::MADV_DONTFORK];
+    if number == 28 && keeps_from_children.contains(&(third as i32)) {
+        foreign::note_more();
+    }
     if let Some(done) = in_pieces(number, args) {
         return done;
     }

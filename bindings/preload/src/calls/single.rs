@@ -6,7 +6,7 @@ use ghostmem_os::clock;
 use super::{Done, Touch};
 use crate::raw::{Answer, call, failed, own};
 use crate::thread::{self, EngineScope};
-use crate::{ghost, signals};
+use crate::{ghost, signals, threads};
 
 /// How long a thread that has ended may still be counted, before the process is said to have
 /// others.
@@ -24,7 +24,11 @@ pub(super) fn namespaces(number: usize, args: [usize; 6]) -> Touch<Done> {
     if asks_for_others || !is_for_one_thread(answer) || signals::in_vfork_child() {
         return Ok(Done::With(answer));
     }
-    // A handler may have interrupted libc where it makes or joins a thread.
+    // The program has threads of its own: the kernel is right. And a handler may have
+    // interrupted libc where it makes or joins a thread.
+    if !threads::is_alone() {
+        return Ok(Done::With(answer));
+    }
     if signals::is_on_signal_stack() || signals::may_be_handling() {
         return Ok(Done::With(answer));
     }

@@ -8,7 +8,7 @@ use crate::calls::protect::protect;
 use crate::calls::{Done, error};
 use crate::holds::{self, Noted};
 use crate::raw::{self, Answer, failed, own};
-use crate::{ghost, heirs, own_limits, taken};
+use crate::{foreign, ghost, heirs, own_limits, taken};
 
 /// mremap of ghost memory: shrinking gives the end back, growing moves.
 pub(crate) fn remap(heap: &Heap, args: [usize; 6]) -> Done {
@@ -46,16 +46,16 @@ pub(crate) fn remap(heap: &Heap, args: [usize; 6]) -> Done {
         let _done = unmap(heap, address + new, old - new);
         return Done::With(address as Answer);
     }
-    // The kernel moves parts of one mapping, which has one access.
-    let Some(access) = access_of(heap, address, old.min(new)) else {
-        return error(libc::EFAULT);
-    };
     if stays && new == old {
         return Done::With(address as Answer);
     }
     if !moves {
         return error(libc::ENOMEM);
     }
+    // The kernel moves parts of one mapping, which has one access.
+    let Some(access) = access_of(heap, address, old.min(new)) else {
+        return error(libc::EFAULT);
+    };
     let was = Old {
         address,
         bytes: old,
@@ -154,8 +154,12 @@ fn access_of(heap: &Heap, address: usize, bytes: usize) -> Option<usize> {
 
 /// What access memory has that is not the heap's any more: what was closed and found no room
 /// to stay resident, say. `None` where it is not open, or is not private and anonymous: to
-/// the program, that is another mapping than what lies beside it.
+/// the program, that is another mapping than what lies beside it. And where some such memory
+/// is more than that: a copy would not be.
 fn ordinary_access(address: usize, bytes: usize) -> Option<usize> {
+    if !foreign::is_open_memory() {
+        return None;
+    }
     let advise = |advice: i32| !failed(own!(libc::SYS_madvise, address, bytes, advice));
     // No process is made meanwhile.
     let is_anonymous = taken::with(|_| {

@@ -76,7 +76,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Waits for the worker to end, which `closed` tells it; whether there was one.
+    /// Waits for the worker to end, which [`Engine::ends_threads`] tells it; whether there was one.
     pub(crate) fn stop_worker(&self) -> bool {
         let thread = self.worker.thread.lock().take();
         let was_there = thread.is_some();
@@ -89,11 +89,14 @@ impl Engine {
     }
 
     /// In a forked child the worker does not exist; start a new one, or go on
-    /// without (faulting threads then evict for themselves).
-    pub(crate) fn restart_worker_after_fork(&self) {
+    /// without (faulting threads then evict for themselves). `stood_aside`: there may have been
+    /// one that its parent waits for.
+    pub(crate) fn restart_worker_after_fork(&self, stood_aside: bool) {
         let lost = self.worker.thread.lock().take();
-        if let Some(lost) = lost {
-            lost.forget_after_fork();
+        if lost.is_some() || stood_aside && self.config.background {
+            if let Some(lost) = lost {
+                lost.forget_after_fork();
+            }
             let handle = self.handle();
             if let Some(handle) = handle.filter(|_| self.config.background_in_children) {
                 let _without = Self::start_worker(&handle);
@@ -136,7 +139,7 @@ impl Engine {
         // When nothing can be evicted, trying again at once would only burn
         // the processor.
         let rest = !filled || self.budget.free() >= self.low_watermark();
-        if !rest || self.closed.load(Ordering::Acquire) {
+        if !rest || self.ends_threads() {
             return None;
         }
         // An idle heap needs no looking after.
@@ -188,7 +191,7 @@ impl Engine {
         let low = self.low_watermark();
         let high = hand::high_watermark(low);
         self.look();
-        while self.budget.free() < high && !self.closed.load(Ordering::Acquire) {
+        while self.budget.free() < high && !self.ends_threads() {
             let Ok(pool) = ghostmem_fault::scratch() else {
                 return false;
             };
@@ -292,7 +295,7 @@ fn say_thrashing(limit_pages: i64, plain_bytes: usize, bound: Option<&ProcessBou
 
 fn reclaimer_main(engine: &Engine) {
     let mut reclaimer = Reclaimer::new(machine::cpus());
-    while !engine.closed.load(Ordering::Acquire) {
+    while !engine.ends_threads() {
         if let Some(nap) = engine.reclaimer_step(&mut reclaimer) {
             futex::wait(&engine.worker.asleep, 1, nap);
         }

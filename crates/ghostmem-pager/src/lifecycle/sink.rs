@@ -108,7 +108,6 @@ impl FaultSink for Engine {
     }
 
     fn restart_threads_in_child(&self) {
-        self.restart_worker_after_fork();
-        self.restart_demoter_after_fork();
+        self.start_threads_in_child();
     }
 }

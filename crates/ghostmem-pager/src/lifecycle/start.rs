@@ -12,6 +12,7 @@ use ghostmem_os::shards::{LineStart, shards};
 use ghostmem_os::{OsError, machine};
 use ghostmem_store::SlabStore;
 
+use crate::parts::aside::Aside;
 use crate::parts::bound::ProcessBound;
 use crate::parts::budget::Budget;
 use crate::parts::cold::{ColdSettings, ColdTiers};
@@ -82,6 +83,7 @@ impl Engine {
             copies: Tally::new(shards())?,
             copies_fit: AtomicBool::new(true),
             closed: AtomicBool::new(false),
+            aside: Aside::default(),
             _frames: LineStart,
             _evicted: LineStart,
             _costs: LineStart,
@@ -110,7 +112,8 @@ impl Engine {
     /// nobody uses the heap's memory any more.
     pub fn shut_down(&self) {
         self.closed.store(true, Ordering::Release);
-        self.stop_threads();
+        self.stop_worker();
+        self.stop_demoter();
         let mut registrations = self.registrations.lock();
         let gone = core::mem::replace(&mut *registrations, [const { None }; REGIONS_MAX]);
         drop(registrations);

@@ -22,33 +22,55 @@ impl Engine {
         Self::start_demoter(this)
     }
 
-    /// Waits for the threads to end; which there were.
-    pub(super) fn stop_threads(&self) -> (bool, bool) {
-        (self.stop_worker(), self.stop_demoter())
-    }
-
     /// Calls `call` while the process has none of the engine's threads, and starts them
-    /// again. One that cannot be started is done without, as in a forked child. Pages are
-    /// restored and evicted meanwhile, by the threads that fault.
+    /// again, also where it panics. One that cannot be started is done without, as in a forked
+    /// child. Pages are restored and evicted meanwhile, by the threads that fault. Others that
+    /// call this wait: `call` must not call it again.
     ///
     /// With the fault monitor its thread stays: it serves the faults.
     pub fn without_threads<R>(&self, call: impl FnOnce() -> R) -> R {
-        self.closed.store(true, Ordering::Release);
-        let (worker, demoter) = self.stop_threads();
-        self.closed.store(false, Ordering::Release);
-        if let Some(cold) = self.cold.as_ref().filter(|_| demoter) {
+        self.aside.take();
+        self.aside.set(true);
+        let back = Back {
+            engine: self,
+            worker: self.stop_worker(),
+            demoter: self.stop_demoter(),
+        };
+        if let Some(cold) = self.cold.as_ref().filter(|_| back.demoter) {
             // Nobody writes: nobody waits for it.
             cold.failing.store(true, Ordering::Relaxed);
         }
-        let answer = call();
-        if let Some(this) = self.handle() {
-            if worker {
-                let _without = Self::start_worker(&this);
+        call()
+    }
+
+    /// In a forked child, which has none of the threads. Those that stood aside in its parent
+    /// come back as well.
+    pub(super) fn start_threads_in_child(&self) {
+        let stood_aside = self.aside.forget();
+        self.restart_worker_after_fork(stood_aside);
+        self.restart_demoter_after_fork(stood_aside);
+    }
+}
+
+/// Which threads come back when this goes.
+struct Back<'a> {
+    engine: &'a Engine,
+    worker: bool,
+    demoter: bool,
+}
+
+impl Drop for Back<'_> {
+    fn drop(&mut self) {
+        let engine = self.engine;
+        engine.aside.set(false);
+        if let Some(this) = engine.handle() {
+            if self.worker {
+                let _without = Engine::start_worker(&this);
             }
-            if demoter {
-                Self::restart_demoter(&this);
+            if self.demoter {
+                Engine::restart_demoter(&this);
             }
         }
-        answer
+        engine.aside.give_back();
     }
 }

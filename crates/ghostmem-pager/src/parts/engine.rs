@@ -13,6 +13,7 @@ use ghostmem_policy::EpochClock;
 use ghostmem_store::SlabStore;
 use ghostmem_table::PageState;
 
+use crate::parts::aside::Aside;
 use crate::parts::blocks::BlockSpace;
 use crate::parts::bound::ProcessBound;
 use crate::parts::budget::Budget;
@@ -59,6 +60,8 @@ pub struct Engine {
     /// The memory limit has room for more copies.
     pub(crate) copies_fit: AtomicBool,
     pub(crate) closed: AtomicBool,
+    /// Its own threads are to end, or stand aside for a call.
+    pub(crate) aside: Aside,
     /// The thread that may exceed the limit because it gets nowhere, or 0.
     pub(crate) token: AtomicU64,
     /// When it last faulted, nanoseconds.
@@ -215,6 +218,11 @@ impl Engine {
     /// The first region's blocks, for tests of the space itself.
     pub(crate) fn block_spaces(&self) -> impl Iterator<Item = &BlockSpace> {
         self.regions().filter_map(|region| region.blocks.as_ref())
+    }
+
+    /// Whether the engine's threads are to end: it is shut down, or they stand aside.
+    pub(crate) fn ends_threads(&self) -> bool {
+        self.closed.load(Ordering::Acquire) || self.aside.ends()
     }
 
     /// A handle of this engine itself, until it is shut down.

@@ -1,6 +1,7 @@
 //! What a heap is made of: the ground floor. Nothing here knows what happens to a page;
 //! every other folder stands on it.
 
+pub(crate) mod aside;
 pub(crate) mod balloons;
 pub mod blocks;
 pub(crate) mod bound;

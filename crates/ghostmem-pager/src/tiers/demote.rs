@@ -80,7 +80,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Waits for the thread to end, which `closed` tells it; whether there was one.
+    /// Waits for the thread to end, which [`Engine::ends_threads`] tells it; whether there was one.
     pub(crate) fn stop_demoter(&self) -> bool {
         let Some(cold) = &self.cold else { return false };
         let thread = cold.thread.lock().take();
@@ -103,12 +103,15 @@ impl Engine {
 
     /// In a forked child the thread does not exist; start a new one, or go on
     /// without: what is in the file can be read all the same.
-    pub(crate) fn restart_demoter_after_fork(&self) {
+    /// `stood_aside`: there may have been one that its parent waits for.
+    pub(crate) fn restart_demoter_after_fork(&self, stood_aside: bool) {
         let Some(cold) = &self.cold else { return };
         let lost = cold.thread.lock().take();
         let mut started = false;
-        if let Some(lost) = lost {
-            lost.forget_after_fork();
+        if lost.is_some() || stood_aside {
+            if let Some(lost) = lost {
+                lost.forget_after_fork();
+            }
             let handle = self.handle();
             if let Some(handle) = handle.filter(|_| self.config.background_in_children) {
                 started = Self::start_demoter(&handle).is_ok();
@@ -260,7 +263,7 @@ impl Engine {
             return false;
         };
         let mut fruitless = 0;
-        while !self.closed.load(Ordering::Acquire) {
+        while !self.ends_threads() {
             self.share_store();
             let worked = self.demote_batch(cold, demoter, &mut buffer);
             if self.store.held_bytes() > cold.share().end_bytes() {
@@ -342,14 +345,14 @@ impl Engine {
         let asleep = u64::from(turns.nap >= NAP_LIGHT);
         cold.asleep.store(asleep, Ordering::SeqCst);
         let still = !turns.done || self.store.held_bytes() <= cold.share().begin_bytes();
-        (still && !self.closed.load(Ordering::Acquire)).then_some(turns.nap)
+        (still && !self.ends_threads()).then_some(turns.nap)
     }
 }
 
 fn demoter_main(engine: &Engine) {
     let Some(cold) = &engine.cold else { return };
     let mut turns = Turns::new();
-    while !engine.closed.load(Ordering::Acquire) {
+    while !engine.ends_threads() {
         if let Some(nap) = engine.demoter_step(cold, &mut turns) {
             // Woken before it sleeps, it finds another value.
             let asleep = u32::from(nap >= NAP_LIGHT);

@@ -76,7 +76,7 @@ impl Engine {
         let Some(cold) = &self.cold else { return };
         for _ in 0..WAITS_MAX {
             let progress = cold.progress.load(Ordering::Acquire);
-            if !cold.is_behind(self.store.held_bytes()) || self.closed.load(Ordering::Relaxed) {
+            if !cold.is_behind(self.store.held_bytes()) || self.ends_threads() {
                 return;
             }
             self.metrics.add(Counter::spill_waits, 1);
