@@ -110,6 +110,23 @@ pub(crate) fn wait_for_change() {
     }
 }
 
+/// What a look at addresses finds while nobody changes anything, or after so many looks that
+/// each met a change. Async-signal-safe.
+pub(crate) fn seen_between_changes<T>(look: impl Fn() -> T) -> T {
+    let mut tries = 0;
+    loop {
+        wait_for_change();
+        let before = CHANGES.load(Ordering::Acquire);
+        let seen = look();
+        let is_still = [0, own_key()].contains(&CHANGER.load(Ordering::Acquire))
+            && CHANGES.load(Ordering::Acquire) == before;
+        tries += 1;
+        if is_still || tries == TRIES_MAX {
+            return seen;
+        }
+    }
+}
+
 /// Touches of one address that are tried again, at most, if every one meets a change.
 const TRIES_MAX: usize = 16;
 

@@ -5,7 +5,7 @@ use ghostmem_os::PAGE_SIZE;
 use crate::guarded::{self, BadAddress, Touch, load};
 use crate::holds::{self, Reason};
 use crate::raw::{Answer, own};
-use crate::{ghost, mappings};
+use crate::{ghost, mappings, taken};
 
 /// The most buffers in one call (`IOV_MAX`).
 pub(crate) const VECTORS_MAX: usize = 1024;
@@ -163,6 +163,15 @@ pub(super) fn touches_ghost(base: usize, bytes: usize) -> bool {
 /// How much of a buffer can be written, from its beginning: what a call read beyond that would
 /// be lost, where the kernel leaves it where it is.
 pub(super) fn writable(base: usize, bytes: usize) -> usize {
+    let good = writable_now(base, bytes);
+    if good == bytes {
+        return good;
+    }
+    // A change by another thread may have been seen half done.
+    taken::seen_between_changes(|| writable_now(base, bytes))
+}
+
+fn writable_now(base: usize, bytes: usize) -> usize {
     let Some(heap) = ghost::region_owner(base, bytes).filter(|_| bytes > 0) else {
         return bytes;
     };
