@@ -1,7 +1,7 @@
 //! Calls that the kernel makes only for a process of one thread: unshare(2) of the user
 //! namespace, setns(2). The engine's threads stand aside for them.
 
-use ghostmem_os::clock;
+use ghostmem_os::{clock, futex};
 
 use super::{Done, Touch};
 use crate::raw::{Answer, call, failed, own};
@@ -46,13 +46,15 @@ pub(super) fn namespaces(number: usize, args: [usize; 6]) -> Touch<Done> {
 /// gone, which is after they were joined.
 fn again(make: impl Fn() -> Answer) -> Answer {
     let from = clock::now_ns();
+    let mut tries = 0;
     loop {
         let is_last = threads() == Some(1) || clock::now_ns() - from > PATIENCE_NS;
         let answer = make();
         if is_last || !is_for_one_thread(answer) {
             return answer;
         }
-        let _let_others_run = own!(libc::SYS_sched_yield);
+        futex::pause(tries);
+        tries += 1;
     }
 }
 

@@ -2,6 +2,8 @@
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
+use ghostmem_os::futex;
+
 /// Nothing stands aside by default.
 #[derive(Debug, Default)]
 pub(crate) struct Aside {
@@ -14,8 +16,10 @@ pub(crate) struct Aside {
 impl Aside {
     /// Waits for others that have threads stand aside.
     pub(crate) fn take(&self) {
+        let mut tries = 0_u32;
         while self.is_taken.swap(true, Ordering::AcqRel) {
-            std::thread::yield_now();
+            futex::pause(tries);
+            tries = tries.saturating_add(1);
         }
     }
 
