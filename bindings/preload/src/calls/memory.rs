@@ -42,7 +42,7 @@ pub(super) fn advised(number: usize, args: [usize; 6]) -> Done {
         let over = ghost::region_owner(args[4], third).filter(|_| to_a_place);
         return over.map_or(Done::Asis, |heap| foreign::remap_over(heap, args));
     };
-    // Only locks may begin within a page.
+    // Only locks may begin within a page: they are of the whole pages around.
     if !address.is_multiple_of(PAGE_SIZE) && !matches!(number, 149 | 150 | 325) {
         return error(libc::EINVAL);
     }
@@ -53,10 +53,6 @@ pub(super) fn advised(number: usize, args: [usize; 6]) -> Done {
     let Some(bytes) = bytes.checked_next_multiple_of(PAGE_SIZE) else {
         return error(libc::EINVAL);
     };
-    // Locks alone are of the whole pages around.
-    if !address.is_multiple_of(PAGE_SIZE) && !matches!(number, 149 | 150 | 325) {
-        return error(libc::EINVAL);
-    }
     if lacks_mappings(heap, address, bytes) {
         match number {
             11 => {}
