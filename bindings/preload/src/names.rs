@@ -72,10 +72,7 @@ pub(crate) fn settle() {
     if SETTLED.load(Ordering::Relaxed) || SETTLED.swap(true, Ordering::Relaxed) {
         return;
     }
-    let mut libc: Option<Libc> = None;
-    // SAFETY: `visit` has the type asked for, and its argument is what it expects.
-    unsafe { libc::dl_iterate_phdr(Some(visit), (&raw mut libc).cast()) };
-    let Some(libc) = libc else { return };
+    let Some(libc) = Libc::find() else { return };
     for (place, name) in table().iter().zip(NAMES) {
         if !libc.code.contains(&place.load(Ordering::Relaxed))
             && let Some(found) = libc.function(name)
@@ -96,6 +93,11 @@ static FIRST: extern "C" fn() = {
     first
 };
 
+/// Where a function is in libc itself, whoever else has one of that name. Allocates nothing.
+pub(crate) fn in_libc(name: &CStr) -> Option<usize> {
+    Libc::find()?.function(name)
+}
+
 /// libc, as the loader has it.
 struct Libc {
     base: usize,
@@ -108,6 +110,13 @@ struct Libc {
 }
 
 impl Libc {
+    fn find() -> Option<Self> {
+        let mut found: Option<Self> = None;
+        // SAFETY: `visit` has the type asked for, and its argument is what it expects.
+        unsafe { libc::dl_iterate_phdr(Some(visit), (&raw mut found).cast()) };
+        found
+    }
+
     fn new(info: &libc::dl_phdr_info, headers: &[libc::Elf64_Phdr]) -> Option<Self> {
         const HASHES: u64 = 0x6fff_fef5;
         const VERSIONS: u64 = 0x6fff_fff0;

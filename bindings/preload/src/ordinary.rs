@@ -108,8 +108,8 @@ pub(crate) unsafe fn reallocate(block: *mut c_void, size: usize) -> *mut c_void 
 }
 
 /// Finds what has no second name: in libc itself, as another allocator may be
-/// loaded between us and it. Once: the heap may be made in the midst of the loader's work,
-/// and the loader ends a program that opens an object there.
+/// loaded between us and it. Once, and by hand: the heap may be made in the midst of the
+/// loader's work, and the loader ends a program that opens an object there.
 pub(crate) fn find_usable_size() -> usize {
     static FOUND: AtomicUsize = AtomicUsize::new(0);
     let found = FOUND.load(Ordering::Acquire);
@@ -117,18 +117,7 @@ pub(crate) fn find_usable_size() -> usize {
         return found;
     }
     const NAME: &CStr = c"malloc_usable_size";
-    let flags = libc::RTLD_LAZY | libc::RTLD_NOLOAD;
-    // SAFETY: a C string, and an object that is loaded or not opened at all.
-    let object = unsafe { libc::dlopen(c"libc.so.6".as_ptr(), flags) };
-    let found = if object.is_null() {
-        crate::start::next(NAME)
-    } else {
-        // SAFETY: an open object and a C string.
-        let found = unsafe { libc::dlsym(object, NAME.as_ptr()) };
-        // SAFETY: opened above; libc itself stays.
-        unsafe { libc::dlclose(object) };
-        found as usize
-    };
+    let found = names::in_libc(NAME).unwrap_or_else(|| crate::start::next(NAME));
     FOUND.store(found, Ordering::Release);
     USABLE_SIZE.store(found, Ordering::Release);
     found
