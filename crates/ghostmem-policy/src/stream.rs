@@ -66,6 +66,17 @@ const RESTS_MAX: u8 = 127;
 /// program that touches pages at random would find it by chance.
 const RESTS_PASSING: u8 = 4;
 
+/// See [`Stream::density`].
+const ALL_PAGES: u32 = 1 << 16;
+
+/// The greatest number that divides both.
+const fn gcd(mut a: u8, mut b: u8) -> u8 {
+    while b != 0 {
+        (a, b) = (b, a % b);
+    }
+    a
+}
+
 impl Stream {
     /// No run.
     const NONE: Self = Self::from_bits(0);
@@ -162,6 +173,32 @@ impl Stream {
         }
     }
 
+    /// What part of the pages on its way a run steps on, of [`ALL_PAGES`].
+    const fn density(self) -> u32 {
+        ALL_PAGES / self.stride.unsigned_abs() as u32
+    }
+
+    /// Whether the two runs go through the same pages in the same direction, and each
+    /// steps on pages that the other passes over.
+    fn fills_gaps_of(self, other: Self) -> bool {
+        let goes_on = |run: Self| run.confirmed && run.window > 1;
+        if !goes_on(self) || !goes_on(other) || self.stride.signum() != other.stride.signum() {
+            return false;
+        }
+        let apart = self.next.abs_diff(other.next);
+        let reach = |run: Self| u64::from(run.window) * u64::from(run.stride.unsigned_abs());
+        let common = gcd(self.stride.unsigned_abs(), other.stride.unsigned_abs());
+        apart <= reach(self).max(reach(other)) && !apart.is_multiple_of(u64::from(common))
+    }
+
+    /// The run, one page after the other.
+    const fn of_all_pages(self) -> Self {
+        Self {
+            stride: self.stride.signum(),
+            ..self
+        }
+    }
+
     /// Whether a fault on `page` is where the run goes on.
     const fn is_continued_by(self, page: u64) -> bool {
         if self.stride == 0 || self.window == 0 {
@@ -239,7 +276,10 @@ impl Runs {
         let exact = self.0.iter().position(|run| run.goes_on_at(page));
         let found = exact.or_else(|| self.0.iter().position(|run| run.is_continued_by(page)));
         let (place, (plan, run)) = match found {
-            Some(place) => (place, self.0[place].go_on(page)),
+            Some(place) => {
+                self.join(place);
+                (place, self.0[place].go_on(page))
+            }
             None => {
                 let steps = self.0.iter().filter_map(|run| run.step_to(page));
                 let near = steps.min_by_key(|step| step.abs());
@@ -252,6 +292,29 @@ impl Runs {
         self.0.copy_within(..place, 1);
         self.0[0] = run;
         plan
+    }
+
+    /// Makes one run of a strided one and of those that fill its gaps, where together
+    /// they step on more than half of the pages: each would restore pages one by one
+    /// between those of the other. A scan comes to this where every second page of a
+    /// stretch was resident when it passed.
+    fn join(&mut self, place: usize) {
+        let run = self.0[place];
+        if run.stride.unsigned_abs() <= 1 {
+            return;
+        }
+        let fills = self.0.map(|other| run.fills_gaps_of(other));
+        let others = self.0.iter().zip(fills).filter(|&(_, fills)| fills);
+        let density: u32 = others.map(|(other, _)| other.density()).sum();
+        if run.density() + density <= ALL_PAGES / 2 {
+            return;
+        }
+        for (other, fills) in self.0.iter_mut().zip(fills) {
+            if fills {
+                *other = Stream::NONE;
+            }
+        }
+        self.0[place] = run.of_all_pages();
     }
 
     /// The run that one which begins takes the place of: one that is over, else one
@@ -341,6 +404,59 @@ mod tests {
         ]);
         let (faults, _) = faults(touches.into_iter());
         assert!(faults <= 3 * 45, "{faults} faults for three runs");
+    }
+
+    /// Faults of a scan over `pages` of which `resident` are there, and the plans made.
+    fn scan(
+        runs: &mut Runs,
+        pages: impl Iterator<Item = u64>,
+        resident: impl Fn(u64) -> bool,
+    ) -> Vec<Plan> {
+        let mut restored: std::collections::HashSet<u64> = std::collections::HashSet::new();
+        let mut plans = Vec::new();
+        for page in pages.filter(|&page| !resident(page)) {
+            if restored.contains(&page) {
+                continue;
+            }
+            let plan = runs.fault(page);
+            let steps = 0..i64::from(plan.count);
+            restored
+                .extend(steps.map(|step| page.wrapping_add_signed(step * i64::from(plan.stride))));
+            plans.push(plan);
+        }
+        plans
+    }
+
+    #[test]
+    fn runs_that_fill_each_others_gaps_become_one() {
+        // Every second page of the scan's first stretch is resident.
+        let resident = |page: u64| page < 100 && !page.is_multiple_of(2);
+        let plans = scan(&mut Runs::default(), 0..3000, resident);
+        assert!(plans.iter().any(|plan| plan.stride == 2));
+        let last = &plans[plans.len() - 40..];
+        let all = Plan {
+            stride: 1,
+            count: WINDOW_MAX,
+            proven: WINDOW_MAX - 1,
+        };
+        assert!(last.iter().all(|plan| *plan == all), "{last:?}");
+        // The other way, and two pages of three.
+        let resident = |page: u64| page > 2900 && !page.is_multiple_of(3);
+        let plans = scan(&mut Runs::default(), (0..3000).rev(), resident);
+        assert!(plans.iter().any(|plan| plan.stride == -3));
+        let last = &plans[plans.len() - 20..];
+        assert!(last.iter().all(|plan| plan.stride == -1), "{last:?}");
+    }
+
+    #[test]
+    fn columns_of_a_matrix_stay_runs_of_their_own() {
+        // Four of the eight pages of a row, the first rows of each by themselves.
+        let place = |column: u64, row: u64| 2 * column + row * 8;
+        let begin = (0..4).flat_map(|column| (0..8).map(move |row| place(column, row)));
+        let go_on = (8..800).flat_map(|row| (0..4).map(move |column| place(column, row)));
+        let (faults, restored) = faults(begin.chain(go_on));
+        assert!(faults <= 4 * 25, "{faults} faults for four columns");
+        assert!(restored <= 4 * (800 + 64), "{restored} pages for 3200");
     }
 
     #[test]
