@@ -433,3 +433,13 @@ fn what_is_received_and_thrown_away_leaves_buffers_alone() {
 fn ranges_are_locked_whatever_lies_in_them() {
     check_with(&["--mmap=64K"], "lockparts", "4M", &[]);
 }
+
+/// Proves that a protection key is refused where there is none, and counts where there is one.
+#[test]
+fn a_protection_key_counts_or_is_refused() {
+    let processor = std::fs::read_to_string("/proc/cpuinfo").unwrap();
+    if !processor.split_whitespace().any(|flag| flag == "ospke") {
+        println!("SKIPPED in part: this processor has no protection keys; refusals are tested");
+    }
+    check_with(&["--mmap=64K"], "keys", "4M", &[]);
+}

@@ -4,34 +4,82 @@ use ghostmem::{Heap, Hole};
 use ghostmem_os::PAGE_SIZE;
 
 use crate::holds::{self, Reason};
-use crate::raw::{Answer, failed, own};
-use crate::{foreign, mappings};
+use crate::mappings::{self, OPEN};
+use crate::raw::{self, Answer, call, failed, own};
+use crate::{bounce, foreign};
 
 use super::{Done, error};
 
-/// mprotect. What holds nothing is closed by the heap. Pages that cannot be read and
-/// written otherwise cannot be evicted either, so they are held resident until they are
-/// opened again.
+/// mprotect and pkey_mprotect. What holds nothing is closed by the heap. Pages that cannot be
+/// read and written otherwise cannot be evicted either, so they are held resident until they
+/// are opened again. Pages with a key become ordinary memory.
 pub(crate) fn protect(heap: &Heap, number: usize, args: [usize; 6], bytes: usize) -> Done {
-    let [address, _, access, ..] = args;
-    // pkey_mprotect without a key is mprotect.
-    let key = if number == 10 { usize::MAX } else { args[3] };
+    let [address, _, access, given, ..] = args;
     if !address.is_multiple_of(PAGE_SIZE) {
         return error(libc::EINVAL);
     }
-    if key as i32 == -1
-        && let Some(done) = mappings::protect(heap, address, bytes, access)
+    let key = match asked_key(number, args, bytes) {
+        Ok(key) => key,
+        Err(refused) => return Done::With(refused),
+    };
+    if let Some(key) = key
+        && (key != COMMON_KEY || access & libc::PROT_EXEC as usize != 0)
     {
+        return give_key(heap, address, bytes, access, key);
+    }
+    if let Some(done) = mappings::protect(heap, address, bytes, access) {
         return done;
     }
     for (start, end) in mappings::open_pieces(heap, address, address + bytes) {
-        let part = [start, end - start, access, key, 0, 0];
+        let part = [start, end - start, access, given, 0, 0];
         let done = protect_open(heap, number, part);
         if !matches!(done, Done::With(0)) {
             return done;
         }
     }
     Done::With(0)
+}
+
+/// Says that pages keep the protection key that they have (pkey_mprotect(2)).
+const NO_KEY: i32 = -1;
+/// The key of all pages that were given none, those of the heap among them.
+const COMMON_KEY: i32 = 0;
+
+/// The protection key that a call asks for, or the kernel's refusal of it: of a page that
+/// nobody uses. Few processors have keys, and a process may use those only that it has
+/// (pkey_alloc(2)).
+fn asked_key(number: usize, args: [usize; 6], bytes: usize) -> Result<Option<i32>, Answer> {
+    let [_, _, access, key, ..] = args;
+    if number == MPROTECT || key as i32 == NO_KEY || bytes == 0 {
+        return Ok(None);
+    }
+    let page = bounce::map(PAGE_SIZE).ok_or(-(libc::ENOMEM as Answer))?;
+    let answer = call!(libc::SYS_pkey_mprotect, page, PAGE_SIZE, access, key);
+    let _gone = own!(libc::SYS_munmap, page, PAGE_SIZE);
+    if failed(answer) {
+        Err(answer)
+    } else {
+        Ok(Some(key as i32))
+    }
+}
+
+const MPROTECT: usize = libc::SYS_mprotect as usize;
+
+/// Gives pages a key. The engine's threads, and its handlers on those of the program, have the
+/// rights of the common key alone: what has another one is not theirs to compress.
+fn give_key(heap: &Heap, address: usize, bytes: usize, access: usize, key: i32) -> Done {
+    // What is closed and holds nothing is memory from here on.
+    if let Some(refused) = mappings::protect(heap, address, bytes, OPEN) {
+        return refused;
+    }
+    // A move would lose the key.
+    foreign::note_more();
+    let gone = foreign::let_go(heap, address, bytes, access);
+    if failed(gone.answer) {
+        return Done::With(gone.answer);
+    }
+    let answer = call!(libc::SYS_pkey_mprotect, address, bytes, access, key);
+    Done::With(answer)
 }
 
 /// mprotect of a range not all of which is mapped: of what lies before that.
@@ -42,6 +90,9 @@ pub(super) fn protect_before_a_hole(
     bytes: usize,
 ) -> Done {
     let (address, end) = (args[0], args[0] + bytes);
+    if let Err(refused) = asked_key(number, args, bytes) {
+        return Done::With(refused);
+    }
     let mut at = address;
     while at < end
         && let Some((block, length)) = heap.pages_around(at)
@@ -62,14 +113,14 @@ pub(super) fn protect_before_a_hole(
 
 /// mprotect of pages none of which is a hole.
 fn protect_open(heap: &Heap, number: usize, args: [usize; 6]) -> Done {
-    let [address, bytes, access, key, ..] = args;
-    let open = (libc::PROT_READ | libc::PROT_WRITE) as usize;
-    if access & open == open && access & libc::PROT_EXEC as usize == 0 {
+    let [address, bytes, access, given, ..] = args;
+    let is_code = access & libc::PROT_EXEC as usize != 0;
+    if access & OPEN == OPEN && !is_code {
         if !holds::any_for(Reason::Protected, address, bytes) {
             return Done::With(0);
         }
         let answer = holds::each_protected(address, bytes, |from, bytes| {
-            crate::raw::syscall(number, [from, bytes, access, key, 0, 0])
+            raw::syscall(number, [from, bytes, access, given, 0, 0])
         });
         if !failed(answer) {
             holds::release(heap, Reason::Protected, address, bytes);
@@ -79,26 +130,21 @@ fn protect_open(heap: &Heap, number: usize, args: [usize; 6]) -> Done {
     // Code cannot be brought in by who executes it; and what finds no room to stay
     // resident need not stay the heap's.
     let as_ordinary = || Done::With(foreign::let_go(heap, address, bytes, access).answer);
-    let is_code = access & libc::PROT_EXEC as usize != 0;
-    if key as i32 == -1 && (is_code || is_much_to_hold(heap, bytes)) {
+    if is_code || is_much_to_hold(heap, bytes) {
         return as_ordinary();
     }
     // Another protection than before is another hold.
     let before = holds::any_for(Reason::Protected, address, bytes);
     if !holds::hold(heap, Reason::Protected, address, bytes, access) {
-        return if key as i32 == -1 {
-            as_ordinary()
-        } else {
-            error(libc::ENOMEM)
-        };
+        return as_ordinary();
     }
     if before {
         holds::change(heap, Reason::Protected, address, bytes, access);
     }
-    let answer: Answer = crate::raw::syscall(number, args);
+    let answer: Answer = raw::syscall(number, args);
     if failed(answer) && !before {
         // Holding it has protected it.
-        let _as_before = own!(libc::SYS_mprotect, address, bytes, open);
+        let _as_before = own!(libc::SYS_mprotect, address, bytes, OPEN);
         holds::release(heap, Reason::Protected, address, bytes);
     }
     Done::With(answer)
