@@ -443,3 +443,23 @@ fn a_protection_key_counts_or_is_refused() {
     }
     check_with(&["--mmap=64K"], "keys", "4M", &[]);
 }
+
+/// Proves that lists of buffers of which some cannot be written are read into as far as the kernel
+/// does it, and that what is behind is not lost.
+#[test]
+fn lists_with_buffers_that_cannot_be_written_lose_nothing() {
+    check("readonly", "2M", &[]);
+}
+
+/// Proves that what the kernel does not write is not written in its name.
+#[test]
+fn what_the_kernel_does_not_write_is_left_alone() {
+    check("untouched", "2M", &[]);
+}
+
+/// Proves that looks at sockets that are longer than a stand-in see all that is there, and that
+/// they begin where the program said.
+#[test]
+fn looks_at_sockets_begin_where_the_program_said() {
+    check("peeks", "4M", &[]);
+}

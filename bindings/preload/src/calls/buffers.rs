@@ -2,7 +2,7 @@
 
 use ghostmem_os::PAGE_SIZE;
 
-use crate::guarded::{self, BadAddress, Touch, load};
+use crate::guarded::{self, BadAddress, Touch, load, store};
 use crate::holds::{self, Reason};
 use crate::raw::{Answer, own};
 use crate::{ghost, mappings, taken};
@@ -64,22 +64,73 @@ impl Vectors {
         Ok(outside)
     }
 
-    /// How many bytes from the first on can be written.
-    pub(super) fn writable(self) -> Touch<usize> {
+    /// Which of the buffers are ghost memory.
+    pub(super) fn kinds(self) -> Touch<Kinds> {
+        let mut kinds = Kinds::NONE;
+        for index in 0..self.count {
+            let vector = self.get(index)?;
+            if vector.bytes == 0 {
+                continue;
+            }
+            if touches_ghost(vector.base, vector.bytes) {
+                kinds.ghost[index / 64] |= 1 << (index % 64);
+            } else {
+                kinds.has_others = true;
+            }
+        }
+        Ok(kinds)
+    }
+
+    /// How many bytes from the first on can be written, as far as ghost memory is concerned.
+    pub(super) fn writable(self, kinds: &Kinds) -> Touch<usize> {
         let mut sum = 0_usize;
         for index in 0..self.count {
             let vector = self.get(index)?;
-            let part = if vector.bytes > 0 && !touches_ghost(vector.base, vector.bytes) {
-                ordinary_writable(vector.base, vector.bytes)
-            } else {
+            let part = if kinds.is_ghost(index) {
                 writable(vector.base, vector.bytes)
+            } else {
+                vector.bytes
             };
-            sum += part;
+            sum = sum.saturating_add(part);
             if part < vector.bytes {
                 break;
             }
         }
         Ok(sum)
+    }
+
+    /// The kernel's list for a call that reads `bytes`, from `skip` on, at `list`, which has
+    /// room for all buffers: ghost memory has its stand-in at `place`, as far behind it as it
+    /// is behind the first byte. The others are the kernel's to write to, or to find that they
+    /// cannot be written. How many there are.
+    pub(super) fn stand_ins(
+        self,
+        kinds: &Kinds,
+        (skip, bytes): (usize, usize),
+        place: usize,
+        list: usize,
+    ) -> Touch<usize> {
+        let (mut skip, mut done, mut count) = (skip, 0, 0);
+        for index in 0..self.count {
+            let vector = self.get(index)?;
+            if done == bytes {
+                break;
+            }
+            if skip >= vector.bytes {
+                skip -= vector.bytes;
+                continue;
+            }
+            let part = (vector.bytes - skip).min(bytes - done);
+            let base = if kinds.is_ghost(index) {
+                place + done
+            } else {
+                vector.base.wrapping_add(skip)
+            };
+            let one = Vector { base, bytes: part };
+            store(list + count * size_of::<Vector>(), one)?;
+            (skip, done, count) = (0, done + part, count + 1);
+        }
+        Ok(count)
     }
 
     /// Whether the list or one of its buffers is ghost memory.
@@ -99,6 +150,18 @@ impl Vectors {
     /// Copies `bytes` from `skip` on between the buffers and one place, as far as they can be
     /// used; how many.
     pub(crate) fn copy(self, skip: usize, place: usize, bytes: usize, out: bool) -> usize {
+        self.copy_of(&Kinds::ALL, skip, place, bytes, out)
+    }
+
+    /// As [`Vectors::copy`], of ghost memory: the others count, and are left alone.
+    pub(super) fn copy_of(
+        self,
+        kinds: &Kinds,
+        skip: usize,
+        place: usize,
+        bytes: usize,
+        out: bool,
+    ) -> usize {
         let (mut skip, mut done) = (skip, 0);
         for index in 0..self.count {
             let Ok(vector) = self.get(index) else {
@@ -113,7 +176,9 @@ impl Vectors {
             }
             let part = (vector.bytes - skip).min(bytes - done);
             let at = vector.base.wrapping_add(skip);
-            let copied = if out {
+            let copied = if !kinds.is_ghost(index) {
+                part
+            } else if out {
                 guarded::copy_some(place + done, at, part)
             } else {
                 guarded::copy_some(at, place + done, part)
@@ -133,6 +198,40 @@ impl Vectors {
             0 if bytes > 0 => Err(BadAddress),
             copied => Ok(copied),
         }
+    }
+}
+
+/// Which buffers of a list are ghost memory, one bit each: looked at once for a call, as
+/// other threads may change what memory is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Kinds {
+    ghost: [u64; VECTORS_MAX / 64],
+    /// Some are other memory.
+    has_others: bool,
+}
+
+impl Kinds {
+    const NONE: Self = Self {
+        ghost: [0; VECTORS_MAX / 64],
+        has_others: false,
+    };
+    /// A list that one stand-in is for, whatever its buffers are.
+    const ALL: Self = Self {
+        ghost: [u64::MAX; VECTORS_MAX / 64],
+        has_others: false,
+    };
+
+    const fn is_ghost(&self, index: usize) -> bool {
+        self.ghost[index / 64] >> (index % 64) & 1 != 0
+    }
+
+    pub(super) fn has_ghost(&self) -> bool {
+        self.ghost.iter().any(|&word| word != 0)
+    }
+
+    /// Whether there are buffers of both kinds.
+    pub(super) fn is_mixed(&self) -> bool {
+        self.has_others && self.has_ghost()
     }
 }
 
@@ -211,28 +310,12 @@ fn writable_now(base: usize, bytes: usize) -> usize {
     until - base
 }
 
-/// The same of one in ordinary memory, which is there beside a buffer in ghost memory: what can
-/// be read at both ends is taken for good. It is not written to before something is read into
-/// it: pages that are new, copies, or a file's would become the process's for nothing.
-fn ordinary_writable(base: usize, bytes: usize) -> usize {
-    let is_there = |at: usize| guarded::load::<u8>(at).is_ok();
-    if is_there(base.saturating_add(bytes - 1)) && is_there(base) {
-        return bytes;
-    }
-    let end = base.saturating_add(bytes);
-    far(base, end, is_there) - base
-}
-
-/// How far the pages from an address on can be written. What is there stays as it is.
+/// How far the pages from an address on can be written, of those that are looked at. What is
+/// there stays as it is.
 fn opened(start: usize, end: usize) -> usize {
-    far(start, end, |at| guarded::open(at).is_ok())
-}
-
-/// How far the pages from an address on are good, of those that are looked at.
-fn far(start: usize, end: usize, is_good: impl Fn(usize) -> bool) -> usize {
     let mut at = start;
     while at < end.min(start.saturating_add(LOOKED_AT)) {
-        if !is_good(at) {
+        if guarded::open(at).is_err() {
             return at;
         }
         at = (at & !(PAGE_SIZE - 1)) + PAGE_SIZE;

@@ -44,6 +44,8 @@ pub(crate) fn with_copies(
     // What a call fills may be good in part: the kernel meets its end where it is.
     let mut at_the_end = None;
     let given = args;
+    // What is written or not, as it was: one of them at most, in any call.
+    let mut before = [0_u64; 2];
     for &pointer in pointers {
         let argument = pointer.argument();
         let Some(bytes) = lengths[argument] else {
@@ -70,6 +72,7 @@ pub(crate) fn with_copies(
             _ if guarded::copy(stand_in, given[argument], bytes).is_err() => {
                 return Ok(Done::Asis);
             }
+            Pointer::Always(..) => raw::copy((&raw mut before) as usize, stand_in, bytes.min(16)),
             _ => {}
         }
         args[argument] = stand_in;
@@ -101,6 +104,12 @@ pub(crate) fn with_copies(
                 bytes.min(now as usize)
             }
             Pointer::Filled(_, _, unit) => usize::try_from(answer).unwrap_or(0) * unit,
+            // select's time is left alone where it is none, and a version where it is right.
+            Pointer::Always(..)
+                if raw::is_same(ours, (&raw const before) as usize, bytes.min(16)) =>
+            {
+                0
+            }
             _ => bytes,
         };
         guarded::copy(theirs, ours, written.min(bytes))?;
@@ -163,6 +172,10 @@ pub(super) fn length_of(pointer: Pointer, args: [usize; 6]) -> Touch<usize> {
         Length::At(argument) => load::<i32>(args[argument])?.clamp(0, ADDRESS_MAX) as usize,
         Length::Set(argument) => int(args[argument]).div_ceil(64) * 8,
         Length::Pages(argument) => args[argument].div_ceil(4096),
+        Length::Capabilities(argument) => match load::<u32>(args[argument])? {
+            FIRST_CAPABILITIES => 12,
+            _ => 24,
+        },
     };
     if let Pointer::Filled(..) = pointer {
         return Ok(bytes.min(bounce::most_bytes()));
@@ -174,6 +187,9 @@ pub(super) fn length_of(pointer: Pointer, args: [usize; 6]) -> Touch<usize> {
         Err(BadAddress)
     }
 }
+
+/// The first version of sets of capabilities, which has 32 of them (capget(2)).
+const FIRST_CAPABILITIES: u32 = 0x1998_0330;
 
 /// The longest address of a socket.
 const ADDRESS_MAX: i32 = table::ADDRESS_BYTES as i32;

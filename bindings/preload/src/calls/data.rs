@@ -28,8 +28,8 @@ use crate::ghost;
 use crate::guarded::{self, Touch};
 use crate::raw::{self, Answer, call, failed, own};
 
-use super::buffers::{VECTORS_MAX, Vector, Vectors, is_outside, touches_ghost, writable};
-use super::parts::{StandIn, may_have_written};
+use super::buffers::{Kinds, VECTORS_MAX, Vector, Vectors, is_outside, touches_ghost, writable};
+use super::parts::{PeekOffset, StandIn, Writes, may_have_written};
 use super::{Done, error, ourselves};
 
 /// What the kernel takes at most in one call (read(2)).
@@ -97,7 +97,17 @@ pub(super) fn next_message_fits(fd: usize, flags: usize) -> Result<(), Answer> {
     let kept = (libc::MSG_DONTWAIT | libc::MSG_ERRQUEUE) as usize;
     let look = flags & kept | (libc::MSG_PEEK | libc::MSG_TRUNC) as usize;
     let mut byte = 0_u8;
+    // This look is not the program's: it moves nothing on, and sees what the call will.
+    let offset = PeekOffset::of(fd).filter(|offset| !offset.is_none());
+    if let Some(offset) = &offset
+        && flags & libc::MSG_PEEK as usize == 0
+    {
+        let _from_the_first = offset.set(-1);
+    }
     let answer = call!(libc::SYS_recvfrom, fd, &raw mut byte, 1, look, 0, 0);
+    if let Some(offset) = &offset {
+        offset.restore();
+    }
     if failed(answer) {
         Err(answer)
     } else if answer as usize > most_bytes() {
@@ -148,6 +158,7 @@ pub(super) fn plain(number: usize, args: [usize; 6]) -> Touch<Done> {
             good,
             shift: base % PAGE_SIZE,
             reading,
+            writes: Writes::Said,
         },
         |place, part, done| {
             let at = if positioned { offset + done } else { 0 };
@@ -179,34 +190,84 @@ pub(super) fn vectored(number: usize, args: [usize; 6]) -> Touch<Done> {
         let answer = raw::syscall(number, [fd, bad, 2, offset, high, flags]);
         return Ok(Done::With(answer));
     }
-    let bytes = vectors.total()?;
     let reading = reads(number);
-    let good = if reading { vectors.writable()? } else { bytes };
-    if bytes == 0 {
-        return Ok(Done::Asis);
+    let kinds = vectors.kinds()?;
+    if !kinds.has_ghost() {
+        return on_a_copied_list(number, args);
     }
+    let bytes = vectors.total()?;
     // An offset of -1 in the second version means the file's own position.
     let positioned = number >= 295 && !(number >= 327 && offset as isize == -1);
+    let make = |list, count, done| {
+        let at = if positioned { offset + done } else { offset };
+        raw::syscall(number, [fd, list, count, at, high, flags])
+    };
+    if reading {
+        return into_buffers(fd, vectors, &kinds, make);
+    }
     in_pieces(
         Transfer {
             fd,
             bytes: bytes.min(LONGEST),
-            good: good.min(LONGEST),
+            good: bytes.min(LONGEST),
             shift: 0,
             reading,
+            writes: Writes::Said,
         },
         |place, part, done| {
             let vector = Vector {
                 base: place,
                 bytes: part,
             };
-            let at = if positioned { offset + done } else { offset };
-            raw::syscall(
-                number,
-                [fd, (&raw const vector) as usize, 1, at, high, flags],
-            )
+            make((&raw const vector) as usize, 1, done)
         },
         |skip, place, part, out| vectors.copy(skip, place, part, out),
+    )
+}
+
+/// A call of which nothing but the list of its buffers is ghost memory.
+fn on_a_copied_list(number: usize, mut args: [usize; 6]) -> Touch<Done> {
+    let bytes = args[2] * size_of::<Vector>();
+    let Some(lease) = Lease::new(bytes) else {
+        return Ok(error(libc::ENOMEM));
+    };
+    guarded::copy(lease.address(), args[1], bytes)?;
+    args[1] = lease.address();
+    Ok(Done::With(raw::syscall(number, args)))
+}
+
+/// Reads into a list of buffers: `make(list, count, done)` makes one call.
+fn into_buffers(
+    fd: usize,
+    vectors: Vectors,
+    kinds: &Kinds,
+    make: impl Fn(usize, usize, usize) -> Answer,
+) -> Touch<Done> {
+    let (bytes, good) = (vectors.total()?, vectors.writable(kinds)?);
+    let Some(list) = Lease::new(vectors.count() * size_of::<Vector>()) else {
+        return Ok(error(libc::ENOMEM));
+    };
+    in_pieces(
+        Transfer {
+            fd,
+            bytes: bytes.min(LONGEST),
+            good: good.min(LONGEST),
+            shift: 0,
+            reading: true,
+            writes: if kinds.is_mixed() {
+                Writes::More
+            } else {
+                Writes::Said
+            },
+        },
+        |place, part, done| {
+            let made = vectors.stand_ins(kinds, (done, part), place, list.address());
+            match made {
+                Ok(count) => make(list.address(), count, done),
+                Err(_) => -(libc::EFAULT as Answer),
+            }
+        },
+        |skip, place, part, out| vectors.copy_of(kinds, skip, place, part, out),
     )
 }
 
@@ -220,6 +281,7 @@ struct Transfer {
     /// Where in its page the buffer begins.
     shift: usize,
     reading: bool,
+    writes: Writes,
 }
 
 /// Moves bytes through a stand-in: `make(place, part, done)` makes one call,
@@ -231,7 +293,8 @@ fn in_pieces(
 ) -> Touch<Done> {
     let Transfer { fd, reading, .. } = transfer;
     let most = most_bytes();
-    if transfer.good < transfer.bytes && transfer.good <= most {
+    let is_known = transfer.good == transfer.bytes && transfer.writes == Writes::Said;
+    if !is_known && transfer.good <= most {
         return into_the_good_part(transfer, make, copy);
     }
     let bytes = transfer.good;
@@ -299,14 +362,26 @@ fn short(done: usize, answer: Answer) -> Done {
     })
 }
 
-/// Reads into a buffer of which a part can be written.
+/// Reads into a buffer of which a part can be written, or into a list that has buffers of which
+/// that is not known.
 fn into_the_good_part(
     transfer: Transfer,
     make: impl Fn(usize, usize, usize) -> Answer,
     copy: impl Fn(usize, usize, usize, bool) -> usize,
 ) -> Touch<Done> {
-    let Transfer { bytes, good, .. } = transfer;
-    let stand_in = StandIn::to_receive(0, bytes, good, |place| {
+    let Transfer {
+        bytes,
+        good,
+        writes,
+        ..
+    } = transfer;
+    let room = (good >= bytes).then(|| Lease::new(good));
+    let place = match &room {
+        None => 0,
+        Some(Some(room)) => room.address(),
+        Some(None) => return Ok(error(libc::ENOMEM)),
+    };
+    let stand_in = StandIn::to_receive(place, bytes, good, writes, |place| {
         copy(0, place, good, true);
     });
     let Ok(stand_in) = stand_in else {
@@ -397,29 +472,19 @@ pub(super) fn spliced(args: [usize; 6]) -> Touch<Done> {
     if failed(access) {
         return Ok(Done::With(access));
     }
-    let into_pipe = access & libc::O_ACCMODE as Answer != libc::O_RDONLY as Answer;
+    let flags = flags & !(libc::SPLICE_F_GIFT as usize);
+    if access & libc::O_ACCMODE as Answer == libc::O_RDONLY as Answer {
+        let make = |list, count, _| call!(libc::SYS_vmsplice, fd, list, count, flags);
+        return into_buffers(fd, vectors, &vectors.kinds()?, make);
+    }
     let bytes = vectors.total()?.min(most_bytes());
-    let lease = if into_pipe {
-        Lease::fresh(bytes)
-    } else {
-        Lease::new(bytes)
-    };
-    let Some(lease) = lease else {
+    let Some(lease) = Lease::fresh(bytes) else {
         return Ok(error(libc::ENOMEM));
     };
-    let mut vector = Vector {
+    let vector = Vector {
         base: lease.address(),
-        bytes,
+        bytes: vectors.copied(0, lease.address(), bytes, true)?,
     };
-    if into_pipe {
-        vector.bytes = vectors.copied(0, vector.base, bytes, true)?;
-    }
-    let place = &raw const vector;
-    let flags = flags & !(libc::SPLICE_F_GIFT as usize);
-    let answer = call!(libc::SYS_vmsplice, fd, place, 1, flags);
-    if !into_pipe && !failed(answer) {
-        let copied = vectors.copied(0, vector.base, (answer as usize).min(bytes), false)?;
-        return Ok(Done::With(copied as Answer));
-    }
+    let answer = call!(libc::SYS_vmsplice, fd, &raw const vector, 1, flags);
     Ok(Done::With(answer))
 }

@@ -8,11 +8,11 @@
 use crate::bounce::{Lease, most_bytes};
 use crate::ghost;
 use crate::guarded::{self, BadAddress, Touch, load, store};
-use crate::raw::{self, Answer, failed, own};
+use crate::raw::{self, Answer, call, failed};
 
-use super::buffers::{VECTORS_MAX, Vector, Vectors, touches_ghost, writable};
+use super::buffers::{Kinds, VECTORS_MAX, Vector, Vectors, touches_ghost, writable};
 use super::data::{is_stream, next_message_fits};
-use super::parts::{Rest, StandIn, may_have_written};
+use super::parts::{Rest, StandIn, Writes, may_have_written};
 use super::{Done, error};
 
 /// Addresses are shorter (`sockaddr_storage` has 128 bytes); the kernel refuses
@@ -38,7 +38,7 @@ struct Header {
 
 const NAME_BYTES_AT: usize = core::mem::offset_of!(Header, name_bytes);
 const CONTROL_BYTES_AT: usize = core::mem::offset_of!(Header, control_bytes);
-const FLAGS_AT: usize = core::mem::offset_of!(Header, flags);
+pub(super) const FLAGS_AT: usize = core::mem::offset_of!(Header, flags);
 
 /// Memory for what a call carries: under `MSG_ZEROCOPY` the kernel keeps the
 /// pages beyond the call, so nobody uses them again.
@@ -97,8 +97,9 @@ pub(super) fn addressed(number: usize, args: [usize; 6]) -> Touch<Done> {
     } else {
         guarded::copy_some(place, base, bytes)
     };
+    let writes = writes(fd, flags);
     let stand_in = if receives {
-        StandIn::to_receive(place, bytes, good, |place| {
+        StandIn::to_receive(place, bytes, good, writes, |place| {
             guarded::copy_some(place, base, good);
         })
     } else {
@@ -108,9 +109,6 @@ pub(super) fn addressed(number: usize, args: [usize; 6]) -> Touch<Done> {
         return Ok(error(libc::ENOMEM));
     };
     let place = stand_in.place;
-    if receives && !stand_in.is_cut() && may_write_nothing(flags) {
-        let _as_far_as_it_goes = guarded::copy_some(place, base, good);
-    }
     let mut passed = [fd, place, bytes, flags, 0, 0];
     if base == 0 {
         passed[1] = 0;
@@ -148,20 +146,19 @@ pub(super) fn addressed(number: usize, args: [usize; 6]) -> Touch<Done> {
         }
         return Ok(Done::With(answer));
     }
-    let got = (answer as usize).min(good);
-    if stand_in.is_cut() {
-        stand_in.give(got, give);
-    } else {
-        guarded::copy(base, place, got)?;
+    if !stand_in.give_received((answer as usize).min(bytes), writes, give) {
+        return Err(BadAddress);
     }
     if name != 0 && name_bytes != 0 {
         let length: u32 = load(length_place)?;
         guarded::copy(name, name_place, (length as usize).min(room))?;
         store(name_bytes, length)?;
     }
-    rest.receive_after(answer, |skip, part| {
-        guarded::copy_some(base.wrapping_add(skip), place, part)
-    })
+    rest.receive_after(
+        answer,
+        |_, part, flags| call!(libc::SYS_recvfrom, fd, place, part, flags, 0, 0),
+        |skip, part| guarded::copy_some(base.wrapping_add(skip), place, part),
+    )
 }
 
 /// One message with everything in ordinary memory.
@@ -170,12 +167,15 @@ struct Copied {
     header: Header,
     lease: Lease,
     stand_in: StandIn,
-    /// Where our header is.
+    /// Where our header is, and our list of buffers.
     ours: usize,
+    list: usize,
     data: usize,
     data_bytes: usize,
     /// What the program's buffers have room for.
     whole: usize,
+    writes: Writes,
+    kinds: Kinds,
 }
 
 /// Why there is no copy of a message: the call's answer.
@@ -187,31 +187,47 @@ impl From<BadAddress> for Refused {
     }
 }
 
-/// Whether an answer may count bytes that were written nowhere: with `MSG_TRUNC`, TCP throws
-/// away what it received (tcp(7)). The buffer keeps what it has then.
-const fn may_write_nothing(flags: usize) -> bool {
-    flags & libc::MSG_TRUNC as usize != 0
+/// What a call with these flags writes that receives into one buffer.
+fn writes(fd: usize, flags: usize) -> Writes {
+    match flags & libc::MSG_TRUNC as usize != 0 && is_stream(fd) {
+        true => Writes::AllOrNothing,
+        false => Writes::Said,
+    }
 }
 
-/// The kernel's answer to a message with buffers that it refuses.
-fn refusal(fd: usize, bad: [Vector; 2], receives: bool, flags: usize) -> Answer {
-    let header = Header {
+/// The same of a list of buffers.
+fn writes_to(fd: usize, flags: usize, kinds: &Kinds) -> Writes {
+    match writes(fd, flags) {
+        _ if !kinds.has_ghost() => Writes::Said,
+        Writes::Said if kinds.is_mixed() => Writes::More,
+        writes => writes,
+    }
+}
+
+/// A message of nothing but a list of buffers.
+const fn bare(vectors: usize, count: usize) -> Header {
+    Header {
         name: 0,
         name_bytes: 0,
         gap: 0,
-        vectors: (&raw const bad) as usize,
-        count: 2,
+        vectors,
+        count,
         control: 0,
         control_bytes: 0,
         flags: 0,
         gap_too: 0,
-    };
+    }
+}
+
+/// The kernel's answer to a message with buffers that it refuses.
+fn refusal(fd: usize, bad: [Vector; 2], receives: bool, flags: usize) -> Answer {
+    let header = bare((&raw const bad) as usize, 2);
     let number = if receives { 47 } else { 46 };
     raw::syscall(number, [fd, (&raw const header) as usize, flags, 0, 0, 0])
 }
 
 /// Whether a message has ghost memory anywhere.
-fn has_ghost(at: usize) -> Touch<bool> {
+pub(super) fn has_ghost(at: usize) -> Touch<bool> {
     if ghost::is_ghost(at) {
         return Ok(true);
     }
@@ -238,17 +254,27 @@ impl Copied {
             return Err(Refused(refusal(fd, bad, receives, flags)));
         }
         let whole = vectors.total()?;
-        let data_bytes = fitting(fd, whole, receives, flags).map_err(Refused)?;
+        let kinds = vectors.kinds()?;
+        // Where the kernel is to read, one stand-in is for all; where it is to write, buffers
+        // that are not ghost memory are its own affair.
+        let is_direct = receives && !kinds.has_ghost();
+        let data_bytes = match is_direct {
+            true => whole,
+            false => fitting(fd, whole, receives, flags).map_err(Refused)?,
+        };
+        let stand_in_bytes = if is_direct { 0 } else { data_bytes };
         let name_bytes = (header.name_bytes as usize).min(NAME_MAX);
         let control_bytes = header.control_bytes.min(CONTROL_MAX);
-        let room = data_bytes + name_bytes + control_bytes + 512;
+        let buffers = if receives { header.count } else { 1 };
+        let list_bytes = buffers * size_of::<Vector>();
+        let room = stand_in_bytes + name_bytes + control_bytes + list_bytes + 512;
         let mut lease = lease_for(room, flags).ok_or_else(no_memory)?;
         let mut carve = |bytes| lease.carve(bytes).ok_or_else(no_memory);
         let ours = carve(size_of::<Header>())?;
-        let vector = carve(size_of::<Vector>())?;
+        let list = carve(list_bytes)?;
         let name = carve(name_bytes)?;
         let control = carve(control_bytes)?;
-        let data = carve(data_bytes)?;
+        let data = carve(stand_in_bytes)?;
         // What is received is not read before.
         if header.name != 0 && !receives {
             guarded::copy(name, header.name, name_bytes)?;
@@ -257,33 +283,36 @@ impl Copied {
             guarded::copy(control, header.control, control_bytes)?;
         }
         let good = if receives {
-            vectors.writable()?.min(data_bytes)
+            vectors.writable(&kinds)?.min(data_bytes)
         } else {
             vectors.copy(0, data, data_bytes, true)
         };
+        let writes = writes_to(fd, flags, &kinds);
         let stand_in = if receives {
-            StandIn::to_receive(data, data_bytes, good, |place| {
-                vectors.copy(0, place, good, true);
+            StandIn::to_receive(data, data_bytes, good, writes, |place| {
+                vectors.copy_of(&kinds, 0, place, good, true);
             })
         } else {
             StandIn::of(data, data_bytes, good)
         };
         let stand_in = stand_in.map_err(|()| no_memory())?;
         let data = stand_in.place;
-        if receives && !stand_in.is_cut() && may_write_nothing(flags) {
-            vectors.copy(0, data, good, true);
-        }
-        let one = Vector {
-            base: data,
-            bytes: data_bytes,
+        let count = if receives {
+            vectors.stand_ins(&kinds, (0, data_bytes), data, list)?
+        } else {
+            let one = Vector {
+                base: data,
+                bytes: data_bytes,
+            };
+            store(list, one)?;
+            usize::from(header.count > 0)
         };
-        store(vector, one)?;
         let copy = Header {
             name: if header.name == 0 { 0 } else { name },
             control: if header.control == 0 { 0 } else { control },
             control_bytes,
-            vectors: vector,
-            count: usize::from(header.count > 0),
+            vectors: list,
+            count,
             ..header
         };
         store(ours, copy)?;
@@ -293,9 +322,12 @@ impl Copied {
             lease,
             stand_in,
             ours,
+            list,
             data,
             data_bytes,
             whole,
+            writes,
+            kinds,
         })
     }
 
@@ -313,19 +345,30 @@ impl Copied {
         }
     }
 
-    /// Where a buffer is good in part: what the call wrote, beside `sure` bytes too.
-    fn give_what_was_written(&self, sure: usize) {
+    /// Copies what is in the stand-in to its buffers; how many of the first came there.
+    fn give_part(&self, skip: usize, place: usize, part: usize) -> usize {
         let vectors = self.vectors();
-        self.stand_in.give(sure, |skip, place, part| {
-            vectors.copy(skip, place, part, false)
-        });
+        vectors.copy_of(&self.kinds, skip, place, part, false)
+    }
+
+    /// Receives a part of it that comes later.
+    fn receive_part(&self, fd: usize, window: (usize, usize), flags: usize) -> Answer {
+        let vectors = self.vectors();
+        match vectors.stand_ins(&self.kinds, window, self.data, self.list) {
+            Ok(count) => {
+                let header = bare(self.list, count);
+                call!(libc::SYS_recvmsg, fd, &raw const header, flags)
+            }
+            Err(BadAddress) => -(libc::EFAULT as Answer),
+        }
     }
 
     /// Gives the program what was received: what the kernel writes, no more.
     fn give(&self, bytes: usize) -> Touch<()> {
         let got: Header = load(self.ours)?;
         let bytes = bytes.min(self.data_bytes);
-        if self.vectors().copy(0, self.data, bytes, false) < bytes {
+        let give = |skip, place, part| self.give_part(skip, place, part);
+        if !self.stand_in.give_received(bytes, self.writes, give) {
             return Err(BadAddress);
         }
         if self.header.name != 0 {
@@ -335,11 +378,34 @@ impl Copied {
         }
         if self.header.control != 0 {
             let most = self.header.control_bytes.min(got.control_bytes);
-            guarded::copy(self.header.control, got.control, most.min(CONTROL_MAX))?;
+            give_control(self.header.control, got.control, most.min(CONTROL_MAX))?;
         }
         store(self.theirs + CONTROL_BYTES_AT, got.control_bytes)?;
         store(self.theirs + FLAGS_AT, got.flags)
     }
+}
+
+/// Copies control data as far as the kernel writes it: what aligns the next message is left as
+/// it is (cmsg(3)).
+fn give_control(theirs: usize, ours: usize, bytes: usize) -> Touch<()> {
+    const HEAD: usize = size_of::<libc::cmsghdr>();
+    let mut at = 0;
+    while at < bytes {
+        let left = bytes - at;
+        let length = match left {
+            HEAD.. => load(ours + at)?,
+            _ => left,
+        };
+        // No message is shorter than its head.
+        let part = if length < HEAD {
+            left
+        } else {
+            length.min(left)
+        };
+        guarded::copy(theirs + at, ours + at, part)?;
+        at += part.next_multiple_of(size_of::<usize>());
+    }
+    Ok(())
 }
 
 /// sendmsg, recvmsg.
@@ -352,7 +418,7 @@ pub(super) fn message(number: usize, args: [usize; 6]) -> Touch<Done> {
 }
 
 /// Sends or receives one message, by way of a copy.
-fn one(fd: usize, at: usize, flags: usize, receives: bool) -> Touch<Done> {
+pub(super) fn one(fd: usize, at: usize, flags: usize, receives: bool) -> Touch<Done> {
     let copied = match Copied::new(fd, at, receives, flags) {
         Ok(copied) => copied,
         Err(Refused(answer)) => return Ok(Done::With(answer)),
@@ -364,113 +430,20 @@ fn one(fd: usize, at: usize, flags: usize, receives: bool) -> Touch<Done> {
         rest.send_after(answer, |skip, part| vectors.copy(skip, place, part, true))
     } else if failed(answer) {
         if may_have_written(answer) {
-            copied.give_what_was_written(0);
+            let give = |skip, place, part| copied.give_part(skip, place, part);
+            copied.stand_in.give(0, give);
         }
         Ok(Done::With(answer))
     } else {
-        copied.give_what_was_written(answer as usize);
         copied.give(answer as usize)?;
         // What comes beside the bytes of a later part would be lost.
         let flags = if copied.header.control == 0 { flags } else { 0 };
-        copied
-            .rest(fd, flags)
-            .receive_after(answer, |skip, part| vectors.copy(skip, place, part, false))
+        copied.rest(fd, flags).receive_after(
+            answer,
+            |skip, part, flags| copied.receive_part(fd, (skip, part), flags),
+            |skip, part| copied.give_part(skip, place, part),
+        )
     };
     drop(copied.lease);
     done
-}
-
-/// The distance between messages in a list, and where a message's length is.
-const MANY_STRIDE: usize = 64;
-const MANY_LENGTH: usize = 56;
-/// recvmmsg(2): only the first message may be waited for.
-const MSG_WAITFORONE: usize = 0x10000;
-
-/// recvmmsg, sendmmsg: one message at a time, as the kernel does it. The time
-/// limit is looked at after each, which is all the kernel does.
-pub(super) fn many(number: usize, args: [usize; 6]) -> Touch<Done> {
-    let [fd, list, count, flags, timeout, _] = args;
-    let count = count.min(VECTORS_MAX);
-    let receives = number == 299;
-    let timeout = if receives { timeout } else { 0 };
-    let mut any = ghost::is_ghost(timeout);
-    for index in 0..count {
-        any = any || has_ghost(list.wrapping_add(index * MANY_STRIDE))?;
-    }
-    if count == 0 || !any {
-        return Ok(Done::Asis);
-    }
-    let Some(limit) = TimeLimit::new(timeout)? else {
-        return Ok(error(libc::EINVAL));
-    };
-    let mut done = 0;
-    let mut flags = flags;
-    while done < count {
-        let at = list + done * MANY_STRIDE;
-        let Done::With(answer) = one(fd, at, flags & !MSG_WAITFORONE, receives)? else {
-            break;
-        };
-        if failed(answer) {
-            limit.store_rest()?;
-            return Ok(Done::With(if done > 0 { done as Answer } else { answer }));
-        }
-        store(at + MANY_LENGTH, answer as u32)?;
-        done += 1;
-        if receives && flags & MSG_WAITFORONE != 0 {
-            flags |= libc::MSG_DONTWAIT as usize;
-        }
-        if limit.is_over() {
-            break;
-        }
-        // Data out of band ends the list.
-        if receives && load::<i32>(at + FLAGS_AT)? & libc::MSG_OOB != 0 {
-            break;
-        }
-    }
-    limit.store_rest()?;
-    Ok(Done::With(done as Answer))
-}
-
-/// recvmmsg's time limit: where it is, and when it is over.
-struct TimeLimit {
-    place: usize,
-    end_ns: i128,
-}
-
-fn now_ns() -> i128 {
-    let mut now = [0_i64; 2];
-    let _cannot_fail = own!(
-        libc::SYS_clock_gettime,
-        libc::CLOCK_MONOTONIC,
-        now.as_mut_ptr()
-    );
-    i128::from(now[0]) * 1_000_000_000 + i128::from(now[1])
-}
-
-impl TimeLimit {
-    /// `None`: it is none.
-    fn new(place: usize) -> Touch<Option<Self>> {
-        let mut end_ns = i128::MAX;
-        if place != 0 {
-            let time: [i64; 2] = load(place)?;
-            if time[0] < 0 || !(0..1_000_000_000).contains(&time[1]) {
-                return Ok(None);
-            }
-            end_ns = now_ns() + i128::from(time[0]) * 1_000_000_000 + i128::from(time[1]);
-        }
-        Ok(Some(Self { place, end_ns }))
-    }
-
-    fn is_over(&self) -> bool {
-        self.place != 0 && now_ns() >= self.end_ns
-    }
-
-    fn store_rest(&self) -> Touch<()> {
-        if self.place == 0 {
-            return Ok(());
-        }
-        let rest = (self.end_ns - now_ns()).max(0);
-        let time = [rest / 1_000_000_000, rest % 1_000_000_000];
-        store(self.place, time.map(|part| part as i64))
-    }
 }

@@ -9,6 +9,7 @@ use crate::guarded::{self, BadAddress, Touch, load};
 use crate::raw::{self, Answer, call, failed, own};
 use crate::{ghost, own_limits, signals, taken};
 
+use super::buffers::touches_ghost;
 use super::kept::{self, Way};
 use super::table::{self, Length, Pointer};
 use super::{Done, error, exec, held, load_if, with_copies};
@@ -281,14 +282,71 @@ pub(super) fn set_option(args: [usize; 6]) -> Touch<Done> {
     with_copies(54, args, &[Pointer::In(3, Length::Argument(4))])
 }
 
-/// fcntl: locks, owners, and hints.
+/// fcntl: locks, owners, and hints. Those that are set are not written to.
 pub(super) fn fcntl(args: [usize; 6]) -> Touch<Done> {
-    let bytes = match args[1] {
-        5..=7 | 36..=38 => 32,
-        15 | 16 | 1035..=1038 => 8,
+    let (bytes, asks) = match args[1] {
+        // F_GETLK, F_OFD_GETLK; F_SETLK, F_SETLKW and theirs.
+        5 | 36 => (32, true),
+        6 | 7 | 37 | 38 => (32, false),
+        // F_GETOWN_EX, and hints about what is written.
+        16 | 1035 | 1037 => (8, true),
+        15 | 1036 | 1038 => (8, false),
         _ => return held::whole(72, args, &[2]),
     };
-    with_copies(72, args, &[Pointer::Both(2, Length::Bytes(bytes))])
+    let pointer = match asks {
+        true => Pointer::Both(2, Length::Bytes(bytes)),
+        false => Pointer::In(2, Length::Bytes(bytes)),
+    };
+    with_copies(72, args, &[pointer])
+}
+
+/// waitid: of what says which child it was the kernel writes some fields, whatever it answers,
+/// and what that one used only where there was one.
+pub(super) fn wait_for_child(mut args: [usize; 6]) -> Touch<Done> {
+    /// `si_signo`, `si_errno` and `si_code`; `si_pid`, `si_uid` and `si_status`.
+    const FIELDS: [usize; 2] = [0, 16];
+    const FIELD_BYTES: usize = 12;
+    const INFO_WORDS: usize = 128 / size_of::<u64>();
+    const USAGE_WORDS: usize = size_of::<libc::rusage>() / size_of::<u64>();
+    let [_, _, info, _, usage, _] = args;
+    let is_given = |at: usize, words: usize| at != 0 && touches_ghost(at, words * 8);
+    let (has_info, has_usage) = (is_given(info, INFO_WORDS), is_given(usage, USAGE_WORDS));
+    if !has_info && !has_usage {
+        return Ok(Done::Asis);
+    }
+    let Some(mut lease) = Lease::new((INFO_WORDS + USAGE_WORDS) * 8 + 64) else {
+        return Ok(error(libc::ENOMEM));
+    };
+    let (Some(ours), Some(used)) = (lease.carve(INFO_WORDS * 8), lease.carve(USAGE_WORDS * 8))
+    else {
+        return Ok(error(libc::ENOMEM));
+    };
+    // No signal has this number, and no time is that long.
+    guarded::store(ours, [u64::MAX; INFO_WORDS])?;
+    guarded::store(used, [u64::MAX; USAGE_WORDS])?;
+    if has_info {
+        args[2] = ours;
+    }
+    if has_usage {
+        args[4] = used;
+    }
+    let answer = raw::syscall(247, args);
+    if has_usage && raw::load::<u64>(used) != u64::MAX {
+        guarded::copy(usage, used, USAGE_WORDS * 8)?;
+    }
+    if has_info && raw::load::<u32>(ours) != u32::MAX {
+        for field in FIELDS {
+            guarded::copy(info + field, ours + field, FIELD_BYTES)?;
+        }
+    }
+    Ok(Done::With(answer))
+}
+
+/// clock_nanosleep: one that sleeps until a time tells of none that is left.
+pub(super) fn sleep(args: [usize; 6]) -> Touch<Done> {
+    let pointers = table::plain(230).unwrap_or(&[]);
+    let is_until = args[1] & libc::TIMER_ABSTIME as usize != 0;
+    with_copies(230, args, if is_until { &pointers[..1] } else { pointers })
 }
 
 /// setrlimit and prlimit64 of what bounds memory: what the program sets counts for blocks

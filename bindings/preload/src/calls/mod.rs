@@ -16,6 +16,7 @@ mod entry;
 mod exec;
 mod held;
 mod kept;
+mod many;
 mod memory;
 mod messages;
 mod misc;
@@ -363,6 +364,8 @@ fn points_to_a_hole(number: usize, args: [usize; 6]) -> Touch<bool> {
     let pointers = match table::treatment(number) {
         // What is taken out of a set needs no event.
         _ if number == EPOLL_CTL && args[1] == libc::EPOLL_CTL_DEL as usize => return Ok(false),
+        // An address that is not asked for has no length.
+        _ if matches!(number, 43 | 288) && args[1] == 0 => return Ok(false),
         Some(Treatment::Held(arguments) | Treatment::HeldDeep(arguments)) => {
             return Ok(arguments.iter().any(|&argument| is_hole(argument)));
         }
@@ -396,7 +399,9 @@ fn with_pointers(number: usize, args: [usize; 6]) -> Touch<Done> {
         310 | 311 => data::other_memory(number, args),
         44 | 45 => messages::addressed(number, args),
         46 | 47 => messages::message(number, args),
-        299 | 307 => messages::many(number, args),
+        299 | 307 => many::many(number, args),
+        // An address that is not asked for has no length.
+        43 | 288 if args[1] == 0 => Ok(Done::Asis),
         70 => misc::queue_receive(args),
         16 if is_of_terminals(args) && !ghost::is_ghost(args[2]) => Ok(Done::Asis),
         16 => held::scanned(number, args, &[2]),
@@ -405,6 +410,8 @@ fn with_pointers(number: usize, args: [usize; 6]) -> Touch<Done> {
         72 => misc::fcntl(args),
         157 => misc::prctl(args),
         202 => misc::futex(args),
+        230 => misc::sleep(args),
+        247 => misc::wait_for_child(args),
         449 => misc::futex_wait_any(args),
         454..=456 => misc::futex_word(number, args),
         218 | 273 | 334 => held::for_good(number, args),

@@ -13,8 +13,8 @@ use super::data::is_stream;
 /// it would have met it; what it wrote until then is given whatever the call answers.
 pub(super) struct StandIn {
     pub(super) place: usize,
-    at_the_end: Option<Lease>,
-    /// What such a one was before the call that receives.
+    _at_the_end: Option<Lease>,
+    /// What it was before a call that may write less than it says, or more.
     kept: Option<Lease>,
     good: usize,
 }
@@ -22,63 +22,95 @@ pub(super) struct StandIn {
 /// So many bytes that are as they were, and the next that is not is given by itself.
 const ALIKE: usize = 64;
 
+/// How sure it is what a call that receives writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Writes {
+    /// As much as it says.
+    Said,
+    /// It may end within a buffer that is the kernel's to write, and have written more than it
+    /// says, or some of it and fail.
+    More,
+    /// All that it says, or nothing: with `MSG_TRUNC`, TCP throws away what it received, and
+    /// says how much (tcp(7)).
+    AllOrNothing,
+}
+
 impl StandIn {
     /// Of `bytes` at `place` only `good` are to be there. An error: no memory.
     pub(super) fn of(place: usize, bytes: usize, good: usize) -> Result<Self, ()> {
-        if good >= bytes {
-            return Ok(Self {
-                place,
-                at_the_end: None,
-                kept: None,
-                good,
-            });
-        }
-        let lease = Lease::before_nothing(good).ok_or(())?;
-        raw::copy(lease.address(), place, good);
-        Ok(Self {
-            place: lease.address(),
-            at_the_end: Some(lease),
+        let mut made = Self {
+            place,
+            _at_the_end: None,
             kept: None,
             good,
-        })
+        };
+        if good < bytes {
+            let lease = Lease::before_nothing(good).ok_or(())?;
+            made.place = lease.address();
+            raw::copy(made.place, place, good);
+            made._at_the_end = Some(lease);
+        }
+        Ok(made)
     }
 
-    /// The same, to be received into; `take(place)` copies what the program's buffer has.
+    /// The same, to be received into; `take(place)` copies what the program's buffer has, where
+    /// that is to be known.
     pub(super) fn to_receive(
         place: usize,
         bytes: usize,
         good: usize,
+        writes: Writes,
         take: impl FnOnce(usize),
     ) -> Result<Self, ()> {
-        if good >= bytes {
-            return Self::of(place, bytes, good);
-        }
-        let lease = Lease::before_nothing(good).ok_or(())?;
-        let kept = Lease::new(good).ok_or(())?;
-        take(lease.address());
-        raw::copy(kept.address(), lease.address(), good);
-        Ok(Self {
-            place: lease.address(),
-            at_the_end: Some(lease),
-            kept: Some(kept),
-            good,
-        })
-    }
-
-    pub(super) const fn is_cut(&self) -> bool {
-        self.at_the_end.is_some()
-    }
-
-    /// Gives what the kernel wrote to a stand-in that is cut, and nothing else, as others may
-    /// store to the buffer meanwhile: `sure` bytes, and behind them what is not as it was. (A
-    /// call may have written more than it says.) `give(skip, place, part)` copies, and says
-    /// how many of the first came to their place.
-    pub(super) fn give(&self, sure: usize, give: impl Fn(usize, usize, usize) -> usize) -> usize {
-        let Some(kept) = &self.kept else {
-            return sure;
+        let is_cut = good < bytes;
+        let mut made = Self {
+            place,
+            _at_the_end: None,
+            kept: None,
+            good: good.min(bytes),
         };
+        if is_cut {
+            let lease = Lease::before_nothing(good).ok_or(())?;
+            made.place = lease.address();
+            made._at_the_end = Some(lease);
+        }
+        if is_cut || writes != Writes::Said {
+            let kept = Lease::new(made.good).ok_or(())?;
+            take(made.place);
+            raw::copy(kept.address(), made.place, made.good);
+            made.kept = Some(kept);
+        }
+        Ok(made)
+    }
+
+    /// Gives what a call wrote that says `sure` bytes, and nothing else, as others may store to
+    /// the buffer meanwhile. `false`: not all of what it says came to its place.
+    /// `give(skip, place, part)` copies, and says how many of the first came there.
+    pub(super) fn give_received(
+        &self,
+        sure: usize,
+        writes: Writes,
+        give: impl Fn(usize, usize, usize) -> usize,
+    ) -> bool {
+        let has_nothing = || {
+            let kept = self.kept.as_ref();
+            let changed = kept.and_then(|kept| self.changed(kept.address(), 0));
+            changed.is_none_or(|(from, _)| from >= sure)
+        };
+        if writes == Writes::AllOrNothing && has_nothing() {
+            return true;
+        }
+        self.give(sure, give) == sure
+    }
+
+    /// Gives `sure` bytes, and behind them what is not as it was, where that is known. (A call
+    /// may have written more than it says.) How many of the first came to their place.
+    pub(super) fn give(&self, sure: usize, give: impl Fn(usize, usize, usize) -> usize) -> usize {
         let sure = sure.min(self.good);
         let given = give(0, self.place, sure);
+        let Some(kept) = &self.kept else {
+            return given;
+        };
         let mut at = sure;
         while let Some((from, to)) = self.changed(kept.address(), at) {
             give(from, self.place + from, to - from);
@@ -169,24 +201,38 @@ impl Rest {
         Ok(Done::With(done as Answer))
     }
 
-    /// What is left to receive, if the call is to wait for all it asked for.
+    /// What is left to receive, if the call is to wait for all it asked for, or looks at what
+    /// is there. `receive(skip, part, flags)` makes a call for a part of it, and
     /// `give(skip, part)` copies what is in the stand-in to its place, as far as it can.
     pub(super) fn receive_after(
         &self,
         answer: Answer,
+        receive: impl Fn(usize, usize, usize) -> Answer,
         give: impl Fn(usize, usize) -> usize,
     ) -> Touch<Done> {
-        // What is only looked at is there the next time, too.
-        let ends = libc::MSG_PEEK | libc::MSG_OOB | libc::MSG_ERRQUEUE | libc::MSG_TRUNC;
+        let ends = libc::MSG_OOB | libc::MSG_ERRQUEUE | libc::MSG_TRUNC;
         let waits = self.flags & libc::MSG_WAITALL as usize != 0;
-        if !waits || self.flags & ends as usize != 0 || !self.is_due(answer) {
+        let looks = self.flags & libc::MSG_PEEK as usize != 0;
+        if !(waits || looks) || self.flags & ends as usize != 0 || !self.is_due(answer) {
             return Ok(Done::With(answer));
         }
+        // What is only looked at is there the next time, too: the look has to go on behind it.
+        let look = looks.then(|| PeekOffset::of(self.fd));
+        match &look {
+            Some(None) => return Ok(Done::With(answer)),
+            Some(Some(look)) if look.is_none() && !look.set(self.most as i32) => {
+                return Ok(Done::With(answer));
+            }
+            _ => {}
+        }
+        let flags = match waits {
+            true => self.flags,
+            false => self.flags | libc::MSG_DONTWAIT as usize,
+        };
         let mut done = self.most;
         while done < self.whole {
             let part = (self.whole - done).min(self.most);
-            let flags = self.flags;
-            let answer = call!(libc::SYS_recvfrom, self.fd, self.place, part, flags, 0, 0);
+            let answer = receive(done, part, flags);
             if failed(answer) {
                 break;
             }
@@ -197,6 +243,58 @@ impl Rest {
                 break;
             }
         }
+        if let Some(Some(look)) = look
+            && look.is_none()
+        {
+            look.restore();
+        }
         Ok(Done::With(done as Answer))
+    }
+}
+
+/// Where a look at a socket (`MSG_PEEK`) begins, which the program may have set: each look moves
+/// it on (`SO_PEEK_OFF`, socket(7)).
+pub(super) struct PeekOffset {
+    fd: usize,
+    /// So many bytes behind the first; negative: at the first, each time.
+    bytes: i32,
+}
+
+impl PeekOffset {
+    /// `None`: the socket has no such thing.
+    pub(super) fn of(fd: usize) -> Option<Self> {
+        let (mut bytes, mut length) = (0_i32, 4_u32);
+        let answer = call!(
+            libc::SYS_getsockopt,
+            fd,
+            libc::SOL_SOCKET,
+            libc::SO_PEEK_OFF,
+            &raw mut bytes,
+            &raw mut length
+        );
+        (!failed(answer)).then_some(Self { fd, bytes })
+    }
+
+    /// Whether each look begins at the first byte.
+    pub(super) const fn is_none(&self) -> bool {
+        self.bytes < 0
+    }
+
+    /// Moves it; whether that was granted.
+    pub(super) fn set(&self, bytes: i32) -> bool {
+        let answer = call!(
+            libc::SYS_setsockopt,
+            self.fd,
+            libc::SOL_SOCKET,
+            libc::SO_PEEK_OFF,
+            &raw const bytes,
+            4
+        );
+        !failed(answer)
+    }
+
+    /// Puts it back where the program had it.
+    pub(super) fn restore(&self) {
+        let _as_before = self.set(self.bytes);
     }
 }

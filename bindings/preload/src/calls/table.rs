@@ -36,6 +36,8 @@ pub(crate) enum Length {
     Set(usize),
     /// One byte for each page of so many bytes.
     Pages(usize),
+    /// Sets of capabilities, in the version that this argument points to (capget(2)).
+    Capabilities(usize),
 }
 
 /// What a pointer argument is to the kernel.
@@ -49,7 +51,7 @@ pub(crate) enum Pointer {
     Out(usize, Length),
     /// Read, and written when the call succeeds.
     Both(usize, Length),
-    /// Read, and written whatever the call says.
+    /// Read, and written or not, whatever the call says: at most 16 bytes.
     Always(usize, Length),
     /// Read, and written when the result is above zero.
     Found(usize, Length),
@@ -94,7 +96,7 @@ pub(crate) enum Treatment {
     Always,
 }
 
-use Length::{Argument, At, AtMost, Behind, Bytes, Int, Pages, Set, Times};
+use Length::{Argument, At, AtMost, Behind, Bytes, Capabilities, Int, Pages, Set, Times};
 use Pointer::{Always, Both, Filled, Found, In, Out, Polled, Rest, Text};
 
 const STAT: Length = Bytes(144);
@@ -208,8 +210,8 @@ pub(crate) const fn plain(number: usize) -> Option<&'static [Pointer]> {
         115 => const { &[Filled(1, Int(0, 4), 4)] },                   // getgroups
         116 => const { &[In(1, Int(0, 4))] },                          // setgroups
         118 | 120 => const { &[Out(0, WORD), Out(1, WORD), Out(2, WORD)] }, // getresuid, getresgid
-        125 => const { &[Always(0, Bytes(8)), Out(1, Bytes(24))] },    // capget
-        126 => const { &[Always(0, Bytes(8)), In(1, Bytes(24))] },     // capset
+        125 => const { &[Always(0, Bytes(8)), Out(1, Capabilities(0))] }, // capget
+        126 => const { &[Always(0, Bytes(8)), In(1, Capabilities(0))] }, // capset
         129 => const { &[In(2, SIGNAL_INFO)] },                        // rt_sigqueueinfo
         297 => const { &[In(3, SIGNAL_INFO)] },                        // rt_tgsigqueueinfo
         424 => const { &[In(2, SIGNAL_INFO)] },                        // pidfd_send_signal
@@ -250,7 +252,7 @@ pub(crate) const fn plain(number: usize) -> Option<&'static [Pointer]> {
         242 => const { &[In(1, Argument(2)), In(4, TIME)] },           // mq_timedsend
         243 => const { &[Filled(1, Argument(2), 1), Out(3, WORD), In(4, TIME)] }, // mq_timedreceive
         245 => const { &[In(1, Bytes(64)), Out(2, Bytes(64))] },       // mq_getsetattr
-        247 => const { &[Both(2, SIGNAL_INFO), Both(4, USAGE)] },      // waitid
+        247 => const { &[Both(2, SIGNAL_INFO), Both(4, USAGE)] },      // waitid: see `misc`
         248 => const { &[Text(0), Text(1), In(2, Argument(3))] },      // add_key
         254 | 257 | 258 | 259 | 260 | 263 | 268 | 269 | 439 | 452 => const { &[Text(1)] }, // *at, inotify_add_watch
         428 | 433 => const { &[Text(1)] },                             // open_tree, fspick
@@ -260,7 +262,8 @@ pub(crate) const fn plain(number: usize) -> Option<&'static [Pointer]> {
         266 => const { &[Text(0), Text(2)] },                          // symlinkat
         267 => const { &[Text(1), Filled(2, Int(3, 1), 1)] },          // readlinkat
         274 => const { &[Out(1, Bytes(8)), Out(2, Bytes(8))] },        // get_robust_list
-        275 | 326 => const { &[Both(1, Bytes(8)), Both(3, Bytes(8))] },  // splice, copy_file_range
+        275 => const { &[Both(1, Bytes(8)), Both(3, Bytes(8))] },      // splice
+        326 => const { &[Found(1, Bytes(8)), Found(3, Bytes(8))] },    // copy_file_range
         280 => const { &[Text(1), In(2, Bytes(32))] },                 // utimensat
         282 | 289 => const { &[In(1, SIGNAL_SET)] },                   // signalfd, signalfd4
         301 => const { &[Text(4)] },                                   // fanotify_mark
