@@ -463,3 +463,9 @@ fn what_the_kernel_does_not_write_is_left_alone() {
 fn looks_at_sockets_begin_where_the_program_said() {
     check("peeks", "4M", &[]);
 }
+
+/// Proves that a limit on open files which is raised for a fork is nobody else's.
+#[test]
+fn a_limit_that_is_raised_for_a_fork_is_in_no_other_child() {
+    check("forklimits", "4M", &[]);
+}

@@ -5,20 +5,29 @@
 //! has a thread. Where a limit leaves no room for that it is raised for as long: the soft one
 //! as far as the hard one goes, and the hard one, too, where the process may do that. The
 //! program finds both as they were.
+//!
+//! Limits are the process's, and several of its threads may fork at once. So what is raised for
+//! forks is raised once, and put back behind the last of them; each child puts it back for
+//! itself. Whoever asks meanwhile is told what the program has. A child on the same memory, of
+//! another thread, may have come with the raised one: it puts it back as it executes a program.
 
 use core::mem::ManuallyDrop;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-use ghostmem_os::doorway;
+use ghostmem_os::{doorway, futex};
 
-use crate::raw::{self, failed, own};
+use crate::calls::{Done, load_if, store_if};
+use crate::guarded::Touch;
+use crate::raw::{self, call, failed, own};
+use crate::signals::{self, Blocked};
 use crate::thread::Thread;
 use crate::{begin, ghost};
 
 /// From so many open files on the engine finds a number for each of its own, or keeps one.
 const FEW: u64 = 64;
-/// What the limit on them is raised to: the engine's numbers are below.
-const ENOUGH: u64 = 4096;
+/// What the limit on them is raised to: the engine's numbers are below. No number that a program
+/// would choose.
+const ENOUGH: u64 = 4099;
 
 /// A limit as prlimit(2) has it: the soft one and the hard one.
 type Pair = [u64; 2];
@@ -32,7 +41,8 @@ impl Raised {
         let resource = libc::RLIMIT_NOFILE;
         match limit_of(resource) {
             Some(before @ [soft, hard]) if soft < FEW => {
-                let wanted = [[ENOUGH, hard.max(ENOUGH)], [hard, hard]];
+                let most = if hard > FEW { hard - 1 } else { hard };
+                let wanted = [[ENOUGH, hard.max(ENOUGH)], [most, hard]];
                 Self::first_of(resource, before, &wanted)
             }
             _ => Self(None),
@@ -72,25 +82,128 @@ impl Drop for Raised {
     }
 }
 
+/// How many threads fork, and what they have raised the limit on open files to.
+static FORKS: AtomicUsize = AtomicUsize::new(0);
+static IS_RAISED: AtomicBool = AtomicBool::new(false);
+/// What it is now, or was the last time, and what it was before.
+static RAISED: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
+static BEFORE: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
+static BUSY: AtomicBool = AtomicBool::new(false);
+
+fn pair_of(pair: &[AtomicU64; 2]) -> Pair {
+    let [soft, hard] = pair;
+    [soft.load(Ordering::Relaxed), hard.load(Ordering::Relaxed)]
+}
+
+/// Runs `body` as the only thread that raises the limit for a fork or puts it back. A handler
+/// that forks comes behind it.
+fn alone<R>(body: impl FnOnce() -> R) -> R {
+    let _blocked = Blocked::new();
+    let mut tries = 0;
+    while BUSY.swap(true, Ordering::Acquire) {
+        futex::pause(tries);
+        tries += 1;
+    }
+    let result = body();
+    BUSY.store(false, Ordering::Release);
+    result
+}
+
 /// A fork begins on this thread: the child opens its descriptors under the limit that it is
-/// made with. Until [`after_a_fork`], in either process.
+/// made with. Until [`after_a_fork`], or [`in_a_child`].
 pub(crate) fn for_a_fork(thread: &Thread) {
     // A handler of the program's may fork between the handlers of a fork.
-    let is_within = thread.files.get()[1] != [0; 2];
-    if ghost::heap().is_some() && !begin::is_waiting() && !is_within {
+    if ghost::heap().is_none() || begin::is_waiting() || thread.raises.get() {
+        return;
+    }
+    thread.raises.set(true);
+    alone(|| {
+        FORKS.fetch_add(1, Ordering::Relaxed);
+        let is_up = IS_RAISED.load(Ordering::Relaxed);
+        // What the program set meanwhile is another limit.
+        if is_up && limit_of(libc::RLIMIT_NOFILE) == Some(pair_of(&RAISED)) {
+            return;
+        }
         let Raised(raised) = &*ManuallyDrop::new(Raised::files());
-        let pair = |of: fn(&(u32, Pair, Pair)) -> Pair| raised.as_ref().map_or([0; 2], of);
-        thread
-            .files
-            .set([pair(|raised| raised.1), pair(|raised| raised.2)]);
+        if let Some((_, before, raised)) = raised {
+            for (place, pair) in [(&RAISED, raised), (&BEFORE, before)] {
+                for (place, part) in place.iter().zip(pair) {
+                    place.store(*part, Ordering::Relaxed);
+                }
+            }
+        }
+        IS_RAISED.store(raised.is_some(), Ordering::Relaxed);
+    });
+}
+
+/// The end of [`for_a_fork`] in the parent.
+pub(crate) fn after_a_fork(thread: &Thread) {
+    if thread.raises.replace(false) {
+        alone(|| {
+            if FORKS.fetch_sub(1, Ordering::Relaxed) == 1 {
+                put_back();
+            }
+        });
     }
 }
 
-/// The end of [`for_a_fork`].
-pub(crate) fn after_a_fork(thread: &Thread) {
-    let [before, raised] = thread.files.replace([[0; 2]; 2]);
-    if raised != [0; 2] {
+/// The end of [`for_a_fork`] in the child: whoever else forked is not here. Nobody raised the
+/// limit anew while this thread forked.
+pub(crate) fn in_a_child(thread: &Thread) {
+    thread.raises.set(false);
+    FORKS.store(0, Ordering::Relaxed);
+    BUSY.store(false, Ordering::Relaxed);
+    put_back();
+}
+
+fn put_back() {
+    if IS_RAISED.swap(false, Ordering::Relaxed) {
+        let (before, raised) = (pair_of(&BEFORE), pair_of(&RAISED));
         drop(Raised(Some((libc::RLIMIT_NOFILE, before, raised))));
+    }
+}
+
+/// prlimit64 that asks for the limit on open files, or sets it: it is told what the program has,
+/// and not what another thread raised it to. `None`: it is about something else.
+pub(crate) fn asked(args: [usize; 6]) -> Touch<Option<Done>> {
+    let [process, resource, new, place, ..] = args;
+    let is_about_it = resource as u32 == libc::RLIMIT_NOFILE
+        && [0, own!(libc::SYS_getpid) as usize].contains(&process);
+    if !is_about_it || new == place || signals::in_vfork_child() {
+        return Ok(None);
+    }
+    let wanted: Option<Pair> = load_if(new)?;
+    let mut old: Pair = [0; 2];
+    let answer = alone(|| {
+        let is_up = IS_RAISED.load(Ordering::Relaxed);
+        let is_it = is_up && limit_of(libc::RLIMIT_NOFILE) == Some(pair_of(&RAISED));
+        let wanted = wanted.as_ref().map_or(0, |pair| pair.as_ptr() as usize);
+        let answer = call!(libc::SYS_prlimit64, process, resource, wanted, &raw mut old);
+        if is_it {
+            old = pair_of(&BEFORE);
+        }
+        answer
+    });
+    if !failed(answer) {
+        store_if(place, old)?;
+    }
+    Ok(Some(Done::With(answer)))
+}
+
+/// A program is about to be executed, while another thread forks, or by a child that has its
+/// parent's memory and was made while another thread forked.
+pub(crate) fn before_exec() {
+    let [soft, hard] = pair_of(&RAISED);
+    // Never, as a rule.
+    if [soft, hard] == [0; 2] {
+        return;
+    }
+    if !signals::in_vfork_child() {
+        return alone(put_back);
+    }
+    // What is raised as far as it goes may be the child's own wish.
+    if soft != hard && limit_of(libc::RLIMIT_NOFILE) == Some([soft, hard]) {
+        set(libc::RLIMIT_NOFILE, &pair_of(&BEFORE));
     }
 }
 

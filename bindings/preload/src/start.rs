@@ -466,6 +466,6 @@ pub(crate) extern "C" fn in_child() {
     threads::forget_others();
     put_off::forget_others();
     heirs::settle_in_child(ghost::heap());
-    raised::after_a_fork(thread::current());
+    raised::in_a_child(thread::current());
     ghost::fork_ends();
 }

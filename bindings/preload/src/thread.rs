@@ -52,9 +52,9 @@ pub(crate) struct Thread {
     pub(crate) replaced: Cell<usize>,
     /// Which touch was refused last, and when: see [`crate::taken::is_to_be_tried_again`].
     pub(crate) tried_again: Cell<[usize; 3]>,
-    /// The limit on open files before a fork of this thread's, and what it was raised to: see
+    /// A fork of this thread's is counted where the limit on open files is raised: see
     /// [`crate::raised`].
-    pub(crate) files: Cell<[[u64; 2]; 2]>,
+    pub(crate) raises: Cell<bool>,
     /// Its area of rseq(2) in ghost memory: address, bytes and signature; 0: none.
     pub(crate) rseq: Cell<[usize; 3]>,
     /// Which of [`crate::signals::OURS`] were sent while they were blocked, one

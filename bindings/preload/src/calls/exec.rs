@@ -8,7 +8,7 @@
 use crate::guarded::{self, Touch, load, store};
 use crate::raw::{self, call, own};
 use crate::signals::{self, inherited};
-use crate::{begin, bounce, ghost, start, thread, tree};
+use crate::{begin, bounce, ghost, raised, start, thread, tree};
 
 use super::spawn::on_ordinary_stack;
 use super::{Done, error, target};
@@ -152,6 +152,7 @@ pub(super) fn execve(args: [usize; 6], at: Option<()>) -> Touch<Done> {
             b"ghostmem: a child runs without GhostMem: the library cannot be in what it executes\n",
         );
     }
+    raised::before_exec();
     tree::before_exec(envp.has_us && !envp.without_us);
     let hands_on = inherited::is_any();
     if !(ghost::is_ghost(path) || argv.ghost || envp.ghost || envp.without_us) {

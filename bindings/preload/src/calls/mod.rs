@@ -36,7 +36,7 @@ use ghostmem_os::doorway;
 use crate::guarded::{BadAddress, Touch, load};
 use crate::raw::{self, Answer};
 use crate::{
-    begin, confine, descriptors, ghost, objects, own_limits, signals, taken, thread, tree,
+    begin, confine, descriptors, ghost, objects, own_limits, raised, signals, taken, thread, tree,
 };
 use copies::length_of;
 pub(crate) use copies::{load_if, store_if, with_copies};
@@ -285,6 +285,11 @@ fn handle(call: &mut Call) -> Touch<Done> {
         78 | 217 => return descriptors::list(number, args),
         101 if args[0] == exec::PTRACE_TRACEME => return Ok(exec::trace_me()),
         _ => {}
+    }
+    if number == 302
+        && let Some(told) = raised::asked(args)?
+    {
+        return Ok(told);
     }
     if matches!(number, 16 | 54 | 209 | 427)
         && let Some(refused) = kept::settle(number, args)
