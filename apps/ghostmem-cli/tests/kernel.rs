@@ -469,3 +469,9 @@ fn looks_at_sockets_begin_where_the_program_said() {
 fn a_limit_that_is_raised_for_a_fork_is_in_no_other_child() {
     check("forklimits", "4M", &[]);
 }
+
+/// Proves that a program begins with errno 0, and that what leaves it alone natively does so here.
+#[test]
+fn errno_is_the_programs() {
+    check_with(&["--mmap=64K"], "errnos", "4M", &[]);
+}

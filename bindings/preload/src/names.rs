@@ -21,6 +21,8 @@ use core::ffi::{CStr, c_char, c_int, c_void};
 use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use crate::raw::{failed, own};
+
 /// Makes the table, a jump for each name, and the list of names.
 macro_rules! names {
     ($($name:ident)*) => {
@@ -80,6 +82,29 @@ pub(crate) fn settle() {
             place.store(found, Ordering::Relaxed);
         }
     }
+    if let Some(place) = NAMES.iter().position(|name| *name == c"prctl") {
+        let ours = prctl as *const () as usize;
+        PRCTL.store(
+            table()[place].swap(ours, Ordering::Relaxed),
+            Ordering::Relaxed,
+        );
+    }
+}
+
+/// Where libc's prctl is.
+static PRCTL: AtomicUsize = AtomicUsize::new(0);
+
+/// prctl(2). The small-object allocator gives its memory names, which many kernels refuse, and
+/// nobody looks why: errno stays the program's.
+extern "C" fn prctl(option: c_int, a: usize, b: usize, c: usize, d: usize) -> c_int {
+    const PR_SET_VMA: c_int = 0x5356_4d41;
+    type Prctl = extern "C" fn(c_int, usize, usize, usize, usize) -> c_int;
+    if option == PR_SET_VMA {
+        return -c_int::from(failed(own!(libc::SYS_prctl, option, a, b, c, d)));
+    }
+    // SAFETY: libc's function, or another's of that name, which take numbers in these registers.
+    let prctl = unsafe { core::mem::transmute::<usize, Prctl>(PRCTL.load(Ordering::Relaxed)) };
+    prctl(option, a, b, c, d)
 }
 
 /// Before all that this library does as it is loaded: in the order of these numbers, the

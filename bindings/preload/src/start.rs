@@ -26,6 +26,7 @@ use ghostmem::record::Recorder;
 use ghostmem::{Backend, Heap, Spill};
 use ghostmem_os::machine;
 
+use crate::family::set_errno;
 use crate::objects::Text;
 use crate::plan::Plans;
 use crate::raised::{self, Raised};
@@ -96,6 +97,20 @@ pub(crate) fn next(name: &CStr) -> usize {
     unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr()) as usize }
 }
 
+/// errno as this library found it.
+static FOUND_ERRNO: AtomicI32 = AtomicI32::new(0);
+
+/// Before all others of this library (the small-object allocator's asks for what not all kernels
+/// have): the program begins with errno as it was.
+#[used]
+#[unsafe(link_section = ".init_array.00040")]
+static KEEP_ERRNO: extern "C" fn() = {
+    extern "C" fn keep() {
+        FOUND_ERRNO.store(ghostmem_os::error::errno(), Ordering::Relaxed);
+    }
+    keep
+};
+
 #[used]
 #[unsafe(link_section = ".init_array")]
 static CONSTRUCTOR: extern "C" fn(c_int, *const *const c_char, *const *const c_char) = constructor;
@@ -105,6 +120,11 @@ extern "C" fn constructor(
     _arguments: *const *const c_char,
     environment: *const *const c_char,
 ) {
+    construct(environment);
+    set_errno(FOUND_ERRNO.load(Ordering::Relaxed));
+}
+
+fn construct(environment: *const *const c_char) {
     // SAFETY: glibc passes the process's environment to constructors, and
     // nobody else runs yet that could change it.
     let Some(text) = (unsafe { value_in(environment, VARIABLE) }) else {
