@@ -464,6 +464,12 @@ fn looks_at_sockets_begin_where_the_program_said() {
     check("peeks", "4M", &[]);
 }
 
+/// Proves that numbers of the engine's are open to no call that programs ask by.
+#[test]
+fn numbers_of_the_engine_look_closed_to_every_call() {
+    check("looksclosed", "4M", &[]);
+}
+
 /// Proves that a limit on open files which is raised for a fork is nobody else's.
 #[test]
 fn a_limit_that_is_raised_for_a_fork_is_in_no_other_child() {

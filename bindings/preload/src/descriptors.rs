@@ -2,15 +2,16 @@
 //!
 //! Daemons close everything they did not open, and so does every careful
 //! child between fork and exec. To the program ours look as if they were not
-//! open: closing, asking about or duplicating one fails with EBADF, closing a
-//! range goes around them, and /proc/self/fd does not list them.
+//! open: closing, asking about or duplicating one fails with EBADF, poll(2) says so
+//! (`POLLNVAL`), closing a range goes around them, and /proc/self/fd does not list them.
 
 use std::io::Write;
 
 use ghostmem::Heap;
 
+use crate::bounce::{self, Lease};
 use crate::calls::{Done, error, table, with_copies};
-use crate::guarded::{self, Touch, load};
+use crate::guarded::{self, Touch, load, store};
 use crate::raw::{self, Answer, call, failed, own};
 use crate::report;
 
@@ -29,8 +30,8 @@ pub(crate) fn by_number(number: usize, args: [usize; 6]) -> Option<Done> {
         3 => close(args),
         33 | 292 => replace(args),
         436 => close_range(args),
-        // fstat (also as newfstatat and statx of nothing), dup, fcntl
-        5 | 32 | 72 | 262 | 332 if is_ours(args[0]) => error(libc::EBADF),
+        // fstat (also as newfstatat and statx of nothing), lseek, ioctl, dup, fcntl
+        5 | 8 | 16 | 32 | 72 | 262 | 332 if is_ours(args[0]) => error(libc::EBADF),
         _ => Done::Asis,
     };
     (done != Done::Asis).then_some(done)
@@ -45,14 +46,61 @@ fn close(args: [usize; 6]) -> Done {
     }
 }
 
-/// dup2, dup3: onto one of ours, unless it is only kept in reserve.
+/// dup2, dup3: of one of ours, or onto one, unless that is only kept in reserve.
 fn replace(args: [usize; 6]) -> Done {
+    if is_ours(args[0]) {
+        return error(libc::EBADF);
+    }
     let ceded = i32::try_from(args[1]).is_ok_and(Heap::cede_descriptor);
     if !ceded && is_ours(args[1]) {
         error(libc::EBADF)
     } else {
         Done::Asis
     }
+}
+
+/// poll or ppoll of a list in which ours are named: it is made on a copy, where no number has
+/// their place. `None`: there are none.
+pub(crate) fn polled(
+    list: usize,
+    count: usize,
+    make: impl FnOnce(usize) -> Answer,
+) -> Touch<Option<Done>> {
+    const STRIDE: usize = size_of::<libc::pollfd>();
+    const EVENTS_AT: usize = core::mem::offset_of!(libc::pollfd, revents);
+    /// No process may have so many.
+    const NOBODYS: i32 = i32::MAX;
+    let bytes = count.saturating_mul(STRIDE);
+    let place_of = |index: usize| list.wrapping_add(index * STRIDE);
+    // What cannot be read, or is longer, is the kernel's to refuse.
+    let ours_at = |index: usize| load::<i32>(place_of(index)).map(|fd| is_ours(fd as usize));
+    let mut found = false;
+    for index in 0..count.min(bounce::most_bytes() / STRIDE) {
+        match ours_at(index) {
+            Ok(is_ours) => found |= is_ours,
+            Err(_) => return Ok(None),
+        }
+    }
+    if !found || bytes > bounce::most_bytes() {
+        return Ok(None);
+    }
+    let Some(lease) = Lease::new(bytes) else {
+        return Ok(Some(error(libc::ENOMEM)));
+    };
+    guarded::copy(lease.address(), list, bytes)?;
+    for index in 0..count {
+        let at = lease.address() + index * STRIDE;
+        if is_ours(load::<i32>(at)? as usize) {
+            store(at, NOBODYS)?;
+        }
+    }
+    let answer = make(lease.address());
+    if !failed(answer) || answer == -(libc::EINTR as Answer) {
+        for at in (EVENTS_AT..bytes).step_by(STRIDE) {
+            guarded::copy(list + at, lease.address() + at, size_of::<i16>())?;
+        }
+    }
+    Ok(Some(Done::With(answer)))
 }
 
 /// close_range: the pieces between ours.

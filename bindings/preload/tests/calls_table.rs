@@ -92,7 +92,7 @@ fn calls_left_alone_are_known_by_name() {
     // shmdt, remap_file_pages, map_shadow_stack and io_destroy
     // (where a mapping is, none is read), and rt_sigreturn's stack.
     let without = "\
-lseek rt_sigreturn sched_yield shmget pause alarm getpid socket shutdown listen vfork kill \
+rt_sigreturn sched_yield shmget pause alarm getpid socket shutdown listen vfork kill \
 semget shmdt msgget flock fsync fdatasync ftruncate fchdir fchmod fchown umask getuid getgid setuid \
 setgid geteuid getegid setpgid getppid getpgrp setsid setreuid setregid setresuid setresgid getpgid \
 setfsuid setfsgid getsid personality getpriority setpriority sched_getscheduler \

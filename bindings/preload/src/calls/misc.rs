@@ -7,7 +7,7 @@ use ghostmem_os::PAGE_SIZE;
 use crate::bounce::{self, Lease};
 use crate::guarded::{self, BadAddress, Touch, load};
 use crate::raw::{self, Answer, call, failed, own};
-use crate::{ghost, own_limits, signals, taken};
+use crate::{descriptors, ghost, own_limits, signals, taken};
 
 use super::buffers::touches_ghost;
 use super::kept::{self, Way};
@@ -54,11 +54,21 @@ pub(super) fn ppoll(args: [usize; 6]) -> Touch<Done> {
     let mask = Mask::of(args[3])?;
     let mut args = args;
     args[3] = mask.place();
-    let pointers = [
-        Pointer::Polled(0, Length::Times(1, 8)),
-        Pointer::Always(2, Length::Bytes(16)),
-    ];
-    made(271, args, &pointers)
+    let time = Pointer::Always(2, Length::Bytes(16));
+    let pointers = [Pointer::Polled(0, Length::Times(1, 8)), time];
+    let on_a_copy = |list| {
+        let mut args = args;
+        args[0] = list;
+        match made(271, args, &[time]) {
+            Ok(Done::With(answer)) => answer,
+            _ => -(libc::EFAULT as Answer),
+        }
+    };
+    // An `unsigned int` to the kernel.
+    match descriptors::polled(args[0], args[1] as u32 as usize, on_a_copy)? {
+        Some(done) => Ok(done),
+        None => made(271, args, &pointers),
+    }
 }
 
 /// epoll_pwait, epoll_pwait2.

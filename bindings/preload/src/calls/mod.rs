@@ -276,6 +276,15 @@ fn handle(call: &mut Call) -> Touch<Done> {
         }
         23 => return sets::select(args),
         270 => return sets::pselect(args),
+        7 => {
+            let polled = descriptors::polled(args[0], args[1] as u32 as usize, |list| {
+                let [_, count, time, ..] = args;
+                raw::syscall(number, [list, count, time, 0, 0, 0])
+            })?;
+            if let Some(done) = polled {
+                return Ok(done);
+            }
+        }
         271 => return misc::ppoll(args),
         281 | 441 => return misc::masked_wait(number, args),
         table::CLONE | 57 | table::CLONE3 => return spawn::raw_fork(call),
@@ -376,7 +385,7 @@ fn points_to_a_hole(number: usize, args: [usize; 6]) -> Touch<bool> {
         }
         Some(Treatment::Copied(pointers)) => pointers,
         // Those with rules that are about something else.
-        _ if matches!(number, 27 | 160 | 297 | 302) => table::plain(number).unwrap_or(&[]),
+        _ if matches!(number, 7 | 27 | 160 | 297 | 302) => table::plain(number).unwrap_or(&[]),
         _ => return Ok(matches!(number, 0 | 1 | 17 | 18 | 44 | 45) && args[2] > 0 && is_hole(1)),
     };
     for &pointer in pointers {

@@ -128,8 +128,7 @@ pub(crate) const IO_SETUP: usize = 206;
 const fn takes_no_pointer(number: usize) -> bool {
     matches!(
         number,
-        8           // lseek
-        | 15        // rt_sigreturn: the frame is on the stack in use
+        15          // rt_sigreturn: the frame is on the stack in use
         | 24        // sched_yield
         | 29        // shmget
         | 34 | 37 | 39 | 41 // pause, alarm, getpid, socket
@@ -365,7 +364,7 @@ const fn looked_at(number: usize) -> bool {
     matches!(
         number,
         3 | 33 | 292 | 436 // close, dup2, dup3, close_range: see crate::descriptors
-            | 5 | 32 | 72 | 262 | 332 // fstat, dup, fcntl, newfstatat, statx: likewise
+            | 5 | 7 | 8 | 32 | 72 | 262 | 332 // fstat, poll, lseek, dup, fcntl, newfstatat, statx: likewise
             | 78 | 217     // getdents, getdents64: likewise
             | MMAP | BRK   // where they are redirected at all
             | 13 | 14 | 127 | 128 // rt_sigaction, rt_sigprocmask, rt_sigpending, rt_sigtimedwait
