@@ -481,3 +481,17 @@ fn a_limit_that_is_raised_for_a_fork_is_in_no_other_child() {
 fn errno_is_the_programs() {
     check_with(&["--mmap=64K"], "errnos", "4M", &[]);
 }
+
+/// Proves that what was reserved and unmapped, whole or in part, is a place for anything again:
+/// memory, files, a buffer mapped twice in a row, segments of shared memory.
+#[test]
+fn places_that_were_unmapped_are_mapped_again() {
+    check_with(&["--mmap=64K"], "vacated", "1M", &[]);
+}
+
+/// Proves that nothing of another thread's is lost where ordinary memory in the heap's place
+/// moves away, over the heap's, or is detached.
+#[test]
+fn what_moves_away_takes_nothing_of_another_threads_along() {
+    check_with(&["--mmap=64K"], "gaps", "2M", &[]);
+}

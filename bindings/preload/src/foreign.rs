@@ -19,12 +19,14 @@ use ghostmem::Heap;
 use ghostmem_os::PAGE_SIZE;
 
 use crate::calls::{Done, error};
-use crate::ghost;
 use crate::heirs::{self, Gets};
 use crate::holds::{self, Noted};
-use crate::mappings::{FIXED, OPEN, end_of, has, note_ordinary, range, unmap};
+use crate::mappings::{
+    FIXED, OPEN, cut, end_of, has, is_unmapped, note_ordinary, range, unmap, vacant,
+};
 use crate::raw::{Answer, failed, own};
 use crate::taken::{self, Range, Table};
+use crate::{attached, ghost};
 
 /// Some of it is more than open memory: code, what the kernel or a device uses by itself, or
 /// what children are not to get.
@@ -68,10 +70,12 @@ pub(crate) fn map_part(
         start,
         end: start + pages.len(),
     };
-    let is_mapping = table.has_block(block, block + bytes);
-    (!is_mapping || table.insert(mapped))
-        .then_some(())
-        .ok_or(())
+    let is_mapping = table.has_block(block, block + bytes) || vacant::is_kept(table, block);
+    if is_mapping && !table.insert(mapped) {
+        return Err(());
+    }
+    vacant::is_mapped(table, block);
+    Ok(())
 }
 
 /// Puts a mapping that is not the heap's in the place of ghost pages: those of a file,
@@ -84,7 +88,8 @@ pub(crate) fn put_in_place(heap: &Heap, args: [usize; 6], (address, end): (usize
     if failed(made) {
         return Done::With(made);
     }
-    let moved = move_in(heap, made as usize, (address, end));
+    let wants_none = has(flags, libc::MAP_FIXED_NOREPLACE);
+    let moved = move_in(heap, made as usize, (address, end), wants_none);
     if failed(moved) {
         let _gone = own!(libc::SYS_munmap, made, end - address);
     }
@@ -92,8 +97,14 @@ pub(crate) fn put_in_place(heap: &Heap, args: [usize; 6], (address, end): (usize
 }
 
 /// Moves an ordinary mapping to where ghost pages are, which leave the heap. Where that is
-/// refused half-way they are zero pages.
-fn move_in(heap: &Heap, from: usize, (address, end): (usize, usize)) -> Answer {
+/// refused half-way they are zero pages, or unmapped if they were before. `wants_none`: it
+/// is refused as well where the program has not unmapped all of it.
+pub(crate) fn move_in(
+    heap: &Heap,
+    from: usize,
+    (address, end): (usize, usize),
+    wants_none: bool,
+) -> Answer {
     let bytes = end - address;
     let refused = try_to_move();
     if failed(refused) {
@@ -104,6 +115,10 @@ fn move_in(heap: &Heap, from: usize, (address, end): (usize, usize)) -> Answer {
     };
     holds::let_go(heap, address, bytes);
     let moved = taken::with(|table| {
+        let was_unmapped = is_unmapped(heap, address, end);
+        if wants_none && !was_unmapped {
+            return -(libc::EEXIST as Answer);
+        }
         // Parts outside the regions are the kernel's to replace.
         let (mut at, mut given) = (address, Ok(()));
         while at < end && given.is_ok() {
@@ -135,6 +150,9 @@ fn move_in(heap: &Heap, from: usize, (address, end): (usize, usize)) -> Answer {
                 unsafe { heap.retake(pages) }.map_err(drop)?;
                 heap.fill_holes(pages).map_err(drop)
             });
+            if was_unmapped {
+                cut(table, heap, (address, end), false);
+            }
         }
         moved
     });
@@ -142,6 +160,7 @@ fn move_in(heap: &Heap, from: usize, (address, end): (usize, usize)) -> Answer {
         noted.hold_again(heap, address);
     } else {
         heirs::forget(address, bytes);
+        attached::forget(address, end);
     }
     moved
 }
@@ -304,56 +323,144 @@ pub(crate) fn remap_away(heap: &Heap, args: [usize; 6]) -> Done {
     let (Some(old_end), Some(new_end)) = (end_of(address, old), end_of(address, new)) else {
         return error(libc::EINVAL);
     };
-    // The kernel would put it over ghost pages.
     let to_a_place = has(flags, libc::MREMAP_FIXED);
-    let answer = match ghost::region_owner(place, new).filter(|_| to_a_place) {
-        Some(over) => move_over(over, args),
-        None => crate::raw::syscall(25, args),
-    };
-    if !failed(answer) && !has(flags, libc::MREMAP_DONTUNMAP) {
-        let gone = match answer as usize == address {
-            true => new_end.min(old_end),
-            false => address,
-        };
-        if gone < old_end {
-            let _done = unmap(heap, gone, old_end - gone);
-        }
+    let may_move = has(flags, libc::MREMAP_MAYMOVE);
+    let keeps = has(flags, libc::MREMAP_DONTUNMAP);
+    let is_sound = address.is_multiple_of(PAGE_SIZE) && new > 0 && is_known(flags);
+    if is_sound && !to_a_place && !keeps && new_end < old_end {
+        // What is too much goes back to the heap without being nobody's in between.
+        let _done = unmap(heap, new_end, old_end - new_end);
+        return Done::With(address as Answer);
     }
-    Done::With(answer)
+    if !is_sound || !may_move || !to_a_place && !keeps && new_end == old_end {
+        // Nothing moves.
+        return Done::With(crate::raw::syscall(25, args));
+    }
+    // The kernel would put it over ghost pages.
+    let over = ghost::region_owner(place, new).filter(|_| to_a_place);
+    match move_ordinary(over, args) {
+        Ok(moved) => {
+            if !keeps {
+                let _done = unmap(heap, address, old_end - address);
+            }
+            Done::With(moved.to as Answer)
+        }
+        Err(refused) => Done::With(refused),
+    }
 }
 
 /// mremap of an ordinary mapping to where ghost pages are.
 pub(crate) fn remap_over(heap: &Heap, args: [usize; 6]) -> Done {
-    Done::With(move_over(heap, args))
+    let [address, old, _, flags, ..] = args;
+    match move_ordinary(Some(heap), args) {
+        Ok(moved) => {
+            if !has(flags, libc::MREMAP_DONTUNMAP) {
+                let bytes = old.next_multiple_of(PAGE_SIZE);
+                attached::forget(address, address + bytes);
+                let _gone = moved.is_left && !failed(own!(libc::SYS_munmap, address, bytes));
+            }
+            Done::With(moved.to as Answer)
+        }
+        Err(refused) => Done::With(refused),
+    }
 }
 
-/// Moves an ordinary mapping to where ghost pages are. It is moved elsewhere first, as what
-/// the kernel refuses is to change nothing.
-fn move_over(heap: &Heap, args: [usize; 6]) -> Answer {
+/// Whether mremap(2) knows all of these flags.
+const fn is_known(flags: usize) -> bool {
+    let known = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED | libc::MREMAP_DONTUNMAP;
+    flags & !(known as usize) == 0
+}
+
+/// An ordinary mapping that was moved.
+struct Moved {
+    to: usize,
+    /// Where it was is still mapped, and empty.
+    is_left: bool,
+}
+
+/// Moves an ordinary mapping, to a place where ghost pages are if that is somebody's. It is
+/// moved elsewhere first, as what the kernel refuses is to change nothing. Where it was stays
+/// mapped until the caller unmaps it: another thread's mapping could come there in between,
+/// and would be gone with it.
+fn move_ordinary(over: Option<&Heap>, args: [usize; 6]) -> Result<Moved, Answer> {
     let [address, old, new, flags, place, _] = args;
-    let Some(end) = end_of(place, new).filter(|_| new > 0) else {
-        return -(libc::EINVAL as Answer);
+    let invalid = -(libc::EINVAL as Answer);
+    let to_a_place = has(flags, libc::MREMAP_FIXED);
+    let ends = (end_of(address, old), end_of(place, new), end_of(0, new));
+    let (Some(old_end), Some(place_end), Some(bytes)) = ends else {
+        return Err(invalid);
     };
-    let overlaps = place < address.saturating_add(old) && address < end;
-    if !place.is_multiple_of(PAGE_SIZE) || overlaps {
-        return -(libc::EINVAL as Answer);
+    let overlaps = place < old_end && address < place_end;
+    let is_bad = !place.is_multiple_of(PAGE_SIZE) || overlaps || bytes == 0;
+    if to_a_place && is_bad || !is_known(flags) || !has(flags, libc::MREMAP_MAYMOVE) {
+        return Err(invalid);
     }
-    let bytes = end - place;
-    let private = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-    let none = libc::PROT_NONE;
-    let room = own!(libc::SYS_mmap, 0, bytes, none, private, -1_isize, 0);
-    if failed(room) {
-        return room;
-    }
-    let aside = crate::raw::syscall(25, [address, old, new, flags, room as usize, 0]);
-    if failed(aside) {
-        let _gone = own!(libc::SYS_munmap, room, bytes);
-        return aside;
-    }
-    let moved = move_in(heap, room as usize, (place, end));
+    let was = old_end - address;
+    let aside = step_aside(address, was, bytes, flags)?;
+    let put = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+    let moved = match over {
+        Some(over) => move_in(over, aside.to, (place, place_end), false),
+        None if to_a_place => own!(libc::SYS_mremap, aside.to, bytes, bytes, put, place),
+        None => aside.to as Answer,
+    };
     if failed(moved) {
-        let back = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-        let _as_it_was = own!(libc::SYS_mremap, room, new, old, back, address);
+        let back = was.min(bytes);
+        let _as_it_was = match was {
+            // A second mapping of a shared one.
+            0 => own!(libc::SYS_munmap, aside.to, bytes),
+            _ => own!(libc::SYS_mremap, aside.to, bytes, back, put, address),
+        };
+        return Err(moved);
     }
-    moved
+    let to = moved as usize;
+    attached::follow(address, old_end, to);
+    Ok(Moved { to, ..aside })
+}
+
+/// Moves an ordinary mapping to wherever there is room for it, as long as it is to be. What
+/// it leaves stays mapped where the kernel can do that (Linux 5.13).
+fn step_aside(address: usize, was: usize, bytes: usize, flags: usize) -> Result<Moved, Answer> {
+    let (moves, fixed) = (libc::MREMAP_MAYMOVE, libc::MREMAP_FIXED);
+    let keeps = has(flags, libc::MREMAP_DONTUNMAP);
+    if keeps && was != bytes {
+        return Err(-(libc::EINVAL as Answer));
+    }
+    let (part, leaving) = (was.min(bytes), moves | libc::MREMAP_DONTUNMAP);
+    let aside = match was {
+        // There is a second mapping of a shared one then.
+        0 => -(libc::EINVAL as Answer),
+        _ => own!(libc::SYS_mremap, address, part, part, leaving, 0),
+    };
+    if failed(aside) && keeps {
+        return Err(aside);
+    }
+    if failed(aside) {
+        let private = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        let none = libc::PROT_NONE;
+        let room = own!(libc::SYS_mmap, 0, bytes, none, private, -1_isize, 0);
+        if failed(room) {
+            return Err(room);
+        }
+        let both = moves | fixed;
+        let aside = own!(libc::SYS_mremap, address, was, bytes, both, room);
+        if failed(aside) {
+            let _gone = own!(libc::SYS_munmap, room, bytes);
+            return Err(aside);
+        }
+        return Ok(Moved {
+            to: room as usize,
+            is_left: false,
+        });
+    }
+    let mut to = aside as usize;
+    if bytes > was {
+        let grown = own!(libc::SYS_mremap, to, was, bytes, moves, 0);
+        if failed(grown) {
+            let back = moves | fixed;
+            let _as_it_was = own!(libc::SYS_mremap, to, was, was, back, address);
+            return Err(grown);
+        }
+        to = grown as usize;
+    }
+    Ok(Moved { to, is_left: true })
 }

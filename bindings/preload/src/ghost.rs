@@ -9,9 +9,10 @@ use std::sync::OnceLock;
 
 use ghostmem::{Heap, SmallObjects};
 
+use crate::mappings::vacant;
 use crate::signals::Blocked;
 use crate::thread::{self, EngineScope, Entered, Thread, Undisturbed};
-use crate::{begin, cache, heirs, holds, own_limits, put_off, raw};
+use crate::{attached, begin, cache, heirs, holds, own_limits, put_off, raw};
 
 static HEAP: OnceLock<Heap> = OnceLock::new();
 /// Set when everything is in place: from then on blocks are ghost memory.
@@ -237,8 +238,12 @@ pub(crate) fn allocate(
     if size >= COUNTED_FROM || is_outside {
         note_large(heap, block);
     }
+    let lacks_place = block.is_none() && vacant::any() && !heap.has_place(size);
     drop(inside);
     drop(blocked);
+    if lacks_place && vacant::free_all(heap) {
+        return allocate(thread, size, align, zeroed);
+    }
     block.map_or(core::ptr::null_mut(), |block| block.as_ptr().cast())
 }
 
@@ -372,6 +377,7 @@ unsafe fn free_now(thread: &'static Thread, heap: &Heap, block: NonNull<u8>) {
             // As a large block that is unmapped is unlocked by that.
             holds::forget(heap, start, bytes);
         }
+        attached::forget(start, start + bytes);
         let pages = ptr::slice_from_raw_parts(address as *const u8, bytes);
         let _of_this_heap = heap.fill_holes(pages);
         // Where the program put other mappings, or none, the block is not like new.

@@ -15,6 +15,7 @@
 //! | `endings` | signals that end it, where a report comes first |
 //! | `threads`, `users`, `report` | threads, groups, figures |
 //! | `own_limits` | limits of the process that the program sets |
+//! | `mappings`, `foreign`, `attached` | mappings as blocks, and others in their place |
 //! | `tree` | one bound for all processes of a run |
 //!
 //! # What it must never do
@@ -29,6 +30,7 @@
 compile_error!("`ghostmem run` works on 64-bit x86 Linux with glibc for now");
 
 mod accounts;
+mod attached;
 mod begin;
 mod bounce;
 mod cache;

@@ -3,7 +3,7 @@
 //! A private anonymous mapping of some size becomes a block of pages of the heap, whether
 //! it can be used at once or is only reserved (`PROT_NONE`). What the program later does
 //! to it by munmap, mremap, mprotect or a fixed mmap is carried out on the block; the
-//! block is freed when no page of it is mapped any more.
+//! block is freed some time after no page of it is mapped any more.
 //!
 //! ```text
 //!   of the program's                    of the heap's
@@ -16,6 +16,8 @@
 //!   fixed mmap over it, anything else   the pages leave the heap: `Heap::give_away`
 //!   mprotect to code                    the same, with what they hold
 //!   munmap of a part                    holes, and no range in the table (`taken`)
+//!   munmap of all that is left          the same, for a while (`vacant`)
+//!   mmap where something was unmapped   as a fixed one, if only asked for, too
 //! ```
 //! What has no place here stays an ordinary mapping, and is counted. What libc maps for
 //! itself is never taken: blocks of its own malloc go back there by their address.
@@ -31,9 +33,10 @@ use crate::calls::{Done, error, table};
 use crate::raw::{self, Answer, failed};
 use crate::taken::{self, Range, Table};
 use crate::thread::{self, EngineScope, Undisturbed};
-use crate::{foreign, ghost, holds, own_limits, places};
+use crate::{attached, foreign, ghost, holds, own_limits, places};
 
 mod moves;
+pub(crate) mod vacant;
 
 pub(crate) use moves::remap;
 
@@ -107,6 +110,9 @@ pub(crate) fn map(args: [usize; 6]) -> Done {
     if has(flags, libc::MAP_FIXED) || has(flags, libc::MAP_FIXED_NOREPLACE) {
         return map_over(args);
     }
+    if let Some(done) = map_where_unmapped(args) {
+        return done;
+    }
     if !is_large_and_private(args) || !ghost::is_on() {
         return Done::Asis;
     }
@@ -137,6 +143,30 @@ pub(crate) fn map(args: [usize; 6]) -> Done {
             Done::Asis
         }
     }
+}
+
+/// A mapping that is asked for where the program has unmapped something gets the place, as
+/// the kernel would give it. `None`: it does not ask for such a place, or cannot have it.
+fn map_where_unmapped([hint, bytes, access, flags, file, offset]: [usize; 6]) -> Option<Done> {
+    let place = hint & !(PAGE_SIZE - 1);
+    let end = end_of(place, bytes).filter(|&end| end > place)?;
+    let heap = ghost::region_owner(place, end - place)?;
+    let wants_low = has(flags, libc::MAP_32BIT);
+    let is_counted = has(flags, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) && access == OPEN;
+    if wants_low
+        || !is_unmapped(heap, place, end)
+        || is_counted && own_limits::refuses(heap, end - place)
+    {
+        return None;
+    }
+    let flags = flags | libc::MAP_FIXED_NOREPLACE as usize;
+    let done = map_over([place, bytes, access, flags, file, offset]);
+    (done == Done::With(place as Answer)).then_some(done)
+}
+
+/// Whether the program had mapped all of a range once, and has unmapped it.
+pub(crate) fn is_unmapped(heap: &Heap, address: usize, end: usize) -> bool {
+    heap.hole_run(address, end - address) == Some((Some(Hole::Unmapped), end - address))
 }
 
 /// Why a mapping was not taken.
@@ -203,14 +233,21 @@ fn promise(heap: &Heap, bytes: usize) -> Result<NonNull<u8>, Refused> {
 /// Makes a block, and puts it on the table.
 fn take(
     bytes: usize,
-    make: impl FnOnce(&Heap) -> Result<NonNull<u8>, Refused>,
+    make: impl Fn(&Heap) -> Result<NonNull<u8>, Refused>,
 ) -> Result<usize, Refused> {
     let heap = ghost::heap().ok_or(Refused::NoPlace)?;
     let thread = thread::current();
-    let inside = Undisturbed::new(thread);
-    let block = make(heap)?;
-    ghost::note_large(heap, Some(block));
-    drop(inside);
+    let make = || {
+        let _inside = Undisturbed::new(thread);
+        let block = make(heap)?;
+        ghost::note_large(heap, Some(block));
+        Ok(block)
+    };
+    vacant::free_one_like(heap, bytes);
+    let block = match make() {
+        Err(Refused::NoPlace) if vacant::free_all(heap) => make(),
+        made => made,
+    }?;
     let start = block.as_ptr().expose_provenance();
     let range = Range {
         block: start,
@@ -250,9 +287,8 @@ fn map_over(args: [usize; 6]) -> Done {
     if !address.is_multiple_of(PAGE_SIZE) || bytes == 0 {
         return error(libc::EINVAL);
     }
-    let is_unmapped =
-        || heap.hole_run(address, end - address) == Some((Some(Hole::Unmapped), end - address));
-    if has(flags, libc::MAP_FIXED_NOREPLACE) && !is_unmapped() {
+    let wants_none = has(flags, libc::MAP_FIXED_NOREPLACE);
+    if wants_none && !is_unmapped(heap, address, end) {
         return error(libc::EEXIST);
     }
     let wishes = flags & !FIXED;
@@ -264,10 +300,20 @@ fn map_over(args: [usize; 6]) -> Done {
         return foreign::put_in_place(heap, args, (address, end));
     }
     holds::forget(heap, address, end - address);
-    match taken::with(|table| replace(table, heap, (address, end), access)) {
-        Ok(()) => Done::With(address as Answer),
-        Err(()) => error(libc::ENOMEM),
+    let done = taken::with(|table| {
+        // Another thread may have been faster.
+        if wants_none && !is_unmapped(heap, address, end) {
+            return error(libc::EEXIST);
+        }
+        match replace(table, heap, (address, end), access) {
+            Ok(()) => Done::With(address as Answer),
+            Err(()) => error(libc::ENOMEM),
+        }
+    });
+    if done == Done::With(address as Answer) {
+        attached::forget(address, end);
     }
+    done
 }
 
 /// Where a range of whole pages ends.
@@ -283,6 +329,8 @@ fn replace(
     (address, end): (usize, usize),
     access: usize,
 ) -> Result<(), ()> {
+    // What cannot be had changes nothing.
+    foreign::for_each_block(heap, (address, end), |_, _| Ok(()))?;
     foreign::for_each_block(heap, (address, end), |block, pages| {
         // SAFETY: the program replaces what is there.
         unsafe { heap.retake(pages) }.map_err(drop)?;
@@ -309,24 +357,18 @@ pub(crate) fn unmap(heap: &Heap, address: usize, bytes: usize) -> Done {
         return error(libc::EINVAL);
     }
     let end = address + bytes;
-    if places::is_last(address, bytes)
+    // A program that looks for a place gives back what it got: it comes to no end, and maps
+    // nothing there.
+    let is_given_up = places::is_last(address, bytes)
         && heap.hole_run(address, bytes) == Some((Some(Hole::Closed), bytes))
-    {
-        places::note_given_back();
-    }
+        && places::note_given_back();
     holds::forget(heap, address, bytes);
+    attached::forget(address, end);
     taken::with(|table| {
-        // One block at a time, until none of the range is mapped.
-        while let Some(piece) = table.cut(address, end) {
-            if piece.is_last {
-                free_block(heap, piece.block);
-                continue;
-            }
-            let pages = range(piece.start, piece.end - piece.start);
-            // SAFETY: the program unmapped it.
-            let _else_it_stays = unsafe { heap.retake(pages) };
-            // SAFETY: as above.
-            let _kept = unsafe { heap.make_holes(pages, Hole::Unmapped) };
+        let is_all = table.covers(address, end);
+        cut(table, heap, (address, end), is_given_up);
+        if !is_all {
+            unmap_in_blocks(heap, (address, end));
         }
     });
     // What lies beside the regions is the kernel's.
@@ -337,6 +379,50 @@ pub(crate) fn unmap(heap: &Heap, address: usize, bytes: usize) -> Done {
         }
     }
     Done::With(0)
+}
+
+/// Takes all of a range out of the table: holes remain. A block of which nothing else is
+/// mapped is free at once, or kept for a while.
+pub(crate) fn cut(table: &mut Table, heap: &Heap, (address, end): (usize, usize), free: bool) {
+    // One block at a time, until none of the range is mapped.
+    while let Some(piece) = table.cut(address, end) {
+        match piece.is_last {
+            true if free => free_block(heap, piece.block),
+            true => vacant::keep(table, heap, piece.block),
+            false => {
+                let pages = range(piece.start, piece.end - piece.start);
+                // SAFETY: the program unmapped it.
+                let _else_it_stays = unsafe { heap.retake(pages) };
+                // SAFETY: as above.
+                let _kept = unsafe { heap.make_holes(pages, Hole::Unmapped) };
+            }
+        }
+    }
+}
+
+/// Makes holes of what of a range lies in blocks of malloc's: these stay until they are freed.
+fn unmap_in_blocks(heap: &Heap, (address, end): (usize, usize)) {
+    for (first, bytes) in heap.spans() {
+        let (mut at, end) = (address.max(first), end.min(first + bytes));
+        while at < end
+            && let Some((away, alike)) = heap.away_run(at, end - at)
+            && let Some((hole, alike)) = heap.hole_run(at, alike)
+        {
+            let block = heap.pages_around(at);
+            let until = match block {
+                Some((block, bytes)) => (at + alike).min(block + bytes),
+                None => at + PAGE_SIZE,
+            };
+            let pages = range(at, until - at);
+            let is_hole = block.is_none() || hole == Some(Hole::Unmapped) && !away;
+            // SAFETY: the program unmapped it.
+            if !is_hole && unsafe { heap.retake(pages) }.is_ok() {
+                // SAFETY: as above.
+                let _kept = unsafe { heap.make_holes(pages, Hole::Unmapped) };
+            }
+            at = until;
+        }
+    }
 }
 
 /// The pieces of a range that lie in no region.

@@ -45,10 +45,15 @@ pub(crate) fn is_last(start: usize, bytes: usize) -> bool {
     START.load(Ordering::Relaxed) == start && BYTES.load(Ordering::Relaxed) == bytes
 }
 
-/// They were given back, and nothing was ever opened of them.
-pub(crate) fn note_given_back() {
+/// They were given back, and nothing was ever opened of them. Whether so many were, one after
+/// the other, that the program looks for a place.
+pub(crate) fn note_given_back() -> bool {
+    /// Who reserves more to have an address that is round tries twice, or a little more often.
+    const LOOKS_FROM: usize = 16;
     START.store(0, Ordering::Relaxed);
-    if TRIED.fetch_add(1, Ordering::Relaxed) + 1 >= TRIES {
+    let tried = TRIED.fetch_add(1, Ordering::Relaxed) + 1;
+    if tried >= TRIES {
         LEFT.store(BYTES.load(Ordering::Relaxed), Ordering::Relaxed);
     }
+    tried >= LOOKS_FROM
 }

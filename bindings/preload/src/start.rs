@@ -35,8 +35,8 @@ use crate::refusal::{self, Refusal, why_not};
 use crate::settings::{Settings, VARIABLE, value_in};
 use crate::thread::{self, EngineScope};
 use crate::{
-    begin, bounce, cache, confine, endings, entries, ghost, heirs, holds, mappings, objects,
-    ordinary, patch, put_off, refused_fork, report, signals, threads, tree,
+    attached, begin, bounce, cache, confine, endings, entries, ghost, heirs, holds, mappings,
+    objects, ordinary, patch, put_off, refused_fork, report, signals, threads, tree,
 };
 
 /// Most bytes of freed blocks kept for reuse, whatever the limit.
@@ -482,6 +482,7 @@ pub(crate) extern "C" fn in_child() {
     bounce::forget_others();
     holds::forget_others();
     mappings::forget_others();
+    attached::forget_others();
     cache::forget_others();
     threads::forget_others();
     put_off::forget_others();

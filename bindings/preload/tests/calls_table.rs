@@ -89,11 +89,11 @@ fn every_system_call_of_the_kernels_header_has_a_treatment() {
 #[test]
 fn calls_left_alone_are_known_by_name() {
     // SYSCALL_DEFINE of each has integers only, but for the address given to
-    // shmdt, remap_file_pages, map_shadow_stack and io_destroy
+    // remap_file_pages, map_shadow_stack and io_destroy
     // (where a mapping is, none is read), and rt_sigreturn's stack.
     let without = "\
 rt_sigreturn sched_yield shmget pause alarm getpid socket shutdown listen vfork kill \
-semget shmdt msgget flock fsync fdatasync ftruncate fchdir fchmod fchown umask getuid getgid setuid \
+semget msgget flock fsync fdatasync ftruncate fchdir fchmod fchown umask getuid getgid setuid \
 setgid geteuid getegid setpgid getppid getpgrp setsid setreuid setregid setresuid setresgid getpgid \
 setfsuid setfsgid getsid personality getpriority setpriority sched_getscheduler \
 sched_get_priority_max sched_get_priority_min vhangup sync iopl ioperm gettid readahead \

@@ -15,20 +15,17 @@ use crate::heirs::{self, Gets};
 use crate::holds::{self, Reason};
 use crate::raw::{Answer, failed, own};
 use crate::thread::{self, EngineScope};
-use crate::{foreign, ghost, mappings};
+use crate::{attached, foreign, ghost, mappings};
 
 use super::kept::{self, Way};
 use super::protect::{protect, protect_before_a_hole};
 use super::table::{Length, Pointer};
 use super::{Done, error, with_copies};
 
-/// mprotect, munmap, mremap, msync, madvise, shmat, mlock, munlock, mbind, mlock2,
+/// mprotect, munmap, mremap, msync, madvise, mlock, munlock, mbind, mlock2,
 /// pkey_mprotect, set_mempolicy_home_node, mseal, whatever the kernel sees.
 pub(super) fn advised(number: usize, args: [usize; 6]) -> Done {
     let [address, bytes, third, ..] = args;
-    if number == 30 {
-        return attach(bytes, third);
-    }
     let keeps_from_children = [libc::MADV_WIPEONFORK, libc::MADV_DONTFORK];
     if number == 28 && keeps_from_children.contains(&(third as i32)) {
         foreign::note_more();
@@ -168,13 +165,74 @@ fn in_pieces(number: usize, args: [usize; 6]) -> Option<Done> {
     Some(Done::With(0))
 }
 
-/// shmat: nothing is put over ghost memory.
-fn attach(address: usize, flags: usize) -> Done {
-    if flags & libc::SHM_REMAP as usize != 0 && ghost::is_ghost(address) {
-        error(libc::EINVAL)
-    } else {
-        Done::Asis
+/// shmat: at an address of the heap's, a segment comes in the place of what the program has
+/// unmapped there; with `SHM_REMAP`, of anything.
+pub(super) fn attach([segment, address, flags, ..]: [usize; 6]) -> Done {
+    let [rounds, remaps] = [libc::SHM_RND, libc::SHM_REMAP].map(|flag| flag as usize);
+    let start = match flags & rounds {
+        0 => address,
+        // SHMLBA is a page.
+        _ => address & !(PAGE_SIZE - 1),
+    };
+    if !start.is_multiple_of(PAGE_SIZE) || !ghost::may_be(start) {
+        return Done::Asis;
     }
+    // shmctl(2): as long as it says, and who may attach it may ask.
+    const LENGTH_AT: usize = 6;
+    let mut about = [0_usize; 14];
+    let asked = own!(
+        libc::SYS_shmctl,
+        segment,
+        libc::IPC_STAT,
+        about.as_mut_ptr()
+    );
+    if failed(asked) {
+        return Done::With(asked);
+    }
+    let bytes = about[LENGTH_AT];
+    let Some(end) = mappings::end_of(start, bytes).filter(|_| bytes > 0) else {
+        return error(libc::EINVAL);
+    };
+    let Some(heap) = ghost::region_owner(start, end - start) else {
+        return Done::Asis;
+    };
+    let wants_none = flags & remaps == 0;
+    if wants_none && !mappings::is_unmapped(heap, start, end) {
+        return error(libc::EINVAL);
+    }
+    // It is attached elsewhere first, as what the kernel refuses is to change nothing.
+    let elsewhere = flags & !(rounds | remaps);
+    let made = crate::raw::syscall(libc::SYS_shmat as usize, [segment, 0, elsewhere, 0, 0, 0]);
+    if failed(made) {
+        return Done::With(made);
+    }
+    let moved = foreign::move_in(heap, made as usize, (start, end), wants_none);
+    if failed(moved) {
+        let _gone = own!(libc::SYS_shmdt, made);
+        let is_taken = moved == -(libc::EEXIST as Answer);
+        return error(if is_taken { libc::EINVAL } else { libc::ENOMEM });
+    }
+    if !attached::note(start, end) {
+        let _gone = mappings::unmap(heap, start, end - start);
+        return error(libc::ENOMEM);
+    }
+    Done::With(moved)
+}
+
+/// shmdt: what of a segment lies in the heap's place goes back to the heap.
+pub(super) fn detach(address: usize) -> Done {
+    if ghost::region_owner(address, 1).is_none() {
+        return Done::Asis;
+    }
+    let mut done = error(libc::EINVAL);
+    while let Some((start, end)) = attached::piece_of(address) {
+        attached::forget(start, end);
+        done = match ghost::region_owner(start, end - start) {
+            Some(heap) => mappings::unmap(heap, start, end - start),
+            None => return Done::Asis,
+        };
+    }
+    done
 }
 
 /// mlockall: what is locked could never be evicted. The answer of a kernel

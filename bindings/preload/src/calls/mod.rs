@@ -346,7 +346,9 @@ fn handle(call: &mut Call) -> Touch<Done> {
         }
         151 => memory::lock_all(args[0]),
         152 => memory::unlock_all(),
-        10 | 11 | 25 | 26 | 28 | 30 | 149 | 150 | 237 | 325 | 329 | 450 | 462 => {
+        30 => memory::attach(args),
+        67 => memory::detach(args[0]),
+        10 | 11 | 25 | 26 | 28 | 149 | 150 | 237 | 325 | 329 | 450 | 462 => {
             memory::advised(number, args)
         }
         0 | 17 | 19 | 295 | 327 if !kernel_is_blind() => return data::sighted(number, args),

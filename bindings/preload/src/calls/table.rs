@@ -136,7 +136,7 @@ const fn takes_no_pointer(number: usize) -> bool {
         | 58        // vfork
         | 62        // kill
         | 64        // semget
-        | 67 | 68   // shmdt: a shared mapping is never ghost memory; msgget
+        | 68        // msgget
         | 73..=75 | 77 // flock, fsync, fdatasync, ftruncate
         | 81 | 91 | 93 | 95 // fchdir, fchmod, fchown, umask
         | 102 | 104..=114 // getuid, getgid, set[ug]id, get*id, setpgid, getppid, getpgrp, setsid, setre*id
@@ -349,6 +349,7 @@ const fn own(number: usize) -> Option<&'static [usize]> {
         25 => &[0, 4],         // mremap
         10 | 11 | 26 | 28 | 149 | 150 | 237 | 325 | 329 | 450 | 462 => &[0], // mprotect, munmap, msync, madvise, mlock, munlock, mbind, mlock2, pkey_mprotect, set_mempolicy_home_node, mseal
         30 => &[1],                                                          // shmat
+        67 => &[0],                                                          // shmdt
         27 => &[0, 2],                                                       // mincore
         202 => &[0, 3, 4],                                                   // futex
         454 | 455 => &[0, 4],    // futex_wake, futex_wait

@@ -3,10 +3,10 @@
 use ghostmem::{Heap, Hole};
 use ghostmem_os::PAGE_SIZE;
 
-use super::{CLOSED, OPEN, allocate, has, map_over, range, unmap};
+use super::{CLOSED, OPEN, allocate, has, is_unmapped, map_over, range, unmap};
 use crate::calls::protect::protect;
 use crate::calls::{Done, error};
-use crate::holds::{self, Noted};
+use crate::holds::{self, Noted, Reason};
 use crate::raw::{self, Answer, failed, own};
 use crate::{foreign, ghost, heirs, own_limits, taken};
 
@@ -49,6 +49,9 @@ pub(crate) fn remap(heap: &Heap, args: [usize; 6]) -> Done {
     if stays && new == old {
         return Done::With(address as Answer);
     }
+    if stays && grows_in_place(heap, address, old, new) {
+        return Done::With(address as Answer);
+    }
     if !moves {
         return error(libc::ENOMEM);
     }
@@ -62,6 +65,30 @@ pub(crate) fn remap(heap: &Heap, args: [usize; 6]) -> Done {
         access,
     };
     move_to(heap, was, new, to_a_place.then_some(fixed), leaves)
+}
+
+/// Whether a range gets longer where it is: what lies behind it was of one mapping with it, and
+/// the program has unmapped that.
+fn grows_in_place(heap: &Heap, address: usize, old: usize, new: usize) -> bool {
+    let (Some(from), Some(end)) = (address.checked_add(old), address.checked_add(new)) else {
+        return false;
+    };
+    let was_one = heap
+        .pages_around(address)
+        .is_some_and(|(block, bytes)| end <= block + bytes);
+    // What is locked, or promised to children, would be so from here on, too.
+    let is_more = || holds::any_for(Reason::Locked, address, old) || heirs::any();
+    if !was_one || !is_unmapped(heap, from, end) || is_more() {
+        return false;
+    }
+    let access = match access_of(heap, address, old) {
+        Some(OPEN) if !own_limits::refuses(heap, end - from) => OPEN,
+        Some(CLOSED) => CLOSED,
+        _ => return false,
+    };
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+    let args = [from, end - from, access, flags as usize, usize::MAX, 0];
+    map_over(args) == Done::With(from as Answer)
 }
 
 /// What is to be moved.
