@@ -112,12 +112,14 @@ fn alone<R>(body: impl FnOnce() -> R) -> R {
 /// A fork begins on this thread: the child opens its descriptors under the limit that it is
 /// made with. Until [`after_a_fork`], or [`in_a_child`].
 pub(crate) fn for_a_fork(thread: &Thread) {
-    // A handler of the program's may fork between the handlers of a fork.
-    if ghost::heap().is_none() || begin::is_waiting() || thread.raises.get() {
+    if ghost::heap().is_none() || begin::is_waiting() {
         return;
     }
-    thread.raises.set(true);
     alone(|| {
+        // A handler of the program's may fork between the handlers of a fork.
+        if thread.raises.replace(thread.raises.get() + 1) > 0 {
+            return;
+        }
         FORKS.fetch_add(1, Ordering::Relaxed);
         let is_up = IS_RAISED.load(Ordering::Relaxed);
         // What the program set meanwhile is another limit.
@@ -138,21 +140,27 @@ pub(crate) fn for_a_fork(thread: &Thread) {
 
 /// The end of [`for_a_fork`] in the parent.
 pub(crate) fn after_a_fork(thread: &Thread) {
-    if thread.raises.replace(false) {
+    if thread.raises.get() > 0 {
         alone(|| {
-            if FORKS.fetch_sub(1, Ordering::Relaxed) == 1 {
+            let is_last = thread.raises.replace(thread.raises.get() - 1) == 1;
+            if is_last && FORKS.fetch_sub(1, Ordering::Relaxed) == 1 {
                 put_back();
             }
         });
     }
 }
 
+/// In a forked child, before any handler of the program's: whoever was here in the parent is
+/// not.
+pub(crate) fn forget_others() {
+    BUSY.store(false, Ordering::Relaxed);
+}
+
 /// The end of [`for_a_fork`] in the child: whoever else forked is not here. Nobody raised the
 /// limit anew while this thread forked.
 pub(crate) fn in_a_child(thread: &Thread) {
-    thread.raises.set(false);
+    thread.raises.set(0);
     FORKS.store(0, Ordering::Relaxed);
-    BUSY.store(false, Ordering::Relaxed);
     put_back();
 }
 
@@ -202,7 +210,8 @@ pub(crate) fn before_exec() {
         return alone(put_back);
     }
     // What is raised as far as it goes may be the child's own wish.
-    if soft != hard && limit_of(libc::RLIMIT_NOFILE) == Some([soft, hard]) {
+    let is_ours = soft == ENOUGH || soft != hard;
+    if is_ours && limit_of(libc::RLIMIT_NOFILE) == Some([soft, hard]) {
         set(libc::RLIMIT_NOFILE, &pair_of(&BEFORE));
     }
 }

@@ -473,6 +473,7 @@ pub(crate) extern "C" fn in_parent() {
 
 /// The last to run after one, in the child.
 pub(crate) extern "C" fn in_child() {
+    raised::forget_others();
     claim_process();
     // Whoever had this block, too, is not here.
     thread::current().host.set(0);

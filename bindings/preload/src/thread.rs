@@ -54,7 +54,7 @@ pub(crate) struct Thread {
     pub(crate) tried_again: Cell<[usize; 3]>,
     /// A fork of this thread's is counted where the limit on open files is raised: see
     /// [`crate::raised`].
-    pub(crate) raises: Cell<bool>,
+    pub(crate) raises: Cell<u32>,
     /// Its area of rseq(2) in ghost memory: address, bytes and signature; 0: none.
     pub(crate) rseq: Cell<[usize; 3]>,
     /// Which of [`crate::signals::OURS`] were sent while they were blocked, one

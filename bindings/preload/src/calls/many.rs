@@ -5,7 +5,7 @@ use crate::guarded::{BadAddress, Touch, load, store};
 use crate::raw::{Answer, failed, own};
 
 use super::buffers::VECTORS_MAX;
-use super::messages::{FLAGS_AT, has_ghost, one};
+use super::messages::{FLAGS_AT, bytes_of, has_ghost, one};
 use super::{Done, error};
 
 /// The distance between messages in a list, and where a message's length is.
@@ -53,6 +53,10 @@ pub(super) fn many(number: usize, args: [usize; 6]) -> Touch<Done> {
             flags |= libc::MSG_DONTWAIT as usize;
         }
         if limit.is_over() {
+            break;
+        }
+        // A stream that took a part ends the list: what comes next would be in its midst.
+        if !receives && (answer as usize) < bytes_of(at)? {
             break;
         }
         // Data out of band ends the list.

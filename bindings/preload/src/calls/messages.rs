@@ -242,6 +242,12 @@ pub(super) fn has_ghost(at: usize) -> Touch<bool> {
     Vectors::new(header.vectors, header.count).any_ghost()
 }
 
+/// How many bytes a message has.
+pub(super) fn bytes_of(at: usize) -> Touch<usize> {
+    let header: Header = load(at)?;
+    Vectors::new(header.vectors, header.count).total()
+}
+
 impl Copied {
     fn new(fd: usize, theirs: usize, receives: bool, flags: usize) -> Result<Self, Refused> {
         let no_memory = || Refused(-(libc::ENOMEM as Answer));

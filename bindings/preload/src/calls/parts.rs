@@ -225,9 +225,10 @@ impl Rest {
             }
             _ => {}
         }
-        let flags = match waits {
-            true => self.flags,
-            false => self.flags | libc::MSG_DONTWAIT as usize,
+        // No handler may jump out of a call that waits while the offset is not the program's.
+        let flags = match looks {
+            true => self.flags | libc::MSG_DONTWAIT as usize,
+            false => self.flags,
         };
         let mut done = self.most;
         while done < self.whole {
