@@ -139,17 +139,18 @@ pub(crate) fn follow(start: usize, end: usize, to: usize) {
     });
 }
 
-/// The first piece of a segment that begins, or would begin, at an address: first address
-/// and end.
-pub(crate) fn piece_of(segment: usize) -> Option<(usize, usize)> {
+/// Takes a piece of a segment that begins, or would begin, at an address: first address and
+/// end. Of those who ask for it at once one has it.
+pub(crate) fn take(segment: usize) -> Option<(usize, usize)> {
     if COUNT.load(Ordering::Acquire) == 0 {
         return None;
     }
     with(|| {
-        let pieces = ENTRIES.iter().filter_map(Entry::get);
-        let of_it = pieces.filter(|piece| piece.segment == segment);
-        let first = of_it.min_by_key(|piece| piece.start)?;
-        Some((first.start, first.end))
+        let of_it = |entry: &&Entry| entry.get().is_some_and(|piece| piece.segment == segment);
+        let entry = ENTRIES.iter().find(of_it)?;
+        let piece = entry.get()?;
+        entry.free();
+        Some((piece.start, piece.end))
     })
 }
 

@@ -22,7 +22,7 @@ use crate::calls::{Done, error};
 use crate::heirs::{self, Gets};
 use crate::holds::{self, Noted};
 use crate::mappings::{
-    FIXED, OPEN, cut, end_of, has, is_unmapped, note_ordinary, range, unmap, vacant,
+    FIXED, OPEN, end_of, has, is_unmapped, note_ordinary, range, unmap, unmap_again, vacant,
 };
 use crate::raw::{Answer, failed, own};
 use crate::taken::{self, Range, Table};
@@ -113,7 +113,10 @@ pub(crate) fn move_in(
     let Some(mut noted) = Noted::of(address, bytes) else {
         return -(libc::ENOMEM as Answer);
     };
-    holds::let_go(heap, address, bytes);
+    // What is unmapped has no holds; those of whoever is faster are not ours.
+    if !wants_none {
+        holds::let_go(heap, address, bytes);
+    }
     let moved = taken::with(|table| {
         let was_unmapped = is_unmapped(heap, address, end);
         if wants_none && !was_unmapped {
@@ -151,14 +154,14 @@ pub(crate) fn move_in(
                 heap.fill_holes(pages).map_err(drop)
             });
             if was_unmapped {
-                cut(table, heap, (address, end), false);
+                unmap_again(table, heap, (address, end));
             }
         }
         moved
     });
-    if failed(moved) {
+    if failed(moved) && !wants_none {
         noted.hold_again(heap, address);
-    } else {
+    } else if !failed(moved) {
         heirs::forget(address, bytes);
         attached::forget(address, end);
     }
@@ -386,6 +389,8 @@ fn move_ordinary(over: Option<&Heap>, args: [usize; 6]) -> Result<Moved, Answer>
     let [address, old, new, flags, place, _] = args;
     let invalid = -(libc::EINVAL as Answer);
     let to_a_place = has(flags, libc::MREMAP_FIXED);
+    // What is no argument of the call may be anything.
+    let place = if to_a_place { place } else { 0 };
     let ends = (end_of(address, old), end_of(place, new), end_of(0, new));
     let (Some(old_end), Some(place_end), Some(bytes)) = ends else {
         return Err(invalid);
@@ -413,7 +418,8 @@ fn move_ordinary(over: Option<&Heap>, args: [usize; 6]) -> Result<Moved, Answer>
         return Err(moved);
     }
     let to = moved as usize;
-    attached::follow(address, old_end, to);
+    let moved = if was == 0 { bytes } else { was.min(bytes) };
+    attached::follow(address, address + moved, to);
     Ok(Moved { to, ..aside })
 }
 

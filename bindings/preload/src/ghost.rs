@@ -238,7 +238,7 @@ pub(crate) fn allocate(
     if size >= COUNTED_FROM || is_outside {
         note_large(heap, block);
     }
-    let lacks_place = block.is_none() && vacant::any() && !heap.has_place(size);
+    let lacks_place = block.is_none() && vacant::any() && !heap.has_place(size.max(align));
     drop(inside);
     drop(blocked);
     if lacks_place && vacant::free_all(heap) {

@@ -299,16 +299,22 @@ fn map_over(args: [usize; 6]) -> Done {
     if !lies_within || !can_be_taken([0, bytes, access, wishes, 0, 0]) {
         return foreign::put_in_place(heap, args, (address, end));
     }
-    holds::forget(heap, address, end - address);
+    if !wants_none {
+        holds::forget(heap, address, end - address);
+    }
     let done = taken::with(|table| {
+        let was_unmapped = is_unmapped(heap, address, end);
         // Another thread may have been faster.
-        if wants_none && !is_unmapped(heap, address, end) {
+        if wants_none && !was_unmapped {
             return error(libc::EEXIST);
         }
-        match replace(table, heap, (address, end), access) {
-            Ok(()) => Done::With(address as Answer),
-            Err(()) => error(libc::ENOMEM),
+        if replace(table, heap, (address, end), access).is_ok() {
+            return Done::With(address as Answer);
         }
+        if was_unmapped {
+            unmap_again(table, heap, (address, end));
+        }
+        error(libc::ENOMEM)
     });
     if done == Done::With(address as Answer) {
         attached::forget(address, end);
@@ -400,21 +406,38 @@ pub(crate) fn cut(table: &mut Table, heap: &Heap, (address, end): (usize, usize)
     }
 }
 
+/// A range that was unmapped, and that something was to come to which is refused: it is
+/// unmapped once more, as far as it got.
+pub(crate) fn unmap_again(table: &mut Table, heap: &Heap, (address, end): (usize, usize)) {
+    cut(table, heap, (address, end), false);
+    let _else_they_stay = foreign::for_each_block(heap, (address, end), |_, pages| {
+        // SAFETY: nothing of the program's lies there.
+        unsafe { heap.retake(pages) }.map_err(drop)?;
+        // SAFETY: as above.
+        unsafe { heap.make_holes(pages, Hole::Unmapped) }.map_err(drop)
+    });
+}
+
 /// Makes holes of what of a range lies in blocks of malloc's: these stay until they are freed.
 fn unmap_in_blocks(heap: &Heap, (address, end): (usize, usize)) {
     for (first, bytes) in heap.spans() {
         let (mut at, end) = (address.max(first), end.min(first + bytes));
-        while at < end
-            && let Some((away, alike)) = heap.away_run(at, end - at)
-            && let Some((hole, alike)) = heap.hole_run(at, alike)
-        {
-            let block = heap.pages_around(at);
-            let until = match block {
-                Some((block, bytes)) => (at + alike).min(block + bytes),
-                None => at + PAGE_SIZE,
+        while at < end {
+            // Runs are looked at within a block: beside them there may be much that is free.
+            let Some((block, bytes)) = heap.pages_around(at) else {
+                at += PAGE_SIZE;
+                continue;
             };
-            let pages = range(at, until - at);
-            let is_hole = block.is_none() || hole == Some(Hole::Unmapped) && !away;
+            let most = end.min(block + bytes) - at;
+            let Some((away, alike)) = heap.away_run(at, most) else {
+                break;
+            };
+            let Some((hole, alike)) = heap.hole_run(at, alike) else {
+                break;
+            };
+            let until = at + alike;
+            let pages = range(at, alike);
+            let is_hole = hole == Some(Hole::Unmapped) && !away;
             // SAFETY: the program unmapped it.
             if !is_hole && unsafe { heap.retake(pages) }.is_ok() {
                 // SAFETY: as above.

@@ -225,8 +225,7 @@ pub(super) fn detach(address: usize) -> Done {
         return Done::Asis;
     }
     let mut done = error(libc::EINVAL);
-    while let Some((start, end)) = attached::piece_of(address) {
-        attached::forget(start, end);
+    while let Some((start, end)) = attached::take(address) {
         done = match ghost::region_owner(start, end - start) {
             Some(heap) => mappings::unmap(heap, start, end - start),
             None => return Done::Asis,

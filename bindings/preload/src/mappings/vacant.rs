@@ -85,6 +85,10 @@ pub(super) fn keep(_alone: &mut Table, heap: &Heap, block: usize) {
     let Some((start, bytes)) = heap.pages_around(block) else {
         return;
     };
+    if bytes > BYTES_MAX {
+        free_block(heap, start);
+        return;
+    }
     let pages = range(start, bytes);
     let was_used = heap.next_contents(start, bytes).is_some();
     // SAFETY: the program unmapped all of it.
