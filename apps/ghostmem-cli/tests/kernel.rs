@@ -464,6 +464,12 @@ fn looks_at_sockets_begin_where_the_program_said() {
     check("peeks", "4M", &[]);
 }
 
+/// Proves that what comes behind a message that was sent in part is not sent in its midst.
+#[test]
+fn nothing_is_sent_in_the_midst_of_a_message() {
+    check("torn", "4M", &[]);
+}
+
 /// Proves that numbers of the engine's are open to no call that programs ask by.
 #[test]
 fn numbers_of_the_engine_look_closed_to_every_call() {
