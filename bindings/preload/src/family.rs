@@ -29,6 +29,22 @@ pub(crate) fn set_errno(errno: c_int) {
     unsafe { *place = errno };
 }
 
+/// errno is the program's: as it was when this is dropped, on the same thread or in a child
+/// of its.
+pub(crate) struct KeptErrno(c_int);
+
+impl KeptErrno {
+    pub(crate) fn new() -> Self {
+        Self(ghostmem_os::error::errno())
+    }
+}
+
+impl Drop for KeptErrno {
+    fn drop(&mut self) {
+        set_errno(self.0);
+    }
+}
+
 /// A block or null, errno untouched.
 fn allocate(size: usize, align: usize, zeroed: bool) -> *mut c_void {
     if let Some(block) = ghost::allocate_small(size, align, zeroed) {
