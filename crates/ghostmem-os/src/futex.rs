@@ -3,12 +3,13 @@
 use core::sync::atomic::AtomicU64;
 use core::time::Duration;
 
+use crate::error::{errno, set_errno};
 use crate::kernel;
 use crate::thread;
 
 /// Sleeps while the low 32 bits of `word` equal `expected`, at most
-/// `timeout`. May return early for no reason; the caller looks again.
-/// Async-signal-safe.
+/// `timeout`. May return early for no reason; the caller looks again. Leaves errno
+/// alone. Async-signal-safe.
 pub fn wait(word: &AtomicU64, expected: u32, timeout: Duration) {
     #[cfg(feature = "sim")]
     if crate::sim::is_on() {
@@ -25,6 +26,8 @@ pub fn wait(word: &AtomicU64, expected: u32, timeout: Duration) {
         tv_sec: timeout.as_secs() as libc::time_t,
         tv_nsec: libc::c_long::from(timeout.subsec_nanos()),
     };
+    // It ends by its time as a rule, which is nobody's error.
+    let errno = errno();
     // SAFETY: `word` is alive for the call, 8-byte aligned, and on a
     // little-endian machine its first four bytes are its low half.
     unsafe {
@@ -36,6 +39,7 @@ pub fn wait(word: &AtomicU64, expected: u32, timeout: Duration) {
             &raw const limit,
         )
     };
+    set_errno(errno);
 }
 
 /// Wakes every thread waiting on `word`. Async-signal-safe.
