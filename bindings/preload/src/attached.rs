@@ -14,10 +14,9 @@
 //! lock, and the word that says whether they count is written last: a fork in the midst of
 //! that finds an entry whole or not at all.
 
-use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicUsize, Ordering};
 
-use ghostmem_os::futex;
-
+use crate::alone::Alone;
 use crate::signals::Blocked;
 
 /// Pieces at most.
@@ -37,18 +36,12 @@ struct Entry([AtomicUsize; 3]);
 
 static ENTRIES: [Entry; MOST] = [const { Entry([const { AtomicUsize::new(0) }; 3]) }; MOST];
 static COUNT: AtomicUsize = AtomicUsize::new(0);
-static BUSY: AtomicBool = AtomicBool::new(false);
+static CHANGES: Alone = Alone::new();
 
 fn with<R>(body: impl FnOnce() -> R) -> R {
     let _blocked = Blocked::new();
-    let mut tries = 0;
-    while BUSY.swap(true, Ordering::Acquire) {
-        futex::pause(tries);
-        tries = tries.saturating_add(1);
-    }
-    let result = body();
-    BUSY.store(false, Ordering::Release);
-    result
+    let _alone = CHANGES.take();
+    body()
 }
 
 impl Entry {
@@ -156,5 +149,5 @@ pub(crate) fn take(segment: usize) -> Option<(usize, usize)> {
 
 /// In a forked child: whoever was here in the parent is not.
 pub(crate) fn forget_others() {
-    BUSY.store(false, Ordering::Release);
+    CHANGES.forget_others();
 }

@@ -8,11 +8,11 @@
 //! Entries are changed under a lock, with a word that says whether they count written
 //! last: a fork in the midst of that finds an entry whole or not at all.
 
-use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 use ghostmem::{Heap, Hole};
-use ghostmem_os::futex;
 
+use crate::alone::Alone;
 use crate::holds;
 use crate::signals::Blocked;
 use crate::thread::{self, EngineScope};
@@ -43,18 +43,12 @@ static ENTRIES: [Entry; MOST] = [const {
     }
 }; MOST];
 static COUNT: AtomicUsize = AtomicUsize::new(0);
-static BUSY: AtomicBool = AtomicBool::new(false);
+static CHANGES: Alone = Alone::new();
 
 fn with<R>(body: impl FnOnce() -> R) -> R {
     let _blocked = Blocked::new();
-    let mut tries = 0;
-    while BUSY.swap(true, Ordering::Acquire) {
-        futex::pause(tries);
-        tries = tries.saturating_add(1);
-    }
-    let result = body();
-    BUSY.store(false, Ordering::Release);
-    result
+    let _alone = CHANGES.take();
+    body()
 }
 
 impl Entry {
@@ -163,7 +157,7 @@ pub(crate) fn forget(start: usize, bytes: usize) {
 
 /// In a forked child, before the program runs there.
 pub(crate) fn settle_in_child(heap: Option<&Heap>) {
-    BUSY.store(false, Ordering::Release);
+    CHANGES.forget_others();
     let Some(heap) = heap.filter(|_| COUNT.load(Ordering::Acquire) > 0) else {
         return;
     };

@@ -17,11 +17,11 @@
 //! and free(3) read them without: again, when a list changed meanwhile.
 
 use core::mem::ManuallyDrop;
-use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 use ghostmem::{Backend, Heap};
-use ghostmem_os::futex;
 
+use crate::alone::{Alone, Taken};
 use crate::raw::{self, own};
 use crate::thread::{self, Undisturbed};
 use crate::{bounce, ghost, heirs};
@@ -49,39 +49,20 @@ pub(crate) const EVERY: [Reason; 5] = [
     Reason::Kernel,
 ];
 
-static BUSY: AtomicBool = AtomicBool::new(false);
+static CHANGES: Alone = Alone::new();
 
 /// Runs `body` as the only thread that changes lists.
 fn with<R>(body: impl FnOnce() -> R) -> R {
-    let _alone = Undisturbed::new(thread::current());
-    wait_until_free();
-    let result = body();
-    BUSY.store(false, Ordering::Release);
-    result
+    let _undisturbed = Undisturbed::new(thread::current());
+    let _alone = CHANGES.take();
+    body()
 }
 
-/// Nobody changes a list while this is there: a forked child gets whole ones.
-pub(crate) struct Still;
-
-/// Waits until nobody changes a list. With signals blocked, and not while pages cannot move
-/// (the gate), as whoever changes a list moves them.
-pub(crate) fn hold_still() -> Still {
-    wait_until_free();
-    Still
-}
-
-impl Drop for Still {
-    fn drop(&mut self) {
-        BUSY.store(false, Ordering::Release);
-    }
-}
-
-fn wait_until_free() {
-    let mut tries = 0;
-    while BUSY.swap(true, Ordering::Acquire) {
-        futex::pause(tries);
-        tries = tries.saturating_add(1);
-    }
+/// Waits until nobody changes a list, and nobody does while the answer is there: a forked
+/// child gets whole ones. With signals blocked, and not while pages cannot move (the gate), as
+/// whoever changes a list moves them.
+pub(crate) fn hold_still() -> Taken {
+    CHANGES.take()
 }
 
 /// In a forked child, once it has its memory: protects what its parent had protected. The
@@ -99,7 +80,7 @@ pub(crate) fn forget_others() {
         let version = list.version.load(Ordering::Relaxed);
         list.version.store(version & !1, Ordering::Release);
     }
-    BUSY.store(false, Ordering::Release);
+    CHANGES.forget_others();
 }
 
 /// Whether the program has taken access to an address away. One load when it

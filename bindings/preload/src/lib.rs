@@ -30,6 +30,7 @@
 compile_error!("`ghostmem run` works on 64-bit x86 Linux with glibc for now");
 
 mod accounts;
+mod alone;
 mod attached;
 mod begin;
 mod bounce;

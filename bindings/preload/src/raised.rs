@@ -14,8 +14,9 @@
 use core::mem::ManuallyDrop;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-use ghostmem_os::{doorway, futex};
+use ghostmem_os::doorway;
 
+use crate::alone::Alone;
 use crate::calls::{Done, load_if, store_if};
 use crate::guarded::Touch;
 use crate::raw::{self, call, failed, own};
@@ -88,7 +89,7 @@ static IS_RAISED: AtomicBool = AtomicBool::new(false);
 /// What it is now, or was the last time, and what it was before.
 static RAISED: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
 static BEFORE: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
-static BUSY: AtomicBool = AtomicBool::new(false);
+static CHANGES: Alone = Alone::new();
 
 fn pair_of(pair: &[AtomicU64; 2]) -> Pair {
     let [soft, hard] = pair;
@@ -99,14 +100,8 @@ fn pair_of(pair: &[AtomicU64; 2]) -> Pair {
 /// that forks comes behind it.
 fn alone<R>(body: impl FnOnce() -> R) -> R {
     let _blocked = Blocked::new();
-    let mut tries = 0;
-    while BUSY.swap(true, Ordering::Acquire) {
-        futex::pause(tries);
-        tries += 1;
-    }
-    let result = body();
-    BUSY.store(false, Ordering::Release);
-    result
+    let _alone = CHANGES.take();
+    body()
 }
 
 /// A fork begins on this thread: the child opens its descriptors under the limit that it is
@@ -153,7 +148,7 @@ pub(crate) fn after_a_fork(thread: &Thread) {
 /// In a forked child, before any handler of the program's: whoever was here in the parent is
 /// not.
 pub(crate) fn forget_others() {
-    BUSY.store(false, Ordering::Relaxed);
+    CHANGES.forget_others();
 }
 
 /// The end of [`for_a_fork`] in the child: whoever else forked is not here. Nobody raised the

@@ -11,10 +11,11 @@
 //! holes, and wait here at most until a change is done.
 
 use core::cell::UnsafeCell;
-use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 use ghostmem_os::futex;
 
+use crate::alone::{Alone, Taken};
 use crate::bounce;
 use crate::thread::{self, Undisturbed};
 
@@ -51,14 +52,14 @@ struct Shared(UnsafeCell<Table>);
 unsafe impl Sync for Shared {}
 
 static TABLE: Shared = Shared(UnsafeCell::new(Table::new()));
-static BUSY: AtomicBool = AtomicBool::new(false);
+static IN_USE: Alone = Alone::new();
 
 /// Runs `body` as the only thread that has the table. It does not come back here.
 pub(crate) fn with<R>(body: impl FnOnce(&mut Table) -> R) -> R {
-    let _alone = Undisturbed::new(thread::current());
-    let _still = hold_still();
+    let _undisturbed = Undisturbed::new(thread::current());
+    let _alone = IN_USE.take();
     let _change = Change::new();
-    // SAFETY: BUSY was clear, so this is the only thread here.
+    // SAFETY: this thread has the lock, so it is the only one here.
     body(unsafe { &mut *TABLE.0.get() })
 }
 
@@ -147,35 +148,17 @@ impl Drop for Change {
     }
 }
 
-fn wait_until_free() {
-    let mut tries = 0;
-    while BUSY.swap(true, Ordering::Acquire) {
-        // Threads of lower priority run meanwhile.
-        futex::pause(tries);
-        tries = tries.saturating_add(1);
-    }
-}
-
-/// Nobody changes the table while this is there: a forked child gets a whole one.
-pub(crate) struct Still;
-
-/// Waits until nobody changes the table. With signals blocked, as a handler would wait for
-/// its own thread. Not while pages cannot move (the gate), as whoever changes it moves them.
-pub(crate) fn hold_still() -> Still {
-    wait_until_free();
-    Still
-}
-
-impl Drop for Still {
-    fn drop(&mut self) {
-        BUSY.store(false, Ordering::Release);
-    }
+/// Waits until nobody changes the table, and nobody does while the answer is there: a forked
+/// child gets a whole one. With signals blocked, as a handler would wait for its own thread.
+/// Not while pages cannot move (the gate), as whoever changes it moves them.
+pub(crate) fn hold_still() -> Taken {
+    IN_USE.take()
 }
 
 /// In a forked child: whoever was here in the parent is not.
 pub(crate) fn forget_others() {
     CHANGER.store(0, Ordering::Relaxed);
-    BUSY.store(false, Ordering::Release);
+    IN_USE.forget_others();
 }
 
 impl Table {

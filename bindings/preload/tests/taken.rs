@@ -4,6 +4,8 @@
 
 use taken::{Range, Table};
 
+#[path = "../src/alone.rs"]
+mod alone;
 #[path = "../src/taken.rs"]
 mod taken;
 

@@ -5,6 +5,7 @@ use core::hint::black_box;
 use ghostmem::fork::Call as ForkCall;
 use ghostmem_os::stack::OwnStack;
 
+use crate::alone::Taken;
 use crate::family::KeptErrno;
 use crate::guarded::{self, Touch, load, store};
 use crate::raw::{self, Answer, call, failed, own};
@@ -88,7 +89,7 @@ fn between_handlers(number: usize, mut args: [usize; 6]) -> Done {
 
 /// The tables of mappings and of what is held, as they are, for a child. Who has the one
 /// never waits for the other's.
-fn hold_still() -> (taken::Still, holds::Still) {
+fn hold_still() -> (Taken, Taken) {
     (taken::hold_still(), holds::hold_still())
 }
 
