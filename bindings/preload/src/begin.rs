@@ -23,6 +23,8 @@
 use core::arch::asm;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use ghostmem_os::error::KeptErrno;
+
 use crate::calls::table;
 use crate::raw::own;
 use crate::settings::Settings;
@@ -144,16 +146,11 @@ fn begin(thread: &Thread, can_wait: bool) -> bool {
     if !WAITING.swap(false, Ordering::Relaxed) {
         return ghost::is_on();
     }
-    // SAFETY: no preconditions.
-    let errno = unsafe { libc::__errno_location() };
-    // SAFETY: the calling thread's own, always valid.
-    let before = unsafe { *errno };
+    let _errno = KeptErrno::now();
     // A handler of the program's that jumps out would leave half a heap.
     let blocked = signals::Blocked::new();
     on_own_stack();
     drop(blocked);
-    // SAFETY: as above.
-    unsafe { *errno = before };
     ghost::is_on()
 }
 

@@ -10,6 +10,7 @@ use core::ffi::{c_int, c_void};
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicBool, Ordering};
 
+use ghostmem_os::error::set_errno;
 use ghostmem_os::map::ADDRESS_SPACE_BYTES;
 use ghostmem_os::{PAGE_SIZE, machine};
 
@@ -21,29 +22,6 @@ const ALIGN: usize = 16;
 /// Blocks from this many bytes on have pages of their own and may change their
 /// length where they are.
 const IN_PLACE_FROM: usize = 64 << 10;
-
-pub(crate) fn set_errno(errno: c_int) {
-    // SAFETY: no preconditions.
-    let place = unsafe { libc::__errno_location() };
-    // SAFETY: the calling thread's own errno, always valid.
-    unsafe { *place = errno };
-}
-
-/// errno is the program's: as it was when this is dropped, on the same thread or in a child
-/// of its.
-pub(crate) struct KeptErrno(c_int);
-
-impl KeptErrno {
-    pub(crate) fn new() -> Self {
-        Self(ghostmem_os::error::errno())
-    }
-}
-
-impl Drop for KeptErrno {
-    fn drop(&mut self) {
-        set_errno(self.0);
-    }
-}
 
 /// A block or null, errno untouched.
 fn allocate(size: usize, align: usize, zeroed: bool) -> *mut c_void {

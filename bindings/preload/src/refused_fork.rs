@@ -9,8 +9,8 @@ use core::hint::black_box;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use ghostmem::Backend;
+use ghostmem_os::error::set_errno;
 
-use crate::family::set_errno;
 use crate::thread::{self, Thread};
 use crate::{ghost, signals, start};
 

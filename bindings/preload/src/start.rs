@@ -24,9 +24,9 @@ use std::sync::OnceLock;
 
 use ghostmem::record::Recorder;
 use ghostmem::{Backend, Heap, Spill};
+use ghostmem_os::error::{KeptErrno, set_errno};
 use ghostmem_os::machine;
 
-use crate::family::{KeptErrno, set_errno};
 use crate::objects::Text;
 use crate::plan::Plans;
 use crate::raised::{self, Raised};
@@ -458,7 +458,7 @@ fn forget_in_environment() {
 
 /// The first of the handlers to run before a fork.
 pub(crate) extern "C" fn before_fork() {
-    let _errno = KeptErrno::new();
+    let _errno = KeptErrno::now();
     raised::for_a_fork(thread::current());
     ghost::fork_begins();
     if let Some(heap) = ghost::heap() {
@@ -468,14 +468,14 @@ pub(crate) extern "C" fn before_fork() {
 
 /// The last to run after one, in the parent.
 pub(crate) extern "C" fn in_parent() {
-    let _errno = KeptErrno::new();
+    let _errno = KeptErrno::now();
     raised::after_a_fork(thread::current());
     ghost::fork_ends();
 }
 
 /// The last to run after one, in the child.
 pub(crate) extern "C" fn in_child() {
-    let _errno = KeptErrno::new();
+    let _errno = KeptErrno::now();
     raised::forget_others();
     claim_process();
     // Whoever had this block, too, is not here.

@@ -6,8 +6,10 @@
 
 use core::ffi::{c_char, c_int};
 
+use ghostmem_os::error::set_errno;
+
 use crate::bounce::Lease;
-use crate::family::{self, set_errno};
+use crate::family;
 use crate::{ghost, guarded, start};
 
 /// As many as the kernel takes (`NGROUPS_MAX`, credentials(7)).

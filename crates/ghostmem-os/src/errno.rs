@@ -59,6 +59,25 @@ pub fn errno() -> i32 {
     unsafe { *location }
 }
 
+/// errno is the caller's: as it was when this is dropped, on the same thread or in a child
+/// of its.
+#[derive(Debug)]
+pub struct KeptErrno(i32);
+
+impl KeptErrno {
+    /// Keeps what it is now.
+    #[must_use]
+    pub fn now() -> Self {
+        Self(errno())
+    }
+}
+
+impl Drop for KeptErrno {
+    fn drop(&mut self) {
+        set_errno(self.0);
+    }
+}
+
 /// Sets the calling thread's `errno`: a signal handler must leave it as it
 /// found it.
 pub fn set_errno(value: i32) {

@@ -68,4 +68,4 @@ impl fmt::Display for Errno {
 }
 
 #[cfg(not(windows))]
-pub use crate::errno::{errno, set_errno};
+pub use crate::errno::{KeptErrno, errno, set_errno};

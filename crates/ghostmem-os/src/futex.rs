@@ -3,7 +3,7 @@
 use core::sync::atomic::AtomicU64;
 use core::time::Duration;
 
-use crate::error::{errno, set_errno};
+use crate::error::KeptErrno;
 use crate::kernel;
 use crate::thread;
 
@@ -27,7 +27,7 @@ pub fn wait(word: &AtomicU64, expected: u32, timeout: Duration) {
         tv_nsec: libc::c_long::from(timeout.subsec_nanos()),
     };
     // It ends by its time as a rule, which is nobody's error.
-    let errno = errno();
+    let _errno = KeptErrno::now();
     // SAFETY: `word` is alive for the call, 8-byte aligned, and on a
     // little-endian machine its first four bytes are its low half.
     unsafe {
@@ -39,7 +39,6 @@ pub fn wait(word: &AtomicU64, expected: u32, timeout: Duration) {
             &raw const limit,
         )
     };
-    set_errno(errno);
 }
 
 /// Wakes every thread waiting on `word`. Async-signal-safe.

@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicU8, Ordering};
 use std::sync::OnceLock;
 
 pub use crate::access::{AccessKind, FaultHook, Sign, SignalFault};
-use crate::error::{OsError, errno, set_errno};
+use crate::error::{KeptErrno, OsError};
 use crate::nesting::Nesting;
 use crate::saved::Saved;
 use crate::thread::{full_set, key};
@@ -107,11 +107,11 @@ fn every_signal() -> libc::sigset_t {
 }
 
 extern "C" fn handler(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    let saved_errno = errno();
+    let kept = KeptErrno::now();
     // SAFETY: the kernel passes valid pointers to an SA_SIGINFO handler.
     let fault = unsafe { decode(info, context) };
     let handled = fault.is_some_and(|fault| HOOK.get().is_some_and(|hook| hook(&fault)));
-    set_errno(saved_errno);
+    drop(kept);
     if !handled {
         // SAFETY: the arguments are the kernel's own.
         unsafe { chain(signal, info, context) };

@@ -3,10 +3,10 @@
 use core::hint::black_box;
 
 use ghostmem::fork::Call as ForkCall;
+use ghostmem_os::error::KeptErrno;
 use ghostmem_os::stack::OwnStack;
 
 use crate::alone::Taken;
-use crate::family::KeptErrno;
 use crate::guarded::{self, Touch, load, store};
 use crate::raw::{self, Answer, call, failed, own};
 use crate::signals::{Blocked, WithoutStack};
@@ -58,7 +58,7 @@ pub(super) fn fork(number: usize, args: [usize; 6]) -> Done {
 }
 
 fn between_handlers(number: usize, mut args: [usize; 6]) -> Done {
-    let _errno = KeptErrno::new();
+    let _errno = KeptErrno::now();
     let Ok(Some(asked)) = Asked::new(number, args) else {
         return Done::Asis;
     };
@@ -271,7 +271,7 @@ fn is_zero(address: usize, bytes: usize) -> Touch<bool> {
 
 /// Makes a child that is to have a memory of its own, with the handlers of ours alone.
 fn make_child(number: usize, mut args: [usize; 6], asked: Asked) -> Touch<Answer> {
-    let _errno = KeptErrno::new();
+    let _errno = KeptErrno::now();
     // Pages are frozen during the call: what the kernel reads and writes is
     // here, and goes to its places when parent and child have their memory.
     let mut copy = [0_u8; CLONE_ARGS_MAX];

@@ -4,12 +4,12 @@
 use core::ffi::c_void;
 
 use ghostmem::{Backend, Hole};
+use ghostmem_os::error::set_errno;
 use ghostmem_os::told;
 
 use super::deliver::{self, Delivery};
 use super::masks::{keep, ours_of, set_blocked, without_ours};
 use super::{DEFAULT, ENGINE, THEIRS, bit, kernel_action, place_of, restorer_of, sent};
-use crate::family::set_errno;
 use crate::guarded;
 use crate::raw::{self, call, failed, own};
 use crate::thread::{self, EngineScope};
