@@ -70,6 +70,8 @@ pub(crate) fn polled(
     const EVENTS_AT: usize = core::mem::offset_of!(libc::pollfd, revents);
     /// No process may have so many.
     const NOBODYS: i32 = i32::MAX;
+    // An `unsigned int` to the kernel.
+    let count = count as u32 as usize;
     let bytes = count.saturating_mul(STRIDE);
     let place_of = |index: usize| list.wrapping_add(index * STRIDE);
     // What cannot be read, or is longer, is the kernel's to refuse.

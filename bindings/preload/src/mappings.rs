@@ -411,11 +411,16 @@ pub(crate) fn cut(table: &mut Table, heap: &Heap, (address, end): (usize, usize)
 pub(crate) fn unmap_again(table: &mut Table, heap: &Heap, (address, end): (usize, usize)) {
     cut(table, heap, (address, end), false);
     let _else_they_stay = foreign::for_each_block(heap, (address, end), |_, pages| {
-        // SAFETY: nothing of the program's lies there.
-        unsafe { heap.retake(pages) }.map_err(drop)?;
-        // SAFETY: as above.
-        unsafe { heap.make_holes(pages, Hole::Unmapped) }.map_err(drop)
+        unmap_pages(heap, pages).then_some(()).ok_or(())
     });
+}
+
+/// Makes holes of pages of which the program has nothing any more; `false`: they stay.
+fn unmap_pages(heap: &Heap, pages: *mut [u8]) -> bool {
+    // SAFETY: nothing of the program's lies there.
+    let are_back = unsafe { heap.retake(pages) }.is_ok();
+    // SAFETY: as above.
+    are_back && unsafe { heap.make_holes(pages, Hole::Unmapped) }.is_ok()
 }
 
 /// Makes holes of what of a range lies in blocks of malloc's: these stay until they are freed.
@@ -435,15 +440,9 @@ fn unmap_in_blocks(heap: &Heap, (address, end): (usize, usize)) {
             let Some((hole, alike)) = heap.hole_run(at, alike) else {
                 break;
             };
-            let until = at + alike;
-            let pages = range(at, alike);
             let is_hole = hole == Some(Hole::Unmapped) && !away;
-            // SAFETY: the program unmapped it.
-            if !is_hole && unsafe { heap.retake(pages) }.is_ok() {
-                // SAFETY: as above.
-                let _kept = unsafe { heap.make_holes(pages, Hole::Unmapped) };
-            }
-            at = until;
+            let _else_it_stays = is_hole || unmap_pages(heap, range(at, alike));
+            at += alike;
         }
     }
 }

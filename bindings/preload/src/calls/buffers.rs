@@ -110,7 +110,27 @@ impl Vectors {
         place: usize,
         list: usize,
     ) -> Touch<usize> {
-        let (mut skip, mut done, mut count) = (skip, 0, 0);
+        let mut count = 0;
+        self.for_each_part((skip, bytes), |index, done, mut part| {
+            if kinds.is_ghost(index) {
+                part.base = place + done;
+            }
+            store(list + count * size_of::<Vector>(), part)?;
+            count += 1;
+            Ok(true)
+        })?;
+        Ok(count)
+    }
+
+    /// Calls `body` with each part of a buffer that has some of `bytes` bytes from `skip` on: the
+    /// buffer's index, how many of these come before the part, and where it is. Until all were
+    /// gone through, or it says `false`.
+    fn for_each_part(
+        self,
+        (mut skip, bytes): (usize, usize),
+        mut body: impl FnMut(usize, usize, Vector) -> Touch<bool>,
+    ) -> Touch<()> {
+        let mut done = 0;
         for index in 0..self.count {
             let vector = self.get(index)?;
             if done == bytes {
@@ -120,17 +140,16 @@ impl Vectors {
                 skip -= vector.bytes;
                 continue;
             }
-            let part = (vector.bytes - skip).min(bytes - done);
-            let base = if kinds.is_ghost(index) {
-                place + done
-            } else {
-                vector.base.wrapping_add(skip)
+            let part = Vector {
+                base: vector.base.wrapping_add(skip),
+                bytes: (vector.bytes - skip).min(bytes - done),
             };
-            let one = Vector { base, bytes: part };
-            store(list + count * size_of::<Vector>(), one)?;
-            (skip, done, count) = (0, done + part, count + 1);
+            if !body(index, done, part)? {
+                break;
+            }
+            (skip, done) = (0, done + part.bytes);
         }
-        Ok(count)
+        Ok(())
     }
 
     /// Whether the list or one of its buffers is ghost memory.
@@ -162,34 +181,19 @@ impl Vectors {
         bytes: usize,
         out: bool,
     ) -> usize {
-        let (mut skip, mut done) = (skip, 0);
-        for index in 0..self.count {
-            let Ok(vector) = self.get(index) else {
-                break;
-            };
-            if done == bytes {
-                break;
-            }
-            if skip >= vector.bytes {
-                skip -= vector.bytes;
-                continue;
-            }
-            let part = (vector.bytes - skip).min(bytes - done);
-            let at = vector.base.wrapping_add(skip);
-            let copied = if !kinds.is_ghost(index) {
-                part
+        let mut copied = 0;
+        let _as_far_as_it_can_be_read = self.for_each_part((skip, bytes), |index, done, part| {
+            let Vector { base, bytes } = part;
+            copied += if !kinds.is_ghost(index) {
+                bytes
             } else if out {
-                guarded::copy_some(place + done, at, part)
+                guarded::copy_some(place + done, base, bytes)
             } else {
-                guarded::copy_some(at, place + done, part)
+                guarded::copy_some(base, place + done, bytes)
             };
-            done += copied;
-            if copied < part {
-                break;
-            }
-            skip = 0;
-        }
-        done
+            Ok(copied == done + bytes)
+        });
+        copied
     }
 
     /// As [`Vectors::copy`], where nothing is an error.

@@ -64,8 +64,7 @@ pub(super) fn ppoll(args: [usize; 6]) -> Touch<Done> {
             _ => -(libc::EFAULT as Answer),
         }
     };
-    // An `unsigned int` to the kernel.
-    match descriptors::polled(args[0], args[1] as u32 as usize, on_a_copy)? {
+    match descriptors::polled(args[0], args[1], on_a_copy)? {
         Some(done) => Ok(done),
         None => made(271, args, &pointers),
     }

@@ -277,11 +277,8 @@ fn handle(call: &mut Call) -> Touch<Done> {
         23 => return sets::select(args),
         270 => return sets::pselect(args),
         7 => {
-            let polled = descriptors::polled(args[0], args[1] as u32 as usize, |list| {
-                let [_, count, time, ..] = args;
-                raw::syscall(number, [list, count, time, 0, 0, 0])
-            })?;
-            if let Some(done) = polled {
+            let make = |list| raw::syscall(number, [list, args[1], args[2], 0, 0, 0]);
+            if let Some(done) = descriptors::polled(args[0], args[1], make)? {
                 return Ok(done);
             }
         }
@@ -293,12 +290,12 @@ fn handle(call: &mut Call) -> Touch<Done> {
         272 | 308 => return single::namespaces(number, args),
         78 | 217 => return descriptors::list(number, args),
         101 if args[0] == exec::PTRACE_TRACEME => return Ok(exec::trace_me()),
+        302 => {
+            if let Some(told) = raised::asked(args)? {
+                return Ok(told);
+            }
+        }
         _ => {}
-    }
-    if number == 302
-        && let Some(told) = raised::asked(args)?
-    {
-        return Ok(told);
     }
     if matches!(number, 16 | 54 | 209 | 427)
         && let Some(refused) = kept::settle(number, args)

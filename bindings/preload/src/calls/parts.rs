@@ -38,19 +38,25 @@ pub(super) enum Writes {
 impl StandIn {
     /// Of `bytes` at `place` only `good` are to be there. An error: no memory.
     pub(super) fn of(place: usize, bytes: usize, good: usize) -> Result<Self, ()> {
-        let mut made = Self {
-            place,
-            _at_the_end: None,
-            kept: None,
-            good,
-        };
-        if good < bytes {
-            let lease = Lease::before_nothing(good).ok_or(())?;
-            made.place = lease.address();
+        let made = Self::with_end(place, bytes, good)?;
+        if made.place != place {
             raw::copy(made.place, place, good);
-            made._at_the_end = Some(lease);
         }
         Ok(made)
+    }
+
+    /// The same, before anything is in it.
+    fn with_end(place: usize, bytes: usize, good: usize) -> Result<Self, ()> {
+        let at_the_end = match good < bytes {
+            true => Some(Lease::before_nothing(good).ok_or(())?),
+            false => None,
+        };
+        Ok(Self {
+            place: at_the_end.as_ref().map_or(place, Lease::address),
+            _at_the_end: at_the_end,
+            kept: None,
+            good: good.min(bytes),
+        })
     }
 
     /// The same, to be received into; `take(place)` copies what the program's buffer has, where
@@ -62,19 +68,8 @@ impl StandIn {
         writes: Writes,
         take: impl FnOnce(usize),
     ) -> Result<Self, ()> {
-        let is_cut = good < bytes;
-        let mut made = Self {
-            place,
-            _at_the_end: None,
-            kept: None,
-            good: good.min(bytes),
-        };
-        if is_cut {
-            let lease = Lease::before_nothing(good).ok_or(())?;
-            made.place = lease.address();
-            made._at_the_end = Some(lease);
-        }
-        if is_cut || writes != Writes::Said {
+        let mut made = Self::with_end(place, bytes, good)?;
+        if good < bytes || writes != Writes::Said {
             let kept = Lease::new(made.good).ok_or(())?;
             take(made.place);
             raw::copy(kept.address(), made.place, made.good);

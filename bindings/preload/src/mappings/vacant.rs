@@ -8,16 +8,16 @@
 //! A program may reserve a place, unmap it, and map other things there at once: a buffer that
 //! is mapped twice in a row, code in a place of its own, shared memory. Until then nothing
 //! else may come there, blocks of malloc least of all. So the block stays, all of it holes
-//! ([`Hole::Unmapped`]), and counts as nothing. A mapping that names no place may get it, as
+//! ([`ghostmem::Hole::Unmapped`]), and counts as nothing. A mapping that names no place may get it, as
 //! the kernel may give it such a place: one as long frees it first.
 //!
 //! Used by who has the table of mapped ranges alone: that is the lock.
 
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-use ghostmem::{Heap, Hole};
+use ghostmem::Heap;
 
-use super::{BLOCK_BYTES_MIN, free_block, range};
+use super::{BLOCK_BYTES_MIN, free_block, range, unmap_pages};
 use crate::taken::{self, Table};
 
 /// So many places are kept.
@@ -91,10 +91,7 @@ pub(super) fn keep(_alone: &mut Table, heap: &Heap, block: usize) {
     }
     let pages = range(start, bytes);
     let was_used = heap.next_contents(start, bytes).is_some();
-    // SAFETY: the program unmapped all of it.
-    let is_back = unsafe { heap.retake(pages) }.is_ok();
-    // SAFETY: as above.
-    let is_hole = is_back && unsafe { heap.make_holes(pages, Hole::Unmapped) }.is_ok();
+    let is_hole = unmap_pages(heap, pages);
     // What the kernel is at work on just now stays until it is done.
     if !is_hole || heap.next_contents(start, bytes).is_some() {
         free_block(heap, start);
