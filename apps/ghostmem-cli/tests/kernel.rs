@@ -501,3 +501,10 @@ fn places_that_were_unmapped_are_mapped_again() {
 fn what_moves_away_takes_nothing_of_another_threads_along() {
     check_with(&["--mmap=64K"], "gaps", "2M", &[]);
 }
+
+/// Proves that a signal of those that the engine uses, sent to the process, runs its handler on
+/// a thread of the program's.
+#[test]
+fn handlers_run_on_no_thread_of_the_engines() {
+    check("visited", "4M", &[]);
+}

@@ -169,7 +169,14 @@ static REFUSALS: Refusals = Refusals::new();
 extern "C" fn serve(monitor: *mut libc::c_void) -> *mut libc::c_void {
     // SAFETY: `spawn` passes a `&'static Monitor`.
     let monitor = unsafe { &*monitor.cast::<Monitor>() };
-    thread::name_this(c"ghost-fault");
+    thread::closed_to_signals(|| {
+        thread::name_this(c"ghost-fault");
+        answer(monitor)
+    })
+}
+
+/// Answers messages for as long as the process runs.
+fn answer(monitor: &Monitor) -> ! {
     monitor.park();
     loop {
         let inside = GATE.try_enter();

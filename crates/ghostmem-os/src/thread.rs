@@ -82,7 +82,7 @@ impl SignalsBlocked {
     /// memory from here on.
     #[must_use]
     pub fn new() -> Self {
-        let before = swap_mask(&full_set());
+        let before = block(&full_set());
         Self { before }
     }
 
@@ -135,18 +135,21 @@ pub fn keep_faults_open() {
 /// Bytes of the kernel's set of signals, which is the beginning of libc's.
 const KERNEL_SET_BYTES: usize = 8;
 
-/// rt_sigprocmask(2) with `SIG_SETMASK`: 0 where it was done.
+/// rt_sigprocmask(2): 0 where it was done.
 ///
 /// # Safety
 /// `before` is null or a place for a set.
-unsafe fn mask_call(set: Option<&libc::sigset_t>, before: *mut libc::sigset_t) -> libc::c_long {
+unsafe fn mask_call(
+    how: i32,
+    set: Option<&libc::sigset_t>,
+    before: *mut libc::sigset_t,
+) -> libc::c_long {
     // No signal comes to a simulation's actors.
     #[cfg(feature = "sim")]
     if crate::sim::is_on() {
         return 0;
     }
     let set = set.map_or(core::ptr::null(), core::ptr::from_ref);
-    let how = libc::SIG_SETMASK;
     // SAFETY: the set is read, and the caller's promise.
     unsafe { kernel::syscall!(libc::SYS_rt_sigprocmask, how, set, before, KERNEL_SET_BYTES) }
 }
@@ -185,11 +188,12 @@ pub(crate) fn full_set() -> libc::sigset_t {
     unsafe { set.assume_init() }
 }
 
-/// Changes the mask in one call; what it was before.
-fn swap_mask(set: &libc::sigset_t) -> libc::sigset_t {
+/// Blocks these as well, in one call; what the mask was before. What is blocked already, in a
+/// fault handler or on a thread of the engine's, stays so.
+fn block(set: &libc::sigset_t) -> libc::sigset_t {
     let mut before = full_set();
-    // SAFETY: `before` is a set; SIG_SETMASK cannot fail.
-    unsafe { mask_call(Some(&to_block(set)), &raw mut before) };
+    // SAFETY: `before` is a set; SIG_BLOCK cannot fail.
+    unsafe { mask_call(libc::SIG_BLOCK, Some(&to_block(set)), &raw mut before) };
     before
 }
 
@@ -198,7 +202,7 @@ fn mask() -> libc::sigset_t {
     loop {
         let mut now = full_set();
         // SAFETY: a place for the current set.
-        let rc = unsafe { mask_call(None, &raw mut now) };
+        let rc = unsafe { mask_call(libc::SIG_SETMASK, None, &raw mut now) };
         if rc == 0 {
             return now;
         }
@@ -209,13 +213,25 @@ fn mask() -> libc::sigset_t {
 /// on a page of the stack that is absent: each round touches it again.
 fn set_mask(set: &libc::sigset_t) {
     loop {
-        let set = core::hint::black_box(to_block(set));
+        let set = core::hint::black_box(*set);
         // SAFETY: nothing is written.
-        let rc = unsafe { mask_call(Some(&set), core::ptr::null_mut()) };
+        let rc = unsafe { mask_call(libc::SIG_SETMASK, Some(&set), core::ptr::null_mut()) };
         if rc == 0 {
             return;
         }
     }
+}
+
+/// Runs `body` on a thread of the engine's with every signal blocked, those of faults, too:
+/// one of these that was sent to the process would have the program's handler run here, beside
+/// the program's own threads. `body` touches no ghost memory.
+pub fn closed_to_signals<R>(body: impl FnOnce() -> R) -> R {
+    let mut before = full_set();
+    // SAFETY: `before` is a set; SIG_BLOCK cannot fail.
+    unsafe { mask_call(libc::SIG_BLOCK, Some(&full_set()), &raw mut before) };
+    let result = body();
+    set_mask(&before);
+    result
 }
 
 /// Gives the calling thread a name of at most 15 bytes (`PR_SET_NAME`).
@@ -250,8 +266,10 @@ impl<T: Send + Sync + 'static> Start<T> {
     extern "C" fn run(start: *mut libc::c_void) -> *mut libc::c_void {
         // SAFETY: `spawn_with` gave up exactly this handle to us.
         let start: MapArc<Self> = unsafe { MapArc::from_raw(start.cast()) };
-        name_this(start.name);
-        (start.body)(&start.shared);
+        closed_to_signals(|| {
+            name_this(start.name);
+            (start.body)(&start.shared);
+        });
         start.done.store(true, Ordering::Release);
         core::ptr::null_mut()
     }
@@ -295,8 +313,8 @@ impl Held {
 }
 
 impl EngineThread {
-    /// Starts a thread on a stack of our own that has every signal blocked
-    /// and calls `body(argument)`.
+    /// Starts a thread on a stack of our own that has every signal blocked but those
+    /// of faults, and calls `body(argument)`; see [`closed_to_signals`].
     ///
     /// Not `std::thread`: that allocates from the program's allocator, which
     /// may be a ghost heap, and an engine thread must own no ghost memory.
@@ -439,4 +457,42 @@ pub fn at_fork(
     // SAFETY: the three functions are ordinary functions that stay loaded.
     let rc = unsafe { pthread_atfork(Some(prepare), Some(parent), Some(child)) };
     check("pthread_atfork", rc)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stack::forked;
+
+    /// Whether a signal is blocked on this thread.
+    fn blocks(signal: i32) -> bool {
+        let now = mask();
+        // SAFETY: an initialised set and a valid signal number.
+        unsafe { libc::sigismember(&raw const now, signal) == 1 }
+    }
+
+    /// Proves that on a thread of the engine's fault signals stay blocked, whatever it blocks
+    /// and opens meanwhile, and that elsewhere they stay open where they were.
+    #[test]
+    fn a_closed_thread_stays_closed_to_fault_signals() {
+        let code = forked(|| {
+            keep_faults_open();
+            let faults = || SIGNALS.map(blocks);
+            let blocked = SignalsBlocked::new();
+            let open = faults() == [false; 2] && blocks(libc::SIGTERM);
+            drop(blocked);
+            let closed = closed_to_signals(|| {
+                let before = faults();
+                let blocked = SignalsBlocked::new();
+                let within = faults();
+                drop(blocked);
+                [before, within, faults()] == [[true; 2]; 3] && blocks(libc::SIGTERM)
+            });
+            let after = faults() == [false; 2] && !blocks(libc::SIGTERM);
+            i32::from(open && closed && after)
+        });
+        assert_eq!(code, 1);
+    }
+
+    const SIGNALS: [i32; 2] = [libc::SIGBUS, libc::SIGSEGV];
 }
