@@ -7,37 +7,59 @@
 //! waits until nobody is inside.
 //!
 //! ```text
-//!   enter:  count += 1 ─► closed? ─no─► inside          prepare: close ─► sum of counts == own ?
+//!   enter:  set own bit ─► closed? ─no─► inside         prepare: close ─► no bit but its own ?
 //!              ▲             │yes                                  then the teardown lock,
-//!              └── wait ◄── count -= 1                             then every heap's theap list
+//!              └── wait ◄── clear it                               then every heap's theap list
 //! ```
-//! The counts are spread over cache lines by thread, so that threads do not
-//! slow each other down. Never entered by a fault handler; faults raised by
-//! threads inside it are resolved as any others.
+//! Each thread has a bit, its seat, and the seats are spread over cache lines, so that
+//! threads do not slow each other down. Never entered by a fault handler; faults raised
+//! by threads inside it are resolved as any others.
 //!
 //! A signal handler may interrupt a thread inside mimalloc, and other
 //! libraries' fork handlers may run while the gate is closed. What these call
 //! enters by [`try_enter`], which refuses where mimalloc's structures may be
 //! half changed: an allocation is then refused, a free put off.
 //!
+//! A handler may fork as well, wherever it comes: between any two instructions here. So
+//! being inside is one bit that one instruction changes, and to set or to clear it twice
+//! does no harm. A count beside a flag of the thread's would differ from it for an
+//! instruction, and a fork there would wait for its own thread, or for one too few.
+//!
 //! What it cannot cover: threads inside mimalloc on the *program's* behalf,
 //! when the program uses mimalloc itself. Such a program has, for its own
 //! blocks, whatever mimalloc promises about `fork` (nothing).
 
 use core::cell::Cell;
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+
+use ghostmem_os::thread::SignalsBlocked;
 
 use crate::arena;
 use crate::ffi;
 
-/// How many counters the threads are spread over.
-const STRIPES: usize = 32;
+/// How many rows the seats are spread over, and how many are in each.
+const ROWS: usize = 32;
+const SEATS: usize = u64::BITS as usize;
 
-/// One counter on cache lines of its own (two: the neighbour is prefetched).
+/// Some seats, on cache lines of their own (two: the neighbour is prefetched).
 #[repr(align(128))]
-struct Stripe(AtomicUsize);
+struct Row {
+    /// Whose thread is inside.
+    inside: AtomicU64,
+    /// Which belong to a thread.
+    taken: AtomicU64,
+}
 
-static INSIDE: [Stripe; STRIPES] = [const { Stripe(AtomicUsize::new(0)) }; STRIPES];
+static SEATED: [Row; ROWS] = [const {
+    Row {
+        inside: AtomicU64::new(0),
+        taken: AtomicU64::new(0),
+    }
+}; ROWS];
+/// How many threads without a seat are inside.
+static STANDING: AtomicUsize = AtomicUsize::new(0);
+/// How many threads are inside and in a handler that forks, or waits to.
+static STOPPED: AtomicUsize = AtomicUsize::new(0);
 static CLOSED: AtomicBool = AtomicBool::new(false);
 static AT_THE_CALL: AtomicBool = AtomicBool::new(false);
 /// Some heap was made, and with it mimalloc is in use.
@@ -46,39 +68,117 @@ static USED: AtomicBool = AtomicBool::new(false);
 static HELD: AtomicBool = AtomicBool::new(false);
 /// How many times this process is a `fork` away from the first one.
 static EPOCH: AtomicUsize = AtomicUsize::new(0);
-static NEXT_STRIPE: AtomicUsize = AtomicUsize::new(0);
+/// The row in which the next seat is looked for.
+static NEXT_ROW: AtomicUsize = AtomicUsize::new(0);
 
-/// No stripe chosen yet.
+/// In place of a seat's number: none was looked for yet; all were taken, or the thread
+/// is about to end and gave its own back.
 const UNASSIGNED: usize = usize::MAX;
+const STANDS: usize = usize::MAX - 1;
 
 thread_local! {
     // Constant and without destructor: plain thread-local memory, usable
     // before main, while a thread ends, and without any allocation.
+    // How many values of `NoFork` there are: of those who are inside for certain.
     static DEPTH: Cell<usize> = const { Cell::new(0) };
     // How many of those are inside mimalloc.
     static BUSY: Cell<usize> = const { Cell::new(0) };
-    // This thread closed the gate, for a fork that is not over.
+    // This thread closes the gate, or closed it, for a fork that is not over.
     static FORKING: Cell<bool> = const { Cell::new(false) };
+    // It was inside then, and counts as stopped.
+    static IS_STOPPED: Cell<bool> = const { Cell::new(false) };
     // The handler before this thread's fork closed it: those after it open it,
     // whatever was said meanwhile.
     static CLOSED_BY_HANDLER: Cell<bool> = const { Cell::new(false) };
-    static STRIPE: Cell<usize> = const { Cell::new(UNASSIGNED) };
+    static SEAT: Cell<usize> = const { Cell::new(UNASSIGNED) };
+    // A thread without a seat is inside.
+    static COUNTED: Cell<bool> = const { Cell::new(false) };
 }
 
-fn stripe() -> &'static AtomicUsize {
-    let mut index = STRIPE.get();
-    if index == UNASSIGNED {
-        index = NEXT_STRIPE.fetch_add(1, Ordering::Relaxed) % STRIPES;
-        STRIPE.set(index);
+/// The row of a seat, and its bit there.
+fn place_of(seat: usize) -> (&'static Row, u64) {
+    (&SEATED[seat / SEATS], 1 << (seat % SEATS))
+}
+
+/// A seat that is nobody else's; [`STANDS`] where all are taken.
+fn take_seat() -> usize {
+    let first = NEXT_ROW.fetch_add(1, Ordering::Relaxed);
+    for index in (0..ROWS).map(|next| (first + next) % ROWS) {
+        let taken = &SEATED[index].taken;
+        let free = |before: u64| (before != u64::MAX).then(|| before | (before + 1));
+        if let Ok(before) = taken.fetch_update(Ordering::AcqRel, Ordering::Relaxed, free) {
+            return index * SEATS + before.trailing_ones() as usize;
+        }
     }
-    &INSIDE[index].0
+    STANDS
 }
 
-/// Being inside the gate; leaves it when dropped.
+/// The thread's seat. One that a handler takes in the midst of this is nobody's then.
+fn seat() -> usize {
+    if SEAT.get() == UNASSIGNED {
+        SEAT.set(take_seat());
+    }
+    SEAT.get()
+}
+
+/// The thread is about to end: its seat is the next one's. What it calls from now on
+/// finds it without one.
+fn give_seat_back() {
+    let seat = SEAT.replace(STANDS);
+    if seat < ROWS * SEATS {
+        let (row, bit) = place_of(seat);
+        row.taken.fetch_and(!bit, Ordering::AcqRel);
+    }
+}
+
+/// Whether this thread is inside, as a fork sees it.
+fn is_inside() -> bool {
+    match SEAT.get() {
+        UNASSIGNED => false,
+        STANDS => COUNTED.get(),
+        seat => {
+            let (row, bit) = place_of(seat);
+            row.inside.load(Ordering::Relaxed) & bit != 0
+        }
+    }
+}
+
+/// Makes this thread be inside, or not, as a fork sees it; as it is already, too.
+fn set_inside(is_inside: bool) {
+    let seat = seat();
+    if seat != STANDS {
+        let (row, bit) = place_of(seat);
+        // SeqCst: either prepare sees the bit, or who set it sees the gate closed.
+        if is_inside {
+            row.inside.fetch_or(bit, Ordering::SeqCst);
+        } else {
+            row.inside.fetch_and(!bit, Ordering::SeqCst);
+        }
+        return;
+    }
+    // Two steps, which no handler may see apart.
+    let _signals = SignalsBlocked::all_but_faults();
+    match (is_inside, COUNTED.replace(is_inside)) {
+        (true, false) => STANDING.fetch_add(1, Ordering::SeqCst),
+        (false, true) => STANDING.fetch_sub(1, Ordering::SeqCst),
+        _ => 0,
+    };
+}
+
+/// How many threads are inside.
+fn count_inside() -> usize {
+    let bits = |row: &Row| row.inside.load(Ordering::SeqCst).count_ones() as usize;
+    SEATED.iter().map(bits).sum::<usize>() + STANDING.load(Ordering::SeqCst)
+}
+
+/// Being inside the gate; leaves it when dropped. A thread that has several drops the
+/// last one first.
 #[must_use]
 pub struct NoFork {
     /// For mimalloc, rather than to keep forks out.
     busy: bool,
+    /// A handler's, that interrupted code on its way in or out: this changes nothing for it.
+    was_inside: bool,
     /// Entering is counted by thread: keep the value on it.
     not_send: core::marker::PhantomData<*const ()>,
 }
@@ -102,26 +202,23 @@ pub(crate) fn try_enter() -> Option<NoFork> {
 }
 
 fn go_in(busy: bool) -> NoFork {
-    let depth = DEPTH.get();
-    DEPTH.set(depth + 1);
-    if depth == 0 {
-        let stripe = stripe();
-        loop {
-            stripe.fetch_add(1, Ordering::SeqCst);
-            // SeqCst on both sides: either prepare sees our count, or we see
-            // the gate closed.
-            if !CLOSED.load(Ordering::SeqCst) {
-                break;
-            }
-            stripe.fetch_sub(1, Ordering::SeqCst);
+    let mut was_inside = false;
+    if DEPTH.get() == 0 {
+        was_inside = is_inside();
+        set_inside(true);
+        while CLOSED.load(Ordering::SeqCst) {
+            set_inside(false);
             let mut tries = 0;
             while CLOSED.load(Ordering::Relaxed) {
                 pause(&mut tries);
             }
+            set_inside(true);
         }
     }
+    DEPTH.set(DEPTH.get() + 1);
     NoFork {
         busy,
+        was_inside,
         not_send: core::marker::PhantomData,
     }
 }
@@ -130,8 +227,8 @@ impl Drop for NoFork {
     fn drop(&mut self) {
         let depth = DEPTH.get() - 1;
         DEPTH.set(depth);
-        if depth == 0 {
-            stripe().fetch_sub(1, Ordering::Release);
+        if depth == 0 && !self.was_inside {
+            set_inside(false);
         }
         if self.busy {
             BUSY.set(BUSY.get() - 1);
@@ -164,9 +261,14 @@ impl Drop for Teardown {
 
 /// Called on every thread that used a heap, when it ends.
 pub(crate) extern "C" fn thread_ends() {
-    let inside = enter();
-    let _teardown = teardown(&inside);
-    ffi::gm_leave_thread();
+    {
+        let inside = enter();
+        let _teardown = teardown(&inside);
+        ffi::gm_leave_thread();
+    }
+    if DEPTH.get() == 0 {
+        give_seat_back();
+    }
 }
 
 /// Inside the gate: from now on a fork has mimalloc's locks to take.
@@ -263,24 +365,46 @@ pub fn after(in_child: bool) {
 /// middle of a page fault. It is paired with [`parent`] or [`child`] on the
 /// same thread. In a signal handler that interrupted this crate it holds back
 /// only what the interrupted code does not hold itself.
+///
+/// A thread that is stopped inside by such a handler does not leave before it has
+/// forked: who is not inside lets it go first. Of two that are stopped neither can wait
+/// for the other, and the child of one finds what the other holds half changed. As in
+/// any child of a process with threads, it may call async-signal-safe functions only.
 fn prepare() {
-    let mut tries = 0;
-    while CLOSED.swap(true, Ordering::SeqCst) {
-        pause(&mut tries);
-    }
     FORKING.set(true);
-    let own = usize::from(DEPTH.get() > 0);
-    loop {
-        let inside: usize = INSIDE.iter().map(|s| s.0.load(Ordering::SeqCst)).sum();
-        if inside <= own {
-            break;
+    let own = is_inside();
+    IS_STOPPED.set(own);
+    STOPPED.fetch_add(usize::from(own), Ordering::SeqCst);
+    let mut tries = 0;
+    while !close(own, &mut tries) {
+        while STOPPED.load(Ordering::SeqCst) > 0 {
+            pause(&mut tries);
         }
-        pause(&mut tries);
     }
-    if own == 0 && USED.load(Ordering::Acquire) {
+    if !own && USED.load(Ordering::Acquire) {
         ffi::gm_teardown_lock();
         arena::lock_theaps();
         HELD.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Closes the gate and waits until nobody is inside, or, for one who is (`own`), nobody
+/// but those who are stopped there. Opens it again for one of these: false.
+fn close(own: bool, tries: &mut u32) -> bool {
+    while CLOSED.swap(true, Ordering::SeqCst) {
+        pause(tries);
+    }
+    loop {
+        // First: who is stopped stays so, and inside, while the gate is closed by us.
+        let stopped = STOPPED.load(Ordering::SeqCst);
+        if !own && stopped > 0 {
+            CLOSED.store(false, Ordering::SeqCst);
+            return false;
+        }
+        if count_inside() <= stopped {
+            return true;
+        }
+        pause(tries);
     }
 }
 
@@ -291,8 +415,10 @@ fn parent() {
         // SAFETY: `prepare` took it on this thread.
         unsafe { ffi::gm_teardown_unlock() };
     }
-    FORKING.set(false);
+    let stopped = usize::from(IS_STOPPED.replace(false));
+    STOPPED.fetch_sub(stopped, Ordering::SeqCst);
     CLOSED.store(false, Ordering::SeqCst);
+    FORKING.set(false);
 }
 
 /// After `fork`, in the child: as [`parent`], and forgets the threads that are
@@ -303,12 +429,18 @@ fn parent() {
 /// bookkeeping, since the threads that would have to agree do not exist.
 fn child() {
     EPOCH.fetch_add(1, Ordering::Relaxed);
-    for stripe in &INSIDE {
-        stripe.0.store(0, Ordering::SeqCst);
+    for (index, row) in SEATED.iter().enumerate() {
+        let seat = SEAT.get();
+        let own = if seat / SEATS == index {
+            place_of(seat).1
+        } else {
+            0
+        };
+        row.inside.fetch_and(own, Ordering::SeqCst);
+        row.taken.fetch_and(own, Ordering::SeqCst);
     }
-    if DEPTH.get() > 0 {
-        stripe().store(1, Ordering::SeqCst);
-    }
+    STANDING.store(usize::from(COUNTED.get()), Ordering::SeqCst);
+    STOPPED.store(usize::from(IS_STOPPED.get()), Ordering::SeqCst);
     arena::forget_callbacks();
     if USED.load(Ordering::Acquire) {
         arena::disown_pages();
