@@ -508,3 +508,10 @@ fn what_moves_away_takes_nothing_of_another_threads_along() {
 fn handlers_run_on_no_thread_of_the_engines() {
     check("visited", "4M", &[]);
 }
+
+/// Proves that a fork and a fork in a handler on another thread, in the midst of malloc, do not
+/// wait for each other.
+#[test]
+fn a_fork_beside_a_handler_that_forks_ends() {
+    check("forkpair", "4M", &[]);
+}

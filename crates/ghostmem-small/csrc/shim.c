@@ -350,6 +350,10 @@ void gm_leave_thread(void) {
 #endif
 }
 
+/* Has the hook of gm_setup called when this thread ends, whether it uses a heap or not.
+ * Before the first heap nothing can be called. */
+void gm_hear_of_thread_end(void) { if (gm_exit_hook_made()) { gm_call_at_thread_end(); } }
+
 /* A page's thread id that is no thread's: they are addresses. Above those of
  * abandoned pages, below the flags' bits. */
 #define GM_NOBODY ((mi_threadid_t)8)

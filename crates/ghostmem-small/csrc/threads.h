@@ -47,6 +47,7 @@ static bool gm_make_exit_hook(void (*hook)(void)) {
   return gm_exit_slot != FLS_OUT_OF_INDEXES;
 }
 
+static bool gm_exit_hook_made(void) { return gm_exit_slot != FLS_OUT_OF_INDEXES; }
 static void gm_call_at_thread_end(void) { FlsSetValue(gm_exit_slot, (void*)1); }
 
 #else
@@ -86,6 +87,7 @@ static bool gm_make_exit_hook(void (*hook)(void)) {
   return gm_exit_key_made;
 }
 
+static bool gm_exit_hook_made(void) { return gm_exit_key_made; }
 static void gm_call_at_thread_end(void) { pthread_setspecific(gm_exit_key, (void*)1); }
 
 #endif

@@ -423,8 +423,10 @@ pub(crate) fn forget_callbacks() {
 /// that it left in the middle of a change.
 pub(crate) fn disown_pages() {
     for_each_heap(|heap| {
-        // SAFETY: a heap in an entry is alive, and no other thread exists. Its lists
-        // are whole: threads that change them are inside the gate.
+        // SAFETY: a heap in an entry is alive, and no other thread exists. Its lists are
+        // whole, as threads that change them are inside the gate. One that was stopped
+        // there by a handler (`fork_gate`) may have a page in neither of two queues, which
+        // is then passed over: a queue is walked by links that are written one at a time.
         unsafe { ffi::gm_disown(heap) };
     });
 }

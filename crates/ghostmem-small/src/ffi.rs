@@ -109,6 +109,7 @@ unsafe extern "C" {
     pub(crate) fn gm_disown(heap: *mut MiHeap);
     pub(crate) fn gm_trim(heap: *mut MiHeap);
     pub(crate) safe fn gm_leave_thread();
+    pub(crate) safe fn gm_hear_of_thread_end();
     pub(crate) safe fn gm_teardown_lock();
     pub(crate) fn gm_teardown_unlock();
     pub(crate) fn gm_theaps_lock(heap: *mut MiHeap);

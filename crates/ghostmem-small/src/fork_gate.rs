@@ -7,9 +7,10 @@
 //! waits until nobody is inside.
 //!
 //! ```text
-//!   enter:  set own bit ─► closed? ─no─► inside         prepare: close ─► no bit but its own ?
-//!              ▲             │yes                                  then the teardown lock,
-//!              └── wait ◄── clear it                               then every heap's theap list
+//!   enter:  set own bit ─► closed? ─no─► inside         prepare: close ─► no bit but of threads
+//!              ▲             │yes                      that are stopped, itself one of them?
+//!              └── wait ◄── clear it                   then the teardown lock, then every
+//!                                                      heap's theap list
 //! ```
 //! Each thread has a bit, its seat, and the seats are spread over cache lines, so that
 //! threads do not slow each other down. Never entered by a fault handler; faults raised
@@ -31,6 +32,7 @@
 
 use core::cell::Cell;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ghostmem_os::thread::SignalsBlocked;
 
@@ -113,10 +115,15 @@ fn take_seat() -> usize {
     STANDS
 }
 
-/// The thread's seat. One that a handler takes in the midst of this is nobody's then.
+/// The thread's seat, given back when it ends.
 fn seat() -> usize {
     if SEAT.get() == UNASSIGNED {
-        SEAT.set(take_seat());
+        // The child of a handler that forked in between would take the seat for nobody's.
+        let _signals = SignalsBlocked::all_but_faults();
+        if SEAT.get() == UNASSIGNED {
+            SEAT.set(take_seat());
+            ffi::gm_hear_of_thread_end();
+        }
     }
     SEAT.get()
 }
@@ -243,13 +250,17 @@ pub fn keep_out() -> NoFork {
     go_in(false)
 }
 
-/// Exclusion of a thread's farewell from the destruction of a heap.
-pub(crate) struct Teardown;
+/// Exclusion of a thread's farewell from the destruction of a heap. Signals are blocked
+/// meanwhile: a handler that forked would wait for others who wait for the lock.
+pub(crate) struct Teardown {
+    _signals: SignalsBlocked,
+}
 
 /// Takes the teardown lock. Call inside the gate only.
 pub(crate) fn teardown(_inside: &NoFork) -> Teardown {
+    let _signals = SignalsBlocked::all_but_faults();
     ffi::gm_teardown_lock();
-    Teardown
+    Teardown { _signals }
 }
 
 impl Drop for Teardown {
@@ -282,17 +293,22 @@ pub(crate) fn note_use(_inside: &NoFork) {
 extern "C" fn hook_at_load() {
     extern "C" fn before() {
         if !AT_THE_CALL.load(Ordering::Acquire) {
-            prepare();
+            // As it is for who stands at the call.
+            let blocked = SignalsBlocked::all_but_faults();
+            prepare(|| ());
+            *blocked_by_handler() = Some(blocked);
             CLOSED_BY_HANDLER.set(true);
         }
     }
     extern "C" fn in_parent() {
         if CLOSED_BY_HANDLER.replace(false) {
+            let _blocked = blocked_by_handler().take();
             parent();
         }
     }
     extern "C" fn in_child() {
         if CLOSED_BY_HANDLER.replace(false) {
+            let _blocked = blocked_by_handler().take();
             child();
         }
     }
@@ -303,6 +319,13 @@ extern "C" fn hook_at_load() {
         let outcome = if hooked.is_ok() { DONE } else { REFUSED };
         HOOKED.store(outcome, Ordering::Release);
     }
+}
+
+/// The mask of the thread whose fork's handlers closed the gate: looked at while it is
+/// closed only.
+fn blocked_by_handler() -> MutexGuard<'static, Option<SignalsBlocked>> {
+    static BLOCKED: Mutex<Option<SignalsBlocked>> = Mutex::new(None);
+    BLOCKED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(target_os = "linux")]
@@ -343,8 +366,11 @@ pub fn close_at_the_call() {
 /// What the fork handlers do before a fork, for one that runs none; [`after`]
 /// is to follow on the same thread, whose signals are blocked: a handler that forks,
 /// too, would wait for the fork it interrupted.
-pub fn before() {
-    prepare();
+///
+/// `hold` takes what the child has to find free, before the gate is closed. It runs again
+/// where another thread has to fork first, and what it took before is dropped until then.
+pub fn before<T>(hold: impl FnMut() -> T) -> T {
+    prepare(hold)
 }
 
 /// What the fork handlers do after a fork, in parent (whether it worked or not)
@@ -370,30 +396,45 @@ pub fn after(in_child: bool) {
 /// forked: who is not inside lets it go first. Of two that are stopped neither can wait
 /// for the other, and the child of one finds what the other holds half changed. As in
 /// any child of a process with threads, it may call async-signal-safe functions only.
-fn prepare() {
+/// `hold`: as in [`before`].
+fn prepare<T>(mut hold: impl FnMut() -> T) -> T {
     FORKING.set(true);
     let own = is_inside();
     IS_STOPPED.set(own);
     STOPPED.fetch_add(usize::from(own), Ordering::SeqCst);
-    let mut tries = 0;
-    while !close(own, &mut tries) {
+    let held = loop {
+        let held = hold();
+        if close(own) {
+            break held;
+        }
+        drop(held);
+        let mut tries = 0;
         while STOPPED.load(Ordering::SeqCst) > 0 {
             pause(&mut tries);
         }
-    }
+    };
     if !own && USED.load(Ordering::Acquire) {
         ffi::gm_teardown_lock();
         arena::lock_theaps();
         HELD.store(true, Ordering::Relaxed);
     }
+    held
 }
+
+/// How often one who is inside itself looks whether others have left: about a second.
+const LOOKS: u32 = 20_000;
 
 /// Closes the gate and waits until nobody is inside, or, for one who is (`own`), nobody
 /// but those who are stopped there. Opens it again for one of these: false.
-fn close(own: bool, tries: &mut u32) -> bool {
+///
+/// Who is inside does not wait for ever: another may wait there for what the interrupted
+/// code holds. The child is then as if that one was stopped, too.
+fn close(own: bool) -> bool {
+    let mut tries = 0;
     while CLOSED.swap(true, Ordering::SeqCst) {
-        pause(tries);
+        pause(&mut tries);
     }
+    tries = 0;
     loop {
         // First: who is stopped stays so, and inside, while the gate is closed by us.
         let stopped = STOPPED.load(Ordering::SeqCst);
@@ -401,10 +442,10 @@ fn close(own: bool, tries: &mut u32) -> bool {
             CLOSED.store(false, Ordering::SeqCst);
             return false;
         }
-        if count_inside() <= stopped {
+        if count_inside() <= stopped || (own && tries == LOOKS) {
             return true;
         }
-        pause(tries);
+        pause(&mut tries);
     }
 }
 
@@ -446,4 +487,21 @@ fn child() {
         arena::disown_pages();
     }
     parent();
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_that_use_no_heap_give_their_seats_back() {
+        let _arena = crate::Arena::acquire();
+        for _ in 0..2 * ROWS * SEATS {
+            let thread = std::thread::spawn(|| {
+                let _inside = keep_out();
+                assert!(SEAT.get() < ROWS * SEATS, "no seat is left");
+            });
+            assert!(thread.join().is_ok());
+        }
+    }
 }

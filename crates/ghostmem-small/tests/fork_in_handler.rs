@@ -13,11 +13,13 @@ use ghostmem_small::fork;
 
 /// Threads in which a fork is under way.
 static FORKS: AtomicUsize = AtomicUsize::new(0);
+/// What every fork holds, from before the gate is closed on.
+static HELD: Mutex<()> = Mutex::new(());
 static MADE: AtomicUsize = AtomicUsize::new(0);
 
 /// What stands around a fork, without the call: it shows as well who is let through.
 fn fork_around() {
-    fork::before();
+    let _held = fork::before(|| HELD.lock().unwrap());
     FORKS.fetch_add(1, Ordering::SeqCst);
     FORKS.fetch_sub(1, Ordering::SeqCst);
     MADE.fetch_add(1, Ordering::SeqCst);
@@ -159,6 +161,50 @@ fn who_is_stopped_inside_goes_first() {
                 scope.spawn(fork_inside);
                 scope.spawn(fork_inside);
             });
+        }
+    });
+}
+
+#[test]
+fn who_is_stopped_inside_does_not_wait_for_one_that_waits_for_it() {
+    in_time("a fork beside a thread that waits inside", || {
+        let lock = Mutex::new(());
+        thread::scope(|scope| {
+            let inside = fork::keep_out();
+            let locked = lock.lock().unwrap();
+            let (entered, is_in) = channel();
+            let lock = &lock;
+            scope.spawn(move || {
+                let _inside = fork::keep_out();
+                entered.send(()).unwrap();
+                drop(lock.lock().unwrap());
+            });
+            is_in.recv().unwrap();
+            fork_around();
+            drop(locked);
+            drop(inside);
+        });
+    });
+}
+
+#[test]
+fn a_handler_forks_amid_a_fork() {
+    // SAFETY: as above.
+    unsafe { libc::signal(libc::SIGUSR1, on_signal as *const () as usize) };
+    in_time("a handler in the midst of fork(3)", || {
+        let _ticks = Ticks::every(30_000);
+        for _ in 0..300 {
+            // SAFETY: the child does nothing but end.
+            let child = unsafe { libc::fork() };
+            if child == 0 {
+                // SAFETY: no preconditions.
+                unsafe { libc::_exit(0) };
+            }
+            assert!(child > 0);
+            let mut status = 0;
+            // SAFETY: a child of this process, and a place for its status.
+            while unsafe { libc::waitpid(child, &raw mut status, 0) } != child {}
+            assert_eq!(status, 0);
         }
     });
 }

@@ -9,7 +9,8 @@
 //! ```no_run
 //! # fn system_call() -> isize { 0 }
 //! use ghostmem::fork::{Call, after_call, before_call};
-//! let answer = match before_call(|| {}) {
+//! let (call, _held) = before_call(|| {});
+//! let answer = match call {
 //!     Call::Strange => system_call(),
 //!     Call::Ready => {
 //!         let answer = system_call();
@@ -50,24 +51,25 @@ pub fn freeze_at_the_call() {
 /// memory.
 ///
 /// `hold` runs once signals are blocked and before any gate closes: it may wait for
-/// threads that touch ghost memory. Where the answer is not [`Call::Ready`], what it took
-/// is the caller's to release.
+/// threads that touch ghost memory. What it takes is the caller's from then on, whatever
+/// the answer, to be released after [`after_call`]. It runs again where another thread,
+/// whose handler forks in the midst of malloc, has to go first: what it took is dropped
+/// before, as that one may wait for it.
 #[must_use]
-pub fn before_call(hold: impl FnOnce()) -> Call {
+pub fn before_call<T>(hold: impl FnMut() -> T) -> (Call, Option<T>) {
     // Its handlers took everything before the library took over.
     if ghostmem_fault::fork::is_under_way() {
-        return Call::Strange;
+        return (Call::Strange, None);
     }
     // From the first gate on, or a handler that forks would find it closed by the very
     // thread it interrupted.
     let blocked = SignalsBlocked::all_but_faults();
-    hold();
-    ghostmem_small::fork::before();
+    let held = ghostmem_small::fork::before(hold);
     let call = ghostmem_fault::fork::before_call(blocked);
     if call != Call::Ready {
         ghostmem_small::fork::after(false);
     }
-    call
+    (call, Some(held))
 }
 
 /// Right after the system call that [`before_call`] spoke of, in parent
@@ -89,23 +91,27 @@ pub fn give_back(mask: u64) {
 /// memory. The handlers of others do not run. Without a call `-EAGAIN`, where the
 /// child could not go on.
 pub fn around_call(call: impl FnOnce() -> isize) -> isize {
-    // As in `before_call`, and until the gate is open again.
-    let blocked = SignalsBlocked::all_but_faults();
-    ghostmem_small::fork::before();
-    let answer = ghostmem_fault::fork::around_call(call);
-    ghostmem_small::fork::after(answer == 0);
-    drop(blocked);
-    answer
+    around_call_holding(|| {}, call).0
 }
 
-/// As [`around_call`], for a call whose child shares the table of descriptors
+/// As [`around_call`], with what `hold` took, as [`before_call`] has it.
+pub fn around_call_holding<T>(hold: impl FnMut() -> T, call: impl FnOnce() -> isize) -> (isize, T) {
+    frozen(hold, || ghostmem_fault::fork::around_call(call))
+}
+
+/// As [`around_call_holding`], for a call whose child shares the table of descriptors
 /// (`CLONE_FILES` of clone(2)): both processes keep their heaps.
-pub fn around_sharing_call(call: impl FnOnce() -> isize) -> isize {
-    // As in `around_call`.
+pub fn around_sharing_call<T>(hold: impl FnMut() -> T, call: impl FnOnce() -> isize) -> (isize, T) {
+    frozen(hold, || ghostmem_fault::fork::around_sharing_call(call))
+}
+
+/// Closes the gate of small objects around a call that forks.
+fn frozen<T>(hold: impl FnMut() -> T, call: impl FnOnce() -> isize) -> (isize, T) {
+    // As in `before_call`, and until the gate is open again.
     let blocked = SignalsBlocked::all_but_faults();
-    ghostmem_small::fork::before();
-    let answer = ghostmem_fault::fork::around_sharing_call(call);
+    let held = ghostmem_small::fork::before(hold);
+    let answer = call();
     ghostmem_small::fork::after(answer == 0);
     drop(blocked);
-    answer
+    (answer, held)
 }

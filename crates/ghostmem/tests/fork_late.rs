@@ -24,7 +24,7 @@ extern "C" fn late() {
             .join()
             .unwrap();
         // What the library does next, at this very fork.
-        assert_eq!(before_call(|| {}), Call::Strange);
+        assert_eq!(before_call(|| {}).0, Call::Strange);
     }
 }
 

@@ -67,8 +67,8 @@ fn between_handlers(number: usize, mut args: [usize; 6]) -> Done {
     let ours = numbers.as_mut_ptr() as usize;
     asked.pass_stand_ins(number, &mut args, ours);
     let without = WithoutRseq::new();
-    let mut still = None;
-    match ghostmem::fork::before_call(|| still = Some(hold_still())) {
+    let (call, still) = ghostmem::fork::before_call(hold_still);
+    match call {
         ForkCall::Strange => return Done::Asis,
         ForkCall::Refused => {
             raised::say_why_no_fork();
@@ -296,11 +296,10 @@ fn make_child(number: usize, mut args: [usize; 6], asked: Asked) -> Touch<Answer
     let without = WithoutRseq::new();
     let call_it = || raw::syscall(number, args);
     let blocked = Blocked::new();
-    let still = hold_still();
-    let answer: Answer = if asked.has(libc::CLONE_FILES) {
-        ghostmem::fork::around_sharing_call(call_it)
+    let (answer, still): (Answer, _) = if asked.has(libc::CLONE_FILES) {
+        ghostmem::fork::around_sharing_call(hold_still, call_it)
     } else {
-        ghostmem::fork::around_call(call_it)
+        ghostmem::fork::around_call_holding(hold_still, call_it)
     };
     if answer == 0 {
         holds::protect_in_child();

@@ -10,6 +10,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use ghostmem_os::OsError;
 use ghostmem_os::map::ZeroArray;
+use ghostmem_os::thread::SignalsBlocked;
 
 use super::{GRAIN, SmallHeap, Space};
 use crate::arena::Arena;
@@ -55,6 +56,9 @@ impl<S: Space> SmallHeap<S> {
     /// Adds a step, unless there are more than `steps` meanwhile. `false` when there
     /// is no other step. Call inside the gate.
     fn grow(&self, steps: usize) -> bool {
+        // A handler that forked in here would wait for others who wait for the lock, or for
+        // what the pager takes for a new region.
+        let _signals = SignalsBlocked::all_but_faults();
         let mut stopped = self.core.growth.lock();
         if self.core.steps.load(Ordering::Acquire) != steps {
             return true;
