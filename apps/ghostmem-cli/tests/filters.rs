@@ -78,6 +78,27 @@ fn a_confined_process_has_children() {
     confined("fork", &["kill"]);
 }
 
+/// Proves that a confined process has children where the soft limit on open files is as low as
+/// most systems have it, and the hard one is not: the filter kills for setting a limit.
+#[test]
+fn a_confined_process_with_few_files_has_children() {
+    let program = built("confined", "fewfiles");
+    let output = Command::new(&program).args(["limits", "kill"]).output();
+    assert_ok(&output.unwrap(), "natively");
+    for backend in backends() {
+        let mut command = Command::new("sh");
+        command.args([
+            "-c",
+            r#"ulimit -Sn 1024; exec timeout -s KILL 60 "$@""#,
+            "sh",
+        ]);
+        command.arg(env!("CARGO_BIN_EXE_ghostmem"));
+        command.args(["run", "--limit", "4M", "--backend", backend, "--"]);
+        let output = command.arg(&program).args(["limits", "kill"]).output();
+        assert_ok(&output.unwrap(), &format!("few files on {backend}"));
+    }
+}
+
 #[test]
 fn a_program_executed_under_a_filter_works() {
     confined("exec", &["kill", "errno"]);

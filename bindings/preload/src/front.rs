@@ -197,7 +197,8 @@ impl Front {
                 self.put(EQUAL, value, 0, 1);
             }
             Test::Null => {
-                self.put(EQUAL, 0, 0, 2);
+                // Past the other half, and past what lets it by.
+                self.put(EQUAL, 0, 0, 3);
                 self.load(at + 4);
                 self.put(EQUAL, 0, 0, 1);
             }

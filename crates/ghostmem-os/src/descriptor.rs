@@ -201,10 +201,12 @@ pub(crate) fn out_of_the_way(fd: i32) -> Result<i32, OsError> {
 }
 
 /// Duplicates a descriptor to a number above the process's limit, by raising that for
-/// a moment; `None` where the hard limit has no room, or the soft one needs no raising.
+/// a moment; `None` where the hard limit has no room, the soft one needs no raising, or
+/// nobody may set one.
 fn above_limit(fd: i32, limit: libc::rlimit) -> Option<i32> {
     let wanted = NUMBERS as libc::rlim_t;
-    if limit.rlim_cur >= wanted || limit.rlim_max < wanted {
+    // A filter of the program's own may end the process for setting a limit.
+    if limit.rlim_cur >= wanted || limit.rlim_max < wanted || doorway::is_confined() {
         return None;
     }
     let raised = libc::rlimit {

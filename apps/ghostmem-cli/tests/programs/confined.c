@@ -2,7 +2,8 @@
 //
 // confined HOW ACTION [PAGES]
 //   HOW     prctl, seccomp, sync (all threads), strict, two (one filter after the other),
-//           fork (a child works too), exec (the program is executed again), mdwe, bad, long,
+//           fork (a child works too), limits (so does one that may set none),
+//           exec (the program is executed again), mdwe, bad, long,
 //           diverged (all threads, of which one has a filter of its own; then SIGTERM),
 //           first (before there is any data), vfork (a child that executes the program),
 //           full (then takes what there is, up to PAGES, and says how many pages it got)
@@ -294,6 +295,9 @@ int main(int count, char **argument)
     } else if (!strcmp(how, "fork") || !strcmp(how, "exec")) {
         program = filter(none_of_ours, !strcmp(how, "exec") ? 10 : 5, 0, action);
         refused = prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program);
+    } else if (!strcmp(how, "limits")) {
+        const int limits[] = {SYS_prlimit64, SYS_setrlimit};
+        refused = prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, filter(limits, 2, 0, action));
     } else if (!strcmp(how, "mdwe")) {
         // PR_SET_MDWE with PR_MDWE_REFUSE_EXEC_GAIN, Linux 6.3.
         refused = prctl(65, 1, 0, 0, 0) && errno != EINVAL;
@@ -349,7 +353,7 @@ int main(int count, char **argument)
     if (!strcmp(how, "sync"))
         while (atomic_load(&done) < 2)
             ;
-    if (!strcmp(how, "fork")) {
+    if (!strcmp(how, "fork") || !strcmp(how, "limits")) {
         int child = fork(), status = -1;
         for (int i = 0; i < pages; i++)
             data[i * 4096L + 99] = expected(i, 0);
