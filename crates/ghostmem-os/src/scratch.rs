@@ -10,6 +10,10 @@
 //! Whoever makes the pool says how large a codec's state is: [`Scratch`] ends with
 //! so many words.
 //!
+//! A set is *open* once it was leased: until then no access is possible, and it is part of
+//! one mapping with its neighbours. Each open set takes two mappings, which the kernel
+//! copies at every fork(2).
+//!
 //! The stack is no part of [`Scratch`]: while a handler runs on it, a `&mut
 //! Scratch` is alive, and the two must not overlap. A handler that needs more
 //! stack than there is runs into the guard page and ends the process, rather
@@ -67,12 +71,27 @@ pub struct ScratchPool {
     /// A group for each processor, on a cache line of its own; one bit for each set,
     /// set while it is leased. A thread starts at the lowest set of its processor's
     /// group, so that only about as many sets are ever backed by memory as there are
-    /// faulting threads.
+    /// faulting threads. The second word has one bit for each set that is open, for good.
     leased: ZeroArray<[AtomicU64; LINE_BYTES / 8]>,
 }
 
+/// Which word of a group is which.
+const LEASED: usize = 0;
+const OPEN: usize = 1;
+
+/// Access to sets that nobody leased yet.
+#[cfg(not(windows))]
+const BEFORE_USE: Access = Access::None;
+/// There no mapping is copied, and no guard page is needed.
+#[cfg(windows)]
+const BEFORE_USE: Access = Access::ReadWrite;
+
 /// With less address space than this left there is one group only, bytes.
 const PLENTY_BYTES: u64 = 1 << 30;
+
+/// Sets that are open from the start, the first ones of each processor: as many as there are
+/// where address space is limited.
+const AT_FIRST: usize = GROUP;
 
 /// Groups where processors are few, or address space is limited, and sets in each.
 const GROUPS: usize = 16;
@@ -91,7 +110,8 @@ const fn groups_for(processors: usize) -> (usize, usize) {
 
 impl ScratchPool {
     /// Reserves the pool, with `state_words` words of eight bytes for a codec in
-    /// each set; nothing is backed by memory until it is used.
+    /// each set; nothing is backed by memory until it is used. Some sets are open: leases
+    /// can be had whatever the kernel refuses later.
     ///
     /// # Errors
     /// The kernel's refusal to map it; `ENOMEM` for a state that no address space
@@ -115,18 +135,37 @@ impl ScratchPool {
             Some((stride, stride.checked_mul(sets)?))
         };
         let (stride, bytes) = sizes().ok_or(OsError::new("codec state", ENOMEM))?;
-        let memory = Reservation::new(bytes, PAGE_SIZE, Access::ReadWrite)?;
-        #[cfg(not(windows))]
-        for index in 0..sets {
-            memory.protect(index * stride, PAGE_SIZE, Access::None)?;
-        }
-        Ok(Self {
-            memory,
+        let pool = Self {
+            memory: Reservation::new(bytes, PAGE_SIZE, BEFORE_USE)?,
             state_words,
             stride,
             group,
             leased: ZeroArray::new(groups)?,
-        })
+        };
+        let homes = shards().max(AT_FIRST.div_ceil(group)).min(groups);
+        for nth in 0..AT_FIRST.min(sets) {
+            pool.open(nth % homes, nth / homes)?;
+        }
+        Ok(pool)
+    }
+
+    /// Opens a set, all but its guard page, for whoever leased it. Async-signal-safe.
+    ///
+    /// # Errors
+    /// The kernel's refusal (`ENOMEM`: too many mappings, too much private memory).
+    fn open(&self, at: usize, bit: usize) -> Result<(), OsError> {
+        let open = &self.leased[at][OPEN];
+        if open.load(Ordering::Relaxed) >> bit & 1 == 1 {
+            return Ok(());
+        }
+        if BEFORE_USE != Access::ReadWrite {
+            let guard = (at * self.group + bit) * self.stride;
+            let (offset, len) = (guard + PAGE_SIZE, self.stride - PAGE_SIZE);
+            self.memory.protect(offset, len, Access::ReadWrite)?;
+        }
+        // A child that was forked before this opens the set once more.
+        open.fetch_or(1 << bit, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Leases that can be out at once; a thread that finds none waits and retries.
@@ -164,31 +203,41 @@ impl ScratchPool {
         }
     }
 
-    /// Lends the first free set of group `at`, if there is one.
+    /// Lends the first free set of group `at`, if there is one. A set that the kernel does
+    /// not open is passed over.
     fn lease_from(&self, at: usize) -> Option<usize> {
-        let all = (1 << self.group) - 1;
-        let word = &self.leased[at][0];
+        let mut passed_over = !0 << self.group;
+        let word = &self.leased[at][LEASED];
         let mut seen = word.load(Ordering::Relaxed);
-        while seen & all != all {
-            let bit = (!seen).trailing_zeros();
+        loop {
+            let bit = (!(seen | passed_over)).trailing_zeros() as usize;
+            if bit >= self.group {
+                return None;
+            }
             match word.compare_exchange_weak(
                 seen,
                 seen | (1 << bit),
                 Ordering::Acquire,
                 Ordering::Relaxed,
             ) {
-                Ok(_) => return Some(at * self.group + bit as usize),
+                Ok(_) if self.open(at, bit).is_ok() => return Some(at * self.group + bit),
+                Ok(_) => {
+                    passed_over |= 1 << bit;
+                    seen = word.fetch_and(!(1 << bit), Ordering::Release) & !(1 << bit);
+                }
                 Err(now) => seen = now,
             }
         }
-        None
     }
 
     /// Marks every set free: for a forked child, where no lease holder of the
     /// parent exists.
     pub fn reset_after_fork(&self) {
-        for word in self.leased.iter() {
-            word[0].store(0, Ordering::Release);
+        for group in self.leased.iter() {
+            // A page that is not written is not copied for the child.
+            if group[LEASED].load(Ordering::Relaxed) != 0 {
+                group[LEASED].store(0, Ordering::Release);
+            }
         }
     }
 }
@@ -274,7 +323,7 @@ impl Drop for Lease<'_> {
     fn drop(&mut self) {
         let group = self.pool.group;
         let bit = 1_u64 << (self.index % group);
-        self.pool.leased[self.index / group][0].fetch_and(!bit, Ordering::Release);
+        self.pool.leased[self.index / group][LEASED].fetch_and(!bit, Ordering::Release);
     }
 }
 
@@ -342,6 +391,65 @@ mod tests {
             // Each group's first set is its own processor's.
             assert!((0..groups).all(|at| pool.lease_from(at) == Some(at * group)));
         }
+    }
+
+    /// Mappings of the process that lie in the pool.
+    fn mappings(pool: &ScratchPool) -> usize {
+        let range = pool.memory.base()..pool.memory.base() + pool.memory.len();
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+        let starts = maps.lines().filter_map(|line| {
+            let (start, _) = line.split_once('-')?;
+            usize::from_str_radix(start, 16).ok()
+        });
+        starts.filter(|start| range.contains(start)).count()
+    }
+
+    #[test]
+    fn only_sets_that_were_leased_take_mappings_of_their_own() {
+        let pool = ScratchPool::new(STATE_WORDS).unwrap();
+        // Each is one, and so is what lies between two of them, and at either end.
+        let at_first = mappings(&pool);
+        assert!(at_first <= 2 * AT_FIRST + 1, "{at_first}");
+        for _ in 0..100 {
+            // The same one, unless the thread changes its processor.
+            drop(pool.lease());
+        }
+        let most = 2 * AT_FIRST.max(shards()) + 1;
+        assert!(mappings(&pool) <= most, "{} of {most}", mappings(&pool));
+        let leases: Vec<Lease<'_>> = (0..pool.sets()).map(|_| pool.lease()).collect();
+        assert!(mappings(&pool) >= 2 * leases.len() - 1);
+    }
+
+    /// A limit on private memory that is met already: the kernel opens no set any more.
+    #[test]
+    fn a_set_that_the_kernel_does_not_open_is_passed_over() {
+        let code = crate::stack::forked(|| {
+            let Ok(pool) = ScratchPool::new(STATE_WORDS) else {
+                return 2;
+            };
+            let none = libc::rlimit {
+                rlim_cur: 0,
+                rlim_max: 0,
+            };
+            // SAFETY: a valid limit.
+            let set = unsafe { libc::setrlimit(libc::RLIMIT_DATA, &raw const none) };
+            let mut leases = [const { None }; AT_FIRST];
+            for place in &mut leases {
+                let mut lease = pool.lease();
+                lease.page.fill(1);
+                *place = Some(lease);
+            }
+            let none_is_left = (0..pool.leased.len()).all(|at| pool.lease_from(at).is_none());
+            // Those that were refused are nobody's.
+            let leased = |group: &[AtomicU64; 16]| group[LEASED].load(Ordering::Relaxed);
+            let leased: u32 = pool
+                .leased
+                .iter()
+                .map(|group| leased(group).count_ones())
+                .sum();
+            i32::from(set == 0 && none_is_left && leased as usize == AT_FIRST)
+        });
+        assert_eq!(code, 1);
     }
 
     #[test]
