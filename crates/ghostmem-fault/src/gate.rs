@@ -173,7 +173,10 @@ impl TransitionGate {
     #[cfg(not(windows))]
     pub(crate) fn forget_others_after_fork(&self) {
         for counter in self.inside[..shards()].iter().flat_map(|shard| &shard.0) {
-            counter.store(0, Ordering::SeqCst);
+            // A page that is not written is not copied for the child.
+            if counter.load(Ordering::SeqCst) != 0 {
+                counter.store(0, Ordering::SeqCst);
+            }
         }
     }
 

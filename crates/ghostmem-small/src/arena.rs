@@ -414,7 +414,10 @@ pub(crate) fn unlock_theaps() {
 /// In a child of fork: callbacks of threads that are not here never end.
 pub(crate) fn forget_callbacks() {
     for entry in &POOL {
-        entry.callbacks.store(0, Ordering::SeqCst);
+        // Each page that is written is copied for the child.
+        if entry.callbacks.load(Ordering::SeqCst) != 0 {
+            entry.callbacks.store(0, Ordering::SeqCst);
+        }
     }
 }
 

@@ -89,10 +89,21 @@ impl ResidentSet {
     /// upper bit, and does not exist here.
     pub(crate) fn repair_after_fork(&self) {
         for (word, bits) in self.touched_words_of_bits() {
-            if bits != 0 {
+            if bits != 0 && !self.has_upper(word) {
                 self.set_upper(1, word);
             }
         }
+    }
+
+    /// Whether a word's bit is there in all levels above: what is only read is not copied
+    /// for the child.
+    fn has_upper(&self, word: usize) -> bool {
+        let mut index = word;
+        self.levels[1..].iter().all(|upper| {
+            let there = upper[index / 64].load(Ordering::Acquire) >> (index % 64) & 1 == 1;
+            index /= 64;
+            there
+        })
     }
 
     /// The words of level 0 that may be non-zero, going by the pages that were
