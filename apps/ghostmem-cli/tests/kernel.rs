@@ -514,4 +514,9 @@ fn handlers_run_on_no_thread_of_the_engines() {
 #[test]
 fn a_fork_beside_a_handler_that_forks_ends() {
     check("forkpair", "4M", &[]);
+/// Proves that a child has every page that was away when it was made: at its first touch, for
+/// several threads at once, in a child of its own, and while its parent's threads store.
+#[test]
+fn a_fresh_child_has_all_that_was_away() {
+    check("freshchild", "2M", &[]);
 }

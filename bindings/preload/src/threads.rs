@@ -8,6 +8,8 @@
 use core::ffi::{c_int, c_void};
 use core::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 
+use ghostmem_os::error::KeptErrno;
+
 use crate::bounce::left;
 use crate::raw::{failed, own};
 use crate::thread::EngineScope;
@@ -240,6 +242,10 @@ pub(crate) unsafe extern "C" fn pthread_create(
     let standard = body as usize == begin_standard as *const () as usize;
     let engine = current.inside.get() != 0 || (objects::is_ours(body as usize) && !standard);
     let _inside = engine.then(|| EngineScope::new(current));
+    if !engine {
+        let _errno = KeptErrno::now();
+        ghostmem::fork::before_a_thread();
+    }
     let place = ordinary::allocate(size_of::<Start>(), align_of::<Start>(), false);
     let place = place.cast::<Start>();
     if place.is_null() {

@@ -294,7 +294,7 @@ fn settle_child() {
         pool.reset_after_fork();
     }
     lineage::claim_child();
-    open::reopen_in_child();
+    open::reopen_in_child(AT_THE_CALL.load(Ordering::Relaxed));
     SINKS.release_after_fork();
     for_all(|sink| sink.child);
     GATE.thaw();
@@ -344,9 +344,18 @@ fn end_fork() {
 
 /// Leaves stopping all page transitions, and handing a child its memory, to
 /// [`before_call`] and [`after_call`] from now on. A fork that runs the
-/// handlers but not these two then ends the child with a message.
+/// handlers but not these two then ends the child with a message. And a child opens what
+/// it needs for threads that fault at once in [`before_a_thread`] only.
 pub fn freeze_at_the_call() {
     AT_THE_CALL.store(true, Ordering::Release);
+}
+
+/// The program is about to make a thread. Not while this thread forks, where nothing
+/// happens.
+pub fn before_a_thread() {
+    if !is_under_way() {
+        open::before_a_thread();
+    }
 }
 
 /// What [`before_call`] says of a system call.

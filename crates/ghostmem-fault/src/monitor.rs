@@ -78,8 +78,8 @@ impl Monitor {
         let started = self.spawn().and_then(|()| {
             // What libc reads when a thread starts may be absent, and is served
             // by that thread itself, now.
-            let mut tries = 0;
-            while self.parked.load(Ordering::Acquire) < threads() {
+            let (threads, mut tries) = (threads(), 0);
+            while self.parked.load(Ordering::Acquire) < threads {
                 futex::pause(tries);
                 tries = tries.saturating_add(1);
             }

@@ -139,13 +139,23 @@ impl Uffd {
     pub fn open_lanes(source: Source, features: u64, lanes: usize) -> Result<Self, OsError> {
         debug_assert!(features & FEATURE_SIGBUS != 0, "messages have one reader");
         let uffd = Self::open(source, features)?;
-        for lane in uffd.lanes.iter().take(lanes.saturating_sub(1)) {
-            let Ok(more) = Self::open(source, features) else {
+        uffd.add_lanes(lanes, || Self::open(source, features));
+        Ok(uffd)
+    }
+
+    /// Adds lanes of the same kind, which `open` opens, until there are `lanes`
+    /// descriptors in all (8 at most), or it opens no more. Others may use this one
+    /// meanwhile, but only one thread adds.
+    pub fn add_lanes(&self, lanes: usize, open: impl Fn() -> Result<Self, OsError>) {
+        for lane in self.lanes.iter().take(lanes.saturating_sub(1)) {
+            if lane.load(Ordering::Relaxed) >= 0 {
+                continue;
+            }
+            let Ok(more) = open() else {
                 break;
             };
             lane.store(more.fd.swap(-1, Ordering::AcqRel), Ordering::Release);
         }
-        Ok(uffd)
     }
 
     const fn of(fd: i32) -> Self {
@@ -409,9 +419,9 @@ impl Uffd {
         Self::request(self.fd(), name, req, arg)
     }
 
-    /// As [`Uffd::ioctl`], through the calling thread's lane. A kernel that
-    /// wants the very descriptor a range is registered with says `ENOENT` and
-    /// gets it.
+    /// As [`Uffd::ioctl`], through the lane of the calling thread's processor: the first
+    /// processor's is the first descriptor. A kernel that wants the very descriptor a
+    /// range is registered with says `ENOENT` and gets it.
     fn lane_ioctl<T>(
         &self,
         name: &'static str,
@@ -420,7 +430,8 @@ impl Uffd {
     ) -> Result<(), OsError> {
         lineage::refuse_stranger()?;
         let which = crate::thread::shard(LANES_MAX + 1);
-        let lane = self.lanes.get(which).map(|fd| fd.load(Ordering::Acquire));
+        let lane = which.checked_sub(1).and_then(|at| self.lanes.get(at));
+        let lane = lane.map(|fd| fd.load(Ordering::Acquire));
         match lane.filter(|&fd| fd >= 0) {
             Some(fd) => match Self::request(fd, name, req, arg) {
                 Err(error) if error.errno == libc::ENOENT => self.ioctl(name, req, arg),

@@ -40,10 +40,18 @@ pub fn make_room(heap: &Heap) {
 
 /// Leaves stopping all page transitions, and handing a child its memory, to
 /// [`before_call`] and [`after_call`] from now on. A fork that runs the
-/// handlers but not these two then ends the child with a message.
+/// handlers but not these two then ends the child with a message. The library also says
+/// [`before_a_thread`].
 pub fn freeze_at_the_call() {
     ghostmem_small::fork::close_at_the_call();
     ghostmem_fault::fork::freeze_at_the_call();
+}
+
+/// The program is about to make a thread. A child of a fork begins with one, and has one
+/// descriptor for its faults; those that keep the faults of several threads apart are opened
+/// now, if they can be. One load otherwise.
+pub fn before_a_thread() {
+    ghostmem_fault::fork::before_a_thread();
 }
 
 /// Right before the system call of a fork whose handlers have run on the
