@@ -514,9 +514,24 @@ fn handlers_run_on_no_thread_of_the_engines() {
 #[test]
 fn a_fork_beside_a_handler_that_forks_ends() {
     check("forkpair", "4M", &[]);
+}
+
 /// Proves that a child has every page that was away when it was made: at its first touch, for
 /// several threads at once, in a child of its own, and while its parent's threads store.
 #[test]
 fn a_fresh_child_has_all_that_was_away() {
     check("freshchild", "2M", &[]);
+}
+
+/// Proves that an error which recvmmsg(2) meets behind some messages is kept for the next call on
+/// the socket, and that these messages are there.
+#[test]
+fn an_error_behind_messages_is_kept_for_the_next_call() {
+    check("laterrors", "4M", &[]);
+}
+
+/// Proves that no call changes where looks at a socket begin, not even while it waits.
+#[test]
+fn where_looks_begin_is_never_changed() {
+    check("offsets", "4M", &[]);
 }

@@ -29,7 +29,8 @@ use crate::guarded::{self, Touch};
 use crate::raw::{self, Answer, call, failed, own};
 
 use super::buffers::{Kinds, VECTORS_MAX, Vector, Vectors, is_outside, touches_ghost, writable};
-use super::parts::{PeekOffset, StandIn, Writes, may_have_written};
+use super::parts::{StandIn, Writes, may_have_written};
+use super::socket::{is_stream, room_for_next};
 use super::{Done, error, ourselves};
 
 /// What the kernel takes at most in one call (read(2)).
@@ -74,46 +75,6 @@ fn long(fd: usize, reading: bool) -> Long {
         Long::GoesOn
     } else {
         Long::EndsEarly
-    }
-}
-
-/// Whether a socket has no messages.
-pub(super) fn is_stream(fd: usize) -> bool {
-    let (mut kind, mut bytes) = (0_i32, 4_u32);
-    let answer = call!(
-        libc::SYS_getsockopt,
-        fd,
-        libc::SOL_SOCKET,
-        libc::SO_TYPE,
-        &raw mut kind,
-        &raw mut bytes
-    );
-    !failed(answer) && kind == libc::SOCK_STREAM
-}
-
-/// Whether the next message of a socket has a stand-in; waits for one, as the
-/// call itself would. An error is the answer.
-pub(super) fn next_message_fits(fd: usize, flags: usize) -> Result<(), Answer> {
-    let kept = (libc::MSG_DONTWAIT | libc::MSG_ERRQUEUE) as usize;
-    let look = flags & kept | (libc::MSG_PEEK | libc::MSG_TRUNC) as usize;
-    let mut byte = 0_u8;
-    // This look is not the program's: it moves nothing on, and sees what the call will.
-    let offset = PeekOffset::of(fd).filter(|offset| !offset.is_none());
-    if let Some(offset) = &offset
-        && flags & libc::MSG_PEEK as usize == 0
-    {
-        let _from_the_first = offset.set(-1);
-    }
-    let answer = call!(libc::SYS_recvfrom, fd, &raw mut byte, 1, look, 0, 0);
-    if let Some(offset) = &offset {
-        offset.restore();
-    }
-    if failed(answer) {
-        Err(answer)
-    } else if answer as usize > most_bytes() {
-        Err(-(libc::ENOBUFS as Answer))
-    } else {
-        Ok(())
     }
 }
 
@@ -292,7 +253,7 @@ fn in_pieces(
     copy: impl Fn(usize, usize, usize, bool) -> usize,
 ) -> Touch<Done> {
     let Transfer { fd, reading, .. } = transfer;
-    let most = most_bytes();
+    let mut most = most_bytes();
     let is_known = transfer.good == transfer.bytes && transfer.writes == Writes::Said;
     if !is_known && transfer.good <= most {
         return into_the_good_part(transfer, make, copy);
@@ -307,8 +268,9 @@ fn in_pieces(
         if !reading {
             return Ok(error(libc::ENOBUFS));
         }
-        if let Err(answer) = next_message_fits(fd, 0) {
-            return Ok(Done::With(answer));
+        match room_for_next(fd, bytes, 0) {
+            Ok(room) => most = room,
+            Err(answer) => return Ok(Done::With(answer)),
         }
     }
     // What goes on in pieces needs no large one, which a bound on memory may not have.

@@ -10,6 +10,7 @@
 //! takes no lock, and keeps its locals small.
 
 mod buffers;
+mod copied;
 mod copies;
 mod data;
 mod entry;
@@ -25,6 +26,7 @@ mod parts;
 pub(crate) mod protect;
 mod sets;
 mod single;
+mod socket;
 mod spawn;
 pub(crate) mod table;
 mod target;

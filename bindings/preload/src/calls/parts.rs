@@ -2,11 +2,12 @@
 //! for.
 
 use crate::bounce::Lease;
-use crate::guarded::Touch;
-use crate::raw::{self, Answer, call, failed};
+use crate::guarded::{Touch, store};
+use crate::raw::{self, Answer, call, failed, own};
 
-use super::Done;
-use super::data::is_stream;
+use super::buffers::{VECTORS_MAX, Vector};
+use super::copied::bare;
+use super::socket::{has_peek_offset, is_stream};
 
 /// Where the kernel finds the data of a message: in a stand-in, or right before memory that is
 /// not there, where only a part of the program's can be used. Like that it meets the end where
@@ -168,11 +169,11 @@ impl Rest {
         &self,
         answer: Answer,
         take: impl Fn(usize, usize) -> usize,
-    ) -> Touch<Done> {
+    ) -> Touch<Answer> {
         // Those pages are the kernel's by now; and only one byte is out of band.
         let ends = (libc::MSG_ZEROCOPY | libc::MSG_OOB) as usize;
         if self.flags & ends != 0 || !self.is_due(answer) {
-            return Ok(Done::With(answer));
+            return Ok(answer);
         }
         // A peer that leaves after a part of it is a short count.
         let flags = (self.flags | libc::MSG_NOSIGNAL as usize) & !(libc::MSG_FASTOPEN as usize);
@@ -193,34 +194,30 @@ impl Rest {
                 break;
             }
         }
-        Ok(Done::With(done as Answer))
+        Ok(done as Answer)
     }
 
     /// What is left to receive, if the call is to wait for all it asked for, or looks at what
-    /// is there. `receive(skip, part, flags)` makes a call for a part of it, and
-    /// `give(skip, part)` copies what is in the stand-in to its place, as far as it can.
+    /// is there. `receive(skip, part, flags)` makes a call for a part of it,
+    /// `give(skip, part)` copies what is in the stand-in to its place, as far as it can, and
+    /// `list(skip, part, at)` makes the list of `buffers` buffers at most, for a look.
     pub(super) fn receive_after(
         &self,
         answer: Answer,
         receive: impl Fn(usize, usize, usize) -> Answer,
         give: impl Fn(usize, usize) -> usize,
-    ) -> Touch<Done> {
+        (buffers, list): (usize, impl Fn(usize, usize, usize) -> Touch<usize>),
+    ) -> Touch<Answer> {
         let ends = libc::MSG_OOB | libc::MSG_ERRQUEUE | libc::MSG_TRUNC;
         let waits = self.flags & libc::MSG_WAITALL as usize != 0;
         let looks = self.flags & libc::MSG_PEEK as usize != 0;
         if !(waits || looks) || self.flags & ends as usize != 0 || !self.is_due(answer) {
-            return Ok(Done::With(answer));
+            return Ok(answer);
         }
         // What is only looked at is there the next time, too: the look has to go on behind it.
-        let look = looks.then(|| PeekOffset::of(self.fd));
-        match &look {
-            Some(None) => return Ok(Done::With(answer)),
-            Some(Some(look)) if look.is_none() && !look.set(self.most as i32) => {
-                return Ok(Done::With(answer));
-            }
-            _ => {}
-        }
-        // No handler may jump out of a call that waits while the offset is not the program's.
+        // Where the program has looks that go on, it does.
+        let is_again = looks && !has_peek_offset(self.fd);
+        // As much is there as was looked at, so there is nothing to wait for.
         let flags = match looks {
             true => self.flags | libc::MSG_DONTWAIT as usize,
             false => self.flags,
@@ -228,7 +225,10 @@ impl Rest {
         let mut done = self.most;
         while done < self.whole {
             let part = (self.whole - done).min(self.most);
-            let answer = receive(done, part, flags);
+            let answer = match is_again {
+                true => self.look_behind(done, (part, buffers), flags, &list),
+                false => receive(done, part, flags),
+            };
             if failed(answer) {
                 break;
             }
@@ -239,58 +239,46 @@ impl Rest {
                 break;
             }
         }
-        if let Some(Some(look)) = look
-            && look.is_none()
-        {
-            look.restore();
+        Ok(done as Answer)
+    }
+
+    /// Looks at a part of what is behind the first `done` bytes, which are read once more, each
+    /// piece to the place that the next one takes: the socket's own place for that
+    /// (`SO_PEEK_OFF`) is other threads', too.
+    fn look_behind(
+        &self,
+        done: usize,
+        (part, buffers): (usize, usize),
+        flags: usize,
+        list: &impl Fn(usize, usize, usize) -> Touch<usize>,
+    ) -> Answer {
+        const STRIDE: usize = size_of::<Vector>();
+        const NOTHING: Answer = 0;
+        let before = done.div_ceil(self.most);
+        if before + buffers > VECTORS_MAX {
+            return NOTHING;
         }
-        Ok(Done::With(done as Answer))
-    }
-}
-
-/// Where a look at a socket (`MSG_PEEK`) begins, which the program may have set: each look moves
-/// it on (`SO_PEEK_OFF`, socket(7)).
-pub(super) struct PeekOffset {
-    fd: usize,
-    /// So many bytes behind the first; negative: at the first, each time.
-    bytes: i32,
-}
-
-impl PeekOffset {
-    /// `None`: the socket has no such thing.
-    pub(super) fn of(fd: usize) -> Option<Self> {
-        let (mut bytes, mut length) = (0_i32, 4_u32);
-        let answer = call!(
-            libc::SYS_getsockopt,
-            fd,
-            libc::SOL_SOCKET,
-            libc::SO_PEEK_OFF,
-            &raw mut bytes,
-            &raw mut length
-        );
-        (!failed(answer)).then_some(Self { fd, bytes })
-    }
-
-    /// Whether each look begins at the first byte.
-    pub(super) const fn is_none(&self) -> bool {
-        self.bytes < 0
-    }
-
-    /// Moves it; whether that was granted.
-    pub(super) fn set(&self, bytes: i32) -> bool {
-        let answer = call!(
-            libc::SYS_setsockopt,
-            self.fd,
-            libc::SOL_SOCKET,
-            libc::SO_PEEK_OFF,
-            &raw const bytes,
-            4
-        );
-        !failed(answer)
-    }
-
-    /// Puts it back where the program had it.
-    pub(super) fn restore(&self) {
-        let _as_before = self.set(self.bytes);
+        let Some(lease) = Lease::new((before + buffers) * STRIDE) else {
+            return NOTHING;
+        };
+        let vectors = lease.address();
+        for index in 0..before {
+            let vector = Vector {
+                base: self.place,
+                bytes: self.most.min(done - index * self.most),
+            };
+            if store(vectors + index * STRIDE, vector).is_err() {
+                return NOTHING;
+            }
+        }
+        let Ok(count) = list(done, part, vectors + before * STRIDE) else {
+            return NOTHING;
+        };
+        let header = bare(vectors, before + count);
+        let answer = own!(libc::SYS_recvmsg, self.fd, &raw const header, flags);
+        match failed(answer) {
+            true => answer,
+            false => (answer as usize).saturating_sub(done) as Answer,
+        }
     }
 }
