@@ -535,3 +535,17 @@ fn an_error_behind_messages_is_kept_for_the_next_call() {
 fn where_looks_begin_is_never_changed() {
     check("offsets", "4M", &[]);
 }
+
+/// Proves that numbers of the engine's are closed to calls that use them, wait for them or send
+/// them to another process.
+#[test]
+fn numbers_of_the_engine_are_closed_to_calls_that_use_them() {
+    check("usesclosed", "4M", &[]);
+}
+
+/// Proves that on a table of descriptors which another process shares the program's own have any
+/// number.
+#[test]
+fn numbers_on_a_shared_table_are_the_programs() {
+    check("ownhigh", "4M", &[]);
+}

@@ -2,25 +2,84 @@
 //!
 //! Daemons close everything they did not open, and so does every careful
 //! child between fork and exec. To the program ours look as if they were not
-//! open: closing, asking about or duplicating one fails with EBADF, poll(2) says so
-//! (`POLLNVAL`), closing a range goes around them, and /proc/self/fd does not list them.
+//! open: closing, asking about, using, waiting for, sending or duplicating one fails with
+//! EBADF, poll(2) says so (`POLLNVAL`), closing a range goes around them, and /proc/self/fd
+//! does not list them.
 
 use std::io::Write;
 
 use ghostmem::Heap;
+use ghostmem_os::descriptor;
 
 use crate::bounce::{self, Lease};
-use crate::calls::{Done, error, table, with_copies};
+use crate::calls::{Done, VECTORS_MAX, error, table, with_copies};
 use crate::guarded::{self, Touch, load, store};
 use crate::raw::{self, Answer, call, failed, own};
 use crate::report;
 
 /// Numbers looked after; ours are below it, too.
-const NUMBERS: usize = 4096;
+pub(crate) const NUMBERS: usize = table::OUR_FILES.end as usize;
 
 /// Whether a descriptor is the engine's.
 pub(crate) fn is_ours(fd: usize) -> bool {
-    i32::try_from(fd).is_ok_and(|fd| Heap::owns_descriptor(fd) || report::owns(fd))
+    i32::try_from(fd).is_ok_and(|number| {
+        report::owns(number) || Heap::owns_descriptor(number) && !is_seen_as_programs(fd)
+    })
+}
+
+/// Whether a descriptor is the program's, by what it is. On a table of descriptors that is, or
+/// was, another process's, too (clone(2) with `CLONE_FILES` alone), that process's engine may have
+/// any of our numbers, and only what is open there can tell.
+fn is_seen_as_programs(fd: usize) -> bool {
+    if !table::OUR_FILES.contains(&(fd as u32)) || !descriptor::is_shared() {
+        return false;
+    }
+    // SAFETY: all zero is a valid stat structure.
+    let mut stat: libc::stat = unsafe { core::mem::zeroed() };
+    // A number at which nothing is open is free to take.
+    if failed(own!(libc::SYS_fstat, fd, &raw mut stat)) {
+        return true;
+    }
+    match stat.st_mode & libc::S_IFMT {
+        // The engine watches for children's ends by one, which waits for nothing and is closed
+        // by programs that are executed.
+        libc::S_IFIFO => {
+            let [close, waits] =
+                [libc::F_GETFD, libc::F_GETFL].map(|ask| own!(libc::SYS_fcntl, fd, ask));
+            close & libc::FD_CLOEXEC as Answer == 0 || waits & libc::O_NONBLOCK as Answer == 0
+        }
+        libc::S_IFSOCK | libc::S_IFCHR | libc::S_IFBLK | libc::S_IFDIR => true,
+        _ => {
+            let mut name = [0_u8; 256];
+            // What has no name that can be read may be anything.
+            name_of(fd, &mut name).is_some_and(|name| !is_named_as_ours(name))
+        }
+    }
+}
+
+/// Whether the engine has files of such a name: userfaultfds, memory files, files without a
+/// name, and what tells of the machine.
+fn is_named_as_ours(name: &[u8]) -> bool {
+    const NAMES: [&[u8]; 4] = [
+        b"anon_inode:[userfaultfd]",
+        b"/memfd:ghostmem",
+        b"/proc/",
+        b"/sys/",
+    ];
+    NAMES.iter().any(|start| name.starts_with(start)) || name.ends_with(b" (deleted)")
+}
+
+/// What /proc says that is open at a number, if it has room.
+fn name_of(fd: usize, room: &mut [u8]) -> Option<&[u8]> {
+    // Room for any number, and a zero after it.
+    let mut path = [0_u8; 40];
+    let _fits = write!(&mut path[..], "/proc/self/fd/{fd}");
+    let (place, most) = (room.as_mut_ptr(), room.len());
+    let answer = own!(libc::SYS_readlink, path.as_ptr(), place, most);
+    usize::try_from(answer)
+        .ok()
+        .filter(|&bytes| bytes < most)
+        .and_then(|bytes| room.get(..bytes))
 }
 
 /// A call about descriptors by their numbers; `None` for any other, and for one of a number
@@ -30,11 +89,60 @@ pub(crate) fn by_number(number: usize, args: [usize; 6]) -> Option<Done> {
         3 => close(args),
         33 | 292 => replace(args),
         436 => close_range(args),
-        // fstat (also as newfstatat and statx of nothing), lseek, ioctl, dup, fcntl
-        5 | 8 | 16 | 32 | 72 | 262 | 332 if is_ours(args[0]) => error(libc::EBADF),
+        // mmap of a file
+        9 if args[3] & libc::MAP_ANONYMOUS as usize == 0 && is_ours(args[4]) => error(libc::EBADF),
+        46 if is_ours(args[0]) || sends_ours(args[1]) => error(libc::EBADF),
+        _ if table::files(number).iter().any(|&file| is_ours(args[file])) => error(libc::EBADF),
         _ => Done::Asis,
     };
     (done != Done::Asis).then_some(done)
+}
+
+/// Whether a message is to carry one of ours to another process (`SCM_RIGHTS`, unix(7)). What
+/// cannot be read is the kernel's to refuse.
+fn sends_ours(header: usize) -> bool {
+    carries_ours(header) == Ok(true)
+}
+
+fn carries_ours(header: usize) -> Touch<bool> {
+    const CONTROL_AT: usize = core::mem::offset_of!(libc::msghdr, msg_control);
+    const HEAD: usize = size_of::<libc::cmsghdr>();
+    /// The kernel takes no more of them (`SCM_MAX_FD`).
+    const FILES_MAX: usize = 253;
+    if header == 0 {
+        return Ok(false);
+    }
+    let [control, bytes]: [usize; 2] = load(header.wrapping_add(CONTROL_AT))?;
+    if control == 0 || bytes > bounce::most_bytes() {
+        return Ok(false);
+    }
+    let mut at = 0_usize;
+    while at + HEAD <= bytes {
+        let start = control.wrapping_add(at);
+        let [length, kind]: [usize; 2] = load(start)?;
+        if length < HEAD || length > bytes - at {
+            break;
+        }
+        let (level, kind) = (kind as i32, (kind >> 32) as i32);
+        if level == libc::SOL_SOCKET && kind == libc::SCM_RIGHTS {
+            let files = (length - HEAD) / size_of::<i32>();
+            for index in 0..files.min(FILES_MAX) {
+                let file = load::<i32>(start.wrapping_add(HEAD + index * size_of::<i32>()))?;
+                if is_ours(file as usize) {
+                    return Ok(true);
+                }
+            }
+        }
+        at += length.next_multiple_of(size_of::<usize>());
+    }
+    Ok(false)
+}
+
+/// sendmmsg: how many messages there are before the first that is to carry one of ours.
+pub(crate) fn sent_before_ours(list: usize, count: usize) -> usize {
+    const STRIDE: usize = size_of::<libc::mmsghdr>();
+    let first = (0..count.min(VECTORS_MAX)).find(|index| sends_ours(list + index * STRIDE));
+    first.unwrap_or(count)
 }
 
 /// close.

@@ -404,6 +404,10 @@ fn write_stub(site: &Site, area: &Area, at: usize) -> Option<usize> {
             stub.test(argument);
             to_slow.push(stub.jump_below());
         }
+        if table::files(site.number?).contains(&0) {
+            stub.test_file(table::OUR_FILES);
+            to_slow.push(stub.jump_below());
+        }
     }
     if always {
         to_slow.push(stub.jump());

@@ -8,6 +8,7 @@
 //! An area is writable until it is executable, and its code never changes after.
 //! The data page stays writable: the bounds of ghost memory move.
 
+use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use iced_x86::{BlockEncoder, BlockEncoderOptions, Instruction, InstructionBlock};
@@ -307,6 +308,16 @@ impl Stub {
         let _near = self.data(LOW_AT);
         self.put(&[0x48, 0x3b, 0x0d]);
         let _near = self.data(LENGTH_AT);
+    }
+
+    /// Compares argument number 0, a descriptor, with these: below when it is one of them.
+    /// Changes rcx and the flags only.
+    pub(crate) fn test_file(&mut self, files: Range<u32>) {
+        // mov ecx, edi; sub ecx, the first; cmp ecx, how many
+        self.put(&[0x89, 0xf9, 0x81, 0xe9]);
+        self.put(&files.start.to_le_bytes());
+        self.put(&[0x81, 0xf9]);
+        self.put(&(files.end - files.start).to_le_bytes());
     }
 
     /// A jump taken when the comparison before it said below.

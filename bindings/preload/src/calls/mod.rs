@@ -40,6 +40,7 @@ use crate::raw::{self, Answer};
 use crate::{
     begin, confine, descriptors, ghost, objects, own_limits, raised, signals, taken, thread, tree,
 };
+pub(crate) use buffers::VECTORS_MAX;
 use copies::length_of;
 pub(crate) use copies::{load_if, store_if, with_copies};
 pub(crate) use entry::entry_address;
@@ -217,6 +218,8 @@ fn before_the_heap(thread: &thread::Thread, call: &mut Call) -> Touch<Done> {
         78 | 217 if tree::page().is_some() => descriptors::list(number, args),
         // The table of descriptors is as large as that of the command was.
         23 | 270 => Ok(sets::before_the_heap(number, args)),
+        // What a message carries cannot be looked at yet.
+        46 => Ok(Done::Asis),
         _ if tree::page().is_some() => {
             Ok(descriptors::by_number(number, args).unwrap_or(Done::Asis))
         }
@@ -297,7 +300,19 @@ fn handle(call: &mut Call) -> Touch<Done> {
                 return Ok(told);
             }
         }
+        307 => {
+            let [file, list, count, flags, ..] = args;
+            match descriptors::sent_before_ours(list, count) {
+                0 if count > 0 => return Ok(error(libc::EBADF)),
+                before if before < count => return sent_in_part([file, list, before, flags, 0, 0]),
+                _ => {}
+            }
+        }
         _ => {}
+    }
+    // The kernel looks at numbers before it looks at addresses.
+    if let Some(done) = descriptors::by_number(number, args) {
+        return Ok(done);
     }
     if matches!(number, 16 | 54 | 209 | 427)
         && let Some(refused) = kept::settle(number, args)
@@ -313,9 +328,6 @@ fn handle(call: &mut Call) -> Touch<Done> {
                 _ => error(libc::EFAULT),
             });
         }
-    }
-    if let Some(done) = descriptors::by_number(number, args) {
-        return Ok(done);
     }
     if matches!(number, 17 | 18 | 440)
         && let Some(done) = ourselves::asked(number, args)?
@@ -369,26 +381,42 @@ fn handle(call: &mut Call) -> Touch<Done> {
     Ok(done)
 }
 
+/// sendmmsg of fewer messages than the program asks for.
+fn sent_in_part(args: [usize; 6]) -> Touch<Done> {
+    const SENDMMSG: usize = 307;
+    if let Some(done) = descriptors::by_number(SENDMMSG, args) {
+        return Ok(done);
+    }
+    let done = match kernel_is_blind() {
+        true => many::many(SENDMMSG, args)?,
+        false => Done::Asis,
+    };
+    Ok(match done {
+        Done::Asis => Done::With(raw::syscall(SENDMMSG, args)),
+        done => done,
+    })
+}
+
 /// Whether an argument points to ghost memory that is not the program's. The kernel would
 /// wait for such a page, and the fault monitor cannot tell it that there is none.
 fn points_to_a_hole(number: usize, args: [usize; 6]) -> Touch<bool> {
     let is_hole = |argument: usize| {
         ghost::owner(args[argument]).is_some_and(|heap| heap.hole_at(args[argument]).is_some())
     };
-    const EPOLL_CTL: usize = 233;
     let pointers = match table::treatment(number) {
-        // What is taken out of a set needs no event.
-        _ if number == EPOLL_CTL && args[1] == libc::EPOLL_CTL_DEL as usize => return Ok(false),
-        // An address that is not asked for has no length.
-        _ if matches!(number, 43 | 288) && args[1] == 0 => return Ok(false),
         Some(Treatment::Held(arguments) | Treatment::HeldDeep(arguments)) => {
             return Ok(arguments.iter().any(|&argument| is_hole(argument)));
         }
-        Some(Treatment::Copied(pointers)) => pointers,
+        Some(Treatment::Copied(_)) => table::used(number, args),
         // Those with rules that are about something else.
-        _ if matches!(number, 7 | 27 | 160 | 297 | 302) => table::plain(number).unwrap_or(&[]),
-        _ => return Ok(matches!(number, 0 | 1 | 17 | 18 | 44 | 45) && args[2] > 0 && is_hole(1)),
+        _ if matches!(number, 7 | 27 | 160 | 297 | 302) || !table::files(number).is_empty() => {
+            table::used(number, args)
+        }
+        _ => &[],
     };
+    if matches!(number, 0 | 1 | 17 | 18 | 44 | 45) && args[2] > 0 && is_hole(1) {
+        return Ok(true);
+    }
     for &pointer in pointers {
         let argument = pointer.argument();
         let is_used = matches!(pointer, Pointer::Text(_)) || length_of(pointer, args) != Ok(0);
@@ -415,8 +443,6 @@ fn with_pointers(number: usize, args: [usize; 6]) -> Touch<Done> {
         44 | 45 => messages::addressed(number, args),
         46 | 47 => messages::message(number, args),
         299 | 307 => many::many(number, args),
-        // An address that is not asked for has no length.
-        43 | 288 if args[1] == 0 => Ok(Done::Asis),
         70 => misc::queue_receive(args),
         16 if is_of_terminals(args) && !ghost::is_ghost(args[2]) => Ok(Done::Asis),
         16 => held::scanned(number, args, &[2]),
@@ -433,12 +459,11 @@ fn with_pointers(number: usize, args: [usize; 6]) -> Touch<Done> {
         // Only these three of syslog's requests use their buffer.
         103 if !matches!(args[0], 2..=4) => Ok(Done::Asis),
         _ => match table::treatment(number) {
-            Some(Treatment::Copied(pointers)) => with_copies(number, args, pointers),
             Some(Treatment::Held(arguments)) => held::whole(number, args, arguments),
             Some(Treatment::HeldDeep(arguments)) => held::scanned(number, args, arguments),
             None => held::scanned(number, args, &[0, 1, 2, 3, 4, 5]),
-            // Those looked at for another reason.
-            Some(_) => with_copies(number, args, table::plain(number).unwrap_or(&[])),
+            // Copied, or looked at for another reason.
+            Some(_) => with_copies(number, args, table::used(number, args)),
         },
     }
 }

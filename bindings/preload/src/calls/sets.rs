@@ -11,13 +11,13 @@ use core::mem::MaybeUninit;
 
 use ghostmem_os::PAGE_SIZE;
 
-use crate::guarded::{Touch, load};
+use crate::guarded::{BadAddress, Touch, load};
 use crate::raw::{self, call, failed, own};
 use crate::{begin, descriptors, ghost};
 
 use super::misc::{self, Mask};
 use super::table;
-use super::{Done, load_if};
+use super::{Done, error, load_if};
 
 /// Numbers that a set has room for as a rule (`FD_SETSIZE`).
 const USUAL: usize = 1024;
@@ -28,6 +28,10 @@ const WORD: usize = 64;
 pub(super) fn select(mut args: [usize; 6]) -> Touch<Done> {
     let count = args[0];
     args[0] = looked_at(23, args, load);
+    match without_ours(args, load) {
+        Some(count) => args[0] = count,
+        None => return Ok(error(libc::EBADF)),
+    }
     if args[0] == count && !args[1..5].iter().any(|&place| ghost::is_ghost(place)) {
         return Ok(Done::Asis);
     }
@@ -38,6 +42,10 @@ pub(super) fn select(mut args: [usize; 6]) -> Touch<Done> {
 /// a mask.
 pub(super) fn pselect(mut args: [usize; 6]) -> Touch<Done> {
     args[0] = looked_at(270, args, load);
+    match without_ours(args, load) {
+        Some(count) => args[0] = count,
+        None => return Ok(error(libc::EBADF)),
+    }
     let [count, read, write, except, time, packed] = args;
     let given: Option<[usize; 2]> = load_if(packed)?;
     let mask = Mask::of(given.map_or(0, |pair| pair[0]))?;
@@ -52,13 +60,18 @@ pub(super) fn pselect(mut args: [usize; 6]) -> Touch<Done> {
 /// Both, while there is no heap: what cannot be read is no fault yet.
 pub(super) fn before_the_heap(number: usize, mut args: [usize; 6]) -> Done {
     let given = args[0];
-    args[0] = looked_at(number, args, |at| {
-        if begin::is_readable(at) {
-            Ok(raw::load(at))
-        } else {
-            Err(crate::guarded::BadAddress)
+    let word_at = |at| match begin::is_readable(at) {
+        true => Ok(raw::load(at)),
+        false => Err(BadAddress),
+    };
+    args[0] = looked_at(number, args, word_at);
+    // Only the one that all processes share is there by now.
+    if args[0] as i32 > table::OUR_FILES.start as i32 {
+        match without_ours(args, word_at) {
+            Some(count) => args[0] = count,
+            None => return error(libc::EBADF),
         }
-    });
+    }
     if args[0] == given {
         Done::Asis
     } else {
@@ -89,6 +102,41 @@ fn looked_at(number: usize, args: [usize; 6], word_at: impl Fn(usize) -> Touch<u
         }
     }
     most
+}
+
+/// How many numbers the kernel is to look at where ours are named: as if these were not open.
+/// `None`: it would refuse them. Where its table has no room for a number it looks at no such
+/// number, and without ours it would be as large as the program's descriptors have it.
+fn without_ours(args: [usize; 6], word_at: impl Fn(usize) -> Touch<usize>) -> Option<usize> {
+    let count = args[0];
+    let asked = usize::try_from(count as i32).unwrap_or(0);
+    let mut table = None;
+    for &set in args[1..4].iter().filter(|&&set| set != 0) {
+        for from in (0..asked.min(descriptors::NUMBERS)).step_by(WORD) {
+            let Ok(word) = word_at(set.wrapping_add(from / 8)) else {
+                break;
+            };
+            let named = |bit: &usize| word >> bit & 1 != 0 && from + bit < asked;
+            let mut ours = (0..WORD).filter(named).map(|bit| from + bit);
+            if word != 0
+                && let Some(ours) = ours.find(|&file| descriptors::is_ours(file))
+                && ours < *table.get_or_insert_with(programs_table)
+            {
+                return None;
+            }
+        }
+    }
+    Some(table.map_or(count, |table| count.min(table)))
+}
+
+/// How many numbers the kernel's table would have room for if the program's descriptors were the
+/// only ones: 64, and then powers of two.
+fn programs_table() -> usize {
+    /// Beyond this the table has room for all of ours.
+    const ENOUGH: usize = 2 * descriptors::NUMBERS;
+    let is_programs = |&file: &usize| is_open(file) && !descriptors::is_ours(file);
+    let last = (0..ENOUGH.min(most_open())).rev().find(is_programs);
+    last.map_or(WORD, |last| (last + 1).next_power_of_two().max(WORD))
 }
 
 /// How many descriptors the program may have.

@@ -279,6 +279,20 @@ pub(crate) const fn plain(number: usize) -> Option<&'static [Pointer]> {
     })
 }
 
+/// Those of them that a call with these arguments uses.
+pub(crate) const fn used(number: usize, args: [usize; 6]) -> &'static [Pointer] {
+    match number {
+        // An address that is not asked for has no length (accept, accept4).
+        43 | 288 if args[1] == 0 => &[],
+        // What is taken out of a set needs no event (epoll_ctl).
+        233 if args[1] == libc::EPOLL_CTL_DEL as usize => &[],
+        _ => match plain(number) {
+            Some(pointers) => pointers,
+            None => &[],
+        },
+    }
+}
+
 /// Calls whose structures have sizes of their own, or point on: the arguments
 /// that are pointers, and whether what they point to may point to ghost memory.
 #[rustfmt::skip]
@@ -367,6 +381,7 @@ const fn looked_at(number: usize) -> bool {
         3 | 33 | 292 | 436 // close, dup2, dup3, close_range: see crate::descriptors
             | 5 | 7 | 8 | 32 | 72 | 262 | 332 // fstat, poll, lseek, dup, fcntl, newfstatat, statx: likewise
             | 78 | 217     // getdents, getdents64: likewise
+            | 40 | 138 | 233 | 275 | 326 // sendfile, fstatfs, epoll_ctl, splice, copy_file_range: likewise
             | MMAP | BRK   // where they are redirected at all
             | 13 | 14 | 127 | 128 // rt_sigaction, rt_sigprocmask, rt_sigpending, rt_sigtimedwait
             | 16            // ioctl: what its structure points to
@@ -389,6 +404,25 @@ const fn looked_at(number: usize) -> bool {
             | URING_SETUP
             | IO_SETUP
     )
+}
+
+/// Numbers that the engine's descriptors have as a rule. Where the limits leave no place there they
+/// are lower, and read(2) and write(2), which are made often, find them open.
+pub(crate) const OUR_FILES: core::ops::Range<u32> = 3072..4096;
+
+/// The arguments of a call that name a descriptor of the program's, of calls that are looked at
+/// for these: ours are not open to them. See `crate::descriptors`.
+pub(crate) const fn files(number: usize) -> &'static [usize] {
+    match number {
+        0 | 1 | 17 | 18 | 19 | 20 | 295 | 296 | 327 | 328 // read, write and their kin
+        | 5 | 8 | 16 | 32 | 72 | 262 | 332 // fstat, lseek, ioctl, dup, fcntl, newfstatat, statx
+        | 44 | 45 | 46 | 47 | 54 | 55 | 299 | 307 // of sockets
+        | 138 | 278 // fstatfs, vmsplice
+        => &[0],
+        40 => &[0, 1],                // sendfile
+        233 | 275 | 326 => &[0, 2],   // epoll_ctl, splice, copy_file_range
+        _ => &[],
+    }
 }
 
 /// What is done about a call; `None` for a number that is not known.
