@@ -549,3 +549,9 @@ fn numbers_of_the_engine_are_closed_to_calls_that_use_them() {
 fn numbers_on_a_shared_table_are_the_programs() {
     check("ownhigh", "4M", &[]);
 }
+
+/// Proves that what a thread sets as the limit on open files stays, while others fork.
+#[test]
+fn a_limit_that_is_set_while_others_fork_stays() {
+    check("setsmeanwhile", "4M", &[]);
+}

@@ -19,7 +19,7 @@ use ghostmem_os::doorway;
 use crate::alone::Alone;
 use crate::calls::{Done, load_if, store_if};
 use crate::guarded::Touch;
-use crate::raw::{self, call, failed, own};
+use crate::raw::{self, Answer, call, failed, own};
 use crate::signals::{self, Blocked};
 use crate::thread::Thread;
 use crate::{begin, ghost};
@@ -121,16 +121,24 @@ pub(crate) fn for_a_fork(thread: &Thread) {
         if is_up && limit_of(libc::RLIMIT_NOFILE) == Some(pair_of(&RAISED)) {
             return;
         }
-        let Raised(raised) = &*ManuallyDrop::new(Raised::files());
-        if let Some((_, before, raised)) = raised {
-            for (place, pair) in [(&RAISED, raised), (&BEFORE, before)] {
-                for (place, part) in place.iter().zip(pair) {
-                    place.store(*part, Ordering::Relaxed);
-                }
-            }
-        }
-        IS_RAISED.store(raised.is_some(), Ordering::Relaxed);
+        raise();
     });
+}
+
+/// Raises the limit, if it is low, and notes what it was.
+fn raise() {
+    let Raised(raised) = &*ManuallyDrop::new(Raised::files());
+    if let Some((_, before, raised)) = raised {
+        store_pair(&RAISED, raised);
+        store_pair(&BEFORE, before);
+    }
+    IS_RAISED.store(raised.is_some(), Ordering::Relaxed);
+}
+
+fn store_pair(place: &[AtomicU64; 2], pair: &Pair) {
+    for (place, part) in place.iter().zip(pair) {
+        place.store(*part, Ordering::Relaxed);
+    }
 }
 
 /// The end of [`for_a_fork`] in the parent.
@@ -180,17 +188,44 @@ pub(crate) fn asked(args: [usize; 6]) -> Touch<Option<Done>> {
     let answer = alone(|| {
         let is_up = IS_RAISED.load(Ordering::Relaxed);
         let is_it = is_up && limit_of(libc::RLIMIT_NOFILE) == Some(pair_of(&RAISED));
-        let wanted = wanted.as_ref().map_or(0, |pair| pair.as_ptr() as usize);
-        let answer = call!(libc::SYS_prlimit64, process, resource, wanted, &raw mut old);
         if is_it {
             old = pair_of(&BEFORE);
+            if let Some(wanted) = &wanted {
+                return set_meanwhile(wanted);
+            }
+            return 0;
         }
-        answer
+        let wanted = wanted.as_ref().map_or(0, |pair| pair.as_ptr() as usize);
+        call!(libc::SYS_prlimit64, process, resource, wanted, &raw mut old)
     });
     if !failed(answer) {
         store_if(place, old)?;
     }
     Ok(Some(Done::With(answer)))
+}
+
+/// The program sets the limit while it is raised for a fork: that goes on with it raised, and
+/// finds what the program set behind it. The answer to the call.
+fn set_meanwhile(wanted: &Pair) -> Answer {
+    let ([soft, hard], [_, before]) = (*wanted, pair_of(&BEFORE));
+    // The kernel grants that to every process (setrlimit(2)).
+    if soft <= hard && hard <= before {
+        store_pair(&BEFORE, wanted);
+        return 0;
+    }
+    let (process, none) = (0, 0);
+    let wanted = wanted.as_ptr();
+    let answer = call!(
+        libc::SYS_prlimit64,
+        process,
+        libc::RLIMIT_NOFILE,
+        wanted,
+        none
+    );
+    if !failed(answer) {
+        raise();
+    }
+    answer
 }
 
 /// A program is about to be executed, while another thread forks, or by a child that has its
