@@ -25,6 +25,11 @@ fn check_with(options: &[&str], name: &str, limit: &str, more: &[&str]) {
 
 /// The same, with arguments that it gets natively and under each backend, too.
 fn check_as(options: &[&str], name: &str, limit: &str, always: &[&str], more: &[&str]) {
+    check_under(&["--limit", limit], options, name, always, more);
+}
+
+/// The same, under another bound than a limit.
+fn check_under(bound: &[&str], options: &[&str], name: &str, always: &[&str], more: &[&str]) {
     let folder = scratch(name);
     let built = folder.join(name);
     compile(&[], format!("{name}.c"), &built, &[]);
@@ -43,7 +48,7 @@ fn check_as(options: &[&str], name: &str, limit: &str, always: &[&str], more: &[
     run(&mut Command::new(&built), &[], "natively");
     for backend in backends() {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ghostmem"));
-        command.args(["run", "--limit", limit, "--backend", backend]);
+        command.arg("run").args(bound).args(["--backend", backend]);
         command.args(options).arg("--");
         command.env("BACKEND", backend);
         // The kernel waits for a monitor's pages: there, nothing is stood in for.
@@ -543,15 +548,22 @@ fn numbers_of_the_engine_are_closed_to_calls_that_use_them() {
     check("usesclosed", "4M", &[]);
 }
 
+/// Proves that what a thread sets as the limit on open files stays, while others fork.
+#[test]
+fn a_limit_that_is_set_while_others_fork_stays() {
+    check("setsmeanwhile", "4M", &[]);
+}
+
+/// Proves that a protection key for what was reserved takes nothing of the bound on memory.
+#[test]
+fn a_key_for_a_reservation_takes_no_memory() {
+    let bound = ["--memory-each=64M"];
+    check_under(&bound, &["--mmap=64K"], "lazykeys", &[], &[]);
+}
+
 /// Proves that on a table of descriptors which another process shares the program's own have any
 /// number.
 #[test]
 fn numbers_on_a_shared_table_are_the_programs() {
     check("ownhigh", "4M", &[]);
-}
-
-/// Proves that what a thread sets as the limit on open files stays, while others fork.
-#[test]
-fn a_limit_that_is_set_while_others_fork_stays() {
-    check("setsmeanwhile", "4M", &[]);
 }

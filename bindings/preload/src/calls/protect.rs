@@ -6,7 +6,7 @@ use ghostmem_os::PAGE_SIZE;
 use crate::holds::{self, Reason};
 use crate::mappings::{self, OPEN};
 use crate::raw::{self, Answer, call, failed, own};
-use crate::{bounce, foreign};
+use crate::{bounce, foreign, heirs};
 
 use super::{Done, error};
 
@@ -68,18 +68,43 @@ const MPROTECT: usize = libc::SYS_mprotect as usize;
 /// Gives pages a key. The engine's threads, and its handlers on those of the program, have the
 /// rights of the common key alone: what has another one is not theirs to compress.
 fn give_key(heap: &Heap, address: usize, bytes: usize, access: usize, key: i32) -> Done {
-    // What is closed and holds nothing is memory from here on.
-    if let Some(refused) = mappings::protect(heap, address, bytes, OPEN) {
-        return refused;
-    }
+    let end = address + bytes;
     // A move would lose the key.
     foreign::note_more();
-    let gone = foreign::let_go(heap, address, bytes, access);
-    if failed(gone.answer) {
-        return Done::With(gone.answer);
+    let mut at = address;
+    while at < end {
+        let (hole, alike) = heap.hole_run(at, end - at).unwrap_or((None, end - at));
+        let alike = alike.max(PAGE_SIZE).min(end - at);
+        let answer = match hole {
+            None => foreign::let_go(heap, at, alike, access).answer,
+            Some(Hole::Closed) => let_go_of_nothing(heap, (at, at + alike), access),
+            Some(_) => -(libc::ENOMEM as Answer),
+        };
+        if failed(answer) {
+            return Done::With(answer);
+        }
+        at += alike;
     }
     let answer = call!(libc::SYS_pkey_mprotect, address, bytes, access, key);
     Done::With(answer)
+}
+
+/// Makes ordinary memory of pages that are closed and hold nothing: no more of it is used than
+/// the program touches. What a child gets of such pages is remembered with them only.
+fn let_go_of_nothing(heap: &Heap, (start, end): (usize, usize), access: usize) -> Answer {
+    let bytes = end - start;
+    if heirs::next(start, end).is_some() {
+        return match mappings::protect(heap, start, bytes, OPEN) {
+            Some(Done::With(refused)) => refused,
+            _ => foreign::let_go(heap, start, bytes, access).answer,
+        };
+    }
+    let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as usize;
+    let fresh = [0, bytes, access, flags, usize::MAX, 0];
+    match foreign::put_in_place(heap, fresh, (start, end)) {
+        Done::With(answer) => answer,
+        Done::Asis => 0,
+    }
 }
 
 /// mprotect of a range not all of which is mapped: of what lies before that.
