@@ -395,6 +395,8 @@ pub(crate) fn cut(table: &mut Table, heap: &Heap, (address, end): (usize, usize)
         match piece.is_last {
             true if free => free_block(heap, piece.block),
             true => vacant::keep(table, heap, piece.block),
+            // Not `unmap_pages`: this piece is off the table, so it is unmapped to the program
+            // also where the heap does not take back what lies in its place.
             false => {
                 let pages = range(piece.start, piece.end - piece.start);
                 // SAFETY: the program unmapped it.
@@ -415,7 +417,8 @@ pub(crate) fn unmap_again(table: &mut Table, heap: &Heap, (address, end): (usize
     });
 }
 
-/// Makes holes of pages of which the program has nothing any more; `false`: they stay.
+/// Makes holes of pages of which the program has nothing any more; `false`: they stay what they
+/// are, as no table says that they are unmapped.
 fn unmap_pages(heap: &Heap, pages: *mut [u8]) -> bool {
     // SAFETY: nothing of the program's lies there.
     let are_back = unsafe { heap.retake(pages) }.is_ok();
