@@ -137,7 +137,7 @@ pub(super) struct Asked {
     kinds: Kinds,
     /// Bytes of its buffers, and how many of these get a stand-in.
     whole: usize,
-    pub(super) stand_in_bytes: usize,
+    stand_in_bytes: usize,
 }
 
 impl Asked {

@@ -120,24 +120,20 @@ struct Batch {
 impl Batch {
     /// The first of a list: one at least, and as many as there are stand-ins for.
     fn of(fd: usize, theirs: usize, most: usize, flags: usize) -> Result<Self, Refused> {
-        let (mut count, mut room, mut first) = (0, 0_usize, 0);
-        while count < most {
-            let mut asked = Asked::of(fd, theirs + count * MANY_STRIDE, true, flags);
-            // Of one by itself there may be no stand-in for all.
-            if let Ok(asked) = &mut asked
-                && count == 0
-            {
-                asked.fit()?;
-                first = asked.stand_in_bytes;
-            }
-            let more = asked.as_ref().map_or(0, Asked::room);
-            if count > 0 && room.saturating_add(more) > most_bytes() {
+        let mut first = Asked::of(fd, theirs, true, flags);
+        // Of one by itself there may be no stand-in for all.
+        if let Ok(asked) = &mut first {
+            asked.fit()?;
+        }
+        let (mut count, mut room) = (1, first.as_ref().map_or(0, Asked::room));
+        let mut goes_on = first.is_ok();
+        while goes_on && count < most {
+            let asked = Asked::of(fd, theirs + count * MANY_STRIDE, true, flags);
+            let all = room.saturating_add(asked.as_ref().map_or(0, Asked::room));
+            if all > most_bytes() {
                 break;
             }
-            (count, room) = (count + 1, room.saturating_add(more));
-            if asked.is_err() {
-                break;
-            }
+            (count, room, goes_on) = (count + 1, all, asked.is_ok());
         }
         let bytes = count * (MANY_STRIDE + size_of::<Copied>()) + 2 * size_of::<Vector>() + 256;
         let none = || Refused(-(libc::ENOMEM as Answer));
@@ -149,16 +145,15 @@ impl Batch {
             place: carve(count * size_of::<Copied>())?,
             count: 0,
         };
+        let mut first = Some(first);
         for index in 0..count {
             let at = ours + index * MANY_STRIDE;
-            let asked = Asked::of(fd, theirs + index * MANY_STRIDE, true, flags);
-            let copied = asked.and_then(|mut asked| {
-                if index == 0 {
-                    asked.stand_in_bytes = first;
-                }
-                asked.copied(at, &mut lease)
-            });
-            match copied {
+            // Others may change their list meanwhile: what counts is what was seen here.
+            let asked = match first.take() {
+                Some(first) => first,
+                None => Asked::of(fd, theirs + index * MANY_STRIDE, true, flags),
+            };
+            match asked.and_then(|asked| asked.copied(at, &mut lease)) {
                 Ok(copied) => messages.push(copied),
                 Err(Refused(answer)) if answer == -(libc::ENOMEM as Answer) => {
                     // What there is memory for.
