@@ -567,3 +567,17 @@ fn a_key_for_a_reservation_takes_no_memory() {
 fn numbers_on_a_shared_table_are_the_programs() {
     check("ownhigh", "4M", &[]);
 }
+
+/// Proves that a mapping that moves stays locked, that no store of another thread to it is lost
+/// meanwhile, and that a move which is refused changes nothing.
+#[test]
+fn what_moves_keeps_its_locks_and_what_threads_store() {
+    check_with(&["--mmap=64K"], "moving", "4M", &[]);
+}
+
+/// Proves that a move for whose copy there is no memory, which shows in its midst, leaves all that
+/// was there, and what another thread stores meanwhile.
+#[test]
+fn what_has_no_memory_to_move_stays_as_it_is() {
+    check_with(&["--mmap=64K", "--memory=48M"], "full", "32M", &[]);
+}

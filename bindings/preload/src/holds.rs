@@ -24,7 +24,7 @@ use ghostmem::{Backend, Heap};
 use crate::alone::{Alone, Taken};
 use crate::raw::{self, own};
 use crate::thread::{self, Undisturbed};
-use crate::{bounce, ghost, heirs};
+use crate::{bounce, ghost, heirs, moving};
 
 mod list;
 
@@ -52,7 +52,7 @@ pub(crate) const EVERY: [Reason; 5] = [
 static CHANGES: Alone = Alone::new();
 
 /// Runs `body` as the only thread that changes lists.
-fn with<R>(body: impl FnOnce() -> R) -> R {
+pub(crate) fn with<R>(body: impl FnOnce() -> R) -> R {
     let _undisturbed = Undisturbed::new(thread::current());
     let _alone = CHANGES.take();
     body()
@@ -206,6 +206,16 @@ impl Noted {
             more => more as *mut Note,
         };
         first.wrapping_add(index)
+    }
+
+    /// Calls `lock` with each part that was locked, first address and bytes, until that is
+    /// refused: whether none was.
+    pub(crate) fn each_locked(&mut self, mut lock: impl FnMut(usize, usize) -> bool) -> bool {
+        (0..self.count).all(|index| {
+            // SAFETY: written by `of`, in memory that goes with `self`.
+            let note = unsafe { self.place(index).read() };
+            note.reason != Reason::Locked || lock(note.start, note.end - note.start)
+        })
     }
 
     /// Holds all of it again from an address on, and gives all the access it had: what lies
@@ -398,13 +408,23 @@ fn sweep() {
 pub(crate) fn clear(start: usize, bytes: usize) {
     let end = start + bytes;
     let open = (libc::PROT_READ | libc::PROT_WRITE) as usize;
-    with(|| {
+    // What moves is closed to stores, and its thread waits for the lists.
+    moving::with_holds_at_rest(start, end, || {
         // What is held for another reason may be protected as well.
         set_access(start, end, |_| open);
         each_of(start, end, |note| {
             raw::clear(note.start, note.end - note.start);
         });
         set_access(start, end, |note| note.tag);
+    });
+}
+
+/// Has each part between two addresses that is protected be read and not stored to, or have
+/// the access again that the program left it. The caller has the lists.
+pub(crate) fn set_readable(start: usize, end: usize, is_readable: bool) {
+    set_access(start, end, |note| match is_readable {
+        true => libc::PROT_READ as usize,
+        false => note.tag,
     });
 }
 

@@ -48,6 +48,7 @@ mod guarded;
 mod heirs;
 mod holds;
 mod mappings;
+mod moving;
 mod names;
 mod namespaces;
 mod objects;

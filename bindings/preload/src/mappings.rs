@@ -33,7 +33,7 @@ use crate::calls::{Done, error, table};
 use crate::raw::{self, Answer, failed};
 use crate::taken::{self, Range, Table};
 use crate::thread::{self, EngineScope, Undisturbed};
-use crate::{attached, foreign, ghost, holds, own_limits, places};
+use crate::{attached, foreign, ghost, holds, moving, own_limits, places};
 
 mod moves;
 pub(crate) mod vacant;
@@ -76,6 +76,7 @@ pub(crate) fn left_ordinary() -> (usize, usize) {
 
 /// In a forked child: whoever was here in the parent is not.
 pub(crate) fn forget_others() {
+    moving::forget_others();
     taken::forget_others();
 }
 
@@ -403,6 +404,7 @@ pub(crate) fn cut(table: &mut Table, heap: &Heap, (address, end): (usize, usize)
                 let _else_it_stays = unsafe { heap.retake(pages) };
                 // SAFETY: as above.
                 let _kept = unsafe { heap.make_holes(pages, Hole::Unmapped) };
+                moving::are_gone(pages);
             }
         }
     }
@@ -423,7 +425,9 @@ fn unmap_pages(heap: &Heap, pages: *mut [u8]) -> bool {
     // SAFETY: nothing of the program's lies there.
     let are_back = unsafe { heap.retake(pages) }.is_ok();
     // SAFETY: as above.
-    are_back && unsafe { heap.make_holes(pages, Hole::Unmapped) }.is_ok()
+    let are_holes = are_back && unsafe { heap.make_holes(pages, Hole::Unmapped) }.is_ok();
+    moving::are_gone(pages);
+    are_holes
 }
 
 /// Makes holes of what of a range lies in blocks of malloc's: these stay until they are freed.

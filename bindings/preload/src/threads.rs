@@ -8,6 +8,7 @@
 use core::ffi::{c_int, c_void};
 use core::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 
+use ghostmem_os::doorway;
 use ghostmem_os::error::KeptErrno;
 
 use crate::bounce::left;
@@ -165,6 +166,34 @@ fn running() -> usize {
 /// Whether the process has one thread, but for the engine's.
 pub(crate) fn is_alone() -> bool {
     PROGRAM.load(Ordering::Acquire) == 1
+}
+
+/// The threads of this process, where /proc can say: a folder has a link more for each of
+/// those in it (proc_pid_task(5)).
+pub(crate) fn in_process() -> Option<u64> {
+    // SAFETY: all zero is a valid value of the structure.
+    let mut seen: libc::stat = unsafe { core::mem::zeroed() };
+    let path = c"/proc/self/task";
+    let asked = own!(
+        libc::SYS_newfstatat,
+        libc::AT_FDCWD,
+        path.as_ptr(),
+        &raw mut seen,
+        0
+    );
+    (!failed(asked)).then(|| seen.st_nlink.saturating_sub(2))
+}
+
+/// Whether no other thread of the program's runs, not even one that was made without our
+/// knowing. `false` where that cannot be seen: a filter of the program's may end it for a look.
+pub(crate) fn is_the_only_one() -> bool {
+    let engine = match ENGINE_PROCESS.load(Ordering::Acquire) {
+        process if process == own!(libc::SYS_getpid) as usize => ENGINE.load(Ordering::Acquire),
+        _ => 0,
+    };
+    is_alone()
+        && !doorway::is_confined()
+        && in_process().is_some_and(|threads| threads <= 1 + engine as u64)
 }
 
 /// In a forked child: only the thread that forked is here.

@@ -7,7 +7,8 @@ use ghostmem_os::PAGE_SIZE;
 use crate::bounce::{self, Lease};
 use crate::guarded::{self, BadAddress, Touch, load};
 use crate::raw::{self, Answer, call, failed, own};
-use crate::{descriptors, ghost, own_limits, signals, taken};
+use crate::signals::Blocked;
+use crate::{descriptors, ghost, moving, own_limits, signals, taken};
 
 use super::buffers::touches_ghost;
 use super::kept::{self, Way};
@@ -364,6 +365,10 @@ pub(super) fn set_limit(number: usize, args: [usize; 6]) -> Touch<Done> {
     // The kernel may refuse every mapping from then on.
     taken::map_ahead();
     exec::map_ahead();
+    // What moves could not be opened again.
+    let resource = args[usize::from(number != 160)] as u32;
+    let _blocked = Blocked::new();
+    let _still = (resource == libc::RLIMIT_DATA).then(moving::hold_still);
     let answer = match with_copies(number, args, table::plain(number).unwrap_or(&[]))? {
         Done::With(answer) => answer,
         Done::Asis => raw::syscall(number, args),

@@ -4,7 +4,7 @@
 use ghostmem_os::{clock, futex};
 
 use super::{Done, Touch};
-use crate::raw::{Answer, call, failed, own};
+use crate::raw::{Answer, call};
 use crate::thread::{self, EngineScope};
 use crate::{ghost, signals, threads};
 
@@ -48,7 +48,7 @@ fn again(make: impl Fn() -> Answer) -> Answer {
     let from = clock::now_ns();
     let mut tries = 0;
     loop {
-        let is_last = threads() == Some(1) || clock::now_ns() - from > PATIENCE_NS;
+        let is_last = threads::in_process() == Some(1) || clock::now_ns() - from > PATIENCE_NS;
         let answer = make();
         if is_last || !is_for_one_thread(answer) {
             return answer;
@@ -56,22 +56,6 @@ fn again(make: impl Fn() -> Answer) -> Answer {
         futex::pause(tries);
         tries += 1;
     }
-}
-
-/// The threads of this process, where /proc can say: a folder has a link more for each of
-/// those in it (proc_pid_task(5)).
-fn threads() -> Option<u64> {
-    // SAFETY: all zero is a valid value of the structure.
-    let mut seen: libc::stat = unsafe { core::mem::zeroed() };
-    let path = c"/proc/self/task";
-    let asked = own!(
-        libc::SYS_newfstatat,
-        libc::AT_FDCWD,
-        path.as_ptr(),
-        &raw mut seen,
-        0
-    );
-    (!failed(asked)).then(|| seen.st_nlink.saturating_sub(2))
 }
 
 /// What the kernel says to a process of several threads, and of some other mistakes as well.

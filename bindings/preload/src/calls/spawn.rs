@@ -10,7 +10,7 @@ use crate::alone::Taken;
 use crate::guarded::{self, Touch, load, store};
 use crate::raw::{self, Answer, call, failed, own};
 use crate::signals::{Blocked, WithoutStack};
-use crate::{ghost, holds, raised, refused_fork, signals, start, taken, thread};
+use crate::{ghost, holds, moving, raised, refused_fork, signals, start, taken, thread};
 
 use super::held::{self, WithoutRseq};
 use super::{Call, Done, error, misc, table};
@@ -87,10 +87,15 @@ fn between_handlers(number: usize, mut args: [usize; 6]) -> Done {
     Done::With(answer)
 }
 
-/// The tables of mappings and of what is held, as they are, for a child. Who has the one
-/// never waits for the other's.
-fn hold_still() -> (Taken, Taken) {
-    (taken::hold_still(), holds::hold_still())
+/// The tables of mappings and of what is held, as they are, for a child, and nothing that moves:
+/// that comes first, as a move waits for the tables. Who has the one of these never waits for the
+/// other's.
+fn hold_still() -> [Taken; 3] {
+    [
+        moving::hold_still(),
+        taken::hold_still(),
+        holds::hold_still(),
+    ]
 }
 
 /// Longest structure of clone3 that is looked at; the kernel's has 88 bytes.

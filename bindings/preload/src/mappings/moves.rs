@@ -6,8 +6,10 @@ use ghostmem_os::PAGE_SIZE;
 use super::{CLOSED, OPEN, allocate, has, is_unmapped, map_over, range, unmap};
 use crate::calls::protect::protect;
 use crate::calls::{Done, error};
+use crate::guarded::{self, Touch};
 use crate::holds::{self, Noted, Reason};
-use crate::raw::{self, Answer, failed, own};
+use crate::moving::Move;
+use crate::raw::{Answer, failed, own};
 use crate::{foreign, ghost, heirs, own_limits, taken};
 
 /// mremap of ghost memory: shrinking gives the end back, growing moves.
@@ -113,6 +115,14 @@ fn move_to(heap: &Heap, was: Old, new: usize, place: Option<usize>, leaves: bool
     let Some(mut noted) = Noted::of(address, old) else {
         return error(libc::ENOMEM);
     };
+    let (kept, mut moving) = (old.min(new), None);
+    if !is_reserved {
+        moving = Move::begin(heap, address, kept, access);
+        if moving.is_none() {
+            return error(libc::ENOMEM);
+        }
+    }
+    let stays = |moving: Option<Move>| moving.into_iter().for_each(Move::give_up);
     let place = if let Some(fixed) = place {
         map_at(fixed, new, at_first)
     } else {
@@ -122,29 +132,79 @@ fn move_to(heap: &Heap, was: Old, new: usize, place: Option<usize>, leaves: bool
             Err(_) => error(libc::ENOMEM),
         }
     };
-    let Done::With(moved) = place else {
-        return error(libc::ENOMEM);
+    let to = match place {
+        Done::With(moved) if !failed(moved) => moved as usize,
+        refused => {
+            stays(moving);
+            return match refused {
+                Done::With(_) => refused,
+                _ => error(libc::ENOMEM),
+            };
+        }
     };
-    if failed(moved) {
-        return place;
+    // What is reserved is there already.
+    let refused = match is_reserved {
+        true => None,
+        false => fill(heap, &mut noted, was, (to, new)).err(),
+    };
+    if let Some(refused) = refused {
+        stays(moving);
+        let _gone = unmap(heap, to, new);
+        return error(refused);
     }
-    heirs::follow(address, old, moved as usize);
-    // Protected pages are read, too.
-    holds::let_go(heap, address, old);
-    copy_contents(heap, moved as usize, address, old.min(new));
-    if access != at_first && !protect_anew(heap, moved as usize, new, access) {
-        noted.hold_again(heap, address);
-        let _gone = unmap(heap, moved as usize, new);
-        return error(libc::ENOMEM);
+    heirs::follow(address, kept, to);
+    if let Some(moving) = &mut moving {
+        moving.let_go();
     }
     if leaves {
         heirs::forget(address, old);
+        holds::let_go(heap, address, old);
         leave_zeros(heap, address, old);
+        if let Some(moving) = &moving {
+            moving.open_zeros();
+        }
         let _else_it_is_open = access == at_first || protect_anew(heap, address, old, access);
     } else {
         let _done = unmap(heap, address, old);
     }
     place
+}
+
+/// Has fresh pages be what a range is: locked, with what it holds, and with its access. An error
+/// changes nothing of the range.
+fn fill(heap: &Heap, noted: &mut Noted, was: Old, (to, new): (usize, usize)) -> Result<(), i32> {
+    // First, as there may be no room for it.
+    if !lock_ahead(heap, noted, was, (to, new)) {
+        return Err(libc::EAGAIN);
+    }
+    copy_contents(heap, to, was.address, was.bytes.min(new)).map_err(|_| libc::ENOMEM)?;
+    if was.access != OPEN && !protect_anew(heap, to, new, was.access) {
+        return Err(libc::ENOMEM);
+    }
+    Ok(())
+}
+
+/// mlock(2) goes along: what is locked is locked where it goes to, and so is what it becomes
+/// longer by. Whether there is room for that.
+fn lock_ahead(heap: &Heap, noted: &mut Noted, was: Old, (to, new): (usize, usize)) -> bool {
+    noted.each_locked(|start, bytes| {
+        let from = to + (start - was.address);
+        let is_at_the_end = start + bytes == was.address + was.bytes;
+        let until = if is_at_the_end {
+            to + new
+        } else {
+            from + bytes
+        };
+        let mut all = true;
+        let bytes = until.min(to + new).saturating_sub(from);
+        for_each_kind(heap, from, bytes, |away, start, bytes| {
+            all &= match away {
+                true => !failed(own!(libc::SYS_mlock, start, bytes)),
+                false => holds::hold(heap, Reason::Locked, start, bytes, 0),
+            };
+        });
+        all
+    })
 }
 
 /// Whether all of a range is mapped. What malloc gave is moved as it is.
@@ -218,19 +278,24 @@ fn for_each_kind(heap: &Heap, from: usize, bytes: usize, mut body: impl FnMut(bo
     }
 }
 
-/// Copies what a range holds to fresh zero pages: what it does not hold stays none there.
-fn copy_contents(heap: &Heap, to: usize, from: usize, bytes: usize) {
+/// Copies what a range holds to fresh zero pages: what it does not hold stays none there. An
+/// error: memory is refused.
+fn copy_contents(heap: &Heap, to: usize, from: usize, bytes: usize) -> Touch<()> {
+    let mut done = Ok(());
     for_each_kind(heap, from, bytes, |away, first, length| {
         if away {
-            raw::copy(to + (first - from), first, length);
+            done = done.and_then(|()| guarded::copy(to + (first - from), first, length));
             return;
         }
         let (mut at, end) = (first, first + length);
-        while let Some((start, length)) = heap.next_contents(at, end - at) {
-            raw::copy(to + (start - from), start, length);
+        while done.is_ok()
+            && let Some((start, length)) = heap.next_contents(at, end - at)
+        {
+            done = guarded::copy(to + (start - from), start, length);
             at = start + length;
         }
     });
+    done
 }
 
 /// Makes zero pages of a range whose contents were moved.

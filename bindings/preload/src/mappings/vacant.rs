@@ -85,11 +85,13 @@ pub(super) fn keep(_alone: &mut Table, heap: &Heap, block: usize) {
     let Some((start, bytes)) = heap.pages_around(block) else {
         return;
     };
+    let pages = range(start, bytes);
     if bytes > BYTES_MAX {
+        // Holes first: what was closed for a move is open again by that.
+        unmap_pages(heap, pages);
         free_block(heap, start);
         return;
     }
-    let pages = range(start, bytes);
     let was_used = heap.next_contents(start, bytes).is_some();
     let is_hole = unmap_pages(heap, pages);
     // What the kernel is at work on just now stays until it is done.

@@ -13,7 +13,7 @@ use super::{DEFAULT, ENGINE, THEIRS, bit, kernel_action, place_of, restorer_of, 
 use crate::guarded;
 use crate::raw::{self, call, failed, own};
 use crate::thread::{self, EngineScope};
-use crate::{ghost, holds, taken};
+use crate::{ghost, holds, moving, taken};
 
 pub(crate) type Handler = extern "C-unwind" fn(i32, *mut libc::siginfo_t, *mut c_void);
 
@@ -59,6 +59,9 @@ pub(super) extern "C-unwind" fn front(
     let told = unsafe { &*info };
     // SAFETY: a fault has an address; what is read otherwise is not used.
     let address = unsafe { told.si_addr() } as usize;
+    if signal == libc::SIGSEGV && told.si_code > 0 && is_amid_a_move(address) {
+        return;
+    }
     if told.si_code > 0 && is_never_ours(signal, told.si_code, address, context) {
         // The engine would open the page, over and over.
         passed_on(signal, info, context);
@@ -72,6 +75,15 @@ pub(super) extern "C-unwind" fn front(
     let inside = (!thread::is_guest(thread)).then(|| EngineScope::new(thread));
     engine(signal, info, context);
     drop(inside);
+}
+
+/// Whether a touch was refused as what lies there moves: it is tried again, now that this is
+/// over. As [`is_amid_a_change`].
+fn is_amid_a_move(address: usize) -> bool {
+    let errno = ghostmem_os::error::errno();
+    let again = moving::wait_at(address);
+    set_errno(errno);
+    again
 }
 
 /// `SEGV_MAPERR` and `SEGV_ACCERR` (sigaction(2)).
@@ -204,7 +216,8 @@ extern "C-unwind" fn pass_on(
     let instruction = &mut registers(context)[libc::REG_RIP as usize];
     if !sent && let Some(land) = guarded::landing(*instruction as usize) {
         // SAFETY: the kernel's own structure, handed through.
-        if !is_remade && is_kept_back(signal, address_of(unsafe { &*info })) {
+        let address = address_of(unsafe { &*info });
+        if !is_remade && is_kept_back(signal, address) && !moving::is_own() {
             // What is copied may be nowhere else any more: no answer would tell of it.
             return end_by(signal, false);
         }
