@@ -4,7 +4,7 @@
 //! | module | does |
 //! |---|---|
 //! | `start`, `begin` | from the environment to a heap in use, when one is needed |
-//! | `family`, `ghost`, `cache`, `ordinary` | malloc and its kin |
+//! | `family`, `ghost`, `cache`, `ordinary`, `pool` | malloc and its kin |
 //! | `accounts` | what they say of themselves, and give back |
 //! | `entries` | libc's own free, for those who find that one |
 //! | `scan`, `patch`, `window`, `plan`, `stub`, `objects` | redirect libc's system call instructions |
@@ -57,6 +57,7 @@ mod own_limits;
 mod patch;
 mod places;
 mod plan;
+mod pool;
 mod put_off;
 mod raised;
 mod raw;

@@ -3,7 +3,8 @@
 //!
 //! These need no look-up and work before any constructor has run, so memory
 //! asked for before our start-up simply comes from there, and goes back there.
-//! Functions that [`crate::entries`] redirects are called past that.
+//! Functions that [`crate::entries`] redirects are called past that. Where a child cannot
+//! enter libc's malloc, [`crate::pool`] serves.
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::cell::Cell;
@@ -12,7 +13,7 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::raw::own;
 use crate::refused_fork::InLibc;
-use crate::{ghost, names, raw, thread};
+use crate::{ghost, names, pool, raw, thread};
 
 mod libc_names {
     use core::ffi::c_void;
@@ -28,6 +29,9 @@ use libc_names::{__libc_calloc, __libc_free, __libc_malloc, __libc_memalign, __l
 
 pub(crate) fn allocate(size: usize, align: usize, zeroed: bool) -> *mut c_void {
     names::settle();
+    if pool::is_in_use() {
+        return pool::allocate(size, align);
+    }
     let _there = InLibc::new();
     if align <= 16 && zeroed {
         // SAFETY: no preconditions.
@@ -83,6 +87,14 @@ pub(crate) fn usable_size_by(address: usize) {
 /// # Safety
 /// `block` is null or came from this module and is no longer used.
 pub(crate) unsafe fn free(block: *mut c_void) {
+    if pool::has(block) {
+        return pool::free(block);
+    }
+    if pool::is_in_use() {
+        // libc's, whose lock may be taken for ever: what a child gives back before it goes on
+        // is little.
+        return;
+    }
     let free: Free = match FREE.load(Ordering::Acquire) {
         0 => __libc_free,
         // SAFETY: the address of a function of exactly this type.
@@ -97,6 +109,13 @@ pub(crate) unsafe fn free(block: *mut c_void) {
 /// `block` is null or came from this module, and only the result is used
 /// afterwards.
 pub(crate) unsafe fn reallocate(block: *mut c_void, size: usize) -> *mut c_void {
+    if pool::has(block) {
+        return pool::reallocate(block, size);
+    }
+    if pool::is_in_use() {
+        // SAFETY: the caller's promise.
+        return unsafe { move_to_pool(block, size) };
+    }
     let reallocate: Reallocate = match REALLOCATE.load(Ordering::Acquire) {
         0 => __libc_realloc,
         // SAFETY: the address of a function of exactly this type.
@@ -105,6 +124,21 @@ pub(crate) unsafe fn reallocate(block: *mut c_void, size: usize) -> *mut c_void 
     let _there = InLibc::new();
     // SAFETY: the caller's promise.
     unsafe { reallocate(block, size) }
+}
+
+/// A copy of a block of libc's in the pool, where libc is left alone. The block stays.
+///
+/// # Safety
+/// As [`reallocate`].
+#[cold]
+unsafe fn move_to_pool(block: *mut c_void, size: usize) -> *mut c_void {
+    let new = pool::allocate(size, 16);
+    if !block.is_null() && !new.is_null() {
+        // SAFETY: a live block of libc's, by the caller's promise.
+        let usable = unsafe { usable_size(block) };
+        raw::copy(new as usize, block as usize, usable.min(size));
+    }
+    new
 }
 
 /// Finds what has no second name: in libc itself, as another allocator may be
@@ -128,6 +162,9 @@ pub(crate) fn find_usable_size() -> usize {
 /// # Safety
 /// `block` came from this module and is live.
 pub(crate) unsafe fn usable_size(block: *mut c_void) -> usize {
+    if pool::has(block) {
+        return pool::usable_size(block);
+    }
     let found = match USABLE_SIZE.load(Ordering::Acquire) {
         0 => find_usable_size(),
         found => found,

@@ -10,7 +10,7 @@ use crate::alone::Taken;
 use crate::guarded::{self, Touch, load, store};
 use crate::raw::{self, Answer, call, failed, own};
 use crate::signals::{Blocked, WithoutStack};
-use crate::{ghost, holds, moving, raised, refused_fork, signals, start, taken, thread};
+use crate::{ghost, holds, moving, pool, raised, refused_fork, signals, start, taken, thread};
 
 use super::held::{self, WithoutRseq};
 use super::{Call, Done, error, misc, table};
@@ -299,7 +299,14 @@ fn make_child(number: usize, mut args: [usize; 6], asked: Asked) -> Touch<Answer
     }
     start::before_fork();
     let without = WithoutRseq::new();
-    let call_it = || raw::syscall(number, args);
+    let call_it = || {
+        let answer = raw::syscall(number, args);
+        if answer == 0 {
+            // The locks of libc's malloc are as other threads of the parent's had them.
+            pool::begin();
+        }
+        answer
+    };
     let blocked = Blocked::new();
     let (answer, still): (Answer, _) = if asked.has(libc::CLONE_FILES) {
         ghostmem::fork::around_sharing_call(hold_still, call_it)
@@ -317,6 +324,7 @@ fn make_child(number: usize, mut args: [usize; 6], asked: Asked) -> Touch<Answer
         if number == table::CLONE3 && asked.flags & CLONE_CLEAR_SIGHAND != 0 {
             signals::clear();
         }
+        pool::end();
     } else {
         start::in_parent();
     }
