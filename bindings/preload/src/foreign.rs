@@ -15,7 +15,7 @@
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use ghostmem::Heap;
+use ghostmem::{Heap, Hole};
 use ghostmem_os::PAGE_SIZE;
 
 use crate::calls::{Done, error};
@@ -88,23 +88,53 @@ pub(crate) fn put_in_place(heap: &Heap, args: [usize; 6], (address, end): (usize
     if failed(made) {
         return Done::With(made);
     }
-    let wants_none = has(flags, libc::MAP_FIXED_NOREPLACE);
-    let moved = move_in(heap, made as usize, (address, end), wants_none);
+    let replaces = match has(flags, libc::MAP_FIXED_NOREPLACE) {
+        true => Replaces::Unmapped,
+        false => Replaces::Anything,
+    };
+    put_there(heap, made as usize, (address, end), replaces)
+}
+
+/// Fresh pages of nobody's in place of some that are closed and hold nothing, as in
+/// [`put_in_place`]: `EAGAIN` where they are so no longer.
+pub(crate) fn put_for_closed(heap: &Heap, access: usize, (address, end): (usize, usize)) -> Done {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    let made = own!(libc::SYS_mmap, 0, end - address, access, flags, -1_isize, 0);
+    if failed(made) {
+        return Done::With(made);
+    }
+    put_there(heap, made as usize, (address, end), Replaces::Closed)
+}
+
+/// As [`move_in`]; what is not moved is unmapped.
+fn put_there(heap: &Heap, made: usize, (address, end): (usize, usize), replaces: Replaces) -> Done {
+    let moved = move_in(heap, made, (address, end), replaces);
     if failed(moved) {
         let _gone = own!(libc::SYS_munmap, made, end - address);
     }
     Done::With(moved)
 }
 
+/// What [`move_in`] puts its mapping over.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Replaces {
+    /// Whatever is there.
+    Anything,
+    /// What the program has unmapped, all of it: else `EEXIST`.
+    Unmapped,
+    /// Pages that are closed and hold nothing: else `EAGAIN`, and nothing has changed.
+    Closed,
+}
+
 /// Moves an ordinary mapping to where ghost pages are, which leave the heap. Where that is
-/// refused half-way they are zero pages, or unmapped if they were before. `wants_none`: it
-/// is refused as well where the program has not unmapped all of it.
+/// refused half-way they are zero pages, or unmapped if they were before.
 pub(crate) fn move_in(
     heap: &Heap,
     from: usize,
     (address, end): (usize, usize),
-    wants_none: bool,
+    replaces: Replaces,
 ) -> Answer {
+    let wants_none = replaces == Replaces::Unmapped;
     let bytes = end - address;
     let refused = try_to_move();
     if failed(refused) {
@@ -121,6 +151,11 @@ pub(crate) fn move_in(
         let was_unmapped = is_unmapped(heap, address, end);
         if wants_none && !was_unmapped {
             return -(libc::EEXIST as Answer);
+        }
+        if replaces == Replaces::Closed
+            && heap.hole_run(address, bytes) != Some((Some(Hole::Closed), bytes))
+        {
+            return -(libc::EAGAIN as Answer);
         }
         // Parts outside the regions are the kernel's to replace.
         let (mut at, mut given) = (address, Ok(()));
@@ -404,7 +439,7 @@ fn move_ordinary(over: Option<&Heap>, args: [usize; 6]) -> Result<Moved, Answer>
     let aside = step_aside(address, was, bytes, flags)?;
     let put = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
     let moved = match over {
-        Some(over) => move_in(over, aside.to, (place, place_end), false),
+        Some(over) => move_in(over, aside.to, (place, place_end), Replaces::Anything),
         None if to_a_place => own!(libc::SYS_mremap, aside.to, bytes, bytes, put, place),
         None => aside.to as Answer,
     };

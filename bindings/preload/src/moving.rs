@@ -164,6 +164,8 @@ pub(crate) fn hold_still() -> Taken {
 /// In a forked child: whoever was about to move something in the parent is not here.
 pub(crate) fn forget_others() {
     BEGINNING.forget_others();
+    // One that had just ended may not have been counted off.
+    COUNT.store(0, Ordering::Release);
 }
 
 /// What moves, as this thread has it.
@@ -187,6 +189,8 @@ impl Move {
     pub(crate) fn begin(heap: &Heap, address: usize, bytes: usize, access: usize) -> Option<Self> {
         let blocked = Blocked::new();
         let backend = heap.backend();
+        // First: who sets a limit on data waits for it.
+        let is = register();
         // What is opened later counts as data that is new.
         let closes = access == OPEN && machine::data_limit().is_none();
         let (pinned, closes) = match backend {
@@ -199,7 +203,6 @@ impl Move {
             }
             _ => (None, closes),
         };
-        let is = register();
         let opens = closes && matches!(backend, Backend::Inline | Backend::Guard);
         is.opens.store(usize::from(opens), Ordering::Relaxed);
         let begun = Self {

@@ -5,7 +5,9 @@
 //! had at that moment, because it was in malloc or in a fork(3) of its own, is taken in the
 //! child for ever. The engine starts its threads there all the same, and for each libc
 //! allocates a table of thread-local storage. So what is ordinary memory comes from here
-//! meanwhile, and libc's malloc is not entered:
+//! meanwhile, and libc's malloc is not entered. (Locks of the loader's and of libc's cache of
+//! stacks remain: a child that is made in the very moment of another thread's pthread_create or
+//! dlopen may still wait, with the monitor.)
 //!
 //! ```text
 //!   slots    │ 1 KiB │ 1 KiB │ ... in this library's own data; one bit each

@@ -208,8 +208,10 @@ pub(crate) fn asked(args: [usize; 6]) -> Touch<Option<Done>> {
 /// finds what the program set behind it. The answer to the call.
 fn set_meanwhile(wanted: &Pair) -> Answer {
     let ([soft, hard], [_, before]) = (*wanted, pair_of(&BEFORE));
-    // The kernel grants that to every process (setrlimit(2)).
-    if soft <= hard && hard <= before {
+    let [raised, _] = pair_of(&RAISED);
+    // The kernel grants that to every process (setrlimit(2)). More than it is now is to be
+    // had at once.
+    if soft <= raised && soft <= hard && hard <= before {
         store_pair(&BEFORE, wanted);
         return 0;
     }

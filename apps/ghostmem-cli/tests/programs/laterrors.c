@@ -183,6 +183,20 @@ static void many(void) {
     close(s[0]), close(s[1]);
 }
 
+/* Of the second message the sender cannot be told: the third stays where it is. */
+static void untold(void) {
+    int s[2];
+    connected(s);
+    lists();
+    sends(s[0], 3);
+    list[1].msg_hdr.msg_name = (void *)8, list[1].msg_hdr.msg_namelen = 16;
+    ANSWER(recvmmsg(s[1], list, 3, 0, NULL));
+    ssize_t next = recv(s[1], rooms, ROOM, MSG_DONTWAIT);
+    if (next < 0) next = recv(s[1], rooms, ROOM, MSG_DONTWAIT);
+    note("behind it: %ld of %c\n", (long)next, rooms[0]);
+    close(s[0]), close(s[1]);
+}
+
 static void all(const char *folder) {
     (void)folder;
     for (int asks = 0; asks < 2; asks++) {
@@ -195,6 +209,7 @@ static void all(const char *folder) {
         waited(asks, limit);
     }
     before();
+    untold();
     many();
 }
 

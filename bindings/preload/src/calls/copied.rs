@@ -175,6 +175,21 @@ impl Asked {
         })
     }
 
+    /// Whether what is told of a message has its places: in the header, in name and control data,
+    /// at both ends of each.
+    pub(super) fn can_be_told(&self) -> bool {
+        let header = &self.header;
+        let name = (header.name, header.name_bytes as usize);
+        let control = (header.control, header.control_bytes);
+        let can_be_written = |(from, bytes): (usize, usize)| {
+            let ends = [from, from.wrapping_add(bytes.wrapping_sub(1))];
+            from == 0 || bytes == 0 || ends.iter().all(|&at| guarded::open(at).is_ok())
+        };
+        [(self.theirs, HEADER_BYTES), name, control]
+            .into_iter()
+            .all(can_be_written)
+    }
+
     /// Of one that is longer than a stand-in may be, how much gets one: as [`fitting`], which may
     /// wait for a message.
     pub(super) fn fit(&mut self) -> Result<(), Refused> {

@@ -126,14 +126,17 @@ impl Batch {
             asked.fit()?;
         }
         let (mut count, mut room) = (1, first.as_ref().map_or(0, Asked::room));
-        let mut goes_on = first.is_ok();
+        // One of which nothing can be told ends a call of the kernel's, and so a batch.
+        let goes_on_behind =
+            |asked: &Result<Asked, Refused>| asked.as_ref().is_ok_and(Asked::can_be_told);
+        let mut goes_on = goes_on_behind(&first);
         while goes_on && count < most {
             let asked = Asked::of(fd, theirs + count * MANY_STRIDE, true, flags);
             let all = room.saturating_add(asked.as_ref().map_or(0, Asked::room));
             if all > most_bytes() {
                 break;
             }
-            (count, room, goes_on) = (count + 1, all, asked.is_ok());
+            (count, room, goes_on) = (count + 1, all, goes_on_behind(&asked));
         }
         let bytes = count * (MANY_STRIDE + size_of::<Copied>()) + 2 * size_of::<Vector>() + 256;
         let none = || Refused(-(libc::ENOMEM as Answer));

@@ -11,6 +11,7 @@ use core::ptr::slice_from_raw_parts_mut;
 use ghostmem::Heap;
 use ghostmem_os::PAGE_SIZE;
 
+use crate::foreign::Replaces;
 use crate::heirs::{self, Gets};
 use crate::holds::{self, Reason};
 use crate::raw::{Answer, failed, own};
@@ -206,7 +207,11 @@ pub(super) fn attach([segment, address, flags, ..]: [usize; 6]) -> Done {
     if failed(made) {
         return Done::With(made);
     }
-    let moved = foreign::move_in(heap, made as usize, (start, end), wants_none);
+    let replaces = match wants_none {
+        true => Replaces::Unmapped,
+        false => Replaces::Anything,
+    };
+    let moved = foreign::move_in(heap, made as usize, (start, end), replaces);
     if failed(moved) {
         let _gone = own!(libc::SYS_shmdt, made);
         let is_taken = moved == -(libc::EEXIST as Answer);

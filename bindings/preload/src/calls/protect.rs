@@ -80,6 +80,10 @@ fn give_key(heap: &Heap, address: usize, bytes: usize, access: usize, key: i32) 
             Some(Hole::Closed) => let_go_of_nothing(heap, (at, at + alike), access),
             Some(_) => -(libc::ENOMEM as Answer),
         };
+        if answer == -(libc::EAGAIN as Answer) && hole.is_some() {
+            // Another thread has opened it meanwhile.
+            continue;
+        }
         if failed(answer) {
             return Done::With(answer);
         }
@@ -99,9 +103,7 @@ fn let_go_of_nothing(heap: &Heap, (start, end): (usize, usize), access: usize) -
             _ => foreign::let_go(heap, start, bytes, access).answer,
         };
     }
-    let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as usize;
-    let fresh = [0, bytes, access, flags, usize::MAX, 0];
-    match foreign::put_in_place(heap, fresh, (start, end)) {
+    match foreign::put_for_closed(heap, access, (start, end)) {
         Done::With(answer) => answer,
         Done::Asis => 0,
     }

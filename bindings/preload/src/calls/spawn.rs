@@ -317,14 +317,17 @@ fn make_child(number: usize, mut args: [usize; 6], asked: Asked) -> Touch<Answer
         holds::protect_in_child();
     }
     drop(still);
+    if answer == 0 {
+        start::in_child();
+        // Before a handler comes, which may leave by a jump.
+        pool::end();
+    }
     drop(blocked);
     drop(without);
     if answer == 0 {
-        start::in_child();
         if number == table::CLONE3 && asked.flags & CLONE_CLEAR_SIGHAND != 0 {
             signals::clear();
         }
-        pool::end();
     } else {
         start::in_parent();
     }
