@@ -287,6 +287,15 @@ impl Period {
             + self.background_ns / BACKGROUND_SHARE;
         lost / self.evictions.max(1)
     }
+
+    /// What it would lose if its threads did what the background thread did, in their
+    /// faults: that one's calls wait twice as long as they interrupt, theirs do not.
+    fn loss_without(&self, interrupt_ns: u64) -> u64 {
+        let waited = 2 * self.interrupts * interrupt_ns;
+        let work = self.background_ns.saturating_sub(waited);
+        let lost = self.fault_ns + self.faults * SIGNAL_NS + work;
+        lost / self.evictions.max(1)
+    }
 }
 
 /// Pages evicted in a period: eight batches, so that one of them is little of it.
@@ -300,15 +309,20 @@ const SETTLING_EVICTIONS: u64 = 512;
 const TRIAL_PERIODS: u32 = 3;
 
 /// Periods from one trial to the next, and before the first: as many at first, and at
-/// most. A trial that finds nothing is dear in a 50th of the evictions at first. In an
-/// eighth of them, as it was after 24 periods and for three, programs took 3 to 8 parts in
-/// 100 longer.
+/// most.
 const PATIENCE_MIN: u32 = 64;
 const PATIENCE_MAX: u32 = 192;
 
+/// A trial of the faulting threads that does not promise much is made in the place of so
+/// many. Trials cost programs 3 to 8 parts in 100 of their time where the other processor
+/// was idle, and were an eighth of their evictions.
+const UNLIKELY: u32 = 16;
+
 /// Who evicts: judged by what the program loses, each tried now and then.
 ///
-/// What is evicted first after a change is not judged. A trial ends with the first period
+/// The faulting threads are tried where it looks as if they could be cheaper (what the
+/// background thread does would take them less than its calls take of the program), and
+/// else now and then. What is evicted first after a change is not judged. A trial ends with the first period
 /// after which it does not look like a change for the better. The longer one is better,
 /// the less often the other one is tried. Where both cost about the same the background
 /// thread evicts: what a period costs is not known to an eighth.
@@ -318,6 +332,10 @@ pub struct Turns {
     /// What the one that evicts, and the other one, cost; 0: not known.
     loss: u64,
     other_loss: u64,
+    /// What it is thought to cost without the background thread, while that one evicts.
+    without: u64,
+    /// Trials that were not made, as they promised little.
+    skipped: u32,
     is_trial: bool,
     is_settling: bool,
     /// Periods until the next decision.
@@ -331,6 +349,8 @@ impl Default for Turns {
             evictor: Evictor::Background,
             loss: 0,
             other_loss: 0,
+            without: 0,
+            skipped: 0,
             is_trial: false,
             is_settling: true,
             left: PATIENCE_MIN,
@@ -373,10 +393,26 @@ impl Turns {
             return;
         }
         self.loss = mean(self.loss, loss);
+        self.without = mean(self.without, period.loss_without(interrupt_ns).max(1));
         if self.left == 0 {
+            if !self.promises() && self.skipped < UNLIKELY - 1 {
+                self.skipped += 1;
+                self.left = self.patience;
+                return;
+            }
+            self.skipped = 0;
             self.change();
             self.loss = 0;
             (self.is_trial, self.left) = (true, TRIAL_PERIODS);
+        }
+    }
+
+    /// Whether the other evictor may be cheaper: the faulting threads by what is known of
+    /// the work, an eighth less perhaps.
+    const fn promises(&self) -> bool {
+        match self.evictor {
+            Evictor::Faulting => true,
+            Evictor::Background => self.without - self.without / 8 < self.loss,
         }
     }
 
@@ -413,6 +449,7 @@ impl Turns {
     const fn change(&mut self) {
         self.evictor = self.evictor.other();
         (self.loss, self.other_loss) = (self.other_loss, self.loss);
+        self.without = 0;
         self.is_settling = true;
     }
 }
@@ -764,25 +801,47 @@ mod tests {
         assert_eq!(period(inside / 2).loss(9000), alone);
     }
 
+    /// Of so many periods that are judged, those in which the faulting threads evict.
+    fn faulting(periods: u32, mut period: impl FnMut(Evictor) -> Period) -> u32 {
+        let mut turns = Turns::default();
+        let (mut faulting, mut judged) = (0, 0);
+        while judged < periods {
+            let is_judged = !turns.is_settling;
+            judged += u32::from(is_judged);
+            faulting += u32::from(is_judged && turns.evictor() == Evictor::Faulting);
+            turns.ended(&period(turns.evictor()), 0);
+        }
+        faulting
+    }
+
     #[test]
     fn a_trial_that_is_no_better_is_over_after_a_period() {
-        let same = Machine {
+        let same = |_| Period {
+            evictions: PERIOD_EVICTIONS,
+            fault_ns: 4000 * PERIOD_EVICTIONS,
+            ..Period::default()
+        };
+        // As cheap as that looks, each goes on for three.
+        assert_eq!(faulting(1000, same), 3 * 6);
+        let dearer = |evictor| Period {
+            fault_ns: (4000 + 100 * (evictor == Evictor::Faulting) as u64) * PERIOD_EVICTIONS,
+            ..same(evictor)
+        };
+        // After 64, 128, and 192 each time.
+        assert_eq!(faulting(1000, dearer), 6);
+    }
+
+    #[test]
+    fn what_promises_little_is_hardly_ever_tried() {
+        let free = Machine {
             interrupt_ns: 0,
             calls: 2,
             opened: 0,
         };
         // Evicting in its fault takes a thread longer than having it done by another.
-        let mut turns = Turns::default();
-        let mut of_trials = 0;
-        let mut periods = 0;
-        while periods < 1000 {
-            let is_judged = !turns.is_settling;
-            of_trials += u32::from(is_judged && turns.evictor() == Evictor::Faulting);
-            periods += u32::from(is_judged);
-            turns.ended(&same.period(turns.evictor()), 0);
-        }
-        // After 64, 128, and 192 each time.
-        assert_eq!(of_trials, 6, "of {periods} periods");
+        let periods = UNLIKELY * PATIENCE_MIN;
+        assert_eq!(faulting(periods, |evictor| free.period(evictor)), 0);
+        assert_eq!(faulting(periods + 2, |evictor| free.period(evictor)), 1);
     }
 
     #[test]
