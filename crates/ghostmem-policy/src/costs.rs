@@ -408,11 +408,11 @@ impl Turns {
     }
 
     /// Whether the other evictor may be cheaper: the faulting threads by what is known of
-    /// the work, an eighth less perhaps.
+    /// the work. No allowance: a part of all that is lost is more than what they differ in.
     const fn promises(&self) -> bool {
         match self.evictor {
             Evictor::Faulting => true,
-            Evictor::Background => self.without - self.without / 8 < self.loss,
+            Evictor::Background => self.without < self.loss,
         }
     }
 
@@ -802,33 +802,43 @@ mod tests {
     }
 
     /// Of so many periods that are judged, those in which the faulting threads evict.
-    fn faulting(periods: u32, mut period: impl FnMut(Evictor) -> Period) -> u32 {
+    fn faulting(periods: u32, interrupt_ns: u64, mut period: impl FnMut(Evictor) -> Period) -> u32 {
         let mut turns = Turns::default();
         let (mut faulting, mut judged) = (0, 0);
         while judged < periods {
             let is_judged = !turns.is_settling;
             judged += u32::from(is_judged);
             faulting += u32::from(is_judged && turns.evictor() == Evictor::Faulting);
-            turns.ended(&period(turns.evictor()), 0);
+            turns.ended(&period(turns.evictor()), interrupt_ns);
         }
         faulting
     }
 
     #[test]
     fn a_trial_that_is_no_better_is_over_after_a_period() {
-        let same = |_| Period {
+        // The background thread looks as if it did nothing but wait.
+        let lost = |ns| Period {
             evictions: PERIOD_EVICTIONS,
-            fault_ns: 4000 * PERIOD_EVICTIONS,
+            fault_ns: ns * PERIOD_EVICTIONS,
+            background_ns: 10 * PERIOD_EVICTIONS,
             ..Period::default()
         };
-        // As cheap as that looks, each goes on for three.
-        assert_eq!(faulting(1000, same), 3 * 6);
-        let dearer = |evictor| Period {
-            fault_ns: (4000 + 100 * (evictor == Evictor::Faulting) as u64) * PERIOD_EVICTIONS,
-            ..same(evictor)
+        let same = |evictor| match evictor {
+            Evictor::Background => Period {
+                interrupts: PERIOD_EVICTIONS,
+                elapsed_ns: 1 << 40,
+                ..lost(4000)
+            },
+            Evictor::Faulting => lost(4002),
+        };
+        // As cheap as that is, each goes on for three.
+        assert_eq!(faulting(1000, 10, same), 3 * 6);
+        let dearer = |evictor| match evictor {
+            Evictor::Background => same(evictor),
+            Evictor::Faulting => lost(4100),
         };
         // After 64, 128, and 192 each time.
-        assert_eq!(faulting(1000, dearer), 6);
+        assert_eq!(faulting(1000, 10, dearer), 6);
     }
 
     #[test]
@@ -840,8 +850,8 @@ mod tests {
         };
         // Evicting in its fault takes a thread longer than having it done by another.
         let periods = UNLIKELY * PATIENCE_MIN;
-        assert_eq!(faulting(periods, |evictor| free.period(evictor)), 0);
-        assert_eq!(faulting(periods + 2, |evictor| free.period(evictor)), 1);
+        assert_eq!(faulting(periods, 0, |evictor| free.period(evictor)), 0);
+        assert_eq!(faulting(periods + 2, 0, |evictor| free.period(evictor)), 1);
     }
 
     #[test]
