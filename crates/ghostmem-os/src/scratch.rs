@@ -158,7 +158,8 @@ impl ScratchPool {
         if open.load(Ordering::Relaxed) >> bit & 1 == 1 {
             return Ok(());
         }
-        if BEFORE_USE != Access::ReadWrite {
+        #[cfg(not(windows))]
+        {
             let guard = (at * self.group + bit) * self.stride;
             let (offset, len) = (guard + PAGE_SIZE, self.stride - PAGE_SIZE);
             self.memory.protect(offset, len, Access::ReadWrite)?;
