@@ -88,10 +88,7 @@ pub(crate) fn put_in_place(heap: &Heap, args: [usize; 6], (address, end): (usize
     if failed(made) {
         return Done::With(made);
     }
-    let replaces = match has(flags, libc::MAP_FIXED_NOREPLACE) {
-        true => Replaces::Unmapped,
-        false => Replaces::Anything,
-    };
+    let replaces = Replaces::for_one_that(has(flags, libc::MAP_FIXED_NOREPLACE));
     put_there(heap, made as usize, (address, end), replaces)
 }
 
@@ -124,6 +121,17 @@ pub(crate) enum Replaces {
     Unmapped,
     /// Pages that are closed and hold nothing: else `EAGAIN`, and nothing has changed.
     Closed,
+}
+
+impl Replaces {
+    /// What a mapping does that `wants_none` to be there.
+    pub(crate) const fn for_one_that(wants_none: bool) -> Self {
+        if wants_none {
+            Self::Unmapped
+        } else {
+            Self::Anything
+        }
+    }
 }
 
 /// Moves an ordinary mapping to where ghost pages are, which leave the heap. Where that is

@@ -470,8 +470,8 @@ fn parent() {
 /// bookkeeping, since the threads that would have to agree do not exist.
 fn child() {
     EPOCH.fetch_add(1, Ordering::Relaxed);
+    let seat = SEAT.get();
     for (index, row) in SEATED.iter().enumerate() {
-        let seat = SEAT.get();
         let own = if seat / SEATS == index {
             place_of(seat).1
         } else {

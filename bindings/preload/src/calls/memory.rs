@@ -207,10 +207,7 @@ pub(super) fn attach([segment, address, flags, ..]: [usize; 6]) -> Done {
     if failed(made) {
         return Done::With(made);
     }
-    let replaces = match wants_none {
-        true => Replaces::Unmapped,
-        false => Replaces::Anything,
-    };
+    let replaces = Replaces::for_one_that(wants_none);
     let moved = foreign::move_in(heap, made as usize, (start, end), replaces);
     if failed(moved) {
         let _gone = own!(libc::SYS_shmdt, made);

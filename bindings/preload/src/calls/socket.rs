@@ -10,16 +10,21 @@ pub(super) fn is_stream(fd: usize) -> bool {
 }
 
 fn kind_of(fd: usize) -> Option<i32> {
-    let (mut kind, mut bytes) = (0_i32, 4_u32);
-    let answer = call!(
+    option_of(fd, libc::SO_TYPE)
+}
+
+/// An option of a socket that is a number.
+fn option_of(fd: usize, option: i32) -> Option<i32> {
+    let (mut value, mut bytes) = (0_i32, 4_u32);
+    let answer = own!(
         libc::SYS_getsockopt,
         fd,
         libc::SOL_SOCKET,
-        libc::SO_TYPE,
-        &raw mut kind,
+        option,
+        &raw mut value,
         &raw mut bytes
     );
-    (!failed(answer)).then_some(kind)
+    (!failed(answer)).then_some(value)
 }
 
 /// How much of a buffer that is longer than a stand-in may be gets one, to receive the next message
@@ -67,14 +72,5 @@ fn length_of_next(fd: usize) -> Option<usize> {
 /// Whether looks at a socket (`MSG_PEEK`) go on behind each other, or begin somewhere else than at
 /// its first byte, as the program has set it (`SO_PEEK_OFF`, socket(7)).
 pub(super) fn has_peek_offset(fd: usize) -> bool {
-    let (mut bytes, mut length) = (0_i32, 4_u32);
-    let answer = own!(
-        libc::SYS_getsockopt,
-        fd,
-        libc::SOL_SOCKET,
-        libc::SO_PEEK_OFF,
-        &raw mut bytes,
-        &raw mut length
-    );
-    !failed(answer) && bytes >= 0
+    option_of(fd, libc::SO_PEEK_OFF).is_some_and(|offset| offset >= 0)
 }

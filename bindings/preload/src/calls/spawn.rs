@@ -313,23 +313,22 @@ fn make_child(number: usize, mut args: [usize; 6], asked: Asked) -> Touch<Answer
     } else {
         ghostmem::fork::around_call_holding(hold_still, call_it)
     };
-    if answer == 0 {
+    let in_child = answer == 0;
+    if in_child {
         holds::protect_in_child();
     }
     drop(still);
-    if answer == 0 {
+    if in_child {
         start::in_child();
         // Before a handler comes, which may leave by a jump.
         pool::end();
     }
     drop(blocked);
     drop(without);
-    if answer == 0 {
-        if number == table::CLONE3 && asked.flags & CLONE_CLEAR_SIGHAND != 0 {
-            signals::clear();
-        }
-    } else {
+    if !in_child {
         start::in_parent();
+    } else if number == table::CLONE3 && asked.flags & CLONE_CLEAR_SIGHAND != 0 {
+        signals::clear();
     }
     asked.give(answer, ours);
     Ok(answer)
