@@ -35,18 +35,14 @@ pub(super) const FLAGS_AT: usize = core::mem::offset_of!(Header, flags);
 
 /// One message with everything in ordinary memory.
 pub(super) struct Copied {
-    theirs: usize,
-    header: Header,
+    asked: Asked,
     stand_in: StandIn,
     /// Where our header is, and our list of buffers.
     pub(super) ours: usize,
     list: usize,
     data: usize,
     data_bytes: usize,
-    /// What the program's buffers have room for.
-    pub(super) whole: usize,
     writes: Writes,
-    kinds: Kinds,
 }
 
 /// Why there is no copy of a message: the call's answer.
@@ -228,14 +224,14 @@ impl Asked {
         let data = carve(self.stand_in_bytes)?;
         let Self {
             fd,
-            theirs,
             receives,
             flags,
             header,
-            kinds,
             whole,
             stand_in_bytes,
+            ..
         } = self;
+        let kinds = &self.kinds;
         let vectors = Vectors::new(header.vectors, header.count);
         let data_bytes = match stand_in_bytes {
             0 => whole,
@@ -249,14 +245,14 @@ impl Asked {
             guarded::copy(control, header.control, control_bytes)?;
         }
         let good = if receives {
-            vectors.writable(&kinds)?.min(data_bytes)
+            vectors.writable(kinds)?.min(data_bytes)
         } else {
             vectors.copy(0, data, data_bytes, true)
         };
-        let writes = writes_to(fd, flags, &kinds);
+        let writes = writes_to(fd, flags, kinds);
         let stand_in = if receives {
             StandIn::to_receive(data, data_bytes, good, writes, |place| {
-                vectors.copy_of(&kinds, 0, place, good, true);
+                vectors.copy_of(kinds, 0, place, good, true);
             })
         } else {
             StandIn::of(data, data_bytes, good)
@@ -264,7 +260,7 @@ impl Asked {
         let stand_in = stand_in.map_err(|()| NO_MEMORY)?;
         let data = stand_in.place;
         let count = if receives {
-            vectors.stand_ins(&kinds, (0, data_bytes), data, list)?
+            vectors.stand_ins(kinds, (0, data_bytes), data, list)?
         } else {
             let one = Vector {
                 base: data,
@@ -283,23 +279,25 @@ impl Asked {
         };
         store(ours, copy)?;
         Ok(Copied {
-            theirs,
-            header,
+            asked: self,
             stand_in,
             ours,
             list,
             data,
             data_bytes,
-            whole,
             writes,
-            kinds,
         })
     }
 }
 
 impl Copied {
+    /// What the program's buffers have room for.
+    pub(super) const fn whole(&self) -> usize {
+        self.asked.whole
+    }
+
     const fn vectors(&self) -> Vectors {
-        Vectors::new(self.header.vectors, self.header.count)
+        Vectors::new(self.asked.header.vectors, self.asked.header.count)
     }
 
     const fn rest(&self, fd: usize, flags: usize) -> Rest {
@@ -308,20 +306,20 @@ impl Copied {
             flags,
             place: self.data,
             most: self.data_bytes,
-            whole: self.whole,
+            whole: self.asked.whole,
         }
     }
 
     /// Copies what is in the stand-in to its buffers; how many of the first came there.
     fn give_part(&self, skip: usize, place: usize, part: usize) -> usize {
         let vectors = self.vectors();
-        vectors.copy_of(&self.kinds, skip, place, part, false)
+        vectors.copy_of(&self.asked.kinds, skip, place, part, false)
     }
 
     /// Makes the kernel's list of the buffers that a part goes to; how many there are.
     fn list_of(&self, window: (usize, usize), at: usize) -> Touch<usize> {
         let vectors = self.vectors();
-        vectors.stand_ins(&self.kinds, window, self.data, at)
+        vectors.stand_ins(&self.asked.kinds, window, self.data, at)
     }
 
     /// Receives a part of it that comes later.
@@ -354,12 +352,16 @@ impl Copied {
         }
         self.give(answer as usize)?;
         // What comes beside the bytes of a later part would be lost.
-        let flags = if self.header.control == 0 { flags } else { 0 };
+        let flags = if self.asked.header.control == 0 {
+            flags
+        } else {
+            0
+        };
         self.rest(fd, flags).receive_after(
             answer,
             |skip, part, flags| self.receive_part(fd, (skip, part), flags),
             |skip, part| self.give_part(skip, self.data, part),
-            (self.header.count, |skip, part, at| {
+            (self.asked.header.count, |skip, part, at| {
                 self.list_of((skip, part), at)
             }),
         )
@@ -379,17 +381,21 @@ impl Copied {
         if !self.stand_in.give_received(bytes, self.writes, give) {
             return Err(BadAddress);
         }
-        if self.header.name != 0 {
-            let most = self.header.name_bytes.min(got.name_bytes) as usize;
-            guarded::copy(self.header.name, got.name, most.min(NAME_MAX))?;
-            store(self.theirs + NAME_BYTES_AT, got.name_bytes)?;
+        if self.asked.header.name != 0 {
+            let most = self.asked.header.name_bytes.min(got.name_bytes) as usize;
+            guarded::copy(self.asked.header.name, got.name, most.min(NAME_MAX))?;
+            store(self.asked.theirs + NAME_BYTES_AT, got.name_bytes)?;
         }
-        if self.header.control != 0 {
-            let most = self.header.control_bytes.min(got.control_bytes);
-            give_control(self.header.control, got.control, most.min(CONTROL_MAX))?;
+        if self.asked.header.control != 0 {
+            let most = self.asked.header.control_bytes.min(got.control_bytes);
+            give_control(
+                self.asked.header.control,
+                got.control,
+                most.min(CONTROL_MAX),
+            )?;
         }
-        store(self.theirs + CONTROL_BYTES_AT, got.control_bytes)?;
-        store(self.theirs + FLAGS_AT, got.flags)
+        store(self.asked.theirs + CONTROL_BYTES_AT, got.control_bytes)?;
+        store(self.asked.theirs + FLAGS_AT, got.flags)
     }
 }
 

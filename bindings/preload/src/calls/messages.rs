@@ -189,7 +189,7 @@ pub(super) fn sent(fd: usize, at: usize, flags: usize) -> Touch<(Answer, usize)>
         Err(Refused(answer)) => return Ok((answer, 0)),
     };
     let answer = raw::syscall(46, [fd, copied.ours, flags, 0, 0, 0]);
-    Ok((copied.sent(fd, flags, answer)?, copied.whole))
+    Ok((copied.sent(fd, flags, answer)?, copied.whole()))
 }
 
 /// A copy of one message, in a lease of its own.
