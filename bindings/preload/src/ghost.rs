@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 
 use ghostmem::{Heap, SmallObjects};
 
+use crate::alone::Alone;
 use crate::mappings::vacant;
 use crate::signals::Blocked;
 use crate::thread::{self, EngineScope, Entered, Thread, Undisturbed};
@@ -119,8 +120,13 @@ pub(crate) fn is_ghost(address: usize) -> bool {
     owner(address).is_some()
 }
 
+/// Who changes the bounds: of two threads the later one has the regions of both.
+static LEARNING: Alone = Alone::new();
+
 /// Widens the bounds to the regions the heap has now.
 fn learn_spans(heap: &Heap) {
+    let _blocked = Blocked::new();
+    let _alone = LEARNING.take();
     let (mut low, mut high) = (usize::MAX, 0);
     for (start, bytes) in heap.spans() {
         low = low.min(start);
@@ -133,6 +139,11 @@ fn learn_spans(heap: &Heap) {
         LENGTH.store(high - low, Ordering::SeqCst);
         crate::stub::publish_bounds(low, high - low);
     }
+}
+
+/// In a forked child: whoever changed the bounds in the parent is not here.
+pub(crate) fn forget_others() {
+    LEARNING.forget_others();
 }
 
 /// Tells stubs that were made since how things stand.

@@ -477,6 +477,7 @@ pub(crate) extern "C" fn in_parent() {
 pub(crate) extern "C" fn in_child() {
     let _errno = KeptErrno::now();
     raised::forget_others();
+    ghost::forget_others();
     claim_process();
     // Whoever had this block, too, is not here.
     thread::current().host.set(0);
