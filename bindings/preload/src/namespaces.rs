@@ -11,8 +11,9 @@ use std::sync::Mutex;
 
 use crate::objects::{self, Text};
 use crate::plan::Plans;
+use crate::raw::{self, call, failed};
 use crate::thread::{self, EngineScope};
-use crate::{ghost, patch, raw, start};
+use crate::{ghost, patch, start, stub};
 
 /// `struct link_map` as far as it is documented (dlinfo(3)).
 #[repr(C)]
@@ -90,6 +91,14 @@ fn redirect(handle: *mut c_void) {
     if texts.is_empty() {
         return;
     }
+    done.retain(|&(start, _)| {
+        let is_new = |text: &Text| start.wrapping_sub(text.start) < text.bytes;
+        let is_there = is_mapped(start) && !texts.iter().any(is_new);
+        if !is_there {
+            stub::give_up_areas(start);
+        }
+        is_there
+    });
     let report = patch::install(&texts, true, &Plans::none());
     if report.left > 0 && settings.verbose {
         let line = format!(
@@ -100,6 +109,13 @@ fn redirect(handle: *mut c_void) {
     }
     done.extend(texts.iter().map(|text| (text.start, sum_of(text))));
     ghost::publish_bounds();
+}
+
+/// Whether anything is mapped at an address. Other threads may map and unmap.
+fn is_mapped(address: usize) -> bool {
+    let mut there = 0_u8;
+    let page = address & !4095;
+    !failed(call!(libc::SYS_mincore, page, 1, &raw mut there))
 }
 
 /// The first of the namespace that a handle's object is in.

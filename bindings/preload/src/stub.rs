@@ -32,8 +32,11 @@ const LENGTH_AT: usize = 8;
 pub(crate) const ENTRY_AT: usize = 16;
 
 /// Data pages of the areas made, for new bounds. Few objects are patched: those of
-/// glibc, and those that make system calls themselves.
+/// glibc, and those that make system calls themselves. An area stays for ever, as who
+/// tells the bounds may be in the midst of it.
 static AREAS: [AtomicUsize; 64] = [const { AtomicUsize::new(0) }; 64];
+/// Where the code of each area's object starts; 0: it is not loaded any more.
+static OBJECTS: [AtomicUsize; 64] = [const { AtomicUsize::new(0) }; 64];
 
 /// Whether every address is to be looked at: engine code in libc makes calls that a
 /// filter of the program's must not see.
@@ -45,13 +48,26 @@ pub(crate) fn look_at_all() {
     publish_bounds(0, usize::MAX);
 }
 
+/// The object whose code started there is not loaded any more: its areas are for others.
+pub(crate) fn give_up_areas(start: usize) {
+    for object in &OBJECTS {
+        if object.load(Ordering::Relaxed) == start {
+            object.store(0, Ordering::Relaxed);
+        }
+    }
+}
+
 /// Tells the stubs between which addresses ghost memory lies.
 pub(crate) fn publish_bounds(low: usize, length: usize) {
-    let (low, length) = if LOOK_AT_ALL.load(Ordering::SeqCst) {
-        (0, usize::MAX)
-    } else {
-        (low, length)
-    };
+    let all = LOOK_AT_ALL.load(Ordering::SeqCst);
+    publish(if all { (0, usize::MAX) } else { (low, length) });
+    // Whoever wants all to be looked at may have said so, and told it, meanwhile.
+    if !all && LOOK_AT_ALL.load(Ordering::SeqCst) {
+        publish((0, usize::MAX));
+    }
+}
+
+fn publish((low, length): (usize, usize)) {
     for area in &AREAS {
         let data = area.load(Ordering::Acquire);
         if data == 0 {
@@ -73,24 +89,31 @@ fn word(address: usize) -> &'static AtomicUsize {
 /// Room for the stubs of one object, within reach of a jump.
 pub(crate) struct Area {
     data: usize,
+    /// Where the object's code starts.
+    object: usize,
 }
 
+/// Less than what a jump reaches, either way.
+const REACH: usize = 1500 << 20;
+
 impl Area {
-    /// Maps an area near an object's code.
+    /// An area near an object's code: one that another object has no more, or a new one.
     pub(crate) fn near(text: &Text) -> Option<Self> {
         // Wide steps first: objects stand close together, and what is between them
-        // is seldom free.
+        // is seldom free. The last are for the gaps between large mappings.
         const WIDE: usize = 16 << 20;
         const CLOSE: usize = 1 << 20;
-        // Less than what a jump reaches, either way.
-        const REACH: usize = 1500 << 20;
+        const CLOSEST: usize = 64 << 10;
+        if let Some(area) = Self::left_near(text) {
+            return Some(area);
+        }
         // The kernel puts its own object above the first stack, which grows into what is
         // below.
         // SAFETY: no preconditions.
         let stack = unsafe { libc::getauxval(libc::AT_RANDOM) } as usize;
         let is_above_it = text.start > stack;
         let steps = |step: usize| (1..REACH / step).map(move |count| (step, count * step));
-        for (step, distance) in steps(WIDE).chain(steps(CLOSE)) {
+        for (step, distance) in steps(WIDE).chain(steps(CLOSE)).chain(steps(CLOSEST)) {
             let down = (text.start & !(step - 1))
                 .checked_sub(distance)
                 .filter(|_| !is_above_it);
@@ -100,7 +123,10 @@ impl Area {
                 let access = libc::PROT_READ | libc::PROT_WRITE;
                 let area = call!(libc::SYS_mmap, hint, AREA, access, flags, -1_isize, 0);
                 if area as usize == hint {
-                    return Some(Self { data: hint });
+                    return Some(Self {
+                        data: hint,
+                        object: text.start,
+                    });
                 }
                 if !failed(area) {
                     let _ours = call!(libc::SYS_munmap, area, AREA);
@@ -108,6 +134,26 @@ impl Area {
             }
         }
         None
+    }
+
+    /// An area in reach that another object had, with fresh pages for its stubs.
+    fn left_near(text: &Text) -> Option<Self> {
+        let is_near = |data: usize| {
+            let low = text.start.saturating_sub(REACH);
+            (low..text.start + text.bytes + REACH).contains(&data)
+        };
+        let left = |(area, object): &(&AtomicUsize, &AtomicUsize)| {
+            let data = area.load(Ordering::Relaxed);
+            data != 0 && is_near(data) && object.load(Ordering::Relaxed) == 0
+        };
+        let (area, _) = AREAS.iter().zip(&OBJECTS).find(left)?;
+        let data = area.load(Ordering::Relaxed);
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+        let (first, bytes) = (data + DATA, AREA - DATA);
+        let fresh = call!(libc::SYS_mmap, first, bytes, access, flags, -1_isize, 0);
+        let object = text.start;
+        (fresh as usize == first).then_some(Self { data, object })
     }
 
     /// Puts an address that stubs jump to into the data page.
@@ -133,9 +179,11 @@ impl Area {
         if failed(sealed) && !replace(first, AREA - DATA, &[]) {
             return false;
         }
-        let free = AREAS.iter().find(|a| a.load(Ordering::Relaxed) == 0);
-        free.is_some_and(|place| {
-            place.store(self.data, Ordering::Release);
+        let is_free = |area: &AtomicUsize| [0, self.data].contains(&area.load(Ordering::Relaxed));
+        let place = AREAS.iter().zip(&OBJECTS).find(|(area, _)| is_free(area));
+        place.is_some_and(|(area, object)| {
+            object.store(self.object, Ordering::Relaxed);
+            area.store(self.data, Ordering::Release);
             true
         })
     }

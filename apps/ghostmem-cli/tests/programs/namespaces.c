@@ -21,6 +21,11 @@ static void *named(const char *name) {
 int main(int argc, char **argv) {
     CHECK(argc > 2);
     prepare(argv[2]);
+    /* As a program does that loads and unloads one again and again. */
+    for (int round = 0; round < 70; round++) {
+        library = dlmopen(LM_ID_NEWLM, "libc.so.6", RTLD_NOW);
+        CHECK(library != NULL && dlclose(library) == 0);
+    }
     for (int round = 0; round < 3; round++) {
         library = dlmopen(LM_ID_NEWLM, "libc.so.6", RTLD_NOW);
         CHECK(library != NULL);
@@ -30,6 +35,7 @@ int main(int argc, char **argv) {
         ssize_t (*readv_)(int, const struct iovec *, int) = named("readv");
         int (*stat_)(const char *, struct stat *) = named("stat");
         pid_t (*fork_)(void) = named("fork");
+        int *(*errno_)(void) = named("__errno_location");
         pid_t (*waitpid_)(pid_t, int *, int) = named("waitpid");
         char *path = ghost(40000), *from = ghost(ALL), *to = ghost(ALL);
         struct stat *status = ghost(40000);
@@ -41,6 +47,7 @@ int main(int argc, char **argv) {
         parts[1] = (struct iovec){to + 1000, ALL - 1000};
         evict();
         int file = open_(path, O_RDWR | O_CREAT | O_TRUNC, 0600);
+        errno = *errno_();
         CHECK(file >= 0);
         evict();
         CHECK(write_(file, from, ALL) == ALL);
