@@ -133,9 +133,8 @@ impl ByteArena {
         for &(offset, len) in ranges {
             assert!(offset.is_multiple_of(PAGE_SIZE) && len.is_multiple_of(PAGE_SIZE));
             assert!(offset.checked_add(len).is_some_and(|end| end <= self.len));
-            self.words.give_back(offset, len)?;
         }
-        Ok(())
+        self.words.give_back(ranges)
     }
 
     /// Bytes backed by memory now; linear in the capacity, for reports.
@@ -173,5 +172,27 @@ mod tests {
         let mut back = [9; 64];
         arena.read(0, &mut back);
         assert_eq!(back, [0; 64]);
+    }
+
+    #[test]
+    fn many_ranges_go_at_once_and_what_is_between_them_stays() {
+        const SLAB: usize = 4 * PAGE_SIZE;
+        let arena = ByteArena::new(200 * SLAB).unwrap();
+        for slab in 0..200 {
+            arena.write(slab * SLAB, &[slab as u8 + 1; SLAB]);
+        }
+        let even: Vec<_> = (0..200)
+            .step_by(2)
+            .map(|slab| (slab * SLAB, SLAB))
+            .collect();
+        arena.decommit(&even).unwrap();
+        assert_eq!(arena.backed_bytes(), 100 * SLAB);
+        for slab in 0..200 {
+            let mut back = [9; SLAB];
+            arena.read(slab * SLAB, &mut back);
+            let wanted = if slab % 2 == 0 { 0 } else { slab as u8 + 1 };
+            assert_eq!(back, [wanted; SLAB]);
+        }
+        arena.decommit(&[]).unwrap();
     }
 }

@@ -167,15 +167,15 @@ impl<T: ZeroValid> ZeroArray<T> {
         self.map.backed_bytes()
     }
 
-    /// Gives the memory behind `len` bytes at byte `offset` (whole pages) back
+    /// Gives the memory behind ranges of whole pages (offset, length, bytes) back
     /// to the system: they are zero afterwards. Async-signal-safe.
     ///
     /// # Errors
-    /// The system's refusal; the memory then stays, never harm.
-    pub(crate) fn give_back(&self, offset: usize, len: usize) -> Result<(), OsError> {
+    /// The system's refusal; some of the memory then stays, never harm.
+    pub(crate) fn give_back(&self, ranges: &[(usize, usize)]) -> Result<(), OsError> {
         // The only references into the array are to atomics, for which zero is
         // an ordinary new value.
-        self.map.give_back(offset, len)
+        self.map.give_back(ranges)
     }
 }
 

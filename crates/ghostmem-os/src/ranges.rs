@@ -128,23 +128,9 @@ pub unsafe fn drop_ranges(ranges: &[DropRange], even_locked: bool, kept: &mut dy
         if rc == 0 {
             return;
         }
-    } else if drops_vectored() {
-        let wanted: usize = ranges.iter().map(|r| r.iov_len).sum();
-        // SAFETY: the array is alive for the call; the effect is the caller's
-        // promise.
-        let done = unsafe {
-            kernel::syscall!(
-                libc::SYS_process_madvise,
-                PIDFD_SELF,
-                ranges.as_ptr(),
-                ranges.len(),
-                libc::MADV_DONTNEED,
-                0,
-            )
-        };
-        if done as usize == wanted {
-            return;
-        }
+    // SAFETY: the caller's promise.
+    } else if unsafe { dropped_at_once(ranges) } {
+        return;
     }
     // Not offered, or stopped half-way: dropping a page twice is harmless, as
     // its pages are claimed until we are done.
@@ -168,4 +154,50 @@ pub unsafe fn drop_ranges(ranges: &[DropRange], even_locked: bool, kept: &mut dy
             }
         }
     }
+}
+
+/// As [`drop_ranges`], for memory that need not go: the first range that stays ends it.
+/// Async-signal-safe.
+///
+/// # Safety
+/// As there.
+///
+/// # Errors
+/// The kernel's refusal: some of the ranges are left as they were.
+pub(crate) unsafe fn give_back(ranges: &[DropRange]) -> Result<(), OsError> {
+    // SAFETY: the caller's promise.
+    if ranges.len() > 1 && unsafe { dropped_at_once(ranges) } {
+        return Ok(());
+    }
+    for range in ranges {
+        // SAFETY: the caller's promise.
+        let rc = unsafe { kernel::madvise(range.iov_base, range.iov_len, libc::MADV_DONTNEED) };
+        if rc != 0 {
+            return Err(OsError::last("madvise"));
+        }
+    }
+    Ok(())
+}
+
+/// Drops ranges by the vectored call; whether it did, all of them. [`DROP_RANGES_MAX`] at most.
+///
+/// # Safety
+/// As [`drop_ranges`].
+unsafe fn dropped_at_once(ranges: &[DropRange]) -> bool {
+    if !drops_vectored() {
+        return false;
+    }
+    let wanted: usize = ranges.iter().map(|r| r.iov_len).sum();
+    // SAFETY: the array is alive for the call; the effect is the caller's promise.
+    let done = unsafe {
+        kernel::syscall!(
+            libc::SYS_process_madvise,
+            PIDFD_SELF,
+            ranges.as_ptr(),
+            ranges.len(),
+            libc::MADV_DONTNEED,
+            0,
+        )
+    };
+    done as usize == wanted
 }

@@ -3,7 +3,7 @@
 use crate::error::OsError;
 use crate::kernel;
 use crate::map::{Access, PAGE_SIZE, Span, round_up_to_page};
-use crate::ranges;
+use crate::ranges::{self, NO_RANGE, drop_range};
 
 const fn prot(access: Access) -> i32 {
     match access {
@@ -156,13 +156,24 @@ impl Reservation {
         let _without = self.advise(0, self.len, libc::MADV_NOHUGEPAGE);
     }
 
-    /// Gives the memory behind whole pages back to the kernel
-    /// (`MADV_DONTNEED`, madvise(2)): they are zero afterwards.
+    /// Gives the memory behind ranges of whole pages (offset, length) back to the kernel
+    /// (`MADV_DONTNEED`, madvise(2)), several in a call: they are zero afterwards.
     ///
     /// # Errors
-    /// The kernel's refusal; the memory then stays.
-    pub(crate) fn give_back(&self, offset: usize, len: usize) -> Result<(), OsError> {
-        self.advise(offset, len, libc::MADV_DONTNEED)
+    /// The kernel's refusal; some of the memory then stays.
+    pub(crate) fn give_back(&self, ranges: &[(usize, usize)]) -> Result<(), OsError> {
+        const CALL: usize = 32;
+        for chunk in ranges.chunks(CALL) {
+            let mut wanted = [NO_RANGE; CALL];
+            for (range, &(offset, len)) in wanted.iter_mut().zip(chunk) {
+                self.check("madvise", offset, len)?;
+                *range = drop_range(self.base + offset, len);
+            }
+            // SAFETY: private memory of this reservation, whose contents the caller does not
+            // need.
+            unsafe { ranges::give_back(&wanted[..chunk.len()]) }?;
+        }
+        Ok(())
     }
 
     /// How many bytes of it are backed by memory, by mincore(2).

@@ -133,12 +133,17 @@ impl Reservation {
     /// Windows uses large pages only where they are asked for.
     pub const fn keep_pages_small(&self) {}
 
-    /// Gives the memory behind whole pages back to the system: they are zero
-    /// afterwards.
+    /// Gives the memory behind ranges of whole pages (offset, length) back to the system: they
+    /// are zero afterwards.
     ///
     /// # Errors
-    /// The system's refusal; the memory then stays.
-    pub(crate) fn give_back(&self, offset: usize, len: usize) -> Result<(), OsError> {
+    /// The system's refusal; some of the memory then stays.
+    pub(crate) fn give_back(&self, ranges: &[(usize, usize)]) -> Result<(), OsError> {
+        let mut ranges = ranges.iter();
+        ranges.try_for_each(|&(offset, len)| self.give_back_one(offset, len))
+    }
+
+    fn give_back_one(&self, offset: usize, len: usize) -> Result<(), OsError> {
         self.check("VirtualFree", offset, len)?;
         let at = (self.base + offset) as *mut c_void;
         // SAFETY: memory of this reservation, whose contents the caller does
