@@ -11,7 +11,7 @@ use std::sync::Mutex;
 
 use crate::objects::{self, Text};
 use crate::plan::Plans;
-use crate::raw::{self, call, failed};
+use crate::raw::{self, Answer, own};
 use crate::thread::{self, EngineScope};
 use crate::{ghost, patch, start, stub};
 
@@ -111,11 +111,12 @@ fn redirect(handle: *mut c_void) {
     ghost::publish_bounds();
 }
 
-/// Whether anything is mapped at an address. Other threads may map and unmap.
+/// Whether anything is mapped at an address: in doubt it is, as where a filter of system calls
+/// does not let us ask. Other threads may map and unmap.
 fn is_mapped(address: usize) -> bool {
     let mut there = 0_u8;
     let page = address & !4095;
-    !failed(call!(libc::SYS_mincore, page, 1, &raw mut there))
+    own!(libc::SYS_mincore, page, 1, &raw mut there) != -(libc::ENOMEM as Answer)
 }
 
 /// The first of the namespace that a handle's object is in.

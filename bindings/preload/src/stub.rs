@@ -34,9 +34,10 @@ pub(crate) const ENTRY_AT: usize = 16;
 /// Data pages of the areas made, for new bounds. Few objects are patched: those of
 /// glibc, and those that make system calls themselves. An area stays for ever, as who
 /// tells the bounds may be in the midst of it.
-static AREAS: [AtomicUsize; 64] = [const { AtomicUsize::new(0) }; 64];
+static AREAS: [AtomicUsize; AREAS_MAX] = [const { AtomicUsize::new(0) }; AREAS_MAX];
+const AREAS_MAX: usize = 64;
 /// Where the code of each area's object starts; 0: it is not loaded any more.
-static OBJECTS: [AtomicUsize; 64] = [const { AtomicUsize::new(0) }; 64];
+static OBJECTS: [AtomicUsize; AREAS_MAX] = [const { AtomicUsize::new(0) }; AREAS_MAX];
 
 /// Whether every address is to be looked at: engine code in libc makes calls that a
 /// filter of the program's must not see.
