@@ -128,7 +128,7 @@ impl ByteArena {
     /// When a range is not page aligned or leaves the arena.
     ///
     /// # Errors
-    /// The kernel's refusal; the ranges then still hold memory, never harm.
+    /// The kernel's refusal; some of the ranges then still hold memory, never harm.
     pub fn decommit(&self, ranges: &[(usize, usize)]) -> Result<(), OsError> {
         for &(offset, len) in ranges {
             assert!(offset.is_multiple_of(PAGE_SIZE) && len.is_multiple_of(PAGE_SIZE));

@@ -175,7 +175,8 @@ static void writes(char *end, int readable, const char *folder) {
                     struct iovec good[2] = {{end - GOOD, way % 2 ? 10 : 0}, {from, goods[g]}};
                     took(text, got, error, fds[0], good);
                 } else {
-                    say("%s: %ld, errno %d\n", text, got, got < 0 ? error : 0);
+                    errno = error;
+                    answer(text, got);
                     drain("peer", fds[0]);
                 }
                 close(fds[0]);
@@ -484,7 +485,8 @@ int main(int argc, char **argv) {
                 char *place = shape(which == 0, tail);
                 char *end = place + (tail == OTHER_FIRST ? PAGE : GOOD);
                 if (which == 1) evict();
-                if (part == 0 && tail != OTHER_FIRST) writes(end, tail == READ_ONLY || tail == FILE_OVER || tail == FILE_READ_ONLY, argv[1]);
+                int readable = tail == READ_ONLY || tail == FILE_OVER || tail == FILE_READ_ONLY;
+                if (part == 0 && tail != OTHER_FIRST) writes(end, readable, argv[1]);
                 if (part == 1 && tail != OTHER_FIRST) reads(end, argv[1]);
                 if (part == 2) structures(end, argv[1]);
                 munmap(place, WHOLE);
