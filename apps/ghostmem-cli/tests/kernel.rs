@@ -156,6 +156,14 @@ fn limits_that_a_program_sets_on_itself_bound_its_blocks() {
     check_with(&["--mmap=64K"], "bounded", "4M", &[]);
 }
 
+/// Proves that a limit on address space counts what the program maps, in each way of mapping,
+/// and nothing of what the heap reserves; and that the program, and what it executes, is told
+/// what was set.
+#[test]
+fn a_limit_on_address_space_counts_what_the_program_maps() {
+    check_with(&["--mmap=64K"], "space", "4M", &[]);
+}
+
 /// mincore(2) tells of pages that are there and refuses what is not mapped; mallopt(3) leaves
 /// blocks alone; malloc_info(3) counts them; cfree(3) frees them.
 #[test]

@@ -17,6 +17,7 @@
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::alone::Alone;
+use crate::raw::{Answer, failed, own};
 use crate::signals::Blocked;
 
 /// Pieces at most.
@@ -145,6 +146,18 @@ pub(crate) fn take(segment: usize) -> Option<(usize, usize)> {
         entry.free();
         Some((piece.start, piece.end))
     })
+}
+
+/// How long a segment is, bytes, by shmctl(2): who may attach it may ask. The kernel's refusal.
+pub(crate) fn length_of(segment: usize) -> Result<usize, Answer> {
+    const LENGTH_AT: usize = 6;
+    let mut about = [0_usize; 14];
+    let (what, place) = (libc::IPC_STAT, about.as_mut_ptr());
+    let asked = own!(libc::SYS_shmctl, segment, what, place);
+    if failed(asked) {
+        return Err(asked);
+    }
+    Ok(about[LENGTH_AT])
 }
 
 /// In a forked child: whoever was here in the parent is not.

@@ -176,5 +176,5 @@ fn on_own_stack() {
             clobber_abi("C"),
         );
     }
-    let _gone = own!(libc::SYS_munmap, base, STACK_BYTES);
+    bounce::unmap(base, STACK_BYTES);
 }

@@ -18,6 +18,7 @@
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use ghostmem_os::PAGE_SIZE;
+use ghostmem_os::map::{count_released, count_reserved};
 
 use crate::raw::{failed, own};
 use crate::thread;
@@ -55,7 +56,19 @@ pub(crate) fn map(bytes: usize) -> Option<usize> {
     let access = libc::PROT_READ | libc::PROT_WRITE;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     let address = own!(libc::SYS_mmap, 0, bytes, access, flags, -1_isize, 0);
-    (!failed(address)).then_some(address as usize)
+    if failed(address) {
+        return None;
+    }
+    count_reserved(bytes);
+    Some(address as usize)
+}
+
+/// Unmaps what [`map`] mapped.
+pub(crate) fn unmap(start: usize, bytes: usize) {
+    let gone = own!(libc::SYS_munmap, start, bytes);
+    if !failed(gone) {
+        count_released(bytes);
+    }
 }
 
 /// Address space that the pools may take a part of, bytes: with less left, there is
@@ -121,7 +134,7 @@ fn give_back(start: usize, bytes: usize) {
             word.fetch_and(!bit, Ordering::Release);
         }
         None => {
-            let _gone = own!(libc::SYS_munmap, start, bytes);
+            unmap(start, bytes);
         }
     }
 }

@@ -34,7 +34,7 @@ use crate::front::{
 use crate::guarded::{self, Touch, load};
 use crate::raw::{self, Answer, call, failed, own};
 use crate::settings::Settings;
-use crate::{begin, endings, ghost, objects, report, signals, start, stub};
+use crate::{begin, endings, ghost, lifted, objects, report, signals, start, stub};
 
 /// Maps the doorway where this run has it. Called once, at start, before the engine
 /// makes a call: a filter that came with exec may let by that place only.
@@ -144,6 +144,7 @@ fn settle() -> bool {
     for (place, file) in REPORTS.iter().zip(report::settle()) {
         place.store(file, Ordering::Relaxed);
     }
+    lifted::end();
     doorway::confine();
     stub::look_at_all();
     signals::return_by_doorway();

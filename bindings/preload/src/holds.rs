@@ -242,7 +242,7 @@ impl Noted {
 impl Drop for Noted {
     fn drop(&mut self) {
         if self.more != 0 {
-            let _gone = own!(libc::SYS_munmap, self.more, self.bytes());
+            bounce::unmap(self.more, self.bytes());
         }
     }
 }

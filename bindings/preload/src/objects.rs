@@ -69,6 +69,13 @@ pub(crate) fn our_offset(address: usize) -> Option<usize> {
 static OUR_START: AtomicUsize = AtomicUsize::new(0);
 static OUR_BYTES: AtomicUsize = AtomicUsize::new(0);
 
+/// What this library has of the address space, bytes.
+pub(crate) fn our_bytes() -> usize {
+    OUR_IMAGE_BYTES.load(Ordering::Relaxed)
+}
+
+static OUR_IMAGE_BYTES: AtomicUsize = AtomicUsize::new(0);
+
 /// Whether an address lies in this library's own code.
 pub(crate) fn is_ours(address: usize) -> bool {
     address.wrapping_sub(OUR_START.load(Ordering::Relaxed)) < OUR_BYTES.load(Ordering::Relaxed)
@@ -120,6 +127,11 @@ unsafe extern "C" fn visit_ours(
         {
             OUR_START.store(start, Ordering::Relaxed);
             OUR_BYTES.store(bytes, Ordering::Relaxed);
+            let loaded = headers
+                .iter()
+                .filter(|header| header.p_type == libc::PT_LOAD);
+            let end = loaded.map(|header| header.p_vaddr + header.p_memsz).max();
+            OUR_IMAGE_BYTES.store(end.unwrap_or(0) as usize, Ordering::Relaxed);
             OUR_FILE.store(info.dlpi_name as usize, Ordering::Relaxed);
             let bias = (header.p_offset as usize).wrapping_sub(start);
             OUR_FILE_BIAS.store(bias, Ordering::Relaxed);

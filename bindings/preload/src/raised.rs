@@ -174,12 +174,16 @@ fn put_back() {
     }
 }
 
+/// Whether prlimit64 is asked about the caller, by this number.
+pub(crate) fn is_this_process(process: usize) -> bool {
+    [0, own!(libc::SYS_getpid) as u32].contains(&(process as u32))
+}
+
 /// prlimit64 that asks for the limit on open files, or sets it: it is told what the program has,
 /// and not what another thread raised it to. `None`: it is about something else.
 pub(crate) fn asked(args: [usize; 6]) -> Touch<Option<Done>> {
     let [process, resource, new, place, ..] = args;
-    let is_about_it = resource as u32 == libc::RLIMIT_NOFILE
-        && [0, own!(libc::SYS_getpid) as usize].contains(&process);
+    let is_about_it = resource as u32 == libc::RLIMIT_NOFILE && is_this_process(process);
     if !is_about_it || new == place || signals::in_vfork_child() {
         return Ok(None);
     }

@@ -35,8 +35,9 @@ use crate::refusal::{self, Refusal, why_not};
 use crate::settings::{Settings, VARIABLE, value_in};
 use crate::thread::{self, EngineScope};
 use crate::{
-    attached, begin, bounce, cache, confine, endings, entries, ghost, heirs, holds, mappings,
-    objects, ordinary, patch, put_off, refused_fork, report, signals, threads, tree,
+    attached, begin, bounce, cache, confine, endings, entries, ghost, heirs, holds, lifted,
+    mappings, objects, ordinary, own_limits, patch, put_off, refused_fork, report, signals,
+    threads, tree,
 };
 
 /// Most bytes of freed blocks kept for reuse, whatever the limit.
@@ -367,6 +368,7 @@ fn spare_address_space() {
     if machine::address_space_left().is_some_and(|left| left < PLENTY_BYTES) {
         // SAFETY: a number that mallopt(3) knows; no thread of ours runs yet.
         unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+        own_limits::threads_have_no_arenas();
     }
 }
 
@@ -492,6 +494,8 @@ pub(crate) extern "C" fn in_child() {
     threads::forget_others();
     put_off::forget_others();
     heirs::settle_in_child(ghost::heap());
+    lifted::forget_others();
+    own_limits::forget_others();
     raised::in_a_child(thread::current());
     ghost::fork_ends();
 }

@@ -32,6 +32,7 @@ static PROGRAM: AtomicUsize = AtomicUsize::new(1);
 /// Threads of the engine, and the process they belong to.
 static ENGINE: AtomicUsize = AtomicUsize::new(0);
 static ENGINE_PROCESS: AtomicUsize = AtomicUsize::new(0);
+static ENGINE_MOST: AtomicUsize = AtomicUsize::new(0);
 
 /// What a new thread needs to know.
 struct Start {
@@ -187,13 +188,23 @@ pub(crate) fn in_process() -> Option<u64> {
 /// Whether no other thread of the program's runs, not even one that was made without our
 /// knowing. `false` where that cannot be seen: a filter of the program's may end it for a look.
 pub(crate) fn is_the_only_one() -> bool {
-    let engine = match ENGINE_PROCESS.load(Ordering::Acquire) {
-        process if process == own!(libc::SYS_getpid) as usize => ENGINE.load(Ordering::Acquire),
-        _ => 0,
-    };
     is_alone()
         && !doorway::is_confined()
-        && in_process().is_some_and(|threads| threads <= 1 + engine as u64)
+        && in_process().is_some_and(|threads| threads <= 1 + engine_count() as u64)
+}
+
+/// How many threads of the engine there were at once, in this process or in those that it is
+/// forked from: libc keeps what it reserved for each.
+pub(crate) fn most_of_engine() -> usize {
+    ENGINE_MOST.load(Ordering::Relaxed)
+}
+
+/// How many threads of the engine this process has.
+fn engine_count() -> usize {
+    match ENGINE_PROCESS.load(Ordering::Acquire) {
+        process if process == own!(libc::SYS_getpid) as usize => ENGINE.load(Ordering::Acquire),
+        _ => 0,
+    }
 }
 
 /// In a forked child: only the thread that forked is here.
@@ -216,7 +227,8 @@ fn count(engine: bool) {
     if ENGINE_PROCESS.swap(process, Ordering::AcqRel) != process {
         ENGINE.store(0, Ordering::Release);
     }
-    ENGINE.fetch_add(1, Ordering::AcqRel);
+    let before = ENGINE.fetch_add(1, Ordering::AcqRel);
+    ENGINE_MOST.fetch_max(before + 1, Ordering::Relaxed);
 }
 
 fn uncount(engine: bool) {
@@ -380,11 +392,13 @@ extern "C-unwind" fn begin(place: *mut c_void) -> *mut c_void {
     let place = place.cast::<Start>();
     // SAFETY: `pthread_create` wrote it and gave it to this thread.
     let start = unsafe { place.read() };
+    if start.engine {
+        // What libc maps for its malloc on this thread is the engine's, too.
+        thread::current().inside.set(1);
+    }
     // SAFETY: read above, used by nobody else.
     unsafe { ordinary::free(place.cast()) };
-    if start.engine {
-        thread::current().inside.set(1);
-    } else {
+    if !start.engine {
         signals::give_stack();
         set_key(1);
         if start.stack != 0 {

@@ -17,9 +17,9 @@ use core::sync::atomic::{
 
 use crate::error::{ENOMEM, OsError};
 pub use crate::reservation::Reservation;
-#[cfg(not(windows))]
-pub use crate::reservation::mapped_pages;
 use crate::reservation::release;
+#[cfg(not(windows))]
+pub use crate::reservation::{count_released, count_reserved, mapped_pages, reserved_bytes};
 
 /// The only page size the engine works with, bytes. x86-64 has no other base
 /// page; [`crate::machine::page_size_is_supported`] refuses kernels that do.

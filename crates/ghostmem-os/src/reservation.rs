@@ -1,5 +1,7 @@
 //! Address space by mmap(2): see [`Reservation`].
 
+use core::sync::atomic::{AtomicUsize, Ordering};
+
 use crate::error::OsError;
 use crate::kernel;
 use crate::map::{Access, PAGE_SIZE, Span, round_up_to_page};
@@ -16,6 +18,27 @@ const fn prot(access: Access) -> i32 {
 /// Reservations of so many bytes are left out of core dumps: the engine's tables and
 /// its store, which are long and mostly empty, and which no debugger can read.
 const LEFT_OUT_FROM: usize = 1 << 20;
+
+/// Bytes that this process has mapped here and not released.
+static RESERVED_BYTES: AtomicUsize = AtomicUsize::new(0);
+
+/// Address space that the engine has reserved, used or not, bytes. To limits on address space
+/// (`RLIMIT_AS`) all of it counts.
+#[must_use]
+pub fn reserved_bytes() -> usize {
+    RESERVED_BYTES.load(Ordering::Relaxed)
+}
+
+/// Counts what was mapped just now, here or for the engine elsewhere.
+pub fn count_reserved(bytes: usize) {
+    RESERVED_BYTES.fetch_add(bytes, Ordering::Relaxed);
+}
+
+/// Counts what was unmapped.
+pub fn count_released(bytes: usize) {
+    let less = |all: usize| Some(all.saturating_sub(bytes));
+    let _all = RESERVED_BYTES.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+}
 
 /// A contiguous range of address space this value owns; unmapped on drop.
 #[derive(Debug)]
@@ -212,6 +235,7 @@ fn map_anonymous(len: usize, access: Access) -> Result<usize, OsError> {
     if got == libc::MAP_FAILED {
         Err(OsError::last("mmap"))
     } else {
+        count_reserved(len);
         Ok(got as usize)
     }
 }
@@ -236,13 +260,15 @@ fn aligned_nearby(len: usize, align: usize, access: Access) -> Option<usize> {
         let at = base as *mut libc::c_void;
         // SAFETY: a fresh anonymous mapping; nothing that exists is replaced.
         let got = unsafe { kernel::mmap(at, len, prot(access), flags, -1, 0) };
+        if got == libc::MAP_FAILED {
+            continue;
+        }
+        count_reserved(len);
         if got == at {
             return Some(base);
         }
-        if got != libc::MAP_FAILED {
-            // A kernel before 4.17 takes the address for a hint.
-            release(got as usize, len);
-        }
+        // A kernel before 4.17 takes the address for a hint.
+        release(got as usize, len);
     }
     None
 }
@@ -253,6 +279,7 @@ pub(crate) fn release(base: usize, len: usize) {
         // SAFETY: callers pass ranges they mapped themselves and own.
         let rc = unsafe { kernel::munmap(base as *mut libc::c_void, len) };
         debug_assert_eq!(rc, 0, "munmap of an owned range cannot fail");
+        count_released(len);
     }
 }
 

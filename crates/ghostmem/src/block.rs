@@ -244,6 +244,12 @@ impl Heap {
         self.engine().has_holes()
     }
 
+    /// Bytes of blocks that are closed ([`Hole::Closed`]). A load for each region.
+    #[must_use]
+    pub fn closed_bytes(&self) -> usize {
+        self.engine().closed_bytes()
+    }
+
     /// Whether some page of a range is unmapped, or part of no block. Lock-free.
     #[must_use]
     pub fn has_unmapped<T>(&self, range: *const [T]) -> bool {

@@ -75,11 +75,8 @@ static void bounded(void) {
     REFUSED(mremap(moved, 60 * MIB, 160 * MIB, MREMAP_MAYMOVE) == MAP_FAILED);
     CHECK(munmap(moved, 60 * MIB) == 0);
     free(beside);
-    /* A child has the same; those of monitor and guard need what the kernel refuses here. */
-    const char *backend = getenv("BACKEND");
-    int forks = !backend || !strcmp(backend, "inline");
-    pid_t child = forks ? fork() : vfork();
-    if (child == 0 && !forks) _exit(3);
+    /* A child has the same. */
+    pid_t child = fork();
     if (child == 0) _exit(malloc(200 * MIB) == NULL && blocks(MIB, 200) <= 80 ? 3 : 4);
     int status = -1;
     CHECK(child > 0 && waitpid(child, &status, 0) == child && status == 3 << 8);

@@ -5,10 +5,12 @@
 //! memory is the parent's. The copies therefore stand in memory that the
 //! thread keeps for its next execve, not in a lease.
 
+use ghostmem_os::doorway;
+
 use crate::guarded::{self, Touch, load, store};
-use crate::raw::{self, call, own};
+use crate::raw::{self, call, failed, own};
 use crate::signals::{self, inherited};
-use crate::{begin, bounce, ghost, raised, start, thread, tree};
+use crate::{begin, bounce, ghost, lifted, raised, start, thread, tree};
 
 use super::spawn::on_ordinary_stack;
 use super::{Done, error, target};
@@ -157,7 +159,7 @@ pub(super) fn execve(args: [usize; 6], at: Option<()>) -> Touch<Done> {
     let hands_on = inherited::is_any();
     if !(ghost::is_ghost(path) || argv.ghost || envp.ghost || envp.without_us) {
         trace_now();
-        return Ok(match hands_on {
+        return Ok(match hands_on || lifted::is_any() {
             true => execute(number, args, hands_on),
             false => Done::Asis,
         });
@@ -191,14 +193,43 @@ pub(super) fn execve(args: [usize; 6], at: Option<()>) -> Touch<Done> {
 /// Executes a program. `hands_on`: with what it gets of our signals, and so on a stack that
 /// cannot be missing.
 fn execute(number: usize, args: [usize; 6], hands_on: bool) -> Done {
+    let execute = move || match is_missing(number, args) {
+        true => raw::syscall(number, args),
+        false => lifted::around_exec(|| raw::syscall(number, args)),
+    };
     if !hands_on {
-        return Done::With(raw::syscall(number, args));
+        return Done::With(execute());
     }
     // Where the stack is changed all signals are blocked: the program gets what was blocked
     // before.
     let mask = inherited::mask();
-    let executed = move || Done::With(inherited::hand_on(mask, || raw::syscall(number, args)));
+    let executed = move || Done::With(inherited::hand_on(mask, execute));
     on_ordinary_stack(executed).unwrap_or(error(libc::ENOMEM))
+}
+
+/// Whether execve finds no file, or one that this user may not execute: limits that are lowered
+/// for it may stay so. Shells look for theirs in one folder after another.
+fn is_missing(number: usize, args: [usize; 6]) -> bool {
+    let [path, ..] = args;
+    // A filter of the program's may end the process for the question, which is asked as the
+    // real user.
+    let is_itself = || {
+        own!(libc::SYS_getuid) == own!(libc::SYS_geteuid)
+            && own!(libc::SYS_getgid) == own!(libc::SYS_getegid)
+    };
+    number == 59
+        && lifted::is_any()
+        && !doorway::is_confined()
+        && is_itself()
+        && (failed(call!(libc::SYS_faccessat, libc::AT_FDCWD, path, libc::X_OK)) || !is_file(path))
+}
+
+/// Whether a path leads to a regular file.
+fn is_file(path: usize) -> bool {
+    // SAFETY: all zero is a valid value of the structure.
+    let mut seen: libc::stat = unsafe { core::mem::zeroed() };
+    let asked = call!(libc::SYS_stat, path, &raw mut seen);
+    !failed(asked) && seen.st_mode & libc::S_IFMT == libc::S_IFREG
 }
 
 /// Maps what this thread's next execve may need, but for very long arguments: later a limit
@@ -213,7 +244,7 @@ fn kept(room: usize) -> Option<usize> {
     let thread = thread::current();
     if thread.exec_bytes.get() < room {
         if thread.exec.get() != 0 {
-            let _gone = own!(libc::SYS_munmap, thread.exec.get(), thread.exec_bytes.get());
+            bounce::unmap(thread.exec.get(), thread.exec_bytes.get());
             thread.exec_bytes.set(0);
         }
         let bytes = room.checked_next_multiple_of(1 << 16)?;

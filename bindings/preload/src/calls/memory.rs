@@ -178,19 +178,10 @@ pub(super) fn attach([segment, address, flags, ..]: [usize; 6]) -> Done {
     if !start.is_multiple_of(PAGE_SIZE) || !ghost::may_be(start) {
         return Done::Asis;
     }
-    // shmctl(2): as long as it says, and who may attach it may ask.
-    const LENGTH_AT: usize = 6;
-    let mut about = [0_usize; 14];
-    let asked = own!(
-        libc::SYS_shmctl,
-        segment,
-        libc::IPC_STAT,
-        about.as_mut_ptr()
-    );
-    if failed(asked) {
-        return Done::With(asked);
-    }
-    let bytes = about[LENGTH_AT];
+    let bytes = match attached::length_of(segment) {
+        Ok(bytes) => bytes,
+        Err(refused) => return Done::With(refused),
+    };
     let Some(end) = mappings::end_of(start, bytes).filter(|_| bytes > 0) else {
         return error(libc::EINVAL);
     };
@@ -256,7 +247,7 @@ fn may_lock_nothing() -> bool {
         return false;
     };
     let locked = own!(libc::SYS_mlock, page, PAGE_SIZE);
-    let _gone = own!(libc::SYS_munmap, page, PAGE_SIZE);
+    crate::bounce::unmap(page, PAGE_SIZE);
     locked == -(libc::EPERM as Answer)
 }
 
@@ -296,7 +287,7 @@ fn bound(args: [usize; 6]) -> Answer {
         Ok(Done::With(answer)) => answer,
         _ => crate::raw::syscall(237, asked),
     };
-    let _gone = own!(libc::SYS_munmap, page, PAGE_SIZE);
+    crate::bounce::unmap(page, PAGE_SIZE);
     answer
 }
 

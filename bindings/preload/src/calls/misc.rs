@@ -6,9 +6,9 @@ use ghostmem_os::PAGE_SIZE;
 
 use crate::bounce::{self, Lease};
 use crate::guarded::{self, BadAddress, Touch, load};
-use crate::raw::{self, Answer, call, failed, own};
+use crate::raw::{self, Answer, call, failed};
 use crate::signals::Blocked;
-use crate::{descriptors, ghost, moving, own_limits, signals, taken};
+use crate::{descriptors, ghost, lifted, moving, own_limits, signals, taken};
 
 use super::buffers::touches_ghost;
 use super::kept::{self, Way};
@@ -359,22 +359,25 @@ pub(super) fn sleep(args: [usize; 6]) -> Touch<Done> {
     with_copies(230, args, if is_until { &pointers[..1] } else { pointers })
 }
 
-/// setrlimit and prlimit64 of what bounds memory: what the program sets counts for blocks
-/// from then on.
-pub(super) fn set_limit(number: usize, args: [usize; 6]) -> Touch<Done> {
-    // The kernel may refuse every mapping from then on.
-    taken::map_ahead();
-    exec::map_ahead();
+/// getrlimit, setrlimit and prlimit64 of what bounds memory: what the program sets counts for
+/// blocks and mappings from then on, and is what it is told.
+pub(super) fn memory_limit(number: usize, args: [usize; 6]) -> Touch<Done> {
+    let sets = number == 160 || number == 302 && args[2] != 0;
+    if sets {
+        // The kernel may refuse every mapping from then on.
+        taken::map_ahead();
+        exec::map_ahead();
+    }
     // What moves could not be opened again.
-    let resource = args[usize::from(number != 160)] as u32;
     let _blocked = Blocked::new();
-    let _still = (resource == libc::RLIMIT_DATA).then(moving::hold_still);
+    let _still = sets.then(moving::hold_still);
+    if let Some(answer) = lifted::asked(number, args)? {
+        return Ok(Done::With(answer));
+    }
     let answer = match with_copies(number, args, table::plain(number).unwrap_or(&[]))? {
         Done::With(answer) => answer,
         Done::Asis => raw::syscall(number, args),
     };
-    let is_of_this_process = [0, own!(libc::SYS_getpid) as usize].contains(&args[0]);
-    let sets = number == 160 || (args[2] != 0 && is_of_this_process);
     if sets && !failed(answer) {
         own_limits::look();
     }
@@ -399,7 +402,7 @@ fn named(mut args: [usize; 6]) -> Answer {
         Ok(Done::With(answer)) => answer,
         _ => raw::syscall(157, args),
     };
-    let _gone = own!(libc::SYS_munmap, page, PAGE_SIZE);
+    bounce::unmap(page, PAGE_SIZE);
     answer
 }
 

@@ -38,7 +38,8 @@ use ghostmem_os::doorway;
 use crate::guarded::{BadAddress, Touch, load};
 use crate::raw::{self, Answer};
 use crate::{
-    begin, confine, descriptors, ghost, objects, own_limits, raised, signals, taken, thread, tree,
+    begin, confine, descriptors, ghost, lifted, objects, own_limits, raised, signals, taken,
+    thread, tree,
 };
 pub(crate) use buffers::VECTORS_MAX;
 use copies::length_of;
@@ -334,6 +335,11 @@ fn handle(call: &mut Call) -> Touch<Done> {
     {
         return Ok(done);
     }
+    if own_limits::any()
+        && let Some(refused) = own_limits::refused(number, args, is_from_libc(call))
+    {
+        return Ok(refused);
+    }
     let done = match number {
         231 => {
             crate::report::at_exit();
@@ -352,8 +358,8 @@ fn handle(call: &mut Call) -> Touch<Done> {
         9 => crate::mappings::map(args),
         table::BRK => crate::mappings::move_break(args),
         27 if memory::is_unmapped(args) => error(libc::ENOMEM),
-        160 | 302 if own_limits::is_one(args[usize::from(number == 302)]) => {
-            return misc::set_limit(number, args);
+        97 | 160 | 302 if lifted::is_one(args[usize::from(number == 302)]) => {
+            return misc::memory_limit(number, args);
         }
         151 => memory::lock_all(args[0]),
         152 => memory::unlock_all(),

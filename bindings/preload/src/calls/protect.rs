@@ -55,7 +55,7 @@ fn asked_key(number: usize, args: [usize; 6], bytes: usize) -> Result<Option<i32
     }
     let page = bounce::map(PAGE_SIZE).ok_or(-(libc::ENOMEM as Answer))?;
     let answer = call!(libc::SYS_pkey_mprotect, page, PAGE_SIZE, access, key);
-    let _gone = own!(libc::SYS_munmap, page, PAGE_SIZE);
+    bounce::unmap(page, PAGE_SIZE);
     if failed(answer) {
         Err(answer)
     } else {

@@ -383,6 +383,7 @@ const fn looked_at(number: usize) -> bool {
             | 78 | 217     // getdents, getdents64: likewise
             | 40 | 138 | 233 | 275 | 326 // sendfile, fstatfs, epoll_ctl, splice, copy_file_range: likewise
             | MMAP | BRK   // where they are redirected at all
+            | 25 | 30       // mremap, shmat: see crate::own_limits
             | 13 | 14 | 127 | 128 // rt_sigaction, rt_sigprocmask, rt_sigpending, rt_sigtimedwait
             | 16            // ioctl: what its structure points to
             | 19 | 20 | 278 | 295 | 296 | 327 | 328 // readv, writev, vmsplice, preadv, pwritev, *2
@@ -393,7 +394,7 @@ const fn looked_at(number: usize) -> bool {
             | 130 | 131     // rt_sigsuspend, sigaltstack
             | 151 | 152     // mlockall, munlockall
             | 157           // prctl: filters, memory maps
-            | 160 | 302     // setrlimit, prlimit64: see crate::own_limits
+            | 97 | 160 | 302 // getrlimit, setrlimit, prlimit64: see crate::lifted
             | 272 | 308     // unshare, setns: see `single`
             | 60 | 231      // exit, exit_group
             | 23 | 270 | 271 // select, pselect6: see `sets`; ppoll

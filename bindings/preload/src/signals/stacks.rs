@@ -109,7 +109,7 @@ pub(crate) fn take_stack() {
         let_go(before);
     }
     if base != 0 {
-        let _gone = own!(libc::SYS_munmap, base, STACK_BYTES);
+        bounce::unmap(base, STACK_BYTES);
     }
 }
 

@@ -220,6 +220,13 @@ impl Engine {
         self.regions().any(|region| region.holes.any())
     }
 
+    /// Bytes of blocks that are closed. Lock-free.
+    #[must_use]
+    pub fn closed_bytes(&self) -> usize {
+        let pages: usize = self.regions().map(|region| region.holes.closed()).sum();
+        pages * PAGE_SIZE
+    }
+
     /// Whether some page of a range is unmapped, or part of no block. Lock-free.
     #[must_use]
     pub fn has_unmapped(&self, address: usize, len: usize) -> bool {

@@ -9,7 +9,7 @@
 //! Changed by who owns the block; read without a lock by faults. A heap without holes
 //! pays one load for each fresh page.
 
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 use ghostmem_os::OsError;
 use ghostmem_os::map::ZeroArray;
@@ -34,6 +34,8 @@ pub(crate) struct Holes {
     touched: Touched,
     /// There was a hole once.
     any: AtomicBool,
+    /// How many are closed.
+    closed: AtomicI64,
 }
 
 impl Holes {
@@ -43,12 +45,25 @@ impl Holes {
             words: ZeroArray::new(words)?,
             touched: Touched::new::<AtomicU64>(words)?,
             any: AtomicBool::new(false),
+            closed: AtomicI64::new(0),
         })
     }
 
     /// Whether there ever was one.
     pub(crate) fn any(&self) -> bool {
         self.any.load(Ordering::Acquire)
+    }
+
+    fn count_closed(&self, more: i64) {
+        if more != 0 {
+            self.closed.fetch_add(more, Ordering::Relaxed);
+        }
+    }
+
+    /// How many pages are closed.
+    pub(crate) fn closed(&self) -> usize {
+        // Those who open and close at the same time count one after another.
+        usize::try_from(self.closed.load(Ordering::Relaxed)).unwrap_or(0)
     }
 
     pub(crate) fn of(&self, page: usize) -> Option<Hole> {
@@ -91,27 +106,33 @@ impl Holes {
     /// Makes holes of the pages from `first` up to `end`; how many were none before.
     pub(crate) fn make(&self, first: usize, end: usize, hole: Hole) -> usize {
         self.any.store(true, Ordering::Release);
-        let mut made = 0;
+        let (mut made, mut closed, mut opened) = (0, 0, 0);
         for (word, pages) in words_of(first, end) {
             self.touched.note(word);
             let upper = pages & !LOWER;
             let before = match hole {
                 Hole::Unmapped => {
                     let before = self.words[word].fetch_or(pages & LOWER, Ordering::AcqRel);
-                    self.words[word].fetch_and(!upper, Ordering::AcqRel);
+                    let was = self.words[word].fetch_and(!upper, Ordering::AcqRel);
+                    opened += i64::from((was & upper).count_ones());
                     before
                 }
-                Hole::Closed => self.words[word].fetch_or(pages, Ordering::AcqRel),
+                Hole::Closed => {
+                    let before = self.words[word].fetch_or(pages, Ordering::AcqRel);
+                    closed += i64::from((!before & upper).count_ones());
+                    before
+                }
             };
             made += (!before & pages & LOWER).count_ones() as usize;
         }
+        self.count_closed(closed - opened);
         made
     }
 
     /// Makes the pages from `first` up to `end` pages like any other; how many were none
     /// before.
     pub(crate) fn fill(&self, first: usize, end: usize) -> usize {
-        let mut filled = 0;
+        let (mut filled, mut opened) = (0, 0);
         if !self.any() {
             return filled;
         }
@@ -124,9 +145,11 @@ impl Holes {
             for (word, pages) in words_of(from, to) {
                 let before = self.words[word].fetch_and(!pages, Ordering::AcqRel);
                 filled += (before & pages & LOWER).count_ones() as usize;
+                opened += i64::from((before & pages & !LOWER).count_ones());
             }
             group_at = touched + 1;
         }
+        self.count_closed(-opened);
         filled
     }
 
@@ -159,8 +182,10 @@ mod tests {
         let holes = Holes::new(1 << 20).unwrap();
         assert_eq!(holes.of(5), None);
         for (first, end) in [(0, 1), (31, 33), (70, 1 << 15), ((1 << 20) - 1, 1 << 20)] {
-            for hole in [Hole::Unmapped, Hole::Closed, Hole::Unmapped] {
+            for hole in [Hole::Unmapped, Hole::Closed, Hole::Closed, Hole::Unmapped] {
                 holes.make(first, end, hole);
+                let closed = if hole == Hole::Closed { end - first } else { 0 };
+                assert_eq!(holes.closed(), closed);
                 let around = [first.wrapping_sub(1), first, end - 1, end];
                 let inside = around.map(|page| (first..end).contains(&page));
                 for (page, inside) in around.into_iter().zip(inside) {
@@ -179,6 +204,11 @@ mod tests {
             assert_eq!(holes.fill(first, first + 1), 1);
             assert_eq!(holes.of(first), None);
             assert_eq!(holes.of(end - 1), None);
+            holes.make(first, end, Hole::Closed);
+            assert_eq!(holes.fill(first, first + 1), 1);
+            assert_eq!(holes.closed(), end - first - 1);
+            assert_eq!(holes.fill(first, end), end - first - 1);
+            assert_eq!(holes.closed(), 0);
         }
     }
 }
