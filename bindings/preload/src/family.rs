@@ -261,7 +261,8 @@ pub(crate) unsafe extern "C" fn reallocarray(
     unsafe { realloc(block, bytes) }
 }
 
-/// posix_memalign(3): the error is the result, errno is left alone.
+/// posix_memalign(3): the error is the result. errno is left alone where the call succeeds or the
+/// alignment is none, and is glibc's where memory is short.
 ///
 /// # Safety
 /// `out` must be valid for writing a pointer.
@@ -274,7 +275,7 @@ pub(crate) unsafe extern "C" fn posix_memalign(
     if !align.is_power_of_two() || !align.is_multiple_of(size_of::<usize>()) {
         return libc::EINVAL;
     }
-    let block = allocate(size, align.max(ALIGN), false);
+    let block = allocate_or_complain(size, align.max(ALIGN), false);
     if block.is_null() {
         return libc::ENOMEM;
     }
