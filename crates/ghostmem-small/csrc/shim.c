@@ -1,6 +1,6 @@
 /* What mimalloc's public interface cannot do for a heap over ghost memory.
  *
- * Four things, three of them about the *theap*, mimalloc's per-thread part of
+ * Five things, most of them about the *theap*, mimalloc's per-thread part of
  * a heap:
  *
  *  1. For a heap that is bound to an arena mimalloc places the theap inside
@@ -16,6 +16,8 @@
  *  4. Whether a block's page is the calling thread's decides how its life is
  *     noted: gm_block_info says so, with the block's size. Where it is, the quick
  *     paths note it themselves: one call for all of malloc or free.
+ *
+ *  5. Between mimalloc's sizes of blocks there are others: gm_is_between.
  *
  * It reads mimalloc's internal headers, so it accepts exactly one version.
  */
@@ -93,9 +95,64 @@ static inline mi_theap_t* gm_cached_of(const mi_heap_t* heap) {
   return _mi_theap_heap(theap) == heap ? theap : NULL;
 }
 
+/* mimalloc has four sizes of blocks for each doubling. Above the small ones a second heap
+ * has those that lie half way between: by a half step less than mimalloc's. To mimalloc a
+ * block's class is that of the next size of its own, in which it finds the page again. */
+#define GM_BETWEEN_MAX ((size_t)32 << 10)  /* SIZE_MAX in heap.rs */
+
+/* The bit of the size in words, less one, that says in which half of a step it is. */
+static inline size_t gm_half_step(size_t size) {
+  const size_t words = _mi_wsize_from_size(size) - 1;
+  return (size_t)1 << (MI_SIZE_BITS - 1 - mi_clz(words) - 3);
+}
+
+/* Whether the second heap has the better size for a block. */
+bool gm_is_between(size_t size) {
+  if (size <= MI_SMALL_SIZE_MAX || size > GM_BETWEEN_MAX) return false;
+  return ((_mi_wsize_from_size(size) - 1) & gm_half_step(size)) == 0;
+}
+
+/* Makes the sizes of a fresh theap those between. */
+static void gm_set_between(mi_theap_t* theap) {
+  for (size_t bin = 0; bin < MI_BIN_HUGE; bin++) {
+    const size_t size = theap->pages[bin].block_size;
+    if (size > MI_SMALL_SIZE_MAX && size <= GM_BETWEEN_MAX) {
+      theap->pages[bin].block_size = size - gm_half_step(size) * sizeof(uintptr_t);
+    }
+  }
+}
+
+/* This thread's theap of a heap, NULL when there is none. */
+static inline mi_theap_t* gm_theap_if_any(mi_heap_t* heap) {
+  mi_theap_t* const theap = (mi_theap_t*)_mi_thread_local_get(heap->theap);
+  return (uintptr_t)theap > 1 ? theap : NULL;
+}
+
+#if defined(_WIN32)
+static inline mi_theap_t* gm_between_of(mi_heap_t* heap) { return gm_theap_if_any(heap); }
+static inline void gm_between_set(mi_theap_t* theap) { (void)theap; }
+#else
+/* This thread's last theap with the sizes between, as mimalloc keeps that of the last heap:
+ * a count keeps its memory, and one whose heap is gone belongs to none. */
+static mi_decl_thread mi_theap_t* gm_between;
+
+static inline mi_theap_t* gm_between_of(mi_heap_t* heap) {
+  mi_theap_t* const theap = gm_between;
+  return theap != NULL && _mi_theap_heap(theap) == heap ? theap : NULL;
+}
+
+static void gm_between_set(mi_theap_t* theap) {
+  mi_theap_t* const before = gm_between;
+  if (before == theap) return;
+  _mi_theap_incref(theap);
+  gm_between = theap;
+  _mi_theap_decref(before);
+}
+#endif
+
 /* This thread's theap of `heap`, made if need be; NULL when memory is short. */
-static mi_theap_t* gm_theap_of(mi_heap_t* heap) {
-  mi_theap_t* theap = gm_cached_of(heap);
+static mi_theap_t* gm_theap_of(mi_heap_t* heap, bool between) {
+  mi_theap_t* theap = between ? gm_between_of(heap) : gm_cached_of(heap);
   if (theap != NULL) return theap;
   theap = (mi_theap_t*)_mi_thread_local_get(heap->theap);
   if (theap == NULL) {
@@ -108,12 +165,13 @@ static mi_theap_t* gm_theap_of(mi_heap_t* heap) {
     if (theap != NULL) {
       theap->memid = memid;
       _mi_theap_init(theap, heap, base->tld);
+      if (between) { gm_set_between(theap); }
     }
     _mi_thread_local_set(heap->theap, theap);
     if (theap == NULL) return NULL;
     gm_call_at_thread_end();
   }
-  _mi_theap_cached_set(theap);
+  if (between) { gm_between_set(theap); } else { _mi_theap_cached_set(theap); }
   return theap;
 }
 
@@ -127,6 +185,7 @@ typedef struct gm_table_s {
   _Atomic(uint64_t)* own;
   _Atomic(uint64_t)* others;
   _Atomic(uint8_t)*  mixed;  /* one for every 64 KiB */
+  _Atomic(mi_heap_t*) between;  /* as heap, with the sizes between: see gm_is_between */
 } gm_table_t;
 
 /* The quick paths do what mimalloc's do where it was built to keep no statistics,
@@ -229,7 +288,9 @@ gm_found_t gm_allocate_quick(const gm_table_t* table, size_t size) {
 /* The same for the sizes above, and for zeros of any size. */
 gm_found_t gm_allocate_other(const gm_table_t* table, size_t size, bool zero) {
   gm_found_t found = { NULL, 0 };
-  mi_theap_t* const theap = gm_cached_of(gm_current(table));
+  mi_theap_t* const theap = gm_is_between(size)
+    ? gm_between_of(atomic_load_explicit(&table->between, memory_order_acquire))
+    : gm_cached_of(gm_current(table));
   if mi_unlikely(theap == NULL) return found;
   mi_page_t* page;
   if (size <= MI_SMALL_SIZE_MAX) {
@@ -282,11 +343,24 @@ size_t gm_size_quick(const gm_table_t* table, const void* p) {
   return mi_page_usable_block_size(page);
 }
 
-/* The general half: may take mimalloc's locks, search, map and purge. */
-void* gm_allocate(mi_heap_t* heap, size_t size, size_t align, bool zero) {
-  mi_theap_t* const theap = gm_theap_of(heap);
+/* What mimalloc does for a theap at every thousandth turn of its general half is done for
+ * this thread's theap of `beside`, too: that one may have nothing else to do. */
+static void gm_see_to(mi_heap_t* beside) {
+  mi_theap_t* const theap = gm_theap_if_any(beside);
+  if (theap != NULL) { _mi_theap_collect_retired(theap, false); }
+}
+
+/* The general half: may take mimalloc's locks, search, map and purge. `beside` is the heap
+ * with the other sizes. */
+void* gm_allocate(mi_heap_t* heap, mi_heap_t* beside, size_t size, size_t align, bool zero, bool between) {
+  mi_theap_t* const theap = gm_theap_of(heap, between);
   if (theap == NULL) return NULL;
-  if (align <= MI_MAX_ALIGN_SIZE) return _mi_theap_malloc_zero(theap, size, zero, NULL);
+  if (align <= MI_MAX_ALIGN_SIZE) {
+    const long turns = theap->generic_count;
+    void* const block = _mi_theap_malloc_zero(theap, size, zero, NULL);
+    if mi_unlikely(theap->generic_count < turns) { gm_see_to(beside); }
+    return block;
+  }
   /* With the theap in place (and cached) this finds it and makes none. */
   return zero ? mi_heap_zalloc_aligned(heap, size, align) : mi_heap_malloc_aligned(heap, size, align);
 }
@@ -314,14 +388,19 @@ gm_block_info_t gm_block_info(const void* block) {
 /* mi_free, for a caller that has the page. */
 void gm_free(mi_page_t* page, bool own, void* block) { _mi_free_generic(page, own, block); }
 
-/* Gives free memory back now: this thread's empty pages of `heap`, then
- * everything free in any arena. */
-void gm_trim(mi_heap_t* heap) {
-  mi_theap_t* const theap = (mi_theap_t*)_mi_thread_local_get(heap->theap);
+/* Gives free memory back now: this thread's empty pages of `heap`, then everything free in
+ * any arena. False, and nothing happened, where the thread has no part in the heap. */
+bool gm_trim(mi_heap_t* heap) {
+  mi_theap_t* const theap = gm_theap_if_any(heap);
+  if (theap == NULL) return false;
+  mi_theap_collect(theap, true);
+  return true;
+}
+
+/* Gives back everything free in any arena. */
+void gm_trim_arenas(void) {
   mi_theap_t* const base = _mi_theap_default_safe();
-  if (!mi_theap_is_initialized(base)) return;
-  if (theap != NULL) { mi_theap_collect(theap, true); }
-                else { _mi_arenas_collect(true, true, base->tld); }
+  if (mi_theap_is_initialized(base)) { _mi_arenas_collect(true, true, base->tld); }
 }
 
 /* Takes the calling thread, which is about to end, off all our heaps. */
@@ -329,6 +408,7 @@ void gm_leave_thread(void) {
   mi_theap_t* const base = _mi_theap_default();
   if (!mi_theap_is_initialized(base)) return;
   mi_tld_t* const tld = base->tld;
+  gm_between_set(NULL);
   for (;;) {
     mi_theap_t* leaving = NULL;
     mi_lock(&tld->theaps_lock) {
@@ -394,6 +474,9 @@ void gm_theaps_unlock(mi_heap_t* heap) {
 bool gm_theap_is_outside(mi_heap_t* heap, size_t base, size_t len) {
   const size_t at = (size_t)_mi_thread_local_get(heap->theap);
   return at > 1 && (at < base || at >= base + len);
+}
+bool gm_no_theap_inside(mi_heap_t* heap, size_t base, size_t len) {
+  return gm_theap_if_any(heap) == NULL || gm_theap_is_outside(heap, base, len);
 }
 #if defined(_WIN32)
 /* gm_leave_thread tells mimalloc itself, last; nobody does it before. */

@@ -51,7 +51,7 @@ use crate::seam;
 
 mod entry;
 
-pub(crate) use entry::ArenaEntry;
+pub(crate) use entry::{ArenaEntry, Classes};
 use entry::{EMPTY, FREE, LENT, MAKING, POOL, RETIRED};
 
 /// How many arenas this process can have, and steps of all of them together:
@@ -435,8 +435,9 @@ pub(crate) fn disown_pages() {
 }
 
 fn for_each_heap(mut act: impl FnMut(*mut MiHeap)) {
-    for step in POOL.iter().flat_map(|entry| &entry.steps) {
-        let heap = step.heap.load(Ordering::Acquire);
+    let steps = POOL.iter().flat_map(|entry| &entry.steps);
+    for heap in steps.flat_map(|step| &step.heaps) {
+        let heap = heap.load(Ordering::Acquire);
         if !heap.is_null() {
             act(heap);
         }

@@ -8,6 +8,8 @@ use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU64};
 // The library itself: naming the crate links it.
 use libmimalloc_sys as _;
 
+use crate::arena::Classes;
+
 /// mimalloc's `mi_heap_t`, never looked into from here.
 #[repr(C)]
 pub(crate) struct MiHeap {
@@ -33,6 +35,18 @@ pub(crate) struct Table {
     pub(crate) own: *const AtomicU64,
     pub(crate) others: *const AtomicU64,
     pub(crate) mixed: *const AtomicU8,
+    /// As `heap`, with the sizes between. Last: the quickest paths do without.
+    pub(crate) between: AtomicPtr<MiHeap>,
+}
+
+impl Table {
+    /// The heap with these classes whose blocks are handed out.
+    pub(crate) fn current(&self, classes: Classes) -> &AtomicPtr<MiHeap> {
+        match classes {
+            Classes::Whole => &self.heap,
+            Classes::Between => &self.between,
+        }
+    }
 }
 
 /// A block just allocated, null for none, and how many of its bytes may be used;
@@ -100,14 +114,18 @@ unsafe extern "C" {
     pub(crate) fn gm_size_quick(table: *const Table, block: *const c_void) -> usize;
     pub(crate) fn gm_allocate(
         heap: *mut MiHeap,
+        beside: *mut MiHeap,
         size: usize,
         align: usize,
         zero: bool,
+        between: bool,
     ) -> *mut c_void;
+    pub(crate) safe fn gm_is_between(size: usize) -> bool;
     pub(crate) fn gm_block_info(block: *const c_void) -> BlockInfo;
     pub(crate) fn gm_free(page: *mut MiPage, own: bool, block: *mut c_void);
     pub(crate) fn gm_disown(heap: *mut MiHeap);
-    pub(crate) fn gm_trim(heap: *mut MiHeap);
+    pub(crate) fn gm_trim(heap: *mut MiHeap) -> bool;
+    pub(crate) safe fn gm_trim_arenas();
     pub(crate) safe fn gm_leave_thread();
     pub(crate) safe fn gm_hear_of_thread_end();
     pub(crate) safe fn gm_teardown_lock();
@@ -115,5 +133,6 @@ unsafe extern "C" {
     pub(crate) fn gm_theaps_lock(heap: *mut MiHeap);
     pub(crate) fn gm_theaps_unlock(heap: *mut MiHeap);
     pub(crate) fn gm_theap_is_outside(heap: *mut MiHeap, base: usize, len: usize) -> bool;
+    pub(crate) fn gm_no_theap_inside(heap: *mut MiHeap, base: usize, len: usize) -> bool;
     pub(crate) safe fn gm_leaves_first() -> bool;
 }

@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Ordering, 
 use ghostmem_os::lock::Lock;
 use ghostmem_os::map::{MapArc, ZeroArray};
 
-use crate::arena::{Arena, ArenaEntry};
+use crate::arena::{Arena, ArenaEntry, Classes};
 use crate::error::SmallError;
 use crate::ffi::{self, Table};
 use crate::fork_gate;
@@ -20,7 +20,7 @@ mod retired;
 mod space;
 
 use bits::corrupt;
-use growth::{open_heap, words_for};
+use growth::{open_heaps, words_for};
 pub use space::Space;
 use space::discard_in;
 
@@ -31,7 +31,7 @@ pub const SIZE_MAX: usize = 32 << 10;
 pub const ALIGN_MAX: usize = 4096;
 
 /// The smallest distance between two blocks, and their least alignment.
-const GRAIN: usize = 16;
+pub(crate) const GRAIN: usize = 16;
 
 /// The largest request the quickest path takes: mimalloc's `MI_SMALL_SIZE_MAX`.
 const QUICK_MAX: usize = 1024;
@@ -84,7 +84,7 @@ struct Core<S: Space> {
     put_off: PutOff,
     space: MapArc<S>,
     entry: &'static ArenaEntry,
-    /// Steps of the arena in use, each with a mimalloc heap.
+    /// Steps of the arena in use, each with mimalloc heaps.
     steps: AtomicUsize,
     /// One thread at a time adds one; `true` when there are no more to be had.
     growth: Lock<bool>,
@@ -116,7 +116,7 @@ impl<S: Space> SmallHeap<S> {
         seam::step()?;
         let inside = fork_gate::enter();
         let entry = arena.entry();
-        let heap = open_heap(&arena, 0)?;
+        let [whole, between] = open_heaps(&arena, 0)?;
         let context = MapArc::as_ptr(&space).cast::<()>();
         // SAFETY: `discard_in::<S>` takes a pointer to an `S`, which the core
         // keeps until it detached; `S` is Sync.
@@ -124,13 +124,14 @@ impl<S: Space> SmallHeap<S> {
         drop(inside);
         let (start, _) = arena.ghost_range();
         let table = Table {
-            heap: AtomicPtr::new(heap.as_ptr()),
+            heap: AtomicPtr::new(whole),
             base: arena.base(),
             start,
             bytes: arena.base() + reach - start,
             own: own.as_ptr(),
             others: others.as_ptr(),
             mixed: mixed.as_ptr(),
+            between: AtomicPtr::new(between),
         };
         let core = Core {
             table,
@@ -395,9 +396,13 @@ impl<S: Space> SmallHeap<S> {
     /// in the process. Reaches the [`Space`] through `discard`.
     pub fn trim(&self) {
         let _inside = fork_gate::enter();
-        for step in 0..self.steps() {
+        let mut trimmed = false;
+        for heap in (0..self.steps()).flat_map(|step| self.core.entry.heaps(step)) {
             // SAFETY: the heap lives.
-            unsafe { ffi::gm_trim(self.core.entry.heap(step)) };
+            trimmed |= unsafe { ffi::gm_trim(heap) };
+        }
+        if !trimmed {
+            ffi::gm_trim_arenas();
         }
     }
 
@@ -448,12 +453,15 @@ impl<S: Space> SmallHeap<S> {
     #[doc(hidden)]
     #[must_use]
     pub fn assumptions_hold(&self) -> bool {
+        let table = &self.core.table;
+        let current = |classes| table.current(classes).load(Ordering::Relaxed);
+        let [whole, between] = Classes::ALL.map(current);
+        let (base, bytes) = (table.base, self.arena.len());
         // SAFETY: the heap lives.
-        let outside = unsafe {
-            let Table { heap, base, .. } = &self.core.table;
-            ffi::gm_theap_is_outside(heap.load(Ordering::Relaxed), *base, self.arena.len())
-        };
-        outside && ffi::gm_leaves_first()
+        let outside = unsafe { ffi::gm_theap_is_outside(whole, base, bytes) };
+        // SAFETY: as above; the thread may have allocated nothing there.
+        let none_inside = unsafe { ffi::gm_no_theap_inside(between, base, bytes) };
+        outside && none_inside && ffi::gm_leaves_first()
     }
 }
 
@@ -464,12 +472,13 @@ impl<S: Space> Drop for Core<S> {
         // exist, and mimalloc would wait for them: leave it (see fork_gate::child).
         if self.epoch == fork_gate::epoch() {
             let _teardown = fork_gate::teardown(&inside);
-            for step in 0..*self.steps.get_mut() {
+            let entry = self.entry;
+            for heap in (0..*self.steps.get_mut()).flat_map(|step| entry.heaps(step)) {
                 // SAFETY: `&mut self`: no call on this heap is under way, and none
                 // follows. Its blocks are dead by the contract of `allocate`'s
                 // caller, who owned the heap. Threads that end now wait for the
                 // teardown lock.
-                unsafe { ffi::mi_heap_destroy(self.entry.heap(step)) };
+                unsafe { ffi::mi_heap_destroy(heap) };
             }
         }
         self.entry.detach();

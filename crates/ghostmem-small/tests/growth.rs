@@ -65,6 +65,9 @@ struct Sent(NonNull<u8>);
 // SAFETY: an address; only the thread that has it uses the block.
 unsafe impl Send for Sent {}
 
+/// Sizes that mimalloc has no blocks of by itself.
+const LARGE: [usize; 3] = [1100, 4368, 2700];
+
 /// Largest blocks that a step has room for, about.
 const IN_A_STEP: usize = STEP_BYTES_MIN / SIZE_MAX;
 
@@ -75,6 +78,7 @@ fn a_full_arena_grows_until_it_is_refused() {
     blocks_of_all_steps_are_alike();
     threads_share_a_heap_that_grows();
     a_refusal_is_the_end_of_growth();
+    blocks_between_fill_all_steps();
     no_more_steps_than_mimalloc_takes();
 }
 
@@ -94,7 +98,7 @@ fn blocks_of_all_steps_are_alike() {
         let mut seen = HashSet::new();
         let mut blocks = Vec::new();
         for i in 0..IN_A_STEP * 3 {
-            for (size, align) in [(SIZE_MAX, 4096), (1 + i % 700, 16)] {
+            for (size, align) in [(SIZE_MAX, 4096), (1 + i % 700, 16), (LARGE[i % 3], 16)] {
                 let block = heap.allocate(size, align, true).unwrap();
                 assert!(seen.insert(block), "a live block was handed out again");
                 assert!(block.as_ptr().addr().is_multiple_of(align));
@@ -112,7 +116,7 @@ fn blocks_of_all_steps_are_alike() {
         let steps = heap.steps();
         assert!(
             (4..=5).contains(&steps),
-            "{steps} steps for three and a bit"
+            "{steps} steps for three and a half"
         );
         // What was adopted is all of the further steps, their metadata left out.
         let adopted = heap.space().adopted.lock().unwrap().clone();
@@ -149,10 +153,10 @@ fn threads_share_a_heap_that_grows() {
             scope.spawn(move || {
                 let mut random = Random(0x6E0 + me * 7919);
                 for round in 0..6000_u64 {
-                    let size = if round % 2 == 0 {
-                        SIZE_MAX
-                    } else {
-                        16 + random.below(900)
+                    let size = match round % 4 {
+                        0 | 2 => SIZE_MAX,
+                        1 => 16 + random.below(900),
+                        _ => 1025 + random.below(29_000),
                     };
                     let block = heap.allocate(size, 8, false).unwrap();
                     let mark = me << 32 | round;
@@ -197,8 +201,56 @@ fn a_refusal_is_the_end_of_growth() {
         assert_eq!(heap.steps(), refused + 1);
         assert!(blocks.len() > IN_A_STEP * (refused + 1) * 3 / 4);
         assert_eq!(heap.allocate(SIZE_MAX, 16, false), None);
+        // There may be room for others yet; those that have it are the heap's.
+        while let Some(block) = heap.allocate(30_000, 16, false) {
+            assert!(heap.contains(block.as_ptr().addr()));
+        }
+        assert_eq!(heap.steps(), refused + 1);
         assert_eq!(free(&heap, blocks.pop().unwrap()), Ok(()));
         assert!(heap.allocate(SIZE_MAX, 16, false).is_some());
+    }
+}
+
+/// The first and the last word of a block.
+fn ends(block: NonNull<u8>, size: usize) -> [NonNull<u64>; 2] {
+    let last = block.map_addr(|at| at.checked_add(size - 8).unwrap());
+    [block.cast(), last.cast()]
+}
+
+/// Proves that blocks of the sizes between find room in any step, of mimalloc's own sizes where
+/// there is no other.
+fn blocks_between_fill_all_steps() {
+    for size in [4368, 30_000] {
+        let heap = heap(2);
+        let mut blocks = Vec::new();
+        while let Some(block) = heap.allocate_block(size, 16, false) {
+            let block_bytes = block.len();
+            let block = block.cast::<u8>();
+            assert!(block_bytes >= size && heap.contains(block.as_ptr().addr()));
+            for word in ends(block, size) {
+                // SAFETY: a word of a block that nobody else has.
+                unsafe { word.write_unaligned(blocks.len() as u64) };
+            }
+            blocks.push(block);
+        }
+        assert_eq!(heap.steps(), 3);
+        assert!(
+            blocks.len() > STEP_BYTES_MIN / size * 5 / 2,
+            "{}",
+            blocks.len()
+        );
+        for (mark, &block) in blocks.iter().enumerate() {
+            for word in ends(block, size) {
+                // SAFETY: as above.
+                assert_eq!(unsafe { word.read_unaligned() }, mark as u64);
+            }
+            assert_eq!(free(&heap, block), Ok(()));
+        }
+        // Blocks of mimalloc's own sizes find the room that these gave back.
+        let own = (size + size / 8 + 100).min(SIZE_MAX);
+        let count = std::iter::from_fn(|| heap.allocate(own, 16, false)).count();
+        assert!(count > STEP_BYTES_MIN / own * 2, "{count} of {own}");
+        assert_eq!(heap.steps(), 3);
     }
 }
 

@@ -281,3 +281,35 @@ fn blocks_outlive_the_thread_that_allocated_them() {
         }
     }
 }
+
+/// Proves that large blocks come from the sizes between mimalloc's own, too, which are a quarter
+/// apart; that all of their bytes are theirs; and that zeros are.
+#[test]
+fn no_large_block_takes_an_eighth_more_than_was_asked_for() {
+    let heap = heap();
+    let mut kept = Vec::new();
+    for size in (1025..=SIZE_MAX).step_by(7) {
+        let block = heap.allocate_block(size, 16, false).unwrap();
+        assert!(
+            block.len() >= size && block.len() - size <= size / 8,
+            "{size}"
+        );
+        let all = Block::fill(block.cast(), block.len(), size as u8);
+        let zeros = heap.allocate_block(size, 16, true).unwrap();
+        let zero = Block {
+            at: zeros.cast(),
+            size,
+            mark: 0,
+        };
+        zero.check();
+        Block::fill(zeros.cast(), zeros.len(), 0xff);
+        all.check();
+        kept.push(all);
+        free(&heap, zeros.cast()).unwrap();
+    }
+    for block in kept {
+        block.check();
+        free(&heap, block.at).unwrap();
+    }
+    assert!(heap.assumptions_hold());
+}

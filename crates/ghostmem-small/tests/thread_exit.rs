@@ -22,6 +22,7 @@ fn threads_may_end_while_their_heap_is_dropped() {
                 let heap = heap.clone();
                 thread::spawn(move || {
                     let _ = heap.allocate(40 * (i + 1) + round % 7, 8, false);
+                    let _ = heap.allocate(1100 * (i + 1) + round % 7, 8, false);
                 })
             })
             .collect();

@@ -19,13 +19,46 @@ pub(super) const RETIRED: u8 = 4;
 /// `discard(context, address, length)`, as the entry remembers it.
 pub(crate) type DiscardFn = unsafe fn(*const (), usize, usize);
 
+/// Which sizes a mimalloc heap has blocks of. mimalloc has four of them for each doubling, so
+/// that a block may take a quarter more than was asked for; a second heap, whose sizes lie half
+/// way between, makes that an eighth at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Classes {
+    /// mimalloc's.
+    Whole = 0,
+    /// Half way between mimalloc's; none of up to 1024 bytes, where a block takes 127 bytes more
+    /// at most.
+    Between = 1,
+}
+
+impl Classes {
+    pub(crate) const ALL: [Self; 2] = [Self::Whole, Self::Between];
+
+    pub(crate) const fn others(self) -> Self {
+        match self {
+            Self::Whole => Self::Between,
+            Self::Between => Self::Whole,
+        }
+    }
+
+    /// Those that fit a block best.
+    pub(crate) fn of(size: usize, align: usize) -> Self {
+        // mimalloc finds places for larger alignments in heaps that it knows by itself.
+        if align <= crate::heap::GRAIN && crate::ffi::gm_is_between(size) {
+            Self::Between
+        } else {
+            Self::Whole
+        }
+    }
+}
+
 /// A step of an arena, one of mimalloc's arenas.
 pub(super) struct Step {
     pub(super) info_bytes: AtomicUsize,
     /// mimalloc's name for it; null while it does not know it.
     pub(super) id: AtomicPtr<c_void>,
-    /// The mimalloc heap on it, also for fork; null while there is none.
-    pub(super) heap: AtomicPtr<MiHeap>,
+    /// The mimalloc heaps on it by [`Classes`], also for fork; null while there are none.
+    pub(super) heaps: [AtomicPtr<MiHeap>; 2],
 }
 
 /// One place of the pool. Lives for ever: mimalloc holds its address.
@@ -56,7 +89,7 @@ impl ArenaEntry {
                 Step {
                     info_bytes: AtomicUsize::new(0),
                     id: AtomicPtr::new(ptr::null_mut()),
-                    heap: AtomicPtr::new(ptr::null_mut()),
+                    heaps: [const { AtomicPtr::new(ptr::null_mut()) }; 2],
                 }
             }; STEPS_MAX],
             lent_steps: AtomicUsize::new(0),
@@ -93,19 +126,26 @@ impl ArenaEntry {
         while self.callbacks.load(Ordering::SeqCst) != 0 {
             crate::fork_gate::pause(&mut tries);
         }
-        for step in &self.steps {
-            step.heap.store(ptr::null_mut(), Ordering::Release);
+        for heap in self.steps.iter().flat_map(|step| &step.heaps) {
+            heap.store(ptr::null_mut(), Ordering::Release);
         }
     }
 
-    /// The mimalloc heap on a step; null while there is none.
-    pub(crate) fn heap(&self, step: usize) -> *mut MiHeap {
-        self.steps[step].heap.load(Ordering::Acquire)
+    /// The mimalloc heap on a step with these classes; null while there is none.
+    pub(crate) fn heap(&self, step: usize, classes: Classes) -> *mut MiHeap {
+        self.steps[step].heaps[classes as usize].load(Ordering::Acquire)
     }
 
-    /// Says which mimalloc heap is on a step.
-    pub(crate) fn set_heap(&self, step: usize, heap: *mut MiHeap) {
-        self.steps[step].heap.store(heap, Ordering::Release);
+    /// The mimalloc heaps on a step.
+    pub(crate) fn heaps(&self, step: usize) -> [*mut MiHeap; 2] {
+        Classes::ALL.map(|classes| self.heap(step, classes))
+    }
+
+    /// Says which mimalloc heaps are on a step, in the order of [`Classes`].
+    pub(crate) fn set_heaps(&self, step: usize, heaps: [*mut MiHeap; 2]) {
+        for (place, heap) in self.steps[step].heaps.iter().zip(heaps) {
+            place.store(heap, Ordering::Release);
+        }
     }
 
     /// Passes a purge on to whoever lent the arena.

@@ -1,5 +1,5 @@
-//! How a heap goes on where its arena's first step is full: a mimalloc heap for each
-//! step, one of which, the *current*, serves the quick paths.
+//! How a heap goes on where its arena's first step is full: mimalloc heaps for each
+//! step, one for each of [`Classes`]. Of these one step's, the *current*, serves the quick paths.
 //!
 //! Only when the current heap has no room the others are asked, the newest first, and
 //! one that has becomes the current; only when none has, a step is added. Frees
@@ -13,7 +13,7 @@ use ghostmem_os::map::ZeroArray;
 use ghostmem_os::thread::SignalsBlocked;
 
 use super::{GRAIN, SmallHeap, Space};
-use crate::arena::Arena;
+use crate::arena::{Arena, Classes};
 use crate::error::SmallError;
 use crate::ffi::{self, MiHeap};
 use crate::seam;
@@ -27,30 +27,40 @@ impl<S: Space> SmallHeap<S> {
         align: usize,
         zeroed: bool,
     ) -> Option<NonNull<u8>> {
-        let allocate = |heap: *mut MiHeap| {
-            // SAFETY: a heap of this arena's, which lives; size and alignment are
-            // what mimalloc takes.
-            let block = unsafe { ffi::gm_allocate(heap, size, align, zeroed) };
+        let table = &self.core.table;
+        let allocate = |heap: *mut MiHeap, classes: Classes| {
+            let beside = table.current(classes.others()).load(Ordering::Acquire);
+            let between = classes == Classes::Between;
+            // SAFETY: heaps of this arena's, which live, the first with these classes and the
+            // second with the others; size and alignment are what mimalloc takes.
+            let block = unsafe { ffi::gm_allocate(heap, beside, size, align, zeroed, between) };
             NonNull::new(block.cast::<u8>())
         };
-        let current = self.core.table.heap.load(Ordering::Relaxed);
-        if let Some(block) = allocate(current) {
+        let wanted = Classes::of(size, align);
+        let tried = table.current(wanted).load(Ordering::Acquire);
+        if let Some(block) = allocate(tried, wanted) {
             return Some(block);
         }
-        loop {
+        // Where there is no block of the better size, the next of mimalloc's own serves.
+        let also = (wanted == Classes::Between).then_some(Classes::Whole);
+        let entry = self.core.entry;
+        for _ in 0..=STEPS_IN_VAIN {
             let steps = self.core.steps.load(Ordering::Acquire);
-            for heap in (0..steps).rev().map(|step| self.core.entry.heap(step)) {
-                if heap != current
-                    && let Some(block) = allocate(heap)
-                {
-                    self.core.table.heap.store(heap, Ordering::Relaxed);
-                    return Some(block);
+            for classes in [Some(wanted), also].into_iter().flatten() {
+                for heap in (0..steps).rev().map(|step| entry.heap(step, classes)) {
+                    if heap != tried
+                        && let Some(block) = allocate(heap, classes)
+                    {
+                        table.current(classes).store(heap, Ordering::Release);
+                        return Some(block);
+                    }
                 }
             }
             if !self.grow(steps) {
                 return None;
             }
         }
+        None
     }
 
     /// Adds a step, unless there are more than `steps` meanwhile. `false` when there
@@ -76,18 +86,23 @@ impl<S: Space> SmallHeap<S> {
         }
         seam::step()?;
         let (reservation, offset, bytes) = self.arena.grow(step)?;
-        let heap = open_heap(&self.arena, step)?;
+        let heaps = open_heaps(&self.arena, step)?;
         let adopted = self.core.space.adopt(reservation, offset, bytes);
         if let Err(error) = adopted.and_then(|()| seam::step()) {
-            self.core.entry.set_heap(step, ptr::null_mut());
-            // SAFETY: fresh, used by nobody, destroyed once.
-            unsafe { ffi::mi_heap_destroy(heap.as_ptr()) };
+            self.core.entry.set_heaps(step, [ptr::null_mut(); 2]);
+            for heap in heaps {
+                // SAFETY: fresh, used by nobody, destroyed once.
+                unsafe { ffi::mi_heap_destroy(heap) };
+            }
             return Err(error.into());
         }
         self.core.steps.store(step + 1, Ordering::Release);
         Ok(())
     }
 }
+
+/// Where so many fresh steps have no block either, it is not room for blocks that is missing.
+const STEPS_IN_VAIN: usize = 2;
 
 type Words = ZeroArray<AtomicU64>;
 
@@ -109,8 +124,20 @@ pub(super) fn words_for(arena: &Arena) -> Result<(Words, Words, Words, usize), O
     }
 }
 
-/// Makes the mimalloc heap of a step. Call inside the gate.
-pub(super) fn open_heap(arena: &Arena, step: usize) -> Result<NonNull<MiHeap>, SmallError> {
+/// Makes the mimalloc heaps of a step. Call inside the gate.
+pub(super) fn open_heaps(arena: &Arena, step: usize) -> Result<[*mut MiHeap; 2], SmallError> {
+    let whole = open_heap(arena, step)?;
+    let between = open_heap(arena, step).inspect_err(|_| {
+        // SAFETY: fresh, used by nobody, destroyed once.
+        unsafe { ffi::mi_heap_destroy(whole.as_ptr()) };
+    })?;
+    let heaps = [whole.as_ptr(), between.as_ptr()];
+    arena.entry().set_heaps(step, heaps);
+    Ok(heaps)
+}
+
+/// Makes a mimalloc heap of a step.
+fn open_heap(arena: &Arena, step: usize) -> Result<NonNull<MiHeap>, SmallError> {
     seam::step()?;
     // SAFETY: the id is an arena's of ours, which lives for ever.
     let heap = unsafe { ffi::mi_heap_new_in_arena(arena.id(step)) };
@@ -121,6 +148,5 @@ pub(super) fn open_heap(arena: &Arena, step: usize) -> Result<NonNull<MiHeap>, S
         unsafe { ffi::mi_heap_destroy(heap.as_ptr()) };
         return Err(SmallError::UnsupportedMimalloc);
     }
-    arena.entry().set_heap(step, heap.as_ptr());
     Ok(heap)
 }
