@@ -11,7 +11,7 @@ use std::sync::Mutex;
 
 use crate::objects::{self, Text};
 use crate::plan::Plans;
-use crate::raw::{self, Answer, own};
+use crate::raw;
 use crate::thread::{self, EngineScope};
 use crate::{ghost, patch, start, stub};
 
@@ -93,7 +93,7 @@ fn redirect(handle: *mut c_void) {
     }
     done.retain(|&(start, _)| {
         let is_new = |text: &Text| start.wrapping_sub(text.start) < text.bytes;
-        let is_there = is_mapped(start) && !texts.iter().any(is_new);
+        let is_there = raw::is_mapped(start) && !texts.iter().any(is_new);
         if !is_there {
             stub::give_up_areas(start);
         }
@@ -109,14 +109,6 @@ fn redirect(handle: *mut c_void) {
     }
     done.extend(texts.iter().map(|text| (text.start, sum_of(text))));
     ghost::publish_bounds();
-}
-
-/// Whether anything is mapped at an address: in doubt it is, as where a filter of system calls
-/// does not let us ask. Other threads may map and unmap.
-fn is_mapped(address: usize) -> bool {
-    let mut there = 0_u8;
-    let page = address & !4095;
-    own!(libc::SYS_mincore, page, 1, &raw mut there) != -(libc::ENOMEM as Answer)
 }
 
 /// The first of the namespace that a handle's object is in.

@@ -171,7 +171,7 @@ pub(crate) fn refused(number: usize, args: [usize; 6], is_from_libc: bool) -> Op
         25 => {
             let [address, old, new, ..] = args;
             let grows = new.checked_sub(old).filter(|&more| more > 0)?;
-            (is_mapped(address) && has_no_space(grows)).then_some(error(libc::ENOMEM))
+            (raw::is_mapped(address) && has_no_space(grows)).then_some(error(libc::ENOMEM))
         }
         30 => {
             let [segment, address, ..] = args;
@@ -189,7 +189,7 @@ pub(crate) fn refused(number: usize, args: [usize; 6], is_from_libc: bool) -> Op
 
 fn mapping_refused(args: [usize; 6], is_from_libc: bool) -> Option<Done> {
     let [place, bytes, _, flags, ..] = args;
-    let replaces = mappings::has(flags, libc::MAP_FIXED) && is_mapped(place);
+    let replaces = mappings::has(flags, libc::MAP_FIXED) && raw::is_mapped(place);
     // With a limit on data a stack is refused that is longer than what is left.
     let is_stack = is_from_libc && mappings::has(flags, libc::MAP_STACK);
     let is_data_full = is_stack && ghost::heap().is_some_and(|heap| refuses(heap, bytes));
@@ -206,14 +206,6 @@ fn mapping_refused(args: [usize; 6], is_from_libc: bool) -> Option<Done> {
     }
     let _gone = own!(libc::SYS_munmap, answer, bytes);
     Some(error(libc::ENOMEM))
-}
-
-/// Whether something is mapped at an address.
-fn is_mapped(address: usize) -> bool {
-    let mut there = 0_u8;
-    let page = address & !(PAGE_SIZE - 1);
-    let answer = own!(libc::SYS_mincore, page, PAGE_SIZE, &raw mut there);
-    answer != -(libc::ENOMEM as Answer)
 }
 
 /// mmap of libc's own where the kernel has the program's limit, as it could not get a higher one:

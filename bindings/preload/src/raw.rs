@@ -6,6 +6,8 @@
 use core::arch::global_asm;
 use core::cell::Cell;
 
+use ghostmem_os::PAGE_SIZE;
+
 /// What a system call returned: a value, or a negative errno.
 pub(crate) type Answer = isize;
 
@@ -170,6 +172,15 @@ pub(crate) fn load<T: Copy>(from: usize) -> T {
     // SAFETY: part of a loaded object's tables; `T` is a plain structure of
     // integers, valid for any bytes.
     unsafe { (from as *const T).read_unaligned() }
+}
+
+/// Whether anything is mapped at an address: in doubt it is, as where a filter of system calls
+/// does not let us ask. Other threads may map and unmap.
+pub(crate) fn is_mapped(address: usize) -> bool {
+    let mut there = 0_u8;
+    let page = address & !(PAGE_SIZE - 1);
+    let answer = own!(libc::SYS_mincore, page, PAGE_SIZE, &raw mut there);
+    answer != -(libc::ENOMEM as Answer)
 }
 
 /// Writes one line of bytes to standard error.
