@@ -267,6 +267,15 @@ fn a_thread_that_ends_with_robust_mutexes_leaves_word() {
 }
 
 #[test]
+fn threads_end_as_without_us_and_the_last_one_ends_the_process() {
+    // Who is the last: of a detached thread, one with a stack of its own, a joinable one, one by
+    // thrd_create(3), main by pthread_exit(3), main cancelled, a thread in a child, and none.
+    for last in ["d", "s", "j", "t", "m", "c", "f", "r"] {
+        check_as(&[], "threadends", "4M", &[last], &[]);
+    }
+}
+
+#[test]
 fn opening_a_range_opens_no_page_that_is_not_there() {
     check("opened", "4M", &[]);
 }

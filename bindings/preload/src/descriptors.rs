@@ -15,7 +15,7 @@ use crate::bounce::{self, Lease};
 use crate::calls::{Done, VECTORS_MAX, error, table, with_copies};
 use crate::guarded::{self, Touch, load, store};
 use crate::raw::{self, Answer, call, failed, own};
-use crate::report;
+use crate::{report, threads};
 
 /// Numbers looked after; ours are below it, too.
 pub(crate) const NUMBERS: usize = table::OUR_FILES.end as usize;
@@ -242,11 +242,15 @@ fn close_range(args: [usize; 6]) -> Done {
     Done::With(answer)
 }
 
+/// Whether a number that /proc lists is that of something of ours.
+type IsOurs = fn(usize) -> bool;
+
 /// Longest entry of a directory, bytes: 19 before a name of 255 and its NUL,
 /// rounded up.
 const ENTRY_BYTES: usize = 280;
 
-/// getdents, getdents64: leaves ours out of a list of this process's descriptors.
+/// getdents, getdents64: leaves ours out of a list of this process's descriptors, and of its
+/// threads.
 pub(crate) fn list(number: usize, args: [usize; 6]) -> Touch<Done> {
     loop {
         let pointers = table::plain(number).unwrap_or(&[]);
@@ -269,10 +273,17 @@ pub(crate) fn list(number: usize, args: [usize; 6]) -> Touch<Done> {
             bytes,
             name_at,
         };
-        if !entries.any_is_ours()? || !lists_descriptors(args[0]) {
-            return Ok(Done::With(answer));
+        let lists: [(IsOurs, &[&[u8]]); 2] = [
+            (is_ours, &[b"/fd", b"/fdinfo"]),
+            (threads::is_engines, &[b"/task"]),
+        ];
+        let mut kept = bytes;
+        for (is_ours, names) in lists {
+            if entries.any(is_ours)? && is_in_proc(args[0], names) {
+                kept = entries.without(is_ours)?;
+                break;
+            }
         }
-        let kept = entries.without_ours()?;
         // Nothing left is not the end of the list.
         if kept > 0 {
             return Ok(Done::With(kept as Answer));
@@ -295,24 +306,27 @@ impl Entries {
         Ok(if is_one { offset + length } else { self.bytes })
     }
 
-    /// Whether the entry's name is the number of one of ours.
-    fn is_ours(&self, offset: usize) -> Touch<bool> {
+    /// The number that is the entry's name.
+    fn number(&self, offset: usize) -> Touch<Option<usize>> {
+        /// Of the highest descriptor, and of the highest thread (`pid_max`).
+        const DIGITS_MOST: usize = 10;
         let name = self.start + offset + self.name_at;
         let mut number = 0;
-        for digits in 0..=NUMBERS.ilog10() as usize + 1 {
+        for digits in 0..=DIGITS_MOST {
             match load::<u8>(name + digits)? {
                 digit @ b'0'..=b'9' => number = number * 10 + usize::from(digit - b'0'),
-                0 => return Ok(digits > 0 && is_ours(number)),
-                _ => return Ok(false),
+                0 => return Ok((digits > 0).then_some(number)),
+                _ => return Ok(None),
             }
         }
-        Ok(false)
+        Ok(None)
     }
 
-    fn any_is_ours(&self) -> Touch<bool> {
+    /// Whether a number that is the name of one is ours.
+    fn any(&self, is_ours: IsOurs) -> Touch<bool> {
         let mut offset = 0;
         while offset < self.bytes {
-            if self.is_ours(offset)? {
+            if self.number(offset)?.is_some_and(is_ours) {
                 return Ok(true);
             }
             offset = self.next(offset)?;
@@ -320,15 +334,15 @@ impl Entries {
         Ok(false)
     }
 
-    /// Closes the gaps; how many bytes are left.
-    fn without_ours(&self) -> Touch<usize> {
+    /// Takes ours out; how many bytes are left.
+    fn without(&self, is_ours: IsOurs) -> Touch<usize> {
         let mut moved = [0_u8; ENTRY_BYTES];
         let moved = moved.as_mut_ptr() as usize;
         let (mut offset, mut kept) = (0, 0);
         while offset < self.bytes {
             let next = self.next(offset)?;
             let length = next - offset;
-            if !self.is_ours(offset)? {
+            if !self.number(offset)?.is_some_and(is_ours) {
                 if kept < offset && length <= ENTRY_BYTES {
                     // By way of our own memory: the two may overlap.
                     guarded::copy(moved, self.start + offset, length)?;
@@ -340,11 +354,6 @@ impl Entries {
         }
         Ok(kept)
     }
-}
-
-/// Whether a directory is this process's list of descriptors in /proc.
-fn lists_descriptors(directory: usize) -> bool {
-    is_in_proc(directory, &[b"/fd", b"/fdinfo"])
 }
 
 /// Whether a descriptor is of one of these, in this process's folder of /proc.

@@ -47,6 +47,7 @@ mod ghost;
 mod guarded;
 mod heirs;
 mod holds;
+mod keys;
 mod lifted;
 mod mappings;
 mod moving;

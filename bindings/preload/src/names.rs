@@ -21,6 +21,7 @@ use core::ffi::{CStr, c_char, c_int, c_void};
 use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use crate::keys;
 use crate::raw::{failed, own};
 
 /// Makes the table, a jump for each name, and the list of names.
@@ -82,13 +83,23 @@ pub(crate) fn settle() {
             place.store(found, Ordering::Relaxed);
         }
     }
-    if let Some(place) = NAMES.iter().position(|name| *name == c"prctl") {
-        let ours = prctl as *const () as usize;
-        PRCTL.store(
-            table()[place].swap(ours, Ordering::Relaxed),
-            Ordering::Relaxed,
-        );
-    }
+    PRCTL.store(
+        replace(c"prctl", prctl as *const () as usize),
+        Ordering::Relaxed,
+    );
+    let _libcs = [
+        (c"pthread_key_create", keys::create as *const () as usize),
+        (c"pthread_key_delete", keys::delete as *const () as usize),
+        (c"pthread_setspecific", keys::set as *const () as usize),
+    ]
+    .map(|(name, ours)| replace(name, ours));
+}
+
+/// Sends this library's calls of a name to a function of its own; where they went. 0: the name
+/// is not in the table.
+fn replace(name: &CStr, ours: usize) -> usize {
+    let place = NAMES.iter().position(|one| *one == name);
+    place.map_or(0, |place| table()[place].swap(ours, Ordering::Relaxed))
 }
 
 /// Where libc's prctl is.
@@ -117,6 +128,20 @@ static FIRST: extern "C" fn() = {
     }
     first
 };
+
+/// Whether libc is of this version, or of a later one.
+pub(crate) fn libc_is_at_least(version: [u32; 2]) -> bool {
+    // SAFETY: no preconditions.
+    let text = unsafe { gnu_get_libc_version() };
+    // SAFETY: a string of libc's, which stays.
+    let text = unsafe { CStr::from_ptr(text) };
+    let mut numbers = text.to_bytes().split(|byte| *byte == b'.').map(|digits| {
+        let digits = core::str::from_utf8(digits).ok()?;
+        digits.parse::<u32>().ok()
+    });
+    let found = [numbers.next().flatten(), numbers.next().flatten()];
+    found.iter().all(Option::is_some) && found >= version.map(Some)
+}
 
 /// Where a function is in libc itself, whoever else has one of that name. Allocates nothing.
 pub(crate) fn in_libc(name: &CStr) -> Option<usize> {

@@ -30,7 +30,7 @@ use crate::objects::Text;
 use crate::plan::{Key, NUMBERS, Plan, Plans};
 use crate::scan::Scan;
 use crate::stub::{Area, Detour, ENTRY_AT, Stub, write_jumps};
-use crate::window::{DISTANCES_MAX, distances, window_before, window_behind};
+use crate::window::{DISTANCES_MAX, distances, window_before, window_behind, window_in_front};
 
 /// What was done.
 #[derive(Debug, Default, Clone, Copy)]
@@ -46,6 +46,8 @@ pub(crate) struct Report {
     pub(crate) own_left: usize,
     /// mmap is among them.
     pub(crate) maps: bool,
+    /// Ways into a loop that ends a thread ([`table::LEAVES`]).
+    pub(crate) ways_out: usize,
 }
 
 /// Most bytes of code outside glibc that one start looks at, where no plan is kept
@@ -91,6 +93,7 @@ pub(crate) fn install(texts: &[Text], maps: bool, plans: &Plans) -> Report {
             report.patched += here.patched;
             report.left += here.left;
             report.forks |= here.forks;
+            report.ways_out += here.ways_out;
         } else if !text.of_kernel {
             report.own_patched += here.patched;
             report.own_left += here.left;
@@ -143,6 +146,11 @@ impl Site {
     pub(crate) fn moves_the_call(&self) -> bool {
         self.window == self.call
     }
+
+    /// It is the way into a loop without a way out: the loop begins behind the window.
+    fn is_way_out(&self) -> bool {
+        self.number == Some(table::LEAVES)
+    }
 }
 
 fn patch_object(text: &Text, sites: &[Site], report: &mut Report) {
@@ -175,6 +183,8 @@ fn patch_object(text: &Text, sites: &[Site], report: &mut Report) {
         return;
     }
     report.patched += jumps.len();
+    let is_way_out = |site: &&&Site| site.number == Some(table::LEAVES);
+    report.ways_out += jumps.iter().filter(is_way_out).count();
     // Since glibc 2.34 the call is in a function of its own.
     let forks = [c"_Fork", c"fork"].map(crate::start::next);
     report.forks |= jumps
@@ -305,25 +315,39 @@ fn find_sites(code: &[u8], function: &Function, sites: &mut Vec<Site>, report: &
         });
         match site {
             Some(site) => sites.push(site),
-            None if never_returns(instructions, index) => {}
-            None => report.left += 1,
+            None => match head_without_return(instructions, index) {
+                Some(head) => sites.extend(way_out(code, function, head, free_from)),
+                None => report.left += 1,
+            },
         }
     }
 }
 
-/// Whether a system call stands in a loop without a way out: how glibc ends a
+/// The way into the loop at `head`, which no call comes out of: what we want to know is that a
+/// thread has come there. Where nothing in front can move, nobody is told.
+fn way_out(code: &[u8], function: &Function, head: usize, free_from: usize) -> Option<Site> {
+    let instructions = &function.instructions;
+    let place = instructions.partition_point(|one| (one.ip() as usize) < head);
+    let window = window_in_front(&instructions[..place], head, function)
+        .filter(|window| window.start >= free_from)?;
+    Some(Site {
+        window: window.start,
+        window_bytes: window.len(),
+        call: head,
+        number: Some(table::LEAVES),
+        function: function.start,
+        distances: distances(code, function, &window)?,
+    })
+}
+
+/// The head of a loop without a way out that a system call stands in: how glibc ends a
 /// thread, by exit(2) with 0, again and again until it is gone. That takes no
 /// pointer, and no other call is made so.
-fn never_returns(instructions: &[Instruction], index: usize) -> bool {
-    let Some(back) = instructions.get(index + 1) else {
-        return false;
-    };
+fn head_without_return(instructions: &[Instruction], index: usize) -> Option<usize> {
+    let back = instructions.get(index + 1)?;
     let again = (back.flow_control() == FlowControl::UnconditionalBranch)
         .then(|| target(back))
-        .flatten();
-    let Some(again) = again else {
-        return false;
-    };
+        .flatten()?;
     let body = instructions[..index]
         .iter()
         .rev()
@@ -333,13 +357,13 @@ fn never_returns(instructions: &[Instruction], index: usize) -> bool {
     for instruction in body {
         count += 1;
         if instruction.flow_control() != FlowControl::Next {
-            return false;
+            return None;
         }
         zero |= matches!(instruction.code(), Code::Xor_rm32_r32 | Code::Xor_r32_rm32)
             && instruction.op0_register() == Register::EDI
             && instruction.op1_register() == Register::EDI;
     }
-    zero && count <= 4
+    (zero && count <= 4).then_some(again)
 }
 
 /// Where a direct branch leads.
@@ -384,7 +408,11 @@ fn number_before(before: &[Instruction], call: usize, function: &Function) -> Op
 /// like one count.
 fn drop_entered(scan: &Scan, sites: &mut Vec<Site>, report: &mut Report) {
     sites.retain(|site| {
-        let end = site.end().max(site.call + 1);
+        // The loop itself leads to its head.
+        let end = match site.is_way_out() {
+            true => site.end(),
+            false => site.end().max(site.call + 1),
+        };
         let kept = !(site.window + 1..end).any(|address| scan.is_entered(address));
         report.left += usize::from(!kept);
         kept
@@ -425,6 +453,11 @@ fn write_stub(site: &Site, area: &Area, at: usize) -> Option<usize> {
     }
     for jump in to_slow {
         stub.land(jump)?;
+    }
+    if site.is_way_out() {
+        // mov eax, what stands for it: the loop sets the call's number by itself.
+        stub.put(&[0xb8]);
+        stub.put(&(table::LEAVES as u32).to_le_bytes());
     }
     // rcx: the address after the system call; it and r11 are the kernel's to
     // change, so they are ours.

@@ -90,9 +90,10 @@ const fn calls_hash(maps: bool) -> u64 {
 
 /// Call numbers are below this.
 pub(crate) const NUMBERS: usize = 1 << 10;
+const _: () = assert!(table::LEAVES < NUMBERS);
 
 /// What a plan's file begins with; another form has another sign.
-const SIGN: [u8; 8] = *b"gm-plan1";
+const SIGN: [u8; 8] = *b"gm-plan2";
 /// Bytes of the sign, the key's numbers, the count, and what is left.
 const HEAD: usize = 40;
 const HASH: usize = 8;
@@ -206,11 +207,14 @@ fn site(record: &[u8; RECORD], code: &[u8], base: usize) -> Option<Site> {
         1 => (at, window_bytes),
         _ => return None,
     };
+    // In front of a loop that ends a thread no call stands.
+    let is_call =
+        usize::from(number) == table::LEAVES || code.get(call..call + CALL_BYTES)? == [0x0f, 0x05];
     let whole = (crate::stub::JUMP..=WINDOW_MAX).contains(&window_bytes)
         && function <= at
         && (number == NO_NUMBER || usize::from(number) < NUMBERS)
         && code.get(at..at + bytes)? == record.get(BYTES_AT..BYTES_AT + bytes)?
-        && code.get(call..call + CALL_BYTES)? == [0x0f, 0x05];
+        && is_call;
     let mut distances = [0; DISTANCES_MAX];
     distances.copy_from_slice(&record[12..12 + DISTANCES_MAX]);
     let within = |&at: &u8| usize::from(at) + 4 <= window_bytes;

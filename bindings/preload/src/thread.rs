@@ -10,6 +10,7 @@ use core::arch::asm;
 use core::cell::Cell;
 
 use crate::bounce::left;
+use crate::keys;
 use crate::raw::own;
 use crate::signals::Blocked;
 
@@ -28,6 +29,8 @@ pub(crate) struct Thread {
     pub(crate) own_stack: Cell<u32>,
     /// The thread's part with us is over: see [`crate::threads`].
     pub(crate) ended: Cell<bool>,
+    /// It is one of the program's, and counted as such.
+    pub(crate) is_counted: Cell<bool>,
     /// This thread is the one that is forking.
     pub(crate) forking: Cell<u32>,
     /// The task whose block this is, where clone(2) made another one that has it, too; 0:
@@ -69,6 +72,10 @@ pub(crate) struct Thread {
     pub(crate) calls: Cell<u16>,
     /// Where on its stack the thread went into libc's malloc; 0: it is not there.
     pub(crate) in_libc: Cell<usize>,
+    /// Signals that were blocked before libc's part of a fork (`Blocked::keep`); 0: none is on.
+    pub(crate) before_fork: Cell<u64>,
+    /// What it has set for the [`keys`] of this library's own; 0: nothing.
+    pub(crate) keyed: [Cell<usize>; keys::MOST],
     pub(crate) stand_ins: [left::Noted; left::NOTES],
 }
 
@@ -105,6 +112,20 @@ pub(crate) fn current() -> &'static Thread {
     // SAFETY: the thread's own block of 704 zero-initialised bytes, used by no
     // other thread; the reference does not leave it (`Cell` is not Sync).
     unsafe { &*address }
+}
+
+/// Where libc's own block of the calling thread begins: the thread pointer.
+pub(crate) fn control_block() -> usize {
+    let address: usize;
+    // SAFETY: the first word of that block holds its address (x86-64 ABI).
+    unsafe {
+        asm!(
+            "mov {0}, qword ptr fs:[0]",
+            out(reg) address,
+            options(nostack, pure, readonly),
+        );
+    }
+    address
 }
 
 /// Whether the caller runs on another task's block, at the same time: what it marked there

@@ -6,15 +6,19 @@
 //! leave ends the process as libc would have.
 
 use core::ffi::{c_int, c_void};
-use core::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 
 use ghostmem_os::doorway;
 use ghostmem_os::error::KeptErrno;
 
 use crate::bounce::left;
+use crate::calls::table;
 use crate::raw::{failed, own};
-use crate::thread::EngineScope;
-use crate::{begin, foreign, ghost, guarded, holds, objects, ordinary, signals, start, thread};
+use crate::thread::{EngineScope, Thread};
+use crate::{
+    begin, foreign, ghost, guarded, holds, keys, names, objects, ordinary, patch, signals, start,
+    thread,
+};
 
 type Body = extern "C-unwind" fn(*mut c_void) -> *mut c_void;
 type Create = unsafe extern "C" fn(
@@ -25,7 +29,9 @@ type Create = unsafe extern "C" fn(
 ) -> c_int;
 
 static CREATE: AtomicUsize = AtomicUsize::new(0);
-/// The key whose destructor ends a thread's part with us; -1: none.
+/// Whether libc's own calls say that a thread ends: see [`leaves`].
+static IS_HEARD: AtomicBool = AtomicBool::new(false);
+/// Where they do not: the key of libc's whose destructor says so; -1: none.
 static KEY: AtomicI64 = AtomicI64::new(-1);
 /// Threads of the program that have not ended.
 static PROGRAM: AtomicUsize = AtomicUsize::new(1);
@@ -33,6 +39,9 @@ static PROGRAM: AtomicUsize = AtomicUsize::new(1);
 static ENGINE: AtomicUsize = AtomicUsize::new(0);
 static ENGINE_PROCESS: AtomicUsize = AtomicUsize::new(0);
 static ENGINE_MOST: AtomicUsize = AtomicUsize::new(0);
+/// Their numbers, as far as there is room; 0: none. A program that counts its threads, or stops
+/// them one by one, is not to see these (proc_pid_task(5)): nobody but them frees memory.
+static ENGINE_TASKS: [AtomicUsize; 16] = [const { AtomicUsize::new(0) }; 16];
 
 /// What a new thread needs to know.
 struct Start {
@@ -43,52 +52,140 @@ struct Start {
     stack: usize,
 }
 
-/// Makes the key. Called once, at start, on the program's first thread.
-pub(crate) fn prepare() {
+/// The first thread is one of the program's; and how threads are heard of that end. Called once,
+/// at start, on that thread.
+pub(crate) fn prepare(patched: &patch::Report) {
+    thread::current().is_counted.set(true);
+    // One way out is the first thread's, one that of all others.
+    if patched.left == 0 && patched.ways_out >= 2 && names::libc_is_at_least(BLOCKS_FIRST) {
+        IS_HEARD.store(true, Ordering::Release);
+        return;
+    }
     let mut key: libc::pthread_key_t = 0;
+    let Some(create) = names::in_libc(c"pthread_key_create") else {
+        return;
+    };
+    type Create =
+        unsafe extern "C" fn(*mut libc::pthread_key_t, Option<extern "C" fn(*mut c_void)>) -> c_int;
+    // SAFETY: libc's function of this type.
+    let create = unsafe { core::mem::transmute::<usize, Create>(create) };
     // SAFETY: a valid place for the key, and a destructor of its type.
-    let failed = unsafe { libc::pthread_key_create(&raw mut key, Some(ends)) };
+    let failed = unsafe { create(&raw mut key, Some(ends)) };
     if failed == 0 {
         KEY.store(i64::from(key), Ordering::Release);
         set_key(1);
     }
 }
 
-/// Sets this thread's value of the key: how often `ends` was called, plus one.
-fn set_key(round: usize) {
-    if let Ok(key) = libc::pthread_key_t::try_from(KEY.load(Ordering::Acquire)) {
-        // SAFETY: a key of ours; a value that is not null calls `ends`.
-        unsafe { libc::pthread_setspecific(key, core::ptr::without_provenance(round)) };
+/// The first glibc whose threads block all signals before they end.
+const BLOCKS_FIRST: [u32; 2] = [2, 35];
+
+/// Has this thread heard of when it ends, where a key of libc's is needed for that.
+pub(crate) fn hear() {
+    if KEY.load(Ordering::Relaxed) >= 0 {
+        set_key(1);
     }
 }
 
-/// A thread of the program ends. Destructors run in up to four rounds
-/// (`PTHREAD_DESTRUCTOR_ITERATIONS`): ours waits for the program's.
+/// Sets this thread's value of the key: how often `ends` was called, plus one.
+fn set_key(round: usize) {
+    type Set = unsafe extern "C" fn(libc::pthread_key_t, *const c_void) -> c_int;
+    if let Ok(key) = libc::pthread_key_t::try_from(KEY.load(Ordering::Acquire))
+        && let Some(set) = names::in_libc(c"pthread_setspecific")
+    {
+        // SAFETY: libc's function of this type.
+        let set = unsafe { core::mem::transmute::<usize, Set>(set) };
+        // SAFETY: a key of ours; a value that is not null calls `ends`.
+        unsafe { set(key, core::ptr::without_provenance(round)) };
+    }
+}
+
+/// A thread ends. Destructors run in up to four rounds (`PTHREAD_DESTRUCTOR_ITERATIONS`): ours
+/// waits for the program's.
 extern "C" fn ends(round: *mut c_void) {
     let round = round.addr();
     if round < 3 {
         set_key(round + 1);
         return;
     }
-    signals::take_stack();
-    left::ends(thread::current());
-    hold_robust_list();
-    ghost::tell(thread::current());
-    thread::current().ended.set(true);
-    if PROGRAM.fetch_sub(1, Ordering::AcqRel) != 1 {
-        return;
+    if end(thread::current()) {
+        end_process();
     }
-    // Threads made without our knowing (thrd_create(3)) may go on; those that
-    // are about to be gone take a moment.
-    let inside = EngineScope::new(thread::current());
+}
+
+/// Whether the process is to end, at a call by which libc says that a thread has left the
+/// program's code for good:
+///
+/// ```text
+///   start_thread      destructors ─► (the last: exit(3)) ─► rt_sigprocmask ─► exit(2)
+///   main, left by     destructors ─► (the last: exit(3)) ───────────────────► exit(2)
+///   pthread_exit(3)
+/// ```
+/// A thread blocks all signals then, but for libc's own one, with a set that it keeps in its
+/// control block; what it had from the loader is gone when it comes to exit(2), which the first
+/// thread alone goes into with all of it. The last one is to end the process where libc would,
+/// with no signal blocked.
+pub(crate) fn leaves(thread: &'static Thread, number: usize, args: [usize; 6]) -> bool {
+    if !IS_HEARD.load(Ordering::Acquire) || thread.ended.get() || thread::is_guest(thread) {
+        return false;
+    }
+    let is_now = match number {
+        table::LEAVES => is_the_first(),
+        _ => is_last_mask(args),
+    };
+    is_now && end(thread)
+}
+
+/// Whether the arguments of rt_sigprocmask(2) are those of a thread that is about to end.
+fn is_last_mask(args: [usize; 6]) -> bool {
+    /// `SIGSETXID`: by it setuid(3) asks each thread.
+    const LIBCS: u32 = 33;
+    /// glibc's `struct pthread` is 0x900 bytes long.
+    const CONTROL_BYTES: usize = 4096;
+    let [how, set, old, ..] = args;
+    how == libc::SIG_BLOCK as usize
+        && old == 0
+        && set.wrapping_sub(thread::control_block()) < CONTROL_BYTES
+        && guarded::load::<u64>(set) == Ok(!(1 << (LIBCS - 1)))
+}
+
+/// Whether this is the process's first thread.
+fn is_the_first() -> bool {
+    let process = own!(libc::SYS_getpid);
+    own!(libc::SYS_gettid) == process && process as i32 == start::process()
+}
+
+/// A thread has left the program's code for good. Whether it was the last of the program's.
+fn end(thread: &'static Thread) -> bool {
+    keys::end(thread, is_the_first());
+    if !thread.is_counted.replace(false) {
+        return false;
+    }
+    signals::take_stack();
+    left::ends(thread);
+    hold_robust_list();
+    ghost::tell(thread);
+    thread.ended.set(true);
+    PROGRAM.fetch_sub(1, Ordering::AcqRel) == 1 && is_the_last(thread)
+}
+
+/// Whether nobody else of the program's runs. Threads made without our knowing may go on; those
+/// that are about to be gone take a moment.
+fn is_the_last(thread: &'static Thread) -> bool {
+    let _inside = EngineScope::new(thread);
     for _ in 0..100 {
         if running() <= 1 + ENGINE.load(Ordering::Acquire) {
-            drop(inside);
-            // SAFETY: what libc does when the last thread ends.
-            unsafe { libc::exit(0) };
+            return true;
         }
         std::thread::sleep(core::time::Duration::from_millis(1));
     }
+    false
+}
+
+/// What libc does when the last thread ends.
+pub(crate) extern "C" fn end_process() -> ! {
+    // SAFETY: no preconditions, on a thread of the program's outside of the engine.
+    unsafe { libc::exit(0) }
 }
 
 /// The list that the kernel walks when the thread has ended: of the robust mutexes that
@@ -138,12 +235,11 @@ fn hold_robust_list() {
 /// program's: the engine's would go on alone.
 pub(crate) fn ends_the_process() -> bool {
     let thread = thread::current();
-    let process = own!(libc::SYS_getpid);
-    if thread.ended.get() || own!(libc::SYS_gettid) != process || process as i32 != start::process()
-    {
+    if thread.ended.get() || !is_the_first() {
         return false;
     }
     thread.ended.set(true);
+    thread.is_counted.set(false);
     PROGRAM.fetch_sub(1, Ordering::AcqRel) == 1
 }
 
@@ -199,6 +295,26 @@ pub(crate) fn most_of_engine() -> usize {
     ENGINE_MOST.load(Ordering::Relaxed)
 }
 
+/// Whether a thread of this number is the engine's.
+pub(crate) fn is_engines(task: usize) -> bool {
+    let one_of = || {
+        ENGINE_TASKS
+            .iter()
+            .map(|place| place.load(Ordering::Relaxed))
+    };
+    task != 0 && engine_count() > 0 && one_of().any(|one| one == task)
+}
+
+/// Notes that the calling thread is the engine's, or is one no more.
+fn note_engine(is_one: bool) {
+    let task = own!(libc::SYS_gettid) as usize;
+    let (from, to) = if is_one { (0, task) } else { (task, 0) };
+    let _no_room = ENGINE_TASKS.iter().any(|place| {
+        let changed = place.compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed);
+        changed.is_ok()
+    });
+}
+
 /// How many threads of the engine this process has.
 fn engine_count() -> usize {
     match ENGINE_PROCESS.load(Ordering::Acquire) {
@@ -210,7 +326,10 @@ fn engine_count() -> usize {
 /// In a forked child: only the thread that forked is here.
 pub(crate) fn forget_others() {
     PROGRAM.store(1, Ordering::Release);
-    set_key(1);
+    let forget = |place: &AtomicUsize| place.store(0, Ordering::Relaxed);
+    ENGINE_TASKS.iter().for_each(forget);
+    thread::current().is_counted.set(true);
+    hear();
     // What was sent to the parent is not the child's.
     thread::current().pending.set(0);
     signals::sent::forget();
@@ -395,12 +514,14 @@ extern "C-unwind" fn begin(place: *mut c_void) -> *mut c_void {
     if start.engine {
         // What libc maps for its malloc on this thread is the engine's, too.
         thread::current().inside.set(1);
+        note_engine(true);
     }
     // SAFETY: read above, used by nobody else.
     unsafe { ordinary::free(place.cast()) };
     if !start.engine {
         signals::give_stack();
-        set_key(1);
+        thread::current().is_counted.set(true);
+        hear();
         if start.stack != 0 {
             holds::belongs_to(start.stack, own!(libc::SYS_gettid) as usize);
         }
@@ -408,6 +529,7 @@ extern "C-unwind" fn begin(place: *mut c_void) -> *mut c_void {
     let result = (start.body)(start.argument);
     // The engine's end where they stand aside for a call.
     if start.engine {
+        note_engine(false);
         uncount(true);
     }
     result

@@ -18,11 +18,24 @@ pub(crate) fn window_before(
     call: usize,
     function: &Function,
 ) -> Option<Range<usize>> {
+    // Whoever jumps to the call would pass our jump by.
+    if function.leads_to(call) {
+        return None;
+    }
+    window_in_front(before, call, function)
+}
+
+/// The same, in front of a place that is jumped to as well: the head of a loop.
+pub(crate) fn window_in_front(
+    before: &[Instruction],
+    place: usize,
+    function: &Function,
+) -> Option<Range<usize>> {
     let mut first = before.len();
-    let mut start = call;
-    while call - start < JUMP {
+    let mut start = place;
+    while place - start < JUMP {
         // Whoever jumps to what follows would land in our jump.
-        if function.leads_to(start) {
+        if start < place && function.leads_to(start) {
             return None;
         }
         first = first.checked_sub(1)?;
@@ -32,7 +45,7 @@ pub(crate) fn window_before(
         }
         start = instruction.ip() as usize;
     }
-    Some(start..call)
+    Some(start..place)
 }
 
 /// The system call and instructions behind it.

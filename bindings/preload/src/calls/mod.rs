@@ -39,7 +39,7 @@ use crate::guarded::{BadAddress, Touch, load};
 use crate::raw::{self, Answer};
 use crate::{
     begin, confine, descriptors, ghost, lifted, objects, own_limits, raised, signals, taken,
-    thread, tree,
+    thread, threads, tree,
 };
 pub(crate) use buffers::VECTORS_MAX;
 use copies::length_of;
@@ -60,6 +60,17 @@ pub(crate) struct Call {
     pub(crate) other_stack: usize,
     /// The vector registers.
     vectors: [u64; 32],
+}
+
+impl Call {
+    /// Has the thread go on in a function, on the stack below the place of the call, as though
+    /// that had called it. The call counts as made.
+    fn go_on_in(&mut self, function: extern "C" fn() -> !) {
+        // What the ABI lets a leaf use below its stack pointer.
+        const RED_ZONE: usize = 128;
+        self.resume = function as usize;
+        self.other_stack = ((self.stack - RED_ZONE) & !15) - size_of::<usize>();
+    }
 }
 
 /// What [`entry`] makes room for.
@@ -119,6 +130,14 @@ extern "C-unwind" fn hook(frame: *mut Frame) -> u32 {
 }
 
 fn decide(thread: &'static thread::Thread, call: &mut Call) -> u32 {
+    if matches!(call.number, 14 | table::LEAVES) && threads::leaves(thread, call.number, call.args)
+    {
+        call.go_on_in(threads::end_process);
+        return 1;
+    }
+    if call.number == table::LEAVES {
+        return 0;
+    }
     let is_own = is_from_us(call) || is_from_libc(call);
     if !ghost::is_on() && (is_own || !begin::at_call(call.number, call.args)) {
         let done = before_the_heap(thread, call).unwrap_or(Done::Asis);
@@ -346,7 +365,7 @@ fn handle(call: &mut Call) -> Touch<Done> {
             Done::Asis
         }
         60 => {
-            if crate::threads::ends_the_process() {
+            if threads::ends_the_process() {
                 crate::report::at_exit();
                 return Ok(Done::With(raw::engine_call(231, args)));
             }

@@ -116,6 +116,9 @@ const PROCESSORS_BYTES: usize = 1024;
 pub(crate) const MMAP: usize = 9;
 /// brk(2).
 pub(crate) const BRK: usize = 12;
+/// No call: what stands for the way into the loop that glibc ends a thread with. No kernel has
+/// one of this number.
+pub(crate) const LEAVES: usize = 1023;
 /// clone(2), which is what fork(3) calls.
 pub(crate) const CLONE: usize = 56;
 /// clone3(2).
