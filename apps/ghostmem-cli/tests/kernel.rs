@@ -267,6 +267,11 @@ fn a_thread_that_ends_with_robust_mutexes_leaves_word() {
 }
 
 #[test]
+fn a_handler_that_forks_comes_beside_a_fork() {
+    check("forkinfork", "4M", &[]);
+}
+
+#[test]
 fn threads_end_as_without_us_and_the_last_one_ends_the_process() {
     // Who is the last: of a detached thread, one with a stack of its own, a joinable one, one by
     // thrd_create(3), main by pthread_exit(3), main cancelled, a thread in a child, and none.

@@ -1,16 +1,23 @@
-//! fork(3) in a signal handler that came in the midst of libc's malloc.
+//! fork(3) in a signal handler that came in the midst of libc's malloc, or of a fork.
 //!
 //! For a fork libc takes the locks of its malloc where the process has several threads, and
 //! the engine has one. The handler would wait for what the thread has that it interrupted. A
 //! child without those locks might never get them. So such a fork is refused, as fork(2) is
 //! where the system is short of something.
+//!
+//! In a fork libc has a lock of its own then, too, which the handler's would wait for, and what
+//! the thread does there counts as the engine's. So a handler comes before a fork or behind it.
+//! What the program has done before and behind it (pthread_atfork(3)) is the program's: there
+//! signals come as ever, since another thread may wait for its signal to be handled.
 
+use core::ffi::{c_int, c_void};
 use core::hint::black_box;
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use ghostmem::Backend;
 use ghostmem_os::error::set_errno;
 
+use crate::signals::Blocked;
 use crate::thread::{self, Thread};
 use crate::{ghost, signals, start};
 
@@ -102,6 +109,56 @@ pub(crate) extern "C" fn fork() -> libc::pid_t {
     }
     // SAFETY: libc's function of that name.
     let next = unsafe { core::mem::transmute::<usize, Fork>(next) };
+    let is_whole = ghost::is_on() && !HAS_PARTS.load(Ordering::Acquire);
+    let _blocked = is_whole.then(Blocked::if_handled);
     // SAFETY: as the program called it.
     unsafe { next() }
+}
+
+type Part = Option<unsafe extern "C" fn()>;
+type Register = unsafe extern "C" fn(Part, Part, Part, *const c_void) -> c_int;
+
+/// The program has parts of its own in a fork, so that signals are held only between these.
+static HAS_PARTS: AtomicBool = AtomicBool::new(false);
+
+unsafe extern "C" {
+    /// By its address an object is told from others.
+    static __dso_handle: u8;
+}
+
+/// What pthread_atfork(3) calls in libc.
+///
+/// # Safety
+/// As there.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn __register_atfork(
+    prepare: Part,
+    parent: Part,
+    child: Part,
+    object: *const c_void,
+) -> c_int {
+    let next = start::next(c"__register_atfork");
+    if next == 0 {
+        return libc::ENOMEM;
+    }
+    if object != (&raw const __dso_handle).cast() {
+        HAS_PARTS.store(true, Ordering::Release);
+    }
+    // SAFETY: libc's function of that name.
+    let next = unsafe { core::mem::transmute::<usize, Register>(next) };
+    // SAFETY: the caller's promise.
+    unsafe { next(prepare, parent, child, object) }
+}
+
+/// Behind the program's parts before a fork: libc's begins.
+pub(crate) fn hold_signals() {
+    if ghost::is_on() {
+        let before = Blocked::if_handled().map_or(0, Blocked::keep);
+        thread::current().before_fork.set(before);
+    }
+}
+
+/// Before the program's parts behind it, in parent and child.
+pub(crate) fn let_signals() {
+    drop(Blocked::kept(thread::current().before_fork.take()));
 }

@@ -175,8 +175,13 @@ fn start(
     // ordinary memory; and behind the engine's, which are registered as the library
     // is loaded: `prepare` runs before theirs.
     // SAFETY: three functions that stay loaded.
-    let failed =
-        unsafe { libc::pthread_atfork(Some(before_fork), Some(in_parent), Some(in_child)) };
+    let failed = unsafe {
+        libc::pthread_atfork(
+            Some(before_libcs_fork),
+            Some(in_parent_of_libc),
+            Some(in_child_of_libc),
+        )
+    };
     if failed != 0 {
         return Err("no room for fork handlers".to_owned().into());
     }
@@ -285,7 +290,7 @@ fn take_over(settings: &Settings, patched: &patch::Report) -> Result<(), Refusal
     ghostmem_small::reserve_nothing();
     spare_address_space();
     bounce::prepare();
-    threads::prepare();
+    threads::prepare(patched);
     signals::stand_behind();
     ghostmem_os::thread::keep_faults_open();
     // Until the last descriptor is open.
@@ -458,8 +463,29 @@ fn forget_in_environment() {
     }
 }
 
-/// The first of the handlers to run before a fork.
-pub(crate) extern "C" fn before_fork() {
+/// The last of all handlers but the engine's to run before libc's part of a fork.
+extern "C" fn before_libcs_fork() {
+    let _errno = KeptErrno::now();
+    refused_fork::hold_signals();
+    before_fork();
+}
+
+/// The end of [`before_libcs_fork`], in the parent.
+extern "C" fn in_parent_of_libc() {
+    let _errno = KeptErrno::now();
+    in_parent();
+    refused_fork::let_signals();
+}
+
+/// The end of [`before_libcs_fork`], in the child.
+extern "C" fn in_child_of_libc() {
+    let _errno = KeptErrno::now();
+    in_child();
+    refused_fork::let_signals();
+}
+
+/// A fork begins on this thread.
+pub(crate) fn before_fork() {
     let _errno = KeptErrno::now();
     raised::for_a_fork(thread::current());
     ghost::fork_begins();
@@ -468,15 +494,15 @@ pub(crate) extern "C" fn before_fork() {
     }
 }
 
-/// The last to run after one, in the parent.
-pub(crate) extern "C" fn in_parent() {
+/// Its end, in the parent.
+pub(crate) fn in_parent() {
     let _errno = KeptErrno::now();
     raised::after_a_fork(thread::current());
     ghost::fork_ends();
 }
 
-/// The last to run after one, in the child.
-pub(crate) extern "C" fn in_child() {
+/// Its end, in the child.
+pub(crate) fn in_child() {
     let _errno = KeptErrno::now();
     raised::forget_others();
     ghost::forget_others();

@@ -297,6 +297,8 @@ fn make_child(number: usize, mut args: [usize; 6], asked: Asked) -> Touch<Answer
         store(args[0], asked.flags & !CLONE_CLEAR_SIGHAND)?;
         misc::choose_numbers(args, &mut chosen)?;
     }
+    // A handler of the program's is no part of a fork.
+    let blocked = Blocked::new();
     start::before_fork();
     let without = WithoutRseq::new();
     let call_it = || {
@@ -307,7 +309,6 @@ fn make_child(number: usize, mut args: [usize; 6], asked: Asked) -> Touch<Answer
         }
         answer
     };
-    let blocked = Blocked::new();
     let (answer, still): (Answer, _) = if asked.has(libc::CLONE_FILES) {
         ghostmem::fork::around_sharing_call(hold_still, call_it)
     } else {
@@ -322,12 +323,12 @@ fn make_child(number: usize, mut args: [usize; 6], asked: Asked) -> Touch<Answer
         start::in_child();
         // Before a handler comes, which may leave by a jump.
         pool::end();
-    }
-    drop(blocked);
-    drop(without);
-    if !in_child {
+    } else {
         start::in_parent();
-    } else if number == table::CLONE3 && asked.flags & CLONE_CLEAR_SIGHAND != 0 {
+    }
+    drop(without);
+    drop(blocked);
+    if in_child && number == table::CLONE3 && asked.flags & CLONE_CLEAR_SIGHAND != 0 {
         signals::clear();
     }
     asked.give(answer, ours);

@@ -124,6 +124,19 @@ impl Blocked {
         );
         Self(before)
     }
+
+    /// For [`Blocked::kept`], later on the same thread. Never 0.
+    pub(crate) fn keep(self) -> u64 {
+        let before = self.0 | bit(libc::SIGKILL);
+        core::mem::forget(self);
+        before
+    }
+
+    /// What [`Blocked::keep`] returned, once; of 0 nothing. (SIGKILL is never blocked,
+    /// whatever a mask says.)
+    pub(crate) fn kept(before: u64) -> Option<Self> {
+        (before != 0).then(|| Self(before))
+    }
 }
 
 impl Drop for Blocked {
