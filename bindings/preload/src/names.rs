@@ -24,6 +24,10 @@ use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::keys;
 use crate::raw::{failed, own};
 
+/// `st_info` of a function and of a variable (elf(5)).
+const FUNCTION: u8 = 2;
+const OBJECT: u8 = 1;
+
 /// Makes the table, a jump for each name, and the list of names.
 macro_rules! names {
     ($($name:ident)*) => {
@@ -78,7 +82,7 @@ pub(crate) fn settle() {
     let Some(libc) = Libc::find() else { return };
     for (place, name) in table().iter().zip(NAMES) {
         if !libc.code.contains(&place.load(Ordering::Relaxed))
-            && let Some(found) = libc.function(name)
+            && let Some(found) = libc.symbol(name, FUNCTION)
         {
             place.store(found, Ordering::Relaxed);
         }
@@ -145,7 +149,12 @@ pub(crate) fn libc_is_at_least(version: [u32; 2]) -> bool {
 
 /// Where a function is in libc itself, whoever else has one of that name. Allocates nothing.
 pub(crate) fn in_libc(name: &CStr) -> Option<usize> {
-    Libc::find()?.function(name)
+    Libc::find()?.symbol(name, FUNCTION)
+}
+
+/// The same for a variable.
+pub(crate) fn data_in_libc(name: &CStr) -> Option<usize> {
+    Libc::find()?.symbol(name, OBJECT)
 }
 
 /// libc, as the loader has it.
@@ -210,12 +219,11 @@ impl Libc {
         tables.iter().all(|&table| table >= base).then_some(found)
     }
 
-    /// Where a function is, in the version that programs are linked with. By hand, and with
+    /// Where a symbol of a kind is, in the version that programs are linked with. By hand, and with
     /// nothing allocated: dlsym(3) may ask for memory.
-    fn function(&self, name: &CStr) -> Option<usize> {
+    fn symbol(&self, name: &CStr, kind: u8) -> Option<usize> {
         /// The version is an older one's, for programs that were linked with it.
         const HIDDEN: u16 = 0x8000;
-        const FUNCTION: u8 = 2;
         let hash = name.to_bytes().iter().fold(5381_u32, |hash, &byte| {
             hash.wrapping_mul(33).wrapping_add(u32::from(byte))
         });
@@ -238,7 +246,7 @@ impl Libc {
                 let text = (self.strings + symbol.st_name as usize) as *const c_char;
                 // SAFETY: its name, which ends with a zero.
                 let is_it = unsafe { CStr::from_ptr(text) } == name;
-                if is_it && version & HIDDEN == 0 && symbol.st_info & 0xf == FUNCTION {
+                if is_it && version & HIDDEN == 0 && symbol.st_info & 0xf == kind {
                     return Some(self.base + symbol.st_value as usize);
                 }
             }

@@ -109,7 +109,9 @@ fn look_for(text: &Text, maps: bool) -> Plan {
         ..Report::default()
     };
     let functions = || text.functions();
-    let sites = find(code_of(text), text.start, functions, &mut found);
+    let mut sites = find(code_of(text), text.start, functions, &mut found);
+    // Others have such loops, too, and mean no thread's end.
+    sites.retain(|site| text.of_libc || !site.is_way_out());
     Plan {
         sites,
         left: found.left,
@@ -258,6 +260,13 @@ impl Function {
         self.targets.sort_unstable();
     }
 
+    /// How many branches of the function lead to an address.
+    fn count_to(&self, address: usize) -> usize {
+        let first = self.targets.partition_point(|&target| target < address);
+        let there = self.targets[first..].iter();
+        there.take_while(|&&target| target == address).count()
+    }
+
     /// Whether a branch of the function leads to an address.
     pub(crate) fn leads_to(&self, address: usize) -> bool {
         self.targets.binary_search(&address).is_ok()
@@ -328,6 +337,10 @@ fn find_sites(code: &[u8], function: &Function, sites: &mut Vec<Site>, report: &
 fn way_out(code: &[u8], function: &Function, head: usize, free_from: usize) -> Option<Site> {
     let instructions = &function.instructions;
     let place = instructions.partition_point(|one| (one.ip() as usize) < head);
+    // Nobody but the loop itself leads there past what is in front.
+    if function.count_to(head) != 1 || !is_exit(instructions, place) {
+        return None;
+    }
     let window = window_in_front(&instructions[..place], head, function)
         .filter(|window| window.start >= free_from)?;
     Some(Site {
@@ -338,6 +351,32 @@ fn way_out(code: &[u8], function: &Function, head: usize, free_from: usize) -> O
         function: function.start,
         distances: distances(code, function, &window)?,
     })
+}
+
+/// Whether the loop whose head is at a place makes exit(2): by a number that it loads, or has
+/// in a register from before.
+fn is_exit(instructions: &[Instruction], head: usize) -> bool {
+    const EXIT: u64 = libc::SYS_exit as u64;
+    let (before, body) = instructions.split_at(head);
+    let loads = |instruction: &Instruction, register: Register| {
+        instruction.op_count() > 0
+            && instruction.op0_kind() == OpKind::Register
+            && instruction.op0_register().full_register() == register.full_register()
+    };
+    let Some(load) = body.iter().find(|one| loads(one, Register::EAX)) else {
+        return false;
+    };
+    let is_number = |one: &Instruction| {
+        one.code() == Code::Mov_r32_imm32 && u64::from(one.immediate32()) == EXIT
+    };
+    match load.code() {
+        Code::Mov_rm32_r32 | Code::Mov_r32_rm32 if load.op1_kind() == OpKind::Register => {
+            let from = load.op1_register();
+            let set = before.iter().rev().take(8).find(|one| loads(one, from));
+            set.is_some_and(is_number)
+        }
+        _ => is_number(load),
+    }
 }
 
 /// The head of a loop without a way out that a system call stands in: how glibc ends a

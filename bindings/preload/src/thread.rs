@@ -31,6 +31,10 @@ pub(crate) struct Thread {
     pub(crate) ended: Cell<bool>,
     /// It is one of the program's, and counted as such.
     pub(crate) is_counted: Cell<bool>,
+    /// It is one of the engine's.
+    pub(crate) is_engines: Cell<bool>,
+    /// A key of libc's is set, by which its end is heard.
+    pub(crate) is_keyed: Cell<bool>,
     /// This thread is the one that is forking.
     pub(crate) forking: Cell<u32>,
     /// The task whose block this is, where clone(2) made another one that has it, too; 0:
@@ -72,6 +76,8 @@ pub(crate) struct Thread {
     pub(crate) calls: Cell<u16>,
     /// Where on its stack the thread went into libc's malloc; 0: it is not there.
     pub(crate) in_libc: Cell<usize>,
+    /// This library has its part in the fork that libc makes on this thread.
+    pub(crate) takes_part: Cell<bool>,
     /// Signals that were blocked before libc's part of a fork (`Blocked::keep`); 0: none is on.
     pub(crate) before_fork: Cell<u64>,
     /// What it has set for the [`keys`] of this library's own; 0: nothing.

@@ -6,7 +6,7 @@
 //! leave ends the process as libc would have.
 
 use core::ffi::{c_int, c_void};
-use core::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicUsize, Ordering};
 
 use ghostmem_os::doorway;
 use ghostmem_os::error::KeptErrno;
@@ -31,12 +31,18 @@ type Create = unsafe extern "C" fn(
 static CREATE: AtomicUsize = AtomicUsize::new(0);
 /// Whether libc's own calls say that a thread ends: see [`leaves`].
 static IS_HEARD: AtomicBool = AtomicBool::new(false);
+/// Where libc counts its threads, then.
+static LIBCS: AtomicUsize = AtomicUsize::new(0);
+/// A thread is on its way to end the process.
+static IS_OVER: AtomicBool = AtomicBool::new(false);
 /// Where they do not: the key of libc's whose destructor says so; -1: none.
 static KEY: AtomicI64 = AtomicI64::new(-1);
 /// Threads of the program that have not ended.
 static PROGRAM: AtomicUsize = AtomicUsize::new(1);
-/// Threads of the engine, and the process they belong to.
+/// Threads of the engine, and the process they belong to. One is counted before libc counts it.
 static ENGINE: AtomicUsize = AtomicUsize::new(0);
+/// Those of them that run: libc counts each of them, and maybe others.
+static BEGUN: AtomicUsize = AtomicUsize::new(0);
 static ENGINE_PROCESS: AtomicUsize = AtomicUsize::new(0);
 static ENGINE_MOST: AtomicUsize = AtomicUsize::new(0);
 /// Their numbers, as far as there is room; 0: none. A program that counts its threads, or stops
@@ -57,7 +63,12 @@ struct Start {
 pub(crate) fn prepare(patched: &patch::Report) {
     thread::current().is_counted.set(true);
     // One way out is the first thread's, one that of all others.
-    if patched.left == 0 && patched.ways_out >= 2 && names::libc_is_at_least(BLOCKS_FIRST) {
+    let is_heard = patched.left == 0 && patched.ways_out == 2;
+    if is_heard
+        && names::libc_is_at_least(BLOCKS_FIRST)
+        && let Some(count) = names::data_in_libc(c"__nptl_nthreads")
+    {
+        LIBCS.store(count, Ordering::Relaxed);
         IS_HEARD.store(true, Ordering::Release);
         return;
     }
@@ -73,7 +84,7 @@ pub(crate) fn prepare(patched: &patch::Report) {
     let failed = unsafe { create(&raw mut key, Some(ends)) };
     if failed == 0 {
         KEY.store(i64::from(key), Ordering::Release);
-        set_key(1);
+        hear();
     }
 }
 
@@ -82,7 +93,8 @@ const BLOCKS_FIRST: [u32; 2] = [2, 35];
 
 /// Has this thread heard of when it ends, where a key of libc's is needed for that.
 pub(crate) fn hear() {
-    if KEY.load(Ordering::Relaxed) >= 0 {
+    // Once: what it asks for between its destructors does not begin anew.
+    if KEY.load(Ordering::Relaxed) >= 0 && !thread::current().is_keyed.replace(true) {
         set_key(1);
     }
 }
@@ -126,14 +138,19 @@ extern "C" fn ends(round: *mut c_void) {
 /// thread alone goes into with all of it. The last one is to end the process where libc would,
 /// with no signal blocked.
 pub(crate) fn leaves(thread: &'static Thread, number: usize, args: [usize; 6]) -> bool {
-    if !IS_HEARD.load(Ordering::Acquire) || thread.ended.get() || thread::is_guest(thread) {
+    let is_ours = thread.is_engines.get() || thread::is_guest(thread);
+    if !IS_HEARD.load(Ordering::Acquire) || is_ours {
         return false;
     }
     let is_now = match number {
         table::LEAVES => is_the_first(),
         _ => is_last_mask(args),
     };
-    is_now && end(thread)
+    if is_now && thread.ended.get() && IS_OVER.load(Ordering::Acquire) {
+        // What it had to do at exit has left that by pthread_exit(3).
+        own!(libc::SYS_exit_group, 0);
+    }
+    is_now && !thread.ended.get() && end(thread)
 }
 
 /// Whether the arguments of rt_sigprocmask(2) are those of a thread that is about to end.
@@ -155,18 +172,32 @@ fn is_the_first() -> bool {
     own!(libc::SYS_gettid) == process && process as i32 == start::process()
 }
 
-/// A thread has left the program's code for good. Whether it was the last of the program's.
+/// A thread has left the program's code for good. Whether it is to end the process.
 fn end(thread: &'static Thread) -> bool {
     keys::end(thread, is_the_first());
-    if !thread.is_counted.replace(false) {
-        return false;
+    // Libc makes threads of its own, too.
+    let is_counted = thread.is_counted.replace(false);
+    if is_counted {
+        signals::take_stack();
+        left::ends(thread);
+        hold_robust_list();
+        ghost::tell(thread);
     }
-    signals::take_stack();
-    left::ends(thread);
-    hold_robust_list();
-    ghost::tell(thread);
     thread.ended.set(true);
-    PROGRAM.fetch_sub(1, Ordering::AcqRel) == 1 && is_the_last(thread)
+    let is_last = is_counted && PROGRAM.fetch_sub(1, Ordering::AcqRel) == 1;
+    let is_last = is_the_last_of_libcs() || (is_last && is_the_last(thread));
+    is_last && !IS_OVER.swap(true, Ordering::AcqRel)
+}
+
+/// Whether libc has no thread but the engine's: the caller's is not counted any more. libc
+/// itself would end the process then.
+fn is_the_last_of_libcs() -> bool {
+    let count = LIBCS.load(Ordering::Relaxed) as *const AtomicU32;
+    // SAFETY: null, or a variable of libc's, which it changes atomically.
+    let Some(count) = (unsafe { count.as_ref() }) else {
+        return false;
+    };
+    count.load(Ordering::Acquire) as usize == of_engine(&BEGUN)
 }
 
 /// Whether nobody else of the program's runs. Threads made without our knowing may go on; those
@@ -297,16 +328,35 @@ pub(crate) fn most_of_engine() -> usize {
 
 /// Whether a thread of this number is the engine's.
 pub(crate) fn is_engines(task: usize) -> bool {
+    if task == 0 || engine_count() == 0 {
+        return false;
+    }
     let one_of = || {
-        ENGINE_TASKS
-            .iter()
-            .map(|place| place.load(Ordering::Relaxed))
+        let places = ENGINE_TASKS.iter();
+        places.map(|place| place.load(Ordering::Relaxed))
     };
-    task != 0 && engine_count() > 0 && one_of().any(|one| one == task)
+    // One that begins says so in a moment.
+    for _ in 0..100 {
+        if one_of().any(|one| one == task) {
+            return true;
+        }
+        let noted = one_of().filter(|&one| one != 0).count();
+        if noted >= engine_count().min(ENGINE_TASKS.len()) {
+            break;
+        }
+        let moment = [0, 100_000_i64];
+        let _rest = own!(libc::SYS_nanosleep, &raw const moment, 0);
+    }
+    false
 }
 
 /// Notes that the calling thread is the engine's, or is one no more.
 fn note_engine(is_one: bool) {
+    thread::current().is_engines.set(true);
+    match is_one {
+        true => BEGUN.fetch_add(1, Ordering::AcqRel),
+        false => BEGUN.fetch_sub(1, Ordering::AcqRel),
+    };
     let task = own!(libc::SYS_gettid) as usize;
     let (from, to) = if is_one { (0, task) } else { (task, 0) };
     let _no_room = ENGINE_TASKS.iter().any(|place| {
@@ -317,8 +367,13 @@ fn note_engine(is_one: bool) {
 
 /// How many threads of the engine this process has.
 fn engine_count() -> usize {
+    of_engine(&ENGINE)
+}
+
+/// A number of them, if they are this process's.
+fn of_engine(count: &AtomicUsize) -> usize {
     match ENGINE_PROCESS.load(Ordering::Acquire) {
-        process if process == own!(libc::SYS_getpid) as usize => ENGINE.load(Ordering::Acquire),
+        process if process == own!(libc::SYS_getpid) as usize => count.load(Ordering::Acquire),
         _ => 0,
     }
 }
@@ -326,8 +381,9 @@ fn engine_count() -> usize {
 /// In a forked child: only the thread that forked is here.
 pub(crate) fn forget_others() {
     PROGRAM.store(1, Ordering::Release);
-    let forget = |place: &AtomicUsize| place.store(0, Ordering::Relaxed);
-    ENGINE_TASKS.iter().for_each(forget);
+    IS_OVER.store(false, Ordering::Relaxed);
+    // It may be forked by what a thread has at exit.
+    thread::current().ended.set(false);
     thread::current().is_counted.set(true);
     hear();
     // What was sent to the parent is not the child's.
@@ -344,7 +400,11 @@ fn count(engine: bool) {
     // A forked child starts its own.
     let process = own!(libc::SYS_getpid) as usize;
     if ENGINE_PROCESS.swap(process, Ordering::AcqRel) != process {
-        ENGINE.store(0, Ordering::Release);
+        let forget = |place: &AtomicUsize| place.store(0, Ordering::Release);
+        ENGINE_TASKS
+            .iter()
+            .chain([&ENGINE, &BEGUN])
+            .for_each(forget);
     }
     let before = ENGINE.fetch_add(1, Ordering::AcqRel);
     ENGINE_MOST.fetch_max(before + 1, Ordering::Relaxed);

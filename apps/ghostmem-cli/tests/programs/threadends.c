@@ -3,9 +3,12 @@
  * thread is the last, finds its signals as that thread left them. */
 #define _GNU_SOURCE
 #include "ghosts.h"
+#include <aio.h>
 #include <dirent.h>
+#include <execinfo.h>
 #include <limits.h>
 #include <pthread.h>
+#include <sched.h>
 #include <semaphore.h>
 #include <stdatomic.h>
 #include <signal.h>
@@ -57,13 +60,38 @@ static void *waits(void *unused) {
     return NULL;
 }
 
+/* Ends the whole process in a loop as libc's around the end of a thread. */
+__attribute__((always_inline)) static inline void quits(int status) {
+    for (;;) {
+        unsigned long answer;
+        register long given __asm__("rdi") = status;
+        __asm__ volatile("syscall" : "=a"(answer) : "0"(SYS_exit_group), "r"(given) : "memory", "cc", "r11", "rcx");
+    }
+}
+
+__attribute__((noinline, optimize("O2"))) static void quits_well(void) { quits(0); }
+
+static const char *last_one;
 static int blocked_before;
 static void at_exit(void) {
+    void *frames[64];
+    CHECK(backtrace(frames, 64) > 1);
+    if (*last_one == 'x') {
+        /* Of a child, the one thread that it has; and this one. */
+        pid_t child = fork();
+        if (child == 0) *(char *)last_one = 'X', pthread_exit(NULL);
+        int status;
+        CHECK(waitpid(child, &status, 0) == child && status == 0);
+        printf("ok\n");
+        fflush(stdout);
+        pthread_exit(NULL);
+    }
+    if (*last_one == 'X') return;
     sigset_t set;
     CHECK(pthread_sigmask(SIG_BLOCK, NULL, &set) == 0);
     int blocked = 0;
     for (int number = 1; number < 65; number++) blocked += sigismember(&set, number) == 1;
-    CHECK(blocked == blocked_before);
+    CHECK(blocked == blocked_before || *last_one == 'a');
     void *p = malloc(100000);
     CHECK(p && system("exit 7") >> 8 == 7);
     free(p);
@@ -85,6 +113,11 @@ static void *last(void *unused) {
 }
 
 static int standard(void *unused) { return last(unused) != NULL; }
+
+static int unknown(void *unused) {
+    (void)unused;
+    for (;;) pause();
+}
 
 static void ends_last(const char *how) {
     pthread_t t;
@@ -129,6 +162,30 @@ static void ends_last(const char *how) {
             _exit(0);
         }
         break;
+    case 'a': {
+        /* A thread of libc's own. */
+        char byte;
+        struct aiocb asked = {.aio_fildes = 0, .aio_buf = &byte, .aio_nbytes = 0};
+        const struct aiocb *list[] = {&asked};
+        CHECK(aio_read(&asked) == 0 && aio_suspend(list, 1, NULL) == 0);
+        pthread_exit(NULL);
+    }
+    case 'l': {
+        /* One that libc does not know of is nobody to wait for. */
+        char *stack = malloc(65536);
+        int flags = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM;
+        CHECK(stack && clone(unknown, stack + 65536, flags, NULL) > 0);
+        pthread_exit(NULL);
+    }
+    case 'q':
+        /* A child that runs nothing at exit, and writes nothing twice. */
+        printf("ok\n");
+        fflush(stdout);
+        printf("\n");
+        if (fork() == 0) quits_well();
+        int status;
+        CHECK(wait(&status) > 0 && status == 0);
+        _exit(0);
     case 'r':
         /* As the kernel has it: nothing runs at exit. */
         printf("ok\n");
@@ -147,7 +204,7 @@ static void *forks(void *how) {
 int main(int argc, char **argv) {
     CHECK(argc == 4);
     prepare(argv[2]);
-    const char *last_one = argv[3];
+    last_one = argv[3];
     CHECK(atexit(at_exit) == 0);
     evict();
     pthread_t t[8];

@@ -69,7 +69,11 @@ impl Call {
         // What the ABI lets a leaf use below its stack pointer.
         const RED_ZONE: usize = 128;
         self.resume = function as usize;
-        self.other_stack = ((self.stack - RED_ZONE) & !15) - size_of::<usize>();
+        let frame = ((self.stack - RED_ZONE) & !15) - size_of::<usize>();
+        // SAFETY: on the thread's stack, below what the caller may use; of `entry`'s frame it is
+        // a register that nobody needs any more. Whoever unwinds the stack is to end there.
+        unsafe { (frame as *mut usize).write(0) };
+        self.other_stack = frame;
     }
 }
 
