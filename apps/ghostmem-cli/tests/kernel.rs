@@ -272,10 +272,17 @@ fn a_handler_that_forks_comes_beside_a_fork() {
 }
 
 #[test]
+fn signals_come_in_what_a_program_does_around_its_forks() {
+    check("forkparts", "4M", &[]);
+}
+
+#[test]
 fn threads_end_as_without_us_and_the_last_one_ends_the_process() {
     // Who is the last: of a detached thread, one with a stack of its own, a joinable one, one by
-    // thrd_create(3), main by pthread_exit(3), main cancelled, a thread in a child, and none.
-    for last in ["d", "s", "j", "t", "m", "c", "f", "r"] {
+    // thrd_create(3), main by pthread_exit(3), main cancelled, a thread in a child, and none; one that
+    // leaves what it has at exit, one of libc's own, one that libc does not know of, and a child
+    // that runs nothing at exit.
+    for last in ["d", "s", "j", "t", "m", "c", "f", "r", "x", "a", "l", "q"] {
         check_as(&[], "threadends", "4M", &[last], &[]);
     }
 }

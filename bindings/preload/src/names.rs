@@ -125,7 +125,7 @@ extern "C" fn prctl(option: c_int, a: usize, b: usize, c: usize, d: usize) -> c_
 /// Before all that this library does as it is loaded: in the order of these numbers, the
 /// small-object allocator's has 100.
 #[used]
-#[unsafe(link_section = ".init_array.00050")]
+#[unsafe(link_section = ".init_array.00045")]
 static FIRST: extern "C" fn() = {
     extern "C" fn first() {
         settle();

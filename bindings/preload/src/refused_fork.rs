@@ -19,7 +19,7 @@ use ghostmem_os::error::set_errno;
 
 use crate::signals::Blocked;
 use crate::thread::{self, Thread};
-use crate::{ghost, signals, start};
+use crate::{ghost, names, signals, start};
 
 type Fork = unsafe extern "C" fn() -> libc::pid_t;
 
@@ -121,12 +121,9 @@ type Register = unsafe extern "C" fn(Part, Part, Part, *const c_void) -> c_int;
 /// The program has parts of its own in a fork, so that signals are held only between these.
 static HAS_PARTS: AtomicBool = AtomicBool::new(false);
 
-unsafe extern "C" {
-    /// By its address an object is told from others.
-    static __dso_handle: u8;
-}
-
-/// What pthread_atfork(3) calls in libc.
+/// What pthread_atfork(3) calls in libc. (What this library registers goes to libc at once, by
+/// [`names`].) The program's parts come behind ours in libc's list, even those of libraries that
+/// are loaded before this one, so that before a fork they run first, and behind it last.
 ///
 /// # Safety
 /// As there.
@@ -137,13 +134,15 @@ pub(crate) unsafe extern "C" fn __register_atfork(
     child: Part,
     object: *const c_void,
 ) -> c_int {
-    let next = start::next(c"__register_atfork");
-    if next == 0 {
+    names::settle();
+    let Some(next) = names::in_libc(c"__register_atfork") else {
         return libc::ENOMEM;
+    };
+    let failed = start::take_part_in_forks();
+    if failed != 0 {
+        return failed;
     }
-    if object != (&raw const __dso_handle).cast() {
-        HAS_PARTS.store(true, Ordering::Release);
-    }
+    HAS_PARTS.store(true, Ordering::Release);
     // SAFETY: libc's function of that name.
     let next = unsafe { core::mem::transmute::<usize, Register>(next) };
     // SAFETY: the caller's promise.

@@ -171,20 +171,10 @@ fn start(
     } else {
         Plans::of(cache, home)
     };
-    // Before the program's own, so that between them this thread's blocks are
-    // ordinary memory; and behind the engine's, which are registered as the library
-    // is loaded: `prepare` runs before theirs.
-    // SAFETY: three functions that stay loaded.
-    let failed = unsafe {
-        libc::pthread_atfork(
-            Some(before_libcs_fork),
-            Some(in_parent_of_libc),
-            Some(in_child_of_libc),
-        )
-    };
-    if failed != 0 {
+    if take_part_in_forks() != 0 {
         return Err("no room for fork handlers".to_owned().into());
     }
+    TAKES_PART.store(true, Ordering::Release);
     mappings::take_from(settings.mmap_from);
     // Not later: a program that asks for memory may be in the loader.
     ordinary::find_usable_size();
@@ -463,25 +453,58 @@ fn forget_in_environment() {
     }
 }
 
+/// This library has a part in the forks that libc makes.
+static TAKES_PART: AtomicBool = AtomicBool::new(false);
+
+/// Registers what this library does in a fork, before whatever the program registers: so between
+/// its parts and libc's the thread's blocks are ordinary memory. Behind the engine's, whose
+/// `prepare` runs later. The errno of what failed; 0: nothing.
+pub(crate) fn take_part_in_forks() -> c_int {
+    static ARE_REGISTERED: AtomicBool = AtomicBool::new(false);
+    if ARE_REGISTERED.swap(true, Ordering::AcqRel) {
+        return 0;
+    }
+    ghostmem::fork::hook();
+    // SAFETY: three functions that stay loaded.
+    let failed = unsafe {
+        libc::pthread_atfork(
+            Some(before_libcs_fork),
+            Some(in_parent_of_libc),
+            Some(in_child_of_libc),
+        )
+    };
+    if failed != 0 {
+        ARE_REGISTERED.store(false, Ordering::Release);
+    }
+    failed
+}
+
 /// The last of all handlers but the engine's to run before libc's part of a fork.
 extern "C" fn before_libcs_fork() {
     let _errno = KeptErrno::now();
-    refused_fork::hold_signals();
-    before_fork();
+    if TAKES_PART.load(Ordering::Acquire) {
+        thread::current().takes_part.set(true);
+        refused_fork::hold_signals();
+        before_fork();
+    }
 }
 
 /// The end of [`before_libcs_fork`], in the parent.
 extern "C" fn in_parent_of_libc() {
     let _errno = KeptErrno::now();
-    in_parent();
-    refused_fork::let_signals();
+    if thread::current().takes_part.replace(false) {
+        in_parent();
+        refused_fork::let_signals();
+    }
 }
 
 /// The end of [`before_libcs_fork`], in the child.
 extern "C" fn in_child_of_libc() {
     let _errno = KeptErrno::now();
-    in_child();
-    refused_fork::let_signals();
+    if thread::current().takes_part.replace(false) {
+        in_child();
+        refused_fork::let_signals();
+    }
 }
 
 /// A fork begins on this thread.

@@ -73,7 +73,7 @@ unsafe impl Send for ForkSink {}
 /// registered, and in the reverse order before the fork: registered first, ours
 /// give the child its memory before any handler of the program's runs there,
 /// and stop page transitions only after all of theirs have run.
-extern "C" fn hook_at_load() {
+pub extern "C" fn hook_at_load() {
     // A constructor of the program's may have made a heap before.
     let first = HOOK_ERRNO.compare_exchange(
         NOT_HOOKED,

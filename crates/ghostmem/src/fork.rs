@@ -38,6 +38,12 @@ pub fn make_room(heap: &Heap) {
     heap.engine().make_room_for_child();
 }
 
+/// Registers the engine's handlers of pthread_atfork(3), which is done as the library is loaded:
+/// for those who run code before that.
+pub fn hook() {
+    ghostmem_fault::fork::hook_at_load();
+}
+
 /// Leaves stopping all page transitions, and handing a child its memory, to
 /// [`before_call`] and [`after_call`] from now on. A fork that runs the
 /// handlers but not these two then ends the child with a message. The library also says

