@@ -21,6 +21,8 @@ use core::ffi::{CStr, c_char, c_int, c_void};
 use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use ghostmem_os::doorway;
+
 use crate::keys;
 use crate::raw::{failed, own};
 
@@ -110,10 +112,14 @@ fn replace(name: &CStr, ours: usize) -> usize {
 static PRCTL: AtomicUsize = AtomicUsize::new(0);
 
 /// prctl(2). The small-object allocator gives its memory names, which many kernels refuse, and
-/// nobody looks why: errno stays the program's.
+/// nobody looks why: errno stays the program's. Where the program has a filter, which may end it
+/// for that, none is given.
 extern "C" fn prctl(option: c_int, a: usize, b: usize, c: usize, d: usize) -> c_int {
     const PR_SET_VMA: c_int = 0x5356_4d41;
     type Prctl = extern "C" fn(c_int, usize, usize, usize, usize) -> c_int;
+    if option == PR_SET_VMA && doorway::is_confined() {
+        return -1;
+    }
     if option == PR_SET_VMA {
         return -c_int::from(failed(own!(libc::SYS_prctl, option, a, b, c, d)));
     }
