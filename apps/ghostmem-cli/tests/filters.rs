@@ -4,7 +4,8 @@
 //! come back afterwards; they run by themselves first.
 #![allow(clippy::unwrap_used)]
 
-use std::fs;
+use std::fs::{self, File};
+use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -117,6 +118,38 @@ fn a_program_executed_by_a_child_that_confined_itself_works() {
 #[test]
 fn a_filter_that_the_kernel_refuses_is_refused() {
     confined("bad", &["kill"]);
+}
+
+/// Proves that a line about the report, which this process can have no file for, ends nobody:
+/// neither where the line goes to a file and no file may get longer, nor where nobody reads it.
+#[test]
+fn what_cannot_be_said_ends_no_program() {
+    let program = built("confined", "mute");
+    let arguments = ["mute", "kill"];
+    let folder = scratch("mute-reports");
+    let said = folder.join("said");
+    let natively = Command::new(&program).args(arguments).output().unwrap();
+    assert_ok(&natively, "natively");
+    for backend in backends() {
+        let report = folder.join(format!("{backend}-%p.json"));
+        for heard in ["a file", "nobody"] {
+            let options = [
+                "--backend",
+                backend,
+                "--stats-json",
+                report.to_str().unwrap(),
+            ];
+            let mut command = ghostmem(&options);
+            match heard {
+                "a file" => command.stderr(File::create(&said).unwrap()),
+                _ => command.stderr(io::pipe().unwrap().1),
+            };
+            let output = command.arg(&program).args(arguments).output().unwrap();
+            assert_ok(&output, &format!("{backend}, said to {heard}"));
+        }
+        assert_eq!(text(&fs::read(&said).unwrap()), "", "{backend}");
+    }
+    fs::remove_dir_all(&folder).unwrap();
 }
 
 /// Proves that a filter for all threads that the kernel did not install, as one of them has

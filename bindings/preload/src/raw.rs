@@ -183,9 +183,9 @@ pub(crate) fn is_mapped(address: usize) -> bool {
     answer != -(libc::ENOMEM as Answer)
 }
 
-/// Writes one line of bytes to standard error.
+/// Writes one line of bytes to standard error; where that cannot be, it is lost.
 pub(crate) fn say(line: &[u8]) {
-    let _unheard = own!(libc::SYS_write, 2, line.as_ptr(), line.len());
+    ghostmem_os::stop::complain(line);
 }
 
 /// Says why, and ends the process.

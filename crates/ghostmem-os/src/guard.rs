@@ -246,23 +246,7 @@ fn put_at(file: i32, offset: usize, data: &[u8]) -> Result<(), OsError> {
 /// Takes the signal back that comes with `EFBIG`, above the limit on the size of files:
 /// whoever writes has every signal blocked, so that it waits.
 pub(crate) fn take_size_signal() {
-    let mut set = crate::thread::empty_set();
-    // SAFETY: an initialised set and a valid number.
-    unsafe { libc::sigaddset(&raw mut set, libc::SIGXFSZ) };
-    let at_once = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: reads the set and the time; nothing is written.
-    unsafe {
-        kernel::syscall!(
-            libc::SYS_rt_sigtimedwait,
-            &raw const set,
-            0,
-            &raw const at_once,
-            8
-        )
-    };
+    crate::thread::take_pending(1 << (libc::SIGXFSZ - 1));
 }
 
 /// Writes whole pages of a memory file by way of a mapping made for it.

@@ -2,11 +2,11 @@
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use crate::error::OsError;
-use crate::kernel;
+use crate::error::{OsError, errno};
 use crate::map::{MapArc, PAGE_SIZE, Reservation};
 use crate::shards;
 use crate::stack;
+use crate::{doorway, kernel};
 
 /// Gives up the processor (sched_yield(2)). Async-signal-safe.
 pub fn yield_now() {
@@ -175,11 +175,6 @@ const fn set_of(mask: u64) -> libc::sigset_t {
     unsafe { core::mem::transmute::<[u64; WORDS], libc::sigset_t>(words) }
 }
 
-pub(crate) fn empty_set() -> libc::sigset_t {
-    // SAFETY: all zero is the empty set, in libc's form as in the kernel's.
-    unsafe { core::mem::zeroed() }
-}
-
 pub(crate) fn full_set() -> libc::sigset_t {
     let mut set = core::mem::MaybeUninit::uninit();
     // SAFETY: sigfillset initialises the whole set it is given.
@@ -205,6 +200,60 @@ fn mask() -> libc::sigset_t {
         let rc = unsafe { mask_call(libc::SIG_SETMASK, None, &raw mut now) };
         if rc == 0 {
             return now;
+        }
+    }
+}
+
+/// The signals that come to whoever writes to a file that nobody reads, or that is at the
+/// limit on its size, as the kernel's set.
+const WRITE_SIGNALS: u64 = 1 << (libc::SIGPIPE - 1) | 1 << (libc::SIGXFSZ - 1);
+
+/// Writes without the signals that this thread may get for it: the program did not write,
+/// and is not told. `write` answers below 0 where it failed.
+pub(crate) fn without_write_signals(write: impl FnOnce() -> isize) -> isize {
+    let blocked = SignalsBlocked::all_but_faults();
+    let sent = WRITE_SIGNALS & !pending();
+    let answer = write();
+    if answer < 0 && sent != 0 {
+        take_pending(sent);
+    }
+    drop(blocked);
+    answer
+}
+
+/// The signals that wait for the thread; none where a filter of the program's may forbid to
+/// ask. As [`set_mask`], for any stack.
+fn pending() -> u64 {
+    let mut waiting = 0_u64;
+    while !doorway::is_confined() {
+        // SAFETY: a place for the kernel's set.
+        let rc = unsafe {
+            kernel::syscall!(libc::SYS_rt_sigpending, &raw mut waiting, KERNEL_SET_BYTES)
+        };
+        if rc == 0 || errno() != libc::EFAULT {
+            break;
+        }
+        waiting = core::hint::black_box(0);
+    }
+    waiting
+}
+
+/// Takes one of these signals back, which are blocked, if one waits. For any stack.
+pub(crate) fn take_pending(signals: u64) {
+    loop {
+        let (set, at_once) = core::hint::black_box((signals, [0_u64; 2]));
+        // SAFETY: reads the set and the time; nothing is written.
+        let rc = unsafe {
+            kernel::syscall!(
+                libc::SYS_rt_sigtimedwait,
+                &raw const set,
+                0,
+                &raw const at_once,
+                KERNEL_SET_BYTES
+            )
+        };
+        if rc >= 0 || errno() != libc::EFAULT {
+            return;
         }
     }
 }

@@ -6,6 +6,7 @@
 //           exec (the program is executed again), mdwe, bad, long,
 //           diverged (all threads, of which one has a filter of its own; then SIGTERM),
 //           first (before there is any data), vfork (a child that executes the program),
+//           mute (may write no file and open none, as it says first by limits),
 //           full (then takes what there is, up to PAGES, and says how many pages it got)
 //   ACTION  kill, errno or trap: what the filter does with all it does not name
 #include <errno.h>
@@ -21,6 +22,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -270,10 +272,14 @@ int main(int count, char **argument)
         say_ok();
     }
     signal(SIGSYS, on_trap);
+    int mute = !strcmp(how, "mute");
+    const struct rlimit no_bytes = {0, 0}, no_files = {1, 1};
+    if (mute && (setrlimit(RLIMIT_FSIZE, &no_bytes) || setrlimit(RLIMIT_NOFILE, &no_files)))
+        die("cannot set a limit");
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
         die("no PR_SET_NO_NEW_PRIVS");
     int refused = 0;
-    if (!strcmp(how, "prctl") || full) {
+    if (!strcmp(how, "prctl") || full || mute) {
         refused = prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program);
     } else if (!strcmp(how, "seccomp")) {
         refused = syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_LOG, program);

@@ -55,10 +55,10 @@ pub(super) fn write_all(file: isize, mut bytes: &[u8]) -> io::Result<()> {
         }
         let piece = bytes.len().min(PIECE);
         let part = &bytes[..piece];
-        let answer = match doorway::is_confined() {
+        let answer = signals::without_own_signals(|| match doorway::is_confined() {
             true => write(file, part),
-            false => signals::without_own_signals(|| write_now(file, part)),
-        };
+            false => write_now(file, part),
+        });
         let again = [-(libc::EINTR as isize), -(libc::EAGAIN as isize)].contains(&answer);
         tries = if again { tries + 1 } else { 0 };
         if failed(answer) && (!again || tries > TRIES) {
